@@ -1,0 +1,217 @@
+"""The value that all bounds travel as: one interval per tensor element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from agt_lightning.errors import UnsoundBoundError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interval:
+    """Element-wise interval ``[lower, upper]``; it represents every tensor ``x`` with ``lower <= x <= upper``.
+
+    An interval that exists is valid: the constructor checks it, `Interval.trusted` is for rules whose result is valid
+    by proof. ``lower is upper`` (the same tensor) marks a point, on which rules save work.
+
+    Args:
+        lower: lower bounds, any shape, floating point.
+        upper: upper bounds, of the same shape, dtype and device.
+        nonnegative: a fact known by construction (after ReLU, sigmoid, softmax): ``lower >= 0``. Products use it.
+
+    Raises:
+        TypeError: if a bound is not a floating point tensor, or their dtypes or devices differ.
+        ValueError: if the shapes differ.
+        UnsoundBoundError: if a bound is NaN or infinite, or some lower bound exceeds its upper bound.
+
+    Example:
+        >>> box = Interval(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 1.5]))
+        >>> box.center, box.radius, box.width
+        (tensor([1.0000, 1.2500]), tensor([1.0000, 0.2500]), tensor([2.0000, 0.5000]))
+        >>> box.contains(torch.tensor([1.0, 2.0]))
+        False
+        >>> Interval.point(torch.ones(2)).is_point
+        True
+    """
+
+    lower: Tensor
+    upper: Tensor
+    nonnegative: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check what every rule relies on."""
+        _check_compatible(self.lower, self.upper)
+        check_finite_and_ordered(self, "interval")
+
+    @classmethod
+    def trusted(cls, lower: Tensor, upper: Tensor, *, nonnegative: bool = False) -> Interval:
+        """Build an interval whose validity is proved by its rule, without checking it again."""
+        interval = object.__new__(cls)
+        object.__setattr__(interval, "lower", lower)
+        object.__setattr__(interval, "upper", upper)
+        object.__setattr__(interval, "nonnegative", nonnegative)
+        return interval
+
+    @classmethod
+    def point(cls, value: Tensor, *, nonnegative: bool = False) -> Interval:
+        """The interval of width zero around ``value``."""
+        return cls.trusted(value, value, nonnegative=nonnegative)
+
+    @property
+    def is_point(self) -> bool:
+        """Whether lower and upper are the same tensor: width zero by construction."""
+        return self.lower is self.upper
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the represented tensor."""
+        return self.lower.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating point type of the bounds."""
+        return self.lower.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the bounds."""
+        return self.lower.device
+
+    @property
+    def center(self) -> Tensor:
+        """Midpoint, ``(lower + upper) / 2``."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half the width."""
+        return (self.upper - self.lower) / 2
+
+    @property
+    def width(self) -> Tensor:
+        """``upper - lower``, never negative."""
+        return self.upper - self.lower
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Largest absolute value in the interval, element-wise."""
+        return self.lower.abs() if self.is_point else torch.maximum(self.lower.abs(), self.upper.abs())
+
+    @property
+    def mignitude(self) -> Tensor:
+        """Smallest absolute value in the interval, element-wise; zero where it contains zero."""
+        return self.lower.abs() if self.is_point else torch.maximum(self.lower, -self.upper).clamp(min=0)
+
+    def contains(self, value: Tensor, tolerance: float = 0.0) -> bool:
+        """Whether every element of ``value`` lies in ``[lower - tolerance, upper + tolerance]``; NaN never does."""
+        inside = (value >= self.lower - tolerance) & (value <= self.upper + tolerance)
+        return bool(inside.all())
+
+    def __getitem__(self, index: int | slice | Tensor) -> Interval:
+        """Select along the leading axis."""
+        lower = self.lower[index]
+        return Interval.trusted(lower, lower if self.is_point else self.upper[index], nonnegative=self.nonnegative)
+
+    def __neg__(self) -> Interval:
+        lower = -self.upper
+        return Interval.trusted(lower, lower if self.is_point else -self.lower)
+
+    def __add__(self, other: Interval) -> Interval:
+        """Sum of independent intervals; exact."""
+        lower = self.lower + other.lower
+        upper = lower if self.is_point and other.is_point else self.upper + other.upper
+        return Interval.trusted(lower, upper, nonnegative=self.nonnegative and other.nonnegative)
+
+    def __sub__(self, other: Interval) -> Interval:
+        """Difference of independent intervals; exact."""
+        return self + (-other)
+
+    def intersect(self, other: Interval) -> Interval:
+        """Intersection of two enclosures of the same value.
+
+        Raises:
+            UnsoundBoundError: if they do not meet, since then one of them cannot be an enclosure.
+        """
+        lower, upper = torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
+        tight = Interval.trusted(lower, upper, nonnegative=self.nonnegative or other.nonnegative)
+        check_finite_and_ordered(tight, "intersection of two enclosures")
+        return tight
+
+    def hull(self, other: Interval) -> Interval:
+        """Smallest interval that contains both."""
+        return Interval.trusted(torch.minimum(self.lower, other.lower), torch.maximum(self.upper, other.upper))
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Interval:
+        """Move or cast; a narrowing cast rounds outward, so the result contains this interval.
+
+        Example:
+            >>> third = Interval.point(torch.tensor(1 / 3, dtype=torch.float64)).to(dtype=torch.float32)
+            >>> bool(third.lower.double() <= 1 / 3 <= third.upper.double())
+            True
+        """
+        lower = self.lower.to(device=device)
+        upper = lower if self.is_point else self.upper.to(device=device)
+        if dtype is None or dtype == self.dtype:
+            return Interval.trusted(lower, upper, nonnegative=self.nonnegative)
+        cast = Interval.trusted(
+            round_down(lower, dtype), round_up(upper, dtype), nonnegative=self.nonnegative
+        )
+        return Interval.point(cast.lower) if self.is_point and torch.equal(cast.lower, cast.upper) else cast
+
+    def __repr__(self) -> str:
+        return f"Interval(lower={self.lower!r}, upper={self.upper!r})"
+
+
+def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Largest tensor of ``dtype`` that is nowhere above ``value``."""
+    cast = value.to(dtype)
+    return torch.where(cast > value, torch.nextafter(cast, torch.full_like(cast, -torch.inf)), cast)
+
+
+def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Smallest tensor of ``dtype`` that is nowhere below ``value``."""
+    cast = value.to(dtype)
+    return torch.where(cast < value, torch.nextafter(cast, torch.full_like(cast, torch.inf)), cast)
+
+
+def check_finite_and_ordered(interval: Interval, name: str) -> None:
+    """Raise if a bound is NaN or infinite, or a lower bound exceeds its upper bound.
+
+    Args:
+        interval: the bounds to check.
+        name: what they bound, for the message.
+
+    Raises:
+        UnsoundBoundError: with the worst violation and its index.
+    """
+    width = interval.upper - interval.lower
+    valid = torch.isfinite(width) & (width >= 0)  # NaN and infinity compare false
+    if bool(valid.all()):
+        return
+    index = tuple(int(i) for i in torch.nonzero(~valid)[0])
+    lower, upper = interval.lower[index].item(), interval.upper[index].item()
+    raise UnsoundBoundError(
+        f"Expected finite bounds with lower <= upper for {name}, but got [{lower}, {upper}] at index {index} "
+        f"({int((~valid).sum())} of {valid.numel()} elements). Infinite or NaN bounds mean that the training or its "
+        "bounds diverged: use fewer steps, a smaller learning rate or a weaker adversary. A crossed pair is a bug: "
+        "please report it."
+    )
+
+
+def _check_compatible(lower: Tensor, upper: Tensor) -> None:
+    for name, bound in (("lower", lower), ("upper", upper)):
+        if not isinstance(bound, Tensor) or not bound.is_floating_point():
+            kind = bound.dtype if isinstance(bound, Tensor) else type(bound).__name__
+            raise TypeError(f"Expected `{name}` to be a floating point tensor, but got {kind}.")
+    if lower.shape != upper.shape:
+        raise ValueError(
+            f"Expected `lower` and `upper` of one shape, but got {tuple(lower.shape)} and {tuple(upper.shape)}."
+        )
+    if lower.dtype != upper.dtype or lower.device != upper.device:
+        raise TypeError(
+            f"Expected `lower` and `upper` of one dtype and device, but got {lower.dtype} on {lower.device} and "
+            f"{upper.dtype} on {upper.device}."
+        )

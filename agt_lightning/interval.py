@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.errors import UnsoundBoundError
+from agt_lightning.rounding import round_down, round_up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,18 +164,6 @@ class Interval:
 
     def __repr__(self) -> str:
         return f"Interval(lower={self.lower!r}, upper={self.upper!r})"
-
-
-def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Largest tensor of ``dtype`` that is nowhere above ``value``."""
-    cast = value.to(dtype)
-    return torch.where(cast > value, torch.nextafter(cast, torch.full_like(cast, -torch.inf)), cast)
-
-
-def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Smallest tensor of ``dtype`` that is nowhere below ``value``."""
-    cast = value.to(dtype)
-    return torch.where(cast < value, torch.nextafter(cast, torch.full_like(cast, torch.inf)), cast)
 
 
 def check_finite_and_ordered(interval: Interval, name: str) -> None:

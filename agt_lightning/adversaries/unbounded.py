@@ -1,0 +1,76 @@
+"""The unbounded adversary of section 2, made harmless by clipping (Theorem D.1)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from agt_lightning.adversaries.base import check_count, check_size
+from agt_lightning.capture.objective import LabelKind
+from agt_lightning.rules.base import Value, interval
+
+
+@dataclass(frozen=True)
+class UnboundedAdversary:
+    """Up to ``n`` samples of **each batch** are substituted by arbitrary ones.
+
+    Training is changed for this adversary: each sample's gradient is clipped, and the mean of the clipped gradients is
+    what the optimizer applies (Algorithm 1, purple). Without clipping no bound exists.
+
+    Theorem D.1 proves *substitution*. Insertion and deletion shift the samples of all later batches and are not
+    covered, although section 2 of the paper speaks of adding and removing.
+
+    Args:
+        n: number of substituted samples per batch (per optimizer step, if gradients accumulate).
+        kappa: clipping level κ, in units of the gradient of one sample's loss.
+        clip: ``"value"`` cuts every entry of a sample's gradient to [-κ, κ]; ``"norm"`` scales a sample's gradient,
+            over all trainable parameters, to Euclidean norm at most κ.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if ``n`` is negative, ``kappa`` not positive and finite, or ``clip`` unknown.
+
+    Reference:
+        Paper, appendix D, with the weighted form of theory: Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}.
+
+    Example:
+        >>> UnboundedAdversary(n=2, kappa=0.5)
+        UnboundedAdversary(n=2, kappa=0.5, clip='value')
+        >>> UnboundedAdversary(n=2, kappa=0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected `kappa` to be finite and positive, but got 0.0.
+    """
+
+    n: int
+    kappa: float
+    clip: Literal["value", "norm"] = "value"
+
+    def __post_init__(self) -> None:
+        """Validate, so that every adversary that exists has a meaning."""
+        check_count("n", self.n)
+        check_size("kappa", self.kappa, positive=True)
+        if self.clip not in ("value", "norm"):
+            raise ValueError(f"Expected `clip` to be 'value' or 'norm', but got {self.clip!r}.")
+
+    @property
+    def perturbs_features(self) -> bool:
+        """Substituted samples are bounded by clipping, not by their features."""
+        return False
+
+    @property
+    def perturbs_labels(self) -> bool:
+        """Substituted samples are bounded by clipping, not by their labels."""
+        return False
+
+    def problems(self, label_kind: LabelKind, labels: int, features: int) -> list[str]:
+        """Clipping suits every objective."""
+        return []
+
+    def poisoned_features(self, features: Value) -> Value:
+        """The features as they are."""
+        return features
+
+    def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
+        """The labels as they are."""
+        return interval(labels)

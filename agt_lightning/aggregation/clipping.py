@@ -1,0 +1,81 @@
+"""Bounds of clipped per-sample gradients (equation 24); on points, the clipped gradients themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from agt_lightning.gradients import FactoredGradient
+from agt_lightning.interval import Interval
+
+
+class Clipping(Protocol):
+    """Maps bounds on gradients to bounds on clipped gradients."""
+
+    kappa: float
+
+    def __call__(self, block: Interval) -> Interval:
+        """Clip a block of shape (e, b)."""
+
+
+@dataclass(frozen=True)
+class ValueClipping:
+    """Every entry cut to [-κ, κ]: monotone, so exact.
+
+    Example:
+        >>> ValueClipping(1.0)(Interval(torch.tensor([[-3.0]]), torch.tensor([[0.5]])))
+        Interval(lower=tensor([[-1.]]), upper=tensor([[0.5000]]))
+    """
+
+    kappa: float
+
+    def __call__(self, block: Interval) -> Interval:
+        """``[clip(l), clip(u)]``."""
+        lower = block.lower.clamp(-self.kappa, self.kappa)
+        return Interval.trusted(lower, lower if block.is_point else block.upper.clamp(-self.kappa, self.kappa))
+
+
+@dataclass(frozen=True)
+class NormClipping:
+    """Each sample's whole gradient scaled to Euclidean norm at most κ; exact for the box of gradients.
+
+    An entry ``g_j min(1, κ / ‖g‖)`` rises with g_j. At a given g_j its absolute value is largest where the other
+    entries are smallest. So the upper bound is at ``g_j = u_j`` with the others at their smallest magnitude if
+    ``u_j >= 0``, at their largest if not.
+
+    Args:
+        kappa: κ.
+        square_norms: bounds on ‖g‖² over all parameters, shape (b,).
+    """
+
+    kappa: float
+    square_norms: Interval
+
+    @classmethod
+    def of(cls, kappa: float, gradients: Sequence[FactoredGradient]) -> "NormClipping":
+        """Clipping by the norm over several parameters.
+
+        Args:
+            kappa: κ.
+            gradients: the gradients of all trainable parameters.
+        """
+        sums = [gradient.square_sums() for gradient in gradients]
+        lower = torch.stack([bounds.lower for bounds in sums]).sum(dim=0)
+        upper = torch.stack([bounds.upper for bounds in sums]).sum(dim=0)
+        return cls(kappa, Interval.trusted(lower, upper, nonnegative=True))
+
+    def __call__(self, block: Interval) -> Interval:
+        """Clip a block; its entries are part of ``square_norms``."""
+        least = (self.square_norms.lower - block.mignitude.square()).clamp(min=0)
+        if block.is_point:
+            return Interval.point(self._scaled(block.lower, least))
+        most = (self.square_norms.upper - block.magnitude.square()).clamp(min=0)
+        upper = self._scaled(block.upper, torch.where(block.upper >= 0, least, most))
+        lower = self._scaled(block.lower, torch.where(block.lower <= 0, least, most))
+        return Interval.trusted(lower, upper)
+
+    def _scaled(self, entries: Tensor, others: Tensor) -> Tensor:
+        norm = (entries.square() + others).sqrt()
+        return entries * torch.clamp(self.kappa / norm, max=1.0)

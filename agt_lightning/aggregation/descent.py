@@ -1,0 +1,121 @@
+"""Bounds on the descent direction of one step, from per-sample bounds and an adversary.
+
+Weights w_i stand beside the per-sample gradients (1/b for a mean). Theorem 3.4 reads
+
+    Δ_U = Σ_i w_i δ_U,i + SEMax_n { w_i (δ̃_U,i - δ_U,i) },
+
+and Theorem D.1, for gradients clipped to [-κ, κ],
+
+    Δ_U = Σ_i w_i δ_U,i + SEMax_n { w_i (κ - δ_U,i) },
+
+both with the top-n over the samples that can be poisoned, and mirrored below. The parameter is expanded block by block
+with all samples at hand, so the top-n is exact and memory stays within a budget.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.aggregation.clipping import Clipping
+from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.gradients import FactoredGradient
+from agt_lightning.interval import Interval
+
+_COPIES = 10
+"""Temporary tensors of one block's size that are alive at once: both passes' bounds, their products, the gains."""
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of one optimizer step.
+
+    Args:
+        weights: w_i >= 0, shape (b,), float64.
+        poisonable: positions of the samples that can be poisoned, shape (m,); None means all.
+    """
+
+    weights: Tensor
+    poisonable: Tensor | None = None
+
+    def select(self, values: Tensor) -> Tensor:
+        """Poisonable columns of a (..., b) tensor."""
+        return values if self.poisonable is None else values[..., self.poisonable]
+
+
+def bounded_descent(
+    clean: FactoredGradient, poisoned: FactoredGradient | None, samples: SampleSet, n: int, budget: int
+) -> Interval:
+    """Theorem 3.4: bounds on ``Σ w_i ∇ℓ_i`` if up to n samples are poisoned within the adversary's balls.
+
+    Args:
+        clean: bounds for the data as it is (equation 6).
+        poisoned: bounds for each poisonable sample under the adversary (equation 7); None if nothing can be poisoned.
+        samples: weights and poisonable samples.
+        n: number of samples the adversary can change.
+        budget: memory for temporary tensors, in bytes.
+
+    Returns:
+        Interval of the parameter's shape.
+    """
+    total = clean.total(samples.weights)
+    if total is not None and (poisoned is None or n == 0):
+        return total
+    lowers, uppers = [], []
+    for start, stop in _blocks(clean, budget):
+        block = clean.block(start, stop)
+        lower, upper = block.lower @ samples.weights, block.upper @ samples.weights
+        if poisoned is not None and n > 0:
+            worst = poisoned.block(start, stop)
+            weights = samples.select(samples.weights)
+            upper = upper + top_n_sum((worst.upper - samples.select(block.upper)) * weights, n)
+            lower = lower - top_n_sum((samples.select(block.lower) - worst.lower) * weights, n)
+        lowers.append(lower)
+        uppers.append(upper)
+    return Interval.trusted(torch.cat(lowers).reshape(clean.shape), torch.cat(uppers).reshape(clean.shape))
+
+
+def unbounded_descent(
+    gradient: FactoredGradient, samples: SampleSet, n: int, clipping: Clipping, budget: int
+) -> Interval:
+    """Theorem D.1, weighted: bounds on the mean of clipped gradients if up to n samples are substituted.
+
+    Args:
+        gradient: bounds before clipping, for the data as it is.
+        samples: weights and poisonable samples.
+        n: number of samples the adversary can substitute.
+        clipping: the clipping that training applies.
+        budget: memory for temporary tensors, in bytes.
+
+    Returns:
+        Interval of the parameter's shape.
+    """
+    lowers, uppers = [], []
+    weights = samples.select(samples.weights)
+    for start, stop in _blocks(gradient, budget):
+        block = clipping(gradient.block(start, stop))
+        gain_up = (clipping.kappa - samples.select(block.upper)) * weights
+        gain_down = (clipping.kappa + samples.select(block.lower)) * weights
+        uppers.append(block.upper @ samples.weights + top_n_sum(gain_up, n))
+        lowers.append(block.lower @ samples.weights - top_n_sum(gain_down, n))
+    return Interval.trusted(torch.cat(lowers).reshape(gradient.shape), torch.cat(uppers).reshape(gradient.shape))
+
+
+def clipped_mean(gradient: FactoredGradient, weights: Tensor, clipping: Clipping, budget: int) -> Tensor:
+    """``Σ w_i clip(∇ℓ_i)`` for gradients that are points (Algorithm 1, line 6)."""
+    rows = [clipping(gradient.block(start, stop)).lower @ weights for start, stop in _blocks(gradient, budget)]
+    return torch.cat(rows).reshape(gradient.shape)
+
+
+def _blocks(gradient: FactoredGradient, budget: int) -> Iterator[tuple[int, int]]:
+    """Ranges of elements whose expansion fits the budget: whole rows, or parts of one if a row is too large."""
+    elements = max(1, budget // (gradient.samples * 8 * _COPIES))
+    if elements >= gradient.row:
+        size = elements - elements % gradient.row
+        for start in range(0, gradient.elements, size):
+            yield start, min(start + size, gradient.elements)
+        return
+    for row in range(0, gradient.elements, gradient.row):
+        for start in range(row, row + gradient.row, elements):
+            yield start, min(start + elements, row + gradient.row)

@@ -1,0 +1,130 @@
+"""Bounds on all parameters of a module: what a certified training leaves behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from agt_lightning.errors import BoundsMismatchError
+from agt_lightning.interval import Interval
+
+_FORMAT = "agt_lightning bounds 1"
+
+
+class ParameterBounds(Mapping[str, Interval]):
+    """Read-only mapping from parameter name to `Interval` (Definition 3.1).
+
+    Args:
+        intervals: bounds by parameter name, as `torch.nn.Module.named_parameters` gives it.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> bounds = ParameterBounds.point(layer)
+        >>> bounds["weight"].width.max().item(), bounds.mean_width(), bounds.contains(layer)
+        (0.0, 0.0, True)
+    """
+
+    def __init__(self, intervals: Mapping[str, Interval]) -> None:
+        self._intervals = dict(intervals)
+
+    @classmethod
+    def point(cls, module: nn.Module) -> ParameterBounds:
+        """The parameters of ``module`` as they are, with width zero."""
+        return cls({name: Interval.point(p.detach().clone()) for name, p in module.named_parameters()})
+
+    def __getitem__(self, name: str) -> Interval:
+        try:
+            return self._intervals[name]
+        except KeyError:
+            raise KeyError(f"Expected a parameter name, one of {list(self._intervals)}, but got {name!r}.") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._intervals)
+
+    def __len__(self) -> int:
+        return len(self._intervals)
+
+    def mean_width(self) -> float:
+        """``(1 / |θ|) Σ (θ_U - θ_L)`` over all parameters, in units of the parameters (figure 3)."""
+        total = sum(float(interval.width.double().sum()) for interval in self.values())
+        return total / max(1, sum(interval.lower.numel() for interval in self.values()))
+
+    def contains(self, module: nn.Module) -> bool:
+        """Whether every parameter of ``module`` lies in its interval.
+
+        Raises:
+            BoundsMismatchError: if names or shapes differ.
+        """
+        return not self.violations(module)
+
+    def violations(self, module: nn.Module) -> list[str]:
+        """Names of the parameters that leave their interval.
+
+        Raises:
+            BoundsMismatchError: if names or shapes differ.
+        """
+        parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+        self._check_names(parameters)
+        return [
+            name
+            for name, parameter in parameters.items()
+            if not self[name].to(device=parameter.device).contains(parameter)
+        ]
+
+    def _check_names(self, parameters: Mapping[str, Tensor]) -> None:
+        for name in (*self, *parameters):
+            if name not in parameters or name not in self._intervals:
+                where = "the module" if name not in parameters else "the bounds"
+                raise BoundsMismatchError(
+                    f"Expected bounds and module with the same parameter names, but `{name}` is missing in {where}. "
+                    "Use the module that was trained with these bounds."
+                )
+            if parameters[name].shape != self[name].shape:
+                raise BoundsMismatchError(
+                    f"Expected `{name}` of shape {tuple(self[name].shape)}, as its bounds have, but got "
+                    f"{tuple(parameters[name].shape)}."
+                )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``name.lower`` and ``name.upper`` for each parameter, atomically.
+
+        Args:
+            path: a ``.safetensors`` file; missing folders are made.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for name, interval in self.items():
+            tensors[f"{name}.lower"] = interval.lower.detach().cpu().contiguous().clone()
+            tensors[f"{name}.upper"] = interval.upper.detach().cpu().contiguous().clone()
+        partial = path.with_name(f".{path.name}.partial")
+        save_file(tensors, partial, metadata={"format": _FORMAT})
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ParameterBounds:
+        """Read what `save` wrote and check it.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            BoundsMismatchError: if it is not a complete file of bounds.
+            UnsoundBoundError: if a pair of bounds is crossed, NaN or infinite.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"Expected a file of bounds, but there is none at {path}.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                kind = (file.metadata() or {}).get("format")
+                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise BoundsMismatchError(f"Expected a complete safetensors file, but {path} is not one: {error}") from error
+        if kind != _FORMAT:
+            raise BoundsMismatchError(f"Expected a file written by `ParameterBounds.save`, but {path} has format {kind}.")
+        names = dict.fromkeys(key.rsplit(".", 1)[0] for key in tensors)
+        return cls({name: Interval(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})

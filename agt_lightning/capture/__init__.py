@@ -1,0 +1,7 @@
+"""From a module's own training step to one graph of ATen calls, with the role of each input."""
+
+from agt_lightning.capture.export import capture
+from agt_lightning.capture.graph import Call, Graph, Reference
+from agt_lightning.capture.objective import LabelKind, LossTerm, Objective, analyze
+
+__all__ = ["Call", "Graph", "LabelKind", "LossTerm", "Objective", "Reference", "analyze", "capture"]

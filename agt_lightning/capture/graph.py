@@ -1,0 +1,99 @@
+"""The captured computation: an immutable list of calls from parameters and batch to one result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The place of a tensor among the arguments of a call, by the name of the value that stands there."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One ATen call.
+
+    Args:
+        name: unique name of its result.
+        op: the ATen overload.
+        arguments: every argument of the overload's schema by name, defaults filled in; tensors are `Reference`.
+        shape: shape of the result in the captured batch.
+        dtype: type of the result.
+        source: the line of user code that made the call, for messages.
+    """
+
+    name: str
+    op: OpOverload
+    arguments: Mapping[str, object]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensor inputs, in the order of the schema."""
+        return tuple(reference.name for argument in self.arguments.values() for reference in _references(argument))
+
+    def renamed(self, names: Mapping[str, str]) -> Call:
+        """The same call with inputs replaced by name."""
+        arguments = {
+            key: map_references(value, lambda reference: Reference(names.get(reference.name, reference.name)))
+            for key, value in self.arguments.items()
+        }
+        return replace(self, arguments=arguments)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A straight-line program.
+
+    Args:
+        calls: calls in an order in which each uses only earlier values.
+        parameters: value name to parameter name in the module.
+        buffers: value name to buffer name in the module.
+        constants: value name to a tensor that the code made.
+        leaves: value name to the position of the batch tensor.
+        shapes: value name to shape, for all values.
+        output: name of the result.
+    """
+
+    calls: tuple[Call, ...]
+    parameters: Mapping[str, str]
+    buffers: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    leaves: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    output: str
+
+    def producer(self, name: str) -> Call | None:
+        """The call whose result is ``name``; None for an input."""
+        return next((call for call in self.calls if call.name == name), None)
+
+    def users(self, name: str) -> tuple[Call, ...]:
+        """Calls that read ``name``."""
+        return tuple(call for call in self.calls if name in call.inputs)
+
+
+def map_references(argument: object, function: Callable[[Reference], object]) -> object:
+    """Replace every `Reference` in an argument, also inside lists."""
+    if isinstance(argument, Reference):
+        return function(argument)
+    if isinstance(argument, list | tuple):
+        return [map_references(item, function) for item in argument]
+    return argument
+
+
+def _references(argument: object) -> Iterator[Reference]:
+    if isinstance(argument, Reference):
+        yield argument
+    elif isinstance(argument, list | tuple):
+        for item in argument:
+            yield from _references(item)

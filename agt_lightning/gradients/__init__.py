@@ -1,0 +1,10 @@
+"""Per-sample gradient bounds in factored form: never a tensor of size batch x parameters.
+
+Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weight is used, ``o`` outputs, ``k`` inputs.
+"""
+
+from agt_lightning.gradients.base import FactoredGradient, Stacked, Summed, stack
+from agt_lightning.gradients.elementwise import Elementwise
+from agt_lightning.gradients.outer_product import OuterProduct
+
+__all__ = ["Elementwise", "FactoredGradient", "OuterProduct", "Stacked", "Summed", "stack"]

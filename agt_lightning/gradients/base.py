@@ -1,0 +1,154 @@
+"""The questions that every factored gradient answers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agt_lightning.interval import Interval
+
+
+class FactoredGradient(ABC):
+    """Bounds ``[δ_L, δ_U]`` on the gradient of each sample with respect to one parameter tensor.
+
+    The parameter's elements are numbered in memory order. Blocks of them are expanded one after another, so memory does
+    not grow with batch x parameters.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """Number b of samples."""
+
+    @property
+    def elements(self) -> int:
+        """Number e of elements of the parameter."""
+        return math.prod(self.shape)
+
+    @property
+    def row(self) -> int:
+        """Elements per index of the first axis; a block holds whole rows, or lies in one."""
+        return math.prod(self.shape[1:])
+
+    @abstractmethod
+    def block(self, start: int, stop: int) -> Interval:
+        """Per-sample bounds of elements ``start`` to ``stop``, shape (e, b): samples last, ready for top-n."""
+
+    @abstractmethod
+    def total(self, weights: Tensor) -> Interval | None:
+        """Exact bounds on ``Σ_i w_i δ_i`` by matrix products alone, or None if only blocks can tell.
+
+        Args:
+            weights: (b,), nonnegative.
+        """
+
+    def square_sums(self) -> Interval:
+        """Bounds on the squared Euclidean norm of each sample's gradient over the box, shape (b,)."""
+        blocks = [self.block(start, start + self.row) for start in range(0, self.elements, self.row)]
+        lower = torch.stack([block.mignitude.square().sum(dim=0) for block in blocks]).sum(dim=0)
+        upper = torch.stack([block.magnitude.square().sum(dim=0) for block in blocks]).sum(dim=0)
+        return Interval.trusted(lower, upper, nonnegative=True)
+
+
+class Summed(FactoredGradient):
+    """Gradient of a parameter that is used at several places: the sum of one gradient per use.
+
+    Example:
+        >>> from agt_lightning.gradients import Elementwise
+        >>> use = Elementwise(Interval.point(torch.ones(2, 3)))
+        >>> Summed([use, use]).block(0, 3).upper[0]
+        tensor([2., 2.])
+    """
+
+    def __init__(self, parts: Sequence[FactoredGradient]) -> None:
+        self.parts = tuple(parts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return self.parts[0].shape
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self.parts[0].samples
+
+    def block(self, start: int, stop: int) -> Interval:
+        """Sum of the parts' blocks."""
+        result = self.parts[0].block(start, stop)
+        for part in self.parts[1:]:
+            result = result + part.block(start, stop)
+        return result
+
+    def total(self, weights: Tensor) -> Interval | None:
+        """Sum of the parts' totals, if each has one."""
+        result: Interval | None = None
+        for part in self.parts:
+            total = part.total(weights)
+            if total is None:
+                return None
+            result = total if result is None else result + total
+        return result
+
+
+class Stacked(FactoredGradient):
+    """Gradients of several micro-batches, one sample after another.
+
+    Example:
+        >>> from agt_lightning.gradients import Elementwise
+        >>> part = Elementwise(Interval.point(torch.ones(2, 3)))
+        >>> Stacked([part, part]).samples
+        4
+    """
+
+    def __init__(self, parts: Sequence[FactoredGradient]) -> None:
+        self.parts = tuple(parts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return self.parts[0].shape
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of all parts."""
+        return sum(part.samples for part in self.parts)
+
+    def block(self, start: int, stop: int) -> Interval:
+        """The parts' blocks side by side."""
+        blocks = [part.block(start, stop) for part in self.parts]
+        lower = torch.cat([block.lower for block in blocks], dim=1)
+        if all(block.is_point for block in blocks):
+            return Interval.point(lower)
+        return Interval.trusted(lower, torch.cat([block.upper for block in blocks], dim=1))
+
+    def total(self, weights: Tensor) -> Interval | None:
+        """Sum of the parts' totals, if each has one."""
+        result: Interval | None = None
+        for part, part_weights in zip(self.parts, weights.split([p.samples for p in self.parts]), strict=True):
+            total = part.total(part_weights)
+            if total is None:
+                return None
+            result = total if result is None else result + total
+        return result
+
+
+    def square_sums(self) -> Interval:
+        """The parts' norms, one sample after another."""
+        sums = [part.square_sums() for part in self.parts]
+        lower = torch.cat([bounds.lower for bounds in sums])
+        return Interval.trusted(lower, torch.cat([bounds.upper for bounds in sums]), nonnegative=True)
+
+
+def stack(parts: Sequence[FactoredGradient]) -> FactoredGradient:
+    """Gradients of consecutive micro-batches as one."""
+    return parts[0] if len(parts) == 1 else Stacked(parts)

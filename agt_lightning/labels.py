@@ -1,0 +1,73 @@
+"""Class labels an adversary may change: a set of reachable one-hot vectors per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.interval import Interval
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """Integer labels and, per sample, the classes that an adversary could write in their place.
+
+    Args:
+        index: the labels in the data, integers of shape (batch, ...).
+        sources: classes whose samples can be relabeled; None means all.
+        targets: classes that can be written; None means all. The true label always stays reachable.
+        flippable: whether the adversary can change these labels at all.
+
+    Example:
+        >>> ClassLabels(torch.tensor([0, 2]), flippable=True, targets=(1,)).reachable(3)
+        tensor([[ True,  True, False],
+                [False,  True,  True]])
+    """
+
+    index: Tensor
+    flippable: bool = False
+    sources: tuple[int, ...] | None = None
+    targets: tuple[int, ...] | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ClassLabels:
+        """The same labels after a change of shape or integer type."""
+        return ClassLabels(function(self.index), self.flippable, self.sources, self.targets)
+
+    def reachable(self, classes: int) -> Tensor:
+        """Which classes each label can take, boolean of shape (batch, ..., classes).
+
+        Raises:
+            ValueError: if a label is not in ``0 .. classes - 1``.
+        """
+        if self.index.numel() and not bool(((self.index >= 0) & (self.index < classes)).all()):
+            wrong = self.index[(self.index < 0) | (self.index >= classes)][0].item()
+            raise ValueError(
+                f"Expected class labels in 0..{classes - 1}, but got {wrong}. A label that is left out of the loss "
+                "(`ignore_index`) changes the weight of all others and cannot be certified: remove those samples."
+            )
+        clean = torch.nn.functional.one_hot(self.index.long(), classes).bool()
+        if not self.flippable:
+            return clean
+        return clean | (self._is_source()[..., None] & self._targets(classes))
+
+    def one_hot(self, classes: int, dtype: torch.dtype) -> Interval:
+        """Bounds of the one-hot vector over all reachable labels, shape (batch, ..., classes)."""
+        reachable = self.reachable(classes)
+        upper = reachable.to(dtype)
+        if not self.flippable:
+            return Interval.point(upper, nonnegative=True)
+        lower = (reachable & (reachable.sum(dim=-1, keepdim=True) == 1)).to(dtype)
+        return Interval.trusted(lower, upper, nonnegative=True)
+
+    def _is_source(self) -> Tensor:
+        if self.sources is None:
+            return torch.ones_like(self.index, dtype=torch.bool)
+        return torch.isin(self.index, torch.tensor(self.sources, device=self.index.device))
+
+    def _targets(self, classes: int) -> Tensor:
+        if self.targets is None:
+            return torch.ones(classes, dtype=torch.bool, device=self.index.device)
+        return torch.isin(torch.arange(classes, device=self.index.device), torch.tensor(self.targets))

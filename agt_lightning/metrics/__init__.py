@@ -1,0 +1,17 @@
+"""Certified metrics: torchmetrics of output bounds, summed over batches and processes."""
+
+from agt_lightning.metrics.backdoor_accuracy import BackdoorAccuracy
+from agt_lightning.metrics.certified_accuracy import CertifiedAccuracy
+from agt_lightning.metrics.certified_cross_entropy import CertifiedCrossEntropy
+from agt_lightning.metrics.certified_mse import CertifiedMSE
+from agt_lightning.metrics.certified_rate import CertifiedRate
+from agt_lightning.metrics.targeted_attack_success import TargetedAttackSuccess
+
+__all__ = [
+    "BackdoorAccuracy",
+    "CertifiedAccuracy",
+    "CertifiedCrossEntropy",
+    "CertifiedMSE",
+    "CertifiedRate",
+    "TargetedAttackSuccess",
+]

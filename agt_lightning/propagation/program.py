@@ -1,0 +1,113 @@
+"""A captured graph joined with the rules that bound it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from agt_lightning.capture import Call, Graph
+from agt_lightning.rules import Rule, RuleTable, Site
+from agt_lightning.rules.base import name_of
+
+_WAYS_OUT = {
+    "aten.batch_norm": "normalizes with statistics of the whole batch, so one sample reaches all gradients. Freeze it "
+    "with `.eval()` during training, or use `GroupNorm`",
+    "aten._native_batch_norm_legit_functional": "is batch normalization in training mode: one sample reaches all "
+    "gradients. Freeze it with `.eval()` during training, or use `GroupNorm`",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph in which every call on samples has a rule.
+
+    Args:
+        graph: the captured graph.
+        sites: for each call with a rule, what is known of its inputs.
+        rules: for each call with a rule, that rule.
+        trainable: names of values that depend on a trainable parameter.
+        samples: names of values whose axis 0 counts samples.
+        problems: reasons, with their way out, why this graph cannot be certified.
+    """
+
+    graph: Graph
+    sites: Mapping[str, Site]
+    rules: Mapping[str, Rule]
+    trainable: frozenset[str]
+    samples: frozenset[str]
+    problems: tuple[str, ...]
+
+    @classmethod
+    def build(
+        cls,
+        graph: Graph,
+        table: RuleTable,
+        *,
+        samples: frozenset[str],
+        trainable: frozenset[str],
+        totals: frozenset[str] = frozenset(),
+    ) -> Program:
+        """Look up a rule for each call and collect what stands against it.
+
+        Args:
+            graph: the captured graph.
+            table: the rules to use.
+            samples: names of values whose axis 0 counts samples.
+            trainable: names of values that depend on a trainable parameter.
+            totals: values after the reduction over samples; they need no rule.
+        """
+        sites: dict[str, Site] = {}
+        rules: dict[str, Rule] = {}
+        problems: list[str] = []
+        for call in graph.calls:
+            if call.name in totals:
+                continue
+            if call.name not in samples:
+                problems += _shared_problems(call, trainable)
+                continue
+            rule = table.get(call.op)
+            if rule is None:
+                problems.append(_unknown(call))
+                continue
+            sites[call.name] = site = _site(graph, call, samples, trainable)
+            rules[call.name] = rule
+            problem = rule.problem(site)
+            if problem is not None:
+                problems.append(problem)
+        return cls(graph, sites, rules, trainable, samples, tuple(problems))
+
+
+def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozenset[str]) -> Site:
+    names = call.inputs
+    return Site(
+        call=call,
+        shapes=tuple(graph.shapes[name] for name in names),
+        samples=tuple(name in samples for name in names),
+        trainable=tuple(name in trainable for name in names),
+    )
+
+
+def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
+    """Calls without samples run as they are, so they must be repeatable and free of trainable parameters."""
+    if torch.Tag.nondeterministic_seeded in call.op.tags:
+        return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once, outside `training_step`."]
+    if call.name in trainable:
+        return [
+            f"`{name_of(call)}` at {call.source} changes a parameter before it meets the data; there is no rule for "
+            "that. Train the changed parameter directly."
+        ]
+    return []
+
+
+def _unknown(call: Call) -> str:
+    way_out = _WAYS_OUT.get(name_of(call))
+    if way_out is not None:
+        return f"`{name_of(call)}` at {call.source} {way_out}."
+    if torch.Tag.nondeterministic_seeded in call.op.tags:
+        return f"`{name_of(call)}` at {call.source} draws random numbers, which the bounds cannot share. Remove it."
+    return (
+        f"`{call.op}` at {call.source} has no bound rule. Replace that layer, or add a rule with "
+        "`agt_lightning.rules.register_rule`."
+    )

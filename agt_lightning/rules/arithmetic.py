@@ -1,0 +1,274 @@
+"""Sums, scalings, powers and absolute values."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic import multiply
+from agt_lightning.interval import Interval
+from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, misaligned, name_of, reduce_to
+
+
+@dataclass(frozen=True)
+class Sum(Rule):
+    """``add`` and ``sub``: x ± a y, each a tensor or a number; exact.
+
+    Args:
+        sign: +1 for ``add``, -1 for ``sub``.
+    """
+
+    sign: float
+
+    def _terms(self, site: Site) -> list[tuple[int | None, float, float]]:
+        """Per term: position among the tensor inputs or None, coefficient, and value if it is a number."""
+        scale = self.sign * site.number("alpha")
+        terms: list[tuple[int | None, float, float]] = []
+        position = 0
+        for name, coefficient in (("self", 1.0), ("other", scale)):
+            value = site[name]
+            if isinstance(value, int | float):
+                terms.append((None, coefficient, float(value)))
+            else:
+                terms.append((position, coefficient, 0.0))
+                position += 1
+        return terms
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """Bounds add."""
+        result: Interval | None = None
+        constant = 0.0
+        for position, coefficient, number in self._terms(site):
+            if position is None:
+                constant += coefficient * number
+                continue
+            term = scaled(interval(inputs[position]), coefficient)
+            result = term if result is None else result + term
+        assert result is not None
+        return map_bounds(result, lambda bound: bound + constant) if constant else result
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """The gradient, scaled, summed over repeated axes."""
+        return [
+            reduce_to(scaled(grad, coefficient), interval(inputs[position]).shape, samples=site.samples[position])
+            for position, coefficient, _ in self._terms(site)
+            if position is not None
+        ]
+
+
+class Negation(Rule):
+    """``neg``; exact."""
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``[-u, -l]``."""
+        return -interval(inputs[0])
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``-g``."""
+        return [-grad]
+
+
+class ReverseDifference(Rule):
+    """``rsub``: c - a x for a number c; exact."""
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``c - a x``."""
+        constant = site.number("other")
+        return map_bounds(scaled(interval(inputs[0]), -site.number("alpha")), lambda bound: bound + constant)
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``-a g``."""
+        return [scaled(grad, -site.number("alpha"))]
+
+
+class Product(Rule):
+    """``mul``: by a number, or of two independent tensors; exact element by element."""
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """All corner products."""
+        if len(inputs) == 1:
+            return scaled(interval(inputs[0]), site.number("other"))
+        if site.call.inputs[0] == site.call.inputs[1]:
+            return _square(interval(inputs[0]))
+        return multiply(interval(inputs[0]), interval(inputs[1]))
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``g y`` for x and ``g x`` for y."""
+        if len(inputs) == 1:
+            return [scaled(grad, site.number("other"))]
+        values = [interval(value) for value in inputs]
+        return [
+            reduce_to(multiply(grad, other), value.shape, samples=samples)
+            for value, other, samples in zip(values, reversed(values), site.samples, strict=True)
+        ]
+
+
+class Quotient(Rule):
+    """``div`` by a number or by a tensor of fixed values; exact."""
+
+    def problem(self, site: Site) -> str | None:
+        """No rounding mode: it has no gradient."""
+        return misaligned(site)
+
+    def _reciprocal(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        if len(inputs) == 1:
+            return Interval.point(1.0 / torch.tensor(site.number("other"), dtype=torch.float64))
+        divisor = interval(inputs[1])
+        if not bool(((divisor.lower > 0) | (divisor.upper < 0)).all()):
+            raise ZeroDivisionError(
+                f"Expected a divisor that excludes zero in `{name_of(site.call)}` at {site.call.source}."
+            )
+        if divisor.is_point:
+            return Interval.point(1.0 / divisor.lower)
+        return Interval.trusted(1.0 / divisor.upper, 1.0 / divisor.lower)
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``x (1 / y)``."""
+        return multiply(interval(inputs[0]), self._reciprocal(site, inputs))
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``g / y`` for x and ``-g x / y²`` for y."""
+        reciprocal = self._reciprocal(site, inputs)
+        dividend = interval(inputs[0])
+        towards = [reduce_to(multiply(grad, reciprocal), dividend.shape, samples=site.samples[0])]
+        if len(inputs) == 1:
+            return towards
+        slope = -multiply(dividend, _square(reciprocal))
+        return [*towards, reduce_to(multiply(grad, slope), interval(inputs[1]).shape, samples=site.samples[1])]
+
+
+class Power(Rule):
+    """``pow`` with exponent 2, as in a hand-written squared error; exact."""
+
+    def problem(self, site: Site) -> str | None:
+        """Only the square is monotone in the right way."""
+        if site.number("exponent") in (1.0, 2.0):
+            return None
+        return (
+            f"`{name_of(site.call)}` at {site.call.source} has exponent {site['exponent']}; 2 is supported. Use "
+            "`.square()`, or add a rule with `register_rule`."
+        )
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``[mig², mag²]``."""
+        value = interval(inputs[0])
+        return value if site.number("exponent") == 1.0 else _square(value)
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``2 x g``."""
+        if site.number("exponent") == 1.0:
+            return [grad]
+        return [multiply(grad, scaled(interval(inputs[0]), 2.0))]
+
+
+class Square(Power):
+    """``square``: x², the call without an exponent."""
+
+    def problem(self, site: Site) -> str | None:
+        """No restriction."""
+        return None
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``[mig², mag²]``."""
+        return _square(interval(inputs[0]))
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``2 x g``."""
+        return [multiply(grad, scaled(interval(inputs[0]), 2.0))]
+
+
+class Absolute(Rule):
+    """``abs``; the derivative is the sign, zero at zero as autograd has it."""
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``[mig, mag]``."""
+        value = interval(inputs[0])
+        if value.is_point:
+            return Interval.point(value.lower.abs(), nonnegative=True)
+        return Interval.trusted(value.mignitude, value.magnitude, nonnegative=True)
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``g [sign l, sign u]``."""
+        return [multiply(grad, map_bounds(interval(inputs[0]), torch.sign))]
+
+
+@dataclass(frozen=True)
+class Reduction(Rule):
+    """``sum`` and ``mean`` over axes other than the samples'; exact.
+
+    Args:
+        reduce: `torch.sum` or `torch.mean`.
+    """
+
+    reduce: Callable[..., Tensor]
+
+    def _dims(self, site: Site) -> list[int]:
+        rank = len(site.shapes[0])
+        dims = site.call.arguments.get("dim")
+        if not dims:
+            return list(range(rank))
+        assert isinstance(dims, list | tuple)
+        return [int(dim) % rank for dim in dims]
+
+    def problem(self, site: Site) -> str | None:
+        """The samples' axis is reduced by the loss alone."""
+        if not site.has_samples or 0 not in self._dims(site):
+            return None
+        return (
+            f"`{name_of(site.call)}` at {site.call.source} reduces over the samples before the loss is complete, so "
+            "one sample reaches the gradients of all others. Write the loss as a mean or sum of per-sample terms."
+        )
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """Bounds reduce like values."""
+        value = interval(inputs[0])
+        dims, keep = self._dims(site), bool(site.call.arguments.get("keepdim"))
+        return map_bounds(
+            value, lambda bound: self.reduce(bound, dim=dims, keepdim=keep), nonnegative=value.nonnegative
+        )
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """The gradient, repeated (and divided by the count for a mean)."""
+        shape = interval(inputs[0]).shape
+        dims = self._dims(site)
+        count = 1
+        for dim in dims:
+            count *= shape[dim]
+        scale = 1.0 if self.reduce is torch.sum else 1.0 / count
+        kept = [1 if axis in dims else size for axis, size in enumerate(shape)]
+        return [map_bounds(scaled(grad, scale), lambda bound: bound.reshape(kept).expand(shape))]
+
+
+def scaled(value: Interval, factor: float) -> Interval:
+    """``factor · value``; exact."""
+    if factor == 1.0:
+        return value
+    lower = value.lower * factor
+    upper = lower if value.is_point else value.upper * factor
+    nonnegative = value.nonnegative and factor >= 0
+    return Interval.trusted(*((lower, upper) if factor >= 0 else (upper, lower)), nonnegative=nonnegative)
+
+
+def _square(value: Interval) -> Interval:
+    if value.is_point:
+        return Interval.point(value.lower.square(), nonnegative=True)
+    return Interval.trusted(value.mignitude.square(), value.magnitude.square(), nonnegative=True)

@@ -1,0 +1,152 @@
+"""What a rule is: forward bounds, backward bounds and parameter gradients of one ATen overload.
+
+Axis letters: ``b`` samples (always axis 0 of a value that depends on the batch), ``k`` inputs, ``o`` outputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.capture.graph import Call
+from agt_lightning.gradients import Elementwise, FactoredGradient
+from agt_lightning.interval import Interval
+from agt_lightning.labels import ClassLabels
+
+Value = Interval | ClassLabels | Tensor
+"""An interval, class labels, or a discrete tensor that no adversary can change."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call together with what is known about its inputs before any value is.
+
+    Args:
+        call: the captured call.
+        shapes: shapes of the tensor inputs in the captured batch.
+        samples: for each tensor input, whether its axis 0 counts samples.
+        trainable: for each tensor input, whether it depends on a trainable parameter.
+    """
+
+    call: Call
+    shapes: tuple[tuple[int, ...], ...]
+    samples: tuple[bool, ...]
+    trainable: tuple[bool, ...]
+
+    def __getitem__(self, name: str) -> object:
+        """An argument of the call by its name in the ATen schema."""
+        return self.call.arguments[name]
+
+    def integer(self, name: str) -> int:
+        """An integer argument."""
+        value = self[name]
+        assert isinstance(value, int)
+        return value
+
+    def number(self, name: str) -> float:
+        """A numeric argument."""
+        value = self[name]
+        assert isinstance(value, int | float)
+        return float(value)
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether the result has a sample axis."""
+        return any(self.samples)
+
+
+class Rule(ABC):
+    """Bounds of one operation; stateless.
+
+    Every result must contain the exact real-arithmetic result for all inputs in the given intervals. Values with a
+    sample axis may have fewer samples than the captured batch, so a rule reads all sizes but the first from the call.
+    """
+
+    def problem(self, site: Site) -> str | None:
+        """Why this call cannot be certified, with the way out; None if it can.
+
+        The default is right for element-wise operations: samples must meet samples along axis 0 only.
+        """
+        return misaligned(site)
+
+    @abstractmethod
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
+        """Bounds of the result."""
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """Bounds of the per-sample gradient with respect to each input, given those of the result.
+
+        For an input with a sample axis the shape is that of the input; for a shared one the gradient of each sample
+        is kept, with a sample axis in front. None where no gradient flows.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gradient.")
+
+    def parameter_gradient(
+        self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
+    ) -> FactoredGradient:
+        """Per-sample gradient with respect to a shared input (a parameter), in factored form."""
+        gradient = self.backward(site, grad, inputs, inputs[position])[position]
+        assert gradient is not None
+        return Elementwise(gradient)
+
+
+def misaligned(site: Site) -> str | None:
+    """Refuse a broadcast that lets samples meet each other."""
+    rank = max((len(shape) for shape in site.shapes), default=0)
+    for shape, samples in zip(site.shapes, site.samples, strict=True):
+        if samples and len(shape) < rank or not samples and site.has_samples and _spans_samples(shape, rank):
+            shapes = " and ".join(str(shape) for shape in site.shapes)
+            return (
+                f"`{name_of(site.call)}` at {site.call.source} broadcasts shapes {shapes} so that each sample meets "
+                "all others. Give both the same number of axes, for example with `.squeeze(-1)` on the prediction."
+            )
+    return None
+
+
+def _spans_samples(shape: tuple[int, ...], rank: int) -> bool:
+    return len(shape) > rank or (len(shape) == rank and shape[0] != 1)
+
+
+def name_of(call: Call) -> str:
+    """The op as its documentation names it, such as ``aten.linear``."""
+    return str(call.op).rsplit(".", 1)[0]
+
+
+def interval(value: Value) -> Interval:
+    """The value as an interval; discrete data becomes a point in double precision."""
+    if isinstance(value, Interval):
+        return value
+    tensor = value.index if isinstance(value, ClassLabels) else value
+    return Interval.point(tensor if tensor.is_floating_point() else tensor.double())
+
+
+def reduce_to(gradient: Interval, shape: torch.Size, *, samples: bool) -> Interval:
+    """Undo broadcasting: sum over the axes that were repeated.
+
+    Args:
+        gradient: bounds of shape (b, ...), the shape of the broadcast result.
+        shape: shape of the input.
+        samples: whether the input has the sample axis itself; if not, that axis stays in front.
+    """
+    target = tuple(shape) if samples else (gradient.shape[0], *shape)
+    if not samples and len(shape) == len(gradient.shape):
+        target = (gradient.shape[0], *shape[1:])  # a leading axis of one over the samples
+    extra = len(gradient.shape) - len(target)
+    dims = list(range(1, 1 + extra))
+    rest = gradient.shape[1 + extra :]
+    dims += [1 + extra + axis for axis, (have, want) in enumerate(zip(rest, target[1:], strict=True)) if have != want]
+    summed = map_bounds(gradient, lambda bound: bound.sum(dim=dims, keepdim=True)) if dims else gradient
+    final = tuple(shape) if samples else (gradient.shape[0], *shape)
+    return map_bounds(summed, lambda bound: bound.reshape(final)) if tuple(summed.shape) != final else summed
+
+
+def map_bounds(value: Interval, function: Callable[[Tensor], Tensor], *, nonnegative: bool = False) -> Interval:
+    """Apply a monotone non-decreasing function to both bounds; exact."""
+    lower = function(value.lower)
+    return Interval.trusted(lower, lower if value.is_point else function(value.upper), nonnegative=nonnegative)

@@ -1,0 +1,189 @@
+"""Per-sample losses. Their reductions over the batch are the objective's business.
+
+Targets are inputs like any other: a regression label is an interval, a class label a set of reachable one-hot vectors.
+Gradients are those of appendix C.3, each bound attained at a corner of the box of predictions and labels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agt_lightning.arithmetic import multiply, softmax, surprisal
+from agt_lightning.interval import Interval
+from agt_lightning.labels import ClassLabels
+from agt_lightning.rules.arithmetic import scaled
+from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, misaligned, name_of
+
+
+@dataclass(frozen=True)
+class ResidualLoss(Rule):
+    """``ℓ(f, y) = h(f - y)`` for an even convex h: squared, absolute and Huber errors.
+
+    Args:
+        value: h.
+        slope: h', non-decreasing, equal to what autograd uses at kinks.
+    """
+
+    value: Callable[[Site, Tensor], Tensor]
+    slope: Callable[[Site, Tensor], Tensor]
+
+    def problem(self, site: Site) -> str | None:
+        """Samples must meet along axis 0, and no weights."""
+        if site.call.arguments.get("weight") is not None:
+            return _weighted(site)
+        return misaligned(site)
+
+    def _residual(self, inputs: Sequence[Value]) -> Interval:
+        return interval(inputs[0]) - interval(inputs[1])
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``[h(mig r), h(mag r)]`` of the residual r."""
+        residual = self._residual(inputs)
+        if residual.is_point:
+            return Interval.point(self.value(site, residual.lower), nonnegative=True)
+        lower, upper = self.value(site, residual.mignitude), self.value(site, residual.magnitude)
+        return Interval.trusted(lower, upper, nonnegative=True)
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``g h'(r)`` for the prediction, its negative for the target."""
+        slope = map_bounds(self._residual(inputs), lambda bound: self.slope(site, bound))
+        towards = multiply(grad, slope)
+        return [towards, -towards]
+
+
+squared_error = ResidualLoss(value=lambda site, r: r.square(), slope=lambda site, r: 2 * r)
+"""``mse_loss`` before reduction: gradient 2(f - y), C.3."""
+
+absolute_error = ResidualLoss(value=lambda site, r: r.abs(), slope=lambda site, r: torch.sign(r))
+"""``l1_loss``: gradient sign(f - y)."""
+
+huber = ResidualLoss(
+    value=lambda site, r: F.huber_loss(r, torch.zeros_like(r), reduction="none", delta=site.number("delta")),
+    slope=lambda site, r: r.clamp(-site.number("delta"), site.number("delta")),
+)
+"""``huber_loss``: gradient clamp(f - y, -δ, δ)."""
+
+smooth_absolute_error = ResidualLoss(
+    value=lambda site, r: F.smooth_l1_loss(r, torch.zeros_like(r), reduction="none", beta=site.number("beta")),
+    slope=lambda site, r: (
+        (r / site.number("beta")).clamp(-1, 1) if site.number("beta") > 0 else torch.sign(r)
+    ),
+)
+"""``smooth_l1_loss``: gradient clamp((f - y) / β, -1, 1)."""
+
+
+class CrossEntropy(Rule):
+    """``cross_entropy_loss`` with class labels or probabilities on axis 1: gradient p - y."""
+
+    def problem(self, site: Site) -> str | None:
+        """No class weights: their mean divides by the weights of all labels, so one label reaches all samples."""
+        if site["weight"] is not None:
+            return _weighted(site)
+        if not all(site.samples) or len(site.shapes[0]) < 2:
+            return f"`{name_of(site.call)}` at {site.call.source} needs predictions of shape (batch, classes, ...)."
+        return _fixed_target(site)
+
+    def _target(self, site: Site, logits: Interval, target: Value) -> Interval:
+        classes = logits.shape[1]
+        if isinstance(target, ClassLabels):
+            bounds = target.one_hot(classes, logits.dtype)
+            bounds = map_bounds(bounds, lambda bound: bound.movedim(-1, 1), nonnegative=True)
+        else:
+            bounds = interval(target)
+        smoothing = site.number("label_smoothing")
+        if smoothing == 0.0:
+            return bounds
+        return map_bounds(scaled(bounds, 1 - smoothing), lambda bound: bound + smoothing / classes, nonnegative=True)
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``Σ_k y_k (-log p_k)``, and for class labels the extremes over the reachable ones."""
+        logits = interval(inputs[0])
+        cost = surprisal(logits)
+        target = inputs[1]
+        if isinstance(target, ClassLabels) and site.number("label_smoothing") == 0.0:
+            reachable = target.reachable(logits.shape[1]).movedim(-1, 1)
+            lower = torch.where(reachable, cost.lower, torch.inf).amin(dim=1)
+            upper = torch.where(reachable, cost.upper, -torch.inf).amax(dim=1)
+            return Interval.trusted(lower, upper, nonnegative=True)
+        return map_bounds(multiply(self._target(site, logits, target), cost), lambda bound: bound.sum(dim=1))
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """``g (p - y)``; for probabilities as targets ``g (p Σ_k y_k - y)``."""
+        logits = interval(inputs[0])
+        target = self._target(site, logits, inputs[1])
+        probabilities = softmax(logits)
+        if not isinstance(inputs[1], ClassLabels):
+            mass = map_bounds(target, lambda bound: bound.sum(dim=1, keepdim=True), nonnegative=target.nonnegative)
+            probabilities = multiply(probabilities, mass)
+        towards = map_bounds(grad, lambda bound: bound.unsqueeze(1), nonnegative=grad.nonnegative)
+        return [multiply(towards, probabilities - target), None]
+
+
+class BinaryCrossEntropy(Rule):
+    """``binary_cross_entropy_with_logits``: gradient σ(z)(1 + (w - 1) y) - w y with positive weight w (1 if absent).
+
+    It falls with y and is monotone in z, so the extremes are at corners.
+    """
+
+    def problem(self, site: Site) -> str | None:
+        """No sample weights; a positive weight is a shared constant."""
+        if site["weight"] is not None:
+            return _weighted(site)
+        return misaligned(site) or _fixed_target(site)
+
+    def _positive_weight(self, site: Site, inputs: Sequence[Value]) -> Tensor:
+        if site["pos_weight"] is None:
+            return torch.ones((), dtype=interval(inputs[0]).dtype, device=interval(inputs[0]).device)
+        return interval(inputs[2]).lower
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``w y softplus(-z) + (1 - y) softplus(z)``: linear in y and convex in z; corners and the minimum in z."""
+        logits, target = interval(inputs[0]), interval(inputs[1])
+        weight = self._positive_weight(site, inputs)
+        positive = map_bounds(-logits, F.softplus, nonnegative=True)
+        negative = map_bounds(logits, F.softplus, nonnegative=True)
+        ones = Interval.point(torch.ones_like(target.lower))
+        return multiply(multiply(Interval.point(weight, nonnegative=True), target), positive) + multiply(
+            ones - target, negative
+        )
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """Largest at the lower label, smallest at the upper one."""
+        logits, target = interval(inputs[0]), interval(inputs[1])
+        weight = self._positive_weight(site, inputs)
+
+        def slope(z: Tensor, y: Tensor) -> Tensor:
+            return torch.sigmoid(z) * (1 + (weight - 1) * y) - weight * y
+
+        if logits.is_point and target.is_point:
+            bounds = Interval.point(slope(logits.lower, target.lower))
+        else:
+            lower = torch.minimum(slope(logits.lower, target.upper), slope(logits.upper, target.upper))
+            upper = torch.maximum(slope(logits.lower, target.lower), slope(logits.upper, target.lower))
+            bounds = Interval.trusted(lower, upper)
+        return [multiply(grad, bounds), *[None] * (len(inputs) - 1)]
+
+
+def _weighted(site: Site) -> str:
+    return (
+        f"`{name_of(site.call)}` at {site.call.source} has weights: a class-weighted mean divides by the weights of "
+        "all labels of the batch, so one label reaches every sample's gradient. Leave `weight` out."
+    )
+
+
+def _fixed_target(site: Site) -> str | None:
+    if not site.trainable[1]:
+        return None
+    return (
+        f"`{name_of(site.call)}` at {site.call.source} has a target that depends on trainable parameters. Use "
+        "`.detach()` on it."
+    )

@@ -1,0 +1,101 @@
+"""Changes of shape. They move elements and compute nothing, so their bounds are exact.
+
+A value with a sample axis keeps it in front; the size of that axis is read from the value, never from the call.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from agt_lightning.interval import Interval
+from agt_lightning.labels import ClassLabels
+from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+
+
+class Reshape(Rule):
+    """``view``, ``reshape``, ``flatten``, ``squeeze``, ``unsqueeze``: the same elements in the same order."""
+
+    def problem(self, site: Site) -> str | None:
+        """Axis 0 stays whole; then each sample's elements stay with it, since order is kept."""
+        before, after = site.shapes[0], site.call.shape
+        if not site.has_samples or (after and after[0] == before[0]):
+            return None
+        return (
+            f"`{name_of(site.call)}` at {site.call.source} turns shape {before} into {after} and loses the sample axis. "
+            "Keep the batch as first axis (`x.flatten(1)`, `.squeeze(-1)` instead of `.squeeze()`)."
+        )
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
+        """The input in its new shape."""
+        shape = site.call.shape
+
+        def reshape(tensor: Tensor) -> Tensor:
+            return tensor.reshape(tensor.shape[0], *shape[1:]) if site.has_samples else tensor.reshape(shape)
+
+        return map_value(inputs[0], reshape)
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """The gradient in the input's shape."""
+        shape = interval(inputs[0]).shape
+        full = shape if site.has_samples else (grad.shape[0], *shape)
+        return [map_bounds(grad, lambda bound: bound.reshape(full), nonnegative=grad.nonnegative)]
+
+
+class Cast(Rule):
+    """Changes of type. Between floating point types they do nothing: bounds are about real numbers.
+
+    From integers to floating point they are exact.
+    """
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
+        """The input; labels and other discrete data become numbers where the program makes them so."""
+        value = inputs[0]
+        if isinstance(value, Interval):
+            return value
+        if not site.call.dtype.is_floating_point:
+            return map_value(value, lambda tensor: tensor.to(site.call.dtype))
+        return interval(value)
+
+    def problem(self, site: Site) -> str | None:
+        """No restriction: a cast is element-wise."""
+        return None
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """The gradient, unchanged."""
+        return [grad]
+
+
+class Detach(Cast):
+    """``detach``: the value, without its gradient."""
+
+    def backward(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
+    ) -> Sequence[Interval | None]:
+        """No gradient flows."""
+        return [None]
+
+
+class OneHot(Rule):
+    """``one_hot`` of class labels: the interval hull of all reachable unit vectors."""
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """Bounds of shape (b, ..., classes)."""
+        labels = inputs[0]
+        if isinstance(labels, Tensor):
+            labels = ClassLabels(labels)
+        assert isinstance(labels, ClassLabels)
+        return labels.one_hot(site.call.shape[-1], torch.float64)
+
+
+def map_value(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
+    """Apply a change of shape or discrete type to any kind of value."""
+    if isinstance(value, Interval):
+        return map_bounds(value, function, nonnegative=value.nonnegative)
+    if isinstance(value, ClassLabels):
+        return value.map(function)
+    return function(value)

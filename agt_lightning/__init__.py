@@ -4,7 +4,30 @@ While a model trains, an interval is kept for every parameter that contains the 
 could have caused (Abstract Gradient Training). From it follow certified predictions, accuracy and loss.
 """
 
+from agt_lightning.adversaries import BoundedAdversary, UnboundedAdversary
+from agt_lightning.bounds import ParameterBounds
+from agt_lightning.certificates import Certification, CertifiedModel
+from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
+from agt_lightning.lightning import AbstractGradientStrategy, CertifiedModule, CertifiedTraining
+from agt_lightning.rules import register_rule
 
-__all__ = ["Interval"]
+__all__ = [
+    "AbstractGradientEngine",
+    "AbstractGradientStrategy",
+    "BoundedAdversary",
+    "BoundsMismatchError",
+    "CaptureError",
+    "Certification",
+    "CertifiedModel",
+    "CertifiedModule",
+    "CertifiedTraining",
+    "Interval",
+    "ParameterBounds",
+    "UnboundedAdversary",
+    "UncertifiableError",
+    "UnsoundBoundError",
+    "register_rule",
+]
 __version__ = "0.1.0"

@@ -123,8 +123,18 @@ class ParameterBounds(Mapping[str, Interval]):
                 kind = (file.metadata() or {}).get("format")
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except Exception as error:
-            raise BoundsMismatchError(f"Expected a complete safetensors file, but {path} is not one: {error}") from error
+            raise BoundsMismatchError(
+                f"Expected a complete safetensors file, but {path} is not one: {error}"
+            ) from error
         if kind != _FORMAT:
-            raise BoundsMismatchError(f"Expected a file written by `ParameterBounds.save`, but {path} has format {kind}.")
+            raise BoundsMismatchError(
+                f"Expected a file written by `ParameterBounds.save`, but {path} has format {kind}."
+            )
         names = dict.fromkeys(key.rsplit(".", 1)[0] for key in tensors)
-        return cls({name: Interval(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})
+        return cls({name: _interval(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})
+
+
+def _interval(lower: Tensor, upper: Tensor) -> Interval:
+    """A checked interval, marked as a point where it is one."""
+    checked = Interval(lower, upper)
+    return Interval.point(lower) if torch.equal(lower, upper) else checked

@@ -157,9 +157,7 @@ class Interval:
         upper = lower if self.is_point else self.upper.to(device=device)
         if dtype is None or dtype == self.dtype:
             return Interval.trusted(lower, upper, nonnegative=self.nonnegative)
-        cast = Interval.trusted(
-            round_down(lower, dtype), round_up(upper, dtype), nonnegative=self.nonnegative
-        )
+        cast = Interval.trusted(round_down(lower, dtype), round_up(upper, dtype), nonnegative=self.nonnegative)
         return Interval.point(cast.lower) if self.is_point and torch.equal(cast.lower, cast.upper) else cast
 
     def __repr__(self) -> str:

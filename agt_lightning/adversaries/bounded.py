@@ -120,7 +120,9 @@ class BoundedAdversary:
                 "Use `q=inf` with a radius `nu`."
             )
         if self.target_classes is not None and label_kind is LabelKind.BINARY:
-            problems.append("`target_classes` and `source_classes` need class labels, but the loss reads zeros and ones.")
+            problems.append(
+                "`target_classes` and `source_classes` need class labels, but the loss reads zeros and ones."
+            )
         return problems
 
     def poisoned_features(self, features: Value) -> Value:

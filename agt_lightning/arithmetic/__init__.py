@@ -4,6 +4,6 @@ Axis letters: ``b`` samples, ``k`` inner dimension, ``o`` outputs.
 """
 
 from agt_lightning.arithmetic.products import matmul, multiply
-from agt_lightning.arithmetic.softmax import logsumexp_of_others, softmax, surprisal
+from agt_lightning.arithmetic.softmax import logsumexp_of_others, softmax, softplus, surprisal
 
-__all__ = ["logsumexp_of_others", "matmul", "multiply", "softmax", "surprisal"]
+__all__ = ["logsumexp_of_others", "matmul", "multiply", "softmax", "softplus", "surprisal"]

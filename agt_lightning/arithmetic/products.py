@@ -134,6 +134,4 @@ def _doubly_straddling(a: Interval, b: Interval) -> list[int]:
 
 def _transposed(interval: Interval) -> Interval:
     lower = interval.lower.T
-    return Interval.trusted(
-        lower, lower if interval.is_point else interval.upper.T, nonnegative=interval.nonnegative
-    )
+    return Interval.trusted(lower, lower if interval.is_point else interval.upper.T, nonnegative=interval.nonnegative)

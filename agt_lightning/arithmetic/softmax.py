@@ -29,9 +29,14 @@ def surprisal(logits: Interval) -> Interval:
     """Bounds on ``-log p_k``, classes on axis 1; exact for each class."""
     if logits.is_point:
         return Interval.point(-logits.lower.log_softmax(dim=1), nonnegative=True)
-    lower = torch.nn.functional.softplus(logsumexp_of_others(logits.lower) - logits.upper)
-    upper = torch.nn.functional.softplus(logsumexp_of_others(logits.upper) - logits.lower)
+    lower = softplus(logsumexp_of_others(logits.lower) - logits.upper)
+    upper = softplus(logsumexp_of_others(logits.upper) - logits.lower)
     return Interval.trusted(lower, upper, nonnegative=True)
+
+
+def softplus(values: Tensor) -> Tensor:
+    """``log(1 + exp(x))`` without the threshold of `torch.nn.functional.softplus`, above which it is 2e-9 too small."""
+    return torch.logaddexp(values, torch.zeros_like(values))
 
 
 def logsumexp_of_others(values: Tensor) -> Tensor:

@@ -1,7 +1,19 @@
 """From a module's own training step to one graph of ATen calls, with the role of each input."""
 
+from agt_lightning.capture.batch import flatten
 from agt_lightning.capture.export import capture
 from agt_lightning.capture.graph import Call, Graph, Reference
-from agt_lightning.capture.objective import LabelKind, LossTerm, Objective, analyze
+from agt_lightning.capture.objective import LabelKind, LossTerm, Objective, analyze, reached
 
-__all__ = ["Call", "Graph", "LabelKind", "LossTerm", "Objective", "Reference", "analyze", "capture"]
+__all__ = [
+    "Call",
+    "Graph",
+    "LabelKind",
+    "LossTerm",
+    "Objective",
+    "Reference",
+    "analyze",
+    "capture",
+    "flatten",
+    "reached",
+]

@@ -31,9 +31,8 @@ class LossTerm:
 
     Args:
         value: name of the value with the sample axis in front.
-        coefficient: factor in front of the reduction.
+        coefficient: factor in front of the reduction, not zero.
         mean: whether the reduction is a mean.
-        reductions: names of the calls between ``value`` and the loss.
     """
 
     value: str
@@ -138,9 +137,7 @@ def _meetings(graph: Graph, samples: frozenset[str], parameters: frozenset[str])
             if name in parameters:
                 continue
             feature = not any(partner in samples for partner in partners)
-            meetings += [
-                _Meeting(leaf, feature, call, partners[0], name) for leaf in sorted(origins.get(name, set()))
-            ]
+            meetings += [_Meeting(leaf, feature, call, partners[0], name) for leaf in sorted(origins.get(name, set()))]
     return meetings
 
 
@@ -179,6 +176,8 @@ class _Terms:
         self._visit(graph.output, 1.0)
 
     def _visit(self, name: str, coefficient: float) -> None:
+        if coefficient == 0.0:
+            return None
         call = self.producers.get(name)
         if name not in self.samples:
             return self._visit_shared(name, call)

@@ -1,5 +1,6 @@
-"""Certificates: what the bounds of a training prove about predictions, losses and attacks."""
+"""Certificates: what bounds on the parameters say about predictions and an adversary's goals (appendix B)."""
 
+from agt_lightning.certificates.model import CertifiedModel
 from agt_lightning.certificates.objectives import (
     binary_cross_entropy_bounds,
     cross_entropy_bounds,
@@ -7,8 +8,11 @@ from agt_lightning.certificates.objectives import (
     squared_error_bounds,
     targeted_attack_reachable,
 )
+from agt_lightning.certificates.predictions import Certification
 
 __all__ = [
+    "Certification",
+    "CertifiedModel",
     "binary_cross_entropy_bounds",
     "cross_entropy_bounds",
     "possible_classes",

@@ -51,6 +51,10 @@ class FactoredGradient(ABC):
             weights: (b,), nonnegative.
         """
 
+    @abstractmethod
+    def scale(self, weights: Tensor) -> float:
+        """``Σ_i w_i max |δ_i|``, or a little more: the size that rounding errors of the sum are relative to."""
+
     def square_sums(self) -> Interval:
         """Bounds on the squared Euclidean norm of each sample's gradient over the box, shape (b,)."""
         blocks = [self.block(start, start + self.row) for start in range(0, self.elements, self.row)]
@@ -99,6 +103,10 @@ class Summed(FactoredGradient):
             result = total if result is None else result + total
         return result
 
+    def scale(self, weights: Tensor) -> float:
+        """Sum of the parts' scales."""
+        return sum(part.scale(weights) for part in self.parts)
+
 
 class Stacked(FactoredGradient):
     """Gradients of several micro-batches, one sample after another.
@@ -141,6 +149,10 @@ class Stacked(FactoredGradient):
             result = total if result is None else result + total
         return result
 
+    def scale(self, weights: Tensor) -> float:
+        """Sum of the parts' scales."""
+        shares = weights.split([part.samples for part in self.parts])
+        return sum(part.scale(share) for part, share in zip(self.parts, shares, strict=True))
 
     def square_sums(self) -> Interval:
         """The parts' norms, one sample after another."""

@@ -47,3 +47,7 @@ class Elementwise(FactoredGradient):
         if self.values.is_point:
             return Interval.point(lower)
         return Interval.trusted(lower, torch.tensordot(weights, self.values.upper, dims=1))
+
+    def scale(self, weights: Tensor) -> float:
+        """``Σ_i w_i max |δ_i|``."""
+        return float(self.values.magnitude.flatten(1).amax(dim=1) @ weights)

@@ -1,6 +1,5 @@
 """Gradients of weight matrices: outer products of an output gradient and an input."""
 
-import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import matmul, multiply
@@ -56,6 +55,11 @@ class OuterProduct(FactoredGradient):
             return None
         weighted = multiply(self.outputs, Interval.point(weights[:, None, None], nonnegative=True))
         return matmul(_columns(weighted), _columns(self.inputs))
+
+    def scale(self, weights: Tensor) -> float:
+        """``Σ_i w_i Σ_t max |d_it| max |z_it|``."""
+        largest = self.outputs.magnitude.amax(dim=2) * self.inputs.magnitude.amax(dim=2)
+        return float(largest.sum(dim=1) @ weights)
 
     def square_sums(self) -> Interval:
         """Products of the factors' squared norms, without expanding, where there is one position."""

@@ -26,8 +26,8 @@ class AbstractSGD:
             for flag in ("momentum", "dampening", "nesterov", "maximize"):
                 if group[flag]:
                     problems.append(
-                        f"`torch.optim.SGD` has `{flag}={group[flag]}` in parameter group {number}, which has no bounds "
-                        f"yet. Set `{flag}={type(group[flag])(0)}`."
+                        f"`torch.optim.SGD` has `{flag}={group[flag]}` in parameter group {number}, which has no "
+                        f"bounds. Set `{flag}={type(group[flag])(0)}`."
                     )
         return problems
 

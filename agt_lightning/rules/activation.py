@@ -9,4 +9,4 @@ relu = Monotone(
     derivative=lambda site, x: (x > 0).to(x.dtype),
     nonnegative=True,
 )
-"""``max(x, 0)`` with derivative ``[l > 0, u > 0]``: the Heaviside interval of section 3.4, zero at zero as autograd has it."""
+"""``max(x, 0)`` with derivative ``[l > 0, u > 0]``: section 3.4's Heaviside interval, zero at zero as in autograd."""

@@ -48,9 +48,7 @@ class Sum(Rule):
         assert result is not None
         return map_bounds(result, lambda bound: bound + constant) if constant else result
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, scaled, summed over repeated axes."""
         return [
             reduce_to(scaled(grad, coefficient), interval(inputs[position]).shape, samples=site.samples[position])
@@ -66,9 +64,7 @@ class Negation(Rule):
         """``[-u, -l]``."""
         return -interval(inputs[0])
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``-g``."""
         return [-grad]
 
@@ -81,9 +77,7 @@ class ReverseDifference(Rule):
         constant = site.number("other")
         return map_bounds(scaled(interval(inputs[0]), -site.number("alpha")), lambda bound: bound + constant)
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``-a g``."""
         return [scaled(grad, -site.number("alpha"))]
 
@@ -99,9 +93,7 @@ class Product(Rule):
             return _square(interval(inputs[0]))
         return multiply(interval(inputs[0]), interval(inputs[1]))
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g y`` for x and ``g x`` for y."""
         if len(inputs) == 1:
             return [scaled(grad, site.number("other"))]
@@ -135,9 +127,7 @@ class Quotient(Rule):
         """``x (1 / y)``."""
         return multiply(interval(inputs[0]), self._reciprocal(site, inputs))
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g / y`` for x and ``-g x / y²`` for y."""
         reciprocal = self._reciprocal(site, inputs)
         dividend = interval(inputs[0])
@@ -165,9 +155,7 @@ class Power(Rule):
         value = interval(inputs[0])
         return value if site.number("exponent") == 1.0 else _square(value)
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``2 x g``."""
         if site.number("exponent") == 1.0:
             return [grad]
@@ -185,9 +173,7 @@ class Square(Power):
         """``[mig², mag²]``."""
         return _square(interval(inputs[0]))
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``2 x g``."""
         return [multiply(grad, scaled(interval(inputs[0]), 2.0))]
 
@@ -202,9 +188,7 @@ class Absolute(Rule):
             return Interval.point(value.lower.abs(), nonnegative=True)
         return Interval.trusted(value.mignitude, value.magnitude, nonnegative=True)
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g [sign l, sign u]``."""
         return [multiply(grad, map_bounds(interval(inputs[0]), torch.sign))]
 
@@ -244,9 +228,7 @@ class Reduction(Rule):
             value, lambda bound: self.reduce(bound, dim=dims, keepdim=keep), nonnegative=value.nonnegative
         )
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, repeated (and divided by the count for a mean)."""
         shape = interval(inputs[0]).shape
         dims = self._dims(site)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +67,9 @@ class Rule(ABC):
     sample axis may have fewer samples than the captured batch, so a rule reads all sizes but the first from the call.
     """
 
+    contracts: ClassVar[bool] = False
+    """Whether results are sums of products of inputs, whose rounding errors are relative to the sum of magnitudes."""
+
     def problem(self, site: Site) -> str | None:
         """Why this call cannot be certified, with the way out; None if it can.
 
@@ -77,9 +81,7 @@ class Rule(ABC):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """Bounds of the result."""
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """Bounds of the per-sample gradient with respect to each input, given those of the result.
 
         For an input with a sample axis the shape is that of the input; for a shared one the gradient of each sample

@@ -31,9 +31,7 @@ class Monotone(Rule):
         """``[f(l), f(u)]``."""
         return map_bounds(interval(inputs[0]), lambda bound: self.function(site, bound), nonnegative=self.nonnegative)
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g f'``; a monotone f has ``f' >= 0``."""
         slope = map_bounds(interval(inputs[0]), lambda bound: self.derivative(site, bound), nonnegative=True)
         return [multiply(grad, slope)]

@@ -16,6 +16,8 @@ class Linear(Rule):
     Forward and backward are exact interval products; the weight's gradient is the outer product of section 3.4.
     """
 
+    contracts = True
+
     def problem(self, site: Site) -> str | None:
         """The input carries the samples, weight and bias do not."""
         shared_matrix = not any(site.samples[1:]) and len(site.shapes[1]) == 2
@@ -34,9 +36,7 @@ class Linear(Rule):
             product = product + interval(inputs[2])
         return map_bounds(product, lambda bound: bound.unflatten(0, z.shape[:-1]))
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂z = d W``."""
         product = matmul(_flat(grad), _transposed(interval(inputs[1])))
         gradient = map_bounds(product, lambda bound: bound.unflatten(0, grad.shape[:-1]))
@@ -58,9 +58,7 @@ class MatrixProduct(Linear):
         """``z W``."""
         return super().forward(site, [inputs[0], _transposed(interval(inputs[1]))])
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂z = d Wᵀ``."""
         return super().backward(site, grad, [inputs[0], _transposed(interval(inputs[1]))], output)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agt_lightning.arithmetic import multiply, softmax, surprisal
+from agt_lightning.arithmetic import multiply, softmax, softplus, surprisal
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.arithmetic import scaled
@@ -47,9 +47,7 @@ class ResidualLoss(Rule):
         lower, upper = self.value(site, residual.mignitude), self.value(site, residual.magnitude)
         return Interval.trusted(lower, upper, nonnegative=True)
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g h'(r)`` for the prediction, its negative for the target."""
         slope = map_bounds(self._residual(inputs), lambda bound: self.slope(site, bound))
         towards = multiply(grad, slope)
@@ -70,9 +68,7 @@ huber = ResidualLoss(
 
 smooth_absolute_error = ResidualLoss(
     value=lambda site, r: F.smooth_l1_loss(r, torch.zeros_like(r), reduction="none", beta=site.number("beta")),
-    slope=lambda site, r: (
-        (r / site.number("beta")).clamp(-1, 1) if site.number("beta") > 0 else torch.sign(r)
-    ),
+    slope=lambda site, r: (r / site.number("beta")).clamp(-1, 1) if site.number("beta") > 0 else torch.sign(r),
 )
 """``smooth_l1_loss``: gradient clamp((f - y) / β, -1, 1)."""
 
@@ -112,9 +108,7 @@ class CrossEntropy(Rule):
             return Interval.trusted(lower, upper, nonnegative=True)
         return map_bounds(multiply(self._target(site, logits, target), cost), lambda bound: bound.sum(dim=1))
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g (p - y)``; for probabilities as targets ``g (p Σ_k y_k - y)``."""
         logits = interval(inputs[0])
         target = self._target(site, logits, inputs[1])
@@ -147,16 +141,14 @@ class BinaryCrossEntropy(Rule):
         """``w y softplus(-z) + (1 - y) softplus(z)``: linear in y and convex in z; corners and the minimum in z."""
         logits, target = interval(inputs[0]), interval(inputs[1])
         weight = self._positive_weight(site, inputs)
-        positive = map_bounds(-logits, F.softplus, nonnegative=True)
-        negative = map_bounds(logits, F.softplus, nonnegative=True)
+        positive = map_bounds(-logits, softplus, nonnegative=True)
+        negative = map_bounds(logits, softplus, nonnegative=True)
         ones = Interval.point(torch.ones_like(target.lower))
         return multiply(multiply(Interval.point(weight, nonnegative=True), target), positive) + multiply(
             ones - target, negative
         )
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """Largest at the lower label, smallest at the upper one."""
         logits, target = interval(inputs[0]), interval(inputs[1])
         weight = self._positive_weight(site, inputs)

@@ -22,8 +22,8 @@ class Reshape(Rule):
         if not site.has_samples or (after and after[0] == before[0]):
             return None
         return (
-            f"`{name_of(site.call)}` at {site.call.source} turns shape {before} into {after} and loses the sample axis. "
-            "Keep the batch as first axis (`x.flatten(1)`, `.squeeze(-1)` instead of `.squeeze()`)."
+            f"`{name_of(site.call)}` at {site.call.source} turns shape {before} into {after} and loses the samples' "
+            "axis. Keep the batch as first axis (`x.flatten(1)`, `.squeeze(-1)` instead of `.squeeze()`)."
         )
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
@@ -35,9 +35,7 @@ class Reshape(Rule):
 
         return map_value(inputs[0], reshape)
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient in the input's shape."""
         shape = interval(inputs[0]).shape
         full = shape if site.has_samples else (grad.shape[0], *shape)
@@ -63,9 +61,7 @@ class Cast(Rule):
         """No restriction: a cast is element-wise."""
         return None
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, unchanged."""
         return [grad]
 
@@ -73,9 +69,7 @@ class Cast(Rule):
 class Detach(Cast):
     """``detach``: the value, without its gradient."""
 
-    def backward(
-        self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value
-    ) -> Sequence[Interval | None]:
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """No gradient flows."""
         return [None]
 

@@ -1,0 +1,41 @@
+"""A stand-in for a module, on which its code can run without leaving a trace in the module itself."""
+
+import copy
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from agt_lightning.errors import CaptureError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def replica(module: M) -> M:
+    """A deep copy that shares the parameters, and so costs no memory for them.
+
+    Raises:
+        CaptureError: if some attribute cannot be copied.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> twin = replica(layer)
+        >>> twin is layer, twin.weight is layer.weight
+        (False, True)
+    """
+    memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
+    for part in module.modules():
+        for value in vars(part).values():
+            memo |= {id(tensor): tensor.detach() for tensor in _intermediate_results(value)}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise CaptureError(
+            f"Expected a module that can be copied, but got {type(error).__name__}: {error}\nTraining steps run on a "
+            "copy to be recorded. Remove the attribute that cannot be copied, or give the module a `__deepcopy__`."
+        ) from error
+
+
+def _intermediate_results(value: object) -> list[Tensor]:
+    """Tensors that autograd made, such as a loss kept for logging; Python cannot copy them."""
+    candidates = value if isinstance(value, list | tuple) else [value]
+    return [item for item in candidates if isinstance(item, Tensor) and item.grad_fn is not None]

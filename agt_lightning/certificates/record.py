@@ -1,0 +1,99 @@
+"""The certificate as a file: what was bounded, for whom, under which assumptions, and what came out."""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from agt_lightning.adversaries import Adversary, UnboundedAdversary
+
+PACKAGES = ("agt-lightning", "torch", "lightning", "torchmetrics", "numpy")
+
+_ASSUMPTIONS = (
+    "The adversary changes at most n samples of each optimizer step's batch, different ones in each step if it likes; n "
+    "is counted per batch, not per data set.",
+    "Batches come in the same order and with the same members in every run; the order does not depend on the data.",
+    "Samples are substituted or perturbed in place; none is inserted or deleted.",
+    "Batches are perturbed as they enter `training_step`, after transforms and transfer hooks.",
+    "Initial parameters, learning rates and number of steps are the same in every run.",
+    "Bounds hold in real arithmetic. They are computed in floating point without directed rounding, in double "
+    "precision unless stated otherwise; each step is checked against the training's own arithmetic.",
+)
+
+
+def assumptions(adversary: Adversary) -> list[str]:
+    """Everything a certificate for this adversary takes for granted, in words."""
+    if isinstance(adversary, UnboundedAdversary):
+        return [*_ASSUMPTIONS, "Every run clips the gradient of each sample as this one did."]
+    return list(_ASSUMPTIONS)
+
+
+def certificate(
+    adversary: Adversary,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    results: Mapping[str, float],
+    settings: Mapping[str, object],
+) -> dict[str, object]:
+    """A description of a certified training, ready for JSON.
+
+    Args:
+        adversary: the threat model.
+        optimizer: the optimizer, with its settings at the end.
+        steps: number of certified optimizer steps.
+        results: metrics by name.
+        settings: how bounds were computed.
+    """
+    fields = dataclasses.asdict(adversary)  # type: ignore[call-overload]
+    groups = [
+        {key: value for key, value in group.items() if isinstance(value, bool | int | float | str)}
+        for group in optimizer.param_groups
+    ]
+    return {
+        "format": "agt_lightning certificate 1",
+        "adversary": {"type": type(adversary).__name__, **fields},
+        "optimizer": {"type": type(optimizer).__name__, "param_groups_at_the_end": groups},
+        "steps": steps,
+        "bounds": dict(settings),
+        "results": dict(results),
+        "assumptions": assumptions(adversary),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def write_certificate(path: str | os.PathLike[str], record: Mapping[str, object]) -> None:
+    """Write a certificate as JSON, atomically; infinities become the strings "inf" and "-inf".
+
+    Args:
+        path: the file; missing folders are made.
+        record: what `certificate` returned.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

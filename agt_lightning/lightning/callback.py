@@ -1,0 +1,306 @@
+"""The callback: certified training of an unchanged LightningModule."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
+from agt_lightning.bounds import ParameterBounds
+from agt_lightning.certificates import CertifiedModel
+from agt_lightning.certificates.record import certificate, write_certificate
+from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine, Descent, Poisonable
+from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
+from agt_lightning.interval import Interval
+from agt_lightning.lightning.checks import trainer_problems
+from agt_lightning.lightning.training_step import TrainingLoss
+from agt_lightning.lightning.validation import ValidationCertificate
+
+_CHECKPOINT_KEY = "agt_bounds"
+
+
+class CertifiedTraining(Callback):
+    """Keeps, beside an ordinary training, bounds on the parameters of every run an adversary could have caused.
+
+    The module is not changed. With a `BoundedAdversary` its training is not changed either, down to the last bit; with
+    an `UnboundedAdversary` each sample's gradient is clipped, as that threat model requires.
+
+    What would void the guarantee is refused before the first step, all reasons in one `UncertifiableError`. At every
+    step the gradient that Lightning applies is compared with the certified one; `UnsoundBoundError` if they differ.
+
+    Logs ``agt/mean_width`` at every step and, on the validation loader, nominal and certified accuracy or squared
+    error as ``agt/val_*``.
+
+    Args:
+        adversary: the threat model, `BoundedAdversary` or `UnboundedAdversary`.
+        method: how bounds are propagated; ``"ibp"``.
+        aggregation: how per-sample bounds become bounds of the sum; ``"exact"``.
+        poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
+            a mask in the batch. None means all.
+        dirpath: where ``certificate.json`` and ``bounds.safetensors`` are written when training ends; None means
+            nowhere.
+        memory_budget: bytes for temporary tensors of the aggregation.
+        dtype: floating point type of the bounds' computation.
+
+    Raises:
+        TypeError: if ``adversary`` is not an adversary.
+        ValueError: if ``method`` or ``aggregation`` is unknown.
+
+    Example:
+        >>> certified = CertifiedTraining(BoundedAdversary(n=10, epsilon=0.01))
+        >>> trainer = L.Trainer(max_epochs=4, callbacks=[certified], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary,
+        *,
+        method: Literal["ibp"] = "ibp",
+        aggregation: Literal["exact"] = "exact",
+        poisonable: Poisonable | None = None,
+        dirpath: str | os.PathLike[str] | None = None,
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        super().__init__()
+        if not isinstance(adversary, BoundedAdversary | UnboundedAdversary):
+            raise TypeError(
+                "Expected `adversary` to be a `BoundedAdversary` or an `UnboundedAdversary`, but got "
+                f"{type(adversary).__name__}."
+            )
+        _require_choice("method", method, "ibp")
+        _require_choice("aggregation", aggregation, "exact")
+        self.adversary = adversary
+        self.method = method
+        self.aggregation = aggregation
+        self.poisonable = poisonable
+        self.dirpath = dirpath
+        self.memory_budget = memory_budget
+        self.dtype = dtype
+        self._engine: AbstractGradientEngine | None = None
+        self._batches: list[object] = []
+        self._descent: Descent | None = None
+        self._approved: set[object] = set()
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._restored: dict[str, Any] | None = None
+        self._resumed = False
+        self._validation: ValidationCertificate | None = None
+        self._results: dict[str, float] = {}
+
+    # --- what a user asks for --------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> AbstractGradientEngine:
+        """The engine of the current or last training.
+
+        Raises:
+            RuntimeError: before training.
+        """
+        if self._engine is None:
+            raise RuntimeError("Expected a training to have started, but there are no bounds yet. Call `trainer.fit`.")
+        return self._engine
+
+    @property
+    def bounds(self) -> ParameterBounds:
+        """Bounds on all parameters after the last step, in the parameters' own types."""
+        return self.engine.bounds
+
+    def certified_model(self, module: torch.nn.Module | None = None) -> CertifiedModel:
+        """The trained network with its bounds.
+
+        Args:
+            module: the trained module; None means the one that was trained.
+        """
+        return CertifiedModel(self.engine.module if module is None else module, self.bounds, method=self.method)
+
+    def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
+        """Write ``certificate.json`` and ``bounds.safetensors``.
+
+        Args:
+            dirpath: folder to write to; made if missing.
+            optimizer: the optimizer of the training.
+        """
+        record = certificate(
+            self.adversary,
+            optimizer,
+            steps=self.engine.steps,
+            results={"mean_width": self.bounds.mean_width(), **self._results},
+            settings={
+                "method": self.method,
+                "aggregation": self.aggregation,
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "all_samples_poisonable": self.poisonable is None,
+            },
+        )
+        self.bounds.save(Path(dirpath) / "bounds.safetensors")
+        write_certificate(Path(dirpath) / "certificate.json", record)
+
+    # --- Lightning's hooks -----------------------------------------------------------------------------------------
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._engine = AbstractGradientEngine(
+            pl_module,
+            TrainingLoss(trainer),
+            self.adversary,
+            poisonable=self.poisonable,
+            memory_budget=self.memory_budget,
+            dtype=self.dtype,
+        )
+        self._batches, self._descent, self._approved, self._results = [], None, set(), {}
+        if self._restored is not None:
+            self._restore(self._restored)
+        elif self._resumed:
+            raise BoundsMismatchError(
+                "Expected a checkpoint of a certified training, but it has no bounds. Bounds that start in the middle of "
+                "a training would miss everything an adversary did before. Train from the start, or resume from a "
+                "checkpoint that was written with `CertifiedTraining`."
+            )
+        self._restored, self._resumed = None, False
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._remove_hook()
+        if len(trainer.optimizers) == 1:
+            self._hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._approve(trainer, pl_module, batch)
+        self._batches.append(batch)
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        scale = 1.0 / trainer.accumulate_grad_batches
+        self._descent = self.engine.descend(self._batches, scale)
+        try:
+            self.engine.verify(self._descent, self._batches, scale)
+        except UnsoundBoundError:
+            # Code that depends on the epoch is recorded anew; if it still differs, it is not a matter of age.
+            self.engine.forget()
+            self._descent = self.engine.descend(self._batches, scale)
+            self.engine.verify(self._descent, self._batches, scale)
+
+    def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        """Lightning has no hook after the optimizer's step; this one sees the rates that were used."""
+        if self._descent is not None:
+            self.engine.update(self._descent, optimizer)
+        self._descent = None
+        self._batches = []
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        pl_module.log("agt/mean_width", self.bounds.mean_width(), prog_bar=True)
+
+    @override
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation = None
+        if self._engine is not None and not trainer.sanity_checking:
+            self._validation = ValidationCertificate(self._engine)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._validation is None:
+            return
+        try:
+            self._validation.update(batch)
+        except (CaptureError, UncertifiableError) as error:
+            rank_zero_warn(
+                f"No certified metric on the validation loader: its batches do not fit the training loss.\n{error}"
+            )
+            self._validation = None
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._validation is None:
+            return
+        results = {f"agt/val_{name}": value for name, value in self._validation.compute().items()}
+        pl_module.log_dict(results, prog_bar=True)
+        self._results |= {name.removeprefix("agt/"): value for name, value in results.items()}
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._remove_hook()
+        if self.dirpath is not None and trainer.is_global_zero and trainer.optimizers:
+            self.save(self.dirpath, trainer.optimizers[0])
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._remove_hook()
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._engine is not None:
+            checkpoint[_CHECKPOINT_KEY] = {
+                "steps": self._engine.steps,
+                "adversary": repr(self.adversary),
+                "lower": {name: interval.lower for name, interval in self._engine.box.items()},
+                "upper": {name: interval.upper for name, interval in self._engine.box.items()},
+            }
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._resumed = True
+        self._restored = checkpoint.get(_CHECKPOINT_KEY)
+
+    # --- parts of the hooks ----------------------------------------------------------------------------------------
+
+    def _approve(self, trainer: L.Trainer, module: L.LightningModule, batch: object) -> None:
+        """Refuse what cannot be certified, all reasons at once, when a kind of batch comes for the first time."""
+        signature = self.engine.signature(batch)
+        if signature in self._approved:
+            return
+        problems = trainer_problems(trainer, module)
+        try:
+            problems += self.engine.problems(batch, trainer.optimizers[0] if trainer.optimizers else None)
+        except CaptureError as error:
+            problems.append(str(error))
+        if problems:
+            raise UncertifiableError(list(dict.fromkeys(problems)))
+        self._approved.add(signature)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["adversary"] != repr(self.adversary):
+            raise BoundsMismatchError(
+                f"Expected to resume with the adversary of the checkpoint, {state['adversary']}, but got "
+                f"{self.adversary!r}. Bounds for one adversary say nothing about another: use the same."
+            )
+        box = {name: _interval(lower, state["upper"][name]) for name, lower in state["lower"].items()}
+        self.engine.restore(box, int(state["steps"]))
+
+    def _remove_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+
+def _interval(lower: Tensor, upper: Tensor) -> Interval:
+    checked = Interval(lower, upper)
+    return Interval.point(lower) if torch.equal(lower, upper) else checked
+
+
+def _require_choice(name: str, value: object, allowed: str) -> None:
+    if value != allowed:
+        raise ValueError(f"Expected `{name}` to be {allowed!r}, but got {value!r}.")

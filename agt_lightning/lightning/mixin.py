@@ -1,0 +1,92 @@
+"""The mixin: a LightningModule that knows its own bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from agt_lightning.bounds import ParameterBounds
+from agt_lightning.certificates import Certification, CertifiedModel
+from agt_lightning.interval import Interval
+from agt_lightning.lightning.callback import CertifiedTraining
+
+if TYPE_CHECKING:
+    _Base = L.LightningModule
+else:
+    _Base = object
+
+
+class CertifiedModule(_Base):
+    """Mix into a LightningModule, before it in the list of bases, to ask the module itself for bounds.
+
+    The bounds are kept by a `CertifiedTraining` callback: pass one to the Trainer, or return one from
+    `configure_certification` and pass none.
+
+    Example:
+        >>> class Classifier(CertifiedModule, L.LightningModule):
+        ...     def configure_certification(self):
+        ...         return CertifiedTraining(BoundedAdversary(n=5, epsilon=0.1))
+        >>> from agt_lightning import BoundedAdversary
+        >>> len(Classifier().configure_callbacks())
+        1
+    """
+
+    def configure_certification(self) -> CertifiedTraining | None:
+        """The callback that certifies this module; override it to need none in the Trainer."""
+        return None
+
+    def certified_objective(self, batch: object) -> Tensor | None:
+        """The scalar loss to certify, on a batch as `training_step` gets it.
+
+        Override it where `training_step` cannot be recorded. It must have the same gradient as the loss that
+        `training_step` returns; every step checks that. None means `training_step` itself.
+        """
+        return None
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """The module's own callbacks and the certifying one."""
+        inherited = super().configure_callbacks()
+        callbacks = list(inherited) if isinstance(inherited, Sequence) else [inherited]
+        certified = self.configure_certification()
+        return callbacks if certified is None else [*callbacks, certified]
+
+    @property
+    def certified_training(self) -> CertifiedTraining:
+        """The callback of this module's Trainer that keeps its bounds.
+
+        Raises:
+            RuntimeError: if the module has no Trainer, or its Trainer no such callback.
+        """
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        certified = next((callback for callback in callbacks if isinstance(callback, CertifiedTraining)), None)
+        if certified is None:
+            raise RuntimeError(
+                "Expected a certified training, but there was none. Pass `CertifiedTraining(adversary)` to the Trainer, "
+                "or return it from `configure_certification`."
+            )
+        return certified
+
+    @property
+    def parameter_bounds(self) -> ParameterBounds:
+        """Bounds on all parameters after the last step."""
+        return self.certified_training.bounds
+
+    def bound_forward(self, x: Tensor, epsilon: float = 0.0, p: float = math.inf) -> Interval:
+        """Bounds on the outputs; see `CertifiedModel.bound_forward`."""
+        return self._certified_model().bound_forward(x, epsilon, p)
+
+    def margins(self, x: Tensor, target: Tensor, epsilon: float = 0.0) -> Interval:
+        """Bounds on differences of outputs; see `CertifiedModel.margins`."""
+        return self._certified_model().margins(x, target, epsilon)
+
+    def certify(self, x: Tensor, epsilon: float = 0.0) -> Certification:
+        """Predictions and whether they can change; see `CertifiedModel.certify`."""
+        return self._certified_model().certify(x, epsilon)
+
+    def _certified_model(self) -> CertifiedModel:
+        return self.certified_training.certified_model(self)

@@ -1,0 +1,67 @@
+"""The strategy: certified training by one word in the Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from typing_extensions import override
+
+from agt_lightning.adversaries import Adversary
+from agt_lightning.bounds import ParameterBounds
+from agt_lightning.certificates import CertifiedModel
+from agt_lightning.lightning.callback import CertifiedTraining
+
+
+class AbstractGradientStrategy(DDPStrategy):
+    """Lightning's DDP strategy, with a `CertifiedTraining` callback of its own.
+
+    Args:
+        adversary: the threat model. None if the Trainer or the module brings a `CertifiedTraining`.
+        certification: arguments of `CertifiedTraining`.
+        **ddp: arguments of `lightning.pytorch.strategies.DDPStrategy`.
+
+    Example:
+        >>> from agt_lightning import BoundedAdversary
+        >>> strategy = AbstractGradientStrategy(BoundedAdversary(n=10, epsilon=0.01))
+        >>> trainer = L.Trainer(strategy=strategy, accelerator="cpu", devices=1, logger=False)
+    """
+
+    strategy_name = "agt"
+
+    def __init__(
+        self, adversary: Adversary | None = None, *, certification: dict[str, Any] | None = None, **ddp: Any
+    ) -> None:
+        super().__init__(**ddp)
+        self.certified = None if adversary is None else CertifiedTraining(adversary, **(certification or {}))
+
+    @override
+    def connect(self, model: L.LightningModule) -> None:
+        """Join the Trainer's callbacks: the first moment at which the strategy meets the Trainer."""
+        super().connect(model)
+        callbacks = model.trainer.callbacks  # type: ignore[attr-defined]
+        if self.certified is not None and self.certified not in callbacks:
+            callbacks.insert(0, self.certified)
+
+    @property
+    def bounds(self) -> ParameterBounds:
+        """Bounds on all parameters after the last step."""
+        return self._certified().bounds
+
+    def certified_model(self, module: torch.nn.Module | None = None) -> CertifiedModel:
+        """The trained network with its bounds."""
+        return self._certified().certified_model(module)
+
+    def _certified(self) -> CertifiedTraining:
+        if self.certified is None:
+            raise RuntimeError("Expected an `adversary`, but the strategy has none. Ask the callback for the bounds.")
+        return self.certified
+
+
+for _name in ("agt", "agt_ddp"):
+    if _name not in StrategyRegistry:
+        StrategyRegistry.register(
+            _name, AbstractGradientStrategy, description="Certified training; see `agt_lightning.CertifiedTraining`."
+        )

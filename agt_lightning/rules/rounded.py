@@ -1,0 +1,82 @@
+"""The rules for the program as floating point hardware runs it, in any order of summation.
+
+The same bounds, widened by what rounding can do to each result. Only the self-check of a training run asks for them,
+where a unit that is zero up to rounding may be on for the hardware and off in real arithmetic.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.gradients import FactoredGradient
+from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.rules.base import Rule, Site, Value, interval
+
+_CALL_ROUNDINGS = 16
+"""Roundings inside one element-wise call: sixteen cover exp, log and their few surrounding operations."""
+
+
+@dataclass(frozen=True)
+class Rounded(Rule):
+    """A rule whose results also contain what a float program computes.
+
+    Args:
+        rule: the rule in real arithmetic.
+        dtype: type that the program computes in.
+    """
+
+    rule: Rule
+    dtype: torch.dtype
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
+        """The rule's bounds, widened by the magnitude of all summands."""
+        output = self.rule.forward(site, inputs)
+        if not isinstance(output, Interval) or not site.has_samples:
+            return output
+        operands = [interval(value) for value in inputs]
+        if self.rule.contracts:
+            sizes = [Interval.point(operand.magnitude, nonnegative=True) for operand in operands]
+            size = interval(self.rule.forward(site, sizes)).magnitude
+        else:
+            size = torch.maximum(output.magnitude, _largest_row(operands[0], output))
+        return self._widened(output, size, max(_longest(operand) for operand in operands))
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """The rule's bounds, widened likewise."""
+        gradients = self.rule.backward(site, grad, inputs, output)
+        sizes: Sequence[Interval | None] = gradients
+        if self.rule.contracts:
+            magnitudes = [Interval.point(interval(value).magnitude, nonnegative=True) for value in inputs]
+            sizes = self.rule.backward(site, Interval.point(grad.magnitude, nonnegative=True), magnitudes, output)
+        terms = _longest(grad)
+        return [
+            None if gradient is None or size is None else self._widened(gradient, size.magnitude, terms)
+            for gradient, size in zip(gradients, sizes, strict=True)
+        ]
+
+    def parameter_gradient(
+        self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
+    ) -> FactoredGradient:
+        """The rule's factors; the sum over samples is rounded by whoever adds it up."""
+        return self.rule.parameter_gradient(site, position, grad, inputs)
+
+    def _widened(self, value: Interval, size: Tensor, terms: int) -> Interval:
+        slack = size * accumulated_roundoff(terms + _CALL_ROUNDINGS, self.dtype)
+        lower = value.lower - slack
+        return Interval.trusted(
+            lower.clamp(min=0) if value.nonnegative else lower, value.upper + slack, nonnegative=value.nonnegative
+        )
+
+
+def _longest(value: Interval) -> int:
+    """Number of elements of one sample: at least as long as any sum that is taken of them."""
+    return max(1, value.lower[0].numel()) if value.lower.ndim else 1
+
+
+def _largest_row(operand: Interval, output: Interval) -> Tensor:
+    """The largest entry of each sample's first operand, shaped to meet the output."""
+    largest = operand.magnitude.flatten(1).amax(dim=1) if operand.lower.ndim > 1 else operand.magnitude
+    return largest.reshape(-1, *[1] * (output.lower.ndim - 1)).expand_as(output.lower)

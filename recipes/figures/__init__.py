@@ -1,0 +1,1 @@
+"""The pictures that the experiments leave behind, drawn without a display."""

@@ -1,0 +1,51 @@
+"""Best, nominal and worst mean squared error after every step (figure 2)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipes.callbacks import MSEOverSteps
+from recipes.figures.canvas import new_figure, plain, save
+from recipes.run import Run
+from recipes.strengths import describe
+
+_BAND, _NOMINAL = "#56B4E9", "black"
+
+
+def draw_mse_over_steps(runs: Sequence[Run], path: Path) -> Path:
+    """Draw what `MSEOverSteps` recorded, one panel per run, on a logarithmic axis.
+
+    Args:
+        runs: trainings of regressors with a `MSEOverSteps` among their callbacks.
+        path: the file to write.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: if a run has no `MSEOverSteps`.
+    """
+    figure = new_figure(1 + 5.5 * len(runs), 4.2)
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, run in zip(panels, runs, strict=True):
+        history = _recorder(run).history
+        steps = range(len(history))
+        best, nominal, worst = ([values[f"{name} MSE"] for values in history] for name in ("best", "nominal", "worst"))
+        axes.fill_between(steps, best, worst, color=_BAND, alpha=0.35, label="reachable by the adversary")
+        axes.plot(steps, worst, color=_BAND, linestyle="--", label="worst case, certified")
+        axes.plot(steps, best, color=_BAND, linestyle=":", label="best case")
+        axes.plot(steps, nominal, color=_NOMINAL, label="nominal")
+        axes.set(
+            xlabel="training step", yscale="log", title=f"{type(run.adversary).__name__}, {describe(run.adversary)}"
+        )
+        axes.grid(alpha=0.3)
+        plain(axes)
+    panels[0].set_ylabel("validation MSE (target scaled to [0, 1])")
+    panels[0].legend(frameon=False)
+    return save(figure, path)
+
+
+def _recorder(run: Run) -> MSEOverSteps:
+    for callback in run.callbacks:
+        if isinstance(callback, MSEOverSteps):
+            return callback
+    raise ValueError("Expected a `MSEOverSteps` among the run's callbacks. Add `callbacks=mse_over_steps`.")

@@ -1,0 +1,6 @@
+"""Ordinary LightningModules; none of them knows of certificates."""
+
+from recipes.models.classifier import Classifier
+from recipes.models.regressor import Regressor
+
+__all__ = ["Classifier", "Regressor"]

@@ -31,7 +31,7 @@ from agt_lightning.rules.rounded import Rounded
 
 Poisonable = Callable[[object], Tensor] | str
 
-DEFAULT_MEMORY_BUDGET = 256 * 2**20
+DEFAULT_MEMORY_BUDGET = 32 * 2**20
 """Bytes for temporary tensors of the aggregation: larger blocks leave the caches and are no faster."""
 
 _UPDATE_ROUNDINGS = 8
@@ -121,7 +121,9 @@ class AbstractGradientEngine:
         bounded = self.objective(batch)
         roles = bounded.objective
         problems = [*bounded.problems]
-        problems += self.adversary.problems(roles.label_kind, len(roles.labels), len(roles.features))
+        leaves, _ = flatten(batch)
+        movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
+        problems += self.adversary.problems(roles.label_kind, len(roles.labels), len(movable))
         return problems + _optimizer_problems(optimizer)
 
     def objective(self, batch: object) -> BoundedObjective:

@@ -17,14 +17,14 @@ class UnsoundBoundError(AgtError):
 
 
 class UncertifiableError(AgtError):
-    """The setting cannot be certified as it stands. Raised before the first step, with every reason at once.
+    r"""The setting cannot be certified as it stands. Raised before the first step, with every reason at once.
 
     Args:
         problems: one line per reason, each with its way out.
 
     Example:
         >>> str(UncertifiableError(["`momentum` is not supported. Set `momentum=0`."]))
-        'This training cannot be certified:\\n  1. `momentum` is not supported. Set `momentum=0`.'
+        'This training cannot be certified:\n  1. `momentum` is not supported. Set `momentum=0`.'
     """
 
     def __init__(self, problems: Sequence[str]) -> None:

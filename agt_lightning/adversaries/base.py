@@ -23,7 +23,7 @@ class Adversary(Protocol):
         Args:
             label_kind: kind of the labels.
             labels: number of batch entries used as labels.
-            features: number of batch entries used as features.
+            features: number of floating point batch entries used as features.
         """
 
     @property

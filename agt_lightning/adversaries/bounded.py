@@ -69,7 +69,7 @@ class BoundedAdversary:
             self._check_classes(name)
         if self.q == 0 and self.nu not in (0, 1):
             raise ValueError(
-                f"Expected `nu` to be 0 or 1 with `q=0`, the number of labels that change per sample, but got {self.nu}."
+                f"Expected `nu` to be 0 or 1 with `q=0`, the number of labels changed per sample, but got {self.nu}."
             )
 
     def _check_classes(self, name: str) -> None:
@@ -143,5 +143,10 @@ class BoundedAdversary:
             )
         point = interval(labels).lower
         if self.q == 0:
+            if not bool(((point >= 0) & (point <= 1)).all()):
+                raise ValueError(
+                    "Expected labels in [0, 1] for flips of binary labels, but got values in "
+                    f"[{float(point.min())}, {float(point.max())}]. Transform them in the data set."
+                )
             return Interval.trusted(torch.zeros_like(point), torch.ones_like(point), nonnegative=True)
         return Interval.trusted(point - self.nu, point + self.nu)

@@ -14,7 +14,9 @@ from agt_lightning.interval import Interval
 class Clipping(Protocol):
     """Maps bounds on gradients to bounds on clipped gradients."""
 
-    kappa: float
+    @property
+    def kappa(self) -> float:
+        """The clipping level κ."""
 
     def __call__(self, block: Interval) -> Interval:
         """Clip a block of shape (e, b)."""

@@ -32,10 +32,21 @@ def multiply(a: Interval, b: Interval) -> Interval:
         return _scale(b, a.lower, nonnegative=a.nonnegative)
     if b.is_point:
         return _scale(a, b.lower, nonnegative=b.nonnegative)
+    if a.nonnegative:
+        return _scale_by_nonnegative(b, a)
+    if b.nonnegative:
+        return _scale_by_nonnegative(a, b)
     products = (a.lower * b.lower, a.lower * b.upper, a.upper * b.lower, a.upper * b.upper)
     lower = torch.minimum(torch.minimum(products[0], products[1]), torch.minimum(products[2], products[3]))
     upper = torch.maximum(torch.maximum(products[0], products[1]), torch.maximum(products[2], products[3]))
-    return Interval.trusted(lower, upper, nonnegative=a.nonnegative and b.nonnegative)
+    return Interval.trusted(lower, upper)
+
+
+def _scale_by_nonnegative(a: Interval, factor: Interval) -> Interval:
+    """Each bound of the product comes from the same bound of ``a``."""
+    upper = torch.maximum(a.upper * factor.upper, a.upper * factor.lower)
+    lower = torch.minimum(a.lower * factor.upper, a.lower * factor.lower)
+    return Interval.trusted(lower, upper, nonnegative=a.nonnegative)
 
 
 def _scale(interval: Interval, factor: Tensor, *, nonnegative: bool) -> Interval:

@@ -119,6 +119,7 @@ class _Reader:
         assert isinstance(producer, fx.Node)
         if producer.target is _aten.broadcast_tensors.default:
             source = producer.args[0][index]  # type: ignore[index]
+            assert isinstance(source, fx.Node)
             name = self._name(source)
             if self.shapes[name] == self.shapes[node.name]:
                 self.alias[node.name] = name

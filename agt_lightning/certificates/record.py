@@ -16,8 +16,8 @@ from agt_lightning.adversaries import Adversary, UnboundedAdversary
 PACKAGES = ("agt-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
 _ASSUMPTIONS = (
-    "The adversary changes at most n samples of each optimizer step's batch, different ones in each step if it likes; n "
-    "is counted per batch, not per data set.",
+    "The adversary changes at most n samples of each optimizer step's batch, different ones in each step if it likes; "
+    "n is counted per batch, not per data set.",
     "Batches come in the same order and with the same members in every run; the order does not depend on the data.",
     "Samples are substituted or perturbed in place; none is inserted or deleted.",
     "Batches are perturbed as they enter `training_step`, after transforms and transfer hooks.",

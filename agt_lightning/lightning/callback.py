@@ -10,7 +10,8 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -162,8 +163,8 @@ class CertifiedTraining(Callback):
             self._restore(self._restored)
         elif self._resumed:
             raise BoundsMismatchError(
-                "Expected a checkpoint of a certified training, but it has no bounds. Bounds that start in the middle of "
-                "a training would miss everything an adversary did before. Train from the start, or resume from a "
+                "Expected a checkpoint of a certified training, but it has no bounds. Bounds that start in the middle "
+                "of a training would miss everything an adversary did before. Train from the start, or resume from a "
                 "checkpoint that was written with `CertifiedTraining`."
             )
         self._restored, self._resumed = None, False
@@ -173,6 +174,10 @@ class CertifiedTraining(Callback):
         self._remove_hook()
         if len(trainer.optimizers) == 1:
             self._hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._batches = []  # a batch that a hook skipped at the end of an epoch leads to no step
 
     @override
     def on_train_batch_start(
@@ -204,7 +209,7 @@ class CertifiedTraining(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        pl_module.log("agt/mean_width", self.bounds.mean_width(), prog_bar=True)
+        pl_module.log("agt/mean_width", ParameterBounds(self.engine.box).mean_width(), prog_bar=True)
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -262,8 +267,9 @@ class CertifiedTraining(Callback):
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._resumed = True
-        self._restored = checkpoint.get(_CHECKPOINT_KEY)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._resumed = True
+            self._restored = checkpoint.get(_CHECKPOINT_KEY)
 
     # --- parts of the hooks ----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch.utils.data import WeightedRandomSampler
 _FULL_PRECISION = ("32-true", "64-true")
 
 _CALLBACKS = {
-    EarlyStopping: "stops at a step that depends on the data, and a poisoned run would stop elsewhere. Fix `max_epochs`",
+    EarlyStopping: "stops at a step that depends on the data; a poisoned run would stop elsewhere. Fix `max_epochs`",
     LearningRateFinder: "chooses the learning rate by the data. Fix the learning rate",
     StochasticWeightAveraging: "replaces the trained parameters by averages that have no bounds. Remove it",
     WeightAveraging: "replaces the trained parameters by averages that have no bounds. Remove it",
@@ -76,7 +76,7 @@ def _data_dependence_problems(trainer: L.Trainer) -> list[str]:
     ]
     if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in trainer.lr_scheduler_configs):
         problems.append(
-            "`ReduceLROnPlateau` chooses the learning rate by a metric of the data, so a poisoned run would use another. "
+            "`ReduceLROnPlateau` chooses the learning rate by a metric of the data; a poisoned run would use another. "
             "Use a schedule that depends on the step alone."
         )
     if isinstance(getattr(trainer.train_dataloader, "sampler", None), WeightedRandomSampler):

@@ -66,8 +66,8 @@ class CertifiedModule(_Base):
         certified = next((callback for callback in callbacks if isinstance(callback, CertifiedTraining)), None)
         if certified is None:
             raise RuntimeError(
-                "Expected a certified training, but there was none. Pass `CertifiedTraining(adversary)` to the Trainer, "
-                "or return it from `configure_certification`."
+                "Expected a certified training, but there was none. Pass `CertifiedTraining(adversary)` to the "
+                "Trainer, or return it from `configure_certification`."
             )
         return certified
 

@@ -13,6 +13,7 @@ from agt_lightning.certificates import squared_error_bounds
 from agt_lightning.certificates.model import output_margins, predicted_classes
 from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.objective import BoundedObjective
@@ -50,7 +51,9 @@ class ValidationCertificate:
 
     def _results(self, bounded: BoundedObjective, batch: object) -> Mapping[str, Tensor]:
         roles = bounded.objective
-        if roles.prediction is None or roles.target is None or bounded.problems:
+        if bounded.problems:
+            raise UncertifiableError(bounded.problems)
+        if roles.prediction is None or roles.target is None:
             return {}
         module, dtype = self.engine.module, self.engine.dtype
         points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.capture.graph import Call
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import Elementwise, FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -121,9 +122,20 @@ def name_of(call: Call) -> str:
 
 
 def interval(value: Value) -> Interval:
-    """The value as an interval; discrete data becomes a point in double precision."""
+    """The value as an interval; discrete data becomes a point in double precision.
+
+    Raises:
+        UncertifiableError: for class labels that an adversary can flip: their index is not a quantity.
+    """
     if isinstance(value, Interval):
         return value
+    if isinstance(value, ClassLabels) and value.flippable:
+        raise UncertifiableError(
+            [
+                "Class labels that can be flipped are used as numbers. Use them through `cross_entropy`, `nll_loss` or "
+                "`one_hot` only, or set `nu=0`."
+            ]
+        )
     tensor = value.index if isinstance(value, ClassLabels) else value
     return Interval.point(tensor if tensor.is_floating_point() else tensor.double())
 

@@ -1,0 +1,27 @@
+# Two commands on a machine with only Python (3.11 or later) and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test install clean
+
+install: $(VENV)/.installed
+
+# PyTorch from the registry brings CUDA packages of several gigabytes; the first run takes a few minutes.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[all]"
+	touch $@
+
+demo: install
+	$(BIN)/python -m recipes.halfmoons_sweep output_dir=outputs/demo
+
+test: install
+	$(BIN)/ruff format --check agt_lightning recipes tests
+	$(BIN)/ruff check agt_lightning recipes tests
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow"
+
+clean:
+	rm -rf $(VENV) outputs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,24 @@ from agt_lightning.aggregation import (
     unbounded_descent,
 )
 from agt_lightning.bounds import ParameterBounds
-from agt_lightning.capture import flatten, reached
-from agt_lightning.errors import BoundsMismatchError, UncertifiableError, UnsoundBoundError
-from agt_lightning.gradients import FactoredGradient, stack
+from agt_lightning.capture import flatten
+from agt_lightning.errors import BoundsMismatchError, UncertifiableError
+from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval, check_finite_and_ordered
-from agt_lightning.objective import BoundedObjective, Loss, select
+from agt_lightning.objective import BoundedObjective, Loss
 from agt_lightning.optimizers import AbstractOptimizer, abstract_optimizer
+from agt_lightning.passes import (
+    Pass,
+    Poisonable,
+    poisonable_rows,
+    propagate,
+    propagate_nominal,
+    sample_set,
+    stacked,
+)
 from agt_lightning.rounding import accumulated_roundoff, unit_roundoff
 from agt_lightning.rules import RULES, RuleTable
-from agt_lightning.rules.rounded import Rounded
-
-Poisonable = Callable[[object], Tensor] | str
+from agt_lightning.selfcheck import require_both, require_inside, require_untouched, rounded
 
 DEFAULT_MEMORY_BUDGET = 32 * 2**20
 """Bytes for temporary tensors of the aggregation: larger blocks leave the caches and are no faster."""
@@ -188,13 +195,15 @@ class AbstractGradientEngine:
         Raises:
             UnsoundBoundError: if a bound is NaN or infinite.
         """
-        self._require_untouched()
+        require_untouched(self.module, self._trained)
         scale = 1.0 / len(batches) if scale is None else scale
-        passes = [self._propagate(batch, scale) for batch in batches]
-        samples = _sample_set(passes)
-        clean = _stacked([part.clean for part in passes])
-        poisoned = _stacked([part.poisoned for part in passes])
-        nominal = _stacked([self._nominal_pass(batch) for batch in batches])
+        passes = [self._passes(batch, scale) for batch in batches]
+        samples = sample_set(passes)
+        clean = stacked([part.clean for part in passes])
+        poisoned = stacked([part.poisoned for part in passes])
+        nominal = stacked(
+            [propagate_nominal(self.objective(batch), self.module, batch, self.dtype) for batch in batches]
+        )
         clipping, nominal_clipping = self._clipping(clean), self._clipping(nominal)
         gradient, applied, bounds = {}, {}, {}
         for name in clean:
@@ -225,12 +234,12 @@ class AbstractGradientEngine:
             if applied is None and expected is None:
                 continue
             if applied is None or expected is None:
-                self._verify_absent(name, applied, expected)
+                require_both(name, applied, expected)
                 continue
             error = (applied.detach().to(self.dtype) - expected).abs()
             if not bool((error <= descent.tolerance[name]).all()):
                 self._verify_rounded(name, applied.detach(), descent, batches, scale)
-            _require_inside(name, descent.applied[name], descent.bounds[name], descent.tolerance[name])
+            require_inside(name, descent.applied[name], descent.bounds[name], descent.tolerance[name])
         if isinstance(self.adversary, UnboundedAdversary):
             for name, parameter in self.module.named_parameters():
                 if name in descent.applied:
@@ -278,56 +287,14 @@ class AbstractGradientEngine:
         types = {name: parameter.dtype for name, parameter in self.module.named_parameters()}
         return ParameterBounds({name: interval.to(dtype=types[name]) for name, interval in self.box.items()})
 
-    # --- the passes ------------------------------------------------------------------------------------------------
+    # --- parts of a step -------------------------------------------------------------------------------------------
 
-    def _propagate(self, batch: object, scale: float) -> _Pass:
-        """Clean pass over the box (equation 6), then the poisoned one (equation 7) over the poisonable samples."""
+    def _passes(self, batch: object, scale: float) -> Pass:
         bounded = self.objective(batch)
-        inputs = bounded.inputs(self.module, batch, self.box, self.dtype)
-        values = bounded.forward(inputs)
-        size = bounded.size(batch)
-        clean = bounded.gradients(values, size, self.dtype)
-        weight = scale * bounded.sample_weight(size)
-        device = next(iter(self.box.values())).device
-        weights = torch.full((size,), weight, dtype=self.dtype, device=device)
-        rows = self._poisonable_rows(batch, size)
-        perturbed = bounded.perturbed_leaves(self.adversary)
-        if self.adversary.n == 0 or not perturbed or (rows is not None and len(rows) == 0):
-            return _Pass(clean, {}, weights, rows)
-        poisoned_inputs = bounded.poisoned(values, self.adversary, rows)
-        touched = reached(bounded.program.graph, perturbed)
-        known = {
-            name: select(value, rows) if name in bounded.program.samples else value
-            for name, value in values.items()
-            if name not in touched and name not in poisoned_inputs
-        }
-        poisoned = bounded.gradients(bounded.forward(poisoned_inputs, known), size, self.dtype)
-        return _Pass(clean, poisoned, weights, rows)
-
-    def _nominal_pass(
-        self, batch: object, rules: Callable[[BoundedObjective], BoundedObjective] | None = None
-    ) -> dict[str, FactoredGradient]:
-        """Per-sample gradients at the module's own parameters, on the data as it is."""
-        bounded = self.objective(batch) if rules is None else rules(self.objective(batch))
-        points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
-        values = bounded.forward(bounded.inputs(self.module, batch, points, self.dtype))
-        return bounded.gradients(values, bounded.size(batch), self.dtype)
-
-    def _poisonable_rows(self, batch: object, size: int) -> Tensor | None:
-        if self.poisonable is None:
-            return None
-        if isinstance(self.poisonable, str):
-            if not isinstance(batch, Mapping) or self.poisonable not in batch:
-                raise KeyError(
-                    f"Expected a batch with the key {self.poisonable!r} of `poisonable`, but got {type(batch)}."
-                )
-            mask = batch[self.poisonable]
-        else:
-            mask = self.poisonable(batch)
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (size,):
-            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(type(mask))
-            raise ValueError(f"Expected `poisonable` to give a boolean mask of shape ({size},), but got {got}.")
-        return mask.nonzero().squeeze(1)
+        rows = poisonable_rows(self.poisonable, batch, bounded.size(batch))
+        return propagate(
+            bounded, self.module, batch, self.box, self.adversary, scale=scale, rows=rows, dtype=self.dtype
+        )
 
     def _clipping(self, gradients: Mapping[str, FactoredGradient]) -> Clipping | None:
         if not isinstance(self.adversary, UnboundedAdversary):
@@ -339,48 +306,23 @@ class AbstractGradientEngine:
     def _mean(self, gradient: FactoredGradient, samples: SampleSet) -> Tensor:
         return bounded_descent(gradient, None, samples, 0, self.memory_budget).lower
 
-    def _require_untouched(self) -> None:
-        """Between two steps nothing may change parameters: the box would not have moved with them."""
-        for name, parameter in self.module.named_parameters():
-            if not torch.equal(parameter.detach(), self._trained[name].to(parameter.device)):
-                raise UnsoundBoundError(
-                    f"Expected `{name}` as the optimizer left it, but something else changed it (weight clipping, "
-                    "averaging, loading or re-initialization in a hook). The bounds do not cover that. Remove it."
-                )
-
-    # --- the checks ------------------------------------------------------------------------------------------------
-
     def _tolerance(self, name: str, gradient: FactoredGradient, samples: SampleSet) -> float:
         """How far a float program's sum of these gradients can be from the real one."""
         terms = gradient.samples + sum(max(interval.shape, default=1) for interval in self.box.values())
         dtype = self.module.get_parameter(name).dtype
         return accumulated_roundoff(terms, dtype) * gradient.scale(samples.weights)
 
-    def _verify_absent(self, name: str, applied: Tensor | None, expected: Tensor | None) -> None:
-        """A gradient on one side only is harmless if it is zero."""
-        gradient = applied if applied is not None else expected
-        if gradient is not None and not bool((gradient == 0).all()):
-            raise UnsoundBoundError(
-                f"Expected the captured training step and the training itself to use the same parameters, but `{name}` "
-                f"has a gradient only in {'training' if applied is not None else 'the captured step'}. "
-                + _NOT_WHAT_IS_TRAINED
-            )
-
     def _verify_rounded(
         self, name: str, applied: Tensor, descent: Descent, batches: Sequence[object], scale: float | None
     ) -> None:
         """Compare once more, with rounding followed through every call: a unit at zero can be on or off."""
         dtype = self.module.get_parameter(name).dtype
-
-        def rounded(bounded: BoundedObjective) -> BoundedObjective:
-            rules = {call: Rounded(rule, dtype) for call, rule in bounded.program.rules.items()}
-            return replace(bounded, program=replace(bounded.program, rules=rules))
-
         scale = 1.0 / len(batches) if scale is None else scale
-        samples = _sample_set([self._propagate(batch, scale) for batch in batches])
-        gradient = _stacked([self._nominal_pass(batch, rounded) for batch in batches])[name]
+        samples = sample_set([self._passes(batch, scale) for batch in batches])
+        parts = [propagate_nominal(rounded(self.objective(b), dtype), self.module, b, self.dtype) for b in batches]
+        gradient = stacked(parts)[name]
         reachable = bounded_descent(gradient, None, samples, 0, self.memory_budget)
-        _require_inside(name, applied.to(self.dtype), reachable, self._tolerance(name, gradient, samples))
+        require_inside(name, applied.to(self.dtype), reachable, self._tolerance(name, gradient, samples))
 
     def _update_parameter(
         self,
@@ -396,7 +338,7 @@ class AbstractGradientEngine:
         rate = float(group["lr"])  # type: ignore[arg-type]
         size = float(self.box[name].magnitude.max() if nominal.numel() else 0.0)
         rounding = _UPDATE_ROUNDINGS * unit_roundoff(parameter.dtype) * size
-        _require_inside(name, nominal, box, rounding + rate * descent.tolerance.get(name, 0.0))
+        require_inside(name, nominal, box, rounding + rate * descent.tolerance.get(name, 0.0))
         # The hull absorbs the training's own rounding, so that it cannot pile up against the next check.
         self.box[name] = box.hull(Interval.point(nominal))
         check_finite_and_ordered(self.box[name], f"parameter `{name}`")
@@ -409,61 +351,6 @@ def _optimizer_problems(optimizer: torch.optim.Optimizer | None) -> list[str]:
     if counterpart is None:
         return [f"`{type(optimizer).__name__}` has no bounds. Use `torch.optim.SGD`."]
     return counterpart.problems(optimizer)
-
-
-_NOT_WHAT_IS_TRAINED = (
-    "What is certified is not what is trained: `training_step` depends on something besides the batch and the "
-    "parameters (epoch, step, random numbers, a hook that changes gradients). Remove that, or mix in `CertifiedModule` "
-    "and write `certified_objective(batch)`."
-)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """Per-sample gradient bounds of one micro-batch."""
-
-    clean: Mapping[str, FactoredGradient]
-    poisoned: Mapping[str, FactoredGradient]
-    weights: Tensor
-    poisonable: Tensor | None
-
-
-def _sample_set(passes: Sequence[_Pass]) -> SampleSet:
-    """The samples of all micro-batches, one after another."""
-    weights = torch.cat([part.weights for part in passes])
-    if all(part.poisonable is None for part in passes):
-        return SampleSet(weights)
-    rows, offset = [], 0
-    for part in passes:
-        size = len(part.weights)
-        every = torch.arange(size, device=weights.device)
-        rows.append(offset + (every if part.poisonable is None else part.poisonable))
-        offset += size
-    return SampleSet(weights, torch.cat(rows))
-
-
-def _stacked(parts: Sequence[Mapping[str, FactoredGradient]]) -> dict[str, FactoredGradient]:
-    names = dict.fromkeys(name for part in parts for name in part)
-    for name in names:
-        if any(name not in part for part in parts):
-            raise UncertifiableError(
-                [f"`{name}` is used in some micro-batches of a step and not in others. Use the same code for all."]
-            )
-    return {name: stack([part[name] for part in parts]) for name in names}
-
-
-def _require_inside(name: str, value: Tensor, bounds: Interval, tolerance: float) -> None:
-    """Raise unless ``bounds`` contain ``value`` up to rounding; NaN is never inside."""
-    excess = torch.maximum(bounds.lower - value, value - bounds.upper)
-    if bool((excess <= tolerance).all()):
-        return
-    worst = torch.where(excess.isnan(), torch.inf, excess)
-    index = tuple(int(i) for i in torch.unravel_index(worst.argmax(), worst.shape))
-    raise UnsoundBoundError(
-        f"Expected `{name}` within its bounds, but at index {index} got {value[index].item():.9g} outside "
-        f"[{bounds.lower[index].item():.9g}, {bounds.upper[index].item():.9g}] by {worst[index].item():.3g} "
-        f"(rounding allows {tolerance:.3g}). " + _NOT_WHAT_IS_TRAINED
-    )
 
 
 def _doubled(batch: object) -> object:

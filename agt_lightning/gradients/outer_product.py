@@ -18,6 +18,7 @@ class OuterProduct(FactoredGradient):
         Paper, section 3.4, "Backward Pass Bounds".
 
     Example:
+        >>> import torch
         >>> gradient = OuterProduct(Interval.point(torch.ones(3, 1, 2)), Interval.point(torch.ones(3, 1, 4)))
         >>> gradient.shape, gradient.total(torch.ones(3)).upper[0, 0]
         ((2, 4), tensor(3.))

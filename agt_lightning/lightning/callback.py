@@ -20,12 +20,13 @@ from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdve
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import certificate, write_certificate
-from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine, Descent, Poisonable
+from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine, Descent
 from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.lightning.checks import trainer_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import ValidationCertificate
+from agt_lightning.passes import Poisonable
 
 _CHECKPOINT_KEY = "agt_bounds"
 

@@ -4,10 +4,10 @@ The configured adversary's run goes to ``output_dir`` as with `recipes.train`, e
 picture in ``output_dir`` shows all of them. One command for each of the paper's four pictures:
 
     (a) python -m recipes.halfmoons_sweep
-    (b) python -m recipes.halfmoons_sweep strengths.setting=epsilon strengths.values=[.05,.1,.15,.2] \
+    (b) python -m recipes.halfmoons_sweep strengths.setting=epsilon strengths.levels=[.05,.1,.15,.2] \
             adversary.n=10 adversary.epsilon=.1
-    (c) python -m recipes.halfmoons_sweep adversary=label_flips strengths.values=[1,3,5,7]
-    (d) python -m recipes.halfmoons_sweep adversary=label_flips adversary.epsilon=.1 strengths.values=[1,3,5,7]
+    (c) python -m recipes.halfmoons_sweep adversary=label_flips strengths.levels=[1,3,5,7]
+    (d) python -m recipes.halfmoons_sweep adversary=label_flips adversary.epsilon=.1 strengths.levels=[1,3,5,7]
 """
 
 from pathlib import Path
@@ -27,12 +27,13 @@ def sweep(config: DictConfig) -> list[Run]:
 
     Args:
         config: ``conf/train.yaml``, composed, with ``strengths.setting`` the adversary's argument that varies and
-            ``strengths.values`` its values.
+            ``strengths.levels`` its values.
     """
     setting, folder = config.strengths.setting, Path(config.output_dir)
+    config.figure = None  # one picture for all
     runs = [train(config)]
     runs += [
-        train(with_strength(config, value)) for value in config.strengths.values if value != config.adversary[setting]
+        train(with_strength(config, value)) for value in config.strengths.levels if value != config.adversary[setting]
     ]
     runs.sort(key=lambda run: getattr(run.adversary, setting))
     draw_certified_regions(runs, folder / "figure.png")

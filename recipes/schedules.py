@@ -1,5 +1,6 @@
 """Learning rates that fall with the number of steps."""
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
@@ -19,6 +20,6 @@ class InverseTimeDecay(LRScheduler):
         super().__init__(optimizer)
 
     @override
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each parameter group at the current step."""
         return [max(rate / (1 + self.decay * self.last_epoch), self.floor) for rate in self.base_lrs]

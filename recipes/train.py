@@ -36,11 +36,12 @@ def train(config: DictConfig) -> Run:
     Args:
         config: ``conf/train.yaml``, composed.
     """
+    ignore_harmless_warnings()
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule, module, adversary = (instantiate(config[group]) for group in ("data", "model", "adversary"))
     callbacks = [instantiate(node) for node in config.callbacks.values()]
     loggers = [instantiate(node) for node in config.logger.values()]
-    trainer = instantiate(config.trainer)(callbacks=callbacks, logger=loggers)
+    trainer = instantiate(config.trainer)(callbacks=[*callbacks], logger=loggers)
 
     print(f"{config.name}: training against {type(adversary).__name__} with {describe(adversary)}", flush=True)
     start = perf_counter()
@@ -52,7 +53,8 @@ def train(config: DictConfig) -> Run:
     model = certified.certified_model(module)
     results = instantiate(config.certificate)(model, module, datamodule.test_dataloader())
     run = Run(module, datamodule, model, adversary, callbacks, results, Path(config.output_dir))
-    instantiate(config.figure)([run], run.output_dir / "figure.png")
+    if config.figure:
+        instantiate(config.figure)([run], run.output_dir / "figure.png")
     mean_width = certified.bounds.mean_width()
     print(table(results | {"mean width of the parameters": mean_width, "seconds of training": seconds}))
     print(f"Written to {run.output_dir}", flush=True)
@@ -70,8 +72,6 @@ def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) 
         SystemExit: after the message, unless HYDRA_FULL_ERROR is set, which shows the whole trace instead.
     """
     config.output_dir = HydraConfig.get().runtime.output_dir
-    warnings.filterwarnings("ignore", message=".*does not have many workers")  # the data is in memory
-    warnings.filterwarnings("ignore", message="Experiment logs directory")  # Hydra's own log is there already
     try:
         experiment(config)
     except (AgtError, InstantiationException, OSError, ValueError) as error:
@@ -81,6 +81,13 @@ def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) 
         sys.exit(1)
     finally:
         close_wandb()
+
+
+def ignore_harmless_warnings() -> None:
+    """Silence what a reader can do nothing about."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers")  # the data is in memory
+    warnings.filterwarnings("ignore", message="Experiment logs directory")  # Hydra's own log is there already
+    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # between Lightning and torch
 
 
 def close_wandb() -> None:

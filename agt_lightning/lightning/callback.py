@@ -243,7 +243,8 @@ class CertifiedTraining(Callback):
         if self._validation is None:
             return
         results = {f"agt/val_{name}": value for name, value in self._validation.compute().items()}
-        pl_module.log_dict(results, prog_bar=True)
+        for name, value in results.items():
+            pl_module.log(name, value, prog_bar="certified" in name)
         self._results |= {name.removeprefix("agt/"): value for name, value in results.items()}
 
     @override

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import lightning as L
 import torch
@@ -56,21 +56,25 @@ class TrainingLoss:
 
 
 class _SilentMetric(nn.Module):
-    """Stands where a torchmetrics object was: takes any call, keeps nothing."""
+    """Stands where a torchmetrics object was: takes any call, keeps nothing.
 
-    def __init__(self, result: object) -> None:
+    Args:
+        empty: makes what calls return; a tensor kept as attribute would become part of the recording.
+    """
+
+    def __init__(self, empty: Callable[[], object]) -> None:
         super().__init__()
-        self.result = result
+        self.empty = empty
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        return self.result
+        return self.empty()
 
     def update(self, *args: object, **kwargs: object) -> None:
         """Forget the arguments."""
 
     def compute(self) -> object:
         """An empty result."""
-        return self.result
+        return self.empty()
 
     def reset(self) -> None:
         """Nothing to forget."""
@@ -99,6 +103,10 @@ class _Silent:
         return [DummyLogger()]
 
 
+def _zero() -> Tensor:
+    return torch.zeros(())
+
+
 def silence(module: L.LightningModule, trainer: L.Trainer) -> None:
     """Cut a replica off from loggers, progress bars and metric states.
 
@@ -112,6 +120,6 @@ def silence(module: L.LightningModule, trainer: L.Trainer) -> None:
     for part in list(module.modules()):
         for name, child in part.named_children():
             if isinstance(child, MetricCollection):
-                part._modules[name] = _SilentMetric({})
+                part._modules[name] = _SilentMetric(dict)
             elif isinstance(child, Metric):
-                part._modules[name] = _SilentMetric(torch.zeros(()))
+                part._modules[name] = _SilentMetric(_zero)

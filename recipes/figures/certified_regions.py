@@ -7,7 +7,6 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import AbstractPathEffect, Normal, Stroke
@@ -27,7 +26,7 @@ _OUTLINE: Sequence[AbstractPathEffect] = (Stroke(linewidth=3.5, foreground="blac
 
 
 def draw_certified_regions(runs: Sequence[Run], path: Path, resolution: int = 200) -> Path:
-    """Draw points, decision boundary and uncertified regions; beside them, accuracy against the adversary's strength.
+    """Draw points, decision boundary and uncertified regions; for several runs, also accuracy against strength.
 
     A place is uncertified if two models within the parameter bounds may predict different classes there. Data and
     decision boundary are those of the first run.
@@ -41,24 +40,45 @@ def draw_certified_regions(runs: Sequence[Run], path: Path, resolution: int = 20
         ``path``.
     """
     setting = varying_setting([run.adversary for run in runs])
-    figure = new_figure(11, 5)
-    plane, accuracy = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    _draw_plane(plane, runs, setting, resolution)
-    _draw_accuracy(accuracy, runs, setting)
+    if len(runs) == 1:
+        figure = new_figure(7, 5.6)
+        _draw_plane(figure.subplots(), runs, setting, resolution)
+    else:
+        figure = new_figure(12, 5.4)
+        plane, accuracy = figure.subplots(1, 2, width_ratios=(1.6, 1))
+        _draw_plane(plane, runs, setting, resolution)
+        _draw_accuracy(accuracy, runs, setting)
+    figure.suptitle(_title(runs, setting))
     return save(figure, path)
+
+
+def _title(runs: Sequence[Run], setting: str) -> str:
+    """The adversary; of several runs what their adversaries share, of one also what is certified."""
+    name = type(runs[0].adversary).__name__
+    if len(runs) > 1:
+        return f"Half-moons against {name}, {describe(runs[0].adversary, without=setting)}"
+    results = ", ".join(f"{name} {value:.3f}" for name, value in runs[0].results.items())
+    return f"Half-moons against {name}, {describe(runs[0].adversary)}\n{results}"
 
 
 def _draw_plane(axes: Axes, runs: Sequence[Run], setting: str, resolution: int) -> None:
     points, labels = runs[0].datamodule.points("test")
     x, y, grid = _grid(points, resolution)
     features = HalfMoons.polynomial_features(grid)
-    shades = mpl.colormaps["viridis"](np.linspace(0.3, 0.95, len(runs)))
+    shades = mpl.colormaps["YlGn_r"](np.linspace(0.85, 0.3, len(runs))[::-1])
     for run, shade in reversed(list(zip(runs, shades, strict=True))):  # the strongest's region contains the others
-        uncertified = (~run.model.certify(features).certified).reshape(resolution, resolution).numpy()
-        axes.pcolormesh(x, y, np.ma.masked_equal(uncertified, False), cmap=ListedColormap([shade]), rasterized=True)
+        uncertified = (~run.model.certify(features).certified).double().reshape(resolution, resolution)
+        axes.contourf(x, y, uncertified, levels=[0.5, 1.5], colors=[shade])
     _draw_points(axes, points, labels)
-    predicted = runs[0].model.certify(features).label.reshape(resolution, resolution).double()
-    axes.contour(x, y, predicted, levels=[0.5], colors="white", linewidths=2, path_effects=_OUTLINE, zorder=4)
+    axes.contour(
+        x,
+        y,
+        _margin(runs[0], features).reshape(resolution, resolution),
+        levels=[0],
+        colors="white",
+        linewidths=2,
+        path_effects=_OUTLINE,
+    )
     axes.legend(
         handles=[*_region_handles(runs, setting, shades), *_point_handles()],
         loc="upper center",
@@ -67,14 +87,21 @@ def _draw_plane(axes: Axes, runs: Sequence[Run], setting: str, resolution: int) 
         frameon=False,
     )
     axes.set(xlabel="first coordinate", ylabel="second coordinate", aspect="equal")
-    axes.set_title("Where the prediction is not certified")
+    axes.set_title("Where the prediction is not certified", fontsize="medium")
+
+
+@torch.no_grad()
+def _margin(run: Run, features: Tensor) -> Tensor:
+    """Second minus first logit of the nominal model: zero on its decision boundary."""
+    logits = run.module(features.to(run.module.device)).cpu()
+    return logits[:, 1] - logits[:, 0]
 
 
 def _draw_points(axes: Axes, points: Tensor, labels: Tensor) -> None:
     shown, classes = points[:_SHOWN_POINTS], labels[:_SHOWN_POINTS]
     for index, (marker, color) in enumerate(zip(_MARKERS, _CLASS_COLORS, strict=True)):
         own = shown[classes == index].numpy()
-        axes.scatter(*own.T, s=14, marker=marker, color=color, edgecolors="white", linewidths=0.4, zorder=3)
+        axes.scatter(*own.T, s=14, marker=marker, color=color, edgecolors="white", linewidths=0.4)
 
 
 def _region_handles(runs: Sequence[Run], setting: str, shades: np.ndarray) -> list[Patch | Line2D]:
@@ -102,17 +129,12 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run], setting: str) -> None:
             axes.annotate(
                 f"{value:.3f}", (strength, value), (0, 6), textcoords="offset points", ha="center", fontsize=8
             )
-    axes.set(xlabel=AXES.get(setting, setting), ylabel="accuracy on the test set", ylim=(0, 1.08), xticks=strengths)
-    axes.set_title(f"Against {type(runs[0].adversary).__name__}\n{_common(runs, setting)}", fontsize="medium")
+    axes.set(xlabel=AXES.get(setting, setting), ylabel="fraction of test points", ylim=(0, 1.08), xticks=strengths)
+    axes.set_title("Test accuracy", fontsize="medium")
     axes.margins(x=0.12)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower left", frameon=False)
     plain(axes)
-
-
-def _common(runs: Sequence[Run], setting: str) -> str:
-    """What the adversaries share, or all of the only one's settings."""
-    return describe(runs[0].adversary, without=setting if len(runs) > 1 else None)
 
 
 def _grid(points: Tensor, resolution: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,11 +8,12 @@ from recipes.figures.canvas import new_figure, plain, save
 from recipes.run import Run
 from recipes.strengths import describe
 
-_BAND, _NOMINAL = "#56B4E9", "black"
+_BAND, _NOMINAL = "#0072B2", "black"
+_LOGARITHMIC_FROM = 20.0
 
 
 def draw_mse_over_steps(runs: Sequence[Run], path: Path) -> Path:
-    """Draw what `MSEOverSteps` recorded, one panel per run, on a logarithmic axis.
+    """Draw what `MSEOverSteps` recorded, one panel per run; the axis is logarithmic if values differ much.
 
     Args:
         runs: trainings of regressors with a `MSEOverSteps` among their callbacks.
@@ -30,13 +31,15 @@ def draw_mse_over_steps(runs: Sequence[Run], path: Path) -> Path:
         history = _recorder(run).history
         steps = range(len(history))
         best, nominal, worst = ([values[f"{name} MSE"] for values in history] for name in ("best", "nominal", "worst"))
-        axes.fill_between(steps, best, worst, color=_BAND, alpha=0.35, label="reachable by the adversary")
-        axes.plot(steps, worst, color=_BAND, linestyle="--", label="worst case, certified")
-        axes.plot(steps, best, color=_BAND, linestyle=":", label="best case")
-        axes.plot(steps, nominal, color=_NOMINAL, label="nominal")
-        axes.set(
-            xlabel="training step", yscale="log", title=f"{type(run.adversary).__name__}, {describe(run.adversary)}"
+        axes.fill_between(
+            steps, best, worst, color=_BAND, alpha=0.2, linewidth=0, label="contains every poisoned training"
         )
+        axes.plot(steps, worst, color=_BAND, linestyle="--", label="worst case, certified")
+        axes.plot(steps, best, color=_BAND, linestyle=":", label="best case, certified")
+        axes.plot(steps, nominal, color=_NOMINAL, label="nominal")
+        axes.set(xlabel="training step", title=f"{type(run.adversary).__name__}, {describe(run.adversary)}")
+        if max(worst) > _LOGARITHMIC_FROM * min(nominal):
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
         plain(axes)
     panels[0].set_ylabel("validation MSE (target scaled to [0, 1])")

@@ -11,11 +11,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 def perceptron(widths: Sequence[int], dtype: torch.dtype) -> nn.Sequential:
-    """Linear layers of the given widths, inputs and outputs included, with ReLU between them."""
+    """Linear layers of the given widths, inputs and outputs included, with ReLU between them.
+
+    They are initialized in the default type and then cast, so a seed gives the same network in both types.
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs, dtype=dtype), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).to(dtype)
 
 
 def stepwise(optimizer: Optimizer, scheduler: Callable[[Optimizer], LRScheduler] | None) -> OptimizerLRScheduler:

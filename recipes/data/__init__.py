@@ -1,0 +1,6 @@
+"""Data modules of the experiments; every order of samples is fixed by a seed."""
+
+from recipes.data.halfmoons import HalfMoons
+from recipes.data.household import Household
+
+__all__ = ["HalfMoons", "Household"]

@@ -1,0 +1,52 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from recipes.data.household import find_file
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Callable[..., DictConfig]:
+    """Compose ``conf/train.yaml`` with overrides and an output folder of this test."""
+
+    def compose_config(*overrides: str) -> DictConfig:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose("train", [f"output_dir={tmp_path / 'run'}", *overrides])
+
+    return compose_config
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with the real household data, or skip."""
+    root = Path(os.environ.get("AGT_DATA_ROOT") or ROOT.parent / "shared" / "data")
+    if find_file(root) is None:
+        pytest.skip("no real data; set AGT_DATA_ROOT")
+    return root
+
+
+@pytest.fixture
+def household_root(tmp_path: Path) -> Path:
+    """Folder with 200 minutes in UCI's format."""
+    generator = np.random.default_rng(0)
+    lines = [
+        "Date;Time;Global_active_power;Global_reactive_power;Voltage;Global_intensity;"
+        "Sub_metering_1;Sub_metering_2;Sub_metering_3"
+    ]
+    for minute, meters in enumerate(generator.uniform(0, 10, (200, 7))):
+        lines.append(
+            f"16/12/2006;{minute // 60:02}:{minute % 60:02}:00;" + ";".join(f"{meter:.3f}" for meter in meters)
+        )
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "household_power_consumption.txt").write_text("\n".join(lines) + "\n")
+    return root

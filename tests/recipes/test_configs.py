@@ -1,0 +1,119 @@
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from agt_lightning import BoundedAdversary, CertifiedTraining, UnboundedAdversary
+from recipes.callbacks import MSEOverSteps
+from recipes.data import HalfMoons, Household
+from recipes.models import Classifier, Regressor
+from recipes.schedules import InverseTimeDecay
+
+CONF = Path(__file__).parents[2] / "conf"
+ROLES = (
+    "adversary",
+    "data",
+    "model",
+    "optimizer",
+    "scheduler",
+    "callbacks",
+    "certificate",
+    "figure",
+    "trainer",
+    "logger",
+)
+CHOICES = [(role, path.stem) for role in ROLES for path in sorted((CONF / role).glob("*.yaml"))]
+
+
+def instances(node):
+    """Build a node with a target, or every node of a mapping of nodes."""
+    if node is None or "_target_" in node:
+        return instantiate(node)
+    return {name: instantiate(child) for name, child in node.items()}
+
+
+@pytest.mark.parametrize(("role", "choice"), CHOICES)
+def test_every_choice_of_every_group_instantiates(composed, monkeypatch, role, choice):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = composed(f"{role}={choice}", "name=test")
+    assert config is not None
+    built = instances(config[role])
+    assert built or choice == "none"
+
+
+def test_no_group_is_left_out():
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*ROLES, "experiment", "hydra"}
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_instantiates_as_a_whole(composed, experiment):
+    config = composed(f"experiment={experiment}")
+    assert config.name == experiment
+    assert isinstance(instances(config.data), L.LightningDataModule)
+    module = instances(config.model)
+    assert isinstance(module, L.LightningModule)
+    configured = module.configure_optimizers()
+    assert isinstance(configured["optimizer"], torch.optim.SGD)
+    assert isinstance(configured["lr_scheduler"]["scheduler"], InverseTimeDecay)
+    assert configured["lr_scheduler"]["interval"] == "step"
+    assert callable(instances(config.certificate))
+    assert callable(instances(config.figure))
+    assert isinstance(instances(config.trainer)(logger=False), L.Trainer)
+
+
+def test_experiment_headers_name_their_command():
+    for path in (CONF / "experiment").glob("*.yaml"):
+        assert f"python -m recipes.train experiment={path.stem}" in path.read_text()
+
+
+def test_halfmoons_is_the_default_with_the_settings_of_figure_1(composed):
+    config = composed()
+    assert config.name == "halfmoons"
+    assert isinstance(instances(config.data), HalfMoons)
+    assert isinstance(instances(config.model), Classifier)
+    assert instances(config.adversary) == BoundedAdversary(n=100, epsilon=0.01)
+    assert (config.optimizer.lr, config.scheduler.decay, config.trainer.max_epochs) == (2.0, 0.6, 4)
+    assert list(config.strengths.levels) == [50, 100, 200, 300]
+
+
+def test_household_has_the_settings_of_figure_2(composed):
+    config = composed("experiment=household")
+    data, model = instances(config.data), instances(config.model)
+    assert isinstance(data, Household)
+    assert isinstance(model, Regressor)
+    assert data.batch_size == 10_000
+    assert [tuple(parameter.shape) for parameter in model.parameters()] == [(64, 11), (64,), (1, 64), (1,)]
+    assert instances(config.adversary) == BoundedAdversary(n=100, epsilon=0.01)
+    assert (config.optimizer.lr, config.scheduler.decay, config.scheduler.floor) == (0.005, 0.1, 1e-5)
+    assert config.trainer.max_epochs == 1
+
+
+def test_callbacks_hold_the_adversary_itself_not_its_config(composed):
+    callbacks = instances(composed("experiment=household", "adversary=label_flips").callbacks)
+    assert isinstance(callbacks["certified"], CertifiedTraining)
+    assert callbacks["certified"].adversary == BoundedAdversary(n=5, nu=1, q=0)
+    assert isinstance(callbacks["mse_over_steps"], MSEOverSteps)
+    assert list(callbacks) == ["certified", "mse_over_steps"]
+
+
+def test_adversary_settings_come_from_the_command_line(composed):
+    flips = instances(composed("adversary=label_flips", "adversary.target_classes=[1]", "adversary.n=3").adversary)
+    assert flips == BoundedAdversary(n=3, nu=1, q=0, target_classes=(1,))
+    assert instances(composed("adversary=unbounded").adversary) == UnboundedAdversary(n=10, kappa=0.1, clip="value")
+    assert instances(composed("adversary=none").adversary).n == 0
+    assert instances(composed("adversary.q=1", "adversary.nu=.5").adversary).q == 1
+
+
+def test_optimizer_and_scheduler_are_partial(composed):
+    config = composed()
+    assert isinstance(instances(config.optimizer), partial)
+    assert isinstance(instances(config.scheduler), partial)
+
+
+def test_model_follows_the_type_of_its_data(composed):
+    model = instances(composed("data.dtype=float32").model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

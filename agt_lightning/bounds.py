@@ -131,6 +131,9 @@ class ParameterBounds(Mapping[str, Interval]):
                 f"Expected a file written by `ParameterBounds.save`, but {path} has format {kind}."
             )
         names = dict.fromkeys(key.rsplit(".", 1)[0] for key in tensors)
+        missing = [key for name in names for key in (f"{name}.lower", f"{name}.upper") if key not in tensors]
+        if missing:
+            raise BoundsMismatchError(f"Expected both bounds of each parameter in {path}, but {missing} are missing.")
         return cls({name: _interval(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})
 
 

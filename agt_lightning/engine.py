@@ -131,7 +131,13 @@ class AbstractGradientEngine:
         leaves, _ = flatten(batch)
         movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
         problems += self.adversary.problems(roles.label_kind, len(roles.labels), len(movable))
-        return problems + _optimizer_problems(optimizer)
+        problems += _optimizer_problems(optimizer)
+        if not problems:
+            try:
+                self._passes(batch, scale=1.0)  # what only values can tell
+            except UncertifiableError as error:
+                problems += error.problems
+        return problems
 
     def objective(self, batch: object) -> BoundedObjective:
         """The captured loss for batches of this structure, recorded once."""

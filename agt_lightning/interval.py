@@ -25,7 +25,7 @@ class Interval:
 
     Raises:
         TypeError: if a bound is not a floating point tensor, or their dtypes or devices differ.
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or ``nonnegative`` is not true.
         UnsoundBoundError: if a bound is NaN or infinite, or some lower bound exceeds its upper bound.
 
     Example:
@@ -46,6 +46,8 @@ class Interval:
         """Check what every rule relies on."""
         _check_compatible(self.lower, self.upper)
         check_finite_and_ordered(self, "interval")
+        if self.nonnegative and not bool((self.lower >= 0).all()):
+            raise ValueError(f"Expected lower bounds >= 0 with `nonnegative=True`, but got {float(self.lower.min())}.")
 
     @classmethod
     def trusted(cls, lower: Tensor, upper: Tensor, *, nonnegative: bool = False) -> Interval:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import LabelKind, Objective, analyze, capture, flatten
 from agt_lightning.capture.replica import replica
+from agt_lightning.capture.source import as_forward
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -40,7 +41,7 @@ class BoundedObjective:
     def problems(self) -> tuple[str, ...]:
         """Why this loss cannot be certified."""
         problems = [*self.objective.problems, *self.program.problems]
-        if not problems and not self.objective.terms:
+        if not problems and not any(term.value in self.objective.trainable for term in self.objective.terms):
             problems.append(
                 "The loss that `training_step` returns does not depend on batch and trainable parameters. Return it."
             )
@@ -61,7 +62,8 @@ class BoundedObjective:
         """
         leaves, rebuild = flatten(batch)
         twin = replica(module)
-        graph = capture(twin, lambda tensors: loss(twin, rebuild(tensors)), leaves)
+        traced = as_forward(loss)
+        graph = capture(twin, lambda tensors: traced(twin, rebuild(tensors)), leaves)
         names = _canonical_names(module)
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         size = _batch_size([leaves[position] for position in graph.leaves.values()])
@@ -93,7 +95,7 @@ class BoundedObjective:
         return values
 
     def _leaf(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Value:
-        if name in self.objective.labels and self.objective.label_kind is LabelKind.CLASS:
+        if self.objective.label_kinds.get(name) is LabelKind.CLASS:
             return tensor if tensor.is_floating_point() else ClassLabels(tensor)
         return _value(tensor, dtype)
 
@@ -169,8 +171,8 @@ class BoundedObjective:
         if adversary.perturbs_features:
             inputs |= {name: adversary.poisoned_features(inputs[name]) for name in objective.features}
         if adversary.perturbs_labels:
-            for name in objective.labels:
-                inputs[name] = adversary.poisoned_labels(_tensor(inputs[name]), objective.label_kind)
+            for name, kind in objective.label_kinds.items():
+                inputs[name] = adversary.poisoned_labels(_tensor(inputs[name]), kind)
         return inputs
 
     def perturbed_leaves(self, adversary: Adversary) -> set[str]:

@@ -119,7 +119,8 @@ class BoundedAdversary:
                 "`q=0` flips class labels, but the loss reads real-valued labels, which `q=0` would leave unbounded. "
                 "Use `q=inf` with a radius `nu`."
             )
-        if self.target_classes is not None and label_kind is LabelKind.BINARY:
+        restricted = self.target_classes is not None or self.source_classes is not None
+        if restricted and label_kind is LabelKind.BINARY:
             problems.append(
                 "`target_classes` and `source_classes` need class labels, but the loss reads zeros and ones."
             )

@@ -1,7 +1,7 @@
 """Capture a computation with `torch.export` and bring it to normal form."""
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,20 +9,11 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from agt_lightning.capture.graph import Call, Graph, Reference
+from agt_lightning.capture.reader import IDENTITIES, GraphReader
+from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import CaptureError
 
 _aten = torch.ops.aten
-
-IDENTITIES = frozenset(
-    {
-        _aten.alias.default,
-        _aten.clone.default,
-        _aten.contiguous.default,
-        _aten.detach_.default,
-        _aten.lift_fresh_copy.default,
-    }
-)
-"""Calls that return their first argument; they leave the graph. `detach` stays, since it stops gradients."""
 
 
 class _Objective(nn.Module):
@@ -52,15 +43,29 @@ def capture(module: nn.Module, function: Callable[[Sequence[Tensor]], Tensor], l
         CaptureError: if the code cannot be recorded; the message holds the reason and the line.
     """
     try:
-        program = torch.export.export(_Objective(module, function), tuple(leaves), strict=False)
-        if any(_mutates(node) for node in program.graph.nodes):
-            program = program.run_decompositions({})  # turns in-place calls into functional ones
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the training itself gives its warnings, once is enough
+            program = _exported(_Objective(module, as_forward(function)), tuple(leaves))
     except Exception as error:
         raise CaptureError(
             f"Expected code that torch.export can record, but got: {_first_lines(error)}\nRemove that call, or mix in "
             "`CertifiedModule` and write `certified_objective(batch)`, which returns the same loss without it."
         ) from error
     return _live(_reduced(_fused(_graph(program))))
+
+
+def _exported(objective: nn.Module, leaves: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    program = torch.export.export(objective, leaves, strict=False)
+    if any(_mutates(node) for node in _nodes(program.graph_module)):
+        program = program.run_decompositions({})  # turns in-place calls into functional ones
+    return program
+
+
+def _nodes(module: nn.Module) -> Iterator[fx.Node]:
+    """All nodes, those of nested regions included."""
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            yield from part.graph.nodes
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -81,10 +86,9 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
     parameters = {name: target[strip:] for name, target in signature.inputs_to_parameters.items()}
     buffers = {name: target[strip:] for name, target in signature.inputs_to_buffers.items()}
     leaves = {str(name): position for position, name in enumerate(signature.user_inputs)}
-    reader = _Reader()
-    for node in program.graph.nodes:
-        reader.read(node)
-    output = next(str(spec.arg.name) for spec in signature.output_specs if spec.kind.name == "USER_OUTPUT")
+    reader = GraphReader(program.graph_module)
+    results = reader.read()
+    kinds = [spec.kind.name for spec in signature.output_specs]
     return Graph(
         calls=tuple(reader.calls),
         parameters=parameters,
@@ -92,88 +96,8 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
         constants=constants,
         leaves=leaves,
         shapes=reader.shapes,
-        output=reader.alias.get(output, output),
+        output=results[kinds.index("USER_OUTPUT")],
     )
-
-
-class _Reader:
-    """Translates one fx graph, node by node."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.alias: dict[str, str] = {}
-
-    def read(self, node: fx.Node) -> None:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            self.shapes[node.name] = tuple(int(size) for size in value.shape)
-        if node.op == "call_function" and node.target is operator.getitem:
-            self._read_item(node)
-        elif node.op == "call_function" and isinstance(node.target, OpOverload) and isinstance(value, Tensor):
-            self._read_call(node, node.target, value)
-
-    def _read_item(self, node: fx.Node) -> None:
-        """`broadcast_tensors` that changes no shape is how losses and ``where`` arrive; its items are its inputs."""
-        producer, index = node.args
-        assert isinstance(producer, fx.Node)
-        if producer.target is _aten.broadcast_tensors.default:
-            source = producer.args[0][index]  # type: ignore[index]
-            assert isinstance(source, fx.Node)
-            name = self._name(source)
-            if self.shapes[name] == self.shapes[node.name]:
-                self.alias[node.name] = name
-            else:
-                self._append(node, _aten.expand.default, {"self": Reference(name)})
-            return
-        self._append(node, producer.target, {"self": Reference(self._name(producer))})  # type: ignore[arg-type]
-
-    def _read_call(self, node: fx.Node, op: OpOverload, value: Tensor) -> None:
-        arguments = self._arguments(node, op)
-        first = next(iter(arguments.values()), None)
-        if op in IDENTITIES and isinstance(first, Reference):
-            self.alias[node.name] = first.name
-        else:
-            self._append(node, op, arguments)
-
-    def _arguments(self, node: fx.Node, op: OpOverload) -> dict[str, object]:
-        given = dict(zip((argument.name for argument in op._schema.arguments), node.args, strict=False))
-        given.update(node.kwargs)
-        return {
-            argument.name: self._translate(given.get(argument.name, argument.default_value))
-            for argument in op._schema.arguments
-        }
-
-    def _translate(self, argument: object) -> object:
-        if isinstance(argument, fx.Node):
-            return Reference(self._name(argument))
-        if isinstance(argument, list | tuple):
-            return [self._translate(item) for item in argument]
-        return argument
-
-    def _name(self, node: fx.Node) -> str:
-        return self.alias.get(node.name, node.name)
-
-    def _append(self, node: fx.Node, op: OpOverload, arguments: Mapping[str, object]) -> None:
-        value = node.meta["val"]
-        self.calls.append(
-            Call(node.name, op, dict(arguments), tuple(int(s) for s in value.shape), value.dtype, _source(node))
-        )
-
-
-def _source(node: fx.Node) -> str:
-    """Last line of the recorded stack that is not inside torch: ``file.py:12 `code` ``."""
-    lines = str(node.meta.get("stack_trace") or "").splitlines()
-    frames = [
-        (line.strip(), lines[number + 1].strip())
-        for number, line in enumerate(lines[:-1])
-        if line.strip().startswith("File ") and "/torch/" not in line and "/agt_lightning/" not in line
-    ]
-    if not frames:
-        return "unknown line"
-    place, code = frames[-1]
-    file, line, *_ = place.removeprefix("File ").split(", ")
-    return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')} `{code}`"
 
 
 def _fused(graph: Graph) -> Graph:
@@ -187,6 +111,8 @@ def _fused(graph: Graph) -> Graph:
 
 
 def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
+    if call.op is _aten.cross_entropy_loss.default:
+        return _fused_one_hot(call, producers)
     inner = producers.get(call.inputs[0]) if call.inputs else None
     if inner is None:
         return _fused_linear(call, producers)
@@ -201,16 +127,36 @@ def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
     return _fused_linear(call, producers)
 
 
+def _fused_one_hot(call: Call, producers: Mapping[str, Call]) -> Call:
+    """Probabilities that are one-hot vectors of labels are those labels."""
+    target = producers.get(call.inputs[1])
+    while target is not None and target.op in (_aten.to.dtype, _aten._to_copy.default):
+        target = producers.get(target.inputs[0])
+    if target is None or target.op is not _aten.one_hot.default or len(target.shape) != 2:
+        return call
+    return replace(call, arguments={**call.arguments, "target": Reference(target.inputs[0])})
+
+
 def _fused_linear(call: Call, producers: Mapping[str, Call]) -> Call:
     bias = call.arguments["self"] if call.op is _aten.addmm.default else None
     if call.op not in _PRODUCTS or bias is not None and (call.arguments["alpha"] != 1 or call.arguments["beta"] != 1):
         return call
     data, weight = call.inputs[-2:]
     transpose = producers.get(weight)
-    if transpose is None or transpose.op not in _TRANSPOSES or len(transpose.shape) != 2:
+    if transpose is None or not _swaps_two_axes(transpose):
         return call
     arguments = {"input": Reference(data), "weight": Reference(transpose.inputs[0]), "bias": bias}
     return replace(call, op=_aten.linear.default, arguments=arguments)
+
+
+def _swaps_two_axes(call: Call) -> bool:
+    if call.op not in _TRANSPOSES or len(call.shape) != 2:
+        return False
+    arguments = call.arguments
+    order = arguments.get("dims", [arguments.get("dim0", 1), arguments.get("dim1", 0)])
+    assert isinstance(order, list)
+    normal = [axis % 2 for axis in order]
+    return normal == [1, 0] or (call.op is _aten.transpose.int and normal == [0, 1])
 
 
 _PRODUCTS = frozenset({_aten.matmul.default, _aten.mm.default, _aten.addmm.default})
@@ -241,14 +187,20 @@ def _reduced(graph: Graph) -> Graph:
         if call.op not in LOSSES or reduction == 0:
             calls.append(call)
             continue
-        logits = shapes[call.inputs[0]]
-        classes = call.op is _aten.cross_entropy_loss.default
         name = f"{call.name}_per_sample"
-        shapes[name] = logits[:1] + logits[2:] if classes else logits
+        shapes[name] = _per_sample_shape(call, shapes)
         calls.append(replace(call, name=name, shape=shapes[name], arguments={**call.arguments, "reduction": 0}))
         op = _aten.mean.default if reduction == 1 else _aten.sum.default
         calls.append(replace(call, op=op, arguments={"self": Reference(name), "dtype": None}))
     return replace(graph, calls=tuple(calls), shapes=shapes)
+
+
+def _per_sample_shape(loss: Call, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of a loss before reduction: without the classes' axis, or that of prediction and target together."""
+    prediction, target = (shapes[name] for name in loss.inputs[:2])
+    if loss.op is _aten.cross_entropy_loss.default:
+        return prediction[:1] + prediction[2:]
+    return tuple(torch.broadcast_shapes(prediction, target))
 
 
 def _over_classes(log_softmax: Call) -> bool:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+ITEM = "getitem"
+"""Extra argument of a call to an op with several results: which of them this value is."""
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -50,7 +50,7 @@ class Objective:
         trainable: names of values that depend on a trainable parameter.
         features: leaf names that meet parameters.
         labels: leaf names that meet predictions only.
-        label_kind: kind of the labels.
+        label_kinds: kind of each label.
         prediction: name of the value that the label meets first; None without a label.
         target: name of the label's value where it meets the prediction.
         terms: the loss as a sum of terms.
@@ -63,12 +63,17 @@ class Objective:
     trainable: frozenset[str]
     features: tuple[str, ...]
     labels: tuple[str, ...]
-    label_kind: LabelKind
+    label_kinds: Mapping[str, LabelKind]
     prediction: str | None
     target: str | None
     terms: tuple[LossTerm, ...]
     totals: frozenset[str]
     problems: tuple[str, ...]
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """Kind of the label that meets the predictions first."""
+        return next(iter(self.label_kinds.values()), LabelKind.NONE)
 
 
 def analyze(graph: Graph, batch_size: int, is_trainable: Callable[[str], bool]) -> Objective:
@@ -81,34 +86,42 @@ def analyze(graph: Graph, batch_size: int, is_trainable: Callable[[str], bool]) 
     """
     samples = reached(graph, {leaf for leaf in graph.leaves if graph.shapes[leaf][:1] == (batch_size,)})
     parameters = reached(graph, set(graph.parameters))
-    trainable = reached(graph, {name for name, target in graph.parameters.items() if is_trainable(target)})
+    sources = {name for name, target in graph.parameters.items() if is_trainable(target)}
+    trainable = reached(graph, sources, through_detach=False)
     meetings = _meetings(graph, samples, parameters)
     features = tuple(leaf for leaf in graph.leaves if any(m.leaf == leaf and m.feature for m in meetings))
-    labels = tuple(
-        leaf for leaf in graph.leaves if leaf not in features and any(meeting.leaf == leaf for meeting in meetings)
-    )
-    meeting = next((m for m in meetings if m.leaf in labels), None)
+    label_meetings: dict[str, _Meeting] = {}
+    for meeting in meetings:
+        if meeting.leaf not in features:
+            label_meetings.setdefault(meeting.leaf, meeting)
+    first = next(iter(label_meetings.values()), None)
     reduction = _Terms(graph, samples)
     return Objective(
         graph=graph,
         samples=samples - reduction.totals,
         trainable=trainable,
         features=features,
-        labels=labels,
-        label_kind=_label_kind(graph, meeting),
-        prediction=meeting.prediction if meeting else None,
-        target=meeting.target if meeting else None,
+        labels=tuple(label_meetings),
+        label_kinds={leaf: _label_kind(graph, meeting) for leaf, meeting in label_meetings.items()},
+        prediction=first.prediction if first else None,
+        target=first.target if first else None,
         terms=tuple(reduction.terms),
         totals=frozenset(reduction.totals),
         problems=tuple(reduction.problems),
     )
 
 
-def reached(graph: Graph, sources: set[str]) -> frozenset[str]:
-    """All values that depend on one of the sources, the sources included."""
+def reached(graph: Graph, sources: set[str], *, through_detach: bool = True) -> frozenset[str]:
+    """All values that depend on one of the sources, the sources included.
+
+    Args:
+        graph: the graph.
+        sources: value names.
+        through_detach: whether a detached value counts as dependent: its value does, its gradient does not.
+    """
     names = set(sources)
     for call in graph.calls:
-        if names.intersection(call.inputs):
+        if names.intersection(call.inputs) and (through_detach or call.op is not _aten.detach.default):
             names.add(call.name)
     return frozenset(names)
 
@@ -141,22 +154,16 @@ def _meetings(graph: Graph, samples: frozenset[str], parameters: frozenset[str])
     return meetings
 
 
-def _label_kind(graph: Graph, meeting: _Meeting | None) -> LabelKind:
-    if meeting is None:
-        return LabelKind.NONE
+def _label_kind(graph: Graph, meeting: _Meeting) -> LabelKind:
+    if meeting.call.op is _aten.binary_cross_entropy_with_logits.default:
+        return LabelKind.BINARY
+    from_leaf = reached(graph, {meeting.leaf})
+    if any(call.op is _aten.one_hot.default and call.inputs[0] in from_leaf for call in graph.calls):
+        return LabelKind.CLASS
     if meeting.call.op is _aten.cross_entropy_loss.default:
         rank_of_classes = len(graph.shapes[meeting.prediction])
         return LabelKind.CLASS if len(graph.shapes[meeting.target]) < rank_of_classes else LabelKind.NUMBER
-    if meeting.call.op is _aten.binary_cross_entropy_with_logits.default:
-        return LabelKind.BINARY
-    if any(call.op is _aten.one_hot.default and call.inputs[0] in _ancestry(graph, meeting) for call in graph.calls):
-        return LabelKind.CLASS
     return LabelKind.NUMBER
-
-
-def _ancestry(graph: Graph, meeting: _Meeting) -> frozenset[str]:
-    """Values on the way from the leaf to where it meets the prediction."""
-    return reached(graph, {meeting.leaf})
 
 
 class _Terms:

@@ -1,6 +1,7 @@
 """A stand-in for a module, on which its code can run without leaving a trace in the module itself."""
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -35,7 +36,14 @@ def replica(module: M) -> M:
         ) from error
 
 
-def _intermediate_results(value: object) -> list[Tensor]:
-    """Tensors that autograd made, such as a loss kept for logging; Python cannot copy them."""
-    candidates = value if isinstance(value, list | tuple) else [value]
-    return [item for item in candidates if isinstance(item, Tensor) and item.grad_fn is not None]
+def _intermediate_results(value: object) -> Iterator[Tensor]:
+    """Tensors that autograd made, such as losses kept for logging; Python cannot copy them."""
+    if isinstance(value, Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _intermediate_results(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _intermediate_results(item)

@@ -50,4 +50,4 @@ class Elementwise(FactoredGradient):
 
     def scale(self, weights: Tensor) -> float:
         """``Σ_i w_i max |δ_i|``."""
-        return float(self.values.magnitude.flatten(1).amax(dim=1) @ weights)
+        return float(self.values.magnitude.reshape(self.samples, -1).amax(dim=1) @ weights)

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import CaptureError
 
 
@@ -44,15 +45,16 @@ class TrainingLoss:
     def _result(self, module: L.LightningModule, batch: object) -> object:
         objective = getattr(module, "certified_objective", None)
         if objective is not None:
-            chosen = objective(batch)
+            chosen = as_forward(objective)(batch)
             if chosen is not None:
                 return chosen
         accepted = inspect.signature(module.training_step).parameters
+        training_step = as_forward(module.training_step)
         extra = {"batch_idx": 0, "dataloader_idx": 0}
         named = {name: value for name, value in extra.items() if name in accepted}
         if len(accepted) > 1 and not named:
-            return module.training_step(batch, 0)
-        return module.training_step(batch, **named)
+            return training_step(batch, 0)
+        return training_step(batch, **named)
 
 
 class _SilentMetric(nn.Module):

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from agt_lightning.capture import Call
-from agt_lightning.capture.graph import Reference, map_references
+from agt_lightning.capture.graph import ITEM, Reference, map_references
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.program import Program
-from agt_lightning.rules.base import Value, interval
+from agt_lightning.rules.base import Value
 
 
 def propagate_forward(
@@ -35,6 +35,7 @@ def propagate_forward(
     """
     values: dict[str, Value] = dict(inputs)
     known = known or {}
+    dtype = next((value.dtype for value in inputs.values() if isinstance(value, Interval)), torch.float64)
     for call in program.graph.calls:
         if call.name in skip:
             continue
@@ -42,9 +43,10 @@ def propagate_forward(
             values[call.name] = known[call.name]
         elif call.name in program.rules:
             operands = [values[name] for name in call.inputs]
-            values[call.name] = program.rules[call.name].forward(program.sites[call.name], operands)
+            result = program.rules[call.name].forward(program.sites[call.name], operands)
+            values[call.name] = result.to(dtype=dtype) if isinstance(result, Interval) else result
         elif call.name not in program.samples:
-            values[call.name] = _evaluate(call, values)
+            values[call.name] = _evaluate(call, values, dtype)
     return values
 
 
@@ -93,7 +95,7 @@ def _backward_call(
         gradients[name] = gradients[name] + towards if name in gradients else towards
 
 
-def _evaluate(call: Call, values: Mapping[str, Value]) -> Value:
+def _evaluate(call: Call, values: Mapping[str, Value], dtype: torch.dtype) -> Value:
     """Run a call on fixed values, as the program does."""
 
     def concrete(reference: Reference) -> Tensor:
@@ -106,11 +108,7 @@ def _evaluate(call: Call, values: Mapping[str, Value]) -> Value:
     positional = [arguments[a.name] for a in call.op._schema.arguments if not a.kwarg_only]
     keywords = {a.name: arguments[a.name] for a in call.op._schema.arguments if a.kwarg_only}
     result = call.op(*positional, **keywords)
-    if not result.is_floating_point():
-        return result  # type: ignore[no-any-return]
-    wide = max((interval(value).dtype for value in values.values() if isinstance(value, Interval)), key=_bits)
-    return Interval.point(result.to(wide))
-
-
-def _bits(dtype: torch.dtype) -> int:
-    return torch.finfo(dtype).bits
+    item = call.arguments.get(ITEM)
+    if item is not None:
+        result = result[item]
+    return Interval.point(result.to(dtype)) if result.is_floating_point() else result

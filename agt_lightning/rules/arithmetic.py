@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import multiply
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, misaligned, name_of, reduce_to
 
@@ -116,8 +117,8 @@ class Quotient(Rule):
             return Interval.point(1.0 / torch.tensor(site.number("other"), dtype=torch.float64))
         divisor = interval(inputs[1])
         if not bool(((divisor.lower > 0) | (divisor.upper < 0)).all()):
-            raise ZeroDivisionError(
-                f"Expected a divisor that excludes zero in `{name_of(site.call)}` at {site.call.source}."
+            raise UncertifiableError(
+                [f"`{name_of(site.call)}` at {site.call.source} divides by values that can reach zero."]
             )
         if divisor.is_point:
             return Interval.point(1.0 / divisor.lower)

@@ -77,15 +77,21 @@ class CrossEntropy(Rule):
     """``cross_entropy_loss`` with class labels or probabilities on axis 1: gradient p - y."""
 
     def problem(self, site: Site) -> str | None:
-        """No class weights: their mean divides by the weights of all labels, so one label reaches all samples."""
+        """No class weights, no ignored class: their mean divides by a number that every label enters."""
         if site["weight"] is not None:
             return _weighted(site)
+        if 0 <= site.integer("ignore_index") < (site.shapes[0][1:2] or (0,))[0]:
+            return (
+                f"`{name_of(site.call)}` at {site.call.source} ignores class {site['ignore_index']}: the mean then "
+                "divides by the number of other labels, so one label reaches all gradients. Leave `ignore_index` out."
+            )
         if not all(site.samples) or len(site.shapes[0]) < 2:
             return f"`{name_of(site.call)}` at {site.call.source} needs predictions of shape (batch, classes, ...)."
         return _fixed_target(site)
 
     def _target(self, site: Site, logits: Interval, target: Value) -> Interval:
         classes = logits.shape[1]
+        target = _as_labels(target)
         if isinstance(target, ClassLabels):
             bounds = target.one_hot(classes, logits.dtype)
             bounds = map_bounds(bounds, lambda bound: bound.movedim(-1, 1), nonnegative=True)
@@ -100,7 +106,7 @@ class CrossEntropy(Rule):
         """``Σ_k y_k (-log p_k)``, and for class labels the extremes over the reachable ones."""
         logits = interval(inputs[0])
         cost = surprisal(logits)
-        target = inputs[1]
+        target = _as_labels(inputs[1])
         if isinstance(target, ClassLabels) and site.number("label_smoothing") == 0.0:
             reachable = target.reachable(logits.shape[1]).movedim(-1, 1)
             lower = torch.where(reachable, cost.lower, torch.inf).amin(dim=1)
@@ -113,7 +119,7 @@ class CrossEntropy(Rule):
         logits = interval(inputs[0])
         target = self._target(site, logits, inputs[1])
         probabilities = softmax(logits)
-        if not isinstance(inputs[1], ClassLabels):
+        if not isinstance(_as_labels(inputs[1]), ClassLabels):
             mass = map_bounds(target, lambda bound: bound.sum(dim=1, keepdim=True), nonnegative=target.nonnegative)
             probabilities = multiply(probabilities, mass)
         towards = map_bounds(grad, lambda bound: bound.unsqueeze(1), nonnegative=grad.nonnegative)
@@ -123,7 +129,7 @@ class CrossEntropy(Rule):
 class BinaryCrossEntropy(Rule):
     """``binary_cross_entropy_with_logits``: gradient σ(z)(1 + (w - 1) y) - w y with positive weight w (1 if absent).
 
-    It falls with y and is monotone in z, so the extremes are at corners.
+    It is monotone in z for every y and linear in y for every z, so the extremes are at corners.
     """
 
     def problem(self, site: Site) -> str | None:
@@ -138,18 +144,18 @@ class BinaryCrossEntropy(Rule):
         return interval(inputs[2]).lower
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """``w y softplus(-z) + (1 - y) softplus(z)``: linear in y and convex in z; corners and the minimum in z."""
+        """``w y softplus(-z) + (1 - y) softplus(z)``, each summand on its own: an enclosure, exact for points."""
         logits, target = interval(inputs[0]), interval(inputs[1])
         weight = self._positive_weight(site, inputs)
         positive = map_bounds(-logits, softplus, nonnegative=True)
         negative = map_bounds(logits, softplus, nonnegative=True)
         ones = Interval.point(torch.ones_like(target.lower))
-        return multiply(multiply(Interval.point(weight, nonnegative=True), target), positive) + multiply(
+        return multiply(multiply(Interval.point(weight), target), positive) + multiply(
             ones - target, negative
         )
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """Largest at the lower label, smallest at the upper one."""
+        """The four corners of prediction and label."""
         logits, target = interval(inputs[0]), interval(inputs[1])
         weight = self._positive_weight(site, inputs)
 
@@ -159,10 +165,17 @@ class BinaryCrossEntropy(Rule):
         if logits.is_point and target.is_point:
             bounds = Interval.point(slope(logits.lower, target.lower))
         else:
-            lower = torch.minimum(slope(logits.lower, target.upper), slope(logits.upper, target.upper))
-            upper = torch.maximum(slope(logits.lower, target.lower), slope(logits.upper, target.lower))
-            bounds = Interval.trusted(lower, upper)
+            corners = torch.stack(
+                [slope(z, y) for z in (logits.lower, logits.upper) for y in (target.lower, target.upper)]
+            )
+            bounds = Interval.trusted(corners.amin(dim=0), corners.amax(dim=0))
         return [multiply(grad, bounds), *[None] * (len(inputs) - 1)]
+
+
+def _as_labels(target: Value) -> Value:
+    """Integers that no adversary can change are class labels too."""
+    discrete = isinstance(target, Tensor) and not target.is_floating_point()
+    return ClassLabels(target) if isinstance(target, Tensor) and discrete else target
 
 
 def _weighted(site: Site) -> str:

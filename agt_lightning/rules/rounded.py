@@ -31,6 +31,10 @@ class Rounded(Rule):
     rule: Rule
     dtype: torch.dtype
 
+    def problem(self, site: Site) -> str | None:
+        """The rule's."""
+        return self.rule.problem(site)
+
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """The rule's bounds, widened by the magnitude of all summands."""
         output = self.rule.forward(site, inputs)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
@@ -52,7 +53,7 @@ class Cast(Rule):
         """The input; labels and other discrete data become numbers where the program makes them so."""
         value = inputs[0]
         if isinstance(value, Interval):
-            return value
+            return value if site.call.dtype.is_floating_point else _truncated(site, value)
         if not site.call.dtype.is_floating_point:
             return map_value(value, lambda tensor: tensor.to(site.call.dtype))
         return interval(value)
@@ -64,6 +65,18 @@ class Cast(Rule):
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, unchanged."""
         return [grad]
+
+
+def _truncated(site: Site, value: Interval) -> Tensor:
+    """Numbers as integers: harmless for fixed data, without bounds for data that can move."""
+    if not value.is_point:
+        raise UncertifiableError(
+            [
+                f"`{name_of(site.call)}` at {site.call.source} truncates values that can move to integers, which has "
+                "no bounds. Convert them in the data set."
+            ]
+        )
+    return value.lower.to(site.call.dtype)
 
 
 class Detach(Cast):

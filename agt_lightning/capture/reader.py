@@ -1,0 +1,157 @@
+"""From the nodes of an exported program to calls."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch._ops import HigherOrderOperator, OpOverload
+
+from agt_lightning.capture.graph import ITEM, Call, Reference
+from agt_lightning.capture.source import source_of
+from agt_lightning.errors import CaptureError
+
+_aten = torch.ops.aten
+
+IDENTITIES = frozenset(
+    {
+        _aten.alias.default,
+        _aten.clone.default,
+        _aten.contiguous.default,
+        _aten.detach_.default,
+        _aten.lift_fresh_copy.default,
+    }
+)
+"""Calls that return their first argument; they leave the graph. `detach` stays, since it stops gradients."""
+
+
+class GraphReader:
+    """Translates one fx graph, node by node, with nested regions of `torch.no_grad` inlined.
+
+    Args:
+        module: the graph and its regions.
+        calls: where calls go.
+        shapes: where shapes of values go.
+        prefix: of the names of this graph's values.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        calls: list[Call] | None = None,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+        prefix: str = "",
+    ) -> None:
+        self.module = module
+        self.calls: list[Call] = [] if calls is None else calls
+        self.shapes: dict[str, tuple[int, ...]] = {} if shapes is None else shapes
+        self.prefix = prefix
+        self.names: dict[fx.Node, str] = {}
+        self.regions: dict[fx.Node, list[str]] = {}
+
+    def read(self, inputs: Sequence[str] | None = None) -> list[str]:
+        """Translate everything.
+
+        Args:
+            inputs: names of the values that the graph is called with; None to name them as the graph does.
+
+        Returns:
+            Names of its results.
+        """
+        given = iter(inputs or ())
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                self.names[node] = node.name if inputs is None else next(given)
+                self._note_shape(node)
+            elif node.op == "call_function":
+                self._read_call(node)
+        output = next(node for node in self.module.graph.nodes if node.op == "output")
+        results = output.args[0]
+        assert isinstance(results, list | tuple)
+        return [self._name(node) for node in results if isinstance(node, fx.Node)]
+
+    def _read_call(self, node: fx.Node) -> None:
+        if isinstance(node.target, HigherOrderOperator):
+            self._read_region(node, node.target)
+        elif node.target is operator.getitem:
+            self._read_item(node)
+        elif isinstance(node.target, OpOverload) and isinstance(node.meta.get("val"), Tensor):
+            arguments = self._arguments(node, node.target)
+            first = next(iter(arguments.values()), None)
+            if node.target in IDENTITIES and isinstance(first, Reference):
+                self.names[node] = first.name
+            else:
+                self._append(node, node.target, arguments)
+
+    def _read_region(self, node: fx.Node, op: HigherOrderOperator) -> None:
+        """A block of code under a context manager; results of `torch.no_grad` carry no gradient."""
+        name = op.__name__
+        if name != "wrap_with_set_grad_enabled" or (node.args[0] and self.prefix):
+            raise CaptureError(
+                f"Expected code without `{name}`, which comes from automatic mixed precision, control flow or nested "
+                "gradient modes, but `training_step` has it. Remove it."
+            )
+        enabled, region, *operands = node.args
+        assert isinstance(region, fx.Node)
+        inner = getattr(self.module, str(region.target))
+        reader = GraphReader(inner, self.calls, self.shapes, f"{self.prefix}{node.name}.")
+        results = reader.read([self._name(operand) for operand in operands if isinstance(operand, fx.Node)])
+        self.regions[node] = results if enabled else [self._detached(result) for result in results]
+
+    def _detached(self, name: str) -> str:
+        """A call to `detach` on a value."""
+        call = next((call for call in self.calls if call.name == name), None)
+        if call is None:
+            return name  # an input, which carries no gradient through this region
+        detached = f"{name}.detached"
+        self.shapes[detached] = call.shape
+        arguments = {"self": Reference(name)}
+        self.calls.append(Call(detached, _aten.detach.default, arguments, call.shape, call.dtype, call.source))
+        return detached
+
+    def _read_item(self, node: fx.Node) -> None:
+        """One of several results. Items of `broadcast_tensors` are its inputs: element-wise rules broadcast anyway."""
+        producer, index = node.args
+        assert isinstance(producer, fx.Node)
+        assert isinstance(index, int)
+        if producer in self.regions:
+            self.names[node] = self.regions[producer][index]
+            return
+        assert isinstance(producer.target, OpOverload)
+        arguments = self._arguments(producer, producer.target)
+        if producer.target is _aten.broadcast_tensors.default:
+            sources = arguments["tensors"]
+            assert isinstance(sources, list)
+            self.names[node] = sources[index].name
+        else:
+            self._append(node, producer.target, arguments | {ITEM: index})
+
+    def _arguments(self, node: fx.Node, op: OpOverload) -> dict[str, object]:
+        given = dict(zip((argument.name for argument in op._schema.arguments), node.args, strict=False))
+        given.update(node.kwargs)
+        return {
+            argument.name: self._translate(given.get(argument.name, argument.default_value))
+            for argument in op._schema.arguments
+        }
+
+    def _translate(self, argument: object) -> object:
+        if isinstance(argument, fx.Node):
+            return Reference(self._name(argument))
+        if isinstance(argument, list | tuple):
+            return [self._translate(item) for item in argument]
+        return argument
+
+    def _name(self, node: fx.Node) -> str:
+        return self.names.get(node, f"{self.prefix}{node.name}")
+
+    def _note_shape(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            self.shapes[self._name(node)] = tuple(int(size) for size in value.shape)
+
+    def _append(self, node: fx.Node, op: OpOverload, arguments: Mapping[str, object]) -> None:
+        self._note_shape(node)
+        name, source = self._name(node), source_of(node.meta.get("stack_trace"))
+        self.calls.append(Call(name, op, dict(arguments), self.shapes[name], node.meta["val"].dtype, source))

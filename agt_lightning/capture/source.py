@@ -1,0 +1,48 @@
+"""The line of user code behind a captured call, for messages."""
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_INTERNAL = tuple(str(Path(file).parent) + "/" for file in (torch.__file__, str(Path(__file__).parent)))
+
+
+def as_forward(function: F) -> F:
+    """The same function or method under the name ``forward``.
+
+    `torch.export` keeps the source lines of frames with that name alone, and users write `training_step`.
+
+    Example:
+        >>> def double(x):
+        ...     return 2 * x
+        >>> as_forward(double)(3), as_forward(double).__code__.co_name
+        (6, 'forward')
+    """
+    if isinstance(function, types.MethodType):
+        return cast(F, types.MethodType(as_forward(function.__func__), function.__self__))
+    if not isinstance(function, types.FunctionType):
+        return function
+    code = function.__code__.replace(co_name="forward")
+    renamed = types.FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)
+    renamed.__kwdefaults__ = function.__kwdefaults__
+    return cast(F, renamed)
+
+
+def source_of(stack_trace: str | None) -> str:
+    """The innermost line outside torch and this package: ``file.py:12 `code` ``."""
+    lines = (stack_trace or "").splitlines()
+    frames = [
+        (line.strip(), lines[number + 1].strip())
+        for number, line in enumerate(lines[:-1])
+        if line.strip().startswith("File ") and not line.strip().removeprefix('File "').startswith(_INTERNAL)
+    ]
+    if not frames:
+        return "unknown line"
+    place, code = frames[-1]
+    file, line, *_ = place.removeprefix("File ").split(", ")
+    return f"{Path(file.strip(chr(34))).name}:{line.removeprefix('line ')} `{code}`"

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from agt_lightning.aggregation import NormClipping, ValueClipping
+from agt_lightning.gradients import Elementwise
+from agt_lightning.interval import Interval
+from tests.aggregation.oracles import KAPPA, check_norm_clipping, clip_box
+
+ROUNDING = 1e-14
+"""Entries are at most κ, norms of four entries cost a few roundings."""
+
+
+def test_norm_clipping_is_exact_for_boxes():
+    check_norm_clipping(clip_box)
+
+
+def test_norm_clipping_contains_sampled_points():
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    box = Interval(ends.amin(dim=0), ends.amax(dim=0))
+    bounds = clip_box(KAPPA, box)
+    for _ in range(200):
+        point = box.lower + torch.rand(5, 7, generator=generator, dtype=torch.float64) * box.width
+        clipped = point * (KAPPA / point.norm(dim=1, keepdim=True)).clamp(max=1.0)
+        assert bounds.contains(clipped, ROUNDING)
+
+
+def test_norm_clipping_of_points_is_the_clipped_point():
+    point = torch.tensor([[3.0, 4.0], [0.1, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    gradient = Elementwise(Interval.point(point))
+    clipped = NormClipping.of(1.0, [gradient])(gradient.block(0, 2))
+    assert clipped.is_point
+    expected = torch.tensor([[0.6, 0.1, 0.0], [0.8, 0.0, 0.0]], dtype=torch.float64)
+    assert torch.allclose(clipped.lower, expected, rtol=0, atol=ROUNDING)
+
+
+def test_norms_run_over_all_parameters():
+    parts = [Elementwise(Interval.point(torch.tensor([[value]], dtype=torch.float64))) for value in (3.0, 4.0)]
+    clipping = NormClipping.of(1.0, parts)
+    assert [clipping(part.block(0, 1)).lower.item() for part in parts] == pytest.approx([0.6, 0.8])
+
+
+def test_value_clipping_is_the_clamp_of_both_bounds():
+    box = Interval(torch.tensor([[-3.0, -0.2, 2.0]]), torch.tensor([[-2.0, 0.3, 5.0]]))
+    clipped = ValueClipping(1.0)(box)
+    assert torch.equal(clipped.lower, box.lower.clamp(-1, 1))
+    assert torch.equal(clipped.upper, box.upper.clamp(-1, 1))
+    assert ValueClipping(1.0)(Interval.point(box.lower)).is_point

@@ -1,0 +1,40 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agt_lightning.aggregation import top_n_sum
+from tests.aggregation.oracles import check_top_n
+
+EXACT = 1e-12
+
+
+def test_top_n_sum_equals_the_best_subset():
+    check_top_n(top_n_sum)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
+    st.integers(0, 40),
+)
+def test_top_n_sum_equals_sorting(values, n):
+    gains = torch.tensor([values], dtype=torch.float64)
+    expected = gains.clamp(min=0).sort(descending=True).values[:, :n].sum(dim=1)
+    assert torch.allclose(top_n_sum(gains.clone(), n), expected, rtol=EXACT, atol=0)
+
+
+def test_more_than_all_samples_is_all_samples():
+    gains = torch.tensor([[1.0, -2.0, 4.0]])
+    assert top_n_sum(gains.clone(), 3).tolist() == top_n_sum(gains.clone(), 100).tolist() == [5.0]
+
+
+def test_no_samples_give_zero():
+    assert top_n_sum(torch.ones(2, 3), 0).tolist() == [0.0, 0.0]
+
+
+def test_nan_is_not_lost():
+    assert top_n_sum(torch.tensor([[1.0, torch.nan, 3.0]]), 1).isnan().all()
+
+
+def test_float32_stays_float32():
+    assert top_n_sum(torch.ones(2, 3), 2).dtype == torch.float32

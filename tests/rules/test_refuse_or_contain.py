@@ -1,0 +1,141 @@
+"""Uses of an op that lie outside what its rule proves: they must be refused, or their bounds must hold."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.errors import AgtError
+from agt_lightning.rules import RULES
+from tests.rules.laws import Box, Setting, bounds_contain_sampled_points
+
+RATE = 0.1
+ROUNDING = 1e-9
+"""One step of a tiny network in float64."""
+
+
+class Two(nn.Module):
+    """A linear layer and a scalar."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3, 3, generator=generator, dtype=torch.float64))
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+
+def real(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+WHOLE = torch.tensor([[4.0, 3.0, 2.0]] * 5, dtype=torch.float64)
+BYTES = WHOLE.to(torch.uint8)
+CLASSES = torch.tensor([0, 1, 1, 1, 0])
+BINARY = torch.tensor([[0.0, 1.0, 1.0]] * 5, dtype=torch.float64)
+FLIPS = BoundedAdversary(n=5, nu=1, q=0)
+
+
+def cross_entropy_without_class_two(m, x, y):
+    return F.cross_entropy(x @ m.weight, y, ignore_index=2)
+
+
+def class_and_number(m, x, y):
+    scores = x @ m.weight
+    return F.cross_entropy(scores, y) + (scores.sum(dim=1) - y.to(scores.dtype)).square().mean()
+
+
+def number_and_class(m, x, number, y):
+    scores = x @ m.weight
+    return (scores.sum(dim=1) - number).square().mean() + F.cross_entropy(scores, y)
+
+
+def truncated(m, x, y):
+    return F.mse_loss(x.to(torch.int64).to(torch.float64) @ m.weight, y)
+
+
+def from_bytes(m, x, y):
+    return F.mse_loss(x.to(torch.float64) @ m.weight, y)
+
+
+# loss, clean batch, adversary, a batch that the adversary can make of it
+CASES = {
+    "a flip to the ignored class": (
+        cross_entropy_without_class_two,
+        (real(5, 3), CLASSES),
+        FLIPS,
+        (real(5, 3), CLASSES * 2),
+    ),
+    "a class read as a number too": (class_and_number, (real(5, 3), CLASSES), FLIPS, (real(5, 3), 2 - CLASSES)),
+    "features cut to integers": (
+        truncated,
+        (WHOLE, real(5, 3)),
+        BoundedAdversary(n=5, epsilon=0.1),
+        (WHOLE - 0.1, real(5, 3)),
+    ),
+    "features stored as bytes": (
+        from_bytes,
+        (BYTES, real(5, 3)),
+        BoundedAdversary(n=5, epsilon=2.0),
+        (BYTES + 2, real(5, 3)),
+    ),
+    "scalar parameter": (
+        lambda m, x, y: F.mse_loss(m.scale * (x @ m.weight), y),
+        (real(5, 3), real(5, 3)),
+        BoundedAdversary(n=5, epsilon=0.1),
+        (real(5, 3) + 0.1, real(5, 3)),
+    ),
+    "labels as floats": (
+        lambda m, x, y: F.cross_entropy(x @ m.weight, y.long()),
+        (real(5, 3), CLASSES.double()),
+        FLIPS,
+        (real(5, 3), 1 - CLASSES.double()),
+    ),
+    "a number before a class": (
+        number_and_class,
+        (real(5, 3), real(5), CLASSES),
+        BoundedAdversary(n=5, epsilon=0.1),
+        (real(5, 3) + 0.1, real(5), CLASSES),
+    ),
+}
+
+
+def step(module, loss, batch):
+    """One step of plain SGD."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
+    loss(module, *batch).backward()
+    optimizer.step()
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def require_refused_or_contained(name):
+    loss, clean, adversary, poisoned = CASES[name]
+    module = Two()
+    try:
+        engine = AbstractGradientEngine(module, lambda m, batch: loss(m, *batch), adversary)
+        optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
+        if engine.problems(clean, optimizer):
+            return
+        engine.step([clean], optimizer)
+    except AgtError:
+        return
+    for attacked, value in step(Two(), loss, poisoned).items():
+        assert engine.box[attacked].contains(value, ROUNDING), f"{attacked} left its bounds"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused_or_contained(name):
+    require_refused_or_contained(name)
+
+
+def negative_weight(m, x, y):
+    weight = torch.tensor(-3.0, dtype=torch.float64)
+    return F.binary_cross_entropy_with_logits(x, y, reduction="none", pos_weight=weight)
+
+
+def test_negative_weight_of_positives_is_contained():
+    label = Box(low=0.5, high=0.5, radius=0.5, differentiable=False)
+    op = torch.ops.aten.binary_cross_entropy_with_logits.default
+    setting = Setting("negative weight", op, negative_weight, (Box(), label))
+    bounds_contain_sampled_points(setting, torch.float64, RULES)

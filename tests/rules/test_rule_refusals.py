@@ -1,0 +1,160 @@
+"""Calls that would mix samples, or that have no sound rule, are refused with a way out."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agt_lightning.capture import capture, reached
+from agt_lightning.errors import UncertifiableError
+from agt_lightning.propagation import Program
+from agt_lightning.rules import RULES, register_rule
+from tests.rules.laws import Box, Setting, draw_domain, propagate
+
+aten = torch.ops.aten
+BATCH = 4
+X = torch.ones(BATCH, 3)
+LABELS = torch.zeros(BATCH, dtype=torch.int64)
+
+
+class Owner(nn.Module):
+    """Parameters and buffers that the refused calls use."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, 3))
+        self.column = nn.Parameter(torch.ones(BATCH, 1))
+        self.norm = nn.BatchNorm1d(3, track_running_stats=False)
+        self.register_buffer("class_weight", torch.ones(3))
+
+
+def problems(function, *leaves):
+    owner = Owner()
+    graph = capture(owner, lambda tensors: function(owner, *tensors), leaves)
+    return Program.build(
+        graph,
+        RULES,
+        samples=reached(graph, set(graph.leaves)),
+        trainable=reached(graph, set(graph.parameters)),
+    ).problems
+
+
+# name: function, leaves, message
+REFUSED = {
+    "column with row": (lambda m, x, y: (x @ m.w)[:, :1] - y, (X, X[:, 0]), "has no bound rule"),
+    "prediction (b, 1) with label (b,)": (
+        lambda m, x, y: F.linear(x, m.w[:1]) - y,
+        (X, X[:, 0]),
+        "broadcasts shapes .4, 1. and .4,. so that each sample meets all others.*squeeze",
+    ),
+    "product of (b, 1) with (b,)": (
+        lambda m, x, y: (x @ m.w).sum(1, keepdim=True) * y,
+        (X, X[:, 0]),
+        "aten.mul.*each sample meets all others",
+    ),
+    "parameter per sample": (lambda m, x: x + m.column, (X,), "aten.add.*each sample meets all others"),
+    "squeeze that loses the samples": (
+        lambda m, x: (x @ m.w).sum(1).reshape(1, BATCH).squeeze(),
+        (X,),
+        "turns shape .4,. into .1, 4. and loses the samples' axis.*squeeze.-1.",
+    ),
+    "flatten of everything": (lambda m, x: (x @ m.w).flatten(), (X,), "aten.flatten.*loses the samples' axis"),
+    "unsqueeze in front": (lambda m, x: (x @ m.w).unsqueeze(0), (X,), "aten.unsqueeze.*loses the samples' axis"),
+    "mean over the batch in the middle": (
+        lambda m, x: x - x.mean(dim=0, keepdim=True) @ m.w,
+        (X,),
+        "aten.mean.*reduces over the samples before the loss is complete",
+    ),
+    "negative axis over the batch": (lambda m, x: x.sum(dim=-2) @ m.w, (X,), "aten.sum.*reduces over the samples"),
+    "sum of everything": (lambda m, x: x * (x @ m.w).sum(), (X,), "aten.sum.*reduces over the samples"),
+    "class weights": (
+        lambda m, x, y: F.cross_entropy(x @ m.w, y, weight=m.class_weight, reduction="none"),
+        (X, LABELS),
+        "aten.cross_entropy_loss.*has weights: a class-weighted mean",
+    ),
+    "sample weights in binary cross-entropy": (
+        lambda m, x, y: F.binary_cross_entropy_with_logits(x @ m.w, y, weight=m.class_weight, reduction="none"),
+        (X, X),
+        "binary_cross_entropy_with_logits.*has weights",
+    ),
+    "target that is trained": (
+        lambda m, x: F.binary_cross_entropy_with_logits(x, x @ m.w, reduction="none"),
+        (X,),
+        "target that depends on trainable parameters",
+    ),
+    "cross-entropy without a class axis": (
+        lambda m, x, y: F.cross_entropy((x @ m.w).sum(1), y, reduction="none"),
+        (X, X[:, 0]),
+        "needs predictions of shape .batch, classes",
+    ),
+    "active dropout": (
+        lambda m, x: F.dropout(x @ m.w, p=0.25, training=True),
+        (X,),
+        r"dropout.*is active .p = 0.25.*Set `p=0`",
+    ),
+    "cube": (lambda m, x: (x @ m.w) ** 3, (X,), "aten.pow.*has exponent 3; 2 is supported"),
+    "weight per sample": (lambda m, x: F.linear(m.w, x), (X,), "does not apply one weight to each sample"),
+    "product of samples": (lambda m, x: x @ x.T, (X,), "does not apply one weight to each sample|has no bound rule"),
+    "unknown op": (lambda m, x: torch.cosh(x @ m.w), (X,), "aten.cosh.default.*has no bound rule.*register_rule"),
+    "near relative of a known op": (lambda m, x: F.relu6(x @ m.w), (X,), "has no bound rule"),
+    "division with rounding": (lambda m, x: torch.div(x @ m.w, 2, rounding_mode="floor"), (X,), "has no bound rule"),
+    "batch normalization": (lambda m, x: m.norm(x), (X,), "batch.*one sample reaches all gradients.*GroupNorm"),
+    "random noise": (lambda m, x: x @ m.w + torch.rand(3), (X,), "draws random numbers"),
+    "noise like the samples": (lambda m, x: x @ m.w + torch.rand_like(x), (X,), "draws random numbers"),
+    "parameter changed first": (lambda m, x: x @ torch.exp(m.w), (X,), "changes a parameter before it meets the data"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_reason(name):
+    function, leaves, message = REFUSED[name]
+    found = problems(function, *leaves)
+    assert found
+    with pytest.raises(ValueError, match=message):
+        raise ValueError("\n".join(found))
+
+
+def test_every_problem_is_reported_at_once():
+    found = problems(lambda m, x: torch.cosh(torch.sinh(x @ m.w).mean(0)), X)
+    assert [message for message in found if "sinh" in message or "cosh" in message or "mean" in message] == list(found)
+    assert len(found) == 3
+
+
+# The same use, written soundly, has no problems.
+ACCEPTED = {
+    "squeezed prediction": (lambda m, x, y: (x @ m.w).sum(1, keepdim=True).squeeze(-1) - y, (X, X[:, 0])),
+    "flatten from axis 1": (lambda m, x: (x @ m.w).flatten(1), (X,)),
+    "mean over features": (lambda m, x: x - (x @ m.w).mean(dim=1, keepdim=True), (X,)),
+    "dropout in evaluation": (lambda m, x: F.dropout(x @ m.w, p=0.25, training=False), (X,)),
+    "unweighted": (lambda m, x, y: F.cross_entropy(x @ m.w, y, reduction="none"), (X, LABELS)),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_sound_use_is_accepted(name):
+    function, leaves = ACCEPTED[name]
+    assert problems(function, *leaves) == ()
+
+
+def test_registering_an_overload_twice_is_refused():
+    with pytest.raises(ValueError, match=r"Expected an overload without a rule, but aten.relu.default has one"):
+        register_rule(aten.relu.default)(RULES[aten.relu.default])
+
+
+def test_the_table_is_read_only():
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        RULES[aten.cosh.default] = RULES[aten.relu.default]
+
+
+def test_a_union_of_tables_supplies_a_missing_rule():
+    owner = Owner()
+    graph = capture(owner, lambda tensors: F.silu(tensors[0] @ owner.w), [X])
+    values = {"samples": reached(graph, set(graph.leaves)), "trainable": reached(graph, set(graph.parameters))}
+    assert "silu" in Program.build(graph, RULES, **values).problems[0]
+    assert not Program.build(graph, {**RULES, aten.silu.default: RULES[aten.relu.default]}, **values).problems
+
+
+def test_division_by_a_box_around_zero_raises():
+    setting = Setting("zero", aten.div.Tensor, lambda m, x, y: x / y, (Box(), Box(low=0.0, high=0.0)))
+    with pytest.raises(UncertifiableError, match="`aten.div`.* divides by values that can reach zero"):
+        propagate(setting, RULES, draw_domain(setting, torch.float64, seed=0))

@@ -36,7 +36,14 @@ from agt_lightning.passes import (
 )
 from agt_lightning.rounding import accumulated_roundoff, unit_roundoff
 from agt_lightning.rules import RULES, RuleTable
-from agt_lightning.selfcheck import require_both, require_inside, require_untouched, rounded
+from agt_lightning.selfcheck import (
+    require_both,
+    require_constant,
+    require_inside,
+    require_same_gradients,
+    require_untouched,
+    rounded,
+)
 
 DEFAULT_MEMORY_BUDGET = 32 * 2**20
 """Bytes for temporary tensors of the aggregation: larger blocks leave the caches and are no faster."""
@@ -116,6 +123,8 @@ class AbstractGradientEngine:
         self.box = {name: Interval.point(p.detach().to(dtype, copy=True)) for name, p in module.named_parameters()}
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self._verified: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     # --- what is known before a step -------------------------------------------------------------------------------
 
@@ -202,6 +211,7 @@ class AbstractGradientEngine:
             UnsoundBoundError: if a bound is NaN or infinite.
         """
         require_untouched(self.module, self._trained)
+        require_constant(self.module, self._read_buffers(batches), self._buffers)
         scale = 1.0 / len(batches) if scale is None else scale
         passes = [self._passes(batch, scale) for batch in batches]
         samples = sample_set(passes)
@@ -222,6 +232,8 @@ class AbstractGradientEngine:
             else:
                 applied[name] = clipped_mean(nominal[name], samples.weights, nominal_clipping, self.memory_budget)
                 bounds[name] = unbounded_descent(clean[name], samples, self.adversary.n, clipping, self.memory_budget)
+        for name, interval in bounds.items():
+            check_finite_and_ordered(interval, f"the gradient of `{name}`")
         tolerance = {name: self._tolerance(name, nominal[name], samples) for name in clean}
         return Descent(bounds, gradient, applied, tolerance)
 
@@ -250,6 +262,11 @@ class AbstractGradientEngine:
             for name, parameter in self.module.named_parameters():
                 if name in descent.applied:
                     parameter.grad = descent.applied[name].to(parameter.dtype)
+        self._verified = {
+            name: parameter.grad.detach().clone()
+            for name, parameter in self.module.named_parameters()
+            if parameter.grad is not None
+        }
 
     def update(self, descent: Descent, optimizer: torch.optim.Optimizer) -> None:
         """Move the box by the optimizer's abstract counterpart; call it after the optimizer's own step.
@@ -262,6 +279,7 @@ class AbstractGradientEngine:
         counterpart = abstract_optimizer(optimizer)
         if counterpart is None:
             raise UncertifiableError([f"`{type(optimizer).__name__}` has no bounds. Use `torch.optim.SGD`."])
+        require_same_gradients(self.module, self._verified)
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -269,6 +287,14 @@ class AbstractGradientEngine:
                     self._update_parameter(names[id(parameter)], parameter, descent, group, counterpart)
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.steps += 1
+
+    def require_untouched(self) -> None:
+        """Raise if something besides the optimizer changed a parameter since the last step.
+
+        Raises:
+            UnsoundBoundError: naming the parameter.
+        """
+        require_untouched(self.module, self._trained)
 
     def restore(self, box: Mapping[str, Interval], steps: int) -> None:
         """Go on from the box of an interrupted run; the module must have that run's parameters already.
@@ -291,9 +317,16 @@ class AbstractGradientEngine:
     def bounds(self) -> ParameterBounds:
         """The box in the parameters' own types, rounded outward."""
         types = {name: parameter.dtype for name, parameter in self.module.named_parameters()}
-        return ParameterBounds({name: interval.to(dtype=types[name]) for name, interval in self.box.items()})
+        rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in self.box.items()}
+        for name, interval in rounded_outward.items():
+            check_finite_and_ordered(interval, f"parameter `{name}` in {types[name]}")
+        return ParameterBounds(rounded_outward)
 
     # --- parts of a step -------------------------------------------------------------------------------------------
+
+    def _read_buffers(self, batches: Sequence[object]) -> set[str]:
+        """Names of the buffers that the loss reads."""
+        return {name for batch in batches for name in self.objective(batch).program.graph.buffers.values()}
 
     def _passes(self, batch: object, scale: float) -> Pass:
         bounded = self.objective(batch)

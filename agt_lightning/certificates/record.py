@@ -21,6 +21,7 @@ _ASSUMPTIONS = (
     "Batches come in the same order and with the same members in every run; the order does not depend on the data.",
     "Samples are substituted or perturbed in place; none is inserted or deleted.",
     "Batches are perturbed as they enter `training_step`, after transforms and transfer hooks.",
+    "Whatever else `training_step` reads (attributes, buffers, the epoch) is the same in every run.",
     "Initial parameters, learning rates and number of steps are the same in every run.",
     "Bounds hold in real arithmetic. They are computed in floating point without directed rounding, in double "
     "precision unless stated otherwise; each step is checked against the training's own arithmetic.",

@@ -90,13 +90,14 @@ class CertifiedTraining(Callback):
         self.memory_budget = memory_budget
         self.dtype = dtype
         self._engine: AbstractGradientEngine | None = None
+        self._loss: TrainingLoss | None = None
         self._batches: list[object] = []
         self._descent: Descent | None = None
         self._approved: set[object] = set()
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._restored: dict[str, Any] | None = None
         self._resumed = False
-        self._validation: ValidationCertificate | None = None
+        self._validation: dict[int, ValidationCertificate] | None = None
         self._results: dict[str, float] = {}
 
     # --- what a user asks for --------------------------------------------------------------------------------------
@@ -151,9 +152,10 @@ class CertifiedTraining(Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._loss = TrainingLoss(trainer)
         self._engine = AbstractGradientEngine(
             pl_module,
-            TrainingLoss(trainer),
+            self._loss,
             self.adversary,
             poisonable=self.poisonable,
             memory_budget=self.memory_budget,
@@ -189,12 +191,17 @@ class CertifiedTraining(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        if not self._batches:
+            raise UncertifiableError(["The optimizer steps twice on one batch. Let `optimizer_step` step once."])
         scale = 1.0 / trainer.accumulate_grad_batches
         self._descent = self.engine.descend(self._batches, scale)
         try:
             self.engine.verify(self._descent, self._batches, scale)
         except UnsoundBoundError:
-            # Code that depends on the epoch is recorded anew; if it still differs, it is not a matter of age.
+            # Code that depends on the epoch is recorded anew. Any other reason, such as an attribute set from earlier
+            # batches, would be different in a poisoned run.
+            if self._loss is None or not self._loss.reads_time:
+                raise
             self.engine.forget()
             self._descent = self.engine.descend(self._batches, scale)
             self.engine.verify(self._descent, self._batches, scale)
@@ -216,7 +223,7 @@ class CertifiedTraining(Callback):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validation = None
         if self._engine is not None and not trainer.sanity_checking:
-            self._validation = ValidationCertificate(self._engine)
+            self._validation = {}
 
     @override
     def on_validation_batch_end(
@@ -231,7 +238,7 @@ class CertifiedTraining(Callback):
         if self._validation is None:
             return
         try:
-            self._validation.update(batch)
+            self._validation.setdefault(dataloader_idx, ValidationCertificate(self.engine)).update(batch)
         except (CaptureError, UncertifiableError) as error:
             rank_zero_warn(
                 f"No certified metric on the validation loader: its batches do not fit the training loss.\n{error}"
@@ -242,14 +249,20 @@ class CertifiedTraining(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._validation is None:
             return
-        results = {f"agt/val_{name}": value for name, value in self._validation.compute().items()}
+        several = len(self._validation) > 1
+        results = {
+            f"agt/val_{name}/dataloader_idx_{index}" if several else f"agt/val_{name}": value
+            for index, validation in self._validation.items()
+            for name, value in validation.compute().items()
+        }
         for name, value in results.items():
-            pl_module.log(name, value, prog_bar="certified" in name)
+            pl_module.log(name, value, prog_bar="certified" in name, add_dataloader_idx=False)
         self._results |= {name.removeprefix("agt/"): value for name, value in results.items()}
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._remove_hook()
+        self.engine.require_untouched()
         if self.dirpath is not None and trainer.is_global_zero and trainer.optimizers:
             self.save(self.dirpath, trainer.optimizers[0])
 
@@ -282,7 +295,9 @@ class CertifiedTraining(Callback):
             return
         problems = trainer_problems(trainer, module)
         try:
-            problems += self.engine.problems(batch, trainer.optimizers[0] if trainer.optimizers else None)
+            # A manual step optimizes by itself; it must not run, not even on a replica: parameters are shared.
+            if module.automatic_optimization:
+                problems += self.engine.problems(batch, trainer.optimizers[0] if trainer.optimizers else None)
         except CaptureError as error:
             problems.append(str(error))
         if problems:

@@ -62,7 +62,8 @@ class CertifiedModule(_Base):
         Raises:
             RuntimeError: if the module has no Trainer, or its Trainer no such callback.
         """
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        trainer = getattr(self, "_trainer", None)
+        callbacks = [] if trainer is None else trainer.callbacks
         certified = next((callback for callback in callbacks if isinstance(callback, CertifiedTraining)), None)
         if certified is None:
             raise RuntimeError(

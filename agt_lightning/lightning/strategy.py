@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary
@@ -44,6 +45,18 @@ class AbstractGradientStrategy(DDPStrategy):
         callbacks = model.trainer.callbacks  # type: ignore[attr-defined]
         if self.certified is not None and self.certified not in callbacks:
             callbacks.insert(0, self.certified)
+
+    @override
+    def setup(self, trainer: L.Trainer) -> None:
+        """Refuse to fit without anything that certifies."""
+        fits = trainer.state.fn == TrainerFn.FITTING
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if fits and not any(isinstance(callback, CertifiedTraining) for callback in callbacks):
+            raise RuntimeError(
+                "Expected an `adversary`, but neither strategy nor Trainer nor module has one. Use "
+                "`AbstractGradientStrategy(adversary)`, or pass `CertifiedTraining(adversary)` to the Trainer."
+            )
+        super().setup(trainer)
 
     @property
     def bounds(self) -> ParameterBounds:

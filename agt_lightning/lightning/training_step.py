@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import lightning as L
-import torch
-from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import CaptureError
+from agt_lightning.lightning.silence import silence
 
 
 class TrainingLoss:
@@ -20,10 +18,14 @@ class TrainingLoss:
 
     Args:
         trainer: what the replica answers as ``self.trainer``.
+
+    Attributes:
+        reads_time: whether the step has asked for the epoch or the global step, so that what was recorded can age.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
+        self.reads_time = False
 
     def __call__(self, module: nn.Module, batch: object) -> Tensor:
         """The scalar loss of a batch.
@@ -32,7 +34,7 @@ class TrainingLoss:
             CaptureError: if `training_step` returns no loss.
         """
         assert isinstance(module, L.LightningModule)
-        silence(module, self.trainer)
+        silence(module, self.trainer, self._note_time)
         result = self._result(module, batch)
         loss = result.get("loss") if isinstance(result, Mapping) else result
         if not isinstance(loss, Tensor):
@@ -41,6 +43,9 @@ class TrainingLoss:
                 f"{type(loss).__name__}. Return it; with manual optimization, use automatic optimization instead."
             )
         return loss
+
+    def _note_time(self) -> None:
+        self.reads_time = True
 
     def _result(self, module: L.LightningModule, batch: object) -> object:
         objective = getattr(module, "certified_objective", None)
@@ -55,73 +60,3 @@ class TrainingLoss:
         if len(accepted) > 1 and not named:
             return training_step(batch, 0)
         return training_step(batch, **named)
-
-
-class _SilentMetric(nn.Module):
-    """Stands where a torchmetrics object was: takes any call, keeps nothing.
-
-    Args:
-        empty: makes what calls return; a tensor kept as attribute would become part of the recording.
-    """
-
-    def __init__(self, empty: Callable[[], object]) -> None:
-        super().__init__()
-        self.empty = empty
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        return self.empty()
-
-    def update(self, *args: object, **kwargs: object) -> None:
-        """Forget the arguments."""
-
-    def compute(self) -> object:
-        """An empty result."""
-        return self.empty()
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-
-class _Silent:
-    """Overrides of a LightningModule that reach outside it."""
-
-    def log(self, *args: object, **kwargs: object) -> None:
-        """Log nothing."""
-
-    def log_dict(self, *args: object, **kwargs: object) -> None:
-        """Log nothing."""
-
-    def print(self, *args: object, **kwargs: object) -> None:
-        """Print nothing."""
-
-    @property
-    def logger(self) -> Logger:
-        """A logger that keeps nothing."""
-        return DummyLogger()
-
-    @property
-    def loggers(self) -> list[Logger]:
-        """Loggers that keep nothing."""
-        return [DummyLogger()]
-
-
-def _zero() -> Tensor:
-    return torch.zeros(())
-
-
-def silence(module: L.LightningModule, trainer: L.Trainer) -> None:
-    """Cut a replica off from loggers, progress bars and metric states.
-
-    Args:
-        module: a replica, never the module in training.
-        trainer: what it answers as ``self.trainer``.
-    """
-    if not isinstance(module, _Silent):
-        module.__class__ = type(type(module).__name__, (_Silent, type(module)), {})
-    module._trainer = trainer
-    for part in list(module.modules()):
-        for name, child in part.named_children():
-            if isinstance(child, MetricCollection):
-                part._modules[name] = _SilentMetric(dict)
-            elif isinstance(child, Metric):
-                part._modules[name] = _SilentMetric(_zero)

@@ -18,6 +18,7 @@ _BATCH_NORM = (
 
 _WAYS_OUT = {
     "aten._native_batch_norm_legit_functional": _BATCH_NORM,
+    "aten.native_batch_norm": _BATCH_NORM,
     "aten.batch_norm": "has no bound rule. Fold it into the layer before it, use `GroupNorm`, or leave it out",
 }
 

@@ -28,6 +28,7 @@ from agt_lightning.rules.linear import Linear, MatrixProduct
 from agt_lightning.rules.loss import (
     BinaryCrossEntropy,
     CrossEntropy,
+    LogSoftmax,
     ResidualLoss,
     absolute_error,
     huber,
@@ -84,6 +85,7 @@ _rules: dict[OpOverload, Rule] = {
     _aten.binary_cross_entropy_with_logits.default: BinaryCrossEntropy(),
     _aten.cross_entropy_loss.default: CrossEntropy(),
     _aten.huber_loss.default: huber,
+    _aten.log_softmax.int: LogSoftmax(),
     _aten.l1_loss.default: absolute_error,
     _aten.mse_loss.default: squared_error,
     _aten.smooth_l1_loss.default: smooth_absolute_error,

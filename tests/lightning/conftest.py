@@ -1,6 +1,6 @@
 """Small trainings, and Lightning's own warnings kept out of the way of ours."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lightning as L
@@ -33,13 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch) -> Iterator[None]:
-    """Tiny tensors are slower on several threads; Lightning's DDP sets their number for the whole process."""
+def _no_thread_setting(monkeypatch) -> None:
+    """Lightning's DDP sets this variable for the whole process."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Regressor(L.LightningModule):

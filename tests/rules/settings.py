@@ -121,6 +121,7 @@ LINEAR = [
 ACTIVATION = [
     unary("one unit", aten.relu.default, torch.relu),
     unary("two units", aten.relu.default, torch.relu, ROW),
+    unary("three classes", aten.log_softmax.int, lambda x: x.log_softmax(1), Box((3,)), exact=("output",)),
     unary("off", aten.dropout.default, lambda x: aten.dropout(x, 0.5, False)),
     unary("p = 0", aten.dropout.default, lambda x: aten.dropout(x, 0.0, True)),
 ]

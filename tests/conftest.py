@@ -1,4 +1,4 @@
-"""Small tensors only: threads cost more than they save."""
+"""Small tensors only: threads cost more than they save, and Lightning raises their number for the whole process."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

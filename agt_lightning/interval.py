@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,25 @@ from torch import Tensor
 
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.rounding import round_down, round_up
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ball:
+    """All ``x + scale ∘ u`` with ``‖u‖_p <= 1``: what an interval cannot say of a perturbation in ℓ1 or ℓ2.
+
+    Args:
+        nominal: x, (batch, ...).
+        scale: radius of each coordinate, of the shape of one sample.
+        p: norm, 1, 2 or infinity.
+    """
+
+    nominal: Tensor
+    scale: Tensor
+    p: float
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Ball:
+        """The same ball after a change of shape that keeps the sample axis."""
+        return Ball(function(self.nominal), function(self.scale.unsqueeze(0)).squeeze(0), self.p)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +42,7 @@ class Interval:
         lower: lower bounds, any shape, floating point.
         upper: upper bounds, of the same shape, dtype and device.
         nonnegative: a fact known by construction (after ReLU, sigmoid, softmax): ``lower >= 0``. Products use it.
+        ball: a fact about perturbed inputs: the values lie in this ball as well. The first affine operation uses it.
 
     Raises:
         TypeError: if a bound is not a floating point tensor, or their dtypes or devices differ.
@@ -41,6 +62,7 @@ class Interval:
     lower: Tensor
     upper: Tensor
     nonnegative: bool = field(default=False, kw_only=True)
+    ball: Ball | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check what every rule relies on."""
@@ -50,12 +72,13 @@ class Interval:
             raise ValueError(f"Expected lower bounds >= 0 with `nonnegative=True`, but got {float(self.lower.min())}.")
 
     @classmethod
-    def trusted(cls, lower: Tensor, upper: Tensor, *, nonnegative: bool = False) -> Interval:
+    def trusted(cls, lower: Tensor, upper: Tensor, *, nonnegative: bool = False, ball: Ball | None = None) -> Interval:
         """Build an interval whose validity is proved by its rule, without checking it again."""
         interval = object.__new__(cls)
         object.__setattr__(interval, "lower", lower)
         object.__setattr__(interval, "upper", upper)
         object.__setattr__(interval, "nonnegative", nonnegative)
+        object.__setattr__(interval, "ball", ball)
         return interval
 
     @classmethod
@@ -155,6 +178,8 @@ class Interval:
             >>> bool(third.lower.double() <= 1 / 3 <= third.upper.double())
             True
         """
+        if dtype in (None, self.dtype) and device in (None, self.device):
+            return self
         lower = self.lower.to(device=device)
         upper = lower if self.is_point else self.upper.to(device=device)
         if dtype is None or dtype == self.dtype:

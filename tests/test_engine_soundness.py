@@ -36,6 +36,8 @@ def data(kind: str, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     for step in range(STEPS):
         size = BATCH if step % 3 < 2 else 4  # a short batch now and then
         x = torch.randn(size, FEATURES, dtype=torch.float64, generator=generator)
+        if kind == "bce":
+            x = x.clamp(-4, 0.2)  # the range that one of the adversaries has to keep
         index = torch.randint(0, CLASSES, (size,), generator=generator)
         y = {"ce": index, "bce": (index > 0).double()[:, None]}.get(kind)
         batches.append((x, torch.randn(size, CLASSES, dtype=torch.float64, generator=generator) if y is None else y))
@@ -100,9 +102,14 @@ class Attacks:
     def poison(self, x, y):
         interior = 2 * torch.rand(x.shape, dtype=torch.float64, generator=self.generator) - 1
         slope = vmap(vmap(grad(self.push, argnums=2), in_dims=(None, None, 0, 0)))
-        ascent = torch.sign(slope(self.runs, self.direction, x, y))
+        slope_value = slope(self.runs, self.direction, x, y)
+        ascent = torch.sign(slope_value)
         move = torch.stack([interior, torch.sign(self.noise(x.shape)), ascent, ascent])
+        if self.adversary.p != float("inf"):
+            move = inside_ball(torch.stack([interior, self.noise(x.shape), slope_value, slope_value]), self.adversary.p)
         bad_x = x + self.adversary.epsilon * move[self.attack, torch.arange(RUNS)]
+        if self.adversary.bounds is not None:
+            bad_x = bad_x.clamp(*self.adversary.bounds)
         return bad_x, self.poisoned_labels(bad_x, y) if self.adversary.nu else y
 
     def poisoned_labels(self, x, y):
@@ -131,7 +138,23 @@ class Attacks:
         return clean, {k: best[k].unsqueeze(1).expand_as(v) for k, v in clean.items()}
 
 
+def inside_ball(move: Tensor, p: float) -> Tensor:
+    """Directions scaled to the surface of the unit ball; for p = 1 along the largest coordinate."""
+    if p == 2:
+        return move / move.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    largest = nn.functional.one_hot(move.abs().argmax(-1), move.shape[-1])
+    return torch.sign(move) * largest
+
+
 ADVERSARIES = [
+    pytest.param("mse", BoundedAdversary(n=2, epsilon=0.3, p=2), id="mse-l2"),
+    pytest.param("ce", BoundedAdversary(n=2, epsilon=0.4, p=1), id="ce-l1"),
+    pytest.param(
+        "ce",
+        BoundedAdversary(n=2, epsilon=torch.tensor([0.5, 0.0, 0.1]).double(), p=2, nu=1, q=0),
+        id="ce-each-feature",
+    ),
+    pytest.param("bce", BoundedAdversary(n=2, epsilon=0.5, bounds=(-4, 0.2)), id="bce-range"),
     pytest.param("mse", BoundedAdversary(n=2, epsilon=0.2), id="mse-features"),
     pytest.param("mse", BoundedAdversary(n=2, epsilon=0.1, nu=0.3), id="mse-both"),
     pytest.param("huber", BoundedAdversary(n=1, epsilon=0.2, nu=0.2), id="huber-both"),

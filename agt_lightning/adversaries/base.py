@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Collection
+from numbers import Integral
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from agt_lightning.capture.objective import LabelKind
@@ -48,9 +50,9 @@ def check_count(name: str, value: object) -> None:
         TypeError: if it is not an integer.
         ValueError: if it is negative.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"Expected `{name}` to be an integer, but got {value!r} ({type(value).__name__}).")
-    if value < 0:
+    if int(value) < 0:
         raise ValueError(f"Expected `{name}` to be at least 0, but got {value}.")
 
 
@@ -66,6 +68,22 @@ def check_size(name: str, value: object, *, positive: bool = False) -> None:
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         allowed = "positive" if positive else "at least 0"
         raise ValueError(f"Expected `{name}` to be finite and {allowed}, but got {value}.")
+
+
+def check_radius(name: str, value: object) -> None:
+    """Require a finite nonnegative number, or a tensor of such numbers.
+
+    Raises:
+        TypeError: if it is neither, or the tensor is not floating point.
+        ValueError: if a number is NaN, infinite or negative.
+    """
+    if not isinstance(value, Tensor):
+        return check_size(name, value)
+    if not value.is_floating_point():
+        raise TypeError(f"Expected `{name}` to be a number or a floating point tensor, but got {value.dtype}.")
+    if not bool((torch.isfinite(value) & (value >= 0)).all()):
+        raise ValueError(f"Expected all of `{name}` to be finite and at least 0, but got {value}.")
+    return None
 
 
 def check_order(name: str, value: object, allowed: Collection[float]) -> None:

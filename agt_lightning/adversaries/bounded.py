@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.adversaries.base import check_count, check_order, check_size
+from agt_lightning.adversaries.base import check_count, check_order, check_radius, check_size
+from agt_lightning.adversaries.features import perturbed
 from agt_lightning.capture.objective import LabelKind
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -25,13 +26,16 @@ class BoundedAdversary:
 
     Args:
         n: number of poisoned samples per batch (per optimizer step, if gradients accumulate).
-        epsilon: radius ε of the feature ball, in units of the features that enter `training_step`.
-        p: norm of the feature ball, 1, 2 or infinity. The enclosing box is propagated, so smaller p is sound and as
-            wide as infinity.
+        epsilon: radius ε of the feature ball, in units of the features that enter `training_step`. A tensor gives each
+            feature a radius of its own: it is broadcast to the shape of one sample, and the ball is
+            ``{x + ε ∘ u : ‖u‖_p <= 1}``.
+        p: norm of the feature ball, 1, 2 or infinity. The first linear or convolution layer uses the dual norm, later
+            operations the enclosing box.
         nu: radius ν of the label ball; for class labels, whether they can be flipped (1) or not (0).
         q: norm of the label ball: 0 flips class or binary labels; 1, 2 and infinity move real-valued labels.
         target_classes: for flips, the classes that can be written; None means all.
         source_classes: for flips, the classes whose samples can be relabeled; None means all.
+        bounds: smallest and largest value that a feature can have, such as (0, 1) for pixels; the ball is cut to it.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -42,7 +46,8 @@ class BoundedAdversary:
 
     Example:
         >>> BoundedAdversary(n=10, epsilon=0.01)                # features
-        BoundedAdversary(n=10, epsilon=0.01, p=inf, nu=0.0, q=inf, target_classes=None, source_classes=None)
+        BoundedAdversary(n=10, epsilon=0.01, p=inf, nu=0.0, q=inf, target_classes=None, source_classes=None,
+        bounds=None)
         >>> flips = BoundedAdversary(n=5, nu=1, q=0)            # label flips
         >>> BoundedAdversary(n=-1)
         Traceback (most recent call last):
@@ -51,17 +56,18 @@ class BoundedAdversary:
     """
 
     n: int
-    epsilon: float = 0.0
+    epsilon: float | Tensor = 0.0
     p: float = _INFINITY
     nu: float = 0.0
     q: float = _INFINITY
     target_classes: Sequence[int] | None = None
     source_classes: Sequence[int] | None = None
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Validate, so that every adversary that exists has a meaning."""
         check_count("n", self.n)
-        check_size("epsilon", self.epsilon)
+        check_radius("epsilon", self.epsilon)
         check_order("p", self.p, {1, 2, _INFINITY})
         check_size("nu", self.nu)
         check_order("q", self.q, {0, 1, 2, _INFINITY})
@@ -72,6 +78,20 @@ class BoundedAdversary:
                 f"Expected `nu` to be 0 or 1 with `q=0`, the number of labels changed per sample, but got {self.nu}."
             )
 
+        self._check_bounds()
+
+    def _check_bounds(self) -> None:
+        if self.bounds is None:
+            return
+        if not isinstance(self.bounds, Sequence) or len(self.bounds) != 2:
+            raise TypeError(f"Expected `bounds` to be a pair (smallest, largest) or None, but got {self.bounds!r}.")
+        low, high = (float(bound) for bound in self.bounds)
+        if not low < high:
+            raise ValueError(f"Expected `bounds` with smallest < largest, but got {self.bounds}.")
+        if not self.perturbs_features:
+            raise ValueError("Expected `bounds` only with `epsilon > 0`, whose ball it cuts, but `epsilon` is 0.")
+        object.__setattr__(self, "bounds", (low, high))
+
     def _check_classes(self, name: str) -> None:
         classes = getattr(self, name)
         if classes is None:
@@ -80,17 +100,17 @@ class BoundedAdversary:
             raise TypeError(f"Expected `{name}` to be a sequence of class indices or None, but got {classes!r}.")
         for index in classes:
             check_count(name, index)
-        if self.q != 0:
+        if self.q != 0 or not self.nu:
             raise ValueError(
-                f"Expected `{name}` only with label flips (`nu=1, q=0`), but got it with `q={self.q}`. Set `q=0` or "
-                f"leave `{name}` out."
+                f"Expected `{name}` only with label flips (`nu=1, q=0`), but got it with `nu={self.nu}, q={self.q}`. "
+                f"Set both, or leave `{name}` out."
             )
         object.__setattr__(self, name, tuple(classes))
 
     @property
     def perturbs_features(self) -> bool:
         """Whether ε > 0."""
-        return self.epsilon > 0
+        return bool((torch.as_tensor(self.epsilon) > 0).any())
 
     @property
     def perturbs_labels(self) -> bool:
@@ -127,10 +147,14 @@ class BoundedAdversary:
         return problems
 
     def poisoned_features(self, features: Value) -> Value:
-        """``[x - ε, x + ε]``, which contains the ℓp ball for every p; discrete features cannot move."""
+        """``[x - ε, x + ε]`` cut to ``bounds``, with the ball for p below infinity; discrete features cannot move.
+
+        Raises:
+            ValueError: if ``epsilon`` does not fit the features, or the features lie outside ``bounds``.
+        """
         if not isinstance(features, Interval):
             return features
-        return Interval.trusted(features.lower - self.epsilon, features.upper + self.epsilon)
+        return perturbed(features.lower, self.epsilon, self.p, self.bounds)
 
     def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
         """``[y - ν, y + ν]``, or everything a flip can reach."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries.base import check_order, check_size
+from agt_lightning.adversaries.features import perturbed
 from agt_lightning.arithmetic import matmul
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import Call, Graph, capture, reached
@@ -82,7 +83,7 @@ class CertifiedModel:
         Args:
             x: inputs, (batch, ...).
             epsilon: radius of the ball around each input.
-            p: norm of the ball, 1, 2 or infinity; the enclosing box is propagated.
+            p: norm of the ball, 1, 2 or infinity.
 
         Returns:
             Interval of the outputs' shape.
@@ -120,7 +121,7 @@ class CertifiedModel:
         """
         inputs, values, program = self._propagate(x, epsilon, math.inf)
         points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
-        nominal = self._forward(program, inputs | self._inputs(program, points, x, 0.0))
+        nominal = self._forward(program, inputs | self._inputs(program, points, x, 0.0, math.inf))
         label = predicted_classes(interval(nominal[program.graph.output]).lower)
         outputs = interval(values[program.graph.output])
         beaten = output_margins(program, values, program.graph.output, label).lower > 0
@@ -133,14 +134,14 @@ class CertifiedModel:
         check_order("p", p, {1, 2, math.inf})
         program = self._program(x)
         box = {name: bounds.to(dtype=self.dtype) for name, bounds in self.bounds.items()}
-        inputs = self._inputs(program, box, x, epsilon)
+        inputs = self._inputs(program, box, x, epsilon, p)
         return inputs, self._forward(program, inputs), program
 
     def _forward(self, program: Program, inputs: Mapping[str, Value]) -> dict[str, Value]:
         return propagate_forward(program, inputs)
 
     def _inputs(
-        self, program: Program, parameters: Mapping[str, Interval], x: Tensor, epsilon: float
+        self, program: Program, parameters: Mapping[str, Interval], x: Tensor, epsilon: float, p: float
     ) -> dict[str, Value]:
         graph = program.graph
         buffers = dict(self.module.named_buffers(remove_duplicate=False))
@@ -151,14 +152,14 @@ class CertifiedModel:
         for value, tensor in fixed.items():
             values[value] = Interval.point(tensor.to(self.dtype)) if tensor.is_floating_point() else tensor
         for leaf in graph.leaves:
-            values[leaf] = self._ball(x.detach(), epsilon)
+            values[leaf] = self._ball(x.detach(), epsilon, p)
         return values
 
-    def _ball(self, x: Tensor, epsilon: float) -> Value:
+    def _ball(self, x: Tensor, epsilon: float, p: float) -> Value:
         if not x.is_floating_point():
             return x
         wide = x.to(self.dtype)
-        return Interval.point(wide) if epsilon == 0 else Interval.trusted(wide - epsilon, wide + epsilon)
+        return Interval.point(wide) if epsilon == 0 else perturbed(wide, epsilon, p)
 
     def _program(self, x: Tensor) -> Program:
         """The captured forward pass, recorded once per shape of a sample."""

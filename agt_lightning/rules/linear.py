@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from agt_lightning.arithmetic import matmul
+from agt_lightning.arithmetic import ball_product, matmul
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
@@ -29,9 +29,11 @@ class Linear(Rule):
         )
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """``z Wᵀ + β``."""
+        """``z Wᵀ + β``; for inputs in a ball, intersected with the dual-norm bound."""
         z, weight = interval(inputs[0]), interval(inputs[1])
         product = matmul(_flat(z), weight)
+        if z.ball is not None and z.ball.scale.ndim == 1:
+            product = product.intersect(ball_product(z.ball, weight))
         if len(inputs) == 3:
             product = product + interval(inputs[2])
         return map_bounds(product, lambda bound: bound.unflatten(0, z.shape[:-1]))

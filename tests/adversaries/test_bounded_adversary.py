@@ -26,7 +26,28 @@ WRONG = {
     ),
     "epsilon is infinite": ({"epsilon": math.inf}, ValueError, "Expected `epsilon` to be finite .* but got inf"),
     "epsilon is a bool": ({"epsilon": True}, TypeError, r"Expected `epsilon` to be a number, but got True \(bool\)"),
-    "epsilon is a tensor": ({"epsilon": torch.ones(1)}, TypeError, "Expected `epsilon` to be a number"),
+    "epsilon is a tensor of integers": (
+        {"epsilon": torch.ones(1, dtype=torch.long)},
+        TypeError,
+        "Expected `epsilon` to be a number or a floating point tensor, but got torch.int64",
+    ),
+    "epsilon is negative for one feature": (
+        {"epsilon": torch.tensor([0.1, -0.1])},
+        ValueError,
+        "Expected all of `epsilon` to be finite and at least 0",
+    ),
+    "bounds are a number": ({"epsilon": 0.1, "bounds": 1}, TypeError, "Expected `bounds` to be a pair"),
+    "bounds are reversed": (
+        {"epsilon": 0.1, "bounds": (1, 0)},
+        ValueError,
+        "Expected `bounds` with smallest < largest",
+    ),
+    "bounds without a ball": ({"bounds": (0, 1)}, ValueError, "Expected `bounds` only with `epsilon > 0`"),
+    "targets without a radius": (
+        {"q": 0, "target_classes": (1,)},
+        ValueError,
+        "Expected `target_classes` only with label flips",
+    ),
     "epsilon is a string": ({"epsilon": "0.1"}, TypeError, r"Expected `epsilon` to be a number, but got '0.1' \(str\)"),
     "p is unknown": ({"p": 3}, ValueError, r"Expected `p` to be one of \[1, 2, inf\], but got 3"),
     "p is zero": ({"p": 0}, ValueError, r"Expected `p` to be one of \[1, 2, inf\], but got 0"),
@@ -48,7 +69,7 @@ WRONG = {
     "targets without flips": (
         {"nu": 1, "target_classes": (1,)},
         ValueError,
-        r"Expected `target_classes` only with label flips \(`nu=1, q=0`\), but got it with `q=inf`",
+        r"Expected `target_classes` only with label flips \(`nu=1, q=0`\), but got it with `nu=1, q=inf`",
     ),
     "sources without flips": ({"source_classes": [1]}, ValueError, "Expected `source_classes` only with label flips"),
     "targets are a number": (

@@ -1,0 +1,50 @@
+"""Affine images of norm balls."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic.products import matmul
+from agt_lightning.interval import Ball, Interval
+
+
+def dual_norm(rows: Tensor, p: float) -> Tensor:
+    """``‖row‖_{p*}`` with 1/p + 1/p* = 1: the largest ``row · u`` over ``‖u‖_p <= 1``.
+
+    Args:
+        rows: (o, k).
+        p: 1, 2 or infinity.
+
+    Returns:
+        (o,)
+
+    Example:
+        >>> rows = torch.tensor([[3.0, -4.0]])
+        >>> [dual_norm(rows, p).item() for p in (1, 2, math.inf)]
+        [4.0, 5.0, 7.0]
+    """
+    order = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[float(p)]
+    norms: Tensor = torch.linalg.vector_norm(rows, ord=order, dim=1)
+    return norms
+
+
+def ball_product(ball: Ball, weight: Interval) -> Interval:
+    """Bounds on ``W (x + scale ∘ u)`` for W in ``weight`` and ``‖u‖_p <= 1``.
+
+    The interval of W x, plus or minus ``‖scale ∘ max(|W_L|, |W_U|)‖_{p*}`` for each row. Around the midpoint of W alone
+    the same radius would be unsound, since x meets the whole interval of W. An enclosure, exact for a point W.
+
+    Args:
+        ball: inputs, nominal of shape (b, k) and scale of shape (k,).
+        weight: (o, k).
+
+    Returns:
+        Interval of shape (b, o).
+
+    Reference:
+        Theory, "Aggregation, rules, optimizers": first op, p-ball.
+    """
+    center = matmul(Interval.point(ball.nominal), weight)
+    radius = dual_norm(weight.magnitude * ball.scale, ball.p)
+    return Interval.trusted(center.lower - radius, center.upper + radius)

@@ -256,7 +256,7 @@ class CertifiedTraining(Callback):
             for name, value in validation.compute().items()
         }
         for name, value in results.items():
-            pl_module.log(name, value, prog_bar="certified" in name, add_dataloader_idx=False)
+            pl_module.log(name, value, prog_bar="best" not in name, add_dataloader_idx=False)
         self._results |= {name.removeprefix("agt/"): value for name, value in results.items()}
 
     @override

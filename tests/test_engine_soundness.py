@@ -117,11 +117,15 @@ class Attacks:
             kinds = range(CLASSES) if self.kind == "ce" else (0.0, 1.0)
             choices = torch.stack([torch.full_like(y, value) for value in kinds])
         else:
-            choices = torch.stack([y + self.adversary.nu * torch.sign(self.noise(y.shape)) for _ in range(4)])
+            choices = torch.stack([y + self.adversary.nu * self.unit(self.noise(y.shape)) for _ in range(4)])
         best = torch.stack([self.pushes(x, choice) for choice in choices]).argmax(0)
         best[self.attack == 0] = torch.randint(0, len(choices), best[self.attack == 0].shape, generator=self.generator)
         rows, samples = torch.meshgrid(torch.arange(RUNS), torch.arange(x.shape[1]), indexing="ij")
         return choices[best, rows, samples]
+
+    def unit(self, move):
+        q = self.adversary.q
+        return torch.sign(move) if q == float("inf") else inside_ball(move, q)
 
     def substituted(self, clean):
         """Clipped gradients, and the gradient within the clip that serves each run's direction best."""
@@ -149,6 +153,8 @@ def inside_ball(move: Tensor, p: float) -> Tensor:
 ADVERSARIES = [
     pytest.param("mse", BoundedAdversary(n=2, epsilon=0.3, p=2), id="mse-l2"),
     pytest.param("ce", BoundedAdversary(n=2, epsilon=0.4, p=1), id="ce-l1"),
+    pytest.param("mse", BoundedAdversary(n=2, nu=0.5, q=2), id="mse-labels-l2"),
+    pytest.param("huber", BoundedAdversary(n=2, nu=0.5, q=1), id="huber-labels-l1"),
     pytest.param(
         "ce",
         BoundedAdversary(n=2, epsilon=torch.tensor([0.5, 0.0, 0.1]).double(), p=2, nu=1, q=0),

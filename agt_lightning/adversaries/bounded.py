@@ -32,7 +32,8 @@ class BoundedAdversary:
         p: norm of the feature ball, 1, 2 or infinity. The first linear or convolution layer uses the dual norm, later
             operations the enclosing box.
         nu: radius ν of the label ball; for class labels, whether they can be flipped (1) or not (0).
-        q: norm of the label ball: 0 flips class or binary labels; 1, 2 and infinity move real-valued labels.
+        q: norm of the label ball: 0 flips class or binary labels; 1, 2 and infinity move real-valued labels, of one or
+            several outputs (the enclosing box is propagated, in which each output alone moves as far as in the ball).
         target_classes: for flips, the classes that can be written; None means all.
         source_classes: for flips, the classes whose samples can be relabeled; None means all.
         bounds: smallest and largest value that a feature can have, such as (0, 1) for pixels; the ball is cut to it.

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import LabelKind, Objective, analyze, capture, flatten
+from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.source import as_forward
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -74,15 +76,24 @@ class BoundedObjective:
         return cls(objective, program, {value: names[target] for value, target in graph.parameters.items()})
 
     def inputs(
-        self, module: nn.Module, batch: object, parameters: Mapping[str, Interval], dtype: torch.dtype
+        self,
+        module: nn.Module,
+        batch: object,
+        parameters: Mapping[str, Interval],
+        dtype: torch.dtype,
+        state: RandomState | None = None,
     ) -> dict[str, Value]:
-        """Every input of the graph: the given parameter bounds, the module's buffers, and the batch as it is.
+        """Every input of the graph: parameter bounds, the module's buffers, the batch as it is, and dropout masks.
 
         Args:
             module: owner of the buffers.
             batch: a batch of the captured structure.
             parameters: bounds by parameter name.
             dtype: floating point type to compute in.
+            state: the generators' state when the training step began; needed for dropout alone.
+
+        Raises:
+            UncertifiableError: if there is dropout and no state.
         """
         graph = self.program.graph
         leaves, _ = flatten(batch)
@@ -92,7 +103,18 @@ class BoundedObjective:
         values |= {name: _value(tensor, dtype) for name, tensor in fixed.items()}
         for name, position in graph.leaves.items():
             values[name] = self._leaf(name, leaves[position].detach(), dtype)
-        return values
+        return values | self._masks(self.size(batch), next(iter(parameters.values())).device, dtype, state)
+
+    def _masks(
+        self, samples: int, device: torch.device, dtype: torch.dtype, state: RandomState | None
+    ) -> dict[str, Value]:
+        masks = self.program.graph.masks
+        if not masks:
+            return {}
+        if state is None:
+            raise UncertifiableError(["Dropout is active, but the random state of its masks is unknown. Set `p=0`."])
+        drawn = draw_masks(masks, samples, device, state)
+        return {name: Interval.point(mask.to(dtype), nonnegative=True) for name, mask in drawn.items()}
 
     def _leaf(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Value:
         if self.objective.label_kinds.get(name) is LabelKind.CLASS:
@@ -166,7 +188,7 @@ class BoundedObjective:
         """
         graph, objective = self.program.graph, self.objective
         inputs: dict[str, Value] = {}
-        for name in (*graph.parameters, *graph.buffers, *graph.constants, *graph.leaves):
+        for name in (*graph.parameters, *graph.buffers, *graph.constants, *graph.leaves, *graph.masks):
             inputs[name] = select(values[name], rows) if name in objective.samples else values[name]
         if adversary.perturbs_features:
             inputs |= {name: adversary.poisoned_features(inputs[name]) for name in objective.features}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation import SampleSet
 from agt_lightning.capture import reached
+from agt_lightning.capture.dropout import RandomState
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient, stack
 from agt_lightning.interval import Interval
@@ -47,6 +48,7 @@ def propagate(
     scale: float,
     rows: Tensor | None,
     dtype: torch.dtype,
+    state: RandomState | None = None,
 ) -> Pass:
     """Both passes over one micro-batch; the poisoned one keeps what the adversary cannot touch.
 
@@ -59,8 +61,9 @@ def propagate(
         scale: factor in front of this micro-batch's loss.
         rows: positions of the poisonable samples; None means all.
         dtype: floating point type to compute in.
+        state: the generators' state when the training step began, for dropout.
     """
-    values = bounded.forward(bounded.inputs(module, batch, box, dtype))
+    values = bounded.forward(bounded.inputs(module, batch, box, dtype, state))
     size = bounded.size(batch)
     clean = bounded.gradients(values, size, dtype)
     device = next(iter(box.values())).device
@@ -80,11 +83,15 @@ def propagate(
 
 
 def propagate_nominal(
-    bounded: BoundedObjective, module: nn.Module, batch: object, dtype: torch.dtype
+    bounded: BoundedObjective,
+    module: nn.Module,
+    batch: object,
+    dtype: torch.dtype,
+    state: RandomState | None = None,
 ) -> dict[str, FactoredGradient]:
     """Per-sample gradients at the module's own parameters, on the data as it is."""
     points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
-    values = bounded.forward(bounded.inputs(module, batch, points, dtype))
+    values = bounded.forward(bounded.inputs(module, batch, points, dtype, state))
     return bounded.gradients(values, bounded.size(batch), dtype)
 
 

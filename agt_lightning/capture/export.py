@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.graph import Call, Graph, Reference
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.source import as_forward
@@ -51,7 +52,7 @@ def capture(module: nn.Module, function: Callable[[Sequence[Tensor]], Tensor], l
             f"Expected code that torch.export can record, but got: {_first_lines(error)}\nRemove that call, or mix in "
             "`CertifiedModule` and write `certified_objective(batch)`, which returns the same loss without it."
         ) from error
-    return _live(_reduced(_fused(_graph(program))))
+    return _live(_reduced(_fused(masked(_graph(program)))))
 
 
 def _exported(objective: nn.Module, leaves: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,21 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """A dropout mask that a training step draws.
+
+    Args:
+        p: probability of a zero; entries that stay are 1 / (1 - p).
+        shape: shape in the captured batch.
+        dtype: type that the program draws it in.
+    """
+
+    p: float
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class Graph:
     """A straight-line program.
 
@@ -66,6 +81,7 @@ class Graph:
         leaves: value name to the position of the batch tensor.
         shapes: value name to shape, for all values.
         output: name of the result.
+        masks: value name to the dropout mask that stands there, in the order in which they are drawn.
     """
 
     calls: tuple[Call, ...]
@@ -75,6 +91,7 @@ class Graph:
     leaves: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     output: str
+    masks: Mapping[str, Mask] = field(default_factory=dict)
 
     def producer(self, name: str) -> Call | None:
         """The call whose result is ``name``; None for an input."""

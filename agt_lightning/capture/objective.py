@@ -84,7 +84,8 @@ def analyze(graph: Graph, batch_size: int, is_trainable: Callable[[str], bool]) 
         batch_size: number of samples of the captured batch.
         is_trainable: whether a parameter, by its name in the module, is trained.
     """
-    samples = reached(graph, {leaf for leaf in graph.leaves if graph.shapes[leaf][:1] == (batch_size,)})
+    leaves = {leaf for leaf in (*graph.leaves, *graph.masks) if graph.shapes[leaf][:1] == (batch_size,)}
+    samples = reached(graph, leaves)
     parameters = reached(graph, set(graph.parameters))
     sources = {name for name, target in graph.parameters.items() if is_trainable(target)}
     trainable = reached(graph, sources, through_detach=False)

@@ -1,0 +1,90 @@
+"""Active dropout as what it is once its mask is drawn: a product with a fixed tensor.
+
+The mask does not depend on data or parameters, only on the state of the random number generator. So a poisoned run with
+the same seeds draws the same masks, and bounds for that mask cover it. The mask of a step is drawn again from the state
+in which its training step began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from agt_lightning.capture.graph import ITEM, Call, Graph, Mask, Reference
+
+_aten = torch.ops.aten
+
+_DROPOUTS = frozenset({_aten.dropout.default, _aten.native_dropout.default})
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """State of the generators when a training step begins.
+
+    Args:
+        cpu: state of the CPU generator.
+        cuda: state of the current CUDA device's generator; None without one.
+    """
+
+    cpu: Tensor
+    cuda: Tensor | None
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """The state at this moment; reading it changes nothing."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+        return cls(torch.get_rng_state(), cuda)
+
+
+def masked(graph: Graph) -> Graph:
+    """Replace active dropout by a product with a mask, an input of the graph.
+
+    Returns:
+        The graph with one entry in ``masks`` for each active dropout, in the order in which they are drawn.
+    """
+    masks: dict[str, Mask] = {}
+    calls: list[Call] = []
+    for call in graph.calls:
+        p = _drop_probability(call)
+        if p is None:
+            calls.append(call)
+            continue
+        name = f"{call.name}.mask"
+        masks[name] = Mask(p, call.shape, call.dtype)
+        arguments = {"self": Reference(call.inputs[0]), "other": Reference(name)}
+        calls.append(replace(call, op=_aten.mul.Tensor, arguments=arguments))
+    shapes = dict(graph.shapes) | {name: mask.shape for name, mask in masks.items()}
+    return replace(graph, calls=tuple(calls), shapes=shapes, masks=masks)
+
+
+def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, state: RandomState) -> dict[str, Tensor]:
+    """The masks that the training step drew, by drawing them again in its order.
+
+    Args:
+        masks: the masks of a graph, in order.
+        samples: number of samples of the batch.
+        device: device of the training.
+        state: the generators' state when the step began; it is left as it is now.
+    """
+    devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(state.cpu)
+        if state.cuda is not None and devices:
+            torch.cuda.set_rng_state(state.cuda, device)
+        return {
+            name: torch.nn.functional.dropout(
+                torch.ones(samples, *mask.shape[1:], dtype=mask.dtype, device=device), mask.p, training=True
+            )
+            for name, mask in masks.items()
+        }
+
+
+def _drop_probability(call: Call) -> float | None:
+    """P of an active dropout; None for any other call, and for p = 1, whose mask is not a number."""
+    if call.op not in _DROPOUTS or not call.arguments["train"] or call.arguments.get(ITEM, 0) != 0:
+        return None
+    p = call.arguments["p"]
+    return float(p) if isinstance(p, int | float) and 0 < p < 1 else None

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from agt_lightning.capture.dropout import masked
-from agt_lightning.capture.graph import Call, Graph, Reference
+from agt_lightning.capture.graph import SATURATING, Call, Graph, Reference
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import CaptureError
@@ -123,7 +123,7 @@ def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
         arguments |= {"self": logits, "label_smoothing": 0.0}
         return replace(call, op=_aten.cross_entropy_loss.default, arguments=arguments)
     if call.op is _aten.binary_cross_entropy.default and inner.op is _aten.sigmoid.default:
-        arguments |= {"self": logits, "pos_weight": None}
+        arguments |= {"self": logits, "pos_weight": None, SATURATING: True}
         return replace(call, op=_aten.binary_cross_entropy_with_logits.default, arguments=arguments)
     return _fused_linear(call, producers)
 

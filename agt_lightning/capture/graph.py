@@ -13,6 +13,10 @@ ITEM = "getitem"
 """Extra argument of a call to an op with several results: which of them this value is."""
 
 
+SATURATING = "saturating"
+"""Extra argument of a binary cross entropy that was written with a sigmoid: its gradient fades at large logits."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """The place of a tensor among the arguments of a call, by the name of the value that stands there."""

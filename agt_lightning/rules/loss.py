@@ -4,6 +4,7 @@ Targets are inputs like any other: a regression label is an interval, a class la
 Gradients are those of appendix C.3, each bound attained at a corner of the box of predictions and labels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agt_lightning.arithmetic import multiply, softmax, softplus, surprisal
+from agt_lightning.capture.graph import SATURATING
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.arithmetic import scaled
@@ -186,7 +188,21 @@ class BinaryCrossEntropy(Rule):
                 [slope(z, y) for z in (logits.lower, logits.upper) for y in (target.lower, target.upper)]
             )
             bounds = Interval.trusted(corners.amin(dim=0), corners.amax(dim=0))
+        if site.call.arguments.get(SATURATING):
+            bounds = _faded(bounds, logits)
         return [multiply(grad, bounds), *[None] * (len(inputs) - 1)]
+
+
+_FADING = math.log(1e12) - 1e-3
+"""`binary_cross_entropy` divides by max(p (1 - p), 1e-12), which is p (1 - p) for logits below this size."""
+
+
+def _faded(slope: Interval, logits: Interval) -> Interval:
+    """Beyond that size torch's gradient is the slope times p (1 - p) / 1e-12, anything between zero and the slope."""
+    large = logits.magnitude > _FADING
+    lower = torch.where(large, slope.lower.clamp(max=0), slope.lower)
+    upper = torch.where(large, slope.upper.clamp(min=0), slope.upper)
+    return Interval.point(lower) if slope.is_point and torch.equal(lower, upper) else Interval.trusted(lower, upper)
 
 
 def _as_labels(target: Value) -> Value:

@@ -139,3 +139,21 @@ def test_negative_weight_of_positives_is_contained():
     op = torch.ops.aten.binary_cross_entropy_with_logits.default
     setting = Setting("negative weight", op, negative_weight, (Box(), label))
     bounds_contain_sampled_points(setting, torch.float64, RULES)
+
+
+def test_the_fading_gradient_of_sigmoid_and_binary_cross_entropy_is_contained():
+    """torch divides by max(p (1 - p), 1e-12): at a logit of 30 its gradient is a tenth of p - y."""
+
+    def train(x):
+        module = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        torch.nn.init.constant_(module.weight, 20.0)
+        batch = torch.tensor([[x]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+        return module, lambda m, b: F.binary_cross_entropy(torch.sigmoid(m(b[0])), b[1]), batch
+
+    module, loss, clean = train(1.0)
+    engine = AbstractGradientEngine(module, loss, BoundedAdversary(n=1, epsilon=0.5))
+    engine.step([clean], torch.optim.SGD(module.parameters(), lr=RATE))
+    attacked, loss, poisoned = train(1.5)
+    loss(attacked, poisoned).backward()
+    torch.optim.SGD(attacked.parameters(), lr=RATE).step()
+    assert engine.box["weight"].contains(attacked.weight.detach(), ROUNDING)

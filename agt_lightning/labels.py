@@ -70,4 +70,5 @@ class ClassLabels:
     def _targets(self, classes: int) -> Tensor:
         if self.targets is None:
             return torch.ones(classes, dtype=torch.bool, device=self.index.device)
-        return torch.isin(torch.arange(classes, device=self.index.device), torch.tensor(self.targets))
+        device = self.index.device
+        return torch.isin(torch.arange(classes, device=device), torch.tensor(self.targets, device=device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,15 @@ from agt_lightning.aggregation import (
     clipped_mean,
     unbounded_descent,
 )
+from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import flatten
+from agt_lightning.descent import Descent, clipped_descent
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.objective import BoundedObjective, Loss
-from agt_lightning.optimizers import AbstractOptimizer, abstract_optimizer
+from agt_lightning.optimizers import AbstractOptimizer, OptimizerState, abstract_optimizer, optimizer_problems
 from agt_lightning.passes import (
     Pass,
     Poisonable,
@@ -34,7 +35,7 @@ from agt_lightning.passes import (
     sample_set,
     stacked,
 )
-from agt_lightning.rounding import accumulated_roundoff, unit_roundoff
+from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules import RULES, RuleTable
 from agt_lightning.selfcheck import (
     require_both,
@@ -44,29 +45,10 @@ from agt_lightning.selfcheck import (
     require_untouched,
     rounded,
 )
+from agt_lightning.update import Observed, followed, foreign_state_problems
 
 DEFAULT_MEMORY_BUDGET = 32 * 2**20
 """Bytes for temporary tensors of the aggregation: larger blocks leave the caches and are no faster."""
-
-_UPDATE_ROUNDINGS = 8
-"""Roundings of one optimizer update of one parameter: decay, scaling by the rate, two sums, with room to spare."""
-
-
-@dataclass(frozen=True)
-class Descent:
-    """What one step's batches say about the gradient that the optimizer is about to apply.
-
-    Args:
-        bounds: interval of the applied gradient for every parameter in the box and every move of the adversary.
-        gradient: gradient of the loss at the module's own parameters on the data as it is.
-        applied: what the optimizer must get: ``gradient``, or for an unbounded adversary the clipped mean.
-        tolerance: by parameter, how far a float program can stray from ``gradient`` by rounding.
-    """
-
-    bounds: Mapping[str, Interval]
-    gradient: Mapping[str, Tensor]
-    applied: Mapping[str, Tensor]
-    tolerance: Mapping[str, float]
 
 
 class AbstractGradientEngine:
@@ -121,8 +103,10 @@ class AbstractGradientEngine:
         self.rules = rules
         self.steps = 0
         self.box = {name: Interval.point(p.detach().to(dtype, copy=True)) for name, p in module.named_parameters()}
+        self.states: dict[str, OptimizerState] = {}
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self._remembered: dict[str, OptimizerState] = {}
         self._verified: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
 
@@ -140,7 +124,8 @@ class AbstractGradientEngine:
         leaves, _ = flatten(batch)
         movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
         problems += self.adversary.problems(roles.label_kind, len(roles.labels), len(movable))
-        problems += _optimizer_problems(optimizer)
+        problems += optimizer_problems(optimizer)
+        problems += foreign_state_problems(self.module, optimizer, self.states)
         if not problems:
             try:
                 self._passes(batch, scale=1.0)  # what only values can tell
@@ -268,23 +253,40 @@ class AbstractGradientEngine:
             if parameter.grad is not None
         }
 
+    def clip(self, descent: Descent, clipping: MeanClipping, optimizer: torch.optim.Optimizer) -> Descent:
+        """Bound what clipping of the mean gradient makes of it; call it after `verify`, before training clips.
+
+        Training must clip the gradients of the optimizer's parameters by torch's own function; `update` checks the
+        result to the last bit.
+
+        Raises:
+            UnsoundBoundError: if the clipped gradient leaves its bounds.
+        """
+        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        held = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
+        held = [name for name in held if name in self._verified]
+        descent, clipped = clipped_descent(descent, clipping, held, self._verified)
+        self._verified = self._verified | clipped
+        return descent
+
     def update(self, descent: Descent, optimizer: torch.optim.Optimizer) -> None:
         """Move the box by the optimizer's abstract counterpart; call it after the optimizer's own step.
 
-        Learning rate and decay are read from ``param_groups`` as they are now.
+        Settings are read from ``param_groups`` as they are now, so schedules are followed.
 
         Raises:
-            UnsoundBoundError: if the new parameters left the new box, or the box is NaN or infinite.
+            UnsoundBoundError: if training made another step, or left the new box, or the box is NaN or infinite.
         """
         counterpart = abstract_optimizer(optimizer)
         if counterpart is None:
-            raise UncertifiableError([f"`{type(optimizer).__name__}` has no bounds. Use `torch.optim.SGD`."])
+            raise UncertifiableError(optimizer_problems(optimizer))
         require_same_gradients(self.module, self._verified)
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update_parameter(names[id(parameter)], parameter, descent, group, counterpart)
+                    name = names[id(parameter)]
+                    self._update_parameter(name, descent, group, counterpart, optimizer.state.get(parameter, {}))
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.steps += 1
 
@@ -296,8 +298,15 @@ class AbstractGradientEngine:
         """
         require_untouched(self.module, self._trained)
 
-    def restore(self, box: Mapping[str, Interval], steps: int) -> None:
+    def restore(
+        self, box: Mapping[str, Interval], steps: int, states: Mapping[str, OptimizerState] | None = None
+    ) -> None:
         """Go on from the box of an interrupted run; the module must have that run's parameters already.
+
+        Args:
+            box: bounds by parameter name.
+            steps: number of steps so far.
+            states: state intervals of the optimizer by parameter name; None if it remembers nothing.
 
         Raises:
             BoundsMismatchError: if names or shapes differ, or the parameters lie outside the box.
@@ -310,6 +319,8 @@ class AbstractGradientEngine:
             )
         device = {name: parameter.device for name, parameter in self.module.named_parameters()}
         self.box = {name: bounds[name].to(dtype=self.dtype, device=device[name]) for name in device}
+        self.states = {name: s.to(dtype=self.dtype, device=device[name]) for name, s in (states or {}).items()}
+        self._remembered = {}
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.steps = steps
 
@@ -366,30 +377,20 @@ class AbstractGradientEngine:
     def _update_parameter(
         self,
         name: str,
-        parameter: Tensor,
         descent: Descent,
         group: Mapping[str, object],
         counterpart: AbstractOptimizer,
+        kept: Mapping[str, object],
     ) -> None:
-        zero = Interval.point(torch.zeros_like(self.box[name].lower))
-        box = counterpart.update(group, self.box[name], descent.bounds.get(name, zero))
-        nominal = parameter.detach().to(self.dtype)
-        rate = float(group["lr"])  # type: ignore[arg-type]
-        size = float(self.box[name].magnitude.max() if nominal.numel() else 0.0)
-        rounding = _UPDATE_ROUNDINGS * unit_roundoff(parameter.dtype) * size
-        require_inside(name, nominal, box, rounding + rate * descent.tolerance.get(name, 0.0))
-        # The hull absorbs the training's own rounding, so that it cannot pile up against the next check.
-        self.box[name] = box.hull(Interval.point(nominal))
-        check_finite_and_ordered(self.box[name], f"parameter `{name}`")
-
-
-def _optimizer_problems(optimizer: torch.optim.Optimizer | None) -> list[str]:
-    if optimizer is None:
-        return []
-    counterpart = abstract_optimizer(optimizer)
-    if counterpart is None:
-        return [f"`{type(optimizer).__name__}` has no bounds. Use `torch.optim.SGD`."]
-    return counterpart.problems(optimizer)
+        box, parameter = self.box[name], self.module.get_parameter(name)
+        state, remembered = self.states.get(name), self._remembered.get(name)
+        if state is None:
+            state = remembered = counterpart.initial(group, box)
+        after = counterpart.nominal(kept, state.step + 1, self.dtype)
+        seen = Observed.of(parameter, self._trained[name], remembered, after, self.dtype)
+        gradient = descent.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
+        self.states[name], self.box[name] = followed(name, counterpart, group, state, box, gradient, seen)
+        self._remembered[name] = after
 
 
 def _doubled(batch: object) -> object:

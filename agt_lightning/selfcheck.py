@@ -20,8 +20,14 @@ _NOT_WHAT_IS_TRAINED = (
 )
 
 
-def require_inside(name: str, value: Tensor, bounds: Interval, tolerance: float) -> None:
+def require_inside(name: str, value: Tensor, bounds: Interval, tolerance: float | Tensor) -> None:
     """Raise unless ``bounds`` contain ``value`` up to rounding; NaN is never inside.
+
+    Args:
+        name: what is bounded, for the message.
+        value: what training computed.
+        bounds: of the same shape.
+        tolerance: what rounding can add, one number or one per element.
 
     Raises:
         UnsoundBoundError: with the worst violation and its index.
@@ -29,12 +35,14 @@ def require_inside(name: str, value: Tensor, bounds: Interval, tolerance: float)
     excess = torch.maximum(bounds.lower - value, value - bounds.upper)
     if bool((excess <= tolerance).all()):
         return
+    allowed = torch.as_tensor(tolerance, dtype=excess.dtype, device=excess.device).expand_as(excess)
     worst = torch.where(excess.isnan(), torch.inf, excess)
-    index = tuple(int(i) for i in torch.unravel_index(worst.argmax(), worst.shape))
+    beyond = (worst - allowed).argmax()
+    index = tuple(int(i) for i in torch.unravel_index(beyond, worst.shape))
     raise UnsoundBoundError(
         f"Expected `{name}` within its bounds, but at index {index} got {value[index].item():.9g} outside "
         f"[{bounds.lower[index].item():.9g}, {bounds.upper[index].item():.9g}] by {worst[index].item():.3g} "
-        f"(rounding allows {tolerance:.3g}). {_NOT_WHAT_IS_TRAINED}"
+        f"(rounding allows {allowed[index].item():.3g}). {_NOT_WHAT_IS_TRAINED}"
     )
 
 

@@ -16,6 +16,7 @@ Reference:
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.order import ordered
 from agt_lightning.interval import Interval
 
 
@@ -92,7 +93,7 @@ def _point_matmul(a: Tensor, b: Interval, *, nonnegative: bool) -> Interval:
     both = torch.cat([positive, negative], dim=1)
     upper = both @ torch.cat([b.upper, b.lower], dim=1).T
     lower = both @ torch.cat([b.lower, b.upper], dim=1).T
-    return Interval.trusted(lower, upper)
+    return ordered(lower, upper)
 
 
 def _nonnegative_matmul(a: Interval, b: Interval) -> Interval:
@@ -101,7 +102,7 @@ def _nonnegative_matmul(a: Interval, b: Interval) -> Interval:
     if b.nonnegative:
         return Interval.trusted(a.lower @ b.lower.T, upper, nonnegative=True)
     lower = _stacked(a.lower, b.lower.clamp(min=0), a.upper, b.lower.clamp(max=0))
-    return Interval.trusted(lower, upper)
+    return ordered(lower, upper)
 
 
 def _stacked(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def _stacked(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 def _general_matmul(a: Interval, b: Interval) -> Interval:
     upper = _largest_products(a, b)
     lower = _largest_products(a, -b).neg_()
-    return Interval.trusted(lower, upper)
+    return ordered(lower, upper)  # the two sum in different orders
 
 
 def _largest_products(a: Interval, b: Interval) -> Tensor:

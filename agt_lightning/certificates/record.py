@@ -15,6 +15,9 @@ from agt_lightning.adversaries import Adversary, UnboundedAdversary
 
 PACKAGES = ("agt-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
+_SETTINGS = (bool, int, float, str, tuple, torch.Tensor)
+"""Types of an optimizer's settings."""
+
 _ASSUMPTIONS = (
     "The adversary changes at most n samples of each optimizer step's batch, different ones in each step if it likes; "
     "n is counted per batch, not per data set.",
@@ -22,7 +25,8 @@ _ASSUMPTIONS = (
     "Samples are substituted or perturbed in place; none is inserted or deleted.",
     "Batches are perturbed as they enter `training_step`, after transforms and transfer hooks.",
     "Whatever else `training_step` reads (attributes, buffers, the epoch) is the same in every run.",
-    "Initial parameters, learning rates and number of steps are the same in every run.",
+    "Initial parameters, the optimizer's settings at each step (learning rates among them) and the number of steps are "
+    "the same in every run.",
     "Bounds hold in real arithmetic. They are computed in floating point without directed rounding, in double "
     "precision unless stated otherwise; each step is checked against the training's own arithmetic.",
 )
@@ -54,7 +58,7 @@ def certificate(
     """
     fields = dataclasses.asdict(adversary)  # type: ignore[call-overload]
     groups = [
-        {key: value for key, value in group.items() if isinstance(value, bool | int | float | str)}
+        {key: _plain(value) for key, value in group.items() if key != "params" and isinstance(value, _SETTINGS)}
         for group in optimizer.param_groups
     ]
     return {
@@ -88,6 +92,8 @@ def _plain(value: object) -> object:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

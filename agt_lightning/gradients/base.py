@@ -11,6 +11,9 @@ from torch import Tensor
 
 from agt_lightning.interval import Interval
 
+_BLOCK_BUDGET = 16 * 2**20
+"""Bytes of one bound of a block that is expanded only to be summed up."""
+
 
 class FactoredGradient(ABC):
     """Bounds ``[δ_L, δ_U]`` on the gradient of each sample with respect to one parameter tensor.
@@ -57,7 +60,11 @@ class FactoredGradient(ABC):
 
     def square_sums(self) -> Interval:
         """Bounds on the squared Euclidean norm of each sample's gradient over the box, shape (b,)."""
-        blocks = [self.block(start, start + self.row) for start in range(0, self.elements, self.row)]
+        rows = max(1, _BLOCK_BUDGET // max(1, self.row * self.samples * 8))
+        blocks = [
+            self.block(start, min(start + rows * self.row, self.elements))
+            for start in range(0, self.elements, rows * self.row)
+        ]
         lower = torch.stack([block.mignitude.square().sum(dim=0) for block in blocks]).sum(dim=0)
         upper = torch.stack([block.magnitude.square().sum(dim=0) for block in blocks]).sum(dim=0)
         return Interval.trusted(lower, upper, nonnegative=True)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.order import settled
 from agt_lightning.gradients.base import FactoredGradient
 from agt_lightning.interval import Interval
 
@@ -20,7 +21,7 @@ class Elementwise(FactoredGradient):
     """
 
     def __init__(self, values: Interval) -> None:
-        self.values = values
+        self.values = settled(values)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
 """Gradients of weight matrices: outer products of an output gradient and an input."""
 
+import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import matmul, multiply
+from agt_lightning.arithmetic.convolution import mapped, split_product, splits
+from agt_lightning.arithmetic.order import ordered, settled
 from agt_lightning.gradients.base import FactoredGradient
 from agt_lightning.interval import Interval
 
@@ -25,8 +28,8 @@ class OuterProduct(FactoredGradient):
     """
 
     def __init__(self, outputs: Interval, inputs: Interval) -> None:
-        self.outputs = outputs
-        self.inputs = inputs
+        self.outputs = settled(outputs)
+        self.inputs = settled(inputs)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,21 +44,21 @@ class OuterProduct(FactoredGradient):
     def block(self, start: int, stop: int) -> Interval:
         """Elements of the weight, expanded: exact products of intervals, summed over positions."""
         first, last = start // self.row, (stop - 1) // self.row
-        outputs = _per_position(self.outputs, slice(first, last + 1))
-        inputs = _per_position(self.inputs, slice(start - first * self.row, stop - last * self.row))
-        result: Interval | None = None
-        for d, z in zip(outputs, inputs, strict=True):
+        units, entries = slice(first, last + 1), slice(start - first * self.row, stop - last * self.row)
+        if self.outputs.shape[1] == 1:
+            d, z = _samples_last(self.outputs, units), _samples_last(self.inputs, entries)
             product = multiply(_view(d, (-1, 1, self.samples)), _view(z, (1, -1, self.samples)))
-            result = product if result is None else result + product
-        assert result is not None
-        return _view(result, (-1, self.samples))
+            return _view(product, (-1, self.samples))
+        d = mapped(self.outputs, lambda bound: bound[:, :, units].transpose(1, 2))
+        z = mapped(self.inputs, lambda bound: bound[:, :, entries])
+        return mapped(contract(d, z), lambda bound: bound.flatten(1).T.contiguous())
 
     def total(self, weights: Tensor) -> Interval | None:
         """``dᵀ z`` as one interval product; only where no pair of factors straddles zero twice."""
-        if not (self.outputs.is_point or self.inputs.is_point or self.inputs.nonnegative or self.outputs.nonnegative):
+        if not splits(self.outputs, self.inputs):
             return None
         weighted = multiply(self.outputs, Interval.point(weights[:, None, None], nonnegative=True))
-        return matmul(_columns(weighted), _columns(self.inputs))
+        return settled(matmul(_columns(weighted), _columns(self.inputs)))
 
     def scale(self, weights: Tensor) -> float:
         """``Σ_i w_i Σ_t max |d_it| max |z_it|``."""
@@ -71,14 +74,44 @@ class OuterProduct(FactoredGradient):
         return Interval.trusted(lower, upper, nonnegative=True)
 
 
-def _per_position(factor: Interval, units: slice) -> list[Interval]:
-    """One (units, b) interval per position, samples last and contiguous."""
-    lower = factor.lower.permute(1, 2, 0)[:, units].contiguous()
-    upper = lower if factor.is_point else factor.upper.permute(1, 2, 0)[:, units].contiguous()
-    return [
-        Interval.trusted(low, low if factor.is_point else high, nonnegative=factor.nonnegative)
-        for low, high in zip(lower, upper, strict=True)
-    ]
+def contract(a: Interval, b: Interval) -> Interval:
+    """``Σ_t a[:, r, t] b[:, t, k]``, a matrix product for each sample; exact.
+
+    Args:
+        a: (b, r, t).
+        b: (b, t, k), independent of ``a``.
+
+    Returns:
+        Interval of shape (b, r, k).
+
+    Example:
+        >>> a = Interval(-torch.ones(1, 1, 2), torch.ones(1, 1, 2))
+        >>> contract(a, Interval(-torch.ones(1, 2, 1), 2 * torch.ones(1, 2, 1))).upper
+        tensor([[[4.]]])
+    """
+    if splits(a, b):
+        return split_product(torch.bmm, a, b)
+    return ordered(_largest_sums(a, -b).neg_(), _largest_sums(a, b))
+
+
+def _largest_sums(a: Interval, b: Interval) -> Tensor:
+    """``Σ_t max a_t b_t``: sign splitting, less the smaller of two products wherever both factors straddle zero."""
+    left = [a.upper.clamp(min=0), a.lower.clamp(max=0), a.lower.clamp(min=0), a.upper.clamp(max=0)]
+    right = [b.upper.clamp(min=0), b.lower.clamp(max=0), b.upper.clamp(max=0), b.lower.clamp(min=0)]
+    total = torch.bmm(torch.cat(left, dim=2), torch.cat(right, dim=1))
+    in_a, in_b = (a.lower < 0) & (a.upper > 0), (b.lower < 0) & (b.upper > 0)
+    high_a, low_a = a.upper * in_a, -a.lower * in_a
+    high_b, low_b = b.upper * in_b, -b.lower * in_b
+    straddling: list[int] = (in_a.any(dim=1) & in_b.any(dim=2)).any(dim=0).nonzero().squeeze(1).tolist()
+    for t in straddling:
+        both_high = high_a[:, :, t, None] * high_b[:, t, None, :]
+        total -= torch.minimum(both_high, low_a[:, :, t, None] * low_b[:, t, None, :])
+    return total
+
+
+def _samples_last(factor: Interval, units: slice) -> Interval:
+    """A factor of one position as (units, b), contiguous."""
+    return mapped(factor, lambda bound: bound[:, 0, units].T.contiguous())
 
 
 def _columns(factor: Interval) -> Interval:

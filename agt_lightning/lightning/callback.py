@@ -17,18 +17,22 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
+from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import certificate, write_certificate
-from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine, Descent
+from agt_lightning.descent import Descent
+from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine
 from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
-from agt_lightning.lightning.checks import trainer_problems
+from agt_lightning.lightning.checks import mean_clipping, trainer_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import ValidationCertificate
+from agt_lightning.optimizers import OptimizerState
 from agt_lightning.passes import Poisonable
 
 _CHECKPOINT_KEY = "agt_bounds"
+_OPTIMIZER_KEY = "agt_optimizer"
 
 
 class CertifiedTraining(Callback):
@@ -93,9 +97,11 @@ class CertifiedTraining(Callback):
         self._loss: TrainingLoss | None = None
         self._batches: list[object] = []
         self._descent: Descent | None = None
+        self._clipping: MeanClipping | None = None
         self._approved: set[object] = set()
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._restored: dict[str, Any] | None = None
+        self._restored_states: dict[str, Any] = {}
         self._resumed = False
         self._validation: dict[int, ValidationCertificate] | None = None
         self._results: dict[str, float] = {}
@@ -143,6 +149,7 @@ class CertifiedTraining(Callback):
                 "aggregation": self.aggregation,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "all_samples_poisonable": self.poisonable is None,
+                "clipping_of_the_mean_gradient": None if self._clipping is None else repr(self._clipping),
             },
         )
         self.bounds.save(Path(dirpath) / "bounds.safetensors")
@@ -162,6 +169,7 @@ class CertifiedTraining(Callback):
             dtype=self.dtype,
         )
         self._batches, self._descent, self._approved, self._results = [], None, set(), {}
+        self._clipping = mean_clipping(trainer)
         if self._restored is not None:
             self._restore(self._restored)
         elif self._resumed:
@@ -205,6 +213,8 @@ class CertifiedTraining(Callback):
             self.engine.forget()
             self._descent = self.engine.descend(self._batches, scale)
             self.engine.verify(self._descent, self._batches, scale)
+        if self._clipping is not None:  # Lightning clips after this hook
+            self._descent = self.engine.clip(self._descent, self._clipping, optimizer)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """Lightning has no hook after the optimizer's step; this one sees the rates that were used."""
@@ -279,12 +289,14 @@ class CertifiedTraining(Callback):
                 "lower": {name: interval.lower for name, interval in self._engine.box.items()},
                 "upper": {name: interval.upper for name, interval in self._engine.box.items()},
             }
+            checkpoint[_OPTIMIZER_KEY] = {name: state.plain() for name, state in self._engine.states.items()}
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._resumed = True
             self._restored = checkpoint.get(_CHECKPOINT_KEY)
+            self._restored_states = checkpoint.get(_OPTIMIZER_KEY, {})
 
     # --- parts of the hooks ----------------------------------------------------------------------------------------
 
@@ -311,7 +323,8 @@ class CertifiedTraining(Callback):
                 f"{self.adversary!r}. Bounds for one adversary say nothing about another: use the same."
             )
         box = {name: _interval(lower, state["upper"][name]) for name, lower in state["lower"].items()}
-        self.engine.restore(box, int(state["steps"]))
+        states = {name: OptimizerState.from_plain(plain) for name, plain in self._restored_states.items()}
+        self.engine.restore(box, int(state["steps"]), states)
 
     def _remove_hook(self) -> None:
         if self._hook is not None:

@@ -7,8 +7,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import WeightedRandomSampler
+
+from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -29,7 +32,7 @@ def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]
     """
     return [
         *_precision_problems(trainer),
-        *_clipping_problems(trainer, module),
+        *_clipping_problems(module),
         *_optimizer_problems(trainer, module),
         *_data_dependence_problems(trainer),
         *_process_problems(trainer),
@@ -43,16 +46,27 @@ def _precision_problems(trainer: L.Trainer) -> list[str]:
     return [f"`precision={precision!r}` rounds more than the bounds allow for. Use '32-true' or '64-true'."]
 
 
-def _clipping_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
-    problems = []
-    if trainer.gradient_clip_val:
-        problems.append(
-            f"`gradient_clip_val={trainer.gradient_clip_val}` clips the mean gradient, which has no bounds. Leave it "
-            "out, or clip each sample's gradient with `UnboundedAdversary(n, kappa, clip='norm')`."
-        )
-    if type(module).configure_gradient_clipping is not L.LightningModule.configure_gradient_clipping:
-        problems.append("`configure_gradient_clipping` is overridden and may change gradients. Remove the override.")
-    return problems
+def mean_clipping(trainer: L.Trainer) -> MeanClipping | None:
+    """What ``gradient_clip_val`` and ``gradient_clip_algorithm`` do to the mean gradient; None if nothing.
+
+    Lightning clips the gradients of the optimizer's parameters together, by torch's own functions. Under an
+    `UnboundedAdversary` it clips the mean of the gradients that were clipped per sample, and so do the bounds.
+    """
+    limit = trainer.gradient_clip_val
+    if limit is None or limit <= 0:
+        return None
+    if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+        return MeanValueClipping(float(limit))
+    return MeanNormClipping(float(limit))
+
+
+def _clipping_problems(module: L.LightningModule) -> list[str]:
+    if type(module).configure_gradient_clipping is L.LightningModule.configure_gradient_clipping:
+        return []
+    return [
+        "`configure_gradient_clipping` is overridden and may change gradients. Remove the override, and use "
+        "`Trainer(gradient_clip_val=..., gradient_clip_algorithm=...)`."
+    ]
 
 
 def _optimizer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:

@@ -1,36 +1,144 @@
-"""The role of an abstract optimizer and the table of those that exist."""
+"""The role of an abstract optimizer: one update of the box for each update of a parameter."""
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.sgd import AbstractSGD
+from agt_lightning.optimizers.state import OptimizerState
+from agt_lightning.rules.arithmetic import scaled
+
+Group = Mapping[str, object]
+"""Settings of a parameter group, as they are at the step."""
+
+_NUMERICALLY_IRRELEVANT = frozenset({"foreach", "fused"})
+"""Flags that choose an implementation: the same mathematics, other roundings."""
+
+_REFUSED = {
+    "capturable": "computes bias corrections in the parameters' precision, which rounds more than the bounds allow for",
+    "differentiable": "keeps the graph of the updates, and gradients through them have no bounds",
+}
 
 
-class AbstractOptimizer(Protocol):
-    """Maps a box of parameters and a box of gradients to a box of updated parameters."""
+class AbstractOptimizer(ABC):
+    """Maps boxes of an optimizer's state, parameter and gradient to the boxes after one step.
+
+    A pure function of what it is given; the engine keeps the states. Parameter, state and gradient are treated as
+    independent.
+
+    Attributes:
+        settings: the group's settings that the bounds follow; others are refused by name.
+        moments: names of the tensors in ``optimizer.state`` that are bounded, where torch has them.
+    """
+
+    settings: ClassVar[frozenset[str]]
+    moments: ClassVar[tuple[str, ...]]
 
     def problems(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """Settings without an abstract counterpart, each with its way out."""
+        """Settings without bounds, each with its way out."""
+        return [
+            problem
+            for number, group in enumerate(optimizer.param_groups)
+            for problem in self._group_problems(type(optimizer).__name__, number, group, optimizer.defaults)
+        ]
 
-    def update(self, group: Mapping[str, object], box: Interval, gradient: Interval) -> Interval:
-        """One step for one parameter, with the settings of its group as they are at this step."""
+    def _group_problems(self, name: str, number: int, group: Group, defaults: Group) -> list[str]:
+        """Flags that are on and have no bounds. Schedulers add keys to groups, so `defaults` says what is a flag."""
+        problems = []
+        for flag in defaults:
+            if flag in self.settings or flag in _NUMERICALLY_IRRELEVANT or not group.get(flag):
+                continue
+            reason = self.reasons().get(flag, "has no bounds")
+            problems.append(
+                f"`torch.optim.{name}` has `{flag}={group[flag]}` in parameter group {number}, which {reason}. Set "
+                f"`{flag}={_off(group[flag])}`."
+            )
+        if "eps" in defaults and not number_of(group, "eps") > 0:
+            problems.append(
+                f"`torch.optim.{name}` has `eps={group['eps']}` in parameter group {number}: a gradient of zero would "
+                "be divided by zero. Set `eps=1e-8`."
+            )
+        if any(isinstance(beta, Tensor) for beta in group.get("betas", ())):  # type: ignore[attr-defined]
+            problems.append(
+                f"`torch.optim.{name}` has tensors as `betas` in parameter group {number}: their bias corrections are "
+                "rounded more than the bounds allow for. Use numbers."
+            )
+        return problems
+
+    def reasons(self) -> Mapping[str, str]:
+        """Why flags have no bounds, where more can be said than that."""
+        return _REFUSED
+
+    def initial(self, group: Group, box: Interval) -> OptimizerState:
+        """The state before the first step: nothing is remembered."""
+        return OptimizerState()
+
+    @abstractmethod
+    def step(
+        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+    ) -> tuple[OptimizerState, Interval]:
+        """One step of one parameter.
+
+        Args:
+            group: settings of the parameter's group as they are at this step.
+            state: intervals of the optimizer's state.
+            box: bounds on the parameter.
+            gradient: bounds on the gradient of the loss, as it stands in ``.grad``.
+
+        Returns:
+            State and box after the step.
+        """
+
+    def update(self, group: Group, box: Interval, gradient: Interval) -> Interval:
+        """The box after a first step."""
+        return self.step(group, self.initial(group, box), box, gradient)[1]
+
+    def nominal(self, state: Mapping[str, object], step: int, dtype: torch.dtype) -> OptimizerState:
+        """The state of a training run itself, as points.
+
+        Args:
+            state: what torch keeps for the parameter in ``optimizer.state``.
+            step: number of steps, for optimizers that do not count them.
+            dtype: floating point type of the bounds.
+        """
+        counted = state.get("step")
+        kept = {name: state.get(name) for name in self.moments}
+        points = {
+            name: Interval.point(tensor.detach().to(dtype, copy=True))
+            for name, tensor in kept.items()
+            if isinstance(tensor, Tensor)
+        }
+        return OptimizerState(step if counted is None else int(counted), points)  # type: ignore[call-overload]
 
 
-_OPTIMIZERS: Mapping[type[torch.optim.Optimizer], type[AbstractSGD]] = {torch.optim.SGD: AbstractSGD}
+def number_of(group: Group, name: str) -> float:
+    """A setting as a number; torch takes one-element tensors too."""
+    return float(group[name])  # type: ignore[arg-type]
 
 
-def abstract_optimizer(optimizer: torch.optim.Optimizer) -> AbstractOptimizer | None:
-    """The counterpart of an optimizer of exactly this class; None if there is none.
+def slope(group: Group, box: Interval, gradient: Interval, decay: float) -> Interval:
+    """``±g + λ θ``: what torch's optimizers use as gradient; ``maximize`` turns the sign of g, not of the decay."""
+    signed = -gradient if group.get("maximize") else gradient
+    return signed + scaled(box, decay) if decay else signed
 
-    Example:
-        >>> parameter = torch.nn.Parameter(torch.zeros(1))
-        >>> type(abstract_optimizer(torch.optim.SGD([parameter], lr=0.1))).__name__
-        'AbstractSGD'
-        >>> abstract_optimizer(torch.optim.Adam([parameter])) is None
-        True
-    """
-    kind = _OPTIMIZERS.get(type(optimizer))
-    return None if kind is None else kind()
+
+def square(value: Interval) -> Interval:
+    """``[mig², mag²]``; exact."""
+    if value.is_point:
+        return Interval.point(value.lower.square(), nonnegative=True)
+    return Interval.trusted(value.mignitude.square(), value.magnitude.square(), nonnegative=True)
+
+
+def nonnegative(value: Interval) -> Interval:
+    """A second moment, cut at zero: it is a sum of squares, whatever slack its interval was given."""
+    lower = value.lower.clamp(min=0)
+    return Interval.trusted(lower, lower if value.is_point else value.upper.clamp(min=0), nonnegative=True)
+
+
+def _off(value: object) -> object:
+    return type(value)(0) if isinstance(value, bool | int | float) else None

@@ -10,16 +10,11 @@ import torch
 from agt_lightning.capture import Call, Graph
 from agt_lightning.rules import Rule, RuleTable, Site
 from agt_lightning.rules.base import name_of
-
-_BATCH_NORM = (
-    "is batch normalization in training mode: it uses statistics of the whole batch, so one sample reaches all "
-    "gradients. Use `GroupNorm`, or leave it out"
-)
+from agt_lightning.rules.normalization import BATCH_STATISTICS
 
 _WAYS_OUT = {
-    "aten._native_batch_norm_legit_functional": _BATCH_NORM,
-    "aten.native_batch_norm": _BATCH_NORM,
-    "aten.batch_norm": "has no bound rule. Fold it into the layer before it, use `GroupNorm`, or leave it out",
+    "aten._native_batch_norm_legit_functional": BATCH_STATISTICS,
+    "aten.native_batch_norm": BATCH_STATISTICS,
 }
 
 
@@ -106,7 +101,7 @@ def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
 
 
 def _unknown(call: Call) -> str:
-    way_out = _BATCH_NORM if call.arguments.get("training") else _WAYS_OUT.get(name_of(call))
+    way_out = BATCH_STATISTICS if call.arguments.get("training") else _WAYS_OUT.get(name_of(call))
     if way_out is not None:
         return f"`{name_of(call)}` at {call.source} {way_out}."
     if torch.Tag.nondeterministic_seeded in call.op.tags:

@@ -9,9 +9,33 @@ from types import MappingProxyType
 import torch
 from torch._ops import OpOverload
 
-from agt_lightning.rules.activation import relu
+from agt_lightning.rules.activation import (
+    celu,
+    clamp,
+    elu,
+    error_function,
+    exponential,
+    gelu,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    leaky_relu,
+    log_sigmoid,
+    logarithm,
+    reciprocal,
+    reciprocal_root,
+    relu,
+    relu6,
+    selu,
+    sigmoid,
+    silu,
+    softplus,
+    square_root,
+    tanh,
+)
 from agt_lightning.rules.arithmetic import (
     Absolute,
+    Extremum,
     Negation,
     Power,
     Product,
@@ -21,23 +45,46 @@ from agt_lightning.rules.arithmetic import (
     Square,
     Sum,
 )
+from agt_lightning.rules.attention import Attention
 from agt_lightning.rules.base import Rule, Site, Value
+from agt_lightning.rules.bilinear import BatchedProduct, Matmul
+from agt_lightning.rules.convolution import Convolution
 from agt_lightning.rules.dropout import InactiveDropout
-from agt_lightning.rules.elementwise import Monotone
+from agt_lightning.rules.elementwise import Monotone, Pieces, PiecewiseMonotone
+from agt_lightning.rules.embedding import Embedding
 from agt_lightning.rules.linear import Linear, MatrixProduct
 from agt_lightning.rules.loss import (
     BinaryCrossEntropy,
     CrossEntropy,
-    LogSoftmax,
     ResidualLoss,
     absolute_error,
     huber,
     smooth_absolute_error,
     squared_error,
 )
+from agt_lightning.rules.normalization import (
+    BatchNormalization,
+    GroupNormalization,
+    InstanceNormalization,
+    LayerNormalization,
+)
+from agt_lightning.rules.pooling import AdaptiveAveragePool, AveragePool, MaxPool
+from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.shape import Cast, Detach, OneHot, Reshape
+from agt_lightning.rules.softmax import LogSoftmax, Softmax
 
-__all__ = ["RULES", "Monotone", "ResidualLoss", "Rule", "RuleTable", "Site", "Value", "register_rule"]
+__all__ = [
+    "RULES",
+    "Monotone",
+    "Pieces",
+    "PiecewiseMonotone",
+    "ResidualLoss",
+    "Rule",
+    "RuleTable",
+    "Site",
+    "Value",
+    "register_rule",
+]
 
 RuleTable = Mapping[OpOverload, Rule]
 
@@ -46,10 +93,71 @@ _aten = torch.ops.aten
 _rules: dict[OpOverload, Rule] = {
     # linear
     _aten.linear.default: Linear(),
-    _aten.matmul.default: MatrixProduct(),
+    _aten.bmm.default: BatchedProduct(),
+    _aten.embedding.default: Embedding(),
+    _aten.matmul.default: Matmul(),
     _aten.mm.default: MatrixProduct(),
+    # convolution
+    _aten.conv1d.default: Convolution(),
+    _aten.conv1d.padding: Convolution(),
+    _aten.conv2d.default: Convolution(),
+    _aten.conv2d.padding: Convolution(),
+    _aten.conv3d.default: Convolution(),
+    _aten.conv3d.padding: Convolution(),
+    _aten.conv_transpose1d.default: Convolution(transposed=True),
+    _aten.conv_transpose2d.input: Convolution(transposed=True),
+    _aten.conv_transpose3d.input: Convolution(transposed=True),
+    _aten.convolution.default: Convolution(transposed=None),
+    # pooling
+    _aten.avg_pool1d.default: AveragePool(1),
+    _aten.avg_pool2d.default: AveragePool(2),
+    _aten.avg_pool3d.default: AveragePool(3),
+    _aten.adaptive_avg_pool1d.default: AdaptiveAveragePool(1),
+    _aten.adaptive_avg_pool2d.default: AdaptiveAveragePool(2),
+    _aten.adaptive_avg_pool3d.default: AdaptiveAveragePool(3),
+    _aten._adaptive_avg_pool2d.default: AdaptiveAveragePool(2),
+    _aten._adaptive_avg_pool3d.default: AdaptiveAveragePool(3),
+    _aten.max_pool1d.default: MaxPool(1),
+    _aten.max_pool2d.default: MaxPool(2),
+    _aten.max_pool2d_with_indices.default: MaxPool(2),
+    _aten.max_pool3d.default: MaxPool(3),
+    _aten.max_pool3d_with_indices.default: MaxPool(3),
+    # normalization
+    _aten.batch_norm.default: BatchNormalization(),
+    _aten._native_batch_norm_legit_no_training.default: BatchNormalization(),
+    _aten.group_norm.default: GroupNormalization(),
+    _aten.native_group_norm.default: GroupNormalization("group"),
+    _aten.instance_norm.default: InstanceNormalization(),
+    _aten.layer_norm.default: LayerNormalization(),
+    _aten.native_layer_norm.default: LayerNormalization(),
     # activation
+    _aten.celu.default: celu,
+    _aten.clamp.default: clamp,
+    _aten.clamp_max.default: clamp,
+    _aten.clamp_min.default: clamp,
+    _aten.elu.default: elu,
+    _aten.erf.default: error_function,
+    _aten.exp.default: exponential,
+    _aten.gelu.default: gelu,
+    _aten.hardsigmoid.default: hardsigmoid,
+    _aten.hardswish.default: hardswish,
+    _aten.hardtanh.default: hardtanh,
+    _aten.leaky_relu.default: leaky_relu,
+    _aten.log.default: logarithm,
+    _aten.log_sigmoid.default: log_sigmoid,
+    _aten.reciprocal.default: reciprocal,
     _aten.relu.default: relu,
+    _aten.relu6.default: relu6,
+    _aten.rsqrt.default: reciprocal_root,
+    _aten.selu.default: selu,
+    _aten.sigmoid.default: sigmoid,
+    _aten.silu.default: silu,
+    _aten.softplus.default: softplus,
+    _aten.sqrt.default: square_root,
+    _aten.tanh.default: tanh,
+    _aten.log_softmax.int: LogSoftmax(),
+    _aten.scaled_dot_product_attention.default: Attention(),
+    _aten.softmax.int: Softmax(),
     _aten.dropout.default: InactiveDropout(),
     # shape
     _aten.flatten.using_ints: Reshape(),
@@ -61,6 +169,44 @@ _rules: dict[OpOverload, Rule] = {
     _aten.unsqueeze.default: Reshape(),
     _aten.view.default: Reshape(),
     _aten._unsafe_view.default: Reshape(),
+    # selection
+    _aten.expand.default: Expansion(),
+    _aten.cat.default: Join(),
+    _aten.concat.default: Join(),
+    _aten.concatenate.default: Join(),
+    _aten.hstack.default: Join(),
+    _aten.stack.default: Join(),
+    _aten.chunk.default: Selection(),
+    _aten.flip.default: Selection(),
+    _aten.index.Tensor: Selection(),
+    _aten.index_select.default: Selection(),
+    _aten.mT.default: Selection(),
+    _aten.movedim.int: Selection(),
+    _aten.movedim.intlist: Selection(),
+    _aten.narrow.default: Selection(),
+    _aten.constant_pad_nd.default: Padding(),
+    _aten.pad.default: Padding(),
+    _aten.permute.default: Selection(),
+    _aten.pixel_shuffle.default: Selection(),
+    _aten.pixel_unshuffle.default: Selection(),
+    _aten.repeat.default: Selection(),
+    _aten.repeat_interleave.self_int: Selection(),
+    _aten.roll.default: Selection(),
+    _aten.select.int: Selection(),
+    _aten.slice.Tensor: Selection(),
+    _aten.split.Tensor: Selection(),
+    _aten.split_with_sizes.default: Selection(),
+    _aten.swapaxes.default: Selection(),
+    _aten.swapdims.default: Selection(),
+    _aten.t.default: Selection(),
+    _aten.tensor_split.sections: Selection(),
+    _aten.tensor_split.indices: Selection(),
+    _aten.tile.default: Selection(),
+    _aten.transpose.int: Selection(),
+    _aten.unbind.int: Selection(),
+    _aten.upsample_nearest1d.vec: Selection(),
+    _aten.upsample_nearest2d.vec: Selection(),
+    _aten.upsample_nearest3d.vec: Selection(),
     # type
     _aten.to.dtype: Cast(),
     _aten.to.dtype_layout: Cast(),
@@ -71,8 +217,12 @@ _rules: dict[OpOverload, Rule] = {
     _aten.abs.default: Absolute(),
     _aten.add.Tensor: Sum(sign=1.0),
     _aten.div.Tensor: Quotient(),
+    _aten.max.other: Extremum(sign=1.0),
+    _aten.maximum.default: Extremum(sign=1.0),
     _aten.mean.default: Reduction(torch.mean),
     _aten.mean.dim: Reduction(torch.mean),
+    _aten.min.other: Extremum(sign=-1.0),
+    _aten.minimum.default: Extremum(sign=-1.0),
     _aten.mul.Tensor: Product(),
     _aten.neg.default: Negation(),
     _aten.pow.Tensor_Scalar: Power(),
@@ -85,7 +235,6 @@ _rules: dict[OpOverload, Rule] = {
     _aten.binary_cross_entropy_with_logits.default: BinaryCrossEntropy(),
     _aten.cross_entropy_loss.default: CrossEntropy(),
     _aten.huber_loss.default: huber,
-    _aten.log_softmax.int: LogSoftmax(),
     _aten.l1_loss.default: absolute_error,
     _aten.mse_loss.default: squared_error,
     _aten.smooth_l1_loss.default: smooth_absolute_error,
@@ -101,7 +250,7 @@ def register_rule(op: OpOverload) -> Callable[[Rule], Rule]:
     The rule must be sound: a wrong one voids every certificate. Give it the law tests of ``tests/rules``.
 
     Args:
-        op: the overload, such as ``torch.ops.aten.softplus.default``.
+        op: the overload, such as ``torch.ops.aten.mish.default``.
 
     Returns:
         A function that takes the rule, enters it and returns it.
@@ -112,9 +261,9 @@ def register_rule(op: OpOverload) -> Callable[[Rule], Rule]:
     Example:
         >>> import torch
         >>> from agt_lightning.rules import Monotone, RULES, register_rule
-        >>> exponential = Monotone(function=lambda site, x: x.exp(), derivative=lambda site, x: x.exp())
-        >>> rule = register_rule(torch.ops.aten.exp.default)(exponential)
-        >>> RULES[torch.ops.aten.exp.default] is rule
+        >>> power = Monotone(lambda site, x: x.exp2(), lambda site, x: 0.6931471805599453 * x.exp2())
+        >>> rule = register_rule(torch.ops.aten.exp2.default)(power)
+        >>> RULES[torch.ops.aten.exp2.default] is rule
         True
     """
 

@@ -195,6 +195,42 @@ class Absolute(Rule):
 
 
 @dataclass(frozen=True)
+class Extremum(Rule):
+    """``maximum`` and ``minimum`` of two tensors; exact, with half the gradient each where they are equal.
+
+    Args:
+        sign: +1 for the maximum, -1 for the minimum.
+    """
+
+    sign: float
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``[max(l, l'), max(u, u')]``."""
+        first, second = map(interval, inputs)
+        choose = torch.maximum if self.sign > 0 else torch.minimum
+        lower = choose(first.lower, second.lower)
+        nonnegative = first.nonnegative and second.nonnegative
+        if first.is_point and second.is_point:
+            return Interval.point(lower, nonnegative=nonnegative)
+        return Interval.trusted(lower, choose(first.upper, second.upper), nonnegative=nonnegative)
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """``g H(x - y)`` for x and ``g H(y - x)`` for y, with H(0) = 1/2."""
+        first, second = map(interval, inputs)
+        lead = scaled(first - second, self.sign)
+        return [
+            reduce_to(multiply(grad, _step(difference)), value.shape, samples=samples)
+            for difference, value, samples in zip((lead, -lead), (first, second), site.samples, strict=True)
+        ]
+
+
+def _step(value: Interval) -> Interval:
+    """Heaviside's function, one half at zero."""
+    half = value.lower.new_tensor(0.5)
+    return map_bounds(value, lambda bound: torch.heaviside(bound, half), nonnegative=True)
+
+
+@dataclass(frozen=True)
 class Reduction(Rule):
     """``sum`` and ``mean`` over axes other than the samples'; exact.
 

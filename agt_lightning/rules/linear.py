@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import ball_product, matmul
+from agt_lightning.arithmetic.order import ordered
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
@@ -33,7 +35,8 @@ class Linear(Rule):
         z, weight = interval(inputs[0]), interval(inputs[1])
         product = matmul(_flat(z), weight)
         if z.ball is not None and z.ball.scale.ndim == 1:
-            product = product.intersect(ball_product(z.ball, weight))
+            around = ball_product(z.ball, weight)
+            product = ordered(torch.maximum(product.lower, around.lower), torch.minimum(product.upper, around.upper))
         if len(inputs) == 3:
             product = product + interval(inputs[2])
         return map_bounds(product, lambda bound: bound.unflatten(0, z.shape[:-1]))

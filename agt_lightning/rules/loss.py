@@ -128,25 +128,6 @@ class CrossEntropy(Rule):
         return [multiply(towards, probabilities - target), None]
 
 
-class LogSoftmax(Rule):
-    """``log_softmax`` over axis 1, as the last call of a network; a loss that follows it is fused with it."""
-
-    def problem(self, site: Site) -> str | None:
-        """Classes lie on axis 1."""
-        if site.integer("dim") % len(site.shapes[0]) == 1:
-            return misaligned(site)
-        return f"`{name_of(site.call)}` at {site.call.source} must run over axis 1, where the classes are."
-
-    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """``log p``, element by element."""
-        return -surprisal(interval(inputs[0]))
-
-    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """``g - p Σ_k g_k``; the two g are bounded apart."""
-        total = map_bounds(grad, lambda bound: bound.sum(dim=1, keepdim=True))
-        return [grad - multiply(softmax(interval(inputs[0])), total)]
-
-
 class BinaryCrossEntropy(Rule):
     """``binary_cross_entropy_with_logits``: gradient σ(z)(1 + (w - 1) y) - w y with positive weight w (1 if absent).
 

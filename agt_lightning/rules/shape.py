@@ -28,13 +28,18 @@ class Reshape(Rule):
         )
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
-        """The input in its new shape."""
+        """The input in its new shape; a ball around it keeps its norm."""
         shape = site.call.shape
 
         def reshape(tensor: Tensor) -> Tensor:
             return tensor.reshape(tensor.shape[0], *shape[1:]) if site.has_samples else tensor.reshape(shape)
 
-        return map_value(inputs[0], reshape)
+        result = map_value(inputs[0], reshape)
+        ball = inputs[0].ball if isinstance(inputs[0], Interval) else None
+        if ball is None or not site.has_samples:
+            return result
+        bounds = interval(result)
+        return Interval.trusted(bounds.lower, bounds.upper, nonnegative=bounds.nonnegative, ball=ball.map(reshape))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient in the input's shape."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct, Stacked, Summed
+from agt_lightning.arithmetic.convolution import Windows
+from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct, PatchProduct, Stacked, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import unit_roundoff
 from tests.arithmetic.oracles import corner_products
@@ -46,6 +47,33 @@ def outer_product(samples: int, positions: int, kinds: tuple[str, str], generato
     return Case(f"{kinds[0]} x {kinds[1]}, {positions} positions", OuterProduct(outputs, inputs), dense)
 
 
+WINDOWS = {
+    "one axis": (Windows((2,), (2,), (1,), (1,), (5,), (3,)), 2),
+    "two axes": (Windows((2, 2), (1, 2), (2, 1), (1, 0), (2, 5), (2, 2)), 1),
+    "two groups": (Windows((2,), (1,), (1,), (0,), (3,), (2,), groups=2), 4),
+}
+"""Windows, and the channels of their image."""
+
+
+def patch_product(samples: int, windows: str, kinds: tuple[str, str], generator: torch.Generator) -> Case:
+    """``Σ_t d_t ⊗ patch_t`` for two output channels, entry by entry."""
+    shape, channels = WINDOWS[windows]
+    outputs = box((samples, 2, *shape.positions), generator, kinds[0])
+    image = box((samples, channels, *shape.image), generator, kinds[1])
+    share = channels // shape.groups
+    dense: list[Interval] = []
+    for unit in range(2):
+        first = unit * shape.groups // 2 * share
+        lower, upper = (shape.patches(bound[:, first : first + share]) for bound in (image.lower, image.upper))
+        d = Interval(outputs.lower[:, unit].flatten(1)[..., None], outputs.upper[:, unit].flatten(1)[..., None])
+        terms = corner_products(d, Interval(lower, upper))
+        dense.append(Interval(terms.lower.sum(dim=1), terms.upper.sum(dim=1)))
+    lower, upper = (torch.stack([getattr(row, end) for row in dense], dim=1) for end in ("lower", "upper"))
+    full = (samples, 2, share, *shape.kernel)
+    name = f"patches, {windows}, {kinds[0]} x {kinds[1]}"
+    return Case(name, PatchProduct(outputs, image, shape), Interval(lower.reshape(full), upper.reshape(full)))
+
+
 def elementwise(samples: int, shape: tuple[int, ...], kind: str, generator: torch.Generator) -> Case:
     """Values kept as they are."""
     values = box((samples, *shape), generator, kind)
@@ -66,9 +94,17 @@ def cases() -> list[Case]:
         elementwise(5, shape, kind, generator) for shape in ((3, 4), (6,), (2, 2, 3)) for kind in ("signed", "point")
     ]
     matrix = elementwise(5, (3, 4), "signed", generator)
+    patches = [
+        patch_product(5, windows, (first, second), generator)
+        for windows in WINDOWS
+        for first, second in (("signed", "signed"), ("signed", "nonnegative"), ("point", "signed"), ("point", "point"))
+    ]
     return [
         *products,
         *plain,
+        *patches,
+        summed(patches[0], patches[1]),
+        stacked(patches[4], patches[7]),
         summed(products[0], products[5]),
         summed(products[4], matrix, products[20]),
         summed(products[10], products[10]),

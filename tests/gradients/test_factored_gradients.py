@@ -73,3 +73,16 @@ def test_gradients_of_float32_factors_stay_float32():
     gradient = OuterProduct(Interval(torch.zeros(2, 1, 3), torch.ones(2, 1, 3)), Interval.point(torch.ones(2, 1, 2)))
     assert gradient.block(0, 6).dtype == torch.float32
     assert gradient.total(torch.ones(2)).dtype == torch.float32
+
+
+def test_bounds_that_rounding_crossed_are_put_in_order():
+    crossed = Interval.trusted(torch.tensor([[1.0 + 2**-20, 1.0]]), torch.tensor([[1.0, 1.5]]))
+    weights = torch.ones(1)
+    ones = Interval(torch.ones(1, 1, 2), torch.ones(1, 1, 2), nonnegative=True)
+    for gradient in (
+        Elementwise(crossed),
+        OuterProduct(Interval.trusted(crossed.lower[None], crossed.upper[None]), ones),
+    ):
+        total = gradient.total(weights)
+        assert bool((total.lower <= total.upper).all())
+        assert bool((gradient.block(0, 2).lower <= gradient.block(0, 2).upper).all())

@@ -81,8 +81,8 @@ def test_files_are_written_and_can_be_loaded(fit, loader, regressor, tmp_path):
 
 def test_a_refused_training_writes_nothing(fit, loader, regressor, tmp_path):
     module = make(regressor)
-    module.configure_optimizers = lambda: torch.optim.Adam(module.parameters())
-    with pytest.raises(Exception, match="Adam"):
+    module.configure_optimizers = lambda: torch.optim.NAdam(module.parameters())
+    with pytest.raises(Exception, match="NAdam"):
         fit(module, loader(), CertifiedTraining(ADVERSARY, dirpath=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -8,6 +8,11 @@ from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from tests.rules.laws import Box, Integers, Labels, Setting
+from tests.rules.settings_convolution import CONVOLUTION
+from tests.rules.settings_elementwise import ELEMENTWISE, SOFTMAX
+from tests.rules.settings_normalization import NORMALIZATION
+from tests.rules.settings_pooling import POOLING
+from tests.rules.settings_shape import BILINEAR, EMBEDDING, EXTREMA, SELECTION
 
 aten = torch.ops.aten
 
@@ -121,7 +126,6 @@ LINEAR = [
 ACTIVATION = [
     unary("one unit", aten.relu.default, torch.relu),
     unary("two units", aten.relu.default, torch.relu, ROW),
-    unary("three classes", aten.log_softmax.int, lambda x: x.log_softmax(1), Box((3,)), exact=("output",)),
     unary("off", aten.dropout.default, lambda x: aten.dropout(x, 0.5, False)),
     unary("p = 0", aten.dropout.default, lambda x: aten.dropout(x, 0.0, True)),
 ]
@@ -306,7 +310,8 @@ LOSS = [
     ),
 ]
 
-SETTINGS = [*LINEAR, *ACTIVATION, *SHAPE, *TYPE, *ARITHMETIC, *LOSS]
+SETTINGS = [*LINEAR, *ACTIVATION, *SHAPE, *TYPE, *ARITHMETIC, *LOSS, *CONVOLUTION, *POOLING, *NORMALIZATION]
+SETTINGS += [*ELEMENTWISE, *SOFTMAX, *SELECTION, *BILINEAR, *EXTREMA, *EMBEDDING]
 
 TOTALS = frozenset({aten.mean.default, aten.sum.default})
 """Reductions of everything, samples included: the objective takes them, no rule ever sees them on samples."""

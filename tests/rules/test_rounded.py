@@ -44,13 +44,16 @@ def test_rounded_bounds_contain_a_run_in_single_precision(setting):
     holder = torch.nn.Module()
     for name, box in domain.parameters.items():
         holder.register_parameter(name, torch.nn.Parameter(box.lower))
-    output = evaluate(setting, holder, [leaf.lower for leaf in domain.leaves]).detach()
+    leaves = [leaf.lower if isinstance(leaf, Interval) else leaf for leaf in domain.leaves]
+    output = evaluate(setting, holder, leaves).detach()
     assert output.dtype == SINGLE
     assert wide.contains(output.double())
 
 
 def _double(domain):
     def point(value):
+        if not isinstance(value, Interval):
+            return value
         return Interval.point(value.lower.double(), nonnegative=value.nonnegative)
 
     parameters = {name: point(box) for name, box in domain.parameters.items()}

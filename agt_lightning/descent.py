@@ -1,0 +1,54 @@
+"""What is known of the gradient of one optimizer step before it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from agt_lightning.aggregation.mean_clipping import MeanClipping, clipped_gradients
+from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.selfcheck import require_inside
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What one step's batches say about the gradient that the optimizer is about to apply.
+
+    Args:
+        bounds: interval of the applied gradient for every parameter in the box and every move of the adversary.
+        gradient: gradient of the loss at the module's own parameters on the data as it is.
+        applied: what the optimizer must get: ``gradient``, or for an unbounded adversary the clipped mean.
+        tolerance: by parameter, how far a float program can stray from ``gradient`` by rounding.
+    """
+
+    bounds: Mapping[str, Interval]
+    gradient: Mapping[str, Tensor]
+    applied: Mapping[str, Tensor]
+    tolerance: Mapping[str, float]
+
+
+def clipped_descent(
+    descent: Descent, clipping: MeanClipping, held: Sequence[str], verified: Mapping[str, Tensor]
+) -> tuple[Descent, dict[str, Tensor]]:
+    """Bounds after clipping of the mean gradient, and the gradients that training's own clipping must give.
+
+    Args:
+        descent: before clipping.
+        clipping: how training clips.
+        held: parameters that are clipped together, in the order of the norm's sum.
+        verified: the training's gradients before clipping.
+
+    Raises:
+        UnsoundBoundError: if a clipped gradient leaves its bounds.
+    """
+    before = {name: descent.bounds[name] for name in held if name in descent.bounds}
+    gradients = clipped_gradients(clipping, held, verified)
+    reach = {name: box.hull(Interval.point(verified[name].to(box.dtype))) for name, box in before.items()}
+    terms = sum(gradient.numel() for gradient in gradients.values())
+    for name, interval in clipping.bounds(reach).items():
+        tolerance = accumulated_roundoff(terms, gradients[name].dtype) * interval.magnitude
+        require_inside(name, gradients[name].to(interval.dtype), interval, tolerance)
+    return replace(descent, bounds={**descent.bounds, **clipping.bounds(before)}), gradients

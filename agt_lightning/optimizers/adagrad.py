@@ -1,0 +1,49 @@
+"""Adagrad on boxes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from agt_lightning.interval import Interval
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope, square
+from agt_lightning.optimizers.quotient import quotient
+from agt_lightning.optimizers.state import OptimizerState
+from agt_lightning.rules.arithmetic import scaled
+
+
+class AbstractAdagrad(AbstractOptimizer):
+    """``S ← S + d²``, ``θ ← θ - α / (1 + (t - 1) η) · d / (√S + ε)`` with ``d = ±g + λ θ``, η = ``lr_decay``.
+
+    The quotient is written out in d and rises with it, so it is exact for independent S and d; it never exceeds 1.
+
+    Reference:
+        `torch.optim.Adagrad`.
+
+    Example:
+        >>> group = torch.optim.Adagrad([torch.nn.Parameter(torch.zeros(1))], lr=0.5).param_groups[0]
+        >>> gradient = Interval(torch.tensor([-3.0]), torch.tensor([5.0]))
+        >>> AbstractAdagrad().update(group, Interval.point(torch.ones(1)), gradient)
+        Interval(lower=tensor([0.5000]), upper=tensor([1.5000]))
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset(
+        {"lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value", "maximize"}
+    )
+    moments: ClassVar[tuple[str, ...]] = ("sum",)
+
+    def initial(self, group: Group, box: Interval) -> OptimizerState:
+        """The accumulator's initial value."""
+        start = number_of(group, "initial_accumulator_value")
+        return OptimizerState(0, {"sum": Interval.point(torch.full_like(box.lower, start), nonnegative=True)})
+
+    def step(
+        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+    ) -> tuple[OptimizerState, Interval]:
+        """The updates above."""
+        rate = number_of(group, "lr") / (1.0 + state.step * number_of(group, "lr_decay"))
+        direction = slope(group, box, gradient, number_of(group, "weight_decay"))
+        total, zero = nonnegative(state.moments["sum"]), Interval.point(torch.zeros_like(box.lower))
+        move = quotient(zero, 1.0, total, 1.0, number_of(group, "eps"), direction)
+        return OptimizerState(state.step + 1, {"sum": total + square(direction)}), box - scaled(move, rate)

@@ -1,0 +1,152 @@
+"""Adam and AdamW on boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agt_lightning.interval import Interval
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope, square
+from agt_lightning.optimizers.quotient import quotient
+from agt_lightning.optimizers.state import OptimizerState
+from agt_lightning.rules.arithmetic import scaled
+
+
+class AbstractAdam(AbstractOptimizer):
+    r"""``m ← β1 m + (1 - β1) d``, ``v ← β2 v + (1 - β2) d²``, ``θ ← θ - α (m / c1) / (√(v / c2) + ε)``.
+
+    ``d = ±g + λ θ`` (``±g`` with decoupled decay, where ``θ ← (1 - α λ) θ`` first, evaluated jointly), c1 = 1 - β1ᵗ,
+    c2 = 1 - β2ᵗ. The step is the intersection of two bounds.
+
+    1. The new m and v are written out in d, and ``(β1 m + (1 - β1) d) / (√(β2 v + (1 - β2) d²) + ε √c2)`` is bounded
+       exactly for independent m, v and d (`agt_lightning.optimizers.quotient`).
+    2. The ratio ``r = m / √v`` is an interval of its own, with ``r ← (β1 r + (1 - β1) y) / √(β2 + (1 - β2) y²)``,
+       ``y = d / √v``, bounded likewise; the step is ``r √v / (√v + ε √c2)`` up to the factor ``√c2 / c1``.
+
+    Whatever the gradients, the second gives ``r² <= K_t``, ``K_t = (β1² / β2) K_{t-1} + (1 - β1)² / (1 - β2)``, K_0 =
+    0: the data-independent cap, ``C_t = √(K_t c2) / c1`` for the step, attained by ``g_s ∝ (β1 / β2)^(t - s)``. It
+    needs the zero initial state, and holds for moments that change from step to step. With AMSGrad the divisor uses
+    ``max_s v_s >= v``, so the cap stays.
+
+    Reference:
+        `torch.optim.Adam`, `torch.optim.AdamW`. The cap: Cauchy-Schwarz, ``(Σ w_s g_s)² <= Σ (w_s² / u_s) Σ u_s g_s²``.
+
+    Example:
+        >>> group = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.5).param_groups[0]
+        >>> gradient = Interval(torch.tensor([-3.0]), torch.tensor([5.0]))
+        >>> AbstractAdam().update(group, Interval.point(torch.ones(1)), gradient)
+        Interval(lower=tensor([0.5000]), upper=tensor([1.5000]))
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset(
+        {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay"}
+    )
+    moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    decoupled: ClassVar[bool] = False
+
+    def initial(self, group: Group, box: Interval) -> OptimizerState:
+        """Moments of zero, and with them a ratio of zero."""
+        zero = Interval.point(torch.zeros_like(box.lower), nonnegative=True)
+        names = ["exp_avg", "exp_avg_sq", "ratio"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
+        return OptimizerState(0, dict.fromkeys(names, zero))
+
+    def step(
+        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+    ) -> tuple[OptimizerState, Interval]:
+        """Both bounds, intersected; then the new moments."""
+        beta1, beta2 = (float(beta) for beta in group["betas"])  # type: ignore[attr-defined]
+        rate, decay, count = number_of(group, "lr"), number_of(group, "weight_decay"), state.step + 1
+        decoupled = bool(group.get("decoupled_weight_decay", self.decoupled))
+        direction = slope(group, box, gradient, 0.0 if decoupled else decay)
+        mean, energy = state.moments["exp_avg"], nonnegative(state.moments["exp_avg_sq"])
+        largest = nonnegative(state.moments["max_exp_avg_sq"]) if group["amsgrad"] else None
+        correction = math.sqrt(1.0 - beta2**count)
+        shift = number_of(group, "eps") * correction
+        kept, decayed = scaled(mean, beta1), scaled(energy, beta2)
+        move = quotient(kept, 1.0 - beta1, decayed, 1.0 - beta2, shift, direction, largest)
+        moments = {
+            **state.moments,
+            "exp_avg": kept + scaled(direction, 1.0 - beta1),
+            "exp_avg_sq": decayed + scaled(square(direction), 1.0 - beta2),
+        }
+        if largest is not None:
+            moments["max_exp_avg_sq"] = _maximum(largest, moments["exp_avg_sq"])
+        if beta2 > 0:
+            moments["ratio"] = _ratio(state.moments["ratio"], energy, direction, beta1, beta2)
+            move = _tighter(move, _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift))
+        shrunk = scaled(box, 1.0 - rate * decay) if decoupled else box
+        return OptimizerState(count, moments), shrunk - scaled(move, rate * correction / (1.0 - beta1**count))
+
+    def nominal(self, state: Mapping[str, object], step: int, dtype: torch.dtype) -> OptimizerState:
+        """The run's moments and their ratio, that of the smallest normal number where v underflowed."""
+        nominal, energy = super().nominal(state, step, dtype), state.get("exp_avg_sq")
+        if not isinstance(energy, Tensor):
+            return nominal
+        least = energy.detach().to(dtype).clamp(min=torch.finfo(energy.dtype).tiny)
+        ratio = nominal.moments["exp_avg"].lower / least.sqrt()
+        return OptimizerState(nominal.step, {**nominal.moments, "ratio": Interval.point(ratio)})
+
+
+class AbstractAdamW(AbstractAdam):
+    """Adam with decoupled decay; see `AbstractAdam`.
+
+    Example:
+        >>> group = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5, weight_decay=1.0).param_groups[0]
+        >>> box = Interval(torch.tensor([0.0]), torch.tensor([1.0]))
+        >>> AbstractAdamW().update(group, box, Interval.point(torch.zeros(1)))
+        Interval(lower=tensor([0.]), upper=tensor([0.5000]))
+    """
+
+    decoupled: ClassVar[bool] = True
+
+
+def _ratio(ratio: Interval, energy: Interval, direction: Interval, beta1: float, beta2: float) -> Interval:
+    """``m / √v`` after a step; where v = 0 any value is right, since m = 0 there."""
+    root = Interval.trusted(energy.lower.sqrt(), energy.upper.sqrt())
+    y = Interval.trusted(
+        _divided(direction.lower, torch.where(direction.lower >= 0, root.upper, root.lower)),
+        _divided(direction.upper, torch.where(direction.upper >= 0, root.lower, root.upper)),
+    )
+    base = Interval.point(torch.full_like(root.lower, beta2))
+    return quotient(scaled(ratio, beta1), 1.0 - beta1, base, 1.0 - beta2, 0.0, y)
+
+
+def _divided(value: Tensor, root: Tensor) -> Tensor:
+    """An infinite quotient becomes one whose square is still finite; the ratio is the same up to rounding."""
+    far = math.sqrt(torch.finfo(value.dtype).max) / 2**10
+    return (value / root).nan_to_num(nan=0.0).clamp(-far, far)
+
+
+def _from_ratio(moments: Mapping[str, Interval], largest: Interval | None, shift: float) -> Interval:
+    """``r s / (√max v + e)`` with ``s = √v`` and ``m = r s``.
+
+    For r > 0 it rises with r and s, and ``r s <= m_u`` keeps s below ``m_u / r_u``; for r < 0 it is largest at the
+    smallest s. The divisor is at least s + e.
+    """
+    mean, energy, ratio = moments["exp_avg"], moments["exp_avg_sq"], moments["ratio"]
+    root = energy.upper.sqrt()
+    floor = torch.zeros_like(root) if largest is None else largest.lower.sqrt()
+    low = energy.lower.sqrt() / ((energy.lower if largest is None else largest.upper).sqrt() + shift)
+
+    def largest_step(ratio: Tensor, mean: Tensor) -> Tensor:
+        most = torch.minimum(root, torch.where(ratio > 0, mean.clamp(min=0) / ratio, torch.inf))
+        return ratio * torch.where(ratio >= 0, most / (torch.maximum(most, floor) + shift), low)
+
+    return Interval.trusted(-largest_step(-ratio.lower, -mean.lower), largest_step(ratio.upper, mean.upper))
+
+
+def _tighter(first: Interval, second: Interval) -> Interval:
+    """Intersection; where two points differ by rounding, the first."""
+    if first.is_point:
+        return first
+    lower, upper = torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper)
+    crossed = lower > upper
+    return Interval.trusted(torch.where(crossed, first.lower, lower), torch.where(crossed, first.upper, upper))
+
+
+def _maximum(first: Interval, second: Interval) -> Interval:
+    return Interval.trusted(torch.maximum(first.lower, second.lower), torch.maximum(first.upper, second.upper))

@@ -1,0 +1,88 @@
+r"""The quotient in every adaptive optimizer, bounded exactly: the gradient stands above and below the line.
+
+    f(x) = (A + a x) / (√max(M, V + b x²) + e),    a, b > 0,  V, M, e >= 0.
+
+For A >= 0, f rises up to a single peak x* > 0 and falls beyond it: with S = √(V + b x²), f' has the sign of
+``a V + a e S - A b x``, which is convex in x, positive for x <= 0 and changes its sign at most once for x > 0, since of
+the two solutions of its squared equation
+
+    (A² b - a² e²) b x² - 2 a A b V x + a² V (V - e²) = 0
+
+only the larger one, and only if A² b > a² e², solves the equation itself. While M is the larger one, f rises, so the
+peak is no earlier than √((M - V) / b). For A < 0, ``f(x; A) = -f(-x; -A)`` falls, then rises: its largest value over an
+interval is at an end. f rises with A; it falls with V and M where its numerator is positive and rises where it is
+negative. So the largest value over boxes of A, V, M and x is one of three evaluations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agt_lightning.interval import Interval
+
+
+def quotient(
+    offset: Interval,
+    slope: float,
+    base: Interval,
+    curvature: float,
+    shift: float,
+    x: Interval,
+    floor: Interval | None = None,
+) -> Interval:
+    """Smallest interval of f for independent A, V, M and x.
+
+    Args:
+        offset: A.
+        slope: a > 0.
+        base: V >= 0.
+        curvature: b > 0.
+        shift: e >= 0; positive unless ``base`` is.
+        x: the gradient.
+        floor: M >= 0; None means 0.
+
+    Example:
+        >>> zero, x = Interval.point(torch.zeros(1)), Interval(torch.tensor([-1.0]), torch.tensor([3.0]))
+        >>> quotient(zero, 1.0, zero, 1.0, 1.0, x)
+        Interval(lower=tensor([-0.5000]), upper=tensor([0.7500]))
+    """
+    if all(part is None or part.is_point for part in (offset, base, x, floor)):
+        numerator = offset.lower + slope * x.lower
+        least = None if floor is None else floor.lower
+        return Interval.point(numerator / _root(base.lower, curvature, shift, x.lower, least))
+    upper = _largest(offset.upper, slope, base, curvature, shift, x, floor)
+    lower = -_largest(-offset.lower, slope, base, curvature, shift, -x, floor)
+    return Interval.trusted(lower, upper)
+
+
+def _largest(
+    offset: Tensor, slope: float, base: Interval, curvature: float, shift: float, x: Interval, floor: Interval | None
+) -> Tensor:
+    def at(point: Tensor) -> Tensor:
+        numerator = offset + slope * point
+        positive = numerator >= 0
+        below = torch.where(positive, base.lower, base.upper)
+        least = None if floor is None else torch.where(positive, floor.lower, floor.upper)
+        return numerator / _root(below, curvature, shift, point, least)
+
+    ends = torch.maximum(at(x.lower), at(x.upper))
+    peak = _peak(offset, slope, base.lower, curvature, shift)
+    if floor is not None:
+        peak = torch.maximum(peak, ((floor.lower - base.lower).clamp(min=0) / curvature).sqrt())
+    inside = torch.minimum(torch.maximum(peak, x.lower), x.upper)
+    return torch.where(offset > 0, torch.maximum(ends, at(inside)), ends)
+
+
+def _root(base: Tensor, curvature: float, shift: float, x: Tensor, floor: Tensor | None) -> Tensor:
+    total = base + curvature * x.square()
+    return (total if floor is None else torch.maximum(total, floor)).sqrt() + shift
+
+
+def _peak(offset: Tensor, slope: float, base: Tensor, curvature: float, shift: float) -> Tensor:
+    """x*; infinite where f rises for good."""
+    excess = offset.square() * curvature - (slope * shift) ** 2
+    falls = (offset > 0) & (excess > 0)
+    rest = (excess + slope**2 * base).clamp(min=0)
+    top = slope * (offset * curvature * base + shift * (base * curvature * rest).sqrt())
+    return torch.where(falls, top / torch.where(falls, curvature * excess, 1.0), torch.inf)

@@ -1,0 +1,63 @@
+"""RMSprop on boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from agt_lightning.interval import Interval
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope, square
+from agt_lightning.optimizers.quotient import quotient
+from agt_lightning.optimizers.state import OptimizerState
+from agt_lightning.rules.arithmetic import scaled
+
+
+class AbstractRMSprop(AbstractOptimizer):
+    """``v ← a v + (1 - a) d²``, ``b ← μ b + d / (√v + ε)``, ``θ ← θ - α b`` with ``d = ±g + λ θ``.
+
+    The quotient is written out in d and rises with it, so it is exact for independent v and d; it never exceeds
+    ``1 / √(1 - a)``. The momentum is linear in the quotients and is written out in θ's update as for SGD.
+
+    Reference:
+        `torch.optim.RMSprop`; a is its ``alpha``, α its ``lr``.
+
+    Example:
+        >>> group = torch.optim.RMSprop([torch.nn.Parameter(torch.zeros(1))], lr=0.1, alpha=0.75).param_groups[0]
+        >>> gradient = Interval(torch.tensor([-3.0]), torch.tensor([5.0]))
+        >>> AbstractRMSprop().update(group, Interval.point(torch.ones(1)), gradient)
+        Interval(lower=tensor([0.8000]), upper=tensor([1.2000]))
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset({"lr", "momentum", "alpha", "eps", "weight_decay", "maximize"})
+    moments: ClassVar[tuple[str, ...]] = ("square_avg", "momentum_buffer")
+
+    def reasons(self) -> Mapping[str, str]:
+        """A variance is a difference of moments, and nothing keeps it from zero."""
+        centered = "divides by the root of a difference, which rounding can make negative"
+        return {**super().reasons(), "centered": centered}
+
+    def initial(self, group: Group, box: Interval) -> OptimizerState:
+        """Moments of zero."""
+        zero = Interval.point(torch.zeros_like(box.lower), nonnegative=True)
+        momentum = number_of(group, "momentum") > 0
+        return OptimizerState(
+            0, dict.fromkeys(("square_avg", "momentum_buffer") if momentum else ("square_avg",), zero)
+        )
+
+    def step(
+        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+    ) -> tuple[OptimizerState, Interval]:
+        """The updates above."""
+        rate, decay, momentum = (number_of(group, name) for name in ("lr", "weight_decay", "momentum"))
+        memory = number_of(group, "alpha")
+        direction = slope(group, box, gradient, decay)
+        kept = scaled(nonnegative(state.moments["square_avg"]), memory)
+        zero = Interval.point(torch.zeros_like(box.lower))
+        move = quotient(zero, 1.0, kept, 1.0 - memory, number_of(group, "eps"), direction)
+        moments = {**state.moments, "square_avg": kept + scaled(square(direction), 1.0 - memory)}
+        if momentum > 0:
+            move = scaled(state.moments["momentum_buffer"], momentum) + move
+            moments["momentum_buffer"] = move
+        return OptimizerState(state.step + 1, moments), box - scaled(move, rate)

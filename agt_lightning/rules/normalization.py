@@ -1,0 +1,369 @@
+"""Normalization by fixed statistics (batch) and by the statistics of the sample itself (layer, group, instance).
+
+Axis letters: ``b`` samples, ``m`` groups of a sample that are normalized on their own, ``N`` entries of a group,
+``c`` channels.
+
+With m the mean of x over a group, v its variance and ``σ = √(v + ε)``, the normalized values are ``n = (x - m) / σ``.
+Their sum is zero and the sum of their squares at most N. With h the gradient with respect to n, the one with respect to
+x is ``(h_i - mean(h) - n_i mean(h n)) / σ``.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic import multiply
+from agt_lightning.arithmetic.order import ordered
+from agt_lightning.capture.graph import ITEM, Reference
+from agt_lightning.gradients import Elementwise, FactoredGradient
+from agt_lightning.interval import Interval
+from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+
+BATCH_STATISTICS = (
+    "is batch normalization in training mode: it uses statistics of the whole batch, so one sample reaches all "
+    "gradients. Use `GroupNorm`, or keep that layer in `eval()` during training, where it uses its running statistics"
+)
+"""Why batch normalization with statistics of the batch has no rule."""
+
+
+class Normalization(Rule):
+    """``y = n γ + β``: the part that all kinds share, after and before n."""
+
+    def problem(self, site: Site) -> str | None:
+        """Samples come in through the input alone, and only the first result has bounds."""
+        if not site.samples[0] or any(site.samples[1:]):
+            return f"`{name_of(site.call)}` at {site.call.source} has parameters that depend on the batch. Fix them."
+        if site.call.arguments.get(ITEM, 0) != 0:
+            return f"`{name_of(site.call)}` at {site.call.source} uses the statistics themselves, which have no bounds."
+        return None
+
+    @abstractmethod
+    def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """Bounds on n, in the input's shape."""
+
+    @abstractmethod
+    def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
+        """Bounds on the gradient with respect to the input, given h."""
+
+    def affine_shape(self, site: Site) -> tuple[int, ...]:
+        """Shape in which γ and β meet the last axes of the input: one per channel, axis 1."""
+        return (-1, *[1] * (len(site.shapes[0]) - 2))
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``n γ + β``."""
+        result = self.normalized(site, inputs)
+        gain, bias = self._parameter(site, inputs, "weight"), self._parameter(site, inputs, "bias")
+        result = result if gain is None else multiply(result, gain)
+        return result if bias is None else result + bias
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """``h = g γ``, then back through the normalization."""
+        gain = self._parameter(site, inputs, "weight")
+        towards = self.towards_input(site, grad if gain is None else multiply(grad, gain), inputs)
+        return [towards, *[None] * (len(inputs) - 1)]
+
+    def parameter_gradient(
+        self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
+    ) -> FactoredGradient:
+        """``∂L/∂γ = Σ g n`` and ``∂L/∂β = Σ g``, over all entries that share the parameter."""
+        if position == _position(site, "weight"):
+            grad = multiply(grad, self.normalized(site, inputs))
+        shape = self.affine_shape(site)
+        first = grad.lower.ndim - len(shape)
+        shared = [*range(1, first), *(first + axis for axis, size in enumerate(shape) if axis and size == 1)]
+        final = (grad.shape[0], *site.shapes[position])
+
+        def summed(bound: Tensor) -> Tensor:
+            return (bound.sum(dim=shared) if shared else bound).reshape(final)
+
+        return Elementwise(map_bounds(grad, summed, nonnegative=grad.nonnegative))
+
+    def _parameter(self, site: Site, inputs: Sequence[Value], name: str) -> Interval | None:
+        position = _position(site, name)
+        if position is None:
+            return None
+        value, shape = interval(inputs[position]), self.affine_shape(site)
+        return map_bounds(value, lambda bound: bound.reshape(shape), nonnegative=value.nonnegative)
+
+
+def _position(site: Site, name: str) -> int | None:
+    """Place of an argument among the tensor inputs; None if it is not given."""
+    given = [key for key, value in site.call.arguments.items() if isinstance(value, Reference)]
+    return given.index(name) if name in given else None
+
+
+class BatchNormalization(Normalization):
+    """``batch_norm`` with running statistics: ``n = (x - μ) / √(v + ε)`` for fixed μ and v; exact."""
+
+    def problem(self, site: Site) -> str | None:
+        """Refuse statistics of the batch."""
+        if site.call.arguments.get("training") or _position(site, "running_mean") is None:
+            return f"`{name_of(site.call)}` at {site.call.source} {BATCH_STATISTICS}."
+        return super().problem(site)
+
+    def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``(x - μ) / √(v + ε)``."""
+        mean, factor = self._statistics(site, inputs)
+        return map_bounds(interval(inputs[0]), lambda bound: (bound - mean) * factor)
+
+    def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
+        """``h / √(v + ε)``."""
+        _, factor = self._statistics(site, inputs)
+        return map_bounds(grad, lambda bound: bound * factor, nonnegative=grad.nonnegative)
+
+    def _statistics(self, site: Site, inputs: Sequence[Value]) -> tuple[Tensor, Tensor]:
+        """μ and ``1 / √(v + ε)``, in the shape that meets the input."""
+        mean, variance = self._parameter(site, inputs, "running_mean"), self._parameter(site, inputs, "running_var")
+        assert mean is not None
+        assert mean.is_point
+        assert variance is not None
+        assert variance.is_point
+        return mean.lower, (variance.lower + site.number("eps")).rsqrt()
+
+
+class OwnStatistics(Normalization):
+    """Normalization of groups of a sample's entries by their own mean and variance; sound, with excess width."""
+
+    @abstractmethod
+    def entries(self, site: Site) -> int:
+        """Number N of entries of a group; groups are contiguous."""
+
+    def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """Each n on its own, by `standardize`."""
+        value = interval(inputs[0])
+        result = standardize(self._grouped(site, value), site.number("eps")).values
+        return map_bounds(result, lambda bound: bound.reshape(value.shape))
+
+    def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
+        """The Jacobian of the normalization, by `standardize_backward`."""
+        standardized = standardize(self._grouped(site, interval(inputs[0])), site.number("eps"))
+        result = standardize_backward(self._grouped(site, grad), standardized)
+        return map_bounds(result, lambda bound: bound.reshape(grad.shape))
+
+    def _grouped(self, site: Site, value: Interval) -> Interval:
+        """(b, ...) as (b, m, N)."""
+        entries = self.entries(site)
+        return map_bounds(value, lambda bound: bound.reshape(bound.shape[0], -1, entries))
+
+
+class LayerNormalization(OwnStatistics):
+    """``layer_norm`` over the last axes."""
+
+    def problem(self, site: Site) -> str | None:
+        """The samples' axis is not normalized."""
+        if len(self.affine_shape(site)) < len(site.shapes[0]):
+            return super().problem(site)
+        return (
+            f"`{name_of(site.call)}` at {site.call.source} normalizes over the samples, so one sample reaches all "
+            "gradients. Normalize over the last axes only."
+        )
+
+    def affine_shape(self, site: Site) -> tuple[int, ...]:
+        """One γ and β per entry."""
+        shape = site["normalized_shape"]
+        assert isinstance(shape, list | tuple)
+        return tuple(int(size) for size in shape)
+
+    def entries(self, site: Site) -> int:
+        """All entries of the last axes."""
+        return math.prod(self.affine_shape(site))
+
+
+@dataclass(frozen=True)
+class GroupNormalization(OwnStatistics):
+    """``group_norm`` over groups of channels.
+
+    Args:
+        groups: name of the argument that counts them.
+    """
+
+    groups: str = "num_groups"
+
+    def entries(self, site: Site) -> int:
+        """Channels of a group, times positions."""
+        return math.prod(site.shapes[0][1:]) // site.integer(self.groups)
+
+
+class InstanceNormalization(OwnStatistics):
+    """``instance_norm``: one group per channel."""
+
+    def problem(self, site: Site) -> str | None:
+        """Running statistics mix samples."""
+        if site["use_input_stats"] and _position(site, "running_mean") is None:
+            return super().problem(site)
+        return (
+            f"`{name_of(site.call)}` at {site.call.source} keeps running statistics of the whole batch. Use "
+            "`track_running_stats=False`."
+        )
+
+    def entries(self, site: Site) -> int:
+        """All positions of a channel."""
+        return math.prod(site.shapes[0][2:])
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """Groups of entries, normalized.
+
+    Args:
+        values: n, (b, m, N).
+        inverse: 1 / σ, (b, m, 1).
+    """
+
+    values: Interval
+    inverse: Interval
+
+
+def standardize(x: Interval, epsilon: float) -> Standardized:
+    """Bounds on n and 1 / σ over a box; exact on points.
+
+    With ``d = x_i - m`` and V the least variance over the box, the variance is at least V and at least
+    ``d² / (N - 1)``, since the other entries balance d. For d > 0, ``n_i = d / σ`` rises with d and falls with σ, so
+    ``n_i <= d_U / √(max(V, d_U² / (N - 1)) + ε)``, which is below √(N - 1); for d < 0 the largest variance counts.
+
+    Args:
+        x: (b, m, N).
+        epsilon: ε > 0.
+
+    Example:
+        >>> box = Interval(torch.tensor([[[0.0, -1.0]]]), torch.tensor([[[9.0, 1.0]]]))
+        >>> standardize(box, 1e-5).values.upper
+        tensor([[[1.0000, 1.0000]]])
+    """
+    if x.is_point:
+        centered = deviation(x).lower
+        inverse = (centered.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt()
+        return Standardized(Interval.point(centered * inverse), Interval.point(inverse, nonnegative=True))
+    deviations = deviation(x)
+    variance = variance_bounds(x)
+    upper = _normalized_upper(deviations.upper, variance, epsilon)
+    lower = -_normalized_upper(-deviations.lower, variance, epsilon)
+    inverse_bounds = (variance.upper + epsilon).rsqrt(), (variance.lower + epsilon).rsqrt()
+    return Standardized(ordered(lower, upper), Interval.trusted(*inverse_bounds, nonnegative=True))
+
+
+def _normalized_upper(deviations: Tensor, variance: Interval, epsilon: float) -> Tensor:
+    """Largest ``d / √(v + ε)`` for d up to ``deviations`` and any variance that goes with it."""
+    own = deviations.square() / max(1, deviations.shape[-1] - 1)
+    largest = deviations * (torch.maximum(variance.lower, own) + epsilon).rsqrt()
+    return torch.where(deviations >= 0, largest, deviations * (variance.upper + epsilon).rsqrt())
+
+
+def deviation(x: Interval) -> Interval:
+    """``x_i - mean(x)``, along the last axis; exact for each entry.
+
+    Example:
+        >>> deviation(Interval(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 1.0]))).upper
+        tensor([0.5000, 0.5000])
+    """
+    low, high = x.lower.mean(dim=-1, keepdim=True), x.upper.mean(dim=-1, keepdim=True)
+    if x.is_point:
+        return Interval.point(x.lower - low)
+    entries = x.shape[-1]
+    width = (x.upper - x.lower) / entries
+    return ordered(x.lower - high + width, x.upper - low - width)
+
+
+def variance_bounds(x: Interval) -> Interval:
+    """Bounds on the variance along the last axis, (..., 1); the lower one is exact.
+
+    It is the least mean square distance to a constant. Below: to the constant that is closest to all intervals. Above:
+    to any constant, here the mean of the centers, from the far ends.
+
+    Reference:
+        Ferson et al., Exact bounds on sample variance of interval data, 2002: the largest variance is NP-hard.
+
+    Example:
+        >>> variance_bounds(Interval(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 5.0])))
+        Interval(lower=tensor([1.]), upper=tensor([6.3125]))
+    """
+    origin = x.center.mean(dim=-1, keepdim=True)
+    low, high = x.lower - origin, x.upper - origin
+    nearest = _closest_constant(low, high)
+    least = torch.maximum(low - nearest, nearest - high).clamp(min=0).square().mean(dim=-1, keepdim=True)
+    most = torch.maximum(low.abs(), high.abs()).square().mean(dim=-1, keepdim=True)
+    return ordered(least, most)
+
+
+def _closest_constant(low: Tensor, high: Tensor) -> Tensor:
+    """The c that minimizes ``Σ_k dist(c, [l_k, u_k])²``.
+
+    Half the derivative, ``Σ (c - u_k)⁺ - Σ (l_k - c)⁺``, rises and is linear between the intervals' ends; its zero is
+    interpolated.
+    """
+    ends = torch.cat([low, high], dim=-1).sort(dim=-1).values
+    slope = _excess(ends, high) - _excess(-ends.flip(-1), -low).flip(-1)
+    behind = (slope < 0).sum(dim=-1, keepdim=True).clamp(max=ends.shape[-1] - 1)
+    before = (behind - 1).clamp(min=0)
+    left, right = ends.gather(-1, before), ends.gather(-1, behind)
+    rise = slope.gather(-1, behind) - slope.gather(-1, before)
+    share = torch.where(rise > 0, slope.gather(-1, behind) / rise.clamp(min=torch.finfo(rise.dtype).tiny), 0.0)
+    return right - share * (right - left)
+
+
+def _excess(points: Tensor, values: Tensor) -> Tensor:
+    """``Σ_k (p - v_k)⁺`` for every p, by sorting."""
+    values = values.sort(dim=-1).values
+    count = torch.searchsorted(values.contiguous(), points.contiguous())
+    sums = torch.cat([torch.zeros_like(values[..., :1]), values.cumsum(dim=-1)], dim=-1)
+    return count * points - sums.gather(-1, count)
+
+
+def standardize_backward(grad: Interval, standardized: Standardized) -> Interval:
+    """``(h_i - mean(h) - n_i mean(h n)) / σ``, cut to what its norm allows; exact on points.
+
+    The Jacobian of n lies between 0 and the projection off the mean, divided by σ, so every entry of the result is at
+    most ``√(1 - 1/N) ‖h - mean(h)‖ / σ``.
+
+    Args:
+        grad: h, (b, m, N), independent of n.
+        standardized: n and 1 / σ.
+
+    Example:
+        >>> point = standardize(Interval.point(torch.tensor([[[1.0, 2.0, 3.0]]])), 1e-5)
+        >>> standardize_backward(Interval.point(torch.ones(1, 1, 3)), point).upper
+        tensor([[[0., 0., 0.]]])
+    """
+    n, inverse = standardized.values, standardized.inverse
+    entries = n.shape[-1]
+    centered = deviation(grad)
+    alignment = _mean_product(grad, n)
+    result = multiply(centered - multiply(n, alignment), inverse)
+    if result.is_point:
+        return result
+    norm = torch.minimum(centered.magnitude.square().sum(-1, True), grad.magnitude.square().sum(-1, True)).sqrt()
+    most = math.sqrt(1 - 1 / entries) * norm * inverse.upper
+    return ordered(torch.maximum(result.lower, -most), torch.minimum(result.upper, most))
+
+
+def _mean_product(h: Interval, n: Interval) -> Interval:
+    """``mean(h n)`` for n that sums to zero and has mean square at most one, (..., 1).
+
+    Since ``Σ n = 0``, any constant c may be taken off h. The best one is a weighted median: this is the linear program
+    of the largest ``Σ h_k n_k`` over the box of n and the plane ``Σ n = 0``.
+    """
+    if n.is_point:
+        shift = h.center.mean(dim=-1, keepdim=True)
+        product = multiply(map_bounds(h, lambda bound: bound - shift), n)
+        return map_bounds(product, lambda bound: bound.mean(dim=-1, keepdim=True))
+    spread = deviation(h).magnitude.square().mean(dim=-1, keepdim=True).sqrt()
+    upper = torch.minimum(_largest_mean_product(h, n), spread)
+    lower = torch.maximum(-_largest_mean_product(-h, n), -spread)
+    return ordered(lower, upper)
+
+
+def _largest_mean_product(h: Interval, n: Interval) -> Tensor:
+    """``min_c mean(max (h - c) n)``, a convex and piecewise linear function of c with one break per entry."""
+    straddles = (n.lower < 0) & (n.upper > 0)
+    width = (n.upper - n.lower).clamp(min=torch.finfo(n.dtype).tiny)
+    crossing = (n.upper * h.upper - n.lower * h.lower) / width
+    breaks = torch.where(straddles, crossing, torch.where(n.upper <= 0, h.lower, h.upper))
+    order = breaks.argsort(dim=-1)
+    slopes = (n.upper - n.lower).gather(-1, order).cumsum(dim=-1) - n.upper.sum(dim=-1, keepdim=True)
+    best = (slopes < 0).sum(dim=-1, keepdim=True).clamp(max=breaks.shape[-1] - 1)
+    constant = breaks.gather(-1, order).gather(-1, best)
+    return multiply(Interval.trusted(h.lower - constant, h.upper - constant), n).upper.mean(dim=-1, keepdim=True)

@@ -1,0 +1,171 @@
+"""Calls that copy elements to other places: permutations, slices, pieces, joins and repetitions.
+
+Each result element is one input element, so bounds move like values and are exact; the gradient of an input element is
+the sum over its copies, which the transpose of the call itself gives. A value with a sample axis keeps it in front.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from agt_lightning.capture.graph import ITEM, map_references
+from agt_lightning.interval import Interval
+from agt_lightning.labels import ClassLabels
+from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.shape import map_value
+
+
+class Selection(Rule):
+    """A call on one value that moves, drops or repeats elements within each sample; exact."""
+
+    def problem(self, site: Site) -> str | None:
+        """Every sample's elements stay in its own row, tried out on rows that carry their number."""
+        if not site.samples[0] or any(site.samples[1:]) or any(site.trainable[1:]):
+            return (
+                f"`{name_of(site.call)}` at {site.call.source} takes positions from the batch or from parameters. "
+                "Only positions that are the same for all samples are supported."
+            )
+        return None if self._keeps_rows(site) else _moved(site)
+
+    def _keeps_rows(self, site: Site) -> bool:
+        """Whether one sample, and one more than captured, each come out as a row of their own."""
+        for samples in (1, site.shapes[0][0] + 1):
+            rows = torch.arange(samples, dtype=torch.float64)
+            try:
+                moved = self._call(site, self._probes(site, rows))
+            except (RuntimeError, IndexError):
+                return False
+            if moved.shape[:1] != rows.shape or not bool((moved.reshape(samples, -1) == rows[:, None]).all()):
+                return False
+        return True
+
+    def _probes(self, site: Site, rows: Tensor) -> list[Tensor]:
+        """Inputs whose every element is the number of its sample, and position zero for indices."""
+        others = [torch.zeros(shape, dtype=torch.int64) for shape in site.shapes[1:]]
+        return [_numbered(rows, site.shapes[0]), *others]
+
+    def arguments(self, site: Site, samples: int) -> dict[str, object]:
+        """The call's arguments for this many samples."""
+        return dict(site.call.arguments)
+
+    def _call(self, site: Site, tensors: Sequence[Tensor]) -> Tensor:
+        """The call itself on other tensors."""
+        supply = iter(tensors)
+        arguments = self.arguments(site, tensors[0].shape[0])
+        item = arguments.pop(ITEM, None)
+        values = {
+            argument.name: map_references(arguments[argument.name], lambda _: next(supply))
+            for argument in site.call.op._schema.arguments
+        }
+        result = site.call.op(**values)
+        moved: Tensor = result if item is None else result[item]
+        return moved
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
+        """The elements in their new places."""
+        others = [_positions(value) for value in inputs[1:]]
+        return map_value(inputs[0], lambda tensor: self._call(site, [tensor, *others]))
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """The gradient carried back to where each element came from, summed over its copies."""
+        shape, others = interval(inputs[0]).shape, [_positions(value) for value in inputs[1:]]
+
+        def carried(bound: Tensor) -> Tensor:
+            return _transpose(lambda tensors: self._call(site, [*tensors, *others]), [shape], bound)[0]
+
+        return [map_bounds(grad, carried, nonnegative=grad.nonnegative), *[None] * len(others)]
+
+
+class Expansion(Selection):
+    """``expand``: axes of size one repeated, the samples' axis left as it is; exact."""
+
+    def arguments(self, site: Site, samples: int) -> dict[str, object]:
+        """The sample axis has the size that the value has."""
+        size = site["size"]
+        assert isinstance(size, list)
+        whole = size[:1] in ([-1], [site.shapes[0][0]])
+        return dict(site.call.arguments) | ({"size": [samples, *size[1:]]} if whole else {})
+
+
+class Padding(Selection):
+    """``pad``: a frame of one number, or of copies of elements, around axes other than the samples'; exact."""
+
+    def _keeps_rows(self, site: Site) -> bool:
+        """The widths, two for each axis from the last, do not reach axis 0."""
+        widths = site["pad"]
+        assert isinstance(widths, list)
+        return len(widths) <= 2 * (len(site.shapes[0]) - 1)
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
+        """The elements and their frame; a negative number in it ends what is known of the sign."""
+        framed = super().forward(site, inputs)
+        fill = site["value"]
+        if isinstance(framed, Interval) and isinstance(fill, int | float) and fill < 0:
+            return map_bounds(framed, lambda bound: bound)
+        return framed
+
+
+class Join(Selection):
+    """``cat`` and ``stack`` of values that all have samples, along another axis; exact."""
+
+    def problem(self, site: Site) -> str | None:
+        """All parts carry samples, each in its own row."""
+        if not all(site.samples):
+            return (
+                f"`{name_of(site.call)}` at {site.call.source} joins samples with a value that is shared by all. Add "
+                "or multiply shared values instead, or put them into the data set."
+            )
+        return None if self._keeps_rows(site) else _moved(site)
+
+    def _probes(self, site: Site, rows: Tensor) -> list[Tensor]:
+        """All parts numbered alike."""
+        return [_numbered(rows, shape) for shape in site.shapes]
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """The parts side by side."""
+        parts = [interval(value) for value in inputs]
+        lower = self._call(site, [part.lower for part in parts])
+        nonnegative = all(part.nonnegative for part in parts)
+        if all(part.is_point for part in parts):
+            return Interval.point(lower, nonnegative=nonnegative)
+        return Interval.trusted(lower, self._call(site, [part.upper for part in parts]), nonnegative=nonnegative)
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """Each part's share of the gradient."""
+        shapes = [interval(value).shape for value in inputs]
+        lower = _transpose(lambda tensors: self._call(site, tensors), shapes, grad.lower)
+        if grad.is_point:
+            return [Interval.point(part, nonnegative=grad.nonnegative) for part in lower]
+        upper = _transpose(lambda tensors: self._call(site, tensors), shapes, grad.upper)
+        return [Interval.trusted(*bounds, nonnegative=grad.nonnegative) for bounds in zip(lower, upper, strict=True)]
+
+
+def _transpose(
+    linear: Callable[[Sequence[Tensor]], Tensor], shapes: Sequence[torch.Size], gradient: Tensor
+) -> tuple[Tensor, ...]:
+    """The transpose of a linear function, applied to a gradient.
+
+    Its matrix has entries zero and one, so it is non-decreasing and maps bounds to bounds.
+    """
+    with torch.enable_grad():
+        inputs = [gradient.new_zeros(()).expand(shape).requires_grad_() for shape in shapes]
+        return torch.autograd.grad(linear(inputs), inputs, gradient)
+
+
+def _numbered(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Each sample's number in all of its elements."""
+    return rows.reshape(-1, *[1] * (len(shape) - 1)).expand(len(rows), *shape[1:])
+
+
+def _positions(value: Value) -> Tensor:
+    """Indices that are the same for every sample."""
+    tensor = value.lower if isinstance(value, Interval) else value.index if isinstance(value, ClassLabels) else value
+    return tensor if tensor.dtype == torch.bool else tensor.long()
+
+
+def _moved(site: Site) -> str:
+    return (
+        f"`{name_of(site.call)}` at {site.call.source} moves, cuts or mixes the samples' axis. Keep the batch whole as "
+        "first axis and choose among the others, for example `x.transpose(1, 2)` or `x[:, 0]`."
+    )

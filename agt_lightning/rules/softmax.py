@@ -1,0 +1,125 @@
+"""Softmax and its logarithm as layers, over any axis but the samples'."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic import multiply, softmax, surprisal
+from agt_lightning.interval import Interval
+from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+
+
+class _OverAxis(Rule):
+    """What both share: the axis, which the arithmetic wants second."""
+
+    def problem(self, site: Site) -> str | None:
+        """The axis is not the samples'."""
+        rank = len(site.shapes[0])
+        if rank > 1 and site.integer("dim") % rank != 0:
+            return None
+        return (
+            f"`{name_of(site.call)}` at {site.call.source} runs over axis 0, the samples', so that each sample meets "
+            "all others. Use the axis of the classes, for example `dim=1`."
+        )
+
+    def _to_front(self, site: Site, value: Interval) -> Interval:
+        dim = site.integer("dim")
+        return map_bounds(value, lambda bound: bound.movedim(dim, 1), nonnegative=value.nonnegative)
+
+    def _back(self, site: Site, value: Interval) -> Interval:
+        dim = site.integer("dim")
+        return map_bounds(value, lambda bound: bound.movedim(1, dim), nonnegative=value.nonnegative)
+
+
+class Softmax(_OverAxis):
+    """``softmax``; exact forward, an enclosure backward."""
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``p_k``, each at two corners of the box of logits."""
+        return self._back(site, softmax(self._to_front(site, interval(inputs[0]))))
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """``p_k Σ_j p_j (g_k - g_j)``, see `softmax_gradient`."""
+        probabilities = softmax(self._to_front(site, interval(inputs[0])))
+        return [self._back(site, softmax_gradient(probabilities, self._to_front(site, grad)))]
+
+
+class LogSoftmax(_OverAxis):
+    """``log_softmax``; each bound is attained. A loss that follows it over axis 1 is fused with it."""
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """``log p_k``, each at two corners of the box of logits."""
+        return self._back(site, -surprisal(self._to_front(site, interval(inputs[0]))))
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """``g_k - p_k Σ_j g_j``, see `log_softmax_gradient`."""
+        probabilities = softmax(self._to_front(site, interval(inputs[0])))
+        return [self._back(site, log_softmax_gradient(probabilities, self._to_front(site, grad)))]
+
+
+def log_softmax_gradient(probabilities: Interval, grad: Interval) -> Interval:
+    """Bounds on ``g_k (1 - p_k) - p_k Σ_{j≠k} g_j``, classes on axis 1; exact.
+
+    Both coefficients are known in sign, so for each p_k the extremes are at the ends of all g; what remains is linear
+    in p_k, so its extremes are at the ends of p_k.
+    """
+    ends = [probabilities.lower, probabilities.upper]
+    if probabilities.is_point and grad.is_point:
+        return Interval.point(grad.lower - probabilities.lower * grad.lower.sum(dim=1, keepdim=True))
+    lowest = [grad.lower * (1 - p) - p * _sum_of_others(grad.upper) for p in ends]
+    highest = [grad.upper * (1 - p) - p * _sum_of_others(grad.lower) for p in ends]
+    return Interval.trusted(torch.minimum(*lowest), torch.maximum(*highest))
+
+
+def softmax_gradient(probabilities: Interval, grad: Interval) -> Interval:
+    """Bounds on ``p_k Σ_j p_j (g_k - g_j)``, classes on axis 1; the intersection of two enclosures.
+
+    With ``s_k = p_k (1 - p_k)``, which is exact over p_k, these are
+
+        s_k (g_k - [min_{j≠k} g_j, max_{j≠k} g_j])   and   s_k g_k - p_k Σ_{j≠k} p_j g_j:
+
+    the mean of the others under the remaining weights lies between their extremes, which is the tighter one for wide
+    probabilities, and the second one is exact for points. Neither is attained in general, since all p_j depend on the
+    same logits.
+    """
+    if probabilities.is_point and grad.is_point:
+        p, g = probabilities.lower, grad.lower
+        return Interval.point(p * (g - (p * g).sum(dim=1, keepdim=True)))
+    spread = _spread(probabilities)
+    products = multiply(probabilities, grad)
+    others = Interval.trusted(_sum_of_others(products.lower), _sum_of_others(products.upper))
+    apart = multiply(spread, grad) - multiply(probabilities, others)
+    if grad.shape[1] == 1:
+        return apart
+    hull = Interval.trusted(-_largest_of_others(-grad.lower), _largest_of_others(grad.upper))
+    return _common(apart, multiply(spread, grad - hull))
+
+
+def _spread(p: Interval) -> Interval:
+    """``p (1 - p)``, largest at one half."""
+    at_lower, at_upper = p.lower * (1 - p.lower), p.upper * (1 - p.upper)
+    half = (p.lower <= 0.5) & (p.upper >= 0.5)
+    upper = torch.where(half, 0.25, torch.maximum(at_lower, at_upper))
+    return Interval.trusted(torch.minimum(at_lower, at_upper).clamp(min=0), upper, nonnegative=True)
+
+
+def _common(a: Interval, b: Interval) -> Interval:
+    """Intersection of two enclosures that meet but for rounding; where they miss, what lies between them."""
+    lower, upper = torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper)
+    return Interval.trusted(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+
+def _sum_of_others(values: Tensor) -> Tensor:
+    """``Σ_{j≠k} v_j`` along axis 1; sums of both sides, since a difference from the total would cancel."""
+    nothing = torch.zeros_like(values[:, :1])
+    before = torch.cat([nothing, values[:, :-1].cumsum(dim=1)], dim=1)
+    after = torch.cat([values[:, 1:].flip(1).cumsum(dim=1).flip(1), nothing], dim=1)
+    return before + after
+
+
+def _largest_of_others(values: Tensor) -> Tensor:
+    """``max_{j≠k} v_j`` along axis 1, for at least two entries."""
+    best = values.topk(2, dim=1)
+    own = torch.arange(values.shape[1], device=values.device).reshape(-1, *[1] * (values.ndim - 2))
+    return torch.where(best.indices[:, :1] == own, best.values[:, 1:], best.values[:, :1])

@@ -1,0 +1,69 @@
+"""Write the table of supported operations, ``docs/support.md``, from the table of rules.
+
+python docs/support_table.py
+"""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from agt_lightning import rules
+from agt_lightning.rules import RULES, Monotone, PiecewiseMonotone, Rule
+
+TARGET = Path(__file__).with_name("support.md")
+
+HEAD = """\
+# Supported operations
+
+Every operation that a training step makes on values of the batch needs a rule: bounds of its result and of its
+gradient. The table is keyed by ATen overload, as `torch.export` records them. Operations on parameters, buffers or
+constants that never meet the batch need none. What is missing is refused before training starts, with the line of
+code that calls it; [add a rule of your own](rules.md) for it.
+
+*Exact* means that each bound, taken alone, is attained for some input in the box, up to rounding of the bounds'
+arithmetic. All other rules say what they lose. Every rule refuses a call that moves, cuts or mixes the samples' axis.
+
+This file is written by `python docs/support_table.py`.
+
+| operation | rule | bounds |
+|---|---|---|
+"""
+
+
+def document() -> str:
+    """The whole file."""
+    notes = dict(_notes())
+    lines = [f"| `{op}` | `{type(rule).__name__}` | {_note(rule, notes)} |" for op, rule in RULES.items()]
+    return HEAD + "\n".join(sorted(lines)) + "\n"
+
+
+def _note(rule: Rule, notes: dict[int, str]) -> str:
+    """First line of the docstring under the rule's definition, or else of its class."""
+    text = notes.get(id(rule)) or (inspect.getdoc(type(rule)) or "").splitlines()[0]
+    if isinstance(rule, Monotone | PiecewiseMonotone):
+        text = f"{text.rstrip('.')}; exact."
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def _notes() -> Iterator[tuple[int, str]]:
+    """Docstrings under assignments such as ``relu = ...``, by identity of the rule."""
+    for module in _modules():
+        body = ast.parse(inspect.getsource(module)).body
+        for statement, after in zip(body[:-1], body[1:], strict=True):
+            text = after.value if isinstance(after, ast.Expr) else None
+            if isinstance(statement, ast.Assign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
+                name = ast.unparse(statement.targets[0])
+                yield id(getattr(module, name)), text.value.strip().splitlines()[0]
+
+
+def _modules() -> Iterator[ModuleType]:
+    for module in pkgutil.iter_modules(rules.__path__, f"{rules.__name__}."):
+        yield importlib.import_module(module.name)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(document(), encoding="utf-8")

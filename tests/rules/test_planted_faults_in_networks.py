@@ -1,0 +1,202 @@
+"""The laws notice broken rules of activations, selections, products of activations and embeddings."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from agt_lightning.arithmetic import multiply
+from agt_lightning.interval import Interval
+from agt_lightning.rules import RULES, bilinear, softmax
+from agt_lightning.rules.arithmetic import Extremum
+from agt_lightning.rules.attention import Attention
+from agt_lightning.rules.base import interval, map_bounds
+from agt_lightning.rules.bilinear import BatchedProduct, Matmul
+from agt_lightning.rules.elementwise import Pieces
+from agt_lightning.rules.embedding import Embedding, RowGradient
+from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
+from agt_lightning.rules.softmax import LogSoftmax, Softmax
+from tests.rules.laws import LAWS, bounds_are_attained
+from tests.rules.settings_elementwise import ELEMENTWISE, SOFTMAX
+from tests.rules.settings_shape import BILINEAR, EMBEDDING, EXTREMA, SELECTION
+
+aten = torch.ops.aten
+SETTINGS = [*ELEMENTWISE, *SOFTMAX, *SELECTION, *BILINEAR, *EXTREMA, *EMBEDDING]
+
+
+def check_rule(op, table=RULES):
+    for setting in SETTINGS:
+        if setting.op is op:
+            for law in LAWS:
+                law(setting, torch.float64, table)
+
+
+def check_exactness(op, table=RULES):
+    for setting in SETTINGS:
+        if setting.op is op and setting.exact:
+            bounds_are_attained(setting, torch.float64, table)
+
+
+def without_turns(op, part):
+    """Only the ends count."""
+    rule = RULES[op]
+    pieces = getattr(rule, part)
+    return replace(rule, **{part: Pieces(pieces.function, nonnegative=pieces.nonnegative)})
+
+
+def with_slope(op, function):
+    return replace(RULES[op], slope=replace(RULES[op].slope, function=function))
+
+
+class SelectionWithoutTranspose(Selection):
+    def backward(self, site, grad, inputs, output):
+        first, *others = super().backward(site, grad, inputs, output)
+        return [map_bounds(first, lambda bound: bound.flip(-1)), *others]
+
+
+class ExpansionOfOneCopy(Expansion):
+    def backward(self, site, grad, inputs, output):
+        (gradient,) = super().backward(site, grad, inputs, output)
+        copies = grad.lower.numel() // gradient.lower.numel()
+        return [map_bounds(gradient, lambda bound: bound / copies)]
+
+
+class JoinInAnotherOrder(Join):
+    def backward(self, site, grad, inputs, output):
+        gradients = super().backward(site, grad, inputs, output)
+        return [gradients[1], gradients[0], *gradients[2:]]
+
+
+class FirstItem(Selection):
+    def _call(self, site, tensors):
+        return site.call.op(tensors[0], *[site.call.arguments[a.name] for a in site.call.op._schema.arguments[1:]])[0]
+
+
+class PaddingThatKeepsItsSign(Padding):
+    def forward(self, site, inputs):
+        return Selection.forward(self, site, inputs)
+
+
+class SoftmaxByTotal(Softmax):
+    """``p (g - Σ p g)`` with the total at one end."""
+
+    def backward(self, site, grad, inputs, output):
+        p = self.forward(site, inputs)
+        mean = (p.lower * grad.lower).sum(dim=site.integer("dim"), keepdim=True)
+        return [multiply(p, map_bounds(grad, lambda bound: bound - mean))]
+
+
+class LogSoftmaxWithoutTotal(LogSoftmax):
+    def backward(self, site, grad, inputs, output):
+        return [grad]
+
+
+class ProductGradientsExchanged(BatchedProduct):
+    def backward(self, site, grad, inputs, output):
+        left, right = map(interval, inputs)
+        return [
+            bilinear.product(grad, bilinear.transposed(Interval.point(right.lower))),
+            bilinear.product(bilinear.transposed(Interval.point(left.lower)), grad),
+        ]
+
+
+class MatmulByLowerWeight(Matmul):
+    def parameter_gradient(self, site, position, grad, inputs):
+        lower = [Interval.point(interval(value).lower) for value in inputs]
+        return super().parameter_gradient(site, position, grad, lower)
+
+
+class AttentionWithoutScale(Attention):
+    def _scale(self, site):
+        return 1.0
+
+
+class ExtremumOfFirst(Extremum):
+    def backward(self, site, grad, inputs, output):
+        return [grad, map_bounds(grad, torch.zeros_like)]
+
+
+class EmbeddingWithPadding(Embedding):
+    def parameter_gradient(self, site, position, grad, inputs):
+        rows = inputs[1]
+        values = map_bounds(grad, lambda bound: bound.reshape(len(rows), -1, bound.shape[-1]))
+        return RowGradient(rows.reshape(len(rows), -1), values, inputs[0].shape[0])
+
+
+class EmbeddingOfNextRow(Embedding):
+    def forward(self, site, inputs):
+        return super().forward(site, [inputs[0], (inputs[1] + 1) % 3])
+
+
+FAULTS = {
+    "gelu: minimum missed": (aten.gelu.default, without_turns(aten.gelu.default, "value")),
+    "gelu: turns of the slope missed": (aten.gelu.default, without_turns(aten.gelu.default, "slope")),
+    "silu: minimum missed": (aten.silu.default, without_turns(aten.silu.default, "value")),
+    "silu: turns of the slope missed": (aten.silu.default, without_turns(aten.silu.default, "slope")),
+    "tanh: steepest point missed": (aten.tanh.default, without_turns(aten.tanh.default, "slope")),
+    "sigmoid: steepest point missed": (aten.sigmoid.default, without_turns(aten.sigmoid.default, "slope")),
+    "elu: alpha forgotten in the slope": (
+        aten.elu.default,
+        with_slope(aten.elu.default, lambda site, x: x.clamp(max=0).exp()),
+    ),
+    "leaky relu: slope of relu": (
+        aten.leaky_relu.default,
+        with_slope(aten.leaky_relu.default, lambda site, x: (x > 0).to(x.dtype)),
+    ),
+    "softplus: beta forgotten": (
+        aten.softplus.default,
+        with_slope(aten.softplus.default, lambda site, x: x.sigmoid()),
+    ),
+    "hardtanh: slope one in the middle missed": (aten.hardtanh.default, without_turns(aten.hardtanh.default, "slope")),
+    "hardswish: jump missed": (aten.hardswish.default, without_turns(aten.hardswish.default, "slope")),
+    "pad: nonnegative in a negative frame": (aten.pad.default, PaddingThatKeepsItsSign()),
+    "softmax: total at one end": (aten.softmax.int, SoftmaxByTotal()),
+    "log softmax: no total": (aten.log_softmax.int, LogSoftmaxWithoutTotal()),
+    "slice: gradient in another place": (aten.slice.Tensor, SelectionWithoutTranspose()),
+    "index: gradient in another place": (aten.index.Tensor, SelectionWithoutTranspose()),
+    "expand: one copy's gradient": (aten.expand.default, ExpansionOfOneCopy()),
+    "cat: parts exchanged": (aten.stack.default, JoinInAnotherOrder()),
+    "chunk: always the first": (aten.chunk.default, FirstItem()),
+    "bmm: lower ends in the backward pass": (aten.bmm.default, ProductGradientsExchanged()),
+    "matmul: weight gradient by lower ends": (aten.matmul.default, MatmulByLowerWeight()),
+    "attention: scale forgotten": (aten.scaled_dot_product_attention.default, AttentionWithoutScale()),
+    "maximum: all gradient to the first": (aten.maximum.default, ExtremumOfFirst(sign=1.0)),
+    "minimum: as maximum": (aten.minimum.default, Extremum(sign=1.0)),
+    "embedding: padding row trained": (aten.embedding.default, EmbeddingWithPadding()),
+    "embedding: next row": (aten.embedding.default, EmbeddingOfNextRow()),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_laws_notice_a_broken_rule(name):
+    op, broken = FAULTS[name]
+    with pytest.raises(AssertionError, match="leaves its bounds|has width"):
+        check_rule(op, {**RULES, op: broken})
+
+
+def without_correction(a, b):
+    """Both like products added where only the larger counts: sound but loose."""
+    total = a.upper.clamp(min=0) @ b.upper.clamp(min=0) + a.lower.clamp(max=0) @ b.lower.clamp(max=0)
+    return total + a.lower.clamp(min=0) @ b.upper.clamp(max=0) + a.upper.clamp(max=0) @ b.lower.clamp(min=0)
+
+
+def test_exactness_notices_products_without_correction(monkeypatch):
+    monkeypatch.setattr(bilinear, "_largest_products", without_correction)
+    with pytest.raises(AssertionError, match="is loose by"):
+        check_exactness(aten.bmm.default)
+
+
+def test_exactness_notices_totals_bounded_apart(monkeypatch):
+    def apart(probabilities, grad):
+        total = map_bounds(grad, lambda bound: bound.sum(dim=1, keepdim=True))
+        return grad - multiply(probabilities, total)
+
+    monkeypatch.setattr(softmax, "log_softmax_gradient", apart)
+    with pytest.raises(AssertionError, match="is loose by"):
+        check_exactness(aten.log_softmax.int)
+
+
+def test_laws_notice_a_wrong_hull_of_the_others(monkeypatch):
+    monkeypatch.setattr(softmax, "_largest_of_others", lambda values: values)
+    with pytest.raises(AssertionError, match="leaves its bounds|has width"):
+        check_rule(aten.softmax.int)

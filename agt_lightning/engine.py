@@ -20,6 +20,7 @@ from agt_lightning.aggregation import (
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import flatten
+from agt_lightning.capture.dropout import RandomState
 from agt_lightning.descent import Descent, clipped_descent
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient
@@ -27,6 +28,7 @@ from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.objective import BoundedObjective, Loss
 from agt_lightning.optimizers import AbstractOptimizer, OptimizerState, abstract_optimizer, optimizer_problems
 from agt_lightning.passes import (
+    MicroBatch,
     Pass,
     Poisonable,
     poisonable_rows,
@@ -128,7 +130,7 @@ class AbstractGradientEngine:
         problems += foreign_state_problems(self.module, optimizer, self.states)
         if not problems:
             try:
-                self._passes(batch, scale=1.0)  # what only values can tell
+                self._passes(MicroBatch(batch, RandomState.now()), scale=1.0)  # what only values can tell
             except UncertifiableError as error:
                 problems += error.problems
         return problems
@@ -177,11 +179,13 @@ class AbstractGradientEngine:
         problems = self.problems(batches[0], optimizer)
         if problems:
             raise UncertifiableError(problems)
-        descent = self.descend(batches)
         optimizer.zero_grad()
+        trained = []
         for batch in batches:
+            trained.append(MicroBatch(batch, RandomState.now()))
             (self.loss(self.module, batch) / len(batches)).backward()
-        self.verify(descent, batches)
+        descent = self.descend(trained)
+        self.verify(descent, trained)
         optimizer.step()
         self.update(descent, optimizer)
 
@@ -189,7 +193,8 @@ class AbstractGradientEngine:
         """Bound the gradient of one optimizer step, before it is applied.
 
         Args:
-            batches: the micro-batches of this step; n counts the poisoned samples of all of them together.
+            batches: the micro-batches of this step, each a batch or, with dropout, a `MicroBatch`; n counts the
+                poisoned samples of all of them together.
             scale: factor in front of each micro-batch's loss; None means 1 / number of micro-batches.
 
         Raises:
@@ -202,9 +207,7 @@ class AbstractGradientEngine:
         samples = sample_set(passes)
         clean = stacked([part.clean for part in passes])
         poisoned = stacked([part.poisoned for part in passes])
-        nominal = stacked(
-            [propagate_nominal(self.objective(batch), self.module, batch, self.dtype) for batch in batches]
-        )
+        nominal = stacked([self._nominal_pass(batch) for batch in batches])
         clipping, nominal_clipping = self._clipping(clean), self._clipping(nominal)
         gradient, applied, bounds = {}, {}, {}
         for name in clean:
@@ -337,14 +340,23 @@ class AbstractGradientEngine:
 
     def _read_buffers(self, batches: Sequence[object]) -> set[str]:
         """Names of the buffers that the loss reads."""
-        return {name for batch in batches for name in self.objective(batch).program.graph.buffers.values()}
+        objectives = [self.objective(MicroBatch.of(batch).data) for batch in batches]
+        return {name for bounded in objectives for name in bounded.program.graph.buffers.values()}
 
     def _passes(self, batch: object, scale: float) -> Pass:
-        bounded = self.objective(batch)
-        rows = poisonable_rows(self.poisonable, batch, bounded.size(batch))
+        micro = MicroBatch.of(batch)
+        bounded = self.objective(micro.data)
+        rows = poisonable_rows(self.poisonable, micro.data, bounded.size(micro.data))
         return propagate(
-            bounded, self.module, batch, self.box, self.adversary, scale=scale, rows=rows, dtype=self.dtype
+            bounded, self.module, micro, self.box, self.adversary, scale=scale, rows=rows, dtype=self.dtype
         )
+
+    def _nominal_pass(self, batch: object, dtype: torch.dtype | None = None) -> dict[str, FactoredGradient]:
+        """Per-sample gradients at the module's own parameters; with rounding in ``dtype`` followed if there is one."""
+        micro = MicroBatch.of(batch)
+        bounded = self.objective(micro.data)
+        program = bounded if dtype is None else rounded(bounded, dtype)
+        return propagate_nominal(program, self.module, micro, self.dtype)
 
     def _clipping(self, gradients: Mapping[str, FactoredGradient]) -> Clipping | None:
         if not isinstance(self.adversary, UnboundedAdversary):
@@ -369,8 +381,7 @@ class AbstractGradientEngine:
         dtype = self.module.get_parameter(name).dtype
         scale = 1.0 / len(batches) if scale is None else scale
         samples = sample_set([self._passes(batch, scale) for batch in batches])
-        parts = [propagate_nominal(rounded(self.objective(b), dtype), self.module, b, self.dtype) for b in batches]
-        gradient = stacked(parts)[name]
+        gradient = stacked([self._nominal_pass(batch, dtype) for batch in batches])[name]
         reachable = bounded_descent(gradient, None, samples, 0, self.memory_budget)
         require_inside(name, applied.to(self.dtype), reachable, self._tolerance(name, gradient, samples))
 

@@ -22,6 +22,24 @@ Poisonable = Callable[[object], Tensor] | str
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """A batch and what else its training step could see.
+
+    Args:
+        data: the batch.
+        state: the generators' state when the step began, from which dropout drew its masks; None if unknown.
+    """
+
+    data: object
+    state: RandomState | None = None
+
+    @classmethod
+    def of(cls, batch: object) -> MicroBatch:
+        """The batch itself if it is one already."""
+        return batch if isinstance(batch, MicroBatch) else cls(batch)
+
+
+@dataclass(frozen=True)
 class Pass:
     """Per-sample gradient bounds of one micro-batch.
 
@@ -41,14 +59,13 @@ class Pass:
 def propagate(
     bounded: BoundedObjective,
     module: nn.Module,
-    batch: object,
+    batch: MicroBatch,
     box: Mapping[str, Interval],
     adversary: Adversary,
     *,
     scale: float,
     rows: Tensor | None,
     dtype: torch.dtype,
-    state: RandomState | None = None,
 ) -> Pass:
     """Both passes over one micro-batch; the poisoned one keeps what the adversary cannot touch.
 
@@ -61,10 +78,9 @@ def propagate(
         scale: factor in front of this micro-batch's loss.
         rows: positions of the poisonable samples; None means all.
         dtype: floating point type to compute in.
-        state: the generators' state when the training step began, for dropout.
     """
-    values = bounded.forward(bounded.inputs(module, batch, box, dtype, state))
-    size = bounded.size(batch)
+    values = bounded.forward(bounded.inputs(module, batch.data, box, dtype, batch.state))
+    size = bounded.size(batch.data)
     clean = bounded.gradients(values, size, dtype)
     device = next(iter(box.values())).device
     weights = torch.full((size,), scale * bounded.sample_weight(size), dtype=dtype, device=device)
@@ -83,16 +99,12 @@ def propagate(
 
 
 def propagate_nominal(
-    bounded: BoundedObjective,
-    module: nn.Module,
-    batch: object,
-    dtype: torch.dtype,
-    state: RandomState | None = None,
+    bounded: BoundedObjective, module: nn.Module, batch: MicroBatch, dtype: torch.dtype
 ) -> dict[str, FactoredGradient]:
     """Per-sample gradients at the module's own parameters, on the data as it is."""
     points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
-    values = bounded.forward(bounded.inputs(module, batch, points, dtype, state))
-    return bounded.gradients(values, bounded.size(batch), dtype)
+    values = bounded.forward(bounded.inputs(module, batch.data, points, dtype, batch.state))
+    return bounded.gradients(values, bounded.size(batch.data), dtype)
 
 
 def poisonable_rows(poisonable: Poisonable | None, batch: object, size: int) -> Tensor | None:

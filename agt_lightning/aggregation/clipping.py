@@ -9,6 +9,10 @@ from torch import Tensor
 
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
+
+_SUMMANDS = 10**4
+"""Terms of the sums that a squared norm is made of; it is a sum of products of them."""
 
 
 class Clipping(Protocol):
@@ -70,10 +74,12 @@ class NormClipping:
 
     def __call__(self, block: Interval) -> Interval:
         """Clip a block; its entries are part of ``square_norms``."""
-        least = (self.square_norms.lower - block.mignitude.square()).clamp(min=0)
+        slack = accumulated_roundoff(_SUMMANDS, block.dtype) * self.square_norms.upper  # a difference of large squares
+        least = (self.square_norms.lower - block.mignitude.square() - slack).clamp(min=0)
         if block.is_point:
-            return Interval.point(self._scaled(block.lower, least))
-        most = (self.square_norms.upper - block.magnitude.square()).clamp(min=0)
+            others = (self.square_norms.lower - block.mignitude.square()).clamp(min=0)
+            return Interval.point(self._scaled(block.lower, others))
+        most = (self.square_norms.upper - block.magnitude.square() + slack).clamp(min=0)
         upper = self._scaled(block.upper, torch.where(block.upper >= 0, least, most))
         lower = self._scaled(block.lower, torch.where(block.lower <= 0, least, most))
         return Interval.trusted(lower, upper)

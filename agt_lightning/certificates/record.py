@@ -25,6 +25,7 @@ _ASSUMPTIONS = (
     "Samples are substituted or perturbed in place; none is inserted or deleted.",
     "Batches are perturbed as they enter `training_step`, after transforms and transfer hooks.",
     "Whatever else `training_step` reads (attributes, buffers, the epoch) is the same in every run.",
+    "Dropout draws the same masks in every run, from the same seeds.",
     "Initial parameters, the optimizer's settings at each step (learning rates among them) and the number of steps are "
     "the same in every run.",
     "Bounds hold in real arithmetic. They are computed in floating point without directed rounding, in double "
@@ -37,6 +38,19 @@ def assumptions(adversary: Adversary) -> list[str]:
     if isinstance(adversary, UnboundedAdversary):
         return [*_ASSUMPTIONS, "Every run clips the gradient of each sample as this one did."]
     return list(_ASSUMPTIONS)
+
+
+def describe(adversary: Adversary) -> str:
+    """An adversary in words that tell it from every other: tensors are written out in full.
+
+    Example:
+        >>> from agt_lightning import UnboundedAdversary
+        >>> describe(UnboundedAdversary(n=1, kappa=0.5))
+        "UnboundedAdversary(n=1, kappa=0.5, clip='value')"
+    """
+    fields = {field.name: getattr(adversary, field.name) for field in dataclasses.fields(adversary)}  # type: ignore[arg-type]
+    plain = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in fields.items()}
+    return f"{type(adversary).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
 def certificate(

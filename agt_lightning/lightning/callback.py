@@ -19,8 +19,9 @@ from typing_extensions import override
 from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
+from agt_lightning.capture.dropout import RandomState
 from agt_lightning.certificates import CertifiedModel
-from agt_lightning.certificates.record import certificate, write_certificate
+from agt_lightning.certificates.record import certificate, describe, write_certificate
 from agt_lightning.descent import Descent
 from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine
 from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
@@ -29,7 +30,7 @@ from agt_lightning.lightning.checks import mean_clipping, trainer_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import ValidationCertificate
 from agt_lightning.optimizers import OptimizerState
-from agt_lightning.passes import Poisonable
+from agt_lightning.passes import MicroBatch, Poisonable
 
 _CHECKPOINT_KEY = "agt_bounds"
 _OPTIMIZER_KEY = "agt_optimizer"
@@ -95,7 +96,7 @@ class CertifiedTraining(Callback):
         self.dtype = dtype
         self._engine: AbstractGradientEngine | None = None
         self._loss: TrainingLoss | None = None
-        self._batches: list[object] = []
+        self._batches: list[MicroBatch] = []
         self._descent: Descent | None = None
         self._clipping: MeanClipping | None = None
         self._approved: set[object] = set()
@@ -195,7 +196,7 @@ class CertifiedTraining(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._approve(trainer, pl_module, batch)
-        self._batches.append(batch)
+        self._batches.append(MicroBatch(batch, RandomState.now()))
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -285,7 +286,7 @@ class CertifiedTraining(Callback):
         if self._engine is not None:
             checkpoint[_CHECKPOINT_KEY] = {
                 "steps": self._engine.steps,
-                "adversary": repr(self.adversary),
+                "adversary": describe(self.adversary),
                 "lower": {name: interval.lower for name, interval in self._engine.box.items()},
                 "upper": {name: interval.upper for name, interval in self._engine.box.items()},
             }
@@ -317,10 +318,10 @@ class CertifiedTraining(Callback):
         self._approved.add(signature)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["adversary"] != repr(self.adversary):
+        if state["adversary"] != describe(self.adversary):
             raise BoundsMismatchError(
                 f"Expected to resume with the adversary of the checkpoint, {state['adversary']}, but got "
-                f"{self.adversary!r}. Bounds for one adversary say nothing about another: use the same."
+                f"{describe(self.adversary)}. Bounds for one adversary say nothing about another: use the same."
             )
         box = {name: _interval(lower, state["upper"][name]) for name, lower in state["lower"].items()}
         states = {name: OptimizerState.from_plain(plain) for name, plain in self._restored_states.items()}

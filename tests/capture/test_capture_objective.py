@@ -269,7 +269,7 @@ REFUSED = {
     "no reduction": (lambda m, b: F.mse_loss(m(b[0]), b[1], reduction="none"), "loss of shape"),
     "noise": (lambda m, b: F.mse_loss(m(b[0] + torch.randn_like(b[0])), b[1]), "draws random numbers"),
     "random scale": (lambda m, b: F.mse_loss(m(b[0]), b[1]) * torch.rand(()), "draws random numbers"),
-    "dropout": (lambda m, b: F.mse_loss(F.dropout(m(b[0])), b[1]), "active"),
+    "dropout of everything": (lambda m, b: F.mse_loss(F.dropout(m(b[0]), p=1.0), b[1]), "active"),
     "regulariser": (
         lambda m, b: F.mse_loss(m(b[0]), b[1]) + 0.1 * m.last.weight.square().sum(),
         "weight_decay",

@@ -131,7 +131,7 @@ def test_overridden_gradient_clipping(refusal, regressor):
 
 MODULES = {
     "batch normalization": (nn.BatchNorm1d(5), "GroupNorm"),
-    "dropout": (nn.Dropout(0.5), "Dropout is active"),
+    "dropout": (nn.Dropout(1.0), "is active"),
     "unknown activation": (nn.Softshrink(), "aten.softshrink"),
 }
 

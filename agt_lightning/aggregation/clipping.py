@@ -11,7 +11,7 @@ from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
-_SUMMANDS = 10**4
+_SUMMANDS = 10**3
 """Terms of the sums that a squared norm is made of; it is a sum of products of them."""
 
 

@@ -69,6 +69,7 @@ def test_files_are_written_and_can_be_loaded(fit, loader, regressor, tmp_path):
         "q": "inf",
         "target_classes": None,
         "source_classes": None,
+        "bounds": None,
     }
     assert record["steps"] == 2
     assert record["optimizer"]["type"] == "SGD"

@@ -11,8 +11,8 @@ from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
-_SUMMANDS = 10**3
-"""Terms of the sums that a squared norm is made of; it is a sum of products of them."""
+_ROUNDINGS = 16
+"""Of a squared norm: a product of two sums of squares, which torch adds pairwise, so with the logarithm of their length."""
 
 
 class Clipping(Protocol):
@@ -74,7 +74,7 @@ class NormClipping:
 
     def __call__(self, block: Interval) -> Interval:
         """Clip a block; its entries are part of ``square_norms``."""
-        slack = accumulated_roundoff(_SUMMANDS, block.dtype) * self.square_norms.upper  # a difference of large squares
+        slack = accumulated_roundoff(_ROUNDINGS, block.dtype) * self.square_norms.upper  # a difference of large squares
         least = (self.square_norms.lower - block.mignitude.square() - slack).clamp(min=0)
         if block.is_point:
             others = (self.square_norms.lower - block.mignitude.square()).clamp(min=0)

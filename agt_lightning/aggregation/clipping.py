@@ -12,7 +12,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
 _ROUNDINGS = 16
-"""Of a squared norm: a product of two sums of squares, which torch adds pairwise, so with the logarithm of their length."""
+"""Of a squared norm: a product of two sums of squares, which torch adds in pairs, as deep as their logarithm."""
 
 
 class Clipping(Protocol):

@@ -172,6 +172,16 @@ def _require_extremes(what: str, got: Interval, sums: list[tuple[Tensor, Tensor]
     _require_close(f"{what}: lower", got.lower, lower, 50.0)
 
 
+CANCELLATION = 1e-9
+"""Outward only: the rest of a squared norm is a difference, whose rounding is that of the whole norm."""
+
+
+def _require_just_above(what: str, got: Tensor, expected: Tensor) -> None:
+    below, above = float((expected - got).max()), float((got - expected).max())
+    assert below <= ROUNDINGS * unit_roundoff(torch.float64), f"{what} differs from brute force by {below:.3g}, inward"
+    assert above <= CANCELLATION, f"{what} differs from brute force by {above:.3g}, outward"
+
+
 def _require_close(what: str, got: Tensor, expected: Tensor, size: float) -> None:
     error = float((got - expected).abs().max())
     assert error <= ROUNDINGS * unit_roundoff(torch.float64) * size, f"{what} differs from brute force by {error:.3g}"

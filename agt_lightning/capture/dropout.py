@@ -17,7 +17,7 @@ from agt_lightning.capture.graph import ITEM, Call, Graph, Mask, Reference
 
 _aten = torch.ops.aten
 
-_DROPOUTS = frozenset({_aten.dropout.default, _aten.native_dropout.default})
+_DROPOUTS = frozenset({_aten.dropout.default, _aten.native_dropout.default, _aten.feature_dropout.default})
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def masked(graph: Graph) -> Graph:
             calls.append(call)
             continue
         name = f"{call.name}.mask"
-        masks[name] = Mask(p, call.shape, call.dtype)
+        masks[name] = Mask(p, call.shape, call.dtype, whole_channels=call.op is _aten.feature_dropout.default)
         arguments = {"self": Reference(call.inputs[0]), "other": Reference(name)}
         calls.append(replace(call, op=_aten.mul.Tensor, arguments=arguments))
     shapes = dict(graph.shapes) | {name: mask.shape for name, mask in masks.items()}
@@ -74,12 +74,12 @@ def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, st
         torch.set_rng_state(state.cpu)
         if state.cuda is not None and devices:
             torch.cuda.set_rng_state(state.cuda, device)
-        return {
-            name: torch.nn.functional.dropout(
-                torch.ones(samples, *mask.shape[1:], dtype=mask.dtype, device=device), mask.p, training=True
-            )
-            for name, mask in masks.items()
-        }
+        return {name: _draw(mask, samples, device) for name, mask in masks.items()}
+
+
+def _draw(mask: Mask, samples: int, device: torch.device) -> Tensor:
+    ones = torch.ones(samples, *mask.shape[1:], dtype=mask.dtype, device=device)
+    return (torch.feature_dropout if mask.whole_channels else torch.dropout)(ones, mask.p, True)
 
 
 def _drop_probability(call: Call) -> float | None:

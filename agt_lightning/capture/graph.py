@@ -66,11 +66,13 @@ class Mask:
         p: probability of a zero; entries that stay are 1 / (1 - p).
         shape: shape in the captured batch.
         dtype: type that the program draws it in.
+        whole_channels: whether channels drop as a whole (`Dropout1d` to `Dropout3d`).
     """
 
     p: float
     shape: tuple[int, ...]
     dtype: torch.dtype
+    whole_channels: bool = False
 
 
 @dataclass(frozen=True)

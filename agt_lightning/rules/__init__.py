@@ -159,6 +159,7 @@ _rules: dict[OpOverload, Rule] = {
     _aten.scaled_dot_product_attention.default: Attention(),
     _aten.softmax.int: Softmax(),
     _aten.dropout.default: InactiveDropout(),
+    _aten.feature_dropout.default: InactiveDropout(),
     # shape
     _aten.flatten.using_ints: Reshape(),
     _aten.reshape.default: Reshape(),

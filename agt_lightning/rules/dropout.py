@@ -1,4 +1,4 @@
-"""Dropout that is switched off; an active one draws a random mask that the bounds would have to share."""
+"""Dropout that is switched off; an active one is recorded as a product with its mask, see `capture/dropout.py`."""
 
 from agt_lightning.rules.base import Site
 from agt_lightning.rules.shape import Cast
@@ -12,6 +12,6 @@ class InactiveDropout(Cast):
         if not site["train"] or site["p"] == 0:
             return None
         return (
-            f"`aten.dropout` at {site.call.source} is active (p = {site['p']}): its random mask is not part of the "
-            "certified program. Set `p=0` or keep that layer in `eval()` during training."
+            f"`aten.dropout` at {site.call.source} is active (p = {site['p']}) in a way whose mask cannot be drawn "
+            "again. Set `p=0` or keep that layer in `eval()` during training."
         )

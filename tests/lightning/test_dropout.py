@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UnsoundBoundError
+from agt_lightning.capture import capture
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.engine import AbstractGradientEngine
 
@@ -84,6 +85,17 @@ def attacked(module, run, batch, masks, adversary):
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(run, x, y, *masks)
     return {k: run[k] - 0.1 * gradients[k].mean(0) for k in run}
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.4), nn.Dropout1d(0.4), nn.Dropout2d(0.4)])
+def test_masks_are_those_of_the_layer(layer):
+    x = torch.rand(3, 4, 5, 5) + 1 if isinstance(layer, nn.Dropout2d) else torch.rand(3, 4, 5) + 1
+    owner = nn.Sequential(layer)
+    graph = capture(owner, lambda leaves: owner(leaves[0]), [x])
+    state = RandomState.now()
+    dropped = owner(x)
+    (mask,) = draw_masks(graph.masks, 3, torch.device("cpu"), state).values()
+    assert torch.equal(dropped, x * mask)
 
 
 def test_masks_that_cannot_be_drawn_again_stop_the_training(fit, loader):

@@ -128,6 +128,7 @@ ACTIVATION = [
     unary("two units", aten.relu.default, torch.relu, ROW),
     unary("off", aten.dropout.default, lambda x: aten.dropout(x, 0.5, False)),
     unary("p = 0", aten.dropout.default, lambda x: aten.dropout(x, 0.0, True)),
+    unary("off", aten.feature_dropout.default, lambda x: aten.feature_dropout(x, 0.5, False), Box((2, 1))),
 ]
 
 SHAPE = [

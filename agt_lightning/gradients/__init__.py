@@ -5,7 +5,8 @@ Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weigh
 
 from agt_lightning.gradients.base import FactoredGradient, Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
+from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.gradients.outer_product import OuterProduct
 
-__all__ = ["Elementwise", "FactoredGradient", "OuterProduct", "PatchProduct", "Stacked", "Summed", "stack"]
+__all__ = ["Deferred", "Elementwise", "FactoredGradient", "OuterProduct", "PatchProduct", "Stacked", "Summed", "stack"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agt_lightning.capture.graph import Call
 from agt_lightning.errors import UncertifiableError
-from agt_lightning.gradients import Elementwise, FactoredGradient
+from agt_lightning.gradients import Deferred, FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 
@@ -93,10 +93,18 @@ class Rule(ABC):
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
-        """Per-sample gradient with respect to a shared input (a parameter), in factored form."""
-        gradient = self.backward(site, grad, inputs, inputs[position])[position]
-        assert gradient is not None
-        return Elementwise(gradient)
+        """Per-sample gradient with respect to a shared input (a parameter), in factored form.
+
+        The default asks `backward` for a few samples at a time, so any rule has a gradient of bounded memory.
+        """
+
+        def evaluate(rows: slice) -> Interval:
+            part = [value[rows] if own else value for value, own in zip(inputs, site.samples, strict=True)]  # type: ignore[index]
+            gradient = self.backward(site, grad[rows], part, inputs[position])[position]
+            assert gradient is not None
+            return gradient
+
+        return Deferred.where_large(evaluate, grad.shape[0], tuple(interval(inputs[position]).shape))
 
 
 def misaligned(site: Site) -> str | None:

@@ -1,0 +1,91 @@
+"""The fallback for parameters whose gradients have no factors: computed again for a few samples at a time."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from agt_lightning.gradients.base import FactoredGradient
+from agt_lightning.gradients.elementwise import Elementwise
+from agt_lightning.interval import Interval
+
+BUDGET = 64 * 2**20
+"""Bytes of expanded gradients that are alive at once."""
+
+_BYTES_PER_ELEMENT = 64
+"""Both bounds in double precision, and the products they are taken from."""
+
+
+class Deferred(FactoredGradient):
+    """Gradients that are expanded for a range of samples when they are asked for, and forgotten again.
+
+    Memory stays within a budget whatever batch x parameters is; the price is one evaluation per block.
+
+    Args:
+        evaluate: maps a range of samples to bounds of shape (samples, *parameter shape).
+        samples: number b of samples.
+        shape: shape of the parameter.
+
+    Example:
+        >>> values = torch.arange(6.0).reshape(3, 2)
+        >>> gradient = Deferred(lambda rows: Interval.point(values[rows]), samples=3, shape=(2,))
+        >>> gradient.block(0, 1).upper, gradient.total(torch.ones(3)).upper
+        (tensor([[0., 2., 4.]]), tensor([6., 9.]))
+    """
+
+    def __init__(self, evaluate: Callable[[slice], Interval], samples: int, shape: tuple[int, ...]) -> None:
+        self.evaluate = evaluate
+        self._samples = samples
+        self._shape = shape
+
+    @classmethod
+    def where_large(
+        cls, evaluate: Callable[[slice], Interval], samples: int, shape: tuple[int, ...]
+    ) -> FactoredGradient:
+        """Deferred if all samples together exceed the budget, else the values themselves."""
+        if samples * torch.Size(shape).numel() * _BYTES_PER_ELEMENT <= BUDGET:
+            return Elementwise(evaluate(slice(0, samples)))
+        return cls(evaluate, samples, shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return self._shape
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self._samples
+
+    def block(self, start: int, stop: int) -> Interval:
+        """Elements of the parameter, samples last."""
+        blocks = [part.block(start, stop) for _, part in self._parts()]
+        lower = torch.cat([block.lower for block in blocks], dim=1)
+        if all(block.is_point for block in blocks):
+            return Interval.point(lower)
+        return Interval.trusted(lower, torch.cat([block.upper for block in blocks], dim=1))
+
+    def total(self, weights: Tensor) -> Interval:
+        """Weighted sums of both bounds."""
+        total: Interval | None = None
+        for rows, part in self._parts():
+            term = part.total(weights[rows])
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+    def scale(self, weights: Tensor) -> float:
+        """``Σ_i w_i max |δ_i|``."""
+        return sum(part.scale(weights[rows]) for rows, part in self._parts())
+
+    def square_sums(self) -> Interval:
+        """Norms of a few samples at a time."""
+        sums = [part.square_sums() for _, part in self._parts()]
+        lower = torch.cat([bounds.lower for bounds in sums])
+        return Interval.trusted(lower, torch.cat([bounds.upper for bounds in sums]), nonnegative=True)
+
+    def _parts(self) -> Iterator[tuple[slice, Elementwise]]:
+        rows = max(1, BUDGET // (_BYTES_PER_ELEMENT * max(1, self.elements)))
+        for start in range(0, self.samples, rows):
+            chunk = slice(start, min(start + rows, self.samples))
+            yield chunk, Elementwise(self.evaluate(chunk))

@@ -26,7 +26,6 @@ class Monotone(Rule):
         function: f, applied to tensors; it receives the site for its settings.
         derivative: f', likewise, equal to what autograd uses, also at kinks.
         nonnegative: whether f >= 0.
-        derivative_nonnegative: whether f' >= 0.
     """
 
     function: Function

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -18,16 +18,19 @@ class Descent:
     """What one step's batches say about the gradient that the optimizer is about to apply.
 
     Args:
-        bounds: interval of the applied gradient for every parameter in the box and every move of the adversary.
+        bounds: interval of the applied gradient for every parameter in the box and every move of the adversary; empty
+            without a box.
         gradient: gradient of the loss at the module's own parameters on the data as it is.
         applied: what the optimizer must get: ``gradient``, or for an unbounded adversary the clipped mean.
         tolerance: by parameter, how far a float program can stray from ``gradient`` by rounding.
+        pending: what the other domains need for the coming update, by name.
     """
 
     bounds: Mapping[str, Interval]
     gradient: Mapping[str, Tensor]
     applied: Mapping[str, Tensor]
     tolerance: Mapping[str, float]
+    pending: Mapping[str, object] = field(default_factory=dict)
 
 
 def clipped_descent(

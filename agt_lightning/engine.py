@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, UnboundedAdversary
-from agt_lightning.aggregation import (
-    Clipping,
-    NormClipping,
-    SampleSet,
-    ValueClipping,
-    bounded_descent,
-    clipped_mean,
-    unbounded_descent,
-)
+from agt_lightning.aggregation import SampleSet, bounded_descent, clipped_mean
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import flatten
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.descent import Descent, clipped_descent
+from agt_lightning.domains import (
+    Applied,
+    BallDomain,
+    BoxDomain,
+    BoxStep,
+    Choice,
+    DomainFamily,
+    HeadBall,
+    ParameterBall,
+    Setting,
+    Step,
+    StepPart,
+)
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.objective import BoundedObjective, Loss
-from agt_lightning.optimizers import AbstractOptimizer, OptimizerState, abstract_optimizer, optimizer_problems
+from agt_lightning.optimizers import OptimizerState, optimizer_problems
 from agt_lightning.passes import (
     MicroBatch,
-    Pass,
     Poisonable,
+    poisonable_at_all,
     poisonable_rows,
-    propagate,
+    propagate_frozen,
     propagate_nominal,
     sample_set,
+    sample_weights,
     stacked,
 )
 from agt_lightning.rounding import accumulated_roundoff
-from agt_lightning.rules import RULES, RuleTable
+from agt_lightning.rules import RULES, RuleTable, Value
 from agt_lightning.selfcheck import (
     require_both,
     require_constant,
@@ -47,7 +54,6 @@ from agt_lightning.selfcheck import (
     require_untouched,
     rounded,
 )
-from agt_lightning.update import Observed, followed, foreign_state_problems
 
 DEFAULT_MEMORY_BUDGET = 32 * 2**20
 """Bytes for temporary tensors of the aggregation: larger blocks leave the caches and are no faster."""
@@ -56,9 +62,9 @@ DEFAULT_MEMORY_BUDGET = 32 * 2**20
 class AbstractGradientEngine:
     """Maintains valid parameter-space bounds (Definition 3.1) beside a training run (Algorithm 1).
 
-    Guarantee: after each `step` the box contains the parameters of every run on the same sequence of batches in which,
-    at each step, the adversary changed up to n samples of the batch within its limits; in real arithmetic, up to the
-    rounding of the bounds' own computation in ``dtype``.
+    Guarantee: after each `step` every domain in use contains the parameters of every run on the same sequence of
+    batches in which, at each step, the adversary changed up to n samples of the batch within its limits; in real
+    arithmetic, up to the rounding of the bounds' own computation in ``dtype``.
 
     Args:
         module: the module in training; never changed.
@@ -69,6 +75,8 @@ class AbstractGradientEngine:
         memory_budget: bytes for temporary tensors of the aggregation.
         dtype: floating point type of the bounds' computation.
         rules: bound rules by overload.
+        domains: which sets of parameters are kept: ``"box"``, ``"ball"``, several, or ``"auto"`` for all that apply.
+        clipping: how training clips the mean gradient; None if it does not.
 
     Reference:
         Paper, Algorithm 1 and Theorem 3.3.
@@ -95,6 +103,8 @@ class AbstractGradientEngine:
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
+        domains: Choice = ("box",),
+        clipping: MeanClipping | None = None,
     ) -> None:
         self.module = module
         self.loss = loss
@@ -104,11 +114,10 @@ class AbstractGradientEngine:
         self.dtype = dtype
         self.rules = rules
         self.steps = 0
-        self.box = {name: Interval.point(p.detach().to(dtype, copy=True)) for name, p in module.named_parameters()}
-        self.states: dict[str, OptimizerState] = {}
+        self.clipping = clipping
+        self.domains = DomainFamily(domains, module, memory_budget, dtype)
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
-        self._remembered: dict[str, OptimizerState] = {}
         self._verified: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
 
@@ -126,11 +135,12 @@ class AbstractGradientEngine:
         leaves, _ = flatten(batch)
         movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
         problems += self.adversary.problems(roles.label_kind, len(roles.labels), len(movable))
-        problems += optimizer_problems(optimizer)
-        problems += foreign_state_problems(self.module, optimizer, self.states)
+        setting = Setting(self.module, bounded, self.adversary, optimizer, self.clipping)
+        problems += self.domains.problems(setting) if not bounded.problems else optimizer_problems(optimizer)
         if not problems:
             try:
-                self._passes(MicroBatch(batch, RandomState.now()), scale=1.0)  # what only values can tell
+                step, _ = self._look([MicroBatch(batch, RandomState.now())], scale=1.0)
+                self.domains.descend(step)  # what only values can tell
             except UncertifiableError as error:
                 problems += error.problems
         return problems
@@ -203,27 +213,19 @@ class AbstractGradientEngine:
         require_untouched(self.module, self._trained)
         require_constant(self.module, self._read_buffers(batches), self._buffers)
         scale = 1.0 / len(batches) if scale is None else scale
-        passes = [self._passes(batch, scale) for batch in batches]
-        samples = sample_set(passes)
-        clean = stacked([part.clean for part in passes])
-        poisoned = stacked([part.poisoned for part in passes])
-        nominal = stacked([self._nominal_pass(batch) for batch in batches])
-        clipping, nominal_clipping = self._clipping(clean), self._clipping(nominal)
-        gradient, applied, bounds = {}, {}, {}
-        for name in clean:
-            gradient[name] = self._mean(nominal[name], samples)
-            applied[name] = gradient[name]
-            if clipping is None or nominal_clipping is None:
-                bounds[name] = bounded_descent(
-                    clean[name], poisoned.get(name), samples, self.adversary.n, self.memory_budget
-                )
-            else:
-                applied[name] = clipped_mean(nominal[name], samples.weights, nominal_clipping, self.memory_budget)
-                bounds[name] = unbounded_descent(clean[name], samples, self.adversary.n, clipping, self.memory_budget)
-        for name, interval in bounds.items():
-            check_finite_and_ordered(interval, f"the gradient of `{name}`")
-        tolerance = {name: self._tolerance(name, nominal[name], samples) for name in clean}
-        return Descent(bounds, gradient, applied, tolerance)
+        step, nominal = self._look(batches, scale)
+        pending = self.domains.descend(step)
+        box_step = pending.pop("box", None)
+        bounds = box_step.bounds if isinstance(box_step, BoxStep) else {}
+        applied = dict(step.gradient)
+        clipping = BoxDomain.clipping(self.adversary, nominal)
+        if clipping is not None:
+            applied = {
+                name: clipped_mean(gradient, step.samples.weights, clipping, self.memory_budget)
+                for name, gradient in nominal.items()
+            }
+        tolerance = {name: self._tolerance(name, gradient, step.samples) for name, gradient in nominal.items()}
+        return Descent(bounds, step.gradient, applied, tolerance, pending)
 
     def verify(self, descent: Descent, batches: Sequence[object], scale: float | None = None) -> None:
         """Check that the gradient about to be applied is the certified one, then write the clipped one if need be.
@@ -245,7 +247,8 @@ class AbstractGradientEngine:
             error = (applied.detach().to(self.dtype) - expected).abs()
             if not bool((error <= descent.tolerance[name]).all()):
                 self._verify_rounded(name, applied.detach(), descent, batches, scale)
-            require_inside(name, descent.applied[name], descent.bounds[name], descent.tolerance[name])
+            if name in descent.bounds:
+                require_inside(name, descent.applied[name], descent.bounds[name], descent.tolerance[name])
         if isinstance(self.adversary, UnboundedAdversary):
             for name, parameter in self.module.named_parameters():
                 if name in descent.applied:
@@ -280,16 +283,9 @@ class AbstractGradientEngine:
         Raises:
             UnsoundBoundError: if training made another step, or left the new box, or the box is NaN or infinite.
         """
-        counterpart = abstract_optimizer(optimizer)
-        if counterpart is None:
-            raise UncertifiableError(optimizer_problems(optimizer))
         require_same_gradients(self.module, self._verified)
-        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    name = names[id(parameter)]
-                    self._update_parameter(name, descent, group, counterpart, optimizer.state.get(parameter, {}))
+        applied = Applied(dict(self.module.named_parameters()), self._trained, optimizer)
+        self.domains.update({"box": BoxStep(descent.bounds, ()), **descent.pending}, applied)
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.steps += 1
 
@@ -301,31 +297,45 @@ class AbstractGradientEngine:
         """
         require_untouched(self.module, self._trained)
 
-    def restore(
-        self, box: Mapping[str, Interval], steps: int, states: Mapping[str, OptimizerState] | None = None
-    ) -> None:
-        """Go on from the box of an interrupted run; the module must have that run's parameters already.
+    def state(self) -> dict[str, object]:
+        """Everything that a checkpoint must keep: tensors, numbers and strings."""
+        return {"steps": self.steps, "domains": self.domains.state()}
 
-        Args:
-            box: bounds by parameter name.
-            steps: number of steps so far.
-            states: state intervals of the optimizer by parameter name; None if it remembers nothing.
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the `state` of an interrupted run; the module must have that run's parameters already.
 
         Raises:
-            BoundsMismatchError: if names or shapes differ, or the parameters lie outside the box.
+            BoundsMismatchError: if names or shapes differ, or the parameters lie outside their bounds.
         """
-        bounds = ParameterBounds(box)
-        outside = bounds.violations(self.module)
+        self.domains.restore(state["domains"])
+        outside = self.bounds.violations(self.module)
         if outside:
             raise BoundsMismatchError(
                 f"Expected the resumed parameters inside their bounds, but {outside} lie outside."
             )
-        device = {name: parameter.device for name, parameter in self.module.named_parameters()}
-        self.box = {name: bounds[name].to(dtype=self.dtype, device=device[name]) for name in device}
-        self.states = {name: s.to(dtype=self.dtype, device=device[name]) for name, s in (states or {}).items()}
-        self._remembered = {}
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
-        self.steps = steps
+        self.steps = int(state["steps"])
+
+    @property
+    def box(self) -> dict[str, Interval]:
+        """Bounds on the parameters by name, in ``dtype``: the tightest of all domains."""
+        return self.domains.box()
+
+    @property
+    def ball(self) -> ParameterBall | None:
+        """The ball, if it is in use."""
+        domain = self.domains.in_use.get("ball")
+        return domain.element if isinstance(domain, BallDomain) else None
+
+    def head_ball(self, bounded: BoundedObjective) -> HeadBall | None:
+        """The ball around the trained layers of a captured loss, if it is in use."""
+        domain = self.domains.in_use.get("ball")
+        return domain.around(bounded) if isinstance(domain, BallDomain) else None
+
+    @property
+    def states(self) -> dict[str, OptimizerState]:
+        """Intervals of what the optimizer remembers, by parameter name; the box keeps them."""
+        return {} if self.domains.box_domain is None else self.domains.box_domain.states
 
     @property
     def bounds(self) -> ParameterBounds:
@@ -343,34 +353,40 @@ class AbstractGradientEngine:
         objectives = [self.objective(MicroBatch.of(batch).data) for batch in batches]
         return {name for bounded in objectives for name in bounded.program.graph.buffers.values()}
 
-    def _passes(self, batch: object, scale: float) -> Pass:
-        micro = MicroBatch.of(batch)
+    def _look(self, batches: Sequence[object], scale: float) -> tuple[Step, dict[str, FactoredGradient]]:
+        """The step at the module's own parameters, and the gradient of each sample there."""
+        micros = [MicroBatch.of(batch) for batch in batches]
+        seen = [self._nominal_pass(micro) for micro in micros]
+        parts = [self._part(micro, values) for micro, (values, _) in zip(micros, seen, strict=True)]
+        device = next(self.module.parameters()).device
+        weights = [sample_weights(part.bounded, part.batch, scale, self.dtype, device) for part in parts]
+        samples = sample_set(weights, [part.rows for part in parts])
+        nominal = stacked([gradients for _, gradients in seen])
+        gradient = {name: self._mean(factors, samples) for name, factors in nominal.items()}
+        return Step(self.module, self.adversary, tuple(parts), scale, samples, gradient), nominal
+
+    def _part(self, micro: MicroBatch, values: Mapping[str, Value]) -> StepPart:
         bounded = self.objective(micro.data)
         rows = poisonable_rows(self.poisonable, micro.data, bounded.size(micro.data))
-        return propagate(
-            bounded, self.module, micro, self.box, self.adversary, scale=scale, rows=rows, dtype=self.dtype
-        )
+        frozen = None
+        if self.domains.others and poisonable_at_all(bounded, self.adversary, rows):
+            frozen = propagate_frozen(bounded, values, self.adversary, rows)
+        return StepPart(bounded, micro, rows, values, frozen)
 
-    def _nominal_pass(self, batch: object, dtype: torch.dtype | None = None) -> dict[str, FactoredGradient]:
-        """Per-sample gradients at the module's own parameters; with rounding in ``dtype`` followed if there is one."""
-        micro = MicroBatch.of(batch)
+    def _nominal_pass(
+        self, micro: MicroBatch, dtype: torch.dtype | None = None
+    ) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
+        """Values and per-sample gradients at the module's own parameters; with rounding in ``dtype`` followed."""
         bounded = self.objective(micro.data)
         program = bounded if dtype is None else rounded(bounded, dtype)
         return propagate_nominal(program, self.module, micro, self.dtype)
-
-    def _clipping(self, gradients: Mapping[str, FactoredGradient]) -> Clipping | None:
-        if not isinstance(self.adversary, UnboundedAdversary):
-            return None
-        if self.adversary.clip == "value":
-            return ValueClipping(self.adversary.kappa)
-        return NormClipping.of(self.adversary.kappa, list(gradients.values()))
 
     def _mean(self, gradient: FactoredGradient, samples: SampleSet) -> Tensor:
         return bounded_descent(gradient, None, samples, 0, self.memory_budget).lower
 
     def _tolerance(self, name: str, gradient: FactoredGradient, samples: SampleSet) -> float:
-        """How far a float program's sum of these gradients can be from the real one."""
-        terms = gradient.samples + sum(max(interval.shape, default=1) for interval in self.box.values())
+        """How far a float program's sum of these gradients can be from the real one, in each element."""
+        terms = gradient.samples + sum(max(p.shape, default=1) for p in self.module.parameters())
         dtype = self.module.get_parameter(name).dtype
         return accumulated_roundoff(terms, dtype) * gradient.scale(samples.weights)
 
@@ -380,28 +396,11 @@ class AbstractGradientEngine:
         """Compare once more, with rounding followed through every call: a unit at zero can be on or off."""
         dtype = self.module.get_parameter(name).dtype
         scale = 1.0 / len(batches) if scale is None else scale
-        samples = sample_set([self._passes(batch, scale) for batch in batches])
-        gradient = stacked([self._nominal_pass(batch, dtype) for batch in batches])[name]
+        micros = [MicroBatch.of(batch) for batch in batches]
+        samples = self._look(micros, scale)[0].samples
+        gradient = stacked([self._nominal_pass(micro, dtype)[1] for micro in micros])[name]
         reachable = bounded_descent(gradient, None, samples, 0, self.memory_budget)
         require_inside(name, applied.to(self.dtype), reachable, self._tolerance(name, gradient, samples))
-
-    def _update_parameter(
-        self,
-        name: str,
-        descent: Descent,
-        group: Mapping[str, object],
-        counterpart: AbstractOptimizer,
-        kept: Mapping[str, object],
-    ) -> None:
-        box, parameter = self.box[name], self.module.get_parameter(name)
-        state, remembered = self.states.get(name), self._remembered.get(name)
-        if state is None:
-            state = remembered = counterpart.initial(group, box)
-        after = counterpart.nominal(kept, state.step + 1, self.dtype)
-        seen = Observed.of(parameter, self._trained[name], remembered, after, self.dtype)
-        gradient = descent.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
-        self.states[name], self.box[name] = followed(name, counterpart, group, state, box, gradient, seen)
-        self._remembered[name] = after
 
 
 def _doubled(batch: object) -> object:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.capture import LabelKind, Objective, analyze, capture, flatten
+from agt_lightning.capture import LabelKind, Objective, analyze, capture, flatten, reached
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.source import as_forward
@@ -167,9 +168,25 @@ class BoundedObjective:
             seeds[term.value] = seeds[term.value] + seed if term.value in seeds else seed
         return seeds
 
-    def forward(self, inputs: Mapping[str, Value], known: Mapping[str, Value] | None = None) -> dict[str, Value]:
-        """Bounds of every value that gradients need."""
-        return propagate_forward(self.program, inputs, skip=self.skipped, known=known)
+    @cached_property
+    def dependent(self) -> frozenset[str]:
+        """Names of all values that change when trained parameters change, detached copies included."""
+        return reached(self.program.graph, {name for name in self.parameters if name in self.objective.trainable})
+
+    def forward(
+        self,
+        inputs: Mapping[str, Value],
+        known: Mapping[str, Value] | None = None,
+        within: Mapping[str, Interval] | None = None,
+    ) -> dict[str, Value]:
+        """Bounds of every value that gradients need.
+
+        Args:
+            inputs: parameters, buffers, constants and batch leaves by value name.
+            known: values that were computed before on the same inputs.
+            within: other bounds on some values, which theirs are intersected with.
+        """
+        return propagate_forward(self.program, inputs, skip=self.skipped, known=known, within=within)
 
     def gradients(
         self, values: Mapping[str, Value], batch_size: int, dtype: torch.dtype

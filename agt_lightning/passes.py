@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient, stack
 from agt_lightning.interval import Interval
 from agt_lightning.objective import BoundedObjective, select
+from agt_lightning.propagation import propagate_forward
+from agt_lightning.rules.base import Value, interval
 
 Poisonable = Callable[[object], Tensor] | str
 """Which samples can be poisoned: a function from batch to boolean mask, or the key of such a mask in the batch."""
@@ -48,12 +50,27 @@ class Pass:
         poisoned: the same for poisonable samples within the adversary's balls; empty if nothing can be poisoned.
         weights: weight w_i of each sample in the applied gradient, (b,).
         poisonable: positions of the poisonable samples; None means all.
+        values: bounds on those values of the loss about which something else was known.
     """
 
     clean: Mapping[str, FactoredGradient]
     poisoned: Mapping[str, FactoredGradient]
     weights: Tensor
     poisonable: Tensor | None
+    values: Enclosure
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    """Bounds on some values of one micro-batch, by value name.
+
+    Args:
+        clean: for the data as it is.
+        poisoned: for poisonable samples within the adversary's reach.
+    """
+
+    clean: Mapping[str, Interval] = field(default_factory=dict)
+    poisoned: Mapping[str, Interval] = field(default_factory=dict)
 
 
 def propagate(
@@ -66,6 +83,7 @@ def propagate(
     scale: float,
     rows: Tensor | None,
     dtype: torch.dtype,
+    known: Enclosure | None = None,
 ) -> Pass:
     """Both passes over one micro-batch; the poisoned one keeps what the adversary cannot touch.
 
@@ -78,33 +96,66 @@ def propagate(
         scale: factor in front of this micro-batch's loss.
         rows: positions of the poisonable samples; None means all.
         dtype: floating point type to compute in.
+        known: other bounds on some values, with which those of the box are intersected.
     """
-    values = bounded.forward(bounded.inputs(module, batch.data, box, dtype, batch.state))
+    known = known or Enclosure()
+    values = bounded.forward(bounded.inputs(module, batch.data, box, dtype, batch.state), within=known.clean)
     size = bounded.size(batch.data)
     clean = bounded.gradients(values, size, dtype)
-    device = next(iter(box.values())).device
-    weights = torch.full((size,), scale * bounded.sample_weight(size), dtype=dtype, device=device)
-    perturbed = bounded.perturbed_leaves(adversary)
-    if adversary.n == 0 or not perturbed or (rows is not None and len(rows) == 0):
-        return Pass(clean, {}, weights, rows)
+    weights = sample_weights(bounded, batch, scale, dtype, next(iter(box.values())).device)
+    kept = {name: interval(values[name]) for name in known.clean}
+    if not poisonable_at_all(bounded, adversary, rows):
+        return Pass(clean, {}, weights, rows, Enclosure(kept))
     inputs = bounded.poisoned(values, adversary, rows)
-    touched = reached(bounded.program.graph, perturbed)
-    known = {
+    touched = reached(bounded.program.graph, bounded.perturbed_leaves(adversary))
+    same = {
         name: select(value, rows) if name in bounded.program.samples else value
         for name, value in values.items()
         if name not in touched and name not in inputs
     }
-    poisoned = bounded.gradients(bounded.forward(inputs, known), size, dtype)
-    return Pass(clean, poisoned, weights, rows)
+    reachable = bounded.forward(inputs, same, within=known.poisoned)
+    poisoned = bounded.gradients(reachable, size, dtype)
+    kept_poisoned = {name: interval(reachable[name]) for name in known.poisoned}
+    return Pass(clean, poisoned, weights, rows, Enclosure(kept, kept_poisoned))
+
+
+def sample_weights(
+    bounded: BoundedObjective, batch: MicroBatch, scale: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Weight of each sample of a micro-batch in the applied gradient, (b,)."""
+    size = bounded.size(batch.data)
+    return torch.full((size,), scale * bounded.sample_weight(size), dtype=dtype, device=device)
+
+
+def poisonable_at_all(bounded: BoundedObjective, adversary: Adversary, rows: Tensor | None) -> bool:
+    """Whether the adversary can change anything in this micro-batch."""
+    return adversary.n > 0 and bool(bounded.perturbed_leaves(adversary)) and (rows is None or len(rows) > 0)
 
 
 def propagate_nominal(
     bounded: BoundedObjective, module: nn.Module, batch: MicroBatch, dtype: torch.dtype
-) -> dict[str, FactoredGradient]:
-    """Per-sample gradients at the module's own parameters, on the data as it is."""
+) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
+    """Values and per-sample gradients at the module's own parameters, on the data as it is."""
     points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
     values = bounded.forward(bounded.inputs(module, batch.data, points, dtype, batch.state))
-    return bounded.gradients(values, bounded.size(batch.data), dtype)
+    return values, bounded.gradients(values, bounded.size(batch.data), dtype)
+
+
+def propagate_frozen(
+    bounded: BoundedObjective, values: Mapping[str, Value], adversary: Adversary, rows: Tensor | None
+) -> dict[str, Value]:
+    """Values of poisonable samples within the adversary's reach, as far as they depend on no trained parameter.
+
+    Args:
+        bounded: the captured loss of this batch.
+        values: at the module's own parameters, on the data as it is.
+        adversary: the threat model.
+        rows: positions of the poisonable samples; None means all.
+    """
+    graph = bounded.program.graph
+    moving = bounded.dependent | bounded.skipped
+    inputs = bounded.poisoned(values, adversary, rows)
+    return propagate_forward(bounded.program, inputs, skip=frozenset(call.name for call in graph.calls) & moving)
 
 
 def poisonable_rows(poisonable: Poisonable | None, batch: object, size: int) -> Tensor | None:
@@ -129,18 +180,22 @@ def _named_mask(key: str, batch: object) -> object:
     return batch[key]
 
 
-def sample_set(passes: Sequence[Pass]) -> SampleSet:
-    """The samples of all micro-batches of a step, one after another."""
-    weights = torch.cat([part.weights for part in passes])
-    if all(part.poisonable is None for part in passes):
-        return SampleSet(weights)
-    rows, offset = [], 0
-    for part in passes:
-        size = len(part.weights)
-        every = torch.arange(size, device=weights.device)
-        rows.append(offset + (every if part.poisonable is None else part.poisonable))
-        offset += size
-    return SampleSet(weights, torch.cat(rows))
+def sample_set(weights: Sequence[Tensor], poisonable: Sequence[Tensor | None]) -> SampleSet:
+    """The samples of all micro-batches of a step, one after another.
+
+    Args:
+        weights: of each micro-batch's samples.
+        poisonable: positions of the poisonable samples in each micro-batch; None means all.
+    """
+    together = torch.cat(list(weights))
+    if all(rows is None for rows in poisonable):
+        return SampleSet(together)
+    positions, offset = [], 0
+    for part, rows in zip(weights, poisonable, strict=True):
+        every = torch.arange(len(part), device=part.device)
+        positions.append(offset + (every if rows is None else rows))
+        offset += len(part)
+    return SampleSet(together, torch.cat(positions))
 
 
 def stacked(parts: Sequence[Mapping[str, FactoredGradient]]) -> dict[str, FactoredGradient]:

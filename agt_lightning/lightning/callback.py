@@ -11,8 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -23,17 +22,16 @@ from agt_lightning.capture.dropout import RandomState
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import certificate, describe, write_certificate
 from agt_lightning.descent import Descent
+from agt_lightning.domains import Choice
+from agt_lightning.domains.family import domain_names
 from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine
 from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
-from agt_lightning.interval import Interval
 from agt_lightning.lightning.checks import mean_clipping, trainer_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import ValidationCertificate
-from agt_lightning.optimizers import OptimizerState
 from agt_lightning.passes import MicroBatch, Poisonable
 
 _CHECKPOINT_KEY = "agt_bounds"
-_OPTIMIZER_KEY = "agt_optimizer"
 
 
 class CertifiedTraining(Callback):
@@ -52,6 +50,9 @@ class CertifiedTraining(Callback):
         adversary: the threat model, `BoundedAdversary` or `UnboundedAdversary`.
         method: how bounds are propagated; ``"ibp"``.
         aggregation: how per-sample bounds become bounds of the sum; ``"exact"``.
+        domains: which sets of parameters are kept side by side: ``"box"``, the paper's; ``"ball"``, for a head of one
+            or two linear layers trained by plain SGD, far tighter over many steps and cheaper; several of them; or
+            ``"auto"`` for all that apply. Those left out stand in the log and in the certificate, with the reason.
         poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
             a mask in the batch. None means all.
         dirpath: where ``certificate.json`` and ``bounds.safetensors`` are written when training ends; None means
@@ -61,7 +62,7 @@ class CertifiedTraining(Callback):
 
     Raises:
         TypeError: if ``adversary`` is not an adversary.
-        ValueError: if ``method`` or ``aggregation`` is unknown.
+        ValueError: if ``method``, ``aggregation`` or a domain is unknown.
 
     Example:
         >>> certified = CertifiedTraining(BoundedAdversary(n=10, epsilon=0.01))
@@ -74,6 +75,7 @@ class CertifiedTraining(Callback):
         *,
         method: Literal["ibp"] = "ibp",
         aggregation: Literal["exact"] = "exact",
+        domains: Choice = "auto",
         poisonable: Poisonable | None = None,
         dirpath: str | os.PathLike[str] | None = None,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
@@ -90,6 +92,8 @@ class CertifiedTraining(Callback):
         self.adversary = adversary
         self.method = method
         self.aggregation = aggregation
+        domain_names(domains)
+        self.domains = domains
         self.poisonable = poisonable
         self.dirpath = dirpath
         self.memory_budget = memory_budget
@@ -102,10 +106,11 @@ class CertifiedTraining(Callback):
         self._approved: set[object] = set()
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._restored: dict[str, Any] | None = None
-        self._restored_states: dict[str, Any] = {}
+        self._told: set[str] = set()
         self._resumed = False
         self._validation: dict[int, ValidationCertificate] | None = None
         self._results: dict[str, float] = {}
+        self._deciding: dict[int, dict[str, float]] = {}
 
     # --- what a user asks for --------------------------------------------------------------------------------------
 
@@ -131,7 +136,8 @@ class CertifiedTraining(Callback):
         Args:
             module: the trained module; None means the one that was trained.
         """
-        return CertifiedModel(self.engine.module if module is None else module, self.bounds, method=self.method)
+        module = self.engine.module if module is None else module
+        return CertifiedModel(module, self.bounds, method=self.method, ball=self.engine.ball)
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
         """Write ``certificate.json`` and ``bounds.safetensors``.
@@ -147,6 +153,7 @@ class CertifiedTraining(Callback):
             results={"mean_width": self.bounds.mean_width(), **self._results},
             settings={
                 "method": self.method,
+                "domains": self.engine.domains.record() | {"decided_validation_bounds": self._deciding},
                 "aggregation": self.aggregation,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "all_samples_poisonable": self.poisonable is None,
@@ -168,9 +175,11 @@ class CertifiedTraining(Callback):
             poisonable=self.poisonable,
             memory_budget=self.memory_budget,
             dtype=self.dtype,
+            domains=self.domains,
+            clipping=mean_clipping(trainer),
         )
-        self._batches, self._descent, self._approved, self._results = [], None, set(), {}
-        self._clipping = mean_clipping(trainer)
+        self._batches, self._descent, self._approved, self._results, self._told = [], None, set(), {}, set()
+        self._clipping = self._engine.clipping
         if self._restored is not None:
             self._restore(self._restored)
         elif self._resumed:
@@ -229,6 +238,8 @@ class CertifiedTraining(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         pl_module.log("agt/mean_width", ParameterBounds(self.engine.box).mean_width(), prog_bar=True)
+        if self.engine.ball is not None:
+            pl_module.log("agt/radius", self.engine.ball.radius, prog_bar=True)
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -269,6 +280,7 @@ class CertifiedTraining(Callback):
         for name, value in results.items():
             pl_module.log(name, value, prog_bar="best" not in name, add_dataloader_idx=False)
         self._results |= {name.removeprefix("agt/"): value for name, value in results.items()}
+        self._deciding = {index: validation.shares() for index, validation in self._validation.items()}
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -284,20 +296,13 @@ class CertifiedTraining(Callback):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._engine is not None:
-            checkpoint[_CHECKPOINT_KEY] = {
-                "steps": self._engine.steps,
-                "adversary": describe(self.adversary),
-                "lower": {name: interval.lower for name, interval in self._engine.box.items()},
-                "upper": {name: interval.upper for name, interval in self._engine.box.items()},
-            }
-            checkpoint[_OPTIMIZER_KEY] = {name: state.plain() for name, state in self._engine.states.items()}
+            checkpoint[_CHECKPOINT_KEY] = {"adversary": describe(self.adversary), **self._engine.state()}
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._resumed = True
             self._restored = checkpoint.get(_CHECKPOINT_KEY)
-            self._restored_states = checkpoint.get(_OPTIMIZER_KEY, {})
 
     # --- parts of the hooks ----------------------------------------------------------------------------------------
 
@@ -316,6 +321,13 @@ class CertifiedTraining(Callback):
         if problems:
             raise UncertifiableError(list(dict.fromkeys(problems)))
         self._approved.add(signature)
+        self._tell_what_is_left_out()
+
+    def _tell_what_is_left_out(self) -> None:
+        for name, reason in self.engine.domains.left_out.items():
+            if name not in self._told:
+                rank_zero_info(f"`CertifiedTraining` goes on without the domain `{name}`. {reason}")
+                self._told.add(name)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["adversary"] != describe(self.adversary):
@@ -323,19 +335,12 @@ class CertifiedTraining(Callback):
                 f"Expected to resume with the adversary of the checkpoint, {state['adversary']}, but got "
                 f"{describe(self.adversary)}. Bounds for one adversary say nothing about another: use the same."
             )
-        box = {name: _interval(lower, state["upper"][name]) for name, lower in state["lower"].items()}
-        states = {name: OptimizerState.from_plain(plain) for name, plain in self._restored_states.items()}
-        self.engine.restore(box, int(state["steps"]), states)
+        self.engine.restore(state)
 
     def _remove_hook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-
-
-def _interval(lower: Tensor, upper: Tensor) -> Interval:
-    checked = Interval(lower, upper)
-    return Interval.point(lower) if torch.equal(lower, upper) else checked
 
 
 def _require_choice(name: str, value: object, allowed: str) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from agt_lightning.capture import LabelKind
 from agt_lightning.certificates import squared_error_bounds
-from agt_lightning.certificates.model import output_margins, predicted_classes
+from agt_lightning.certificates.margins import predicted_classes
 from agt_lightning.certificates.objectives import is_single_logit
+from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
@@ -32,6 +33,7 @@ class ValidationCertificate:
     engine: AbstractGradientEngine
     sums: dict[str, float] = field(default_factory=dict)
     samples: int = 0
+    decided: dict[str, float] = field(default_factory=dict)
 
     def update(self, batch: object) -> None:
         """Add a batch.
@@ -58,33 +60,38 @@ class ValidationCertificate:
         module, dtype = self.engine.module, self.engine.dtype
         points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
         nominal = bounded.forward(bounded.inputs(module, batch, points, dtype))
-        values = bounded.forward(bounded.inputs(module, batch, self.engine.box, dtype))
+        inputs = bounded.inputs(module, batch, self.engine.box, dtype)
+        ball = self.engine.head_ball(bounded)
+        values = BoundedValues.of(bounded.program, inputs, roles.prediction, ball, bounded.skipped)
+        self._count(values.deciding(), bounded.size(batch))
         if roles.label_kind is LabelKind.NUMBER:
-            return _error_results(interval(nominal[roles.prediction]), values, roles.prediction, roles.target)
-        if roles.label_kind is LabelKind.CLASS or is_single_logit(interval(values[roles.prediction])):
-            return _class_results(bounded, nominal, values)
+            return _error_results(interval(nominal[roles.prediction]), values, roles.target)
+        if roles.label_kind is LabelKind.CLASS or is_single_logit(values.outputs):
+            return _class_results(interval(nominal[roles.prediction]), values, roles.target)
         return {}
 
+    def _count(self, deciding: Mapping[str, float], samples: int) -> None:
+        for name, share in deciding.items():
+            self.decided[name] = self.decided.get(name, 0.0) + share * samples
 
-def _class_results(
-    bounded: BoundedObjective, nominal: Mapping[str, Value], values: Mapping[str, Value]
-) -> dict[str, Tensor]:
+    def shares(self) -> dict[str, float]:
+        """Share of the bounds on outputs that each domain decided, by name."""
+        return {name: total / self.samples for name, total in self.decided.items()} if self.samples else {}
+
+
+def _class_results(nominal: Interval, values: BoundedValues, target_name: str) -> dict[str, Tensor]:
     """Correct predictions of the trained module, and of every reachable one."""
-    roles = bounded.objective
-    assert roles.prediction is not None
-    assert roles.target is not None
-    target = _classes(values[roles.target])
-    predictions = predicted_classes(interval(nominal[roles.prediction]).lower)
-    margins = output_margins(bounded.program, values, roles.prediction, target).lower
+    target = _classes(values.values[target_name])
+    margins = values.margins(target).lower
     own = torch.nn.functional.one_hot(target, margins.shape[1]).bool()
     certified = ((margins > 0) | own).all(dim=1)
-    return {"nominal_accuracy": predictions == target, "certified_accuracy": certified}
+    return {"nominal_accuracy": predicted_classes(nominal.lower) == target, "certified_accuracy": certified}
 
 
-def _error_results(nominal: Interval, values: Mapping[str, Value], prediction: str, target: str) -> dict[str, Tensor]:
+def _error_results(nominal: Interval, values: BoundedValues, target_name: str) -> dict[str, Tensor]:
     """Squared errors of the trained module, and the largest and smallest of all reachable ones, meaned per sample."""
-    truth = interval(values[target]).lower
-    bounds = squared_error_bounds(interval(values[prediction]), truth)
+    truth = interval(values.values[target_name]).lower
+    bounds = squared_error_bounds(values.outputs, truth)
     error = (nominal.lower - truth).square()
     return {
         "nominal_mse": error.flatten(1).mean(dim=1) if error.ndim > 1 else error,

@@ -12,7 +12,7 @@ from agt_lightning.gradients import FactoredGradient, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.program import Program
-from agt_lightning.rules.base import Value
+from agt_lightning.rules.base import Value, interval
 
 
 def propagate_forward(
@@ -21,6 +21,7 @@ def propagate_forward(
     *,
     skip: frozenset[str] = frozenset(),
     known: Mapping[str, Value] | None = None,
+    within: Mapping[str, Interval] | None = None,
 ) -> dict[str, Value]:
     """Bounds of every value, given those of all inputs.
 
@@ -29,6 +30,7 @@ def propagate_forward(
         inputs: parameters, buffers, constants and batch leaves by value name.
         skip: values that nobody asks for.
         known: values that were computed before on the same inputs.
+        within: other bounds on some values, which theirs are intersected with.
 
     Returns:
         Bounds by value name; sound if the inputs' are, exact call by call.
@@ -45,6 +47,8 @@ def propagate_forward(
             operands = [values[name] for name in call.inputs]
             result = program.rules[call.name].forward(program.sites[call.name], operands)
             values[call.name] = result.to(dtype=dtype) if isinstance(result, Interval) else result
+            if within and call.name in within:
+                values[call.name] = interval(result).intersect(within[call.name])
         elif call.name not in program.samples:
             values[call.name] = _evaluate(call, values, dtype)
     return values

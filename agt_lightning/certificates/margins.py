@@ -1,0 +1,95 @@
+"""Bounds on differences of outputs, through the last linear layer where there is one."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic import matmul
+from agt_lightning.capture import Call
+from agt_lightning.certificates.objectives import is_single_logit
+from agt_lightning.interval import Interval
+from agt_lightning.propagation import Program
+from agt_lightning.rules import Value
+from agt_lightning.rules.base import interval
+
+_aten = torch.ops.aten
+
+_KEEP_DIFFERENCES = frozenset({_aten.log_softmax.int, _aten._to_copy.default, _aten.to.dtype, _aten.dropout.default})
+"""Calls after which two outputs of a sample differ by as much as before."""
+
+
+def output_margins(program: Program, values: Mapping[str, Value], output: str, target: Tensor) -> Interval:
+    """Bounds on ``f_target - f_j`` for the value named ``output``; zero for the target itself.
+
+    Args:
+        program: the program that computed ``values``.
+        values: bounds of all its values.
+        output: name of logits of shape (batch, classes), or of one logit per sample.
+        target: class of each sample, integers of shape (batch,).
+    """
+    outputs = interval(values[output])
+    if is_single_logit(outputs):
+        return _single_logit_margins(outputs, target)
+    if outputs.lower.ndim != 2:
+        raise ValueError(f"Expected outputs of shape (batch, classes), but got {tuple(outputs.shape)}.")
+    last = last_linear(program, output)
+    if last is None:
+        rows = torch.arange(len(target), device=target.device)
+        own = Interval.trusted(outputs.lower[rows, target][:, None], outputs.upper[rows, target][:, None])
+        margins = own - outputs
+    else:
+        z, weight, *bias = (interval(values[name]) for name in last.inputs)
+        margins = _linear_margins(z, weight, bias[0] if bias else None, target)
+    own_class = torch.nn.functional.one_hot(target, outputs.shape[1]).bool()
+    return Interval.trusted(margins.lower.masked_fill(own_class, 0), margins.upper.masked_fill(own_class, 0))
+
+
+def predicted_classes(outputs: Tensor) -> Tensor:
+    """Largest logit, or for one logit whether it is positive, integers of shape (batch,)."""
+    if is_single_logit(Interval.point(outputs)):
+        return (outputs.reshape(-1) > 0).long()
+    return outputs.argmax(dim=1)
+
+
+def _single_logit_margins(logit: Interval, target: Tensor) -> Interval:
+    """Class 1 has the logit, class 0 has zero."""
+    lower, upper = logit.lower.reshape(-1), logit.upper.reshape(-1)
+    zero = torch.zeros_like(lower)
+    for_one = Interval.trusted(torch.stack([lower, zero], dim=1), torch.stack([upper, zero], dim=1))
+    for_zero = Interval.trusted(torch.stack([zero, -upper], dim=1), torch.stack([zero, -lower], dim=1))
+    one = (target == 1)[:, None]
+    return Interval.trusted(
+        torch.where(one, for_one.lower, for_zero.lower), torch.where(one, for_one.upper, for_zero.upper)
+    )
+
+
+def last_linear(program: Program, output: str) -> Call | None:
+    """The linear layer that the outputs' differences come from, if nothing but a log-softmax follows it."""
+    call = program.graph.producer(output)
+    while call is not None and call.op in _KEEP_DIFFERENCES:
+        if call.op is _aten.log_softmax.int and call.arguments["dim"] not in (1, -1):
+            return None
+        call = program.graph.producer(call.inputs[0])
+    return call if call is not None and call.op is _aten.linear.default and len(call.shape) == 2 else None
+
+
+def _linear_margins(z: Interval, weight: Interval, bias: Interval | None, target: Tensor) -> Interval:
+    """``(W_t - W_j) z + β_t - β_j``; rows of W are independent, so the difference of their boxes is exact."""
+    lower = z.lower.new_empty(len(target), weight.shape[0])
+    upper = torch.empty_like(lower)
+    for label in target.unique().tolist():
+        rows = (target == label).nonzero().squeeze(1)
+        margin = matmul(z[rows], _row_differences(weight, label))
+        if bias is not None:
+            margin = margin + _row_differences(bias, label)
+        lower[rows], upper[rows] = margin.lower, margin.upper
+    return Interval.trusted(lower, upper)
+
+
+def _row_differences(rows: Interval, label: int) -> Interval:
+    """Bounds on ``rows[label] - rows``."""
+    own = Interval.trusted(rows.lower[label : label + 1], rows.upper[label : label + 1])
+    if rows.is_point:
+        return Interval.point(rows.lower[label : label + 1] - rows.lower)
+    return own - rows

@@ -1,0 +1,22 @@
+"""Domains: families of parameter sets that contain every run an adversary could have caused."""
+
+from agt_lightning.domains.ball import BallDomain, HeadBall, ParameterBall
+from agt_lightning.domains.base import Applied, Domain, DomainLostError, Setting, Step, StepPart
+from agt_lightning.domains.box import BoxDomain, BoxStep
+from agt_lightning.domains.family import Choice, DomainFamily
+
+__all__ = [
+    "Applied",
+    "BallDomain",
+    "BoxDomain",
+    "BoxStep",
+    "Choice",
+    "Domain",
+    "DomainFamily",
+    "DomainLostError",
+    "HeadBall",
+    "ParameterBall",
+    "Setting",
+    "Step",
+    "StepPart",
+]

@@ -1,0 +1,169 @@
+"""The ball: one Euclidean radius around the nominal parameters, for heads trained by plain SGD."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.domains.ball.element import HeadBall, ParameterBall, head_layers
+from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
+from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
+from agt_lightning.domains.ball.radius import StepConstants, next_radius
+from agt_lightning.domains.ball.reading import read_objective
+from agt_lightning.domains.ball.settings import plain_sgd_problems, settings_of
+from agt_lightning.domains.ball.view import HeadView, joined_poison, joined_samples, joined_targets
+from agt_lightning.domains.base import Applied, Domain, DomainLostError, Setting, Step, StepPart
+from agt_lightning.domains.head import Head, HeadError
+from agt_lightning.interval import Interval
+from agt_lightning.objective import BoundedObjective
+from agt_lightning.passes import Enclosure
+from agt_lightning.rounding import unit_roundoff
+from agt_lightning.rules.base import interval
+
+
+@dataclass(frozen=True)
+class BallStep:
+    """What one step's batches say about the coming step of the radius.
+
+    Args:
+        constants: suprema over the ball.
+        gradient: of the step's loss at the nominal parameters, by parameter name.
+    """
+
+    constants: StepConstants
+    gradient: Mapping[str, Tensor]
+
+
+class BallDomain(Domain[BallStep]):
+    """All parameters within ``radius`` of the nominal ones, in the Euclidean norm over all trained parameters.
+
+    It covers one linear layer, or two with a ReLU between, on anything frozen, trained by SGD without momentum on a
+    convex loss of the outputs. It grows with the number of steps where the box grows exponentially.
+
+    Args:
+        module: at its initial parameters.
+        dtype: floating point type of the bounds' computation.
+
+    Attributes:
+        radius: R, in units of the parameters.
+        head: the trained layers; None before the first step.
+
+    Reference:
+        Theory, "The ball domain".
+    """
+
+    name: ClassVar[str] = "ball"
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.module = module
+        self.dtype = dtype
+        self.radius = 0.0
+        self.head: Head | None = None
+        self._box = self.element.box(module, dtype)
+
+    @property
+    def element(self) -> ParameterBall:
+        """The ball as it is now, around the module's own parameters."""
+        return ParameterBall(self.radius, () if self.head is None else self.head.parameters)
+
+    @override
+    def problems(self, setting: Setting) -> list[str]:
+        problems = []
+        if not isinstance(setting.adversary, BoundedAdversary):
+            problems.append("The ball domain needs a `BoundedAdversary`: clipped gradients are no gradients of a loss.")
+        if setting.clipping is not None:
+            problems.append("The ball domain does not cover clipping of the mean gradient. Leave it out.")
+        try:
+            head = read_objective(setting.bounded).head
+        except HeadError as error:
+            return [*problems, f"The ball domain does not apply: {error}."]
+        if self.head is not None and self.head.parameters != head.parameters:
+            problems.append("The ball domain does not apply: other parameters are trained than before.")
+        return [*problems, *plain_sgd_problems(setting.optimizer, setting.module, head)]
+
+    @override
+    def enclose(self, step: Step) -> list[Enclosure]:
+        return [self._enclose(part) for part in step.parts]
+
+    def _enclose(self, part: StepPart) -> Enclosure:
+        ball = self.around(part.bounded)
+        head = ball.head
+        clean = ball.enclose(interval(part.nominal[head.input]))
+        poisoned = {} if part.frozen is None else ball.enclose(interval(part.frozen[head.input]))
+        return Enclosure(clean, poisoned)
+
+    def around(self, bounded: BoundedObjective) -> HeadBall:
+        """The ball around the trained layers of a captured loss."""
+        head = read_objective(bounded).head
+        return HeadBall(head, head_layers(self.module, head, self.dtype), self.radius, bounded.dependent)
+
+    @override
+    def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> BallStep:
+        views = [
+            HeadView(part, read_objective(part.bounded), box)
+            for part, box in zip(step.parts, enclosures or [Enclosure()] * len(step.parts), strict=True)
+        ]
+        objective = views[0].objective
+        self.head = objective.head
+        arguments = (joined_samples(views), joined_targets(views), step.samples.weights, objective.loss)
+        poison = joined_poison(views, step)
+        first, *others = head_layers(self.module, objective.head, self.dtype)
+        if others:
+            hidden = HiddenLayer.of(first, others[0], self.radius)
+            return BallStep(hidden_constants(hidden, *arguments, poison), step.gradient)
+        linear = LinearLayer(first.weight, first.trains_bias, self.radius)
+        return BallStep(linear_constants(linear, *arguments, poison), step.gradient)
+
+    @override
+    def update(self, pending: BallStep, applied: Applied) -> None:
+        assert self.head is not None
+        rate, decay = settings_of(applied, self.head)
+        radius = next_radius(self.radius, pending.constants, rate, decay)
+        self.radius = radius + _strayed(pending.gradient, applied, self.head, rate, decay)
+        if not math.isfinite(self.radius):
+            raise DomainLostError(f"its radius is {self.radius}: the bounds diverged; use fewer or smaller steps")
+        self._box = self.element.box(self.module, self.dtype)
+
+    @override
+    def box(self) -> dict[str, Interval]:
+        return self._box
+
+    @override
+    def record(self) -> dict[str, object]:
+        return {"radius": self.radius, "parameters": list(self.element.parameters)}
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return self.record()
+
+    @override
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.radius = float(state["radius"])
+        ball = ParameterBall(self.radius, tuple(state["parameters"]))
+        self._box = ball.box(self.module, self.dtype)
+
+
+def _strayed(gradient: Mapping[str, Tensor], applied: Applied, head: Head, rate: float, decay: float) -> float:
+    """Distance between the parameters that training reached and those of its step in real arithmetic.
+
+    The ball is centered at the former; its step is proved for the latter.
+    """
+    distances = []
+    for name in head.parameters:
+        exact = gradient[name]
+        before, after = applied.before[name].to(exact.dtype), applied.parameters[name].detach().to(exact.dtype)
+        off = (after - before + rate * (exact + decay * before)).norm()
+        rounding = _ROUNDINGS * unit_roundoff(exact.dtype) * (after.norm() + before.norm() + rate * exact.norm())
+        distances.append(float(off + rounding))
+    return math.hypot(*distances)
+
+
+_ROUNDINGS = 4
+"""Roundings on the way through one update, computed in the type of the bounds."""

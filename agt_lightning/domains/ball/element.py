@@ -1,0 +1,118 @@
+"""A ball of parameters, and what it says about the values of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from agt_lightning.capture import Graph, reached
+from agt_lightning.domains.ball.enclosure import Layer, enclosures, margin_enclosure
+from agt_lightning.domains.head import Head, HeadError, read_head
+from agt_lightning.interval import Interval
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class HeadBall:
+    """A ball around the trained layers of one captured graph.
+
+    Args:
+        head: the layers, by the graph's names.
+        layers: the same at the nominal parameters.
+        radius: R, Euclidean, over all their parameters together.
+        dependent: names of all values of the graph that depend on these parameters.
+    """
+
+    head: Head
+    layers: tuple[Layer, ...]
+    radius: float
+    dependent: frozenset[str]
+
+    def enclose(self, inputs: Interval) -> dict[str, Interval]:
+        """Bounds on the result of each layer, by value name.
+
+        Args:
+            inputs: features that enter the head, (b, d).
+        """
+        bounds = enclosures(self.layers, self.radius, inputs)
+        return {layer.output: interval for layer, interval in zip(self.head.layers, bounds, strict=True)}
+
+    def margins(self, inputs: Interval, target: Tensor) -> Interval:
+        """Bounds on ``f_target - f_k``, (b, K).
+
+        Args:
+            inputs: features that enter the head, (b, d).
+            target: integers (b,).
+        """
+        return margin_enclosure(self.layers, self.radius, inputs, target)
+
+
+@dataclass(frozen=True)
+class ParameterBall:
+    """All parameters within a Euclidean distance of a module's own, which its trained parameters have together.
+
+    Args:
+        radius: R, in units of the parameters.
+        parameters: names of the trained parameters; all others are what they are in the module.
+
+    Example:
+        >>> ball = ParameterBall(0.1, ("weight", "bias"))
+        >>> module = nn.Linear(2, 1)
+        >>> round(float(ball.box(module, torch.float64)["bias"].width), 9)
+        0.2
+    """
+
+    radius: float
+    parameters: tuple[str, ...]
+
+    def box(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Interval]:
+        """The smallest box around it, by parameter name."""
+        bounds = {}
+        for name, parameter in module.named_parameters():
+            center = parameter.detach().to(dtype, copy=True)
+            moves = name in self.parameters and self.radius > 0
+            bounds[name] = _around(center, self.radius) if moves else Interval.point(center)
+        return bounds
+
+    def within(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadBall | None:
+        """The ball around the trained layers of a graph; None if the graph does not end in them as a head.
+
+        Args:
+            graph: a captured graph of the module.
+            names: names of parameters in the module by value name.
+            module: owner of the parameters.
+            dtype: floating point type to compute in.
+        """
+        values = {value for value, name in names.items() if name in self.parameters and value in graph.shapes}
+        dependent = reached(graph, values)
+        last = [call.name for call in graph.calls if call.op is _aten.linear.default and values & set(call.inputs)]
+        try:
+            head = read_head(graph, last[-1] if last else graph.output, names, dependent)
+        except HeadError:
+            return None
+        return HeadBall(head, head_layers(module, head, dtype), self.radius, dependent - values)
+
+
+def head_layers(module: nn.Module, head: Head, dtype: torch.dtype) -> tuple[Layer, ...]:
+    """The layers of a head at the module's own parameters."""
+
+    def value(name: str) -> Tensor:
+        return module.get_parameter(name).detach().to(dtype)
+
+    return tuple(
+        Layer(value(layer.weight), None if layer.bias is None else value(layer.bias), layer.trains_bias)
+        for layer in head.layers
+    )
+
+
+def _around(center: Tensor, radius: float) -> Interval:
+    """``[c - R, c + R]``, rounded outward."""
+    lower, upper = center - radius, center + radius
+    return Interval.trusted(
+        torch.nextafter(lower, torch.full_like(lower, -torch.inf)),
+        torch.nextafter(upper, torch.full_like(upper, torch.inf)),
+    )

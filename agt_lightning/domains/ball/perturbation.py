@@ -1,0 +1,50 @@
+"""How far the adversary can move the features that enter a head, and anything linear in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic import dual_norm
+from agt_lightning.interval import Interval
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Moves Δx of the features of each sample: in a box, and for raw features in an ℓ1 or ℓ2 ball as well.
+
+    Args:
+        half_widths: largest ``|Δx_k|``, (b, d).
+        scale: radius of the ball ``{scale ∘ u : ‖u‖_p <= 1}`` for each feature, (d,); None without a ball.
+        p: norm of the ball.
+    """
+
+    half_widths: Tensor
+    scale: Tensor | None = None
+    p: float = 2.0
+
+    @classmethod
+    def between(cls, clean: Tensor, poisoned: Interval) -> Perturbation:
+        """From features as they are, (b, d), and everything within the adversary's reach."""
+        half_widths = torch.maximum(poisoned.upper - clean, clean - poisoned.lower).clamp(min=0)
+        ball = poisoned.ball
+        if ball is None or ball.scale.ndim != 1 or ball.p not in (1, 2):
+            return cls(half_widths)
+        return cls(half_widths, ball.scale, ball.p)
+
+    def norm(self) -> Tensor:
+        """Largest ``‖Δx‖₂``, (b,)."""
+        box: Tensor = self.half_widths.norm(dim=1)
+        return box if self.scale is None else box.clamp(max=float(self.scale.max()))
+
+    def along(self, rows: Tensor) -> Tensor:
+        """Largest ``|row · Δx|`` for shared rows (o, d), (b, o)."""
+        box = self.half_widths @ rows.abs().T
+        return box if self.scale is None else torch.minimum(box, dual_norm(rows * self.scale, self.p))
+
+    def along_own(self, rows: Tensor) -> Tensor:
+        """Largest ``|row_i · Δx_i|`` for one row per sample (b, d), (b,)."""
+        box = (rows.abs() * self.half_widths).sum(dim=1)
+        return box if self.scale is None else torch.minimum(box, dual_norm(rows * self.scale, self.p))

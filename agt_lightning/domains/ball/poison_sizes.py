@@ -1,0 +1,36 @@
+"""How far the gradients of single poisoned samples can move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from agt_lightning.aggregation.top_n import top_n_sum
+
+
+@dataclass(frozen=True)
+class PoisonSizes:
+    """Per poisonable sample, (m,): how far its gradient can move, as a whole and split for the energy argument.
+
+    Args:
+        plain: upper bound on ‖p_i‖.
+        energy: upper bound on ``qᵀ H⁻¹ q`` for the part ``J̄ᵀ q`` of p_i; infinite if it has none.
+        rest: upper bound on the other part.
+    """
+
+    plain: Tensor
+    energy: Tensor
+    rest: Tensor
+
+    def worst(self, weights: Tensor, n: int) -> tuple[float, float, float]:
+        """Sums of each over the n worst samples, weighted.
+
+        Args:
+            weights: of the samples in the loss, (m,).
+            n: largest number of poisoned samples.
+        """
+        plain, energy, rest = (
+            float(top_n_sum((weights * size)[None], n)) for size in (self.plain, self.energy, self.rest)
+        )
+        return plain, energy, rest

@@ -1,0 +1,84 @@
+"""One step of the radius: from suprema over the ball to the next ball (theory, "The ball domain")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_TRACE_SUFFICES = 0.1
+"""Below this α·trace the curvature hardly enters the step, and its matrix norm is not computed."""
+
+_OUTWARD = 1 + 2.0**-40
+"""Above the rounding of this formula and of its constants: sums of nonnegative terms, up to a million samples."""
+
+
+@dataclass(frozen=True)
+class StepConstants:
+    """Suprema over the current ball, all in units of the gradient of the mean loss.
+
+    With δ the difference of poisoned and nominal parameters, the step is ``δ⁺ = (1-αμ)δ - α(Aδ + E + p)`` where A is
+    symmetric and positive semidefinite, E is what the network's own curvature and its kinks add, and p is the poison.
+
+    Args:
+        trace: upper bound on ‖A‖, cheap.
+        norm: computes a tighter upper bound on ‖A‖.
+        remainder: upper bound on ‖E‖ without the monotone kinks.
+        monotone: upper bound on ‖J‖ for the part J of E with ⟨δ, J⟩ >= 0.
+        poison: upper bound on ‖p‖.
+        energy: upper bound on ‖ω‖² for a splitting ``p = A^½ ω + p'``; infinite if there is none.
+        rest: upper bound on ‖p'‖.
+    """
+
+    trace: float
+    norm: Callable[[], float]
+    remainder: float
+    monotone: float
+    poison: float
+    energy: float
+    rest: float
+
+    def curvature(self, rate: float) -> float:
+        """Upper bound on ‖A‖, by as much work as this learning rate makes worthwhile."""
+        return self.trace if rate * self.trace <= _TRACE_SUFFICES else min(self.trace, self.norm())
+
+
+def next_radius(radius: float, constants: StepConstants, rate: float, decay: float) -> float:
+    """Radius that contains every poisoned iterate after a step of SGD.
+
+    Args:
+        radius: R, in units of the parameters.
+        constants: suprema over the ball of this radius.
+        rate: learning rate α.
+        decay: weight decay μ.
+
+    Reference:
+        Theory, "The ball domain", equations for the plain step, the energy step and monotone kinks.
+
+    Example:
+        >>> still = StepConstants(trace=1.0, norm=lambda: 1.0, remainder=0.0, monotone=0.0, poison=0.5,
+        ...                       energy=math.inf, rest=0.0)
+        >>> round(next_radius(1.0, still, rate=0.1, decay=0.0), 9)
+        1.05
+    """
+    curvature = constants.curvature(rate)
+    kept = 1 - rate * decay
+    plain = _with_monotone(
+        max(abs(kept), abs(kept - rate * curvature)) * radius, curvature * radius, constants, rate, kept
+    )
+    best = plain + rate * constants.poison
+    strength = rate * curvature / kept if kept > 0 else math.inf
+    if strength < 2 and math.isfinite(constants.energy):
+        gained = rate / kept * constants.energy / (2 - strength)
+        push = curvature * radius + math.sqrt(curvature * constants.energy)
+        by_energy = _with_monotone(kept * math.sqrt(radius * radius + gained), push, constants, rate, kept)
+        best = min(best, by_energy + rate * constants.rest)
+    return (best + rate * constants.remainder) * _OUTWARD
+
+
+def _with_monotone(moved: float, push: float, constants: StepConstants, rate: float, kept: float) -> float:
+    """``‖u - αJ‖`` for ``u = (1-αμ)δ - αv`` with ``‖u‖ <= moved``, ``‖v‖ <= push`` and ``⟨δ, J⟩ >= 0``."""
+    monotone = rate * constants.monotone
+    if kept < 0:
+        return moved + monotone
+    return min(moved + monotone, math.sqrt(moved * moved + 2 * rate * push * monotone + monotone * monotone))

@@ -1,0 +1,156 @@
+"""A step as the ball domain sees it: samples, targets and poison of all micro-batches, one after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.domains.ball.losses import LabelReach, Target
+from agt_lightning.domains.ball.perturbation import Perturbation
+from agt_lightning.domains.ball.reading import HeadObjective
+from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.base import Step, StepPart
+from agt_lightning.interval import Interval
+from agt_lightning.labels import ClassLabels
+from agt_lightning.objective import select
+from agt_lightning.passes import Enclosure
+from agt_lightning.rules.base import Value, interval
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """One micro-batch.
+
+    Args:
+        part: the micro-batch.
+        objective: the form of its loss.
+        known: bounds of another domain on the results of the head's layers; empty without one.
+    """
+
+    part: StepPart
+    objective: HeadObjective
+    known: Enclosure
+
+    @property
+    def samples(self) -> Samples:
+        """At the nominal parameters."""
+        nominal, names = self.part.nominal, [layer.output for layer in self.objective.head.layers]
+        boxes = tuple(self.known.clean[name] for name in names) if self.known.clean else None
+        inputs = interval(nominal[self.objective.head.input]).lower
+        return Samples(inputs, tuple(interval(nominal[name]).lower for name in names), boxes)
+
+    @property
+    def poisoned_boxes(self) -> tuple[Interval, ...] | None:
+        """Bounds of another domain on the layers' results for poisoned samples."""
+        names = [layer.output for layer in self.objective.head.layers]
+        return tuple(self.known.poisoned[name] for name in names) if self.known.poisoned else None
+
+    @property
+    def targets(self) -> Target:
+        """As they are, one row per sample."""
+        return _target(self.part.nominal[self.objective.target])
+
+
+def joined_samples(views: Sequence[HeadView]) -> Samples:
+    """Samples of all micro-batches."""
+    parts = [view.samples for view in views]
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    return Samples(
+        torch.cat([part.inputs for part in parts]),
+        tuple(torch.cat(values) for values in zip(*(part.layers for part in parts), strict=True)),
+        _joined_boxes(boxes) if len(boxes) == len(parts) else None,
+    )
+
+
+def joined_targets(views: Sequence[HeadView]) -> Target:
+    """Targets of all micro-batches."""
+    return _joined([view.targets for view in views])
+
+
+def joined_poison(views: Sequence[HeadView], step: Step) -> Poison | None:
+    """What the adversary can do to the poisonable samples of all micro-batches; None if nothing."""
+    touched = [view for view in views if view.part.frozen is not None]
+    if not touched:
+        return None
+    rows = step.samples.poisonable
+    every = torch.arange(len(step.samples.weights), device=step.samples.weights.device)
+    boxes = [view.poisoned_boxes for view in touched]
+    known = [box for box in boxes if box is not None]
+    return Poison(
+        rows=every if rows is None else rows,
+        n=step.adversary.n,
+        labels=_joined_labels(touched, step.adversary),
+        moves=_joined_moves(touched),
+        boxes=_joined_boxes(known) if len(known) == len(boxes) else None,
+    )
+
+
+def _joined_labels(views: Sequence[HeadView], adversary: Adversary) -> LabelReach:
+    clean, poisoned = [], []
+    for view in views:
+        name = view.objective.target
+        assert view.part.frozen is not None
+        clean.append(_target(select(view.part.nominal[name], view.part.rows)))
+        poisoned.append(_target(view.part.frozen[name]))
+    together = LabelReach(_joined(clean), _joined(poisoned))
+    radius = _label_radius(together, views[0].objective, adversary)
+    return LabelReach(together.clean, together.poisoned, radius)
+
+
+def _label_radius(labels: LabelReach, objective: HeadObjective, adversary: Adversary) -> float | None:
+    """Where a change of labels is Euclidean shorter than the diagonal of its box."""
+    if not isinstance(labels.poisoned, Interval) or not isinstance(adversary, BoundedAdversary):
+        return None
+    if objective.one_hot:  # a flip changes two entries
+        return math.sqrt(2) * float(labels.poisoned.width.max())
+    if adversary.q in (1, 2) and objective.target_is_label:
+        return adversary.nu
+    return None
+
+
+def _joined_moves(views: Sequence[HeadView]) -> Perturbation | None:
+    moved = []
+    for view in views:
+        name = view.objective.head.input
+        assert view.part.frozen is not None
+        clean, poisoned = select(view.part.nominal[name], view.part.rows), interval(view.part.frozen[name])
+        if not poisoned.is_point:
+            moved.append(Perturbation.between(interval(clean).lower, poisoned))
+    if not moved:
+        return None
+    half_widths = torch.cat([part.half_widths for part in moved])
+    return Perturbation(half_widths, moved[0].scale, moved[0].p)
+
+
+def _target(value: Value) -> Target:
+    if isinstance(value, ClassLabels):
+        return value
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        return ClassLabels(value)
+    bounds = interval(value)
+    flat = bounds.lower.reshape(len(bounds.lower), -1)
+    return Interval.point(flat) if bounds.is_point else Interval.trusted(flat, bounds.upper.reshape(flat.shape))
+
+
+def _joined(targets: Sequence[Target]) -> Target:
+    first = targets[0]
+    if isinstance(first, ClassLabels):
+        index = torch.cat([target.index for target in targets if isinstance(target, ClassLabels)])
+        return ClassLabels(index, first.flippable, first.sources, first.targets)
+    return _joined_intervals([target for target in targets if isinstance(target, Interval)])
+
+
+def _joined_boxes(boxes: Sequence[tuple[Interval, ...]]) -> tuple[Interval, ...]:
+    return tuple(_joined_intervals(intervals) for intervals in zip(*boxes, strict=True))
+
+
+def _joined_intervals(intervals: Sequence[Interval]) -> Interval:
+    lower = torch.cat([part.lower for part in intervals])
+    if all(part.is_point for part in intervals):
+        return Interval.point(lower)
+    return Interval.trusted(lower, torch.cat([part.upper for part in intervals]))

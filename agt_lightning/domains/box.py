@@ -1,0 +1,165 @@
+"""The box: an interval for every parameter, moved by interval arithmetic (the paper's abstract gradient training)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from agt_lightning.adversaries import Adversary, UnboundedAdversary
+from agt_lightning.aggregation import (
+    Clipping,
+    NormClipping,
+    ValueClipping,
+    bounded_descent,
+    unbounded_descent,
+)
+from agt_lightning.domains.base import Applied, Domain, Setting, Step
+from agt_lightning.errors import UncertifiableError
+from agt_lightning.gradients import FactoredGradient
+from agt_lightning.interval import Interval, check_finite_and_ordered
+from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
+from agt_lightning.passes import Enclosure, Pass, propagate, stacked
+from agt_lightning.update import Observed, followed, foreign_state_problems
+
+
+@dataclass(frozen=True)
+class BoxStep:
+    """What one step's batches say about the gradient, for parameters anywhere in the box.
+
+    Args:
+        bounds: interval of the applied gradient, by parameter name.
+        values: bounds on values of each micro-batch that other domains read.
+    """
+
+    bounds: Mapping[str, Interval]
+    values: tuple[Enclosure, ...]
+
+
+class BoxDomain(Domain[BoxStep]):
+    """Valid parameter-space bounds (Definition 3.1), and intervals for what the optimizer remembers.
+
+    Args:
+        module: at its initial parameters.
+        memory_budget: bytes for temporary tensors of the aggregation.
+        dtype: floating point type of the bounds' computation.
+    """
+
+    name: ClassVar[str] = "box"
+
+    def __init__(self, module: nn.Module, memory_budget: int, dtype: torch.dtype) -> None:
+        self.memory_budget = memory_budget
+        self.dtype = dtype
+        self.intervals = {n: Interval.point(p.detach().to(dtype, copy=True)) for n, p in module.named_parameters()}
+        self.states: dict[str, OptimizerState] = {}
+        self._remembered: dict[str, OptimizerState] = {}
+
+    @override
+    def problems(self, setting: Setting) -> list[str]:
+        return [
+            *optimizer_problems(setting.optimizer),
+            *foreign_state_problems(setting.module, setting.optimizer, self.states),
+        ]
+
+    @override
+    def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> BoxStep:
+        passes = self.passes(step, enclosures)
+        clean = stacked([part.clean for part in passes])
+        poisoned = stacked([part.poisoned for part in passes])
+        clipping = self.clipping(step.adversary, clean)
+        bounds = {}
+        for name, gradient in clean.items():
+            bounds[name] = (
+                bounded_descent(gradient, poisoned.get(name), step.samples, step.adversary.n, self.memory_budget)
+                if clipping is None
+                else unbounded_descent(gradient, step.samples, step.adversary.n, clipping, self.memory_budget)
+            )
+            check_finite_and_ordered(bounds[name], f"the gradient of `{name}`")
+        return BoxStep(bounds, tuple(part.values for part in passes))
+
+    def passes(self, step: Step, enclosures: Sequence[Enclosure]) -> list[Pass]:
+        """Clean and poisoned pass over each micro-batch, with the parameters anywhere in the box.
+
+        Args:
+            step: the step.
+            enclosures: what other domains know of each micro-batch's values; none if empty.
+        """
+        known = enclosures or [Enclosure()] * len(step.parts)
+        return [
+            propagate(
+                part.bounded,
+                step.module,
+                part.batch,
+                self.intervals,
+                step.adversary,
+                scale=step.scale,
+                rows=part.rows,
+                dtype=self.dtype,
+                known=enclosure,
+            )
+            for part, enclosure in zip(step.parts, known, strict=True)
+        ]
+
+    @staticmethod
+    def clipping(adversary: Adversary, gradients: Mapping[str, FactoredGradient]) -> Clipping | None:
+        """How each sample's gradient is clipped; None if it is not."""
+        if not isinstance(adversary, UnboundedAdversary):
+            return None
+        if adversary.clip == "value":
+            return ValueClipping(adversary.kappa)
+        return NormClipping.of(adversary.kappa, list(gradients.values()))
+
+    @override
+    def update(self, pending: BoxStep, applied: Applied) -> None:
+        counterpart = abstract_optimizer(applied.optimizer)
+        if counterpart is None:
+            raise UncertifiableError(optimizer_problems(applied.optimizer))
+        for name, group, kept in applied.updates():
+            state, remembered = self.states.get(name), self._remembered.get(name)
+            box = self.intervals[name]
+            if state is None:
+                state = remembered = counterpart.initial(group, box)
+            after = counterpart.nominal(kept, state.step + 1, self.dtype)
+            seen = Observed.of(applied.parameters[name], applied.before[name], remembered, after, self.dtype)
+            gradient = pending.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
+            self.states[name], self.intervals[name] = followed(name, counterpart, group, state, box, gradient, seen)
+            self._remembered[name] = after
+
+    def tighten(self, other: Mapping[str, Interval]) -> None:
+        """Intersect with the bounds of another domain, which contain the same runs."""
+        for name, interval in other.items():
+            self.intervals[name] = self.intervals[name].intersect(interval)
+
+    @override
+    def box(self) -> dict[str, Interval]:
+        return self.intervals
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return {
+            "lower": {name: interval.lower for name, interval in self.intervals.items()},
+            "upper": {name: interval.upper for name, interval in self.intervals.items()},
+            "optimizer": {name: state.plain() for name, state in self.states.items()},
+        }
+
+    @override
+    def restore(self, state: Mapping[str, Any]) -> None:
+        box = {name: _interval(lower, state["upper"][name]) for name, lower in state["lower"].items()}
+        states = {name: OptimizerState.from_plain(plain) for name, plain in state["optimizer"].items()}
+        self.adopt(box, states)
+
+    def adopt(self, box: Mapping[str, Interval], states: Mapping[str, OptimizerState]) -> None:
+        """Take over bounds and optimizer states of an interrupted run, of the names and shapes that are there."""
+        device = {name: interval.device for name, interval in self.intervals.items()}
+        self.intervals = {name: box[name].to(dtype=self.dtype, device=device[name]) for name in device}
+        self.states = {name: s.to(dtype=self.dtype, device=device[name]) for name, s in states.items()}
+        self._remembered = {}
+
+
+def _interval(lower: Tensor, upper: Tensor) -> Interval:
+    checked = Interval(lower, upper)
+    return Interval.point(lower) if torch.equal(lower, upper) else checked

@@ -1,0 +1,90 @@
+"""The role of a model whose outputs are an affine function of its training labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+Budget = Literal["dataset", "batch"]
+"""What n counts: samples of the whole data set, each with one label for all epochs, or positions of every step's batch,
+each with a fresh label, which is the threat model of `BoundedAdversary`."""
+
+
+class Predictions(NamedTuple):
+    """Outputs for queries, and the magnitudes that their rounding is relative to.
+
+    Args:
+        outputs: (Q, K), in units of the targets.
+        constant: at least the magnitude of what does not depend on labels, in every output, (Q,).
+        influence: at least Σ |a_i| over all samples and steps, a product of norms for each a_i, (Q,).
+    """
+
+    outputs: Tensor
+    constant: Tensor
+    influence: Tensor
+
+    def slack(self, roundoff: float, largest_label: float) -> Tensor:
+        """What rounding can add to one output, (Q,).
+
+        Args:
+            roundoff: relative error with respect to the sum of magnitudes.
+            largest_label: largest magnitude of a label, changed or not.
+        """
+        return roundoff * (self.constant + self.influence * largest_label)
+
+
+class Round(NamedTuple):
+    """One choice of at most n positions by the adversary; its effects on the outputs add over rounds.
+
+    Args:
+        samples: which sample is at each position, int64 (m,); poisonable ones only.
+        coefficients: a, (Q, m): label ``y`` at position i adds ``a_i y`` to the outputs.
+    """
+
+    samples: Tensor
+    coefficients: Tensor
+
+
+class LinearInLabels(Protocol):
+    """``f(x*) = constant(x*) + Σ_i a_i(x*) y_i`` for training labels y_i, with the same a_i for all outputs.
+
+    Attributes:
+        targets: y, (N, K) in float64.
+        poisonable: samples whose label can be changed, boolean (N,).
+        roundoff: relative rounding error of outputs and coefficients, with respect to the sum of magnitudes.
+    """
+
+    @property
+    def targets(self) -> Tensor: ...  # noqa: D102 - stands in the class docstring
+
+    @property
+    def poisonable(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def roundoff(self) -> float: ...  # noqa: D102
+
+    def predict(self, queries: Tensor) -> Predictions:
+        """Outputs for features (Q, d), in float64."""
+        ...
+
+    def rounds(self, queries: Tensor, budget: Budget) -> Iterator[Round]:
+        """The adversary's choices: one for the data set, or one per step, last step first."""
+        ...
+
+    def round_sizes(self, budget: Budget) -> Sequence[int]:
+        """Number of poisonable positions in each round."""
+        ...
+
+
+def query_chunks(queries: Tensor, bytes_per_query: int, memory: int) -> tuple[Tensor, ...]:
+    """Split queries so that a chunk needs at most ``memory`` bytes, or is a single query.
+
+    Example:
+        >>> import torch
+        >>> [len(chunk) for chunk in query_chunks(torch.zeros(5, 3), bytes_per_query=100, memory=250)]
+        [2, 2, 1]
+    """
+    size = max(1, memory // max(1, bytes_per_query))
+    return tuple(queries[start : start + size] for start in range(0, len(queries), size))

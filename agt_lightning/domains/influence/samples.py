@@ -1,0 +1,158 @@
+"""Which training samples are the same: a label that is used in every epoch is changed once."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from agt_lightning.errors import UncertifiableError
+
+_TWO_TARGETS = (
+    "Expected one target for each id, but the one at position {position} of the batch came with two. Give each sample "
+    "an id of its own, and do not change targets during training."
+)
+
+
+class SampleTable:
+    """Distinct rows of features, each stored once, and the sample that each belongs to.
+
+    A sample is known by its id, or else by its content, features and target together. Two samples of equal content
+    then count as one whose label is changed in both places: an adversary that is not weaker.
+
+    Content says nothing about identity where features change from epoch to epoch. That is noticed when content turns
+    up that the first epoch did not have, and remembered in `problem`.
+
+    Example:
+        >>> table = SampleTable()
+        >>> table.rows(torch.tensor([[1.0], [2.0], [1.0]]), torch.tensor([[0.0], [1.0], [0.0]])).tolist()
+        [0, 1, 0]
+        >>> table.rows(torch.tensor([[3.0]]), torch.tensor([[0.0]]), epoch=1).tolist(), table.problem is None
+        ([2], False)
+    """
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+        self._uses_ids: bool | None = None
+        self._first_epoch: int | None = None
+        self._row_of: dict[bytes, int] = {}
+        self._sample_of: dict[bytes, int] = {}
+        self._label_of: list[bytes] = []
+        self._samples: list[int] = []
+        self._features: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._poisonable: list[bool] = []
+
+    def rows(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        *,
+        ids: Tensor | None = None,
+        epoch: int = 0,
+        poisonable: Tensor | None = None,
+    ) -> Tensor:
+        """Find a batch in the table and add what is new.
+
+        Args:
+            features: (b, d).
+            targets: (b, K).
+            ids: integers (b,) that name the samples in all epochs, or None for all batches.
+            epoch: number of the epoch.
+            poisonable: boolean (b,), None for all; a sample that is poisonable once stays so.
+
+        Returns:
+            Rows of `features`, int64 (b,), on the device of the batch.
+
+        Raises:
+            UncertifiableError: if one id comes with two targets.
+            ValueError: if ids come with some batches only.
+        """
+        self._check_ids(ids)
+        contents, labels = _digests(features), _digests(targets)
+        names = [c + t for c, t in zip(contents, labels, strict=True)] if ids is None else _digests(ids[:, None])
+        samples, new_samples = self._enter_samples(names, labels)
+        rows, new_rows = self._enter_rows(samples, [n + c for n, c in zip(names, contents, strict=True)])
+        for sample, allowed in zip(samples, _flags(poisonable, len(samples)), strict=True):
+            self._poisonable[sample] |= allowed
+        self._targets.append(targets[new_samples])
+        self._features.append(features[new_rows])
+        self._check_epoch(epoch, len(new_samples), ids)
+        return torch.tensor(rows, dtype=torch.int64, device=features.device)
+
+    @property
+    def features(self) -> Tensor:
+        """Distinct rows of features, (rows, d)."""
+        return torch.cat(self._features)
+
+    @property
+    def targets(self) -> Tensor:
+        """Label of each sample, (N, K)."""
+        return torch.cat(self._targets)
+
+    @property
+    def sample_of_row(self) -> Tensor:
+        """Sample of each row of features, int64 (rows,)."""
+        return torch.tensor(self._samples, dtype=torch.int64, device=self._features[0].device)
+
+    @property
+    def poisonable(self) -> Tensor:
+        """Samples whose label can be changed, boolean (N,)."""
+        return torch.tensor(self._poisonable, dtype=torch.bool, device=self._features[0].device)
+
+    def _enter_samples(self, names: list[bytes], labels: list[bytes]) -> tuple[list[int], list[int]]:
+        """The sample at each position, and the positions that brought new ones."""
+        samples: list[int] = []
+        new: list[int] = []
+        for position, (name, label) in enumerate(zip(names, labels, strict=True)):
+            sample = self._sample_of.setdefault(name, len(self._label_of))
+            if sample == len(self._label_of):
+                self._label_of.append(label)
+                self._poisonable.append(False)
+                new.append(position)
+            if self._label_of[sample] != label:
+                raise UncertifiableError([_TWO_TARGETS.format(position=position)])
+            samples.append(sample)
+        return samples, new
+
+    def _enter_rows(self, samples: list[int], keys: list[bytes]) -> tuple[list[int], list[int]]:
+        """The row of features at each position, and the positions that brought new ones."""
+        rows: list[int] = []
+        new: list[int] = []
+        for position, (sample, key) in enumerate(zip(samples, keys, strict=True)):
+            row = self._row_of.setdefault(key, len(self._samples))
+            if row == len(self._samples):
+                self._samples.append(sample)
+                new.append(position)
+            rows.append(row)
+        return rows, new
+
+    def _check_ids(self, ids: Tensor | None) -> None:
+        uses_ids = ids is not None
+        if self._uses_ids is None:
+            self._uses_ids = uses_ids
+        if self._uses_ids != uses_ids:
+            raise ValueError("Expected `ids` with every batch or with none, but got both. Give them with every batch.")
+
+    def _check_epoch(self, epoch: int, new_samples: int, ids: Tensor | None) -> None:
+        if self._first_epoch is None:
+            self._first_epoch = epoch
+        if ids is not None or epoch == self._first_epoch or not new_samples or self.problem is not None:
+            return
+        self.problem = (
+            f"Expected every epoch to hold the samples of epoch {self._first_epoch}, but epoch {epoch} brought "
+            f"{new_samples} samples with features or targets not seen there: random augmentation, a frozen part that "
+            "rounds differently, `drop_last` with shuffling, or more data. So which samples are the same is not known, "
+            "and a budget for the data set has no meaning. Give `ids`, or use the budget for each batch."
+        )
+
+
+def _flags(mask: Tensor | None, count: int) -> list[bool]:
+    return [True] * count if mask is None else [bool(flag) for flag in mask.tolist()]
+
+
+def _digests(rows: Tensor) -> list[bytes]:
+    """A short name for each row, equal for equal values: a collision has probability below 1e-25 for 1e6 rows."""
+    values = (rows + 0).detach().cpu().contiguous().numpy()  # -0.0 + 0 is 0.0
+    return [blake2b(row.tobytes(), digest_size=16).digest() for row in values]

@@ -1,0 +1,165 @@
+"""Certified accuracy against the number of flipped training labels, and what a search over settings found."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from recipes.figures.canvas import new_figure, plain, save
+from recipes.run import Run
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, told apart by all readers
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True)
+class CertifiedFlips:
+    """How many flipped labels each prediction withstands, of one trained model.
+
+    Args:
+        label: name in legends.
+        flips: certified flips of each test sample, integers ``(samples,)``: so many flipped training labels provably
+            do not change its prediction, be it right or wrong. Negative where nothing is certified.
+        correct: whether the prediction is right, ``(samples,)``.
+    """
+
+    label: str
+    flips: Tensor
+    correct: Tensor
+
+    def __post_init__(self) -> None:
+        if self.flips.ndim != 1 or len(self.flips) == 0 or self.flips.shape != self.correct.shape:
+            raise ValueError(
+                f"Expected certified flips and correctness of the same samples, at least one, for {self.label!r}, but "
+                f"got the shapes {tuple(self.flips.shape)} and {tuple(self.correct.shape)}."
+            )
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy without any flip."""
+        return self.correct.double().mean().item()
+
+    @property
+    def median(self) -> float:
+        """Median over all predictions; of two middle ones their mean."""
+        return self.flips.double().quantile(0.5).item()
+
+    def certified_accuracy(self, n: float) -> float:
+        """Fraction of samples whose prediction is right and withstands ``n`` flips."""
+        return (self.correct & (self.flips >= n)).double().mean().item()
+
+    def steps(self) -> tuple[list[float], list[float]]:
+        """Corners of certified accuracy as a function of n: it has each value up to and including its n."""
+        n, counts = np.unique(self.flips[self.correct & (self.flips >= 0)].numpy(), return_counts=True)
+        values = np.concatenate([counts[::-1].cumsum()[::-1], [0]]) / len(self.flips)
+        return [0.0, *map(float, n)], [float(values[0]), *map(float, values[:-1])]
+
+
+def draw_flips_curve(runs: Sequence[Run], path: Path) -> Path:
+    """Draw how certified accuracy falls with the number of flipped labels, one curve per run.
+
+    Args:
+        runs: trainings of linear heads whose models know `certified_flips`; the test batches of their data have class
+            indices. Curves are named for the folders of the runs, if there are several.
+        path: the file to write.
+
+    Returns:
+        ``path``.
+    """
+    names = [run.output_dir.name for run in runs] if len(runs) > 1 else ["certified accuracy"]
+    return draw_curves([certified_flips(run, name) for run, name in zip(runs, names, strict=True)], path)
+
+
+@torch.no_grad()
+def certified_flips(run: Run, label: str) -> CertifiedFlips:
+    """Certified flips of every test sample of a run.
+
+    Args:
+        run: a training whose model knows `certified_flips`.
+        label: name in legends.
+    """
+    flips, correct = [], []
+    for x, y in run.datamodule.test_dataloader():
+        x = x.to(run.module.device)
+        flips.append(run.model.certified_flips(x).cpu())
+        correct.append(run.module(x).argmax(dim=-1).cpu() == y.cpu())
+    return CertifiedFlips(label, torch.cat(flips), torch.cat(correct))
+
+
+def draw_curves(curves: Sequence[CertifiedFlips], path: Path) -> Path:
+    """Draw certified accuracy against n as steps, nominal accuracy as a dotted line, the median as a marker.
+
+    Args:
+        curves: at least one.
+        path: the file to write.
+
+    Returns:
+        ``path``.
+    """
+    if not curves:
+        raise ValueError("Expected at least one curve to draw, but got none.")
+    figure = new_figure(7, 4.6)
+    axes = figure.subplots()
+    right = max(1.0, 1.02 * max(int(curve.flips.max()) for curve in curves))
+    for index, curve in enumerate(curves):
+        color, marker = _style(index)
+        _draw_curve(axes, curve, right, color, marker)
+    axes.plot([], [], color="black", linestyle=":", label="nominal accuracy")
+    axes.set(xlabel="flipped training labels, n", ylabel="fraction of test samples", xlim=(0, right), ylim=(0, 1))
+    axes.set_title("Certified accuracy against label flips (marker: median certified flips)", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    plain(axes)
+    return save(figure, path)
+
+
+def _draw_curve(axes: Axes, curve: CertifiedFlips, right: float, color: str, marker: str) -> None:
+    n, values = curve.steps()
+    axes.step([*n, n[-1], right], [*values, 0.0, 0.0], where="pre", color=color, label=_named(curve))
+    axes.axhline(curve.accuracy, color=color, linestyle=":", linewidth=1.2)
+    if curve.median >= 0:
+        axes.plot(curve.median, curve.certified_accuracy(curve.median), marker, color=color, markeredgecolor="white")
+
+
+def _named(curve: CertifiedFlips) -> str:
+    return f"{curve.label}: median n = {curve.median:g}, nominal {curve.accuracy:.3f}"
+
+
+def draw_search(groups: Mapping[str, Iterable[CertifiedFlips]], path: Path) -> Path:
+    """Draw accuracy against median certified flips, one point per setting: up and to the right is better.
+
+    Args:
+        groups: the settings that share a color, such as all with the same features, by name; each point is annotated
+            with its own label.
+        path: the file to write.
+
+    Returns:
+        ``path``.
+    """
+    found = {name: list(curves) for name, curves in groups.items()}
+    if not any(found.values()):
+        raise ValueError("Expected at least one setting to draw, but got none.")
+    figure = new_figure(8, 5.6)
+    axes = figure.subplots()
+    for index, (name, curves) in enumerate(found.items()):
+        color, marker = _style(index)
+        medians, accuracies = [curve.median for curve in curves], [curve.accuracy for curve in curves]
+        axes.scatter(medians, accuracies, color=color, marker=marker, label=name)
+        for curve, median, accuracy in zip(curves, medians, accuracies, strict=True):
+            axes.annotate(curve.label, (median, accuracy), (4, 4), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="median certified flips", ylabel="nominal accuracy")
+    axes.margins(x=0.18, y=0.08)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    plain(axes)
+    return save(figure, path)
+
+
+def _style(index: int) -> tuple[str, str]:
+    """Color and marker; after all colors the markers shift, so pairs repeat late."""
+    shift = index // len(_COLORS)
+    return _COLORS[index % len(_COLORS)], _MARKERS[(index + shift) % len(_MARKERS)]

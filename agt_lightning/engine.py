@@ -22,12 +22,14 @@ from agt_lightning.domains import (
     BoxStep,
     Choice,
     DomainFamily,
-    HeadBall,
+    InfluenceDomain,
     ParameterBall,
+    RecordedHead,
     Setting,
     Step,
     StepPart,
 )
+from agt_lightning.domains.head import HeadBounds
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval, check_finite_and_ordered
@@ -36,6 +38,8 @@ from agt_lightning.optimizers import OptimizerState, optimizer_problems
 from agt_lightning.passes import (
     MicroBatch,
     Poisonable,
+    SampleIds,
+    ids_of_samples,
     poisonable_at_all,
     poisonable_rows,
     propagate_frozen,
@@ -72,10 +76,13 @@ class AbstractGradientEngine:
         adversary: the threat model.
         poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
             a mask in the batch. None means all.
+        sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such
+            a tensor in the batch. None means they are known by their content. The influence domain alone asks.
         memory_budget: bytes for temporary tensors of the aggregation.
         dtype: floating point type of the bounds' computation.
         rules: bound rules by overload.
-        domains: which sets of parameters are kept: ``"box"``, ``"ball"``, several, or ``"auto"`` for all that apply.
+        domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, several, or ``"auto"``
+            for all that apply.
         clipping: how training clips the mean gradient; None if it does not.
 
     Reference:
@@ -100,6 +107,7 @@ class AbstractGradientEngine:
         adversary: Adversary,
         *,
         poisonable: Poisonable | None = None,
+        sample_ids: SampleIds | None = None,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
@@ -110,12 +118,13 @@ class AbstractGradientEngine:
         self.loss = loss
         self.adversary = adversary
         self.poisonable = poisonable
+        self.sample_ids = sample_ids
         self.memory_budget = memory_budget
         self.dtype = dtype
         self.rules = rules
         self.steps = 0
         self.clipping = clipping
-        self.domains = DomainFamily(domains, module, memory_budget, dtype)
+        self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype)
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
         self._verified: dict[str, Tensor] = {}
@@ -172,7 +181,7 @@ class AbstractGradientEngine:
 
     # --- one step --------------------------------------------------------------------------------------------------
 
-    def step(self, batches: Sequence[object], optimizer: torch.optim.Optimizer) -> None:
+    def step(self, batches: Sequence[object], optimizer: torch.optim.Optimizer, epoch: int = 0) -> None:
         """Train one step and move the box with it: gradient, optimizer update, abstract update, checks.
 
         This is the engine without Lightning. Doors that do not own the training loop call `descend`, `verify` and
@@ -181,6 +190,7 @@ class AbstractGradientEngine:
         Args:
             batches: micro-batches of this step; their losses are averaged.
             optimizer: the module's optimizer.
+            epoch: number of the pass over the data set; the influence domain alone asks, see `SampleTable`.
 
         Raises:
             UncertifiableError: if this step cannot be certified.
@@ -192,7 +202,7 @@ class AbstractGradientEngine:
         optimizer.zero_grad()
         trained = []
         for batch in batches:
-            trained.append(MicroBatch(batch, RandomState.now()))
+            trained.append(MicroBatch(batch, RandomState.now(), epoch))
             (self.loss(self.module, batch) / len(batches)).backward()
         descent = self.descend(trained)
         self.verify(descent, trained)
@@ -318,7 +328,10 @@ class AbstractGradientEngine:
 
     @property
     def box(self) -> dict[str, Interval]:
-        """Bounds on the parameters by name, in ``dtype``: the tightest of all domains."""
+        """Bounds on the parameters by name, in ``dtype``: the tightest of all domains.
+
+        Where the influence domain is in use alone, they take a replay of the whole training.
+        """
         return self.domains.box()
 
     @property
@@ -327,10 +340,26 @@ class AbstractGradientEngine:
         domain = self.domains.in_use.get("ball")
         return domain.element if isinstance(domain, BallDomain) else None
 
-    def head_ball(self, bounded: BoundedObjective) -> HeadBall | None:
-        """The ball around the trained layers of a captured loss, if it is in use."""
-        domain = self.domains.in_use.get("ball")
-        return domain.around(bounded) if isinstance(domain, BallDomain) else None
+    @property
+    def recorded_head(self) -> RecordedHead | None:
+        """The record of a head's training, if the influence domain is in use and a step was made."""
+        domain = self.domains.in_use.get("influence")
+        return domain.element if isinstance(domain, InfluenceDomain) else None
+
+    def heads(self, bounded: BoundedObjective) -> dict[str, HeadBounds]:
+        """What domains know of the trained layers of a captured loss, by name of the domain.
+
+        The influence domain would replay the whole training, so it is asked only where no other domain is in use.
+        """
+        found: dict[str, HeadBounds] = {}
+        ball = self.domains.in_use.get("ball")
+        if isinstance(ball, BallDomain):
+            found["ball"] = ball.around(bounded)
+        recorded = self.recorded_head
+        if recorded is not None and len(self.domains.in_use) == 1:
+            influence = recorded.within(bounded.program.graph, bounded.parameters, self.module)
+            return found if influence is None else {"influence": influence}
+        return found
 
     @property
     def states(self) -> dict[str, OptimizerState]:
@@ -369,9 +398,11 @@ class AbstractGradientEngine:
         bounded = self.objective(micro.data)
         rows = poisonable_rows(self.poisonable, micro.data, bounded.size(micro.data))
         frozen = None
-        if self.domains.others and poisonable_at_all(bounded, self.adversary, rows):
+        asked = any(domain.uses_reach for domain in self.domains.others.values())
+        if asked and poisonable_at_all(bounded, self.adversary, rows):
             frozen = propagate_frozen(bounded, values, self.adversary, rows)
-        return StepPart(bounded, micro, rows, values, frozen)
+        ids = ids_of_samples(self.sample_ids, micro.data, bounded.size(micro.data))
+        return StepPart(bounded, micro, rows, values, frozen, ids)
 
     def _nominal_pass(
         self, micro: MicroBatch, dtype: torch.dtype | None = None

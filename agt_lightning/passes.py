@@ -22,6 +22,9 @@ from agt_lightning.rules.base import Value, interval
 Poisonable = Callable[[object], Tensor] | str
 """Which samples can be poisoned: a function from batch to boolean mask, or the key of such a mask in the batch."""
 
+SampleIds = Callable[[object], Tensor] | str
+"""Names of samples in all epochs: a function from batch to integers (batch,), or the key of such a tensor in it."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -30,10 +33,12 @@ class MicroBatch:
     Args:
         data: the batch.
         state: the generators' state when the step began, from which dropout drew its masks; None if unknown.
+        epoch: number of the pass over the data set that it belongs to.
     """
 
     data: object
     state: RandomState | None = None
+    epoch: int = 0
 
     @classmethod
     def of(cls, batch: object) -> MicroBatch:
@@ -167,16 +172,33 @@ def poisonable_rows(poisonable: Poisonable | None, batch: object, size: int) -> 
     """
     if poisonable is None:
         return None
-    mask = _named_mask(poisonable, batch) if isinstance(poisonable, str) else poisonable(batch)
+    mask = _entry("poisonable", poisonable, batch) if isinstance(poisonable, str) else poisonable(batch)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (size,):
         got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(type(mask))
         raise ValueError(f"Expected `poisonable` to give a boolean mask of shape ({size},), but got {got}.")
     return mask.nonzero().squeeze(1)
 
 
-def _named_mask(key: str, batch: object) -> object:
+def ids_of_samples(sample_ids: SampleIds | None, batch: object, size: int) -> Tensor | None:
+    """Integers that name the samples of a batch in all epochs, (batch,); None if they have no names.
+
+    Raises:
+        KeyError: if ``sample_ids`` names a key that the batch does not have.
+        ValueError: if the ids are no integers of shape (batch,).
+    """
+    if sample_ids is None:
+        return None
+    ids = _entry("sample_ids", sample_ids, batch) if isinstance(sample_ids, str) else sample_ids(batch)
+    integers = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if not isinstance(ids, Tensor) or not integers or tuple(ids.shape) != (size,):
+        got = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else repr(type(ids))
+        raise ValueError(f"Expected `sample_ids` to give integers of shape ({size},), but got {got}.")
+    return ids.long()
+
+
+def _entry(setting: str, key: str, batch: object) -> object:
     if not isinstance(batch, Mapping) or key not in batch:
-        raise KeyError(f"Expected a batch with the key {key!r} of `poisonable`, but got {type(batch).__name__}.")
+        raise KeyError(f"Expected a batch with the key {key!r} of `{setting}`, but got {type(batch).__name__}.")
     return batch[key]
 
 

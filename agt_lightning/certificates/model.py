@@ -13,11 +13,13 @@ from agt_lightning.adversaries.features import perturbed
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import Graph, capture, reached
 from agt_lightning.capture.replica import replica
-from agt_lightning.certificates.margins import predicted_classes
+from agt_lightning.certificates.margins import last_linear, predicted_classes
 from agt_lightning.certificates.objectives import possible_classes
 from agt_lightning.certificates.predictions import Certification
-from agt_lightning.certificates.values import BoundedValues
-from agt_lightning.domains.ball import HeadBall, ParameterBall
+from agt_lightning.certificates.values import BoundedValues, frozen_values
+from agt_lightning.domains.ball import ParameterBall
+from agt_lightning.domains.head import HeadBounds, unshaped
+from agt_lightning.domains.influence import HeadInfluence, RecordedHead
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program, propagate_forward
@@ -32,10 +34,16 @@ class CertifiedModel:
     outward. With ``epsilon > 0`` they hold for every input in a ball around ``x`` as well, the trigger set V(x) of a
     backdoor attack (equation 13).
 
+    All bounds are for the adversary of the training, whose n counts samples of **each batch**. `certified_flips` alone
+    counts samples of the **whole data set**.
+
     Args:
         module: the trained module; `forward` is what is bounded.
         bounds: bounds on its parameters, which contain them.
         ball: a Euclidean ball that contains the same parameters, for tighter bounds on a head; None without one.
+        influence: the record of a linear head's training, for exact bounds on it where only labels can be poisoned, and
+            for `certified_flips`; None without one.
+        left_out: why the training went on without some domains, by name, to be told to who asks for one.
         method: how bounds are propagated; ``"ibp"``.
         dtype: floating point type to compute in.
         rules: bound rules by overload.
@@ -58,6 +66,8 @@ class CertifiedModel:
         method: str = "ibp",
         *,
         ball: ParameterBall | None = None,
+        influence: RecordedHead | None = None,
+        left_out: Mapping[str, str] | None = None,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
     ) -> None:
@@ -73,6 +83,8 @@ class CertifiedModel:
         self.bounds = bounds
         self.method = method
         self.ball = ball
+        self.influence = influence
+        self.left_out = dict(left_out or {})
         self.dtype = dtype
         self.rules = rules
         self._programs: dict[object, Program] = {}
@@ -127,6 +139,36 @@ class CertifiedModel:
         own = possible.gather(1, label[:, None]).squeeze(1)
         return Certification(label, own & (possible.sum(dim=1) == 1), possible)
 
+    def certified_flips(self, x: Tensor) -> Tensor:
+        r"""Largest n such that no change of n labels **in the whole data set** alters the prediction; exact.
+
+        The adversary gives n training samples another class each, which they keep in all epochs. Every n up to the
+        returned one leaves the prediction as it is, and some choice of one label more changes it, up to rounding. This
+        is another budget than that of the training's adversary, whose n counts samples of **each batch** with fresh
+        labels at every step; its n has no part here. Its ``source_classes`` and ``target_classes`` do, if it flips
+        labels, and so does ``poisonable``.
+
+        Args:
+            x: inputs, (batch, ...).
+
+        Returns:
+            Integers (batch,): 0 if one flip is enough; the number of poisonable samples if no number is.
+
+        Raises:
+            UncertifiableError: if the influence domain was not in use or does not cover `forward`, if targets are no
+                codes of classes, or if it is not known which samples of several epochs are the same.
+            UnsoundBoundError: if the record of the training does not lead to the module's parameters.
+
+        Reference:
+            docs/theory.md, "Exact influence of labels".
+        """
+        program = self._program(x)
+        head = self._head_influence(program)
+        if head is None or not self._ends_in(program, head):
+            raise UncertifiableError([self._why_no_influence()])
+        inputs = self._inputs(program, self._box(), x, 0.0, math.inf)
+        return head.certified_flips(interval(frozen_values(program, inputs, {"influence": head})[head.head.input]))
+
     def deciding_domains(self, x: Tensor, epsilon: float = 0.0) -> dict[str, float]:
         """Which domain's bound on the outputs is the tighter one: a share of all bounds by name.
 
@@ -140,16 +182,39 @@ class CertifiedModel:
         check_size("epsilon", epsilon)
         check_order("p", p, {1, 2, math.inf})
         program = self._program(x)
-        box = {name: bounds.to(dtype=self.dtype) for name, bounds in self.bounds.items()}
-        inputs = self._inputs(program, box, x, epsilon, p)
-        head = self._head(program)
-        return BoundedValues.of(program, inputs, program.graph.output, head)
+        inputs = self._inputs(program, self._box(), x, epsilon, p)
+        return BoundedValues.of(program, inputs, program.graph.output, self._heads(program))
 
-    def _head(self, program: Program) -> HeadBall | None:
-        """The ball around the trained layers that this program ends in, if there is one."""
-        if self.ball is None:
+    def _box(self) -> dict[str, Interval]:
+        return {name: bounds.to(dtype=self.dtype) for name, bounds in self.bounds.items()}
+
+    def _heads(self, program: Program) -> dict[str, HeadBounds]:
+        """What other domains know of the trained layers that this program ends in, by name."""
+        heads: dict[str, HeadBounds] = {}
+        if self.ball is not None:
+            ball = self.ball.within(program.graph, self._names(program), self.module, self.dtype)
+            heads |= {} if ball is None else {"ball": ball}
+        influence = self._head_influence(program)
+        return heads if influence is None else {**heads, "influence": influence}
+
+    def _head_influence(self, program: Program) -> HeadInfluence | None:
+        """The record of the layer that this program ends in, if there is one."""
+        if self.influence is None:
             return None
-        return self.ball.within(program.graph, self._names(program), self.module, self.dtype)
+        return self.influence.within(program.graph, self._names(program), self.module)
+
+    @staticmethod
+    def _ends_in(program: Program, head: HeadInfluence) -> bool:
+        """Whether the layer's outputs are read as classes: nothing follows that could change the largest one."""
+        last, producers = last_linear(program, program.graph.output), {c.name: c for c in program.graph.calls}
+        name = unshaped(producers, program.graph.output) if last is None else last.name
+        return name == head.head.output
+
+    def _why_no_influence(self) -> str:
+        if self.influence is not None:
+            return "`certified_flips` needs a `forward` that ends in the trained linear layer. Return its outputs."
+        reason = self.left_out.get("influence", "It was not in use, or no step was made.")
+        return f"`certified_flips` needs the domain `influence`: {reason} Use `domains='auto'`, or name it."
 
     def _names(self, program: Program) -> dict[str, str]:
         """Names of parameters in the module by value name, tied ones under their first name."""

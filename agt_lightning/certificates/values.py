@@ -1,4 +1,4 @@
-"""Bounds on all values of a network for parameters that lie in a box and, for its head, in a ball as well."""
+"""Bounds on all values of a network for parameters that lie in a box and, for its head, in other domains as well."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agt_lightning.certificates.margins import last_linear, output_margins
 from agt_lightning.certificates.objectives import is_single_logit
-from agt_lightning.domains.ball import HeadBall
+from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program, propagate_forward
 from agt_lightning.rules import Value
@@ -19,21 +19,21 @@ from agt_lightning.rules.base import interval
 
 @dataclass(frozen=True)
 class BoundedValues:
-    """What both domains together say about one batch.
+    """What all domains together say about one batch.
 
     Args:
         program: the network.
-        values: bounds on all its values, by name; those of the box, cut to those of the ball.
+        values: bounds on all its values, by name; those of the box, cut to those of the others.
         output: name of the outputs among them.
-        head: the ball around the head; None without one.
-        known: bounds of the ball alone on the head's layers, by name.
+        heads: the domains that know something of the head, by name.
+        known: bounds of each of them alone on the head's layers, by name.
     """
 
     program: Program
     values: Mapping[str, Value]
     output: str
-    head: HeadBall | None
-    known: Mapping[str, Interval]
+    heads: Mapping[str, HeadBounds]
+    known: Mapping[str, Mapping[str, Interval]]
 
     @classmethod
     def of(
@@ -41,7 +41,7 @@ class BoundedValues:
         program: Program,
         inputs: Mapping[str, Value],
         output: str,
-        head: HeadBall | None,
+        heads: Mapping[str, HeadBounds],
         skip: frozenset[str] = frozenset(),
     ) -> BoundedValues:
         """Propagate a box through the network.
@@ -50,15 +50,16 @@ class BoundedValues:
             program: the network.
             inputs: bounds on all inputs of its graph, parameters among them.
             output: name of the outputs.
-            head: the ball around the head; None without one.
+            heads: what other domains know of the head, by name of the domain.
             skip: values that nobody asks for.
         """
-        if head is None:
-            return cls(program, propagate_forward(program, inputs, skip=skip), output, None, {})
-        frozen = propagate_forward(program, inputs, skip=skip | head.dependent)
-        known = head.enclose(interval(frozen[head.head.input]))
-        values = propagate_forward(program, inputs, skip=skip, known=frozen, within=known)
-        return cls(program, values, output, head, known)
+        if not heads:
+            return cls(program, propagate_forward(program, inputs, skip=skip), output, {}, {})
+        frozen = frozen_values(program, inputs, heads, skip)
+        found = {name: head.enclose(interval(frozen[head.head.input])) for name, head in heads.items()}
+        known = {name: bounds for name, bounds in found.items() if bounds}
+        values = propagate_forward(program, inputs, skip=skip, known=frozen, within=_intersection(known))
+        return cls(program, values, output, {name: heads[name] for name in known}, known)
 
     @property
     def outputs(self) -> Interval:
@@ -68,17 +69,41 @@ class BoundedValues:
     def margins(self, target: Tensor) -> Interval:
         """Bounds on ``f_target - f_j`` for every class j; zero for the target itself."""
         margins = output_margins(self.program, self.values, self.output, target)
-        if self.head is None or is_single_logit(self.outputs):
+        if is_single_logit(self.outputs):
             return margins
         last = last_linear(self.program, self.output)
-        if last is None or last.name != self.head.head.output:
-            return margins
-        return margins.intersect(self.head.margins(interval(self.values[self.head.head.input]), target))
+        for head in self.heads.values():
+            if last is not None and last.name == head.head.output:
+                margins = margins.intersect(head.margins(interval(self.values[head.head.input]), target))
+        return margins
 
     def deciding(self) -> dict[str, float]:
-        """Share of the bounds on the head's outputs that each domain decides, by name."""
-        if self.head is None:
-            return {"box": 1.0}
-        ball, both = self.known[self.head.head.output], interval(self.values[self.head.head.output])
-        decided = torch.stack([both.lower <= ball.lower, both.upper >= ball.upper]).double().mean().item()
-        return {"box": 1.0 - decided, "ball": decided}
+        """Share of the bounds on the head's outputs that each domain decides, by name; of equal ones the first."""
+        shares, open_bounds = {"box": 1.0}, None
+        for name, head in self.heads.items():
+            own, tightest = self.known[name][head.head.output], interval(self.values[head.head.output])
+            reached = torch.stack([tightest.lower <= own.lower, tightest.upper >= own.upper])
+            open_bounds = torch.ones_like(reached) if open_bounds is None else open_bounds
+            shares[name] = (reached & open_bounds).double().mean().item()
+            open_bounds = open_bounds & ~reached
+        return shares if open_bounds is None else {**shares, "box": open_bounds.double().mean().item()}
+
+
+def frozen_values(
+    program: Program,
+    inputs: Mapping[str, Value],
+    heads: Mapping[str, HeadBounds],
+    skip: frozenset[str] = frozenset(),
+) -> dict[str, Value]:
+    """Bounds on all values that depend on no parameter of these heads, by name."""
+    dependent = frozenset[str]().union(*(head.dependent for head in heads.values()))
+    return propagate_forward(program, inputs, skip=skip | dependent)
+
+
+def _intersection(known: Mapping[str, Mapping[str, Interval]]) -> dict[str, Interval]:
+    """What all domains allow of each value, by name."""
+    within: dict[str, Interval] = {}
+    for bounds in known.values():
+        for value, bound in bounds.items():
+            within[value] = within[value].intersect(bound) if value in within else bound
+    return within

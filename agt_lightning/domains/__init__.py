@@ -4,6 +4,7 @@ from agt_lightning.domains.ball import BallDomain, HeadBall, ParameterBall
 from agt_lightning.domains.base import Applied, Domain, DomainLostError, Setting, Step, StepPart
 from agt_lightning.domains.box import BoxDomain, BoxStep
 from agt_lightning.domains.family import Choice, DomainFamily
+from agt_lightning.domains.influence import InfluenceDomain, RecordedHead
 
 __all__ = [
     "Applied",
@@ -15,7 +16,9 @@ __all__ = [
     "DomainFamily",
     "DomainLostError",
     "HeadBall",
+    "InfluenceDomain",
     "ParameterBall",
+    "RecordedHead",
     "Setting",
     "Step",
     "StepPart",

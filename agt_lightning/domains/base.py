@@ -50,6 +50,7 @@ class StepPart:
         nominal: all values of the loss at the module's own parameters, on the data as it is.
         frozen: values for poisonable samples within the adversary's reach, those that depend on no trained parameter;
             None where no domain asks for them.
+        ids: integers that name the samples in all epochs, (b,); None if they have no names.
     """
 
     bounded: BoundedObjective
@@ -57,6 +58,7 @@ class StepPart:
     rows: Tensor | None
     nominal: Mapping[str, Value]
     frozen: Mapping[str, Value] | None = None
+    ids: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -123,6 +125,8 @@ class Domain(ABC, Generic[Pending]):
     """
 
     name: ClassVar[str]
+    uses_reach: ClassVar[bool] = True
+    """Whether it reads `StepPart.frozen`."""
 
     @abstractmethod
     def problems(self, setting: Setting) -> list[str]:
@@ -155,6 +159,10 @@ class Domain(ABC, Generic[Pending]):
     @abstractmethod
     def box(self) -> dict[str, Interval] | None:
         """Bounds on the parameters it knows, by name; None if it bounds none one by one."""
+
+    def costly_box(self) -> dict[str, Interval]:
+        """Bounds on all parameters that take more work than a step, by name; those of `box` without such."""
+        return self.box() or {}
 
     def record(self) -> dict[str, object]:
         """What a certificate says of it, beside its name."""

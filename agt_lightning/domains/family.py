@@ -8,9 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from agt_lightning.adversaries import Adversary
 from agt_lightning.domains.ball import BallDomain
 from agt_lightning.domains.base import Applied, Domain, DomainLostError, Setting, Step
 from agt_lightning.domains.box import BoxDomain, BoxStep
+from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.passes import Enclosure
@@ -18,7 +20,7 @@ from agt_lightning.passes import Enclosure
 Choice = Literal["auto"] | Sequence[str]
 """Names of domains, or ``"auto"`` for all that apply."""
 
-NAMES = ("box", "ball")
+NAMES = ("box", "ball", "influence")
 
 
 class DomainFamily:
@@ -27,6 +29,7 @@ class DomainFamily:
     Args:
         choice: names of domains, of which each must apply; or ``"auto"`` for those that do.
         module: at its initial parameters.
+        adversary: the threat model.
         memory_budget: bytes for temporary tensors.
         dtype: floating point type of the bounds' computation.
 
@@ -38,7 +41,9 @@ class DomainFamily:
         left_out: reason by name of a domain that ``"auto"`` does not use.
     """
 
-    def __init__(self, choice: Choice, module: nn.Module, memory_budget: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, choice: Choice, module: nn.Module, adversary: Adversary, memory_budget: int, dtype: torch.dtype
+    ) -> None:
         names = domain_names(choice)
         self.automatic = choice == "auto"
         self.in_use: dict[str, Domain[Any]] = {}
@@ -46,6 +51,8 @@ class DomainFamily:
             self.in_use["box"] = BoxDomain(module, memory_budget, dtype)
         if "ball" in names:
             self.in_use["ball"] = BallDomain(module, dtype)
+        if "influence" in names:
+            self.in_use["influence"] = InfluenceDomain(module, adversary)
         self.left_out: dict[str, str] = {}
 
     @property
@@ -103,15 +110,15 @@ class DomainFamily:
             if self.box_domain is not None and allowed is not None:
                 self.box_domain.tighten(allowed)
 
-    def box(self) -> dict[str, Interval]:
-        """Bounds on the parameters by name, the tightest of all domains."""
+    def box_at_hand(self) -> dict[str, Interval]:
+        """Bounds on the parameters by name, the tightest that domains keep at every step; empty if none does."""
         if self.box_domain is not None:
             return self.box_domain.intervals
-        bounds: dict[str, Interval] = {}
-        for domain in self.in_use.values():
-            for name, interval in (domain.box() or {}).items():
-                bounds[name] = bounds[name].intersect(interval) if name in bounds else interval
-        return bounds
+        return _intersection([domain.box() or {} for domain in self.in_use.values()])
+
+    def box(self) -> dict[str, Interval]:
+        """The same, with bounds that take more work where no domain keeps any."""
+        return self.box_at_hand() or _intersection([domain.costly_box() for domain in self.in_use.values()])
 
     def record(self) -> dict[str, object]:
         """What a certificate says of the domains: those in use, and why the others are not."""
@@ -158,7 +165,7 @@ def domain_names(choice: Choice) -> tuple[str, ...]:
 
     Example:
         >>> domain_names("auto"), domain_names(["ball"])
-        (('box', 'ball'), ('ball',))
+        (('box', 'ball', 'influence'), ('ball',))
     """
     if choice == "auto":
         return NAMES
@@ -166,3 +173,12 @@ def domain_names(choice: Choice) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names) or not set(names) <= set(NAMES):
         raise ValueError(f"Expected `domains` to be 'auto' or distinct names out of {NAMES}, but got {choice!r}.")
     return names
+
+
+def _intersection(boxes: Sequence[Mapping[str, Interval]]) -> dict[str, Interval]:
+    """What all of these bounds allow, by name."""
+    bounds: dict[str, Interval] = {}
+    for box in boxes:
+        for name, interval in box.items():
+            bounds[name] = bounds[name].intersect(interval) if name in bounds else interval
+    return bounds

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from agt_lightning.capture import Call, Graph
+from agt_lightning.interval import Interval
 from agt_lightning.rules.base import name_of
 
 _aten = torch.ops.aten
@@ -73,6 +76,29 @@ class Head:
             for name in (layer.weight, layer.bias if layer.trains_bias else None)
             if name is not None
         )
+
+
+class HeadBounds(Protocol):
+    """What a domain knows of a head's values for every parameter it allows.
+
+    Attributes:
+        head: the layers, by the names of one captured graph.
+        dependent: names of all values of that graph that depend on their parameters.
+    """
+
+    @property
+    def head(self) -> Head: ...  # noqa: D102 - stands in the class docstring
+
+    @property
+    def dependent(self) -> frozenset[str]: ...  # noqa: D102
+
+    def enclose(self, inputs: Interval) -> dict[str, Interval]:
+        """Bounds on the result of each layer by value name, for features (b, d); empty if nothing is known."""
+        ...
+
+    def margins(self, inputs: Interval, target: Tensor) -> Interval:
+        """Bounds on ``f_target - f_k``, (b, K), where `enclose` knows something."""
+        ...
 
 
 class HeadError(ValueError):

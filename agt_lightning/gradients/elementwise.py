@@ -51,4 +51,5 @@ class Elementwise(FactoredGradient):
 
     def scale(self, weights: Tensor) -> float:
         """``Σ_i w_i max |δ_i|``."""
-        return float(self.values.magnitude.reshape(self.samples, -1).amax(dim=1) @ weights)
+        lower, upper = (bound.reshape(self.samples, -1) for bound in (self.values.lower, self.values.upper))
+        return float(torch.maximum(upper.amax(dim=1), -lower.amin(dim=1)) @ weights)

@@ -57,12 +57,14 @@ class OuterProduct(FactoredGradient):
         """``dᵀ z`` as one interval product; only where no pair of factors straddles zero twice."""
         if not splits(self.outputs, self.inputs):
             return None
-        weighted = multiply(self.outputs, Interval.point(weights[:, None, None], nonnegative=True))
-        return settled(matmul(_columns(weighted), _columns(self.inputs)))
+        weight = Interval.point(weights[:, None, None], nonnegative=True)
+        if self.shape[0] <= self.shape[1]:  # the smaller factor is cheaper to scale
+            return settled(matmul(_columns(multiply(self.outputs, weight)), _columns(self.inputs)))
+        return settled(matmul(_columns(self.outputs), _columns(multiply(self.inputs, weight))))
 
     def scale(self, weights: Tensor) -> float:
         """``Σ_i w_i Σ_t max |d_it| max |z_it|``."""
-        largest = self.outputs.magnitude.amax(dim=2) * self.inputs.magnitude.amax(dim=2)
+        largest = _largest(self.outputs) * _largest(self.inputs)
         return float(largest.sum(dim=1) @ weights)
 
     def square_sums(self) -> Interval:
@@ -72,6 +74,11 @@ class OuterProduct(FactoredGradient):
         lower = self.outputs.mignitude.square().sum(dim=(1, 2)) * self.inputs.mignitude.square().sum(dim=(1, 2))
         upper = self.outputs.magnitude.square().sum(dim=(1, 2)) * self.inputs.magnitude.square().sum(dim=(1, 2))
         return Interval.trusted(lower, upper, nonnegative=True)
+
+
+def _largest(factor: Interval) -> Tensor:
+    """Largest magnitude of each position, (b, t)."""
+    return torch.maximum(factor.upper.amax(dim=2), -factor.lower.amin(dim=2))  # without a tensor of magnitudes
 
 
 def contract(a: Interval, b: Interval) -> Interval:

@@ -29,7 +29,7 @@ from agt_lightning.errors import BoundsMismatchError, CaptureError, Uncertifiabl
 from agt_lightning.lightning.checks import mean_clipping, trainer_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import ValidationCertificate
-from agt_lightning.passes import MicroBatch, Poisonable
+from agt_lightning.passes import MicroBatch, Poisonable, SampleIds
 
 _CHECKPOINT_KEY = "agt_bounds"
 
@@ -43,18 +43,25 @@ class CertifiedTraining(Callback):
     What would void the guarantee is refused before the first step, all reasons in one `UncertifiableError`. At every
     step the gradient that Lightning applies is compared with the certified one; `UnsoundBoundError` if they differ.
 
-    Logs ``agt/mean_width`` at every step and, on the validation loader, nominal and certified accuracy or squared
-    error as ``agt/val_*``.
+    Logs ``agt/mean_width`` at every step, where a domain keeps a box, and, on the validation loader, nominal and
+    certified accuracy or squared error as ``agt/val_*``.
 
     Args:
         adversary: the threat model, `BoundedAdversary` or `UnboundedAdversary`.
         method: how bounds are propagated; ``"ibp"``.
         aggregation: how per-sample bounds become bounds of the sum; ``"exact"``.
         domains: which sets of parameters are kept side by side: ``"box"``, the paper's; ``"ball"``, for a head of one
-            or two linear layers trained by plain SGD, far tighter over many steps and cheaper; several of them; or
-            ``"auto"`` for all that apply. Those left out stand in the log and in the certificate, with the reason.
+            or two linear layers trained by plain SGD, far tighter over many steps and cheaper; ``"influence"``, for one
+            linear layer trained by SGD on squared error where only labels can be poisoned, exact, and what
+            `CertifiedModel.certified_flips` needs; several of them; or ``"auto"`` for all that apply. Those left out
+            stand in the log and in the certificate, with the reason. Bounds of ``"influence"`` take a replay of the
+            training: certified models have them, ``agt/val_*`` only where it is in use alone.
         poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
             a mask in the batch. None means all.
+        sample_ids: which samples of several epochs are the same, for `CertifiedModel.certified_flips`, whose budget is
+            for the whole data set: a function from batch to integers (batch,), or the key of such a tensor in the
+            batch. None identifies samples by features and target; where an epoch brings new ones, as random
+            augmentation does, `certified_flips` is then refused. Bounds for the adversary's n of each batch need none.
         dirpath: where ``certificate.json`` and ``bounds.safetensors`` are written when training ends; None means
             nowhere.
         memory_budget: bytes for temporary tensors of the aggregation.
@@ -77,6 +84,7 @@ class CertifiedTraining(Callback):
         aggregation: Literal["exact"] = "exact",
         domains: Choice = "auto",
         poisonable: Poisonable | None = None,
+        sample_ids: SampleIds | None = None,
         dirpath: str | os.PathLike[str] | None = None,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
         dtype: torch.dtype = torch.float64,
@@ -95,6 +103,7 @@ class CertifiedTraining(Callback):
         domain_names(domains)
         self.domains = domains
         self.poisonable = poisonable
+        self.sample_ids = sample_ids
         self.dirpath = dirpath
         self.memory_budget = memory_budget
         self.dtype = dtype
@@ -137,7 +146,15 @@ class CertifiedTraining(Callback):
             module: the trained module; None means the one that was trained.
         """
         module = self.engine.module if module is None else module
-        return CertifiedModel(module, self.bounds, method=self.method, ball=self.engine.ball)
+        engine = self.engine
+        return CertifiedModel(
+            module,
+            self.bounds,
+            method=self.method,
+            ball=engine.ball,
+            influence=engine.recorded_head,
+            left_out=engine.domains.left_out,
+        )
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
         """Write ``certificate.json`` and ``bounds.safetensors``.
@@ -173,6 +190,7 @@ class CertifiedTraining(Callback):
             self._loss,
             self.adversary,
             poisonable=self.poisonable,
+            sample_ids=self.sample_ids,
             memory_budget=self.memory_budget,
             dtype=self.dtype,
             domains=self.domains,
@@ -205,7 +223,7 @@ class CertifiedTraining(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._approve(trainer, pl_module, batch)
-        self._batches.append(MicroBatch(batch, RandomState.now()))
+        self._batches.append(MicroBatch(batch, RandomState.now(), trainer.current_epoch))
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -237,7 +255,9 @@ class CertifiedTraining(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        pl_module.log("agt/mean_width", ParameterBounds(self.engine.box).mean_width(), prog_bar=True)
+        box = self.engine.domains.box_at_hand()
+        if box:
+            pl_module.log("agt/mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
         if self.engine.ball is not None:
             pl_module.log("agt/radius", self.engine.ball.radius, prog_bar=True)
 

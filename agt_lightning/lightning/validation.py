@@ -61,8 +61,8 @@ class ValidationCertificate:
         points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
         nominal = bounded.forward(bounded.inputs(module, batch, points, dtype))
         inputs = bounded.inputs(module, batch, self.engine.box, dtype)
-        ball = self.engine.head_ball(bounded)
-        values = BoundedValues.of(bounded.program, inputs, roles.prediction, ball, bounded.skipped)
+        heads = self.engine.heads(bounded)
+        values = BoundedValues.of(bounded.program, inputs, roles.prediction, heads, bounded.skipped)
         self._count(values.deciding(), bounded.size(batch))
         if roles.label_kind is LabelKind.NUMBER:
             return _error_results(interval(nominal[roles.prediction]), values, roles.target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,42 @@ from torch import Tensor
 
 from agt_lightning.rounding import accumulated_roundoff
 
-_MULTIPLIERS = 12
-"""Steps of the search for the best Lagrange multiplier; every multiplier is sound, more steps are tighter."""
+_HALVINGS = 6
+_REFINEMENTS = 4
+"""Evaluations in search of the best Lagrange multiplier; every multiplier is sound, more evaluations are tighter."""
+
+_PRICES = 5
+"""Multipliers that the knapsack tries: from a half to a 32nd of what it would be without a budget."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Some pairs of a sample and a unit, by sample.
+
+    Args:
+        sample: position of the sample, (m,), ascending.
+        unit: position of the unit, (m,).
+    """
+
+    sample: Tensor
+    unit: Tensor
+
+    @classmethod
+    def where(cls, chosen: Tensor) -> Pairs:
+        """All pairs that are true in a matrix (b, h)."""
+        return cls(*chosen.nonzero(as_tuple=True))
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """Their entries of a matrix (b, h), (m,)."""
+        return matrix[self.sample, self.unit]
+
+    def among(self, kept: Tensor) -> Pairs:
+        """Those that are true in ``kept``, (m,)."""
+        return Pairs(self.sample[kept], self.unit[kept])
+
+    def sums(self, values: Tensor, samples: int) -> Tensor:
+        """Sum of ``values``, (m,), for each sample, (b,)."""
+        return values.new_zeros(samples).index_add_(0, self.sample, values)
 
 
 @dataclass(frozen=True)
@@ -19,37 +54,24 @@ class Kinks:
     """Pairs of a sample and a unit that can switch within the ball, sorted by unit and then by distance.
 
     Args:
-        sample: position of the sample, (m,).
-        unit: position of the unit, (m,).
-        distance: how far the unit's weights must move at least to switch it there, (m,).
+        pairs: the pairs, in this order.
+        distance: how far the unit's weights must move at least to switch it for this sample, (m,).
         last: whether the pair is the last of its unit, (m,).
     """
 
-    sample: Tensor
-    unit: Tensor
+    pairs: Pairs
     distance: Tensor
     last: Tensor
 
     @classmethod
-    def within(cls, distance: Tensor, radius: float, possible: Tensor | None = None) -> Kinks:
-        """All pairs that a movement of at most ``radius`` can switch.
-
-        Args:
-            distance: (b, h), nonnegative.
-            radius: largest movement of one unit's weights.
-            possible: (b, h), false where a unit is known not to switch.
-        """
-        near = distance <= radius
-        if possible is not None:
-            near &= possible
-        unit, sample = near.T.nonzero(as_tuple=True)
-        reach = distance[sample, unit]
-        order = reach.argsort()
-        order = order[unit[order].argsort(stable=True)]
-        unit, sample = unit[order], sample[order]
+    def sorted(cls, pairs: Pairs, distance: Tensor) -> Kinks:
+        """From pairs in any order and their distances, nonnegative."""
+        order = distance.argsort()
+        order = order[pairs.unit[order].argsort(stable=True)]
+        unit = pairs.unit[order]
         last = torch.ones_like(unit, dtype=torch.bool)
         last[:-1] = unit[1:] != unit[:-1]
-        return cls(sample, unit, reach[order], last)
+        return cls(Pairs(pairs.sample[order], unit), distance[order], last)
 
     def cumulated(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of ``values``, (m,), over the pairs of the same unit up to and with each pair, and its rounding error."""
@@ -77,56 +99,68 @@ class Kinks:
         """
         grown, slack = self.cumulated(effect)
         offset, offset_slack = self.cumulated(effect * self.distance)
-        grown, offset = grown + slack, offset - offset_slack
         next_distance = torch.full_like(self.distance, radius)
         next_distance[:-1] = torch.where(self.last[:-1], next_distance[:-1], self.distance[1:])
         # Linear between two pairs of a unit, so its square minus a multiple of r² is largest at their distances.
-        value = (grown * next_distance - offset).clamp(min=0).square()
+        value = ((grown + slack) * next_distance - (offset - offset_slack)).clamp(min=0).square()
         return self._shared(value, next_distance.square(), radius)
 
     def _shared(self, value: Tensor, cost: Tensor, radius: float) -> float:
         """By weak duality ``Σ_j max value <= ρ radius² + Σ_j max(value - ρ cost)`` for every ρ >= 0; the best found."""
         if len(value) == 0:
             return 0.0
-        budget = radius * radius
+        unit, budget = self.pairs.unit, radius * radius
+        largest = value.new_zeros(int(unit[-1]) + 1)
 
         def dual(multiplier: float) -> float:
-            spare = (value - multiplier * cost).clamp(min=0)
-            best = torch.zeros(int(self.unit.max()) + 1, dtype=value.dtype, device=value.device)
-            return multiplier * budget + float(best.scatter_reduce(0, self.unit, spare, "amax").sum())
+            spare = torch.sub(value, cost, alpha=multiplier).clamp_(min=0)
+            return multiplier * budget + float(largest.scatter_reduce(0, unit, spare, "amax").sum())
 
         everything = dual(0.0)
-        low, high = 0.0, everything / budget if budget > 0 else 0.0
-        best = everything
-        for _ in range(_MULTIPLIERS):  # the dual is convex in its multiplier
-            left, right = low + (high - low) / 3, high - (high - low) / 3
-            at_left, at_right = dual(left), dual(right)
-            best = min(best, at_left, at_right)
-            low, high = (low, right) if at_left <= at_right else (left, high)
-        return math.sqrt(best)
+        if budget == 0 or everything == 0:
+            return math.sqrt(everything)
+        return math.sqrt(min(everything, _smallest(dual, everything / budget)))
 
 
-def knapsack(values: Tensor, costs: Tensor, budget: Tensor) -> Tensor:
-    """Upper bound on ``Σ_j values_j`` over sets of units with ``Σ_j costs_j <= budget``, for each sample.
+def _smallest(dual: Callable[[float], float], largest: float) -> float:
+    """Small value of a convex function on [0, largest]: halving first, for the best point can be near zero."""
+    points = [largest / 2**k for k in range(_HALVINGS + 1)]
+    values = [dual(point) for point in points]
+    best = min(range(len(points)), key=values.__getitem__)
+    middle, value = points[best], values[best]
+    step = middle / 2
+    for _ in range(_REFINEMENTS):
+        step /= 2
+        candidates = [(dual(point), point) for point in (middle - step, middle + step)]
+        value, middle = min([(value, middle), *candidates])
+    return value
 
-    By weak duality at the multiplier of the fractional optimum, which is exact for fractions of units.
+
+def knapsack(pairs: Pairs, values: Tensor, costs: Tensor, budget: Tensor) -> Tensor:
+    """Upper bound on ``Σ_j values_ij`` over sets of units with ``Σ_j costs_ij <= budget_i``, for each sample.
+
+    By weak duality: ``λ budget + Σ_j max(0, values_j - λ costs_j)`` for every λ >= 0; the best of a few, without sorting.
 
     Args:
-        values: (b, h), nonnegative; zero where a unit is no candidate.
-        costs: (b, h), nonnegative.
+        pairs: the candidates.
+        values: (m,), nonnegative.
+        costs: (m,), nonnegative.
         budget: (b,).
 
+    Returns:
+        (b,)
+
     Example:
-        >>> knapsack(torch.tensor([[4.0, 1.0]]), torch.tensor([[2.0, 2.0]]), torch.tensor([3.0]))
-        tensor([4.5000])
+        >>> both = Pairs(torch.tensor([0, 0]), torch.tensor([0, 1]))
+        >>> knapsack(both, torch.tensor([4.0, 1.0]), torch.tensor([2.0, 2.0]), torch.tensor([3.0]))
+        tensor([4.5833])
     """
-    limits = torch.finfo(costs.dtype)
-    ratio = (values / costs.clamp(min=limits.tiny)).clamp(max=limits.max / 2)
-    order = ratio.argsort(dim=1, descending=True)
-    spent = costs.gather(1, order).cumsum(dim=1)
-    over = spent > budget[:, None]
-    fits = ~over.any(dim=1)
-    critical = order.gather(1, over.to(torch.uint8).argmax(dim=1, keepdim=True))
-    multiplier = torch.where(fits[:, None], torch.zeros_like(budget)[:, None], ratio.gather(1, critical))
-    relaxed = multiplier[:, 0] * budget + (values - multiplier * costs).clamp(min=0).sum(dim=1)
-    return torch.minimum(relaxed, values.sum(dim=1))
+    finite = math.sqrt(torch.finfo(budget.dtype).max)  # without a budget; a lower price is sound as well
+    everything = pairs.sums(values, len(budget))
+    best = everything
+    for power in range(1, _PRICES + 1):
+        price = everything / 2**power  # of the whole budget
+        each = (price / budget).nan_to_num(nan=0.0, posinf=finite).clamp(max=finite)[pairs.sample]
+        left = torch.addcmul(values, each, costs, value=-1.0).clamp_(min=0)
+        best = torch.minimum(best, price + pairs.sums(left, len(budget)))
+    return best

@@ -96,7 +96,7 @@ def _moved(
     """``‖Δx‖``, the change of the gradient in the outputs that it causes, and that gradient's size after it, (m,)."""
     target, classes = poison.labels.clean, samples.outputs.shape[1]
     steepest = loss.largest_gradient(poison.labels, classes)
-    length = moves.norm()
+    length = moves.norm().expand(len(samples.outputs))
     output = moves.along(layer.weight).norm(dim=1) + layer.radius * length
     _, curvature = loss.curvature(reach.grown(output), target)
     moved = (curvature * output).clamp(max=2 * steepest)

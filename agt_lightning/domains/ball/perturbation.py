@@ -10,13 +10,16 @@ from torch import Tensor
 from agt_lightning.arithmetic import dual_norm
 from agt_lightning.interval import Interval
 
+_SAME = 2.0**-30
+"""Samples whose half-widths differ by less than this share the largest: far above the rounding of x ± ε."""
+
 
 @dataclass(frozen=True)
 class Perturbation:
     """Moves Δx of the features of each sample: in a box, and for raw features in an ℓ1 or ℓ2 ball as well.
 
     Args:
-        half_widths: largest ``|Δx_k|``, (b, d).
+        half_widths: largest ``|Δx_k|``, (b, d); one row (1, d) if it is the same for all samples.
         scale: radius of the ball ``{scale ∘ u : ‖u‖_p <= 1}`` for each feature, (d,); None without a ball.
         p: norm of the ball.
     """
@@ -29,22 +32,28 @@ class Perturbation:
     def between(cls, clean: Tensor, poisoned: Interval) -> Perturbation:
         """From features as they are, (b, d), and everything within the adversary's reach."""
         half_widths = torch.maximum(poisoned.upper - clean, clean - poisoned.lower).clamp(min=0)
+        largest = half_widths.amax(dim=0, keepdim=True)
+        if bool((half_widths >= (1 - _SAME) * largest).all()):
+            half_widths = largest
         ball = poisoned.ball
         if ball is None or ball.scale.ndim != 1 or ball.p not in (1, 2):
             return cls(half_widths)
         return cls(half_widths, ball.scale, ball.p)
 
     def norm(self) -> Tensor:
-        """Largest ``‖Δx‖₂``, (b,)."""
+        """Largest ``‖Δx‖₂``, (b,), or (1,) if it is the same for all."""
         box: Tensor = self.half_widths.norm(dim=1)
         return box if self.scale is None else box.clamp(max=float(self.scale.max()))
 
     def along(self, rows: Tensor) -> Tensor:
-        """Largest ``|row · Δx|`` for shared rows (o, d), (b, o)."""
+        """Largest ``|row · Δx|`` for shared rows (o, d), (b, o), or (1, o) if it is the same for all."""
         box = self.half_widths @ rows.abs().T
         return box if self.scale is None else torch.minimum(box, dual_norm(rows * self.scale, self.p))
 
     def along_own(self, rows: Tensor) -> Tensor:
         """Largest ``|row_i · Δx_i|`` for one row per sample (b, d), (b,)."""
-        box = (rows.abs() * self.half_widths).sum(dim=1)
+        box = rows.abs() @ self.half_widths[0] if len(self.half_widths) == 1 else self._own(rows)
         return box if self.scale is None else torch.minimum(box, dual_norm(rows * self.scale, self.p))
+
+    def _own(self, rows: Tensor) -> Tensor:
+        return (rows.abs() * self.half_widths).sum(dim=1)

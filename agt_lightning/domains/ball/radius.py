@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_TRACE_SUFFICES = 0.1
+_TRACE_SUFFICES = 0.5
 """Below this α·trace the curvature hardly enters the step, and its matrix norm is not computed."""
 
 _OUTWARD = 1 + 2.0**-40

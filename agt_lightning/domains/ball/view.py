@@ -114,17 +114,20 @@ def _label_radius(labels: LabelReach, objective: HeadObjective, adversary: Adver
 
 
 def _joined_moves(views: Sequence[HeadView]) -> Perturbation | None:
-    moved = []
+    moved, sizes = [], []
     for view in views:
         name = view.objective.head.input
         assert view.part.frozen is not None
-        clean, poisoned = select(view.part.nominal[name], view.part.rows), interval(view.part.frozen[name])
-        if not poisoned.is_point:
-            moved.append(Perturbation.between(interval(clean).lower, poisoned))
-    if not moved:
-        return None
-    half_widths = torch.cat([part.half_widths for part in moved])
-    return Perturbation(half_widths, moved[0].scale, moved[0].p)
+        poisoned = interval(view.part.frozen[name])
+        if poisoned.is_point:  # nothing that the adversary moves reaches the head's features
+            return None
+        clean = interval(select(view.part.nominal[name], view.part.rows))
+        moved.append(Perturbation.between(clean.lower, poisoned))
+        sizes.append(len(poisoned.lower))
+    if len(moved) == 1:
+        return moved[0]
+    half_widths = [part.half_widths.expand(size, -1) for part, size in zip(moved, sizes, strict=True)]
+    return Perturbation(torch.cat(half_widths), moved[0].scale, moved[0].p)
 
 
 def _target(value: Value) -> Target:

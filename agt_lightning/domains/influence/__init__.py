@@ -11,6 +11,8 @@ Axis letters: ``Q`` queries (test points), ``N`` samples (distinct training samp
 from agt_lightning.domains.influence.bounds import margin_bounds, prediction_bounds
 from agt_lightning.domains.influence.codes import ClassCodes
 from agt_lightning.domains.influence.curve import certified_accuracy_curve
+from agt_lightning.domains.influence.domain import InfluenceDomain
+from agt_lightning.domains.influence.element import HeadInfluence, RecordedHead
 from agt_lightning.domains.influence.flips import FlipAttack, certified_flips, strongest_flips
 from agt_lightning.domains.influence.label_sets import LabelBall, LabelFlips, LabelSet
 from agt_lightning.domains.influence.linear import Budget, LinearInLabels, Predictions, Round
@@ -23,13 +25,16 @@ __all__ = [
     "Budget",
     "ClassCodes",
     "FlipAttack",
+    "HeadInfluence",
     "HeadRecorder",
+    "InfluenceDomain",
     "LabelBall",
     "LabelFlips",
     "LabelInfluence",
     "LabelSet",
     "LinearInLabels",
     "Predictions",
+    "RecordedHead",
     "RidgeInfluence",
     "Round",
     "SGDSettings",

@@ -47,7 +47,8 @@ class ClassCodes:
     def one_hot(cls, classes: int, *, low: float = 0.0, high: float = 1.0) -> ClassCodes:
         """One output per class, ``high`` for the class and ``low`` for all others."""
         _check_values(low, high)
-        return cls(low + (high - low) * torch.eye(classes, dtype=torch.float64))
+        own = torch.eye(classes, dtype=torch.float64)
+        return cls(own * high + (1 - own) * low)  # the two values themselves, without rounding
 
     @classmethod
     def binary(cls, *, low: float = -1.0, high: float = 1.0) -> ClassCodes:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from agt_lightning.domains.influence.adjoint import HeadStep
 from agt_lightning.domains.influence.replay import LabelInfluence
 from agt_lightning.domains.influence.samples import SampleTable
-from agt_lightning.domains.influence.update import SGDSettings, SGDUpdate
+from agt_lightning.domains.influence.update import Numbers, SGDSettings, SGDUpdate
 
 
 class HeadRecorder:
     """Collects the steps of a linear head that is trained with mean squared error by `torch.optim.SGD`.
 
-    Distinct features are stored once, in the type they come in, and each step as the rows it used: 20 bytes a position.
+    Distinct features are stored once, in the type and on the device they come in, and each step as the rows it used and
+    their slopes: 16 bytes a position. So memory grows with the data set, and with epochs by 16 bytes a sample.
 
     Args:
         initial: the head before the first step, (K, D); the last column is the bias, if there is one.
@@ -42,6 +46,7 @@ class HeadRecorder:
         self._bias = bias
         self._table = SampleTable()
         self._steps: list[HeadStep] = []
+        self._numbers: list[tuple[Numbers, Numbers]] = []
         self._started = {"weight": False, "bias": False}
 
     def append(
@@ -77,8 +82,8 @@ class HeadRecorder:
         rows = self._table.rows(
             features.detach(), targets.detach().double(), ids=ids, epoch=epoch, poisonable=poisonable
         )
-        update = self._update(settings, settings if bias_settings is None else bias_settings)
-        self._steps.append(HeadStep(rows, slopes.detach().double().clone(), update))
+        numbers = self._coefficients(settings, settings if bias_settings is None else bias_settings)
+        self._enter(rows, slopes.detach().double().clone(), numbers)
 
     def influence(self) -> LabelInfluence:
         """The steps so far, as an immutable record.
@@ -100,14 +105,48 @@ class HeadRecorder:
             problem=table.problem,
         )
 
-    def _update(self, weight: SGDSettings, bias: SGDSettings) -> SGDUpdate:
+    @property
+    def steps(self) -> int:
+        """Number of steps so far."""
+        return len(self._steps)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and strings that a checkpoint keeps."""
+        return {
+            "initial": self._initial,
+            "bias": self._bias,
+            "table": self._table.state(),
+            "rows": [step.rows for step in self._steps],
+            "slopes": [step.slopes for step in self._steps],
+            "numbers": torch.tensor(self._numbers, dtype=torch.float64),
+            "started": dict(self._started),
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> HeadRecorder:
+        """The recorder of a checkpoint, which goes on as if it had not been interrupted."""
+        recorder = cls(state["initial"], bias=bool(state["bias"]))
+        recorder._table = SampleTable.restored(state["table"])
+        for rows, slopes, (weight, bias) in zip(state["rows"], state["slopes"], state["numbers"].tolist(), strict=True):
+            recorder._enter(rows, slopes, (tuple(weight), tuple(bias)))
+        recorder._started = {name: bool(flag) for name, flag in state["started"].items()}
+        return recorder
+
+    def _enter(self, rows: Tensor, slopes: Tensor, numbers: tuple[Numbers, Numbers]) -> None:
+        weight, bias = numbers
         features = self._initial.shape[1] - int(self._bias)
-        columns = [weight.coefficients(started=self._started["weight"])] * features
-        if self._bias:
-            columns.append(bias.coefficients(started=self._started["bias"]))
+        update = SGDUpdate.of_head(weight, features, bias if self._bias else None, self._initial.device)
+        self._steps.append(HeadStep(rows, slopes, update))
+        self._numbers.append(numbers)
+
+    def _coefficients(self, weight: SGDSettings, bias: SGDSettings) -> tuple[Numbers, Numbers]:
+        numbers = (
+            weight.coefficients(started=self._started["weight"]),
+            bias.coefficients(started=self._started["bias"]),
+        )
         self._started["weight"] |= weight.momentum != 0
         self._started["bias"] |= bias.momentum != 0
-        return SGDUpdate.of_columns(columns, self._initial.device)
+        return numbers
 
     def _check(
         self, features: Tensor, targets: Tensor, slopes: Tensor, ids: Tensor | None, poisonable: Tensor | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,11 +53,21 @@ class LabelInfluence:
     problem: str | None = None
 
     @property
+    def operations(self) -> int:
+        """Roundings on the way through the training, or its replay, to one output."""
+        inputs = self.initial.shape[1]
+        return sum(len(step.rows) + inputs + _UPDATE_ROUNDINGS for step in self.steps) + len(self.targets)
+
+    @property
     def roundoff(self) -> float:
         """Relative error of outputs and coefficients with respect to the sum of magnitudes."""
-        inputs = self.initial.shape[1]
-        operations = sum(len(step.rows) + inputs + _UPDATE_ROUNDINGS for step in self.steps) + len(self.targets)
-        return accumulated_roundoff(operations, torch.float64)
+        return accumulated_roundoff(self.operations, torch.float64)
+
+    def of_inputs(self) -> LabelInfluence:
+        """The same for queries x̂ (Q, D), with the 1 of the bias among them: unit vectors ask for single parameters."""
+        if not self.bias:
+            return self
+        return replace(self, features=torch.nn.functional.pad(self.features, (0, 1), value=1.0), bias=False)
 
     def step_coefficients(self, queries: Tensor) -> Iterator[tuple[HeadStep, Tensor]]:
         """Coefficients of the labels of each step alone, last step first.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +103,46 @@ class SampleTable:
         """Samples whose label can be changed, boolean (N,)."""
         return torch.tensor(self._poisonable, dtype=torch.bool, device=self._features[0].device)
 
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and strings that a checkpoint keeps; names of samples and rows as bytes."""
+        if not self._features:
+            return {}
+        return {
+            "features": self.features,
+            "targets": self.targets,
+            "samples": self.sample_of_row,
+            "poisonable": self.poisonable,
+            "names": _bytes_tensor(list(self._sample_of)),
+            "labels": _bytes_tensor(self._label_of),
+            "keys": _bytes_tensor(list(self._row_of)),
+            "uses_ids": bool(self._uses_ids),
+            "first_epoch": int(self._first_epoch or 0),
+            "problem": self.problem or "",
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> SampleTable:
+        """The table of a checkpoint.
+
+        Example:
+            >>> table = SampleTable()
+            >>> batch = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [1.0]])
+            >>> rows = table.rows(*batch)
+            >>> SampleTable.restored(table.state()).rows(*batch).tolist() == rows.tolist()
+            True
+        """
+        table = cls()
+        if not state:
+            return table
+        table._features, table._targets = [state["features"]], [state["targets"]]
+        table._samples, table._poisonable = state["samples"].tolist(), state["poisonable"].tolist()
+        table._sample_of = {name: number for number, name in enumerate(_bytes_list(state["names"]))}
+        table._row_of = {key: number for number, key in enumerate(_bytes_list(state["keys"]))}
+        table._label_of = _bytes_list(state["labels"])
+        table._uses_ids, table._first_epoch = bool(state["uses_ids"]), int(state["first_epoch"])
+        table.problem = state["problem"] or None
+        return table
+
     def _enter_samples(self, names: list[bytes], labels: list[bytes]) -> tuple[list[int], list[int]]:
         """The sample at each position, and the positions that brought new ones."""
         samples: list[int] = []
@@ -156,3 +198,12 @@ def _digests(rows: Tensor) -> list[bytes]:
     """A short name for each row, equal for equal values: a collision has probability below 1e-25 for 1e6 rows."""
     values = (rows + 0).detach().cpu().contiguous().numpy()  # -0.0 + 0 is 0.0
     return [blake2b(row.tobytes(), digest_size=16).digest() for row in values]
+
+
+def _bytes_tensor(names: Sequence[bytes]) -> Tensor:
+    """Names of one length as rows of bytes, (names, length)."""
+    return torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8).reshape(len(names), -1)
+
+
+def _bytes_list(names: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in names.cpu().numpy()]

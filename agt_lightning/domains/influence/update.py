@@ -11,6 +11,9 @@ from torch import Tensor
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.optimizers.base import Group, number_of
 
+Numbers = tuple[float, float, float, float, float]
+"""Coefficients of one parameter's update, as `SGDUpdate` names them: ``(step, carry, keep, share, decay)``."""
+
 
 @dataclass(frozen=True)
 class SGDSettings:
@@ -52,7 +55,7 @@ class SGDSettings:
         )
         return cls(rate, decay, momentum, dampening, bool(group["nesterov"]))
 
-    def coefficients(self, *, started: bool) -> tuple[float, float, float, float, float]:
+    def coefficients(self, *, started: bool) -> Numbers:
         r"""Numbers of the update, as `SGDUpdate` names them, ``(step, carry, keep, share, decay)``.
 
         Args:
@@ -80,9 +83,18 @@ class SGDUpdate:
     decay: Tensor
 
     @classmethod
-    def of_columns(cls, columns: Sequence[tuple[float, float, float, float, float]], device: torch.device) -> SGDUpdate:
+    def of_columns(cls, columns: Sequence[Numbers], device: torch.device) -> SGDUpdate:
         """Stack the numbers of `SGDSettings.coefficients`, one tuple per input of the head."""
         return cls(*torch.tensor(columns, dtype=torch.float64, device=device).unbind(dim=1))
+
+    @classmethod
+    def of_head(cls, weight: Numbers, features: int, bias: Numbers | None, device: torch.device) -> SGDUpdate:
+        """The numbers of the weight for all features and those of the bias, if there is one, behind them."""
+        if bias is not None and bias != weight:
+            return cls.of_columns([*[weight] * features, bias], device)
+        numbers = torch.tensor(weight, dtype=torch.float64, device=device)
+        # One number for all inputs, expanded: a long training keeps one such update a step.
+        return cls(*(number.expand(features + int(bias is not None)) for number in numbers))
 
     def gains(self) -> Tensor:
         """How much of v and of u a functional ``W v + M u`` passes on to the direction, at most; (2,)."""

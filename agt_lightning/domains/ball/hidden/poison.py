@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.hidden.reach import HiddenReach
-from agt_lightning.domains.ball.kinks import knapsack
+from agt_lightning.domains.ball.kinks import Pairs, knapsack
 from agt_lightning.domains.ball.losses import HeadLoss
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes
@@ -37,13 +37,20 @@ def poison_sizes(reach: HiddenReach, poison: Poison, loss: HeadLoss) -> PoisonSi
 
 def _mismatch(reach: HiddenReach) -> Tensor:
     """``‖J̃ - J̄‖`` for each sample: half a movement, and units that switch on the way, as many as the ball can pay."""
-    radius = reach.layer.radius
-    near = reach.distance <= radius
-    cost = torch.where(near, reach.distance, torch.zeros_like(reach.distance)).square()
-    switched = knapsack(
-        near * reach.layer.columns.square(), cost, torch.full_like(reach.input_norm, radius * radius)
-    ).sqrt()
-    return reach.input_norm * (switched.clamp(max=reach.layer.second_norm) + radius / 2 * (1 + near.any(dim=1)))
+    layer, near, norm = reach.layer, reach.near, reach.input_norm
+    budget = torch.full_like(norm, layer.radius * layer.radius)
+    switched = knapsack(near, layer.columns.square()[near.unit], reach.distance.square(), budget).sqrt()
+    return norm * (switched.clamp(max=layer.second_norm) + layer.radius / 2 * (1 + _any(near, norm)))
+
+
+def _row_dots(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Products of the rows of two matrices, (b,); the second may have one row for all."""
+    return matrix @ rows[0] if len(rows) == 1 else (matrix * rows).sum(dim=1)
+
+
+def _any(pairs: Pairs, per_sample: Tensor) -> Tensor:
+    """Whether a sample has a pair, as 0 or 1, (b,)."""
+    return torch.zeros_like(per_sample).index_fill_(0, pairs.sample, 1.0)
 
 
 @dataclass(frozen=True)
@@ -81,26 +88,50 @@ class _Movement:
 
 
 def _movement(reach: HiddenReach, moves: Perturbation, hidden_box: Interval | None) -> _Movement:
-    layer, radius, hidden = reach.layer, reach.layer.radius, reach.hidden
-    length, along = moves.norm(), moves.along(layer.first)
-    budget = (radius * (reach.input_norm + length))[:, None] + along + reach.doubt
-    unsure, on = hidden.abs() <= budget, hidden >= -budget
-    if hidden_box is not None and reach.hidden_box is not None:
-        before = reach.hidden_box
-        unsure &= ~((before.lower > 0) & (hidden_box.lower > 0) | (before.upper < 0) & (hidden_box.upper < 0))
-        on &= (before.upper >= 0) | (hidden_box.upper >= 0)
-    step = torch.minimum((on * along.square()).sum(dim=1).sqrt(), layer.first_norm * length)
-    weight_on, frobenius_on = layer.on(on), layer.frobenius(on)
+    layer, radius, norm = reach.layer, reach.layer.radius, reach.input_norm
+    length, along = moves.norm().expand_as(norm), moves.along(layer.first)
+    unsure = _unsure(reach, along + (radius * (norm + length) + reach.doubt)[:, None], hidden_box)
+    frobenius_on = reach.frobenius(unsure)
+    weight_on = frobenius_on.clamp(max=layer.second_norm)
+    along_unsure, off = unsure.of(along.expand_as(reach.hidden)), 1 - unsure.of(reach.mask)
+    each = _row_dots(reach.mask, along.square()) + unsure.sums(off * along_unsure.square(), len(norm))
+    step = torch.minimum(each.sqrt(), layer.first_norm * length)
     # A unit that switches is nearer to zero than its preactivation moves, and together these move by no more than W₁Δx.
-    affordable = (step + radius * (reach.input_norm + length)).square() * (1 + reach.slack)
-    near = (hidden.abs() - reach.doubt).clamp(min=0) * unsure
-    switched = knapsack(unsure * layer.columns.square(), near.square(), affordable).sqrt()
-    half = torch.where(unsure, 0.5, on.to(hidden.dtype))
-    sure = torch.stack([moves.along_own((half * row) @ layer.first) for row in layer.second], dim=1).norm(dim=1)
-    either = torch.minimum((unsure * along) @ layer.columns, layer.on(unsure) * step) / 2
-    first_order = torch.minimum(sure + either, weight_on * step)
-    output = first_order + radius * torch.hypot(step, weight_on * length) + radius * radius / 2 * length
-    return _Movement(length, step + radius * length, output, weight_on, frobenius_on, switched, unsure.any(dim=1))
+    affordable = (step + radius * (norm + length)).square() * (1 + reach.slack)
+    near = (unsure.of(reach.size) - reach.doubt[unsure.sample]).clamp(min=0)
+    squares = layer.columns.square()[unsure.unit]
+    switched = knapsack(unsure, squares, near.square(), affordable).sqrt()
+    output = _output_movement(reach, moves, unsure, along_unsure, step, weight_on)
+    output = output + radius * torch.hypot(step, weight_on * length) + radius * radius / 2 * length
+    any_switch = _any(unsure, norm).bool()
+    return _Movement(length, step + radius * length, output, weight_on, frobenius_on, switched, any_switch)
+
+
+def _unsure(reach: HiddenReach, budget: Tensor, hidden_box: Interval | None) -> Pairs:
+    """Units that can have different signs with and without the movement of features."""
+    unsure = Pairs.where(reach.size <= budget)
+    if hidden_box is None or reach.hidden_box is None:
+        return unsure
+    lower = torch.minimum(unsure.of(reach.hidden_box.lower), unsure.of(hidden_box.lower))
+    upper = torch.maximum(unsure.of(reach.hidden_box.upper), unsure.of(hidden_box.upper))
+    return unsure.among((lower <= 0) & (upper >= 0))
+
+
+def _output_movement(
+    reach: HiddenReach, moves: Perturbation, unsure: Pairs, along: Tensor, step: Tensor, weight_on: Tensor
+) -> Tensor:
+    """``‖f(x + Δx) - f(x)‖`` at the nominal parameters, with any slope of unsure units, (m,).
+
+    Slopes are written as 1/2 ± 1/2: the first part cancels among units before the norm, the second cannot.
+    """
+    layer = reach.layer
+    half = reach.mask.clone()
+    half[unsure.sample, unsure.unit] = 0.5
+    sure = torch.stack([moves.along_own(half @ (row[:, None] * layer.first)) for row in layer.second], dim=1)
+    squares = layer.columns.square()[unsure.unit]
+    spread = unsure.sums(squares, len(step)).sqrt().clamp(max=layer.second_norm) * step
+    either = torch.minimum(unsure.sums(along * layer.columns[unsure.unit], len(step)), spread) / 2
+    return torch.minimum(sure.norm(dim=1) + either, weight_on * step)
 
 
 def _moved(reach: HiddenReach, poison: Poison, moves: Perturbation, loss: HeadLoss, labels: Tensor) -> PoisonSizes:

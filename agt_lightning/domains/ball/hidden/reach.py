@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.enclosure import Layer
+from agt_lightning.domains.ball.kinks import Pairs
 from agt_lightning.domains.ball.losses import Reach
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
 from agt_lightning.domains.ball.samples import Samples
@@ -57,14 +58,6 @@ class HiddenLayer:
         """``‖W₁‖``."""
         return spectral_norm(self.first)
 
-    def frobenius(self, units: Tensor) -> Tensor:
-        """``‖W₂ diag(m_i)‖_F`` for units m_i, boolean (b, h); (b,)."""
-        return (units.to(self.second.dtype) @ self.columns.square()).sqrt()
-
-    def on(self, units: Tensor) -> Tensor:
-        """Upper bound on ``‖W₂ diag(m_i)‖`` for units m_i, boolean (b, h); (b,)."""
-        return self.frobenius(units).clamp(max=self.second_norm)
-
 
 class HiddenReach:
     """Where hidden units and outputs of samples can be while the parameters are in the ball.
@@ -76,10 +69,12 @@ class HiddenReach:
     Attributes:
         input_norm: ``‖x̂‖``, (b,).
         activation_norm: ``‖ẑ‖``, (b,).
-        mask: units that are active at the nominal parameters, (b, h).
-        doubt: rounding of h, (b, h): a unit this close to zero counts as one that can switch.
-        possibly_on: units that are active somewhere in the ball, (b, h).
-        weight_on: upper bound on ``‖W₂‖`` over these units, (b,).
+        size: ``|h|``, (b, h).
+        mask: one for units that are active at the nominal parameters, (b, h).
+        doubt: rounding of h, (b,): a unit this close to zero counts as one that can switch.
+        near: units that can switch within the ball.
+        distance: how far their weights must move at least for that, (m,).
+        frobenius_on: ``‖W₂‖_F`` on units that are active somewhere in the ball, (b,).
         slope: upper bound on how fast outputs move with parameters at first order, (b,).
     """
 
@@ -88,34 +83,43 @@ class HiddenReach:
         self.samples = samples
         self.hidden = samples.layers[0]
         self.hidden_box = None if samples.boxes is None else samples.boxes[0]
-        hidden = self.hidden
-        self.slack = accumulated_roundoff(samples.inputs.shape[1] + hidden.shape[1] + 2, hidden.dtype)
+        self.slack = accumulated_roundoff(sum(layer.first.shape) + 2, self.hidden.dtype)
         length = samples.inputs.norm(dim=1)
         self.input_norm = with_one(length, layer.trains_first_bias)
-        self.activation_norm = with_one(hidden.clamp(min=0).norm(dim=1), layer.trains_second_bias)
-        self.mask = hidden > 0
-        self.doubt = self.slack * (length[:, None] * layer.first.norm(dim=1) + layer.first_bias.abs())
-        self.possibly_on = self.beyond(layer.radius * self.input_norm)
-        self.weight_on = layer.on(self.possibly_on)
+        self.activation = self.hidden.clamp(min=0)
+        self.activation_norm = with_one(self.activation.norm(dim=1), layer.trains_second_bias)
+        self.mask = self.activation.sign()
+        self.doubt = self.slack * (length * layer.first.norm(dim=1).max() + layer.first_bias.abs().max())
+        movement = layer.radius * self.input_norm + self.doubt
+        self.size = self.hidden.abs()
+        self.near = self._not_fixed(Pairs.where(self.size <= movement[:, None]))
+        least = torch.finfo(self.doubt.dtype).tiny
+        away = (self.near.of(self.size) - self.doubt[self.near.sample]).clamp(min=0)
+        self.distance = away / self.input_norm.clamp(min=least)[self.near.sample]
+        self.frobenius_on = self.frobenius(self.near)
         self.slope = torch.hypot(self.activation_norm, self.weight_on * self.input_norm)
 
-    def beyond(self, movement: Tensor) -> Tensor:
-        """Units that a change of their preactivation by ``movement``, (b,) or (b, h), can leave active; (b, h)."""
-        movement = movement if movement.ndim == 2 else movement[:, None]
-        on: Tensor = self.hidden >= -(movement + self.doubt)
-        return on if self.hidden_box is None else on & (self.hidden_box.upper >= 0)
+    @property
+    def weight_on(self) -> Tensor:
+        """Upper bound on ``‖W₂‖`` on units that are active somewhere in the ball, (b,)."""
+        return self.frobenius_on.clamp(max=self.layer.second_norm)
+
+    def frobenius(self, unsure: Pairs) -> Tensor:
+        """``‖W₂‖_F`` on units that are active, and those that may be, (b,)."""
+        squares = self.layer.columns.square()
+        added = squares[unsure.unit] * (1 - unsure.of(self.mask))
+        return (self.mask @ squares + unsure.sums(added, len(self.mask))).sqrt()
+
+    def _not_fixed(self, pairs: Pairs) -> Pairs:
+        """Without the units whose sign another domain knows."""
+        if self.hidden_box is None:
+            return pairs
+        lower, upper = pairs.of(self.hidden_box.lower), pairs.of(self.hidden_box.upper)
+        return pairs.among((lower <= 0) & (upper >= 0))
 
     def rounding(self, terms: int) -> float:
         """Relative rounding of a sum of ``terms`` gradients, with respect to the sum of magnitudes."""
         return accumulated_roundoff(terms + sum(self.layer.first.shape) + 4, self.hidden.dtype)
-
-    @cached_property
-    def distance(self) -> Tensor:
-        """How far the weights of a unit must move to switch it for a sample, (b, h); infinite if it cannot switch."""
-        least = torch.finfo(self.doubt.dtype).tiny
-        away: Tensor = (self.hidden.abs() - self.doubt).clamp(min=0) / self.input_norm.clamp(min=least)[:, None]
-        box = self.hidden_box
-        return away if box is None else away.masked_fill((box.lower > 0) | (box.upper < 0), torch.inf)
 
     @cached_property
     def outputs(self) -> Reach:

@@ -20,7 +20,7 @@ def curvature_norm(reach: HiddenReach, weights: Tensor) -> float:
     """
     layer, half = reach.layer, reach.layer.radius / 2
     inputs = append_one(reach.samples.inputs, layer.trains_first_bias)
-    activations = append_one(reach.hidden.clamp(min=0), layer.trains_second_bias)
+    activations = append_one(reach.activation, layer.trains_second_bias)
     first = gram_norm(inputs, weights * (reach.weight_on + half).square())
     drift = float((weights @ reach.input_norm.square()).sqrt()) * half
     second = math.sqrt(gram_norm(activations, weights)) + drift
@@ -37,26 +37,23 @@ def remainder(reach: HiddenReach, gradient: Tensor, change: Tensor, weights: Ten
         weights: weight of each sample in the loss, (b,).
     """
     layer, radius = reach.layer, reach.layer.radius
-    mean_size = gradient.norm(dim=1) + change / 2
-    mask = reach.mask.to(gradient.dtype)
-    coupling = _coupling(reach, mask, gradient, weights) + (weights * change * reach.input_norm / 2) @ mask
+    size, norm = gradient.norm(dim=1), reach.input_norm
+    # Rounding of the sums is relative to the sum of magnitudes.
+    rounding = accumulated_roundoff(len(norm), norm.dtype) * size
+    coupling = _coupling(reach, gradient, weights) + (weights * (change / 2 + rounding) * norm) @ reach.mask
     total = float(coupling.max()) * radius
-    kinks = Kinks.within(reach.distance, radius)
-    i, j = kinks.sample, kinks.unit
-    share = (weights * reach.input_norm)[i]
+    kinks = Kinks.sorted(reach.near, reach.distance)
+    i, j = kinks.pairs.sample, kinks.pairs.unit
+    share, mean_size = (weights * norm)[i], (size + change / 2)[i]
     signal = (gradient[i] * layer.second.T[j]).sum(dim=1)
-    doubt = radius * mean_size[i] + (layer.columns[j] + radius / 2) * change[i]
-    total += kinks.largest_slip(share * mean_size[i], radius)
+    doubt = radius * mean_size + (layer.columns[j] + radius / 2) * change[i]
+    total += kinks.largest_slip(share * mean_size, radius)
     total += kinks.largest_switch(share * (doubt - signal).clamp(min=0), radius)
     return total, kinks.largest_switch(share * (doubt + signal).clamp(min=0), radius)
 
 
-def _coupling(reach: HiddenReach, mask: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
+def _coupling(reach: HiddenReach, gradient: Tensor, weights: Tensor) -> Tensor:
     """``‖Σ_i w_i m_ij g_i x̂_iᵀ‖`` for every unit j, (h,): how strongly its two layers pull at each other."""
     inputs = append_one(reach.samples.inputs, reach.layer.trains_first_bias)
-    rows = [(mask * (weights * column)[:, None]).T @ inputs for column in gradient.T]
-    rounding = accumulated_roundoff(len(inputs), inputs.dtype) * (
-        (weights * gradient.norm(dim=1) * reach.input_norm) @ mask
-    )
-    coupling: Tensor = spectral_norms(torch.stack(rows, dim=1)) + rounding
-    return coupling
+    rows = [reach.mask.T @ (inputs * (weights * column)[:, None]) for column in gradient.T]
+    return spectral_norms(torch.stack(rows, dim=1))

@@ -32,7 +32,8 @@ def hidden_constants(
     rounding = reach.rounding(len(weights)) * float(weights @ ((gradient.norm(dim=1) + steepest * size) * reach.slope))
     plain, energy, rest = 0.0, 0.0, 0.0
     if poison is not None:
-        sizes = poison_sizes(HiddenReach(layer, samples[poison.rows]), poison, loss)
+        every = len(poison.rows) == len(weights)
+        sizes = poison_sizes(reach if every else HiddenReach(layer, samples[poison.rows]), poison, loss)
         plain, energy, rest = sizes.worst(weights[poison.rows], poison.n)
     return StepConstants(
         trace=float(weights @ (steepest * sensitivity)),

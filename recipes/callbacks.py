@@ -17,15 +17,18 @@ class MSEOverSteps(L.Callback):
 
     Args:
         samples: how many validation samples, the first ones, are used.
+        stop_above: training ends once the worst case exceeds this; None means never. The bounds of the steps made so
+            far stay valid only for a run that would have stopped there as well, so this is for pictures.
 
     Attributes:
         history: for every step, 0 for the untrained module, the values by name.
     """
 
-    def __init__(self, samples: int = 2000) -> None:
+    def __init__(self, samples: int = 2000, stop_above: float | None = None) -> None:
         if samples < 1:
             raise ValueError(f"Expected `samples` to be at least 1, but got {samples}.")
         self.samples = samples
+        self.stop_above = stop_above
         self.history: list[dict[str, float]] = []
 
     @override
@@ -45,6 +48,8 @@ class MSEOverSteps(L.Callback):
         self._record(trainer, pl_module)
         for name, value in self.history[-1].items():
             pl_module.log(f"steps/{name}", value)
+        if self.stop_above is not None and self.history[-1]["worst MSE"] > self.stop_above:
+            trainer.should_stop = True
 
     def _record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         model = certified_training(trainer).certified_model(pl_module)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.callbacks import MSEOverSteps
 from recipes.figures.canvas import new_figure, plain, save
+from recipes.figures.domain_comparison import recorded
 from recipes.run import Run
 from recipes.strengths import describe
 
@@ -28,7 +28,7 @@ def draw_mse_over_steps(runs: Sequence[Run], path: Path) -> Path:
     figure = new_figure(1 + 5.5 * len(runs), 4.2)
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, run in zip(panels, runs, strict=True):
-        history = _recorder(run).history
+        history = recorded(run)
         steps = range(len(history))
         best, nominal, worst = ([values[f"{name} MSE"] for values in history] for name in ("best", "nominal", "worst"))
         axes.fill_between(
@@ -45,10 +45,3 @@ def draw_mse_over_steps(runs: Sequence[Run], path: Path) -> Path:
     panels[0].set_ylabel("validation MSE (target scaled to [0, 1])")
     panels[0].legend(frameon=False)
     return save(figure, path)
-
-
-def _recorder(run: Run) -> MSEOverSteps:
-    for callback in run.callbacks:
-        if isinstance(callback, MSEOverSteps):
-            return callback
-    raise ValueError("Expected a `MSEOverSteps` among the run's callbacks. Add `callbacks=mse_over_steps`.")

@@ -139,7 +139,8 @@ def _smallest(dual: Callable[[float], float], largest: float) -> float:
 def knapsack(pairs: Pairs, values: Tensor, costs: Tensor, budget: Tensor) -> Tensor:
     """Upper bound on ``Σ_j values_ij`` over sets of units with ``Σ_j costs_ij <= budget_i``, for each sample.
 
-    By weak duality: ``λ budget + Σ_j max(0, values_j - λ costs_j)`` for every λ >= 0; the best of a few, without sorting.
+    By weak duality ``λ budget + Σ_j max(0, values_j - λ costs_j)`` for every λ >= 0; the best of a few, without
+    sorting.
 
     Args:
         pairs: the candidates.

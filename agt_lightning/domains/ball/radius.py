@@ -52,6 +52,9 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
         rate: learning rate α.
         decay: weight decay μ.
 
+    Returns:
+        The radius after the step; infinite if a supremum is not finite.
+
     Reference:
         Theory, "The ball domain", equations for the plain step, the energy step and monotone kinks.
 
@@ -61,6 +64,9 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
         >>> round(next_radius(1.0, still, rate=0.1, decay=0.0), 9)
         1.05
     """
+    needed = (radius, constants.trace, constants.remainder, constants.monotone, constants.poison)
+    if not all(map(math.isfinite, needed)):
+        return math.inf  # minima and maxima would swallow a NaN
     curvature = constants.curvature(rate)
     kept = 1 - rate * decay
     plain = _with_monotone(
@@ -68,7 +74,7 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
     )
     best = plain + rate * constants.poison
     strength = rate * curvature / kept if kept > 0 else math.inf
-    if strength < 2 and math.isfinite(constants.energy):
+    if strength < 2 and math.isfinite(constants.energy) and math.isfinite(constants.rest):
         gained = rate / kept * constants.energy / (2 - strength)
         push = curvature * radius + math.sqrt(curvature * constants.energy)
         by_energy = _with_monotone(kept * math.sqrt(radius * radius + gained), push, constants, rate, kept)

@@ -1,5 +1,6 @@
 """One step of a network with one hidden layer."""
 
+import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.hidden.poison import poison_sizes
@@ -32,7 +33,7 @@ def hidden_constants(
     rounding = reach.rounding(len(weights)) * float(weights @ ((gradient.norm(dim=1) + steepest * size) * reach.slope))
     plain, energy, rest = 0.0, 0.0, 0.0
     if poison is not None:
-        every = len(poison.rows) == len(weights)
+        every = torch.equal(poison.rows, torch.arange(len(weights), device=weights.device))
         sizes = poison_sizes(reach if every else HiddenReach(layer, samples[poison.rows]), poison, loss)
         plain, energy, rest = sizes.worst(weights[poison.rows], poison.n)
     return StepConstants(

@@ -1,6 +1,7 @@
 """What is certified about a trained model on its test set, as one number per name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from agt_lightning import CertifiedModel, Interval
 from agt_lightning.certificates.objectives import squared_error_bounds
 from agt_lightning.metrics.functional import certified_mse
+from recipes.flips import CertifiedFlips
 
 
 def accuracy_certificate(
@@ -62,4 +64,41 @@ def mse_certificate(
         "best MSE": squared_error_bounds(reachable, target).lower.mean().item(),
         "nominal MSE": (torch.cat(outputs) - target).square().mean().item(),
         "worst MSE": certified_mse(reachable.lower, reachable.upper, target).item(),
+    }
+
+
+@torch.no_grad()
+def flips_certificate(
+    model: CertifiedModel,
+    module: L.LightningModule,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    path: str | Path,
+    every: int = 1,
+    at: Sequence[int] = (),
+) -> dict[str, float]:
+    """How many labels of the whole training set can be flipped before predictions change, and what that leaves certain.
+
+    The median is over all certified test samples, wrong predictions with their flips as they are: certified is that
+    the prediction stays, not that it is right. Certified accuracy counts right predictions alone.
+
+    Args:
+        model: the module with the record of its training.
+        module: the trained linear head.
+        batches: test inputs and integer classes.
+        path: the file to write, one row for each certified test sample.
+        every: distance of the test samples that are certified: 1 for all, 10 for every tenth. The accuracy without
+            flips is that of all.
+        at: numbers of flips for which the certified accuracy is told.
+    """
+    if every < 1:
+        raise ValueError(f"Expected `every` to be at least 1, but got {every}.")
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    correct = module(x.to(module.device)).argmax(dim=-1).cpu() == y.cpu()
+    flips = model.certified_flips(x[::every].to(module.device)).cpu()
+    curve = CertifiedFlips("certified accuracy", flips, correct[::every])
+    curve.save(Path(path), torch.arange(len(x))[::every])
+    return {
+        "nominal accuracy": _rate([correct]),
+        "median certified flips": curve.median,
+        **{f"certified accuracy at {n} flips": curve.certified_accuracy(n) for n in at},
     }

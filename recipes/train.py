@@ -30,15 +30,19 @@ from recipes.strengths import describe
 from recipes.table import table
 
 
-def train(config: DictConfig) -> Run:
-    """Build what the configuration says, fit, test, certify, and write the four files of a run.
+def train(config: DictConfig, datamodule: L.LightningDataModule | None = None) -> Run:
+    """Build what the configuration says, fit, test, certify, and write the files of a run.
 
     Args:
-        config: ``conf/train.yaml``, composed.
+        config: ``conf/train.yaml``, composed; its function ``settled_by_data``, if there is one, has the last word.
+        datamodule: the data, if it was built already.
     """
     ignore_harmless_warnings()
+    datamodule = instantiate(config.data) if datamodule is None else datamodule
+    if config.settled_by_data is not None:
+        config = instantiate(config.settled_by_data)(config, datamodule)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    datamodule, module, adversary = (instantiate(config[group]) for group in ("data", "model", "adversary"))
+    module, adversary = (instantiate(config[group]) for group in ("model", "adversary"))
     callbacks = [instantiate(node) for node in config.callbacks.values()]
     loggers = [instantiate(node) for node in config.logger.values()]
     trainer = instantiate(config.trainer)(callbacks=[*callbacks], logger=loggers)

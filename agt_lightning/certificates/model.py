@@ -186,7 +186,7 @@ class CertifiedModel:
         return BoundedValues.of(program, inputs, program.graph.output, self._heads(program))
 
     def _box(self) -> dict[str, Interval]:
-        return {name: bounds.to(dtype=self.dtype) for name, bounds in self.bounds.items()}
+        return {name: _pointed(bounds.to(dtype=self.dtype)) for name, bounds in self.bounds.items()}
 
     def _heads(self, program: Program) -> dict[str, HeadBounds]:
         """What other domains know of the trained layers that this program ends in, by name."""
@@ -269,6 +269,11 @@ class CertifiedModel:
         if x.is_floating_point():
             return x.dtype
         return next((p.dtype for p in self.module.parameters()), torch.get_default_dtype())
+
+
+def _pointed(bounds: Interval) -> Interval:
+    """A parameter that cannot move as a point, so that features before the head are points too."""
+    return Interval.point(bounds.lower) if torch.equal(bounds.lower, bounds.upper) else bounds
 
 
 def _missing_samples(graph: Graph) -> list[str]:

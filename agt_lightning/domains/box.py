@@ -132,7 +132,8 @@ class BoxDomain(Domain[BoxStep]):
     def tighten(self, other: Mapping[str, Interval]) -> None:
         """Intersect with the bounds of another domain, which contain the same runs."""
         for name, interval in other.items():
-            self.intervals[name] = self.intervals[name].intersect(interval)
+            if not self.intervals[name].is_point:  # which stays one, and is computed with as one
+                self.intervals[name] = self.intervals[name].intersect(interval)
 
     @override
     def box(self) -> dict[str, Interval]:

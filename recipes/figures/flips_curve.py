@@ -1,70 +1,25 @@
 """Certified accuracy against the number of flipped training labels, and what a search over settings found."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from recipes.figures.canvas import new_figure, plain, save
+from recipes.flips import CertifiedFlips
 from recipes.run import Run
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, told apart by all readers
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-@dataclass(frozen=True)
-class CertifiedFlips:
-    """How many flipped labels each prediction withstands, of one trained model.
-
-    Args:
-        label: name in legends.
-        flips: certified flips of each test sample, integers ``(samples,)``: so many flipped training labels provably
-            do not change its prediction, be it right or wrong. Negative where nothing is certified.
-        correct: whether the prediction is right, ``(samples,)``.
-    """
-
-    label: str
-    flips: Tensor
-    correct: Tensor
-
-    def __post_init__(self) -> None:
-        if self.flips.ndim != 1 or len(self.flips) == 0 or self.flips.shape != self.correct.shape:
-            raise ValueError(
-                f"Expected certified flips and correctness of the same samples, at least one, for {self.label!r}, but "
-                f"got the shapes {tuple(self.flips.shape)} and {tuple(self.correct.shape)}."
-            )
-
-    @property
-    def accuracy(self) -> float:
-        """Accuracy without any flip."""
-        return self.correct.double().mean().item()
-
-    @property
-    def median(self) -> float:
-        """Median over all predictions; of two middle ones their mean."""
-        return self.flips.double().quantile(0.5).item()
-
-    def certified_accuracy(self, n: float) -> float:
-        """Fraction of samples whose prediction is right and withstands ``n`` flips."""
-        return (self.correct & (self.flips >= n)).double().mean().item()
-
-    def steps(self) -> tuple[list[float], list[float]]:
-        """Corners of certified accuracy as a function of n: it has each value up to and including its n."""
-        n, counts = np.unique(self.flips[self.correct & (self.flips >= 0)].numpy(), return_counts=True)
-        values = np.concatenate([counts[::-1].cumsum()[::-1], [0]]) / len(self.flips)
-        return [0.0, *map(float, n)], [float(values[0]), *map(float, values[:-1])]
-
-
 def draw_flips_curve(runs: Sequence[Run], path: Path) -> Path:
     """Draw how certified accuracy falls with the number of flipped labels, one curve per run.
 
     Args:
-        runs: trainings of linear heads whose models know `certified_flips`; the test batches of their data have class
-            indices. Curves are named for the folders of the runs, if there are several.
+        runs: trainings of linear heads that wrote ``flips.csv``, or whose models know `certified_flips`; the test
+            batches of their data have class indices. Of several, each curve is named for the folder of its run.
         path: the file to write.
 
     Returns:
@@ -76,12 +31,14 @@ def draw_flips_curve(runs: Sequence[Run], path: Path) -> Path:
 
 @torch.no_grad()
 def certified_flips(run: Run, label: str) -> CertifiedFlips:
-    """Certified flips of every test sample of a run.
+    """Certified flips of the test samples that the run's certificate wrote to ``flips.csv``, or else of all.
 
     Args:
         run: a training whose model knows `certified_flips`.
         label: name in legends.
     """
+    if (run.output_dir / "flips.csv").is_file():
+        return CertifiedFlips.load(run.output_dir / "flips.csv", label)
     flips, correct = [], []
     for x, y in run.datamodule.test_dataloader():
         x = x.to(run.module.device)

@@ -15,7 +15,20 @@ from typing_extensions import override
 
 from recipes.models.perceptron import stepwise
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
+
+def squared_error(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over batch and classes.
+
+    Args:
+        logits: ``(batch, classes)``.
+        target: one-hot vectors of the logits' shape, or class indices ``(batch,)``, which become such vectors.
+    """
+    if not target.is_floating_point():
+        target = F.one_hot(target, logits.shape[-1]).to(logits.dtype)
+    return F.mse_loss(logits, target)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared_error, "cross_entropy": F.cross_entropy}
 
 
 class LinearHead(L.LightningModule):
@@ -28,8 +41,9 @@ class LinearHead(L.LightningModule):
         classes: number of logits.
         optimizer: builds the optimizer from the parameters.
         scheduler: builds the learning rate schedule, counted in steps; None for a constant rate.
-        loss: ``"mse"`` for targets ``(batch, classes)`` of zeros and ones, averaged over both; ``"cross_entropy"`` for
-            class indices ``(batch,)``, in nats, averaged over the batch.
+        loss: ``"mse"`` to the one-hot vectors of class indices ``(batch,)``, or to targets ``(batch, classes)`` of
+            zeros and ones, averaged over both axes; ``"cross_entropy"`` for class indices, in nats, averaged over the
+            batch.
         zero_init: start from zero instead of at random.
         dtype: type of the parameters.
     """

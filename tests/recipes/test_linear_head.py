@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 import recipes.models.linear_head
 from recipes.data.features import RandomReLU
 from recipes.data.loader import tensor_loader
-from recipes.models.linear_head import LinearHead
+from recipes.models.linear_head import LinearHead, squared_error
 from recipes.rates import mse_rate
 from recipes.schedules import InverseTimeDecay
 
@@ -100,7 +100,7 @@ def test_configuration_fits_head_to_data_and_figure(composed):
     data, head = instantiate(config.data), instantiate(config.model)
     assert head.net.weight.dtype == data.dtype
     assert tuple(head.net.weight.shape) == (data.classes, data.features.components)
-    assert (data.target, head.loss) == ("one_hot", "mse")
+    assert (data.target, head.loss) == ("class", "mse")
     assert instantiate(config.figure).func.__name__ == "draw_flips_curve"
 
 
@@ -108,7 +108,14 @@ def test_configuration_takes_other_features(composed):
     config = composed(
         "data=mnist_features",
         "name=test",
-        "data.features._target_=recipes.data.features.RandomReLU",
-        "+data.features.width=64",
+        "data/features=random_relu",
+        "data.features.width=64",
+        "data.features.components=32",
     )
-    assert instantiate(config.data).features == RandomReLU(64, components=32)
+    assert instantiate(config.data).features == RandomReLU(64, components=32, offset=0.3)
+
+
+def test_class_indices_become_one_hot_vectors():
+    head = LinearHead(2, 3, SGD)
+    x, y = torch.randn(5, 2), torch.tensor([0, 1, 2, 2, 0])
+    assert torch.equal(squared_error(head(x), y), squared_error(head(x), F.one_hot(y, 3).float()))

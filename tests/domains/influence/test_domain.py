@@ -1,0 +1,469 @@
+"""The domain in the engine: what it records is what was trained, and no run with changed labels leaves its bounds."""
+
+import io
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel, UnboundedAdversary
+from agt_lightning.aggregation.mean_clipping import MeanNormClipping
+from agt_lightning.domains.influence import InfluenceDomain
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
+
+ROUNDING = 1e-9
+"""Rounding of a float64 training; one-sided."""
+F64 = torch.float64
+SAMPLES, CLASSES, STEPS, BATCH = 12, 3, 6, 5
+
+
+class Probe(nn.Module):
+    """One trained layer behind a frozen one."""
+
+    def __init__(self, outputs=CLASSES, bias=True, dtype=F64):
+        super().__init__()
+        torch.manual_seed(3)
+        self.frozen = nn.Linear(3, 4).requires_grad_(False)
+        self.head = nn.Linear(4, outputs, bias=bias)
+        self.to(dtype)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.frozen(x)))
+
+
+def one_hot_loss(module, batch, low=0.0, high=1.0):
+    x, y = batch
+    return F.mse_loss(module(x), low + (high - low) * F.one_hot(y, CLASSES).to(x.dtype))
+
+
+def number_loss(module, batch):
+    return F.mse_loss(module(batch[0]), batch[1])
+
+
+def sum_loss(module, batch):
+    return 0.1 * F.mse_loss(module(batch[0]), batch[1], reduction="sum")
+
+
+def data(dtype=F64):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(SAMPLES, 3, generator=generator, dtype=F64).to(dtype)
+    return x, torch.arange(SAMPLES) % CLASSES
+
+
+def batches(x, y, seed=6):
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(len(x), generator=generator)[:BATCH] for _ in range(STEPS)]
+    return [(x[chosen], y[chosen]) for chosen in rows]
+
+
+def queries(dtype=F64, count=8):
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(8), dtype=F64).to(dtype)
+
+
+def sgd(module, **options):
+    return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], **{"lr": 0.4, **options})
+
+
+def rate(step):
+    return 0.4 / (1 + 0.2 * step)
+
+
+def trained(loss, steps, adversary, module=None, domains=("influence",), **options):
+    """An engine after certified training on these batches, with a falling learning rate."""
+    module = Probe() if module is None else module
+    engine = AbstractGradientEngine(module, loss, adversary, domains=domains)
+    optimizer = sgd(module, **options)
+    for number, batch in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = rate(number)
+        engine.step([batch], optimizer)
+    return engine
+
+
+def model_of(engine):
+    return CertifiedModel(engine.module, engine.bounds, ball=engine.ball, influence=engine.recorded_head)
+
+
+def retrained(loss, steps, module=None, **options):
+    """The same training without any certificate."""
+    module = Probe() if module is None else module
+    optimizer = sgd(module, **options)
+    for number, batch in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = rate(number)
+        optimizer.zero_grad()
+        loss(module, batch).backward()
+        optimizer.step()
+    return module
+
+
+def flipped(steps, n, generator):
+    """n labels of every batch replaced by random classes."""
+    poisoned = []
+    for x, y in steps:
+        rows = torch.randperm(len(y), generator=generator)[:n]
+        y = y.clone()
+        y[rows] = torch.randint(0, CLASSES, (n,), generator=generator)
+        poisoned.append((x, y))
+    return poisoned
+
+
+OPTIONS = {
+    "plain": {},
+    "momentum": {"momentum": 0.8},
+    "dampened": {"momentum": 0.5, "dampening": 0.3},
+    "nesterov": {"momentum": 0.7, "nesterov": True, "weight_decay": 0.05},
+    "decay": {"weight_decay": 0.1},
+}
+FLIPS = BoundedAdversary(n=2, nu=1, q=0)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_training_with_flipped_labels_leaves_its_bounds(options, bias):
+    steps, x = batches(*data()), queries()
+    engine = trained(one_hot_loss, steps, FLIPS, Probe(bias=bias), **options)
+    model, target = model_of(engine), torch.arange(len(x)) % CLASSES
+    outputs, margins = model.bound_forward(x), model.margins(x, target)
+    certified = model.certify(x)
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(60):
+        poisoned = retrained(one_hot_loss, flipped(steps, 2, generator), Probe(bias=bias), **options)
+        reached = poisoned(x).detach()
+        assert outputs.contains(reached, ROUNDING)
+        assert margins.contains(reached.gather(1, target[:, None]) - reached, ROUNDING)
+        assert model.bounds.contains(poisoned)
+        assert bool((reached.argmax(dim=1) == certified.label)[certified.certified].all())
+
+
+def worst_labels(engine, steps, query, direction):
+    """Labels that lower ``direction · f(query)`` most: n of each batch, by the coefficients of each step."""
+    record = engine.recorded_head
+    features = torch.tanh(engine.module.frozen(query[None])).detach()
+    flips = record.labels
+    attacked = []
+    coefficients = [values[0] for _, values in record.influence.step_coefficients(features)][::-1]
+    for (x, y), a in zip(steps, coefficients, strict=True):
+        step = record.influence.steps[len(attacked)]
+        samples = record.influence.sample_of_row[step.rows]
+        chosen = flips.range(direction).loss(a[None], samples)[0].topk(engine.adversary.n).indices
+        y = y.clone()
+        y[chosen] = flips.worst(direction, a[chosen], samples[chosen])
+        attacked.append((x, y))
+    return attacked
+
+
+def test_bounds_on_outputs_and_margins_are_attained():
+    steps, x = batches(*data()), queries(count=3)
+    engine = trained(one_hot_loss, steps, FLIPS, momentum=0.5)
+    model = model_of(engine)
+    target = torch.tensor([0, 1, 2])
+    outputs, margins = model.bound_forward(x), model.margins(x, target)
+    for number in range(3):
+        lowest = torch.eye(CLASSES, dtype=F64)[number]
+        poisoned = retrained(one_hot_loss, worst_labels(engine, steps, x[number], lowest), momentum=0.5)
+        reached = float(poisoned(x).detach()[number, number])
+        assert reached == pytest.approx(float(outputs.lower[number, number]), abs=1e-8)
+        rival = (number + 1) % CLASSES
+        difference = lowest - torch.eye(CLASSES, dtype=F64)[rival]
+        poisoned = retrained(one_hot_loss, worst_labels(engine, steps, x[number], difference), momentum=0.5)
+        assert float(poisoned(x).detach()[number] @ difference) == pytest.approx(
+            float(margins.lower[number, rival]), abs=1e-8
+        )
+
+
+@pytest.mark.parametrize("q", [1, 2, math.inf])
+@pytest.mark.parametrize("loss", [number_loss, sum_loss])
+def test_no_training_with_moved_labels_leaves_its_bounds(q, loss):
+    x, classes = data()
+    y = F.one_hot(classes, CLASSES).to(F64) + 0.1 * x[:, :1]
+    steps, points = batches(x, y), queries()
+    engine = trained(loss, steps, BoundedAdversary(n=2, nu=0.3, q=q))
+    model = model_of(engine)
+    outputs, generator = model.bound_forward(points), torch.Generator().manual_seed(1)
+    for _ in range(40):
+        poisoned = []
+        for features, labels in steps:
+            move = torch.randn(2, CLASSES, generator=generator, dtype=F64)
+            move = 0.3 * move / torch.linalg.vector_norm(move, ord=q, dim=1, keepdim=True)
+            poisoned.append((features, labels.index_add(0, torch.randperm(BATCH, generator=generator)[:2], move)))
+        module = retrained(loss, poisoned)
+        assert outputs.contains(module(points).detach(), ROUNDING)
+        assert model.bounds.contains(module)
+
+
+def test_bounds_alone_are_the_smallest_box():
+    steps = batches(*data())
+    engine = trained(one_hot_loss, steps, FLIPS)
+    recorded = engine.recorded_head
+    axes, bounds = torch.eye(5, dtype=F64), engine.box
+    for column in range(5):
+        lower = 0.0
+        for step, a in recorded.influence.of_inputs().step_coefficients(axes[column : column + 1]):
+            samples = recorded.influence.sample_of_row[step.rows]
+            direction = torch.eye(CLASSES, dtype=F64)[0]
+            lower -= float(recorded.labels.range(direction).loss(a, samples)[0].topk(2).values.sum())
+        name, entry = ("head.bias", 0) if column == 4 else ("head.weight", (0, column))
+        nominal = float(engine.module.get_parameter(name).detach()[entry])
+        assert float(bounds[name].lower[entry]) == pytest.approx(nominal + lower, abs=1e-9)
+    assert bounds["frozen.weight"].is_point
+
+
+def test_it_is_tighter_than_box_and_ball_and_decides():
+    steps, x = batches(*data()), queries()
+    engine = trained(one_hot_loss, steps, FLIPS, domains="auto")
+    assert list(engine.domains.in_use) == ["box", "ball", "influence"]
+    both = CertifiedModel(engine.module, engine.bounds, ball=engine.ball)
+    model = model_of(engine)
+    assert bool((model.bound_forward(x).width < both.bound_forward(x).width).all())
+    assert model.deciding_domains(x) == {"box": 0.0, "ball": 0.0, "influence": 1.0}
+
+
+def test_a_trigger_on_the_inputs_leaves_it_out():
+    engine = trained(one_hot_loss, batches(*data()), FLIPS, domains="auto")
+    without = CertifiedModel(engine.module, engine.bounds, ball=engine.ball)
+    x = queries()
+    assert torch.equal(model_of(engine).bound_forward(x, 0.1).lower, without.bound_forward(x, 0.1).lower)
+    assert "influence" not in model_of(engine).deciding_domains(x, 0.1)
+
+
+def test_an_adversary_without_labels_leaves_points():
+    engine = trained(one_hot_loss, batches(*data()), BoundedAdversary(n=2))
+    assert float(model_of(engine).bound_forward(queries()).width.max()) < ROUNDING
+
+
+def test_a_single_frozen_bias():
+    module = Probe()
+    module.head.bias.requires_grad_(False)
+    steps = batches(*data())
+    engine = trained(one_hot_loss, steps, FLIPS, module)
+    assert engine.box["head.bias"].width.max() < ROUNDING
+    twin = Probe()
+    twin.head.bias.requires_grad_(False)
+    poisoned = retrained(one_hot_loss, flipped(steps, 2, torch.Generator().manual_seed(2)), twin)
+    assert model_of(engine).bound_forward(queries()).contains(poisoned(queries()).detach(), ROUNDING)
+
+
+def test_accumulated_batches_share_one_budget():
+    x, y = data()
+    module, engine = Probe(), None
+    engine = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",))
+    engine.step([(x[:6], y[:6]), (x[6:], y[6:])], sgd(module))
+    whole = Probe()
+    other = AbstractGradientEngine(whole, one_hot_loss, FLIPS, domains=("influence",))
+    other.step([(x, y)], sgd(whole))
+    bounds = model_of(engine).bound_forward(queries())
+    assert torch.allclose(bounds.lower, model_of(other).bound_forward(queries()).lower, atol=ROUNDING)
+
+
+def test_samples_that_cannot_be_poisoned_keep_their_labels():
+    x, y = data()
+    module = Probe()
+    trusted = AbstractGradientEngine(
+        module, one_hot_loss, FLIPS, domains=("influence",), poisonable=lambda batch: batch[0][:, 0] > 10
+    )
+    trusted.step([(x, y)], sgd(module))
+    assert float(model_of(trusted).bound_forward(queries()).width.max()) < ROUNDING
+    assert model_of(trusted).certified_flips(queries()).tolist() == [0] * 8  # of no samples that could be flipped
+
+
+# --- rounding and self-check ---------------------------------------------------------------------------------------
+
+
+def test_a_float32_module_is_covered_with_its_rounding():
+    x, y = data(torch.float32)
+    steps, points = batches(x, y), queries(torch.float32)
+    engine = trained(one_hot_loss, steps, FLIPS, Probe(dtype=torch.float32), momentum=0.5)
+    model = model_of(engine)
+    bounds, generator = model.bound_forward(points), torch.Generator().manual_seed(4)
+    assert bounds.dtype == torch.float32
+    for _ in range(20):
+        poisoned = retrained(one_hot_loss, flipped(steps, 2, generator), Probe(dtype=torch.float32), momentum=0.5)
+        assert bounds.contains(poisoned(points).detach(), 1e-5)
+    double = trained(one_hot_loss, batches(*data()), FLIPS, momentum=0.5)
+    assert torch.equal(model.certified_flips(points), model_of(double).certified_flips(queries()))
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("factor", [2.0, 1.001])
+def test_wrong_slopes_are_caught(monkeypatch, dtype, factor):
+    descend = InfluenceDomain.descend
+
+    def wrong(self, step, enclosures):
+        pending = descend(self, step, enclosures)
+        object.__setattr__(pending, "slopes", factor * pending.slopes)
+        return pending
+
+    monkeypatch.setattr(InfluenceDomain, "descend", wrong)
+    x, y = data(dtype)
+    engine = trained(one_hot_loss, batches(x, y), FLIPS, Probe(dtype=dtype), domains=("ball", "influence"))
+    model = model_of(engine)
+    for certificate in (model.bound_forward, model.certify, model.certified_flips):
+        with pytest.raises(UnsoundBoundError, match="a step was recorded wrongly"):
+            certificate(queries(dtype))
+    with pytest.raises(UnsoundBoundError, match="a step was recorded wrongly"):
+        engine.recorded_head.parameters(engine.recorded_head.head_of(engine.module))
+
+
+@pytest.mark.parametrize("fault", ["features", "targets", "rate"])
+def test_other_faults_of_the_record_are_caught(monkeypatch, fault):
+    def wrong(self, features, targets, slopes, settings, *, original=None, **rest):
+        if fault == "features":
+            features = features + 0.01
+        elif fault == "targets":
+            targets = targets.roll(1, dims=0)
+        else:
+            settings = type(settings)(settings.rate * 0.9)
+            rest["bias_settings"] = settings
+        return append(self, features, targets, slopes, settings, **rest)
+
+    from agt_lightning.domains.influence import HeadRecorder
+
+    append = HeadRecorder.append
+    monkeypatch.setattr(HeadRecorder, "append", wrong)
+    engine = trained(one_hot_loss, batches(*data()), FLIPS, domains=("ball", "influence"))
+    with pytest.raises(UnsoundBoundError, match="Expected the recorded training to end in the outputs"):
+        model_of(engine).bound_forward(queries())
+
+
+def test_parameters_that_moved_after_training_are_caught():
+    engine = trained(one_hot_loss, batches(*data()), FLIPS, domains="auto")
+    with torch.no_grad():
+        engine.module.head.bias += 1e-6
+    with pytest.raises(UnsoundBoundError, match="Something besides the recorded steps"):
+        CertifiedModel(engine.module, engine.bounds, influence=engine.recorded_head).certified_flips(queries())
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.8}])
+def test_an_interrupted_training_gives_the_same_certificate(options):
+    steps, x = batches(*data()), queries()
+    whole = trained(one_hot_loss, steps, FLIPS, **options)
+    module = Probe()
+    optimizer = sgd(module, **options)
+    first = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",))
+    for number, batch in enumerate(steps[:3]):
+        optimizer.param_groups[0]["lr"] = rate(number)
+        first.step([batch], optimizer)
+    file = io.BytesIO()
+    torch.save(first.state(), file)
+    file.seek(0)
+    second = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",))
+    second.restore(torch.load(file, weights_only=True))
+    for number, batch in enumerate(steps[3:], start=3):
+        optimizer.param_groups[0]["lr"] = rate(number)
+        second.step([batch], optimizer)
+    for name, bounds in whole.box.items():
+        assert torch.equal(bounds.lower, second.box[name].lower)
+    assert torch.equal(model_of(whole).certified_flips(x), model_of(second).certified_flips(x))
+    assert second.domains.record() == whole.domains.record()
+
+
+def test_a_checkpoint_before_the_first_step():
+    engine = AbstractGradientEngine(Probe(), one_hot_loss, FLIPS, domains=("influence",))
+    other = AbstractGradientEngine(Probe(), one_hot_loss, FLIPS, domains=("influence",))
+    other.restore(engine.state())
+    assert other.recorded_head is None
+    assert other.bounds.contains(other.module)
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def refusal(loss=one_hot_loss, adversary=FLIPS, module=None, optimizer=None, batch=None, clipping=None):
+    module = Probe() if module is None else module
+    optimizer = sgd if optimizer is None else optimizer
+    engine = AbstractGradientEngine(module, loss, adversary, domains=("influence",), clipping=clipping)
+    return "\n".join(engine.problems(data() if batch is None else batch, optimizer(module)))
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, CLASSES)).to(F64)
+
+
+def mixed_labels(module, batch):
+    x, y = batch
+    return F.mse_loss(module(x), F.one_hot(y, CLASSES).to(x.dtype) * x[:, :1])
+
+
+def leaking_labels(module, batch):
+    x, y = batch
+    hidden = torch.tanh(module.frozen(x)) + y[:, :1]
+    return F.mse_loss(module.head(hidden), y)
+
+
+def scaled_numbers(module, batch):
+    return F.mse_loss(module(batch[0]), 2 * batch[1])
+
+
+def equal_codes(module, batch):
+    x, y = batch
+    return F.mse_loss(module(x), 0 * F.one_hot(y, CLASSES).to(x.dtype))
+
+
+NUMBERS = (data()[0], data()[0])
+MOVED = BoundedAdversary(n=1, nu=0.1)
+REFUSALS = {
+    "features": ({"adversary": BoundedAdversary(n=1, epsilon=0.1, nu=1, q=0)}, "set `epsilon=0`"),
+    "unbounded": ({"adversary": UnboundedAdversary(n=1, kappa=1.0)}, "needs a `BoundedAdversary`"),
+    "loss": (
+        {"loss": lambda module, batch: F.cross_entropy(module(batch[0]), batch[1])},
+        "train with `mse_loss`",
+    ),
+    "layers": (
+        {"module": two_layers(), "optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.1)},
+        "freeze all but the last linear layer",
+    ),
+    "optimizer": ({"optimizer": lambda m: torch.optim.Adam(m.head.parameters())}, "covers `torch.optim.SGD` alone"),
+    "maximize": ({"optimizer": partial(sgd, maximize=True)}, "Set `maximize=False`"),
+    "clipping": ({"clipping": MeanNormClipping(1.0)}, "does not cover clipping of the mean gradient"),
+    "part": ({"optimizer": lambda m: torch.optim.SGD([m.head.weight], lr=0.1)}, "head.bias is not there. Add it"),
+    "mixed": ({"loss": mixed_labels}, "compute them from one label"),
+    "leak": ({"loss": leaking_labels, "batch": NUMBERS, "adversary": MOVED}, "keep them out of its input"),
+    "scaled": ({"loss": scaled_numbers, "batch": NUMBERS, "adversary": MOVED}, "Compute the targets in the data set"),
+    "codes": ({"loss": equal_codes}, "give each class its own"),
+    "classes": ({"adversary": BoundedAdversary(n=1, nu=1, q=0, target_classes=(7,))}, "Expected classes in 0..2"),
+}
+
+
+@pytest.mark.parametrize(("setting", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_what_is_not_covered_is_refused_with_a_way_out(setting, message):
+    assert message in refusal(**setting)
+
+
+def test_a_foreign_momentum_is_refused():
+    module = Probe()
+    optimizer = sgd(module, momentum=0.9)
+    one_hot_loss(module, data()).backward()
+    optimizer.step()
+    assert "hold steps" in refusal(module=module, optimizer=lambda _: optimizer).replace("holds", "hold")
+
+
+def test_what_applies_is_not_refused():
+    assert refusal() == ""
+    assert refusal(partial(one_hot_loss, low=-1.0)) == ""
+    assert refusal(number_loss, MOVED, batch=NUMBERS) == ""
+
+
+def test_auto_tells_why_it_is_left_out():
+    engine = AbstractGradientEngine(Probe(), one_hot_loss, BoundedAdversary(n=1, epsilon=0.1), domains="auto")
+    assert engine.problems(data(), sgd(engine.module)) == []
+    assert "epsilon=0" in engine.domains.left_out["influence"]
+    assert list(engine.domains.in_use) == ["box", "ball"]
+
+
+def test_two_targets_under_one_id_end_the_domain():
+    x, y = data()
+    module = Probe()
+    engine = AbstractGradientEngine(
+        module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=lambda batch: torch.zeros(len(batch[1]))
+    )
+    with pytest.raises(ValueError, match=r"Expected `sample_ids` to give integers of shape \(12,\), but got torch"):
+        engine.step([(x, y)], sgd(module))
+    engine.sample_ids = lambda batch: torch.zeros(len(batch[1]), dtype=torch.int64)
+    with pytest.raises(UncertifiableError, match="Give each sample an id of its own"):
+        engine.step([(x, y)], sgd(module))

@@ -127,6 +127,7 @@ class AbstractGradientEngine:
         self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype)
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self._approved: set[object] = set()
         self._verified: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
 
@@ -196,9 +197,7 @@ class AbstractGradientEngine:
             UncertifiableError: if this step cannot be certified.
             UnsoundBoundError: if a self-check fails.
         """
-        problems = self.problems(batches[0], optimizer)
-        if problems:
-            raise UncertifiableError(problems)
+        self._approve(batches[0], optimizer)
         optimizer.zero_grad()
         trained = []
         for batch in batches:
@@ -208,6 +207,16 @@ class AbstractGradientEngine:
         self.verify(descent, trained)
         optimizer.step()
         self.update(descent, optimizer)
+
+    def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
+        """Look for problems once for each kind of batch; what only values can tell comes up in `descend` as well."""
+        kind = (self.signature(batch), type(optimizer))
+        if kind in self._approved:
+            return
+        problems = self.problems(batch, optimizer)
+        if problems:
+            raise UncertifiableError(problems)
+        self._approved.add(kind)
 
     def descend(self, batches: Sequence[object], scale: float | None = None) -> Descent:
         """Bound the gradient of one optimizer step, before it is applied.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.domains.ball.deep import DeepHead, deep_constants
 from agt_lightning.domains.ball.element import HeadBall, ParameterBall, head_layers
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
@@ -26,6 +27,9 @@ from agt_lightning.objective import BoundedObjective
 from agt_lightning.passes import Enclosure
 from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import interval
+
+_LARGEST_RADIUS = 1e75
+"""A ball that says nothing; beyond it, powers of the radius overflow."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class BallStep:
 class BallDomain(Domain[BallStep]):
     """All parameters within ``radius`` of the nominal ones, in the Euclidean norm over all trained parameters.
 
-    It covers one linear layer, or two with a ReLU between, on anything frozen, trained by SGD without momentum on a
-    convex loss of the outputs. It grows with the number of steps where the box grows exponentially.
+    It covers linear layers with ReLUs between, on anything frozen, trained by SGD without momentum on a convex loss of
+    the outputs. With one or two layers it grows with the number of steps where the box grows exponentially; with more
+    the bounds are looser, by products of the layers' norms.
 
     Args:
         module: at its initial parameters.
@@ -114,11 +119,13 @@ class BallDomain(Domain[BallStep]):
         self.head = objective.head
         arguments = (joined_samples(views), joined_targets(views), step.samples.weights, objective.loss)
         poison = joined_poison(views, step)
-        first, *others = head_layers(self.module, objective.head, self.dtype)
-        if others:
-            hidden = HiddenLayer.of(first, others[0], self.radius)
+        layers = head_layers(self.module, objective.head, self.dtype)
+        if len(layers) > 2:
+            return BallStep(deep_constants(DeepHead(layers, self.radius), *arguments, poison), step.gradient)
+        if len(layers) == 2:
+            hidden = HiddenLayer.of(*layers, self.radius)
             return BallStep(hidden_constants(hidden, *arguments, poison), step.gradient)
-        linear = LinearLayer(first.weight, first.trains_bias, self.radius)
+        linear = LinearLayer(layers[0].weight, layers[0].trains_bias, self.radius)
         return BallStep(linear_constants(linear, *arguments, poison), step.gradient)
 
     @override
@@ -127,7 +134,7 @@ class BallDomain(Domain[BallStep]):
         rate, decay = settings_of(applied, self.head)
         radius = next_radius(self.radius, pending.constants, rate, decay)
         self.radius = radius + _strayed(pending.gradient, applied, self.head, rate, decay)
-        if not math.isfinite(self.radius):
+        if not self.radius < _LARGEST_RADIUS:  # NaN is not below it
             raise DomainLostError(f"its radius is {self.radius}: the bounds diverged; use fewer or smaller steps")
         self._box = self.element.box(self.module, self.dtype)
 

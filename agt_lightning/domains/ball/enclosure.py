@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import matmul
-from agt_lightning.domains.ball.norms import with_one
+from agt_lightning.domains.ball.norms import spectral_norm, with_one
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -42,7 +42,7 @@ def enclosures(layers: Sequence[Layer], radius: float, inputs: Interval) -> tupl
     """Bounds on the result of each layer, for all parameters within ``radius`` of the nominal ones.
 
     Args:
-        layers: one layer, or two with a ReLU between.
+        layers: linear layers with a ReLU between.
         radius: R, Euclidean, over all trained parameters of all layers together.
         inputs: features that enter the head, (b, d).
 
@@ -52,14 +52,12 @@ def enclosures(layers: Sequence[Layer], radius: float, inputs: Interval) -> tupl
     Reference:
         Theory, "The ball domain", deviation of values.
     """
-    first, *others = layers
-    length = with_one(inputs.magnitude.norm(dim=1), first.trains_bias)
-    preactivation = first.nominal(inputs)
-    results = [_widened(preactivation, (radius * length)[:, None])]
-    for second in others:
-        activation = _relu(preactivation)
-        rows = _HiddenOutputs.of(second, results[0], activation, length)
-        results.append(_widened(second.nominal(activation), rows.deviation(second.weight, radius, movers=1)))
+    results, entering = [], _HiddenOutputs.features(inputs, layers[0])
+    for number, layer in enumerate(layers):
+        moved = entering.deviation(layer.weight, radius, movers=1)
+        results.append(_widened(layer.nominal(entering.values), moved))
+        if number + 1 < len(layers):
+            entering = entering.behind(layer, layers[number + 1], radius, results[-1])
     return tuple(results)
 
 
@@ -77,60 +75,76 @@ def margin_enclosure(layers: Sequence[Layer], radius: float, inputs: Interval, t
     Returns:
         Interval (b, K), zero for the target itself.
     """
-    first, *others = layers
-    length = with_one(inputs.magnitude.norm(dim=1), first.trains_bias)
-    last = layers[-1]
-    hidden = enclosures(layers[:-1], radius, inputs)[0] if others else None
-    values = _relu(first.nominal(inputs)) if others else inputs
-    lower = values.lower.new_zeros(len(target), len(last.weight))
+    entering, last = _HiddenOutputs.features(inputs, layers[0]), layers[-1]
+    hidden = enclosures(layers[:-1], radius, inputs) if len(layers) > 1 else ()
+    for layer, following, result in zip(layers, layers[1:], hidden, strict=False):
+        entering = entering.behind(layer, following, radius, result)
+    lower = entering.norm.new_zeros(len(target), len(last.weight))
     upper = torch.zeros_like(lower)
     for label in target.unique().tolist():
         rows = (target == label).nonzero().squeeze(1)
         differences = last.weight[label] - last.weight
         offsets = None if last.bias is None else last.bias[label] - last.bias
-        nominal = Layer(differences, offsets, last.trains_bias).nominal(values[rows])
-        if hidden is None:
-            moved = (2**0.5 * radius * length[rows])[:, None].expand_as(nominal.lower)
-        else:
-            outputs = _HiddenOutputs.of(last, hidden[rows], values[rows], length[rows])
-            moved = outputs.deviation(differences, radius, movers=2)
-        margin = _widened(nominal, moved)
+        own = entering[rows]
+        moved = own.deviation(differences, radius, movers=2)
+        margin = _widened(Layer(differences, offsets, last.trains_bias).nominal(own.values), moved)
         lower[rows], upper[rows] = margin.lower, margin.upper
-    own = torch.nn.functional.one_hot(target, len(last.weight)).bool()
-    return Interval.trusted(lower.masked_fill(own, 0), upper.masked_fill(own, 0))
+    same = torch.nn.functional.one_hot(target, len(last.weight)).bool()
+    return Interval.trusted(lower.masked_fill(same, 0), upper.masked_fill(same, 0))
 
 
 @dataclass(frozen=True)
 class _HiddenOutputs:
-    """What the deviation of outputs behind a hidden layer depends on.
+    """What enters a layer from the units before it, and how it moves with the parameters of the layers before.
 
     Args:
-        activation_norm: largest ``‖ẑ‖`` at the nominal parameters, (b,).
-        possibly_on: units that are active somewhere, (b, h).
-        length: largest ``‖x̂‖``, (b,).
+        values: bounds at the nominal parameters, (b, k).
+        norm: largest ``‖ẑ‖`` among them, (b,).
+        possibly_on: one for values that may be active anywhere in the ball, (b, k); features are.
+        slope: c with ``‖Δz‖ <= c ‖δ‖`` within the ball, (b,).
     """
 
-    activation_norm: Tensor
+    values: Interval
+    norm: Tensor
     possibly_on: Tensor
-    length: Tensor
+    slope: Tensor
 
     @classmethod
-    def of(cls, last: Layer, hidden: Interval, activation: Interval, length: Tensor) -> _HiddenOutputs:
-        """From bounds on preactivations over the ball and on activations at the nominal parameters."""
-        return cls(with_one(activation.upper.norm(dim=1), last.trains_bias), hidden.upper >= 0, length)
+    def features(cls, inputs: Interval, first: Layer) -> _HiddenOutputs:
+        """What enters the first layer does not move."""
+        length = inputs.magnitude.norm(dim=1)
+        return cls(inputs, with_one(length, first.trains_bias), torch.ones_like(inputs.lower), torch.zeros_like(length))
+
+    def __getitem__(self, rows: Tensor) -> _HiddenOutputs:
+        return _HiddenOutputs(self.values[rows], self.norm[rows], self.possibly_on[rows], self.slope[rows])
 
     def deviation(self, rows: Tensor, radius: float, movers: int) -> Tensor:
-        """``R (movers ‖ẑ‖² + ‖row on active units‖² ‖x̂‖²)^½ + √movers R²/2 ‖x̂‖``, (b, K).
+        """``R (movers ‖ẑ‖² + (‖row on active units‖ c)²)^½ + √movers R²/2 c``: the layers share the radius; (b, K).
 
         Args:
-            rows: of the last weight, or differences of two of its rows, (K, h).
+            rows: of the layer's weight, or differences of two of its rows, (K, k).
             radius: R.
-            movers: number of rows of the last weight that move.
+            movers: number of rows of the weight that move.
         """
-        active = (self.possibly_on.to(rows.dtype) @ rows.square().T).sqrt()
-        first_order = torch.hypot(movers**0.5 * self.activation_norm[:, None], active * self.length[:, None])
-        deviation: Tensor = radius * first_order + (movers**0.5 * radius * radius / 2) * self.length[:, None]
+        active = (self.possibly_on @ rows.square().T).sqrt()
+        first_order = torch.hypot(movers**0.5 * self.norm[:, None], active * self.slope[:, None])
+        deviation: Tensor = radius * first_order + (movers**0.5 * radius * radius / 2) * self.slope[:, None]
         return deviation
+
+    def behind(self, layer: Layer, following: Layer, radius: float, results: Interval) -> _HiddenOutputs:
+        """What enters the next layer.
+
+        Args:
+            layer: the one that this enters.
+            following: the next one.
+            radius: R.
+            results: bounds on the layer's results over the ball.
+        """
+        values = _relu(layer.nominal(self.values))
+        norm = with_one(values.upper.norm(dim=1), following.trains_bias)
+        matrix = spectral_norm(layer.weight) if bool(self.slope.any()) else 0.0
+        slope = torch.hypot(self.norm, matrix * self.slope) + radius / 2 * self.slope
+        return _HiddenOutputs(values, norm, (results.upper >= 0).to(norm.dtype), slope)
 
 
 def _relu(values: Interval) -> Interval:

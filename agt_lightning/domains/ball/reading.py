@@ -15,9 +15,6 @@ from agt_lightning.rules.base import name_of
 
 _aten = torch.ops.aten
 
-MOST_LAYERS = 2
-"""Linear layers of a head that there is a proof for."""
-
 
 @dataclass(frozen=True)
 class HeadObjective:
@@ -60,8 +57,6 @@ def read_objective(bounded: BoundedObjective) -> HeadObjective:
         raise HeadError("the targets depend on trained parameters")
     head = read_head(graph, prediction, bounded.parameters, bounded.dependent)
     outputs = producers[head.output].shape[1]
-    if len(head.layers) > MOST_LAYERS:
-        raise HeadError(f"{len(head.layers)} trained layers, but there is a proof for {MOST_LAYERS}; freeze the others")
     _require_same_elements(call, graph.shapes[prediction], graph.shapes[target], outputs)
     loss = _loss(call, 1.0 / outputs if terms[0].mean and call.op is not _aten.cross_entropy_loss.default else 1.0)
     source = unshaped(producers, target)

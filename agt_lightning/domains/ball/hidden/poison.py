@@ -148,10 +148,10 @@ def _moved(reach: HiddenReach, poison: Poison, moves: Perturbation, loss: HeadLo
     change = (moved + labels).clamp(max=2 * steepest)
     after = (before + change).clamp(max=steepest)
 
-    same = change * norm + (before + change) * length
+    same = change * norm + after * length
     switched = torch.maximum(after * (norm + length), torch.maximum(before * norm, same))
     first = movement.rows(same, switched, radius)
-    second = change * (reach.activation_norm + radius * norm) + (before + change) * activation
+    second = change * (reach.activation_norm + radius * norm) + after * activation
     tilt = movement.rows(length, norm + length, radius)
     return PoisonSizes(
         plain=torch.hypot(first, second),

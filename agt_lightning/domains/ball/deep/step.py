@@ -1,5 +1,6 @@
 """One step of a head with any number of hidden layers."""
 
+import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.deep.poison import poison_sizes
@@ -32,7 +33,7 @@ def deep_constants(
     rounding = slack * float(weights @ ((gradient.norm(dim=1) + steepest * reach.output_size) * reach.slope_size))
     plain, energy, rest = 0.0, 0.0, 0.0
     if poison is not None:
-        every = len(poison.rows) == len(weights)
+        every = torch.equal(poison.rows, torch.arange(len(weights), device=weights.device))
         sizes = poison_sizes(reach if every else DeepReach(head, samples[poison.rows]), poison, loss)
         plain, energy, rest = sizes.worst(weights[poison.rows], poison.n)
     return StepConstants(

@@ -285,8 +285,11 @@ class AbstractGradientEngine:
         result to the last bit.
 
         Raises:
+            UncertifiableError: if a domain is in use that was not told of this clipping.
             UnsoundBoundError: if the clipped gradient leaves its bounds.
         """
+        if self.domains.others and self.clipping != clipping:
+            raise UncertifiableError(["Domains beside the box must know of clipping. Give `clipping` to the engine."])
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         held = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
         held = [name for name in held if name in self._verified]

@@ -140,9 +140,9 @@ def read_head(graph: Graph, output: str, parameters: Mapping[str, str], trained:
 
 
 def unshaped(producers: Mapping[str, Call], name: str) -> str:
-    """The value that ``name`` is a reshaped or cast copy of."""
+    """The value that ``name`` is a reshaped copy of, in some floating point type: a cast to integers truncates."""
     call = producers.get(name)
-    while call is not None and call.op in RESHAPES | CASTS:
+    while call is not None and (call.op in RESHAPES or call.op in CASTS and call.dtype.is_floating_point):
         name = call.inputs[0]
         call = producers.get(name)
     return name

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from agt_lightning.adversaries import BoundedAdversary
 from agt_lightning.domains.ball.deep import DeepHead, deep_constants
-from agt_lightning.domains.ball.element import HeadBall, ParameterBall, head_layers
+from agt_lightning.domains.ball.element import HeadBall, ParameterBall
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
@@ -37,10 +37,12 @@ class BallStep:
     """What one step's batches say about the coming step of the radius.
 
     Args:
+        head: the trained layers.
         constants: suprema over the ball.
         gradient: of the step's loss at the nominal parameters, by parameter name.
     """
 
+    head: Head
     constants: StepConstants
     gradient: Mapping[str, Tensor]
 
@@ -57,8 +59,7 @@ class BallDomain(Domain[BallStep]):
         dtype: floating point type of the bounds' computation.
 
     Attributes:
-        radius: R, in units of the parameters.
-        head: the trained layers; None before the first step.
+        element: the ball around the parameters that training has reached.
 
     Reference:
         Theory, "The ball domain".
@@ -69,14 +70,13 @@ class BallDomain(Domain[BallStep]):
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module = module
         self.dtype = dtype
-        self.radius = 0.0
-        self.head: Head | None = None
+        self.element = ParameterBall(0.0, {})
         self._box = self.element.box(module, dtype)
 
     @property
-    def element(self) -> ParameterBall:
-        """The ball as it is now, around the module's own parameters."""
-        return ParameterBall(self.radius, () if self.head is None else self.head.parameters)
+    def radius(self) -> float:
+        """R, in units of the parameters."""
+        return self.element.radius
 
     @override
     def problems(self, setting: Setting) -> list[str]:
@@ -89,7 +89,7 @@ class BallDomain(Domain[BallStep]):
             head = read_objective(setting.bounded).head
         except HeadError as error:
             return [*problems, f"The ball domain does not apply: {error}."]
-        if self.head is not None and self.head.parameters != head.parameters:
+        if self.element.parameters not in ((), head.parameters):
             problems.append("The ball domain does not apply: other parameters are trained than before.")
         return [*problems, *plain_sgd_problems(setting.optimizer, setting.module, head)]
 
@@ -107,7 +107,8 @@ class BallDomain(Domain[BallStep]):
     def around(self, bounded: BoundedObjective) -> HeadBall:
         """The ball around the trained layers of a captured loss."""
         head = read_objective(bounded).head
-        return HeadBall(head, head_layers(self.module, head, self.dtype), self.radius, bounded.dependent)
+        layers = self.element.layers(head, self.module, self.dtype)
+        return HeadBall(head, layers, self.radius, bounded.dependent)
 
     @override
     def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> BallStep:
@@ -116,26 +117,35 @@ class BallDomain(Domain[BallStep]):
             for part, box in zip(step.parts, enclosures or [Enclosure()] * len(step.parts), strict=True)
         ]
         objective = views[0].objective
-        self.head = objective.head
+        self._require_one_head(views)
         arguments = (joined_samples(views), joined_targets(views), step.samples.weights, objective.loss)
         poison = joined_poison(views, step)
-        layers = head_layers(self.module, objective.head, self.dtype)
+        layers = self.element.layers(objective.head, self.module, self.dtype)
         if len(layers) > 2:
-            return BallStep(deep_constants(DeepHead(layers, self.radius), *arguments, poison), step.gradient)
-        if len(layers) == 2:
-            hidden = HiddenLayer.of(*layers, self.radius)
-            return BallStep(hidden_constants(hidden, *arguments, poison), step.gradient)
-        linear = LinearLayer(layers[0].weight, layers[0].trains_bias, self.radius)
-        return BallStep(linear_constants(linear, *arguments, poison), step.gradient)
+            constants = deep_constants(DeepHead(layers, self.radius), *arguments, poison)
+        elif len(layers) == 2:
+            constants = hidden_constants(HiddenLayer.of(*layers, self.radius), *arguments, poison)
+        else:
+            linear = LinearLayer(layers[0].weight, layers[0].trains_bias, self.radius)
+            constants = linear_constants(linear, *arguments, poison)
+        return BallStep(objective.head, constants, step.gradient)
+
+    def _require_one_head(self, views: Sequence[HeadView]) -> None:
+        """All micro-batches of all steps train the same parameters by the same loss."""
+        heads = {view.objective.head.parameters for view in views}
+        losses = {(type(view.objective.loss), *vars(view.objective.loss).values()) for view in views}
+        before = self.element.parameters
+        if len(heads) > 1 or len(losses) > 1 or (before and before not in heads):
+            raise DomainLostError("other parameters are trained than before, or micro-batches differ in their loss")
 
     @override
     def update(self, pending: BallStep, applied: Applied) -> None:
-        assert self.head is not None
-        rate, decay = settings_of(applied, self.head)
+        rate, decay = settings_of(applied, pending.head)
         radius = next_radius(self.radius, pending.constants, rate, decay)
-        self.radius = radius + _strayed(pending.gradient, applied, self.head, rate, decay)
-        if not self.radius < _LARGEST_RADIUS:  # NaN is not below it
-            raise DomainLostError(f"its radius is {self.radius}: the bounds diverged; use fewer or smaller steps")
+        radius += _strayed(pending.gradient, applied, pending.head, rate, decay)
+        if not radius < _LARGEST_RADIUS:  # NaN is not below it
+            raise DomainLostError(f"its radius is {radius}: the bounds diverged; use fewer or smaller steps")
+        self.element = ParameterBall(radius, _copies(self.module, pending.head.parameters))
         self._box = self.element.box(self.module, self.dtype)
 
     @override
@@ -152,9 +162,13 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.radius = float(state["radius"])
-        ball = ParameterBall(self.radius, tuple(state["parameters"]))
-        self._box = ball.box(self.module, self.dtype)
+        self.element = ParameterBall(float(state["radius"]), _copies(self.module, state["parameters"]))
+        self._box = self.element.box(self.module, self.dtype)
+
+
+def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Parameters as they are now, by name."""
+    return {name: module.get_parameter(name).detach().clone() for name in names}
 
 
 def _strayed(gradient: Mapping[str, Tensor], applied: Applied, head: Head, rate: float, decay: float) -> float:

@@ -53,28 +53,34 @@ class HeadBall:
 
 @dataclass(frozen=True)
 class ParameterBall:
-    """All parameters within a Euclidean distance of a module's own, which its trained parameters have together.
+    """All parameters within a Euclidean distance of nominal ones, which the trained parameters have together.
 
     Args:
         radius: R, in units of the parameters.
-        parameters: names of the trained parameters; all others are what they are in the module.
+        centers: the nominal trained parameters by name, kept apart from the module, which can change after training;
+            all others are what they are in the module.
 
     Example:
-        >>> ball = ParameterBall(0.1, ("weight", "bias"))
         >>> module = nn.Linear(2, 1)
+        >>> ball = ParameterBall(0.1, {name: p.detach().clone() for name, p in module.named_parameters()})
         >>> round(float(ball.box(module, torch.float64)["bias"].width), 9)
         0.2
     """
 
     radius: float
-    parameters: tuple[str, ...]
+    centers: Mapping[str, Tensor]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the trained parameters."""
+        return tuple(self.centers)
 
     def box(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Interval]:
         """The smallest box around it, by parameter name."""
         bounds = {}
         for name, parameter in module.named_parameters():
-            center = parameter.detach().to(dtype, copy=True)
-            moves = name in self.parameters and self.radius > 0
+            center = self.centers.get(name, parameter.detach()).to(dtype, copy=True)
+            moves = name in self.centers and self.radius > 0
             bounds[name] = _around(center, self.radius) if moves else Interval.point(center)
         return bounds
 
@@ -87,26 +93,32 @@ class ParameterBall:
             module: owner of the parameters.
             dtype: floating point type to compute in.
         """
-        values = {value for value, name in names.items() if name in self.parameters and value in graph.shapes}
+        values = {value for value, name in names.items() if name in self.centers and value in graph.shapes}
         dependent = reached(graph, values)
         last = [call.name for call in graph.calls if call.op is _aten.linear.default and values & set(call.inputs)]
         try:
             head = read_head(graph, last[-1] if last else graph.output, names, dependent)
         except HeadError:
             return None
-        return HeadBall(head, head_layers(module, head, dtype), self.radius, dependent - values)
+        return HeadBall(head, self.layers(head, module, dtype), self.radius, dependent - values)
 
+    def layers(self, head: Head, module: nn.Module, dtype: torch.dtype) -> tuple[Layer, ...]:
+        """The layers of a head at the center of the ball.
 
-def head_layers(module: nn.Module, head: Head, dtype: torch.dtype) -> tuple[Layer, ...]:
-    """The layers of a head at the module's own parameters."""
+        Args:
+            head: the layers.
+            module: owner of the parameters that are not trained.
+            dtype: floating point type to compute in.
+        """
 
-    def value(name: str) -> Tensor:
-        return module.get_parameter(name).detach().to(dtype)
+        def value(name: str) -> Tensor:
+            own = module.get_parameter(name).detach()
+            return self.centers.get(name, own).to(device=own.device, dtype=dtype)
 
-    return tuple(
-        Layer(value(layer.weight), None if layer.bias is None else value(layer.bias), layer.trains_bias)
-        for layer in head.layers
-    )
+        return tuple(
+            Layer(value(layer.weight), None if layer.bias is None else value(layer.bias), layer.trains_bias)
+            for layer in head.layers
+        )
 
 
 def _around(center: Tensor, radius: float) -> Interval:

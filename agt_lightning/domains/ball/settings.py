@@ -44,10 +44,12 @@ def settings_of(applied: Applied, head: Head) -> tuple[float, float]:
     Raises:
         DomainLostError: if they differ among parameters, or the optimizer is none that the domain covers.
     """
+    groups = {name: group for name, group, _ in applied.updates() if name in head.parameters}
+    if len(groups) < len(head.parameters) or type(applied.optimizer) is not torch.optim.SGD:
+        raise DomainLostError("the optimizer left out a parameter of the head, or was replaced")
     settings = {
         (float(group["lr"]), float(group["weight_decay"]), float(group["momentum"]), bool(group["maximize"]))
-        for name, group, _ in applied.updates()
-        if name in head.parameters
+        for group in groups.values()
     }
     if len(settings) != 1:
         raise DomainLostError(f"the parameters of the head have different settings, {sorted(settings)}")

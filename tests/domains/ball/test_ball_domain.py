@@ -1,0 +1,123 @@
+"""The ball beside a training: where its center is, what it covers, and when it gives up."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel, UncertifiableError
+from agt_lightning.aggregation.mean_clipping import MeanValueClipping
+from agt_lightning.passes import MicroBatch
+
+
+def loss(module, batch):
+    return F.mse_loss(module(batch[0]), batch[1])
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    draw = [torch.randn(20, width, generator=generator, dtype=torch.float64) for width in (2, 1)]
+    return draw[0], draw[1]
+
+
+def trained(module, domains=("ball",), steps=2):
+    engine = AbstractGradientEngine(module, loss, BoundedAdversary(n=2, nu=0.3), domains=domains)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for step in range(steps):
+        engine.step([batch(step)], optimizer)
+    return engine, optimizer
+
+
+def test_the_center_stays_where_training_ended():
+    """Another module inside the box is no center: the ball around it would miss what lies on the other side."""
+    module = network()
+    engine, _ = trained(module)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    ball = engine.ball
+    expected = CertifiedModel(module, engine.bounds, ball=ball).bound_forward(x)
+    moved = copy.deepcopy(module)
+    with torch.no_grad():
+        moved[2].bias += ball.radius / 2
+    around_moved = CertifiedModel(moved, engine.bounds, ball=ball).bound_forward(x)
+    assert torch.allclose(around_moved.lower, expected.lower, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        module[2].bias += ball.radius / 2  # the module itself, after training
+    kept = CertifiedModel(module, engine.bounds, ball=engine.ball).bound_forward(x)
+    assert torch.allclose(kept.lower, expected.lower, rtol=0, atol=1e-12)
+
+
+def test_a_resumed_ball_knows_which_parameters_it_is_for():
+    module = network()
+    engine, _ = trained(module)
+    resumed = AbstractGradientEngine(module, loss, BoundedAdversary(n=2, nu=0.3), domains=("ball",))
+    resumed.restore(engine.state())
+    assert resumed.ball.radius == engine.ball.radius
+    module[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(module[2].parameters(), lr=0.1)
+    assert any("other parameters" in problem for problem in resumed.problems(batch(), optimizer))
+
+
+def test_clipping_that_the_ball_was_not_told_of_is_refused():
+    module = network()
+    engine, optimizer = trained(module)
+    micro = MicroBatch(batch())
+    loss(module, micro.data).backward()
+    descent = engine.descend([micro])
+    with pytest.raises(UncertifiableError, match="Give `clipping` to the engine"):
+        engine.clip(descent, MeanValueClipping(0.1), optimizer)
+
+
+def test_a_rate_that_comes_to_differ_ends_the_ball():
+    module = network()
+    optimizer = torch.optim.SGD([{"params": module[0].parameters()}, {"params": module[2].parameters()}], lr=0.1)
+    engine = AbstractGradientEngine(module, loss, BoundedAdversary(n=2, nu=0.3), domains=("ball",))
+    engine.step([batch()], optimizer)
+    optimizer.param_groups[1]["lr"] = 0.2
+    with pytest.raises(UncertifiableError, match="different settings"):
+        engine.step([batch()], optimizer)
+
+
+def test_beside_a_box_it_is_left_out_instead():
+    module = network()
+    optimizer = torch.optim.SGD([{"params": module[0].parameters()}, {"params": module[2].parameters()}], lr=0.1)
+    engine = AbstractGradientEngine(module, loss, BoundedAdversary(n=2, nu=0.3), domains="auto")
+    engine.step([batch()], optimizer)
+    optimizer.param_groups[1]["lr"] = 0.2
+    engine.step([batch(1)], optimizer)
+    assert engine.ball is None
+    assert "different settings" in engine.domains.left_out["ball"]
+    assert engine.bounds.contains(module)
+
+
+def test_truncated_labels_do_not_keep_their_radius():
+    """``y.long().float()`` can jump by one where y moves by a little: the ball of labels is not that of targets."""
+    module = network()
+    x = torch.randn(20, 2, dtype=torch.float64)
+    labels = torch.randint(0, 4, (20, 1)).double() - 0.01
+    engine = AbstractGradientEngine(
+        module,
+        lambda m, b: F.mse_loss(m(b[0]), b[1].long().double()),
+        BoundedAdversary(n=2, nu=0.02, q=2),
+        domains=("ball",),
+    )
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    try:
+        engine.step([(x, labels)], optimizer)
+    except (UncertifiableError, ValueError):
+        return  # refused is sound as well
+    twin = network()
+    poisoned = labels.clone()
+    poisoned[:2] += 0.02
+    F.mse_loss(twin(x), poisoned.long().double()).backward()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter -= 0.1 * parameter.grad
+    distance = torch.cat([(p - q).flatten() for p, q in zip(twin.parameters(), module.parameters(), strict=True)])
+    assert float(distance.norm()) <= engine.ball.radius * (1 + 1e-9)

@@ -10,7 +10,7 @@ from torch import Tensor
 from agt_lightning.domains.ball.losses import HeadLoss, Reach, Target
 from agt_lightning.domains.ball.norms import append_one, gram_norm, with_one
 from agt_lightning.domains.ball.perturbation import Perturbation
-from agt_lightning.domains.ball.poison_sizes import PoisonSizes
+from agt_lightning.domains.ball.poison_sizes import PoisonSizes, poison_sums
 from agt_lightning.domains.ball.radius import StepConstants
 from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.rounding import accumulated_roundoff
@@ -62,10 +62,11 @@ def linear_constants(
     size = layer.weight.norm() * samples.inputs.norm(dim=1) + samples.outputs.norm(dim=1)
     slack = accumulated_roundoff(len(weights) + inputs.shape[1] + 4, inputs.dtype)
     rounding = slack * float(weights @ ((gradient + steepest * size) * layer.input_norm(samples.inputs)))
-    plain, energy, rest = 0.0, 0.0, 0.0
-    if poison is not None:
-        sizes = _poison_sizes(layer, samples[poison.rows], poison, loss)
-        plain, energy, rest = sizes.worst(weights[poison.rows], poison.n)
+
+    def sizes(known: Poison, rows: Tensor | None) -> PoisonSizes:
+        return _poison_sizes(layer, samples if rows is None else samples[rows], known, loss)
+
+    plain, energy, rest = poison_sums(poison, weights, sizes)
     return StepConstants(
         trace=float(steepness @ inputs.square().sum(dim=1)),
         norm=lambda: gram_norm(inputs, steepness),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.domains.ball.samples import Poison
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,19 @@ class PoisonSizes:
             float(top_n_sum((weights * size)[None], n)) for size in (self.plain, self.energy, self.rest)
         )
         return plain, energy, rest
+
+
+def poison_sums(
+    poison: Poison | None, weights: Tensor, sizes: Callable[[Poison, Tensor | None], PoisonSizes]
+) -> tuple[float, float, float]:
+    """Each of `PoisonSizes`, summed over the worst samples; zero without poison.
+
+    Args:
+        poison: what the adversary can do; None if nothing.
+        weights: of all samples in the loss, (b,).
+        sizes: for poison at given rows; None stands for all samples in order, whose reach is known already.
+    """
+    if poison is None:
+        return 0.0, 0.0, 0.0
+    every = torch.equal(poison.rows, torch.arange(len(weights), device=weights.device))
+    return sizes(poison, None if every else poison.rows).worst(weights[poison.rows], poison.n)

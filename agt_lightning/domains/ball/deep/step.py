@@ -1,12 +1,12 @@
 """One step of a head with any number of hidden layers."""
 
-import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.deep.poison import poison_sizes
 from agt_lightning.domains.ball.deep.reach import DeepHead, DeepReach
 from agt_lightning.domains.ball.deep.remainder import curvature_norm, remainder
 from agt_lightning.domains.ball.losses import HeadLoss, Target
+from agt_lightning.domains.ball.poison_sizes import PoisonSizes, poison_sums
 from agt_lightning.domains.ball.radius import StepConstants
 from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.rounding import accumulated_roundoff
@@ -31,11 +31,11 @@ def deep_constants(
     other, monotone = remainder(reach, gradient, change, weights)
     slack = accumulated_roundoff(len(weights) + head.roundings, weights.dtype)
     rounding = slack * float(weights @ ((gradient.norm(dim=1) + steepest * reach.output_size) * reach.slope_size))
-    plain, energy, rest = 0.0, 0.0, 0.0
-    if poison is not None:
-        every = torch.equal(poison.rows, torch.arange(len(weights), device=weights.device))
-        sizes = poison_sizes(reach if every else DeepReach(head, samples[poison.rows]), poison, loss)
-        plain, energy, rest = sizes.worst(weights[poison.rows], poison.n)
+
+    def sizes(known: Poison, rows: Tensor | None) -> PoisonSizes:
+        return poison_sizes(reach if rows is None else DeepReach(head, samples[rows]), known, loss)
+
+    plain, energy, rest = poison_sums(poison, weights, sizes)
     return StepConstants(
         trace=float(weights @ (steepest * reach.steepest.square())),
         norm=lambda: curvature_norm(reach, weights * steepest),

@@ -1,12 +1,12 @@
 """One step of a network with one hidden layer."""
 
-import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.hidden.poison import poison_sizes
 from agt_lightning.domains.ball.hidden.reach import HiddenLayer, HiddenReach
 from agt_lightning.domains.ball.hidden.remainder import curvature_norm, remainder
 from agt_lightning.domains.ball.losses import HeadLoss, Target
+from agt_lightning.domains.ball.poison_sizes import PoisonSizes, poison_sums
 from agt_lightning.domains.ball.radius import StepConstants
 from agt_lightning.domains.ball.samples import Poison, Samples
 
@@ -31,11 +31,11 @@ def hidden_constants(
     other, monotone = remainder(reach, gradient, change, weights)
     size = layer.second_norm * reach.activation_norm + samples.outputs.norm(dim=1)
     rounding = reach.rounding(len(weights)) * float(weights @ ((gradient.norm(dim=1) + steepest * size) * reach.slope))
-    plain, energy, rest = 0.0, 0.0, 0.0
-    if poison is not None:
-        every = torch.equal(poison.rows, torch.arange(len(weights), device=weights.device))
-        sizes = poison_sizes(reach if every else HiddenReach(layer, samples[poison.rows]), poison, loss)
-        plain, energy, rest = sizes.worst(weights[poison.rows], poison.n)
+
+    def sizes(known: Poison, rows: Tensor | None) -> PoisonSizes:
+        return poison_sizes(reach if rows is None else HiddenReach(layer, samples[rows]), known, loss)
+
+    plain, energy, rest = poison_sums(poison, weights, sizes)
     return StepConstants(
         trace=float(weights @ (steepest * sensitivity)),
         norm=lambda: curvature_norm(reach, weights * steepest),

@@ -1,0 +1,75 @@
+"""Costs of certified steps: by workload, and how they grow."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from recipes.figures.canvas import new_figure, plain, save
+
+_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+
+
+def draw_step_costs(ratios: Mapping[str, Mapping[str, float]], path: Path) -> Path:
+    """Draw how many plain steps a certified one costs.
+
+    Args:
+        ratios: by way of aggregation, then by workload.
+        path: the file to write.
+
+    Returns:
+        ``path``.
+    """
+    figure = new_figure(7.5, 4.2)
+    axes = figure.subplots()
+    workloads = list(next(iter(ratios.values())))
+    height = 0.8 / len(ratios)
+    for index, (color, (name, values)) in enumerate(zip(_COLORS, ratios.items(), strict=False)):
+        places = np.arange(len(workloads)) + (index - (len(ratios) - 1) / 2) * height
+        bars = axes.barh(places, [values[workload] for workload in workloads], height, color=color, label=name)
+        axes.bar_label(bars, fmt="{:.1f}", padding=3)
+    axes.set_yticks(range(len(workloads)), workloads)
+    axes.invert_yaxis()
+    axes.set(xlabel="certified step / plain step, CPU time", xscale="log")
+    axes.margins(x=0.1)
+    axes.legend(frameon=False, loc="lower right")
+    plain(axes)
+    return save(figure, path)
+
+
+def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path) -> Path:
+    """Draw seconds of a step against what grows, both logarithmic, with the slope of each curve.
+
+    Args:
+        curves: by name of what grows, then by kind of step; pairs of its value and seconds.
+        path: the file to write.
+
+    Returns:
+        ``path``.
+    """
+    figure = new_figure(1 + 3.6 * len(curves), 3.8)
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (axis, kinds) in zip(panels, curves.items(), strict=True):
+        for color, (kind, points) in zip(_COLORS, kinds.items(), strict=False):
+            values, seconds = zip(*points, strict=True)
+            axes.plot(values, seconds, "o-", color=color, label=f"{kind}, slope {slope(points):.2f}")
+        axes.set(xlabel=axis, xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+        plain(axes)
+    panels[0].set_ylabel("CPU seconds per step")
+    return save(figure, path)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Least squares slope of the logarithms: 1 is linear growth.
+
+    Args:
+        points: at least two pairs of positive numbers.
+
+    Example:
+        >>> slope([(1.0, 2.0), (10.0, 200.0)])
+        2.0
+    """
+    x, y = np.log(np.asarray(points, dtype=float)).T
+    return round(float(np.polyfit(x, y, 1)[0]), 6)

@@ -26,11 +26,13 @@ class Monotone(Rule):
         function: f, applied to tensors; it receives the site for its settings.
         derivative: f', likewise, equal to what autograd uses, also at kinks.
         nonnegative: whether f >= 0.
+        product: ``g f'(x)`` of points g and x, if it can be had without a tensor of f'.
     """
 
     function: Function
     derivative: Function
     nonnegative: bool = False
+    product: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[f(l), f(u)]``."""
@@ -38,7 +40,10 @@ class Monotone(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g f'``; a monotone f has ``f' >= 0``."""
-        slope = map_bounds(interval(inputs[0]), lambda bound: self.derivative(site, bound), nonnegative=True)
+        x = interval(inputs[0])
+        if self.product is not None and grad.is_point and x.is_point:
+            return [Interval.point(self.product(grad.lower, x.lower), nonnegative=grad.nonnegative)]
+        slope = map_bounds(x, lambda bound: self.derivative(site, bound), nonnegative=True)
         return [multiply(grad, slope)]
 
 

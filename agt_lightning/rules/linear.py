@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from agt_lightning.arithmetic import ball_product, matmul
 from agt_lightning.arithmetic.order import ordered
@@ -32,13 +33,16 @@ class Linear(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``z Wᵀ + β``; for inputs in a ball, intersected with the dual-norm bound."""
-        z, weight = interval(inputs[0]), interval(inputs[1])
+        operands = [interval(value) for value in inputs]
+        if all(operand.is_point for operand in operands):
+            return Interval.point(F.linear(*(operand.lower for operand in operands)))
+        z, weight = operands[:2]
         product = matmul(_flat(z), weight)
         if z.ball is not None and z.ball.scale.ndim == 1:
             around = ball_product(z.ball, weight)
             product = ordered(torch.maximum(product.lower, around.lower), torch.minimum(product.upper, around.upper))
-        if len(inputs) == 3:
-            product = product + interval(inputs[2])
+        if len(operands) == 3:
+            product = product + operands[2]
         return map_bounds(product, lambda bound: bound.unflatten(0, z.shape[:-1]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
@@ -52,7 +56,8 @@ class Linear(Rule):
     ) -> FactoredGradient:
         """``∂L/∂W = Σ d ⊗ z`` and ``∂L/∂β = Σ d`` over positions."""
         if position == 2:
-            return Elementwise(map_bounds(_positions(grad), lambda bound: bound.sum(dim=1)))
+            flat = grad.lower.ndim == 2
+            return Elementwise(grad if flat else map_bounds(_positions(grad), lambda bound: bound.sum(dim=1)))
         return OuterProduct(_positions(grad), _positions(interval(inputs[0])))
 
 

@@ -72,6 +72,16 @@ def test_softplus_includes_both_sides_of_its_threshold():
     assert bounds.contains(torch.tensor([20.0]).double())
 
 
+def test_gradient_of_relu_at_points_is_that_of_autograd_at_zero_as_well():
+    x = torch.tensor([-1.0, -1e-300, -0.0, 0.0, 1e-300, 2.0], dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(torch.relu(x).sum(), x)
+    op = torch.ops.aten.relu.default
+    point = Interval.point(x.detach())
+    (gradient,) = RULES[op].backward(first_site(op, torch.relu), Interval.point(torch.ones(6).double()), [point], point)
+    assert gradient.is_point
+    assert torch.equal(gradient.lower, expected)
+
+
 @pytest.mark.parametrize("function", [torch.log, torch.sqrt, torch.rsqrt, torch.reciprocal])
 def test_values_outside_the_domain_are_refused(function):
     op = getattr(torch.ops.aten, function.__name__).default

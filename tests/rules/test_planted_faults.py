@@ -194,6 +194,7 @@ class ResidualWithoutInterior(ResidualLoss):
 RULE_FAULTS = {
     "relu: sign of the derivative": (aten.relu.default, replace(relu, derivative=lambda site, x: -(x > 0).to(x.dtype))),
     "relu: derivative switched": (aten.relu.default, replace(relu, derivative=lambda site, x: (x < 0).to(x.dtype))),
+    "relu: gradient of every point passes": (aten.relu.default, replace(relu, product=lambda gradient, x: gradient)),
     "relu: identity": (aten.relu.default, replace(relu, function=lambda site, x: x)),
     "linear: lower weight in the backward pass": (aten.linear.default, LinearBackwardByLowerWeight()),
     "linear: lower input in the weight gradient": (aten.linear.default, LinearGradientByLowerInput()),

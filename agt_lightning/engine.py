@@ -48,6 +48,7 @@ from agt_lightning.passes import (
     sample_weights,
     stacked,
 )
+from agt_lightning.propagation import Method, require_method
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules import RULES, RuleTable, Value
 from agt_lightning.selfcheck import (
@@ -84,6 +85,7 @@ class AbstractGradientEngine:
         domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, several, or ``"auto"``
             for all that apply.
         clipping: how training clips the mean gradient; None if it does not.
+        method: how the box propagates bounds forward, ``"ibp"``, ``"crown"`` or ``"tightest"``, which is both.
 
     Reference:
         Paper, Algorithm 1 and Theorem 3.3.
@@ -113,7 +115,9 @@ class AbstractGradientEngine:
         rules: RuleTable = RULES,
         domains: Choice = ("box",),
         clipping: MeanClipping | None = None,
+        method: Method = "ibp",
     ) -> None:
+        require_method(method)
         self.module = module
         self.loss = loss
         self.adversary = adversary
@@ -124,7 +128,8 @@ class AbstractGradientEngine:
         self.rules = rules
         self.steps = 0
         self.clipping = clipping
-        self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype)
+        self.method: Method = method
+        self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype, method)
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
         self._approved: set[object] = set()

@@ -19,7 +19,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.propagation import Program, propagate_backward, propagate_forward
+from agt_lightning.propagation import Method, Program, propagate_backward, propagate_forward, refinement
 from agt_lightning.rules import RuleTable, Value
 
 Loss = Callable[[nn.Module, object], Tensor]
@@ -178,6 +178,7 @@ class BoundedObjective:
         inputs: Mapping[str, Value],
         known: Mapping[str, Value] | None = None,
         within: Mapping[str, Interval] | None = None,
+        method: Method = "ibp",
     ) -> dict[str, Value]:
         """Bounds of every value that gradients need.
 
@@ -185,8 +186,10 @@ class BoundedObjective:
             inputs: parameters, buffers, constants and batch leaves by value name.
             known: values that were computed before on the same inputs.
             within: other bounds on some values, which theirs are intersected with.
+            method: how bounds are propagated.
         """
-        return propagate_forward(self.program, inputs, skip=self.skipped, known=known, within=within)
+        refine = refinement(method, self.program, self.skipped)
+        return propagate_forward(self.program, inputs, skip=self.skipped, known=known, within=within, refine=refine)
 
     def gradients(
         self, values: Mapping[str, Value], batch_size: int, dtype: torch.dtype

@@ -16,7 +16,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient, stack
 from agt_lightning.interval import Interval
 from agt_lightning.objective import BoundedObjective, select
-from agt_lightning.propagation import propagate_forward
+from agt_lightning.propagation import Method, propagate_forward
 from agt_lightning.rules.base import Value, interval
 
 Poisonable = Callable[[object], Tensor] | str
@@ -89,6 +89,7 @@ def propagate(
     rows: Tensor | None,
     dtype: torch.dtype,
     known: Enclosure | None = None,
+    method: Method = "ibp",
 ) -> Pass:
     """Both passes over one micro-batch; the poisoned one keeps what the adversary cannot touch.
 
@@ -102,9 +103,12 @@ def propagate(
         rows: positions of the poisonable samples; None means all.
         dtype: floating point type to compute in.
         known: other bounds on some values, with which those of the box are intersected.
+        method: how bounds are propagated forward; backward, they always are intervals.
     """
     known = known or Enclosure()
-    values = bounded.forward(bounded.inputs(module, batch.data, box, dtype, batch.state), within=known.clean)
+    values = bounded.forward(
+        bounded.inputs(module, batch.data, box, dtype, batch.state), within=known.clean, method=method
+    )
     size = bounded.size(batch.data)
     clean = bounded.gradients(values, size, dtype)
     weights = sample_weights(bounded, batch, scale, dtype, next(iter(box.values())).device)
@@ -118,7 +122,7 @@ def propagate(
         for name, value in values.items()
         if name not in touched and name not in inputs
     }
-    reachable = bounded.forward(inputs, same, within=known.poisoned)
+    reachable = bounded.forward(inputs, same, within=known.poisoned, method=method)
     poisoned = bounded.gradients(reachable, size, dtype)
     kept_poisoned = {name: interval(reachable[name]) for name in known.poisoned}
     return Pass(clean, poisoned, weights, rows, Enclosure(kept, kept_poisoned))

@@ -22,7 +22,7 @@ from agt_lightning.domains.head import HeadBounds, unshaped
 from agt_lightning.domains.influence import HeadInfluence, RecordedHead
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.propagation import Program, propagate_forward
+from agt_lightning.propagation import Method, Program, propagate_forward, require_method
 from agt_lightning.rules import RULES, RuleTable, Value
 from agt_lightning.rules.base import interval
 
@@ -44,7 +44,7 @@ class CertifiedModel:
         influence: the record of a linear head's training, for exact bounds on it where only labels can be poisoned, and
             for `certified_flips`; None without one.
         left_out: why the training went on without some domains, by name, to be told to who asks for one.
-        method: how bounds are propagated; ``"ibp"``.
+        method: how bounds are propagated, see `CertifiedTraining`.
         dtype: floating point type to compute in.
         rules: bound rules by overload.
 
@@ -63,7 +63,7 @@ class CertifiedModel:
         self,
         module: nn.Module,
         bounds: ParameterBounds,
-        method: str = "ibp",
+        method: Method = "ibp",
         *,
         ball: ParameterBall | None = None,
         influence: RecordedHead | None = None,
@@ -71,8 +71,7 @@ class CertifiedModel:
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
     ) -> None:
-        if method != "ibp":
-            raise ValueError(f"Expected `method` to be 'ibp', but got {method!r}.")
+        require_method(method)
         outside = bounds.violations(module)
         if outside:
             raise BoundsMismatchError(
@@ -81,7 +80,7 @@ class CertifiedModel:
             )
         self.module = module
         self.bounds = bounds
-        self.method = method
+        self.method: Method = method
         self.ball = ball
         self.influence = influence
         self.left_out = dict(left_out or {})
@@ -183,7 +182,7 @@ class CertifiedModel:
         check_order("p", p, {1, 2, math.inf})
         program = self._program(x)
         inputs = self._inputs(program, self._box(), x, epsilon, p)
-        return BoundedValues.of(program, inputs, program.graph.output, self._heads(program))
+        return BoundedValues.of(program, inputs, program.graph.output, self._heads(program), method=self.method)
 
     def _box(self) -> dict[str, Interval]:
         return {name: _pointed(bounds.to(dtype=self.dtype)) for name, bounds in self.bounds.items()}

@@ -12,7 +12,7 @@ from agt_lightning.certificates.margins import last_linear, output_margins
 from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
-from agt_lightning.propagation import Program, propagate_forward
+from agt_lightning.propagation import Method, Program, propagate_forward, refinement
 from agt_lightning.rules import Value
 from agt_lightning.rules.base import interval
 
@@ -27,6 +27,7 @@ class BoundedValues:
         output: name of the outputs among them.
         heads: the domains that know something of the head, by name.
         known: bounds of each of them alone on the head's layers, by name.
+        method: how the box was propagated.
     """
 
     program: Program
@@ -34,6 +35,7 @@ class BoundedValues:
     output: str
     heads: Mapping[str, HeadBounds]
     known: Mapping[str, Mapping[str, Interval]]
+    method: Method = "ibp"
 
     @classmethod
     def of(
@@ -43,6 +45,7 @@ class BoundedValues:
         output: str,
         heads: Mapping[str, HeadBounds],
         skip: frozenset[str] = frozenset(),
+        method: Method = "ibp",
     ) -> BoundedValues:
         """Propagate a box through the network.
 
@@ -52,14 +55,17 @@ class BoundedValues:
             output: name of the outputs.
             heads: what other domains know of the head, by name of the domain.
             skip: values that nobody asks for.
+            method: how bounds are propagated.
         """
+        refine = refinement(method, program, skip, frozenset({output}))
         if not heads:
-            return cls(program, propagate_forward(program, inputs, skip=skip), output, {}, {})
+            return cls(program, propagate_forward(program, inputs, skip=skip, refine=refine), output, {}, {}, method)
         frozen = frozen_values(program, inputs, heads, skip)
         found = {name: head.enclose(interval(frozen[head.head.input])) for name, head in heads.items()}
         known = {name: bounds for name, bounds in found.items() if bounds}
-        values = propagate_forward(program, inputs, skip=skip, known=frozen, within=_intersection(known))
-        return cls(program, values, output, {name: heads[name] for name in known}, known)
+        within = _intersection(known)
+        values = propagate_forward(program, inputs, skip=skip, known=frozen, within=within, refine=refine)
+        return cls(program, values, output, {name: heads[name] for name in known}, known, method)
 
     @property
     def outputs(self) -> Interval:

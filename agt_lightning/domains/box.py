@@ -24,6 +24,7 @@ from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
 from agt_lightning.passes import Enclosure, Pass, propagate, stacked
+from agt_lightning.propagation import Method
 from agt_lightning.update import Observed, followed, foreign_state_problems
 
 
@@ -47,11 +48,13 @@ class BoxDomain(Domain[BoxStep]):
         module: at its initial parameters.
         memory_budget: bytes for temporary tensors of the aggregation.
         dtype: floating point type of the bounds' computation.
+        method: how bounds are propagated forward.
     """
 
     name: ClassVar[str] = "box"
 
-    def __init__(self, module: nn.Module, memory_budget: int, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, memory_budget: int, dtype: torch.dtype, method: Method = "ibp") -> None:
+        self.method: Method = method
         self.memory_budget = memory_budget
         self.dtype = dtype
         self.intervals = {n: Interval.point(p.detach().to(dtype, copy=True)) for n, p in module.named_parameters()}
@@ -100,6 +103,7 @@ class BoxDomain(Domain[BoxStep]):
                 rows=part.rows,
                 dtype=self.dtype,
                 known=enclosure,
+                method=self.method,
             )
             for part, enclosure in zip(step.parts, known, strict=True)
         ]

@@ -16,6 +16,7 @@ from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.passes import Enclosure
+from agt_lightning.propagation import Method
 
 Choice = Literal["auto"] | Sequence[str]
 """Names of domains, or ``"auto"`` for all that apply."""
@@ -32,6 +33,7 @@ class DomainFamily:
         adversary: the threat model.
         memory_budget: bytes for temporary tensors.
         dtype: floating point type of the bounds' computation.
+        method: how the box propagates bounds forward.
 
     Raises:
         ValueError: if a name is unknown, repeated, or none is given.
@@ -42,13 +44,19 @@ class DomainFamily:
     """
 
     def __init__(
-        self, choice: Choice, module: nn.Module, adversary: Adversary, memory_budget: int, dtype: torch.dtype
+        self,
+        choice: Choice,
+        module: nn.Module,
+        adversary: Adversary,
+        memory_budget: int,
+        dtype: torch.dtype,
+        method: Method = "ibp",
     ) -> None:
         names = domain_names(choice)
         self.automatic = choice == "auto"
         self.in_use: dict[str, Domain[Any]] = {}
         if "box" in names:
-            self.in_use["box"] = BoxDomain(module, memory_budget, dtype)
+            self.in_use["box"] = BoxDomain(module, memory_budget, dtype, method)
         if "ball" in names:
             self.in_use["ball"] = BallDomain(module, dtype)
         if "influence" in names:

@@ -57,12 +57,12 @@ class ValidationCertificate:
             raise UncertifiableError(bounded.problems)
         if roles.prediction is None or roles.target is None:
             return {}
-        module, dtype = self.engine.module, self.engine.dtype
+        engine, module, dtype = self.engine, self.engine.module, self.engine.dtype
         points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
         nominal = bounded.forward(bounded.inputs(module, batch, points, dtype))
         inputs = bounded.inputs(module, batch, self.engine.box, dtype)
         heads = self.engine.heads(bounded)
-        values = BoundedValues.of(bounded.program, inputs, roles.prediction, heads, bounded.skipped)
+        values = BoundedValues.of(bounded.program, inputs, roles.prediction, heads, bounded.skipped, engine.method)
         self._count(values.deciding(), bounded.size(batch))
         if roles.label_kind is LabelKind.NUMBER:
             return _error_results(interval(nominal[roles.prediction]), values, roles.target)

@@ -1,6 +1,6 @@
 """Interval bound propagation: each call by its rule, forward and then backward (section 3.4, appendix C.3)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.program import Program
 from agt_lightning.rules.base import Value, interval
 
+Refinement = Callable[[Mapping[str, Value], Call, Interval], Interval]
+"""Other bounds of a call's result, from all values before it, the call, and its interval bounds (among the values)."""
+
 
 def propagate_forward(
     program: Program,
@@ -22,6 +25,7 @@ def propagate_forward(
     skip: frozenset[str] = frozenset(),
     known: Mapping[str, Value] | None = None,
     within: Mapping[str, Interval] | None = None,
+    refine: Refinement | None = None,
 ) -> dict[str, Value]:
     """Bounds of every value, given those of all inputs.
 
@@ -31,6 +35,7 @@ def propagate_forward(
         skip: values that nobody asks for.
         known: values that were computed before on the same inputs.
         within: other bounds on some values, which theirs are intersected with.
+        refine: makes other bounds of those of each call; None for interval bounds alone.
 
     Returns:
         Bounds by value name; sound if the inputs' are, exact call by call.
@@ -47,8 +52,10 @@ def propagate_forward(
             operands = [values[name] for name in call.inputs]
             result = program.rules[call.name].forward(program.sites[call.name], operands)
             values[call.name] = result.to(dtype=dtype) if isinstance(result, Interval) else result
+            if refine is not None and isinstance(result, Interval):
+                values[call.name] = refine(values, call, interval(values[call.name]))
             if within and call.name in within:
-                values[call.name] = interval(result).intersect(within[call.name])
+                values[call.name] = interval(values[call.name]).intersect(within[call.name])
         elif call.name not in program.samples:
             values[call.name] = _evaluate(call, values, dtype)
     return values

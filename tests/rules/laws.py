@@ -243,11 +243,9 @@ class Values:
     gradients: Mapping[str, Tensor]
 
 
-def propagate(setting: Setting, table: RuleTable, domain: Domain) -> Bounds:
-    """Bounds by the rules."""
-    program = build(setting, table)
-    graph = program.graph
-    dtype = domain.seed.dtype
+def inputs_of(program: Program, domain: Domain) -> dict[str, Value]:
+    """Bounds of everything that goes into a setting."""
+    graph, dtype = program.graph, domain.seed.dtype
     inputs: dict[str, Value] = {name: domain.leaves[position] for name, position in graph.leaves.items()}
     for name, target in graph.parameters.items():
         shape = graph.shapes[name]
@@ -255,7 +253,14 @@ def propagate(setting: Setting, table: RuleTable, domain: Domain) -> Bounds:
         inputs[name] = domain.parameters.get(target, zeros)
     for name, constant in graph.constants.items():
         inputs[name] = Interval.point(constant.to(dtype)) if constant.is_floating_point() else constant
-    values = propagate_forward(program, inputs)
+    return inputs
+
+
+def propagate(setting: Setting, table: RuleTable, domain: Domain) -> Bounds:
+    """Bounds by the rules."""
+    program = build(setting, table)
+    graph = program.graph
+    values = propagate_forward(program, inputs_of(program, domain))
     output = values[graph.output]
     assert isinstance(output, Interval)
     factors = propagate_backward(program, values, {graph.output: domain.seed})

@@ -196,6 +196,7 @@ ARITHMETIC = [
     binary("two tensors", aten.div.Tensor, lambda x, y: x / y, SCALAR, DIVISOR),
     binary("negative divisor", aten.div.Tensor, lambda x, y: x / y, SCALAR, Box(low=-2.0, high=-1.4, radius=0.7)),
     Setting("shared divisor", aten.div.Tensor, lambda m, x: x / m.b, (ROW,), {"b": Box((2,), 1.4, 2.0, 0.7)}),
+    Setting("shared dividend", aten.div.Tensor, lambda m, x: m.b / x, (Box((2,), 1.4, 2.0, 0.7),), {"b": Box((2,))}),
     unary("all but samples", aten.mean.dim, lambda x: x.mean(dim=(1, 2)), Box((2, 1))),
     unary("last", aten.mean.dim, lambda x: x.mean(dim=-1, keepdim=True), ROW),
     unary("middle", aten.mean.dim, lambda x: x.mean(dim=1), Box((2, 2))),

@@ -1,0 +1,124 @@
+"""Backward substitution: linear forms of one value, carried to what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from agt_lightning.capture import Call
+from agt_lightning.interval import Interval
+from agt_lightning.propagation.crown.concretize import inner, largest, rows_of
+from agt_lightning.propagation.crown.forms import Forms, Terms, unit_rows
+from agt_lightning.propagation.crown.slopes import Slopes, adaptive
+from agt_lightning.propagation.crown.table import RELAXATIONS
+from agt_lightning.propagation.program import Program
+from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.rules import Value
+from agt_lightning.rules.base import interval
+
+DEFAULT_MEMORY_BUDGET = 32 * 2**20
+"""Bytes for coefficients: larger blocks leave the caches and are no faster."""
+
+_COPIES = 8
+"""Tensors of the size of a form's coefficients that are alive at once."""
+
+Box = Callable[[str], Value]
+"""Bounds of a value by its name, for some of the samples."""
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """Bounds by backward substitution through one program.
+
+    Args:
+        program: the program.
+        slopes: choice of lower lines.
+        memory_budget: bytes for coefficients; samples, and then rows, are handled in parts that fit.
+    """
+
+    program: Program
+    slopes: Slopes = adaptive
+    memory_budget: int = DEFAULT_MEMORY_BUDGET
+
+    def bounds(self, values: Mapping[str, Value], name: str, like: Interval) -> Interval:
+        """Bounds of every element of a call's result.
+
+        Args:
+            values: bounds of everything up to the call.
+            name: of its result.
+            like: other bounds of it, for their shape and type.
+        """
+        units = like.shape[1:].numel()
+        step = self._fitting(2 * like.lower.element_size(), units)
+        parts: list[tuple[Tensor, ...]] = []
+        for first in range(0, units, step):
+            rows = unit_rows(like.shape[1:], first, min(first + step, units), like.lower)
+            parts.append(self.largest(values, name, rows).chunk(2, dim=1))
+        upper, negative = (torch.cat(sides, dim=1).reshape(like.shape) for sides in zip(*parts, strict=True))
+        return Interval.trusted(-negative, upper)
+
+    def largest(self, values: Mapping[str, Value], name: str, rows: Tensor) -> Tensor:
+        """Upper bounds of ``⟨rows_r, v⟩`` for the value v of this name.
+
+        Args:
+            values: bounds of everything that v depends on, and of v.
+            name: of v.
+            rows: (b, r, *shape), or (1, r, *shape) for all samples.
+
+        Returns:
+            (b, r), widened by the rounding of its own computation.
+        """
+        samples = interval(values[name]).shape[0]
+        step = self._fitting(rows.shape[1] * rows.element_size(), samples)
+        parts = [slice(first, first + step) for first in range(0, samples, step)]
+        return torch.cat(
+            [self._walk(self._box(values, part), name, rows if len(rows) == 1 else rows[part]) for part in parts]
+        )
+
+    def _walk(self, box: Box, name: str, rows: Tensor) -> Tensor:
+        """The substitution itself, for some samples."""
+        forms = Forms.start(name, rows)
+        for call in reversed(self.program.graph.calls):
+            if call.name in forms.coefficients:
+                inputs, terms = self._expressed(box, call, forms.coefficients[call.name])
+                forms = forms.replace(call.name, inputs, terms)
+        for source, coefficient in forms.coefficients.items():
+            forms = forms.replace(source, (), _settled(coefficient, interval(box(source))))
+        return forms.constant + forms.magnitude * self._roundoff(rows.dtype)
+
+    def _expressed(self, box: Box, call: Call, coefficient: Tensor) -> tuple[Sequence[str], Terms]:
+        """A call by its inputs; by its own box where that says all, or where it has no relaxation."""
+        known, operands = interval(box(call.name)), [box(name) for name in call.inputs]
+        relaxation, site = RELAXATIONS.get(call.op), self.program.sites[call.name]
+        if known.is_point or relaxation is None or not relaxation.applies(site, operands):
+            return (), _settled(coefficient, known)
+        rule = self.program.rules[call.name]
+        return call.inputs, relaxation.substitute(site, rule, coefficient, operands, self.slopes)
+
+    def _box(self, values: Mapping[str, Value], part: slice) -> Box:
+        """Values of some samples; what has no samples as it is."""
+        samples = self.program.samples
+        return lambda name: rows_of(values[name], part) if name in samples else values[name]
+
+    def _fitting(self, size: int, most: int) -> int:
+        """How many items whose coefficients take ``size`` bytes per unit of the widest value fit the budget."""
+        return max(1, min(most, self.memory_budget // (_COPIES * size * self._widest)))
+
+    @cached_property
+    def _widest(self) -> int:
+        """Elements per sample of the largest value."""
+        shapes = self.program.graph.shapes
+        return max(torch.Size(shapes[name][1:]).numel() for name in self.program.samples)
+
+    def _roundoff(self, dtype: torch.dtype) -> float:
+        """Of a substitution through all calls, relative to the sum of magnitudes."""
+        return accumulated_roundoff(self._widest * len(self.program.graph.calls), dtype)
+
+
+def _settled(coefficient: Tensor, value: Interval) -> Terms:
+    """A form of a value by what is known of the value itself."""
+    return Terms((), largest(coefficient, value), inner(coefficient.abs(), value.magnitude))

@@ -1,0 +1,68 @@
+"""The largest value of a linear form over what is known of a value: its box, and its ball if it has one."""
+
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic.norms import dual_norm
+from agt_lightning.interval import Ball, Interval
+from agt_lightning.labels import ClassLabels
+from agt_lightning.rules import Value
+
+
+def largest(coefficient: Tensor, value: Interval) -> Tensor:
+    """``max ⟨Λ_r, v⟩`` over v in its box, and in its ball: the smaller of both maxima.
+
+    Over the box it is ``⟨Λ, center⟩ + ⟨|Λ|, radius⟩``; over a ball ``x + s ∘ u`` it is ``⟨Λ, x⟩ + ‖Λ ∘ s‖_{p*}``, the
+    dual norm.
+
+    Args:
+        coefficient: Λ, (b, r, *shape).
+        value: (b, *shape).
+
+    Returns:
+        (b, r)
+
+    Example:
+        >>> largest(torch.tensor([[[1.0, -2.0]]]), Interval(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0, 2.0]])))
+        tensor([[1.]])
+    """
+    bound = inner(coefficient, value.center)
+    if not value.is_point:
+        bound = bound + inner(coefficient.abs(), value.radius)
+    return bound if value.ball is None else torch.minimum(bound, _largest_in_ball(coefficient, value.ball))
+
+
+def inner(coefficient: Tensor, value: Tensor) -> Tensor:
+    """``⟨Λ_r, v⟩``: (b, r, *shape) and (b, *shape) to (b, r).
+
+    Example:
+        >>> inner(torch.ones(1, 2, 3), torch.ones(4, 3)).shape
+        torch.Size([4, 2])
+    """
+    rows, vectors = flat_rows(coefficient), value.reshape(len(value), -1)
+    if len(rows) == 1:
+        shared: Tensor = vectors @ rows[0].T
+        return shared
+    products: Tensor = (rows @ vectors.unsqueeze(2)).squeeze(2)
+    return products
+
+
+def flat_rows(coefficient: Tensor) -> Tensor:
+    """(b, r, *shape) as (b, r, k), also for values of one number per sample."""
+    return coefficient.reshape(*coefficient.shape[:2], -1)
+
+
+def _largest_in_ball(coefficient: Tensor, ball: Ball) -> Tensor:
+    reach = flat_rows(coefficient * ball.scale)
+    radius = dual_norm(reach.flatten(0, 1), ball.p).reshape(reach.shape[:2])
+    return inner(coefficient, ball.nominal) + radius
+
+
+def rows_of(value: Value, rows: slice) -> Value:
+    """Some samples of a value, with what is known of their ball."""
+    if isinstance(value, ClassLabels):
+        return value.map(lambda index: index[rows])
+    if isinstance(value, Tensor) or value.ball is None:
+        return value[rows]
+    part, ball = value[rows], Ball(value.ball.nominal[rows], value.ball.scale, value.ball.p)
+    return Interval.trusted(part.lower, part.upper, nonnegative=part.nonnegative, ball=ball)

@@ -1,0 +1,91 @@
+"""Linear upper bounds: what backward substitution carries from an output towards the inputs.
+
+Axis letters: ``b`` samples, ``r`` rows (one per bounded quantity), then the axes of one sample of a value. A size of
+one on axis ``b`` stands for all samples. A lower bound of f is minus an upper bound of -f, so there are upper bounds
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one call contributes when its result is expressed by its inputs.
+
+    Args:
+        coefficients: for each tensor input of the call (b, r, *shape), or None where nothing flows.
+        constant: (b, r).
+        magnitude: sum of the magnitudes of all summands of the constant, (b, r).
+    """
+
+    coefficients: Sequence[Tensor | None]
+    constant: Tensor
+    magnitude: Tensor
+
+
+@dataclass(frozen=True)
+class Forms:
+    """``f_r <= Σ_v ⟨Λ_v[r], v⟩ + c_r`` for all parameters and inputs in their boxes.
+
+    The coefficients are numbers, not intervals: an uncertain parameter is resolved to its worst value as soon as it
+    comes in (see `resolve`), because the sign of what it multiplies is known by then.
+
+    Args:
+        coefficients: Λ_v by name of the value v, (b, r, *shape).
+        constant: c, (b, r).
+        magnitude: sum of the magnitudes of all summands so far, (b, r); rounding is relative to it.
+    """
+
+    coefficients: Mapping[str, Tensor]
+    constant: Tensor
+    magnitude: Tensor
+
+    @classmethod
+    def start(cls, name: str, coefficient: Tensor) -> Forms:
+        """The quantities ``⟨coefficient[r], v⟩`` of one value v.
+
+        Example:
+            >>> Forms.start("f", torch.eye(2)[None]).constant
+            tensor([[0., 0.]])
+        """
+        zero = coefficient.new_zeros(coefficient.shape[:2])
+        return cls({name: coefficient}, zero, zero)
+
+    def replace(self, name: str, inputs: Sequence[str], terms: Terms) -> Forms:
+        """Express the value ``name`` by ``inputs``."""
+        coefficients = {other: value for other, value in self.coefficients.items() if other != name}
+        for source, towards in zip(inputs, terms.coefficients, strict=True):
+            if towards is not None:
+                coefficients[source] = coefficients[source] + towards if source in coefficients else towards
+        return Forms(coefficients, self.constant + terms.constant, self.magnitude + terms.magnitude)
+
+
+def unit_rows(shape: Sequence[int], first: int, last: int, like: Tensor) -> Tensor:
+    """Rows for upper bounds of the elements ``first`` to ``last`` of a value, then rows for their lower bounds.
+
+    Args:
+        shape: of one sample.
+        first: flat number of the first element.
+        last: flat number behind the last element.
+        like: a tensor of the wanted type and device.
+
+    Returns:
+        (1, 2 (last - first), *shape)
+
+    Example:
+        >>> unit_rows((2,), 0, 2, torch.zeros(()))
+        tensor([[[ 1.,  0.],
+                 [ 0.,  1.],
+                 [-1., -0.],
+                 [-0., -1.]]])
+    """
+    size = torch.Size(shape).numel()
+    rows = like.new_zeros(last - first, size)
+    rows[:, first:last] = torch.eye(last - first, dtype=like.dtype, device=like.device)
+    return torch.cat([rows, -rows]).reshape(1, -1, *shape)

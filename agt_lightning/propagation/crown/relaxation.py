@@ -1,0 +1,185 @@
+"""What a linear relaxation is: how a linear form of a call's result becomes one of its inputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agt_lightning.interval import Interval
+from agt_lightning.propagation.crown.concretize import flat_rows, inner, largest
+from agt_lightning.propagation.crown.forms import Terms
+from agt_lightning.propagation.crown.lines import LinesOf
+from agt_lightning.propagation.crown.slopes import Slopes
+from agt_lightning.rules import Rule, Site, Value
+from agt_lightning.rules.base import interval, map_bounds
+from agt_lightning.rules.elementwise import always
+
+
+class Relaxation(ABC):
+    """A linear relaxation of one operation; stateless.
+
+    For all inputs and parameters in their boxes, ``⟨Λ_r, y⟩ <= Σ ⟨Λ'_r, x⟩ + c_r``.
+    """
+
+    affine: ClassVar[bool] = True
+    """Whether the operation is affine in its inputs with samples."""
+
+    def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
+        """Whether this call has a relaxation with these inputs; if not, its own box takes its place."""
+        return True
+
+    def combines(self, site: Site) -> bool:
+        """Whether a result depends on several elements, so that interval bounds forget what they share."""
+        return False
+
+    def weighs(self, site: Site) -> bool:
+        """Whether a trained parameter multiplies the input, so that products need the input's own box."""
+        return False
+
+    @abstractmethod
+    def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
+        """Express ``⟨Λ_r, y⟩`` by the call's inputs.
+
+        Args:
+            site: the call.
+            rule: its interval rule.
+            coefficient: Λ, (b, r, *shape of y).
+            inputs: bounds of the call's tensor inputs.
+            slopes: choice of lower lines.
+        """
+
+
+@dataclass(frozen=True)
+class Elementwise(Relaxation):
+    """A function of each element between two lines: the upper one where Λ >= 0, the lower one elsewhere.
+
+    Args:
+        lines: of the function.
+        covers: for which settings of the call they are proved.
+    """
+
+    lines: LinesOf
+    covers: Callable[[Site], bool] = always
+    affine: ClassVar[bool] = False
+
+    def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
+        """For the settings that the lines cover."""
+        return self.covers(site)
+
+    def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
+        """``Λ⁺ (s x + t) - Λ⁻ (s' x + t')``."""
+        box = interval(inputs[0])
+        lines = self.lines(site, box, slopes(site.call.name, box))
+        rising, falling = coefficient.clamp(min=0), coefficient.clamp(max=0)
+        offsets = flat_rows(rising * lines.above_offset), flat_rows(falling * lines.below_offset)
+        total = offsets[0].sum(2) + offsets[1].sum(2)
+        magnitude = offsets[0].abs().sum(2) + offsets[1].abs().sum(2)
+        return Terms([rising * lines.above_slope + falling * lines.below_slope], total, magnitude)
+
+
+class Identity(Relaxation):
+    """Casts, `detach`, dropout that is switched off: the value itself."""
+
+    def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
+        """Between floating point values."""
+        return isinstance(inputs[0], Interval) and site.call.dtype.is_floating_point
+
+    def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
+        """``Λ x``."""
+        zero = coefficient.new_zeros(coefficient.shape[:2])
+        return Terms([coefficient], zero, zero)
+
+
+@dataclass(frozen=True)
+class Affine(Relaxation):
+    """``y = A x + c`` where the parameters choose A and c: ``⟨Λ, y⟩ = ⟨Aᵀ Λ, x⟩ + ⟨Λ, c⟩``.
+
+    ``Aᵀ Λ`` is the gradient of ``⟨Λ, y⟩`` with respect to x, so the rule's own backward pass bounds it, exactly for
+    point coefficients; so convolutions go back by transposed convolutions. c is the call's value at x = 0.
+
+    Args:
+        mixes: whether a result depends on several elements of one input.
+        multiplies: whether a parameter can multiply x.
+    """
+
+    mixes: bool = False
+    multiplies: bool = False
+
+    def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
+        """Not for products of two values with samples."""
+        return not self.multiplies or sum(site.samples) == 1
+
+    def combines(self, site: Site) -> bool:
+        """Also sums of two values with samples."""
+        return self.mixes or sum(site.samples) > 1
+
+    def weighs(self, site: Site) -> bool:
+        """With a trained factor."""
+        return self.multiplies and any(
+            trains and not own for trains, own in zip(site.trainable, site.samples, strict=True)
+        )
+
+    def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
+        """``Aᵀ Λ`` resolved over the box of x, and the largest ``⟨Λ, c⟩``."""
+        b, r = coefficient.shape[:2]
+        gradient = Interval.point(coefficient.flatten(0, 1))
+        shapes = [_rows(value, b * r) if own else value for value, own in zip(inputs, site.samples, strict=True)]
+        gradients = rule.backward(site, gradient, shapes, gradient)
+        origins = [_origin(value) if own else value for value, own in zip(inputs, site.samples, strict=True)]
+        offset = interval(rule.forward(site, origins))
+        constant, magnitude = largest(coefficient, offset), inner(coefficient.abs(), offset.magnitude)
+        coefficients: list[Tensor | None] = []
+        for value, own, towards in zip(inputs, site.samples, gradients, strict=True):
+            if not own or towards is None:
+                coefficients.append(None)
+                continue
+            resolved = resolve(map_bounds(towards, lambda bound: bound.unflatten(0, (b, r))), interval(value))
+            coefficients.append(resolved.coefficients[0])
+            constant, magnitude = constant + resolved.constant, magnitude + resolved.magnitude
+        return Terms(coefficients, constant, magnitude)
+
+
+def resolve(coefficient: Interval, box: Interval) -> Terms:
+    """The tightest linear upper bound in x of ``max Λ x`` over Λ in an interval, for x in its box.
+
+    For Λ in [L, U] and x in [l, u] the maximum is max(L x, U x), convex in x; its least linear bound from above is the
+    line through both ends: U x if l >= 0, L x if u <= 0, else with ``a = -l / (u - l)``
+
+        (a L + (1 - a) U) x + (U - L) a u.
+
+    Args:
+        coefficient: Λ, (b, r, *shape).
+        box: of x, (b, *shape).
+
+    Example:
+        >>> box = Interval(torch.tensor([[-1.0]]), torch.tensor([[3.0]]))
+        >>> terms = resolve(Interval(torch.tensor([[[-2.0]]]), torch.tensor([[[2.0]]])), box)
+        >>> terms.coefficients[0], terms.constant
+        (tensor([[[1.]]]), tensor([[3.]]))
+    """
+    zero = coefficient.lower.new_zeros(coefficient.shape[:2])
+    if coefficient.is_point or box.nonnegative:
+        magnitude = inner(coefficient.upper.abs(), box.magnitude)
+        return Terms([coefficient.upper], zero, magnitude)
+    below, above = (-box.lower).clamp(min=0), box.upper.clamp(min=0)
+    share = below / torch.where(below + above > 0, below + above, 1.0)
+    slope = coefficient.upper - coefficient.width * share.unsqueeze(1)
+    constant = inner(coefficient.width, share * above)
+    return Terms([slope], constant, constant + inner(slope.abs(), box.magnitude))
+
+
+def _rows(value: Value, count: int) -> Interval:
+    """Something of the value's shape with this many samples, for rules that read the shape alone."""
+    bounds = interval(value)
+    return Interval.point(bounds.lower.new_zeros(()).expand(count, *bounds.shape[1:]))
+
+
+def _origin(value: Value) -> Interval:
+    """One sample of zeros."""
+    bounds = interval(value)
+    return Interval.point(bounds.lower.new_zeros(1, *bounds.shape[1:]))

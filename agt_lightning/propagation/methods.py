@@ -1,0 +1,69 @@
+"""Which forward propagation is used: interval bounds, backward substitution, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from agt_lightning.capture import Call
+from agt_lightning.interval import Interval
+from agt_lightning.propagation.crown import DEFAULT_MEMORY_BUDGET, Substitution, tightened_values
+from agt_lightning.propagation.ibp import Refinement
+from agt_lightning.propagation.program import Program
+from agt_lightning.rules import Value
+
+Method = Literal["ibp", "crown", "tightest"]
+"""``"ibp"``: interval bounds; ``"crown"``: linear bounds at each layer; ``"tightest"``: what both allow."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def refinement(
+    method: Method,
+    program: Program,
+    skip: frozenset[str] = frozenset(),
+    wanted: frozenset[str] = frozenset(),
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Refinement | None:
+    """What `propagate_forward` does to interval bounds on the way; None for nothing.
+
+    Args:
+        method: one of `METHODS`.
+        program: the program.
+        skip: values that nobody asks for.
+        wanted: values whose own bounds somebody asks for.
+        memory_budget: bytes for coefficients.
+
+    Raises:
+        ValueError: if the method is unknown.
+    """
+    require_method(method)
+    if method == "ibp":
+        return None
+    targets = tightened_values(program, skip, wanted)
+    substitution = Substitution(program, memory_budget=memory_budget)
+    choose = Interval.intersect if method == "tightest" else _replaced
+
+    def refine(values: Mapping[str, Value], call: Call, bounds: Interval) -> Interval:
+        if call.name not in targets or bounds.is_point:
+            return bounds
+        return choose(bounds, substitution.bounds(values, call.name, bounds))
+
+    return refine
+
+
+def require_method(method: str) -> None:
+    """Refuse an unknown method.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if method not in METHODS:
+        raise ValueError(f"Expected `method` to be one of {METHODS}, but got {method!r}.")
+
+
+def _replaced(bounds: Interval, other: Interval) -> Interval:
+    """The other bounds, and what is known of the sign."""
+    if not bounds.nonnegative:
+        return other
+    return Interval.trusted(other.lower.clamp(min=0), other.upper.clamp(min=0), nonnegative=True)

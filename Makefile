@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(BIN)/python -m recipes.halfmoons_sweep output_dir=outputs/demo
+	$(BIN)/python -m recipes.train -m sweep=halfmoons panel=a output_dir=outputs/demo
 
 test: install
 	$(BIN)/ruff format --check agt_lightning recipes tests

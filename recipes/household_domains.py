@@ -14,8 +14,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from recipes.figures.domain_comparison import draw_domain_comparison, recorded
+from recipes.figures.domain_comparison import draw_domain_comparison
 from recipes.run import Run
+from recipes.steps import recorded
 from recipes.table import table
 from recipes.train import run_experiment, train
 

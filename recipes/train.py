@@ -1,17 +1,24 @@
 """Train a module with certificates against data poisoning, and report them.
 
-Half-moons, the default, needs no data. A run writes ``certificate.json``, ``bounds.safetensors``, ``metrics.csv`` and
-``figure.png`` to ``outputs/<experiment>/<time>``, or where ``output_dir`` says.
+Half-moons, the default, needs no data. A run writes ``certificate.json``, ``bounds.safetensors``, ``metrics.csv``,
+``figure.png`` and, last, ``result.json`` to ``outputs/<experiment>/<time>``, or where ``output_dir`` says.
 
     python -m recipes.train
     python -m recipes.train experiment=household data.root=path/to/data
-    python -m recipes.train -m adversary.n=50,100,200,300
+    python -m recipes.train debug=fast                                      seconds, to see that it runs
+
+A sweep gives every point a folder of its own, skips those that are finished, and gathers all in ``points.csv``:
+
+    python -m recipes.train -m adversary.n=0,50,100 output_dir=outputs/strengths
+    python -m recipes.train -m sweep=halfmoons                              figure 1 of the paper
+    python -m recipes.train -m sweep=household hydra/launcher=cores         figure 2, on all cores
 """
 
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,13 +27,16 @@ import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from agt_lightning.errors import AgtError
 from recipes.callbacks import certified_training
+from recipes.results import Result
 from recipes.run import Run
 from recipes.strengths import describe
+from recipes.sweep import at_point, point_name, unless_finished
 from recipes.table import table
 
 
@@ -38,6 +48,7 @@ def train(config: DictConfig, datamodule: L.LightningDataModule | None = None) -
         datamodule: the data, if it was built already.
     """
     ignore_harmless_warnings()
+    composed = config
     datamodule = instantiate(config.data) if datamodule is None else datamodule
     if config.settled_by_data is not None:
         config = instantiate(config.settled_by_data)(config, datamodule)
@@ -57,16 +68,31 @@ def train(config: DictConfig, datamodule: L.LightningDataModule | None = None) -
     model = certified.certified_model(module)
     results = instantiate(config.certificate)(model, module, datamodule.test_dataloader())
     run = Run(module, datamodule, model, adversary, callbacks, results, Path(config.output_dir))
-    if config.figure:
-        instantiate(config.figure)([run], run.output_dir / "figure.png")
+    leave_behind(run, composed, seconds)
     mean_width = certified.bounds.mean_width()
     print(table(results | {"mean width of the parameters": mean_width, "seconds of training": seconds}))
-    print(f"Written to {run.output_dir}", flush=True)
+    print("Written to", run.output_dir, *sorted(path.name for path in run.output_dir.iterdir()), sep="\n  ", flush=True)
     return run
 
 
+def leave_behind(run: Run, config: DictConfig, seconds: float) -> None:
+    """Write what the configuration asks for, and the result last of all: it says that everything else is complete.
+
+    Args:
+        run: the training, whose callbacks and loggers have written their files.
+        config: as it was composed.
+        seconds: of the training.
+    """
+    OmegaConf.save(config, run.output_dir / "config.yaml", resolve=True)
+    if config.record:
+        instantiate(config.record)(run)
+    if config.figure:
+        instantiate(config.figure)([run], run.output_dir / "figure.png")
+    Result.of(config, run.results, seconds).save(run.output_dir)
+
+
 def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """Call ``experiment`` in Hydra's folder for this job; a failure that the user can mend ends in one message.
+    """Call ``experiment`` in the folder of this job; a failure that the user can mend ends in one message.
 
     Args:
         experiment: what to do with the configuration.
@@ -75,9 +101,9 @@ def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) 
     Raises:
         SystemExit: after the message, unless HYDRA_FULL_ERROR is set, which shows the whole trace instead.
     """
-    config.output_dir = HydraConfig.get().runtime.output_dir
+    config.output_dir = str(job_folder(HydraConfig.get()))
     try:
-        experiment(config)
+        experiment(at_point(config))
     except (AgtError, InstantiationException, OSError, ValueError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -85,6 +111,16 @@ def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) 
         sys.exit(1)
     finally:
         close_wandb()
+
+
+def job_folder(job: Any) -> Path:
+    """Hydra's folder for this job; in a sweep one that is named by what the command line said, not by a number.
+
+    Args:
+        job: Hydra's own configuration.
+    """
+    folder = Path(job.runtime.output_dir)
+    return folder / point_name(job.overrides.task) if job.mode == RunMode.MULTIRUN else folder
 
 
 def ignore_harmless_warnings() -> None:
@@ -103,7 +139,8 @@ def close_wandb() -> None:
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Entry point of ``python -m recipes.train``."""
-    run_experiment(train, config)
+    several = HydraConfig.get().mode == RunMode.MULTIRUN
+    run_experiment(partial(unless_finished, train) if several else train, config)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def download(url: str, path: Path, verify: Callable[[Path], None], sha256: str |
 
     Raises:
         ConnectionError: if the address cannot be reached or the transfer breaks off.
-        ValueError: if the checksum differs or ``verify`` refuses.
+        ValueError: if the checksum differs or ``verify`` refuses; nothing is kept then.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     digest = hashlib.sha256()
@@ -34,9 +34,12 @@ def download(url: str, path: Path, verify: Callable[[Path], None], sha256: str |
             for chunk in _chunks(url, path.parent):
                 digest.update(chunk)
                 file.write(chunk)
-        if sha256 is not None and digest.hexdigest() != sha256.lower():
-            raise ValueError(f"Expected sha256 {sha256} for {url}, but got {digest.hexdigest()}.")
-        verify(partial)
+        try:
+            if sha256 is not None and digest.hexdigest() != sha256.lower():
+                raise ValueError(f"Expected sha256 {sha256} for {url}, but got {digest.hexdigest()}.")
+            verify(partial)
+        except ValueError as error:
+            raise ValueError(f"{error} It was not kept. Try again later, or {_by_other_means(path.parent)}") from error
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -55,6 +58,12 @@ def _chunks(url: str, folder: Path) -> Iterator[bytes]:
                     raise ConnectionError(f"the transfer broke off after {bar.n} of {total} bytes")
     except (OSError, HTTPException) as error:
         raise ConnectionError(
-            f"Cannot download {url} ({error}). Without a network, get the file by other means and put it into "
-            f"{folder.resolve()}, or set `data.root` or AGT_DATA_ROOT to a folder that has it."
+            f"Cannot download {url} ({error}). Without a network, {_by_other_means(folder)}"
         ) from error
+
+
+def _by_other_means(folder: Path) -> str:
+    return (
+        f"get the file by other means and put it into {folder.resolve()}, or set `data.root` or AGT_DATA_ROOT to a "
+        "folder that has it."
+    )

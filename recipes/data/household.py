@@ -1,6 +1,7 @@
 """Household electric power consumption, the regression problem of figure 2."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +182,15 @@ def read_power_table(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def _read_columns(path: Path) -> pd.DataFrame:
+    try:
+        return _parse_columns(path)
+    except (BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(
+            f"Expected a sound zip in {path}, but its data are broken: {error}. Delete it and get it again from {URL}."
+        ) from error
+
+
+def _parse_columns(path: Path) -> pd.DataFrame:
     with _open_text(path) as file:
         header = file.readline().decode("utf-8", errors="replace").strip().split(";")
         if header != list(COLUMNS):

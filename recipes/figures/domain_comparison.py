@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from recipes.callbacks import MSEOverSteps
 from recipes.figures.canvas import new_figure, plain, save
 from recipes.run import Run
+from recipes.steps import recorded
 from recipes.strengths import describe
 
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
@@ -38,15 +38,3 @@ def draw_domain_comparison(runs: Mapping[str, Run], path: Path) -> Path:
     axes.legend(frameon=False)
     plain(axes)
     return save(figure, path)
-
-
-def recorded(run: Run) -> list[dict[str, float]]:
-    """What the run's `MSEOverSteps` recorded.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    for callback in run.callbacks:
-        if isinstance(callback, MSEOverSteps):
-            return callback.history
-    raise ValueError("Expected a `MSEOverSteps` among the run's callbacks. Add `callbacks=mse_over_steps`.")

@@ -5,12 +5,14 @@ import lightning as L
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UnboundedAdversary
 from recipes.callbacks import MSEOverSteps
 from recipes.data import HalfMoons, Household
 from recipes.models import Classifier, Regressor
 from recipes.schedules import InverseTimeDecay
+from recipes.sweep import at_point
 
 CONF = Path(__file__).parents[2] / "conf"
 ROLES = (
@@ -21,10 +23,12 @@ ROLES = (
     "scheduler",
     "callbacks",
     "certificate",
+    "record",
     "figure",
     "trainer",
     "logger",
 )
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [(role, path.stem) for role in ROLES for path in sorted((CONF / role).glob("*.yaml"))]
 
 
@@ -46,10 +50,63 @@ def test_every_choice_of_every_group_instantiates(composed, monkeypatch, role, c
 
 
 def test_no_group_is_left_out():
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*ROLES, "experiment", "hydra"}
+    others = {"experiment", "hydra", "sweep", "debug", "variant"}
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*ROLES, *others}
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_every_object_that_takes_lists_or_mappings_gets_plain_ones(path):
+    """Hydra hands over its own containers unless told otherwise, which neither pickle nor compare as plain ones do."""
+    for node in _targets(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
+        if any(isinstance(value, dict | list) for value in node.values()):
+            assert node.get("_convert_") == "all", node["_target_"]
+
+
+def _targets(node):
+    """All nodes below this one that are built."""
+    if isinstance(node, list):
+        return [found for child in node for found in _targets(child)]
+    if not isinstance(node, dict):
+        return []
+    return ([node] if "_target_" in node else []) + [found for child in node.values() for found in _targets(child)]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_has_a_fast_variant(composed, experiment):
+    assert (CONF / "variant" / "fast" / f"{experiment}.yaml").is_file()
+    fast, slow = (composed(f"experiment={experiment}", *more) for more in (["debug=fast"], []))
+    assert fast != slow
+    assert not fast.trainer.enable_progress_bar
+
+
+@pytest.mark.parametrize("sweep", sorted({path.stem for path in (CONF / "sweep").glob("*.yaml")} - {"none"}))
+def test_every_point_of_every_sweep_instantiates(composed, sweep):
+    config = composed(f"sweep={sweep}")
+    assert callable(instances(config.drawing))
+    for panel, chosen in config.panels.items():
+        for level in range(len(chosen.levels)):
+            point = at_point(composed(f"sweep={sweep}", f"panel={panel}", f"level={level}"))
+            assert isinstance(instances(point.model), L.LightningModule)
+            assert isinstance(instances(point.data), L.LightningDataModule)
+            assert instances(point.callbacks)["certified"].adversary == instances(point.adversary)
+
+
+def test_sweeps_have_the_settings_of_the_figures(composed):
+    def strengths(sweep, panel, levels):
+        points = [at_point(composed(f"sweep={sweep}", f"panel={panel}", f"level={i}")) for i in range(levels)]
+        return [instances(point.adversary) for point in points]
+
+    assert strengths("halfmoons", "a", 4) == [BoundedAdversary(n=n, epsilon=0.01) for n in (50, 100, 200, 300)]
+    assert strengths("halfmoons", "b", 4) == [BoundedAdversary(n=10, epsilon=e) for e in (0.05, 0.1, 0.15, 0.2)]
+    assert strengths("halfmoons", "c", 4) == [BoundedAdversary(n=n, nu=1, q=0) for n in (1, 3, 5, 7)]
+    assert strengths("halfmoons", "d", 4) == [BoundedAdversary(n=n, epsilon=0.1, nu=1, q=0) for n in (1, 3, 5, 7)]
+    assert strengths("household", "n", 3) == [BoundedAdversary(n=n, epsilon=0.01) for n in (10000, 5000, 1000)]
+    assert strengths("household", "nu", 3) == [BoundedAdversary(n=1000, nu=nu) for nu in (0.2, 0.1, 0.05)]
+    for panel in ("depth", "width", "batch", "rate"):
+        assert strengths("household", panel, 3) == [BoundedAdversary(n=100, epsilon=0.01)] * 3
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_instantiates_as_a_whole(composed, experiment):
     config = composed(f"experiment={experiment}")
     assert config.name == experiment
@@ -77,7 +134,6 @@ def test_halfmoons_is_the_default_with_the_settings_of_figure_1(composed):
     assert isinstance(instances(config.model), Classifier)
     assert instances(config.adversary) == BoundedAdversary(n=100, epsilon=0.01)
     assert (config.optimizer.lr, config.scheduler.decay, config.trainer.max_epochs) == (2.0, 0.6, 4)
-    assert list(config.strengths.levels) == [50, 100, 200, 300]
 
 
 def test_household_has_the_settings_of_figure_2(composed):

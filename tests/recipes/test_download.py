@@ -77,6 +77,7 @@ def test_refused_file_leaves_nothing(tmp_path, monkeypatch):
     def refuse(path):
         raise ValueError("not this one")
 
-    with pytest.raises(ValueError, match="not this one"):
+    with pytest.raises(ValueError, match="not this one It was not kept.*AGT_DATA_ROOT") as caught:
         download(URL, tmp_path / "file.zip", refuse)
+    assert str(tmp_path) in str(caught.value)
     assert list(tmp_path.iterdir()) == []

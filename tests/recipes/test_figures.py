@@ -1,7 +1,9 @@
+from dataclasses import fields
 from functools import partial
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -14,6 +16,7 @@ from recipes.figures import certified_regions, mse_over_steps
 from recipes.figures.certified_regions import draw_certified_regions
 from recipes.figures.mse_over_steps import draw_mse_over_steps
 from recipes.models import Classifier
+from recipes.regions import Regions, record_regions
 from recipes.run import Run
 
 
@@ -53,22 +56,37 @@ def legend(axes):
 def test_one_run_is_one_panel_with_its_numbers(tmp_path, figures):
     path = draw_certified_regions([moon_run(5, 0.01, tmp_path)], tmp_path / "new" / "figure.png", resolution=10)
     assert imread(path).shape[2] in (3, 4)
-    assert len(figures[0].axes) == 1
-    title = figures[0].get_suptitle()
-    assert "n = 5, ε = 0.01" in title
-    assert "nominal accuracy 0.900, certified accuracy 0.890" in title
-    assert legend(figures[0].axes[0])[:2] == ["not certified, n = 5", "decision boundary"]
+    (axes,) = figures[0].axes
+    assert "n = 5, ε = 0.01" in axes.get_title()
+    assert "nominal accuracy 0.900, certified accuracy 0.890" in axes.get_title()
+    assert legend(axes)[:2] == ["not certified", "decision boundary"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("first coordinate", "second coordinate")
 
 
-def test_several_runs_share_the_plane_and_compare_accuracy(tmp_path, figures):
-    runs = [moon_run(n, n / 100, tmp_path) for n in (1, 2, 3)]
-    draw_certified_regions(runs, tmp_path / "figure.png", resolution=10)
-    plane, accuracy = figures[0].axes
-    assert legend(plane)[:3] == [f"not certified, n = {n}" for n in (1, 2, 3)]
-    assert legend(accuracy) == ["nominal accuracy", "certified accuracy"]
-    assert list(accuracy.lines[1].get_ydata()) == [0.89, 0.88, 0.87]
-    assert accuracy.get_xlabel() == "poisoned samples per batch, n"
-    assert (plane.get_xlabel(), plane.get_ylabel()) == ("first coordinate", "second coordinate")
+def test_several_runs_have_a_panel_each(tmp_path, figures):
+    draw_certified_regions([moon_run(n, n / 100, tmp_path) for n in (1, 2)], tmp_path / "figure.png", resolution=10)
+    assert ["n = 1" in axes.get_title() for axes in figures[0].axes] == [True, False]
+
+
+def test_regions_are_read_as_they_were_written(tmp_path):
+    run = moon_run(1, 0.05, tmp_path)
+    regions = Regions.of(run, 7)
+    read = Regions.load(record_regions(run, resolution=7))
+    for field in fields(Regions):
+        assert np.array_equal(getattr(regions, field.name), getattr(read, field.name)), field.name
+
+
+def test_a_place_of_the_regions_is_certified_as_the_model_says(tmp_path):
+    run = moon_run(1, 0.05, tmp_path)
+    regions = Regions.of(run, 7)
+    assert regions.certified.any()
+    assert not regions.certified.all()
+    for row, column in ((0, 0), (3, 5), (6, 2)):
+        place = torch.tensor([[regions.x[column], regions.y[row]]])
+        features = HalfMoons.polynomial_features(place)
+        assert regions.certified[row, column] == bool(run.model.certify(features).certified)
+        logits = run.module(features)[0].detach()
+        assert regions.margin[row, column] == pytest.approx(float(logits[1] - logits[0]), abs=1e-12)
 
 
 def test_everything_certified_or_nothing_still_draws(tmp_path):

@@ -147,6 +147,16 @@ def test_wrong_file_is_refused_by_name(tmp_path, rows, header, message):
     assert str(path) in str(caught.value)
 
 
+def test_broken_zip_is_refused_by_name(tmp_path):
+    path = write_zip(tmp_path, many_rows(500))
+    content = bytearray(path.read_bytes())
+    content[200:210] = bytes(10)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="Expected a sound zip in .* Delete it and get it again from") as caught:
+        read_power_table(path)
+    assert str(path) in str(caught.value)
+
+
 def test_too_short_a_file_is_refused(tmp_path):
     write_text(tmp_path, ROWS[:1])
     with pytest.raises(ValueError, match="Expected rows for training, but got 1 rows in all"):

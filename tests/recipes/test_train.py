@@ -1,22 +1,17 @@
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.types import RunMode
 
 from agt_lightning import ParameterBounds
 from recipes import train as recipe
 from recipes.callbacks import MSEOverSteps
-from recipes.halfmoons_sweep import sweep
 from recipes.train import run_experiment, train
 
-ROOT = Path(__file__).parents[2]
-FILES = {"certificate.json", "bounds.safetensors", "metrics.csv", "figure.png"}
+FILES = {"certificate.json", "bounds.safetensors", "metrics.csv", "figure.png", "config.yaml", "result.json"}
 SMALL = ("data.samples=60", "model.hidden=[8]", "adversary.n=2", "trainer.enable_progress_bar=false")
 SMALL_FIGURE = ("figure.resolution=12",)
 SMALL_HOUSEHOLD = (
@@ -49,7 +44,7 @@ def test_halfmoons_from_end_to_end(composed, capsys):
     assert "halfmoons: training against BoundedAdversary with n = 2, ε = 0.01" in printed
     assert "nominal accuracy" in printed
     assert "certified accuracy" in printed
-    assert f"Written to {run.output_dir}" in printed
+    assert f"Written to\n  {run.output_dir}\n  bounds.safetensors\n  certificate.json\n" in printed
 
 
 def test_household_from_end_to_end(composed, household_root):
@@ -80,28 +75,10 @@ def test_same_seed_same_certificate(composed):
         assert torch.equal(a, b)
 
 
-def test_sweep_draws_all_strengths_and_keeps_each_run(composed, tmp_path, capsys):
-    runs = sweep(composed(*SMALL, "strengths.levels=[1,2,4]"))
-    assert [run.adversary.n for run in runs] == [1, 2, 4]
-    assert [run.output_dir.name for run in runs] == ["n=1", "run", "n=4"]
-    certified = [run.results["certified accuracy"] for run in runs]
-    assert certified == sorted(certified, reverse=True)
-    assert {path.name for path in (tmp_path / "run").iterdir()} >= FILES
-    for folder in ("n=1", "n=4"):
-        assert FILES - {"figure.png"} <= {path.name for path in (tmp_path / "run" / folder).iterdir()}
-    assert "n = 4  nominal accuracy" in capsys.readouterr().out
-
-
-def test_sweep_over_another_setting(composed):
-    runs = sweep(composed(*SMALL, "logger=none", "strengths.setting=epsilon", "strengths.levels=[.01,.1]"))
-    assert [run.adversary.epsilon for run in runs] == [0.01, 0.1]
-    assert {run.adversary.n for run in runs} == {2}
-
-
 @pytest.fixture
 def job(composed, tmp_path, monkeypatch):
     """A configuration as Hydra's job would hand it over."""
-    folder = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "job")))
+    folder = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "job")), mode=RunMode.RUN)
     monkeypatch.setattr(recipe, "HydraConfig", SimpleNamespace(get=lambda: folder))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     return composed
@@ -156,19 +133,6 @@ def test_wandb_offline_is_closed_after_the_job(job, tmp_path, monkeypatch):
     assert wandb.run is None
     assert list((tmp_path / "job" / "wandb").glob("offline-run-*"))
     assert (tmp_path / "job" / "metrics.csv").is_file()
-
-
-def test_command_line_sweep_gives_each_job_its_folder(tmp_path):
-    command = [sys.executable, "-m", "recipes.train", "-m", f"output_dir={tmp_path}/sweep", *SMALL, *SMALL_FIGURE]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [*command, "adversary.n=1,3"]
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for number, n in enumerate((1, 3)):
-        folder = tmp_path / "sweep" / str(number)
-        assert {path.name for path in folder.iterdir()} >= FILES
-        assert json.loads((folder / "certificate.json").read_text())["adversary"]["n"] == n
-    assert done.stdout.count("certified accuracy") == 2
 
 
 @pytest.mark.slow

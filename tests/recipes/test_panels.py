@@ -1,0 +1,94 @@
+"""Figures of several panels, drawn from tables alone."""
+
+import csv
+from functools import partial
+
+import numpy as np
+import pytest
+
+from recipes.figures import mse_panels, region_panels
+from recipes.figures.mse_panels import draw_mse_panels
+from recipes.figures.region_panels import draw_region_panels
+from recipes.regions import Regions
+
+DOMAINS = {'["box"]': "box", "auto": "all"}
+PANELS = {
+    "a": {"title": "first", "symbol": "n", "levels": [5, 10]},
+    "d": {"title": "depth", "symbol": "d", "count": True, "levels": [[8, 8]]},
+    "x": {"title": "not run", "symbol": "n", "levels": [1]},
+}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    drawn = []
+
+    def keep(save, figure, path):
+        drawn.append(figure)
+        return save(figure, path)
+
+    for module in (mse_panels, region_panels):
+        monkeypatch.setattr(module, "save", partial(keep, module.save))
+    return drawn
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_errors_of_every_level_and_domain_are_drawn(tmp_path, figures):
+    places = [("a", 0), ("a", 1), ("d", 0)]
+    points = [(panel, level, choice) for panel, level in places for choice in DOMAINS]
+    write(
+        tmp_path / "points.csv",
+        [
+            {"point": f"{panel}{level}{choice}", "panel": panel, "level": level, "callbacks.certified.domains": choice}
+            for panel, level, choice in reversed(points)
+        ],
+    )
+    steps = [
+        {"point": f"{panel}{level}{choice}", "step": step, "best MSE": 0.01, "nominal MSE": 0.02, "worst MSE": 1 + step}
+        for panel, level, choice in points
+        for step in range(2 if (panel, level, choice) == ("a", 1, '["box"]') else 4)
+    ]
+    write(tmp_path / "steps.csv", steps)
+    assert draw_mse_panels(tmp_path, PANELS, tmp_path / "f.png", DOMAINS, [0.001, 10]).is_file()
+    first, second = figures[0].axes
+    assert (first.get_title(), second.get_title()) == ("first", "depth")
+    assert labels(first) == ["n = 5", "n = 10"]
+    assert labels(second) == ["d = 2"]
+    crosses = [line for line in first.lines if line.get_marker() == "x"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses] == [(1.0, 2.0)]
+    assert first.get_yscale() == "log"
+    worst = [line for line in first.lines if list(line.get_ydata()) == [1, 2, 3, 4]]
+    assert sorted(line.get_linestyle() for line in worst) == ["-", "-", "--"]
+
+
+def test_regions_of_every_level_are_nested_in_their_panel(tmp_path, figures):
+    grid = np.linspace(0, 1, 5)
+    rows = []
+    for level, share in ((0, 0.3), (1, 0.6)):
+        certified = np.broadcast_to(grid > share, (5, 5))
+        folder = tmp_path / f"a{level}"
+        folder.mkdir()
+        Regions(grid, grid, certified, certified - 0.5, np.zeros((2, 2)), np.array([0, 1])).save(folder / "regions.npz")
+        rows.append({"point": folder.name, "panel": "a", "level": level})
+        rows[-1] |= {"nominal accuracy": 0.9, "certified accuracy": 0.9 - share}
+    write(tmp_path / "points.csv", rows)
+    assert draw_region_panels(tmp_path, PANELS, tmp_path / "f.png").is_file()
+    (axes,) = figures[0].axes
+    assert labels(axes)[:2] == ["n = 5: certified 0.600", "n = 10: certified 0.300"]
+    assert "0.900" in figures[0].get_suptitle()
+
+
+def test_a_table_without_the_panels_is_refused(tmp_path):
+    write(tmp_path / "points.csv", [{"point": "p", "panel": "other", "level": 0}])
+    with pytest.raises(ValueError, match="Expected points of the panels"):
+        draw_region_panels(tmp_path, PANELS, tmp_path / "f.png")

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.rounding import accumulated_roundoff
 
 _HALVINGS = 6
@@ -17,36 +19,6 @@ _REFINEMENTS = 4
 
 _PRICES = 5
 """Multipliers that the knapsack tries: from a half to a 32nd of what it would be without a budget."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Some pairs of a sample and a unit, by sample.
-
-    Args:
-        sample: position of the sample, (m,), ascending.
-        unit: position of the unit, (m,).
-    """
-
-    sample: Tensor
-    unit: Tensor
-
-    @classmethod
-    def where(cls, chosen: Tensor) -> Pairs:
-        """All pairs that are true in a matrix (b, h)."""
-        return cls(*chosen.nonzero(as_tuple=True))
-
-    def of(self, matrix: Tensor) -> Tensor:
-        """Their entries of a matrix (b, h), (m,)."""
-        return matrix[self.sample, self.unit]
-
-    def among(self, kept: Tensor) -> Pairs:
-        """Those that are true in ``kept``, (m,)."""
-        return Pairs(self.sample[kept], self.unit[kept])
-
-    def sums(self, values: Tensor, samples: int) -> Tensor:
-        """Sum of ``values``, (m,), for each sample, (b,)."""
-        return values.new_zeros(samples).index_add_(0, self.sample, values)
 
 
 @dataclass(frozen=True)
@@ -66,8 +38,7 @@ class Kinks:
     @classmethod
     def sorted(cls, pairs: Pairs, distance: Tensor) -> Kinks:
         """From pairs in any order and their distances, nonnegative."""
-        order = distance.argsort()
-        order = order[pairs.unit[order].argsort(stable=True)]
+        order = _by_unit_and_distance(pairs.unit, distance)
         unit = pairs.unit[order]
         last = torch.ones_like(unit, dtype=torch.bool)
         last[:-1] = unit[1:] != unit[:-1]
@@ -113,13 +84,23 @@ class Kinks:
         largest = value.new_zeros(int(unit[-1]) + 1)
 
         def dual(multiplier: float) -> float:
-            spare = torch.sub(value, cost, alpha=multiplier).clamp_(min=0)
-            return multiplier * budget + float(largest.scatter_reduce(0, unit, spare, "amax").sum())
+            spare = torch.sub(value, cost, alpha=multiplier)
+            return multiplier * budget + float(largest.scatter_reduce(0, unit, spare, "amax").sum())  # none below zero
 
         everything = dual(0.0)
         if budget == 0 or everything == 0:
             return math.sqrt(everything)
         return math.sqrt(min(everything, _smallest(dual, everything / budget)))
+
+
+def _by_unit_and_distance(unit: Tensor, distance: Tensor) -> Tensor:
+    """The order of pairs by unit, and by distance among those of the same unit."""
+    if unit.device.type != "cpu" or not len(unit):
+        order = distance.argsort()
+        return order[unit[order].argsort(stable=True)]
+    nearest = np.argsort(distance.numpy())  # a fifth of the time that sorting by torch takes
+    narrow = unit.numpy().astype(np.min_scalar_type(int(unit.max())))  # short integers are sorted in linear time
+    return torch.from_numpy(nearest[np.argsort(narrow[nearest], kind="stable")])
 
 
 def _smallest(dual: Callable[[float], float], largest: float) -> float:
@@ -158,10 +139,10 @@ def knapsack(pairs: Pairs, values: Tensor, costs: Tensor, budget: Tensor) -> Ten
     """
     finite = math.sqrt(torch.finfo(budget.dtype).max)  # without a budget; a lower price is sound as well
     everything = pairs.sums(values, len(budget))
+    unit_price = (everything / budget).nan_to_num(nan=0.0, posinf=finite).clamp(max=finite)
+    paid = pairs.by_sample(unit_price) * costs
     best = everything
     for power in range(1, _PRICES + 1):
-        price = everything / 2**power  # of the whole budget
-        each = (price / budget).nan_to_num(nan=0.0, posinf=finite).clamp(max=finite)[pairs.sample]
-        left = torch.addcmul(values, each, costs, value=-1.0).clamp_(min=0)
-        best = torch.minimum(best, price + pairs.sums(left, len(budget)))
+        left = torch.sub(values, paid, alpha=0.5**power).clamp_(min=0)
+        best = torch.minimum(best, everything / 2**power + pairs.sums(left, len(budget)))
     return best

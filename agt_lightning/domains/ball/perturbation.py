@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,14 +31,18 @@ class Perturbation:
     @classmethod
     def between(cls, clean: Tensor, poisoned: Interval) -> Perturbation:
         """From features as they are, (b, d), and everything within the adversary's reach."""
-        half_widths = torch.maximum(poisoned.upper - clean, clean - poisoned.lower).clamp(min=0)
+        half_widths = torch.maximum(poisoned.upper - clean, clean - poisoned.lower).clamp_(min=0)
         largest = half_widths.amax(dim=0, keepdim=True)
-        if bool((half_widths >= (1 - _SAME) * largest).all()):
+        if bool((half_widths.amin(dim=0) >= (1 - _SAME) * largest).all()):
             half_widths = largest
         ball = poisoned.ball
         if ball is None or ball.scale.ndim != 1 or ball.p not in (1, 2):
             return cls(half_widths)
         return cls(half_widths, ball.scale, ball.p)
+
+    def __getitem__(self, rows: slice) -> Perturbation:
+        """The moves of the given samples."""
+        return self if len(self.half_widths) == 1 else replace(self, half_widths=self.half_widths[rows])
 
     def norm(self) -> Tensor:
         """Largest ``‖Δx‖₂``, (b,), or (1,) if it is the same for all."""

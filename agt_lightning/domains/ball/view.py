@@ -59,6 +59,8 @@ class HeadView:
 def joined_samples(views: Sequence[HeadView]) -> Samples:
     """Samples of all micro-batches."""
     parts = [view.samples for view in views]
+    if len(parts) == 1:
+        return parts[0]
     boxes = [part.boxes for part in parts if part.boxes is not None]
     return Samples(
         torch.cat([part.inputs for part in parts]),
@@ -142,6 +144,8 @@ def _target(value: Value) -> Target:
 
 def _joined(targets: Sequence[Target]) -> Target:
     first = targets[0]
+    if len(targets) == 1:
+        return first
     if isinstance(first, ClassLabels):
         index = torch.cat([target.index for target in targets if isinstance(target, ClassLabels)])
         return ClassLabels(index, first.flippable, first.sources, first.targets)
@@ -153,6 +157,8 @@ def _joined_boxes(boxes: Sequence[tuple[Interval, ...]]) -> tuple[Interval, ...]
 
 
 def _joined_intervals(intervals: Sequence[Interval]) -> Interval:
+    if len(intervals) == 1:
+        return intervals[0]
     lower = torch.cat([part.lower for part in intervals])
     if all(part.is_point for part in intervals):
         return Interval.point(lower)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
-from agt_lightning.domains.ball.kinks import Kinks, Pairs, knapsack
+from agt_lightning.domains.ball.kinks import Kinks, knapsack
 from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
 from agt_lightning.domains.ball.losses import (
     HeadLoss,
@@ -24,6 +24,7 @@ from agt_lightning.domains.ball.losses import (
     SquaredError,
     Target,
 )
+from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
 from agt_lightning.domains.ball.samples import Poison, Samples

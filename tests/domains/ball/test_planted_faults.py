@@ -14,7 +14,9 @@ from torch import Tensor
 import tests.domains.ball.problems as tests_problems
 from agt_lightning.domains.ball import enclosure, losses, poison_sizes, radius
 from agt_lightning.domains.ball.hidden import poison, remainder, step
+from agt_lightning.domains.ball.hidden.signs import Signs
 from agt_lightning.domains.ball.kinks import Kinks
+from agt_lightning.domains.ball.pairs import Pairs
 from tests.domains.ball.attacks import attack
 from tests.domains.ball.problems import Form, Problems, random_problems
 from tests.domains.ball.test_enclosure import Head
@@ -175,14 +177,27 @@ def no_rest_of_moved_features(patch: pytest.MonkeyPatch) -> Problems:
 
 def no_spread_of_slopes(patch: pytest.MonkeyPatch) -> Problems:
     """A unit at zero passes all of what features add, not the half that is counted without the spread."""
-    whole = poison._output_movement
-
-    def without(reach: object, moves: object, unsure: object, along: Tensor, *others: Tensor) -> Tensor:
-        return whole(reach, moves, unsure, torch.zeros_like(along), *others)
-
-    patch.setattr(poison, "_output_movement", without)
+    whole = poison._either
+    patch.setattr(
+        poison,
+        "_either",
+        lambda layer, unsure, along, moved: whole(layer, unsure, torch.zeros_like(along), moved),
+    )
     form = replace(MOVED, loss="squared", trains_first=True, trains_second=True)
     return network(form, [1.0], [1.0], [0.0], [0.0], ball=0.0, rate=1.0, n=1, epsilon=0.1)
+
+
+def no_slopes_of_unsure_units(patch: pytest.MonkeyPatch) -> Problems:
+    """The same unit, with the spread around a slope of zero where it is around 1/2."""
+    patch.setattr(Signs, "slopes", lambda self, unsure: self.masks())
+    form = replace(MOVED, loss="squared", trains_first=True, trains_second=True)
+    return network(form, [1.0], [1.0], [0.0], [0.0], ball=0.0, rate=1.0, n=1, epsilon=0.1)
+
+
+def no_units_near_zero(patch: pytest.MonkeyPatch) -> Problems:
+    """The unit that is idle and switches on, left out where it is looked for."""
+    patch.setattr(Signs, "near", lambda self, within, along=None: Pairs.where(self.hidden.isnan()))
+    return network(PLAIN, [-0.1], [1.0], [1.0], [FAR], ball=0.2, rate=0.1)
 
 
 def decay_before_the_step(patch: pytest.MonkeyPatch) -> Problems:
@@ -218,6 +233,8 @@ FAULTS = [
     decay_before_the_step,
     no_rest_of_moved_features,
     no_spread_of_slopes,
+    no_slopes_of_unsure_units,
+    no_units_near_zero,
     no_change_of_gradients,
 ]
 

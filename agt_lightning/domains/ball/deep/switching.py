@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.kinks import Pairs, knapsack
+from agt_lightning.domains.ball.kinks import knapsack
+from agt_lightning.domains.ball.pairs import Pairs
 
 
 @dataclass(frozen=True)

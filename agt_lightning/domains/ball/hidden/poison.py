@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.hidden.reach import HiddenReach
-from agt_lightning.domains.ball.kinks import Pairs, knapsack
+from agt_lightning.domains.ball.hidden.reach import HiddenLayer, HiddenReach
+from agt_lightning.domains.ball.hidden.signs import rows_of
+from agt_lightning.domains.ball.kinks import knapsack
 from agt_lightning.domains.ball.losses import HeadLoss
+from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes
 from agt_lightning.domains.ball.samples import Poison
@@ -39,13 +41,8 @@ def _mismatch(reach: HiddenReach) -> Tensor:
     """``‖J̃ - J̄‖`` for each sample: half a movement, and units that switch on the way, as many as the ball can pay."""
     layer, near, norm = reach.layer, reach.near, reach.input_norm
     budget = torch.full_like(norm, layer.radius * layer.radius)
-    switched = knapsack(near, layer.columns.square()[near.unit], reach.distance.square(), budget).sqrt()
+    switched = knapsack(near, near.by_unit(layer.squares), reach.distance.square(), budget).sqrt()
     return norm * (switched.clamp(max=layer.second_norm) + layer.radius / 2 * (1 + _any(near, norm)))
-
-
-def _row_dots(matrix: Tensor, rows: Tensor) -> Tensor:
-    """Products of the rows of two matrices, (b,); the second may have one row for all."""
-    return matrix @ rows[0] if len(rows) == 1 else (matrix * rows).sum(dim=1)
 
 
 def _any(pairs: Pairs, per_sample: Tensor) -> Tensor:
@@ -90,26 +87,25 @@ class _Movement:
 def _movement(reach: HiddenReach, moves: Perturbation, hidden_box: Interval | None) -> _Movement:
     layer, radius, norm = reach.layer, reach.layer.radius, reach.input_norm
     length, along = moves.norm().expand_as(norm), moves.along(layer.first)
-    unsure = _unsure(reach, along + (radius * (norm + length) + reach.doubt)[:, None], hidden_box)
+    unsure = _unsure(reach, radius * (norm + length) + reach.doubt, along, hidden_box)
     frobenius_on = reach.frobenius(unsure)
     weight_on = frobenius_on.clamp(max=layer.second_norm)
-    along_unsure, off = unsure.of(along.expand_as(reach.hidden)), 1 - unsure.of(reach.mask)
-    each = _row_dots(reach.mask, along.square()) + unsure.sums(off * along_unsure.square(), len(norm))
+    along_unsure = unsure.of(along)
+    squares, outputs = _with_slopes(reach, moves, along, unsure)
+    each = squares + unsure.sums(along_unsure.square(), len(norm)) / 2  # of all units that are on or may be
     step = torch.minimum(each.sqrt(), layer.first_norm * length)
     # A unit that switches is nearer to zero than its preactivation moves, and together these move by no more than W₁Δx.
     affordable = (step + radius * (norm + length)).square() * (1 + reach.slack)
-    near = (unsure.of(reach.size) - reach.doubt[unsure.sample]).clamp(min=0)
-    squares = layer.columns.square()[unsure.unit]
-    switched = knapsack(unsure, squares, near.square(), affordable).sqrt()
-    output = _output_movement(reach, moves, unsure, along_unsure, step, weight_on)
+    switched = knapsack(unsure, unsure.by_unit(layer.squares), reach.away(unsure).square(), affordable).sqrt()
+    output = torch.minimum(outputs.norm(dim=1) + _either(layer, unsure, along_unsure, step), weight_on * step)
     output = output + radius * torch.hypot(step, weight_on * length) + radius * radius / 2 * length
     any_switch = _any(unsure, norm).bool()
     return _Movement(length, step + radius * length, output, weight_on, frobenius_on, switched, any_switch)
 
 
-def _unsure(reach: HiddenReach, budget: Tensor, hidden_box: Interval | None) -> Pairs:
+def _unsure(reach: HiddenReach, within: Tensor, along: Tensor, hidden_box: Interval | None) -> Pairs:
     """Units that can have different signs with and without the movement of features."""
-    unsure = Pairs.where(reach.size <= budget)
+    unsure = reach.signs.near(within, along)
     if hidden_box is None or reach.hidden_box is None:
         return unsure
     lower = torch.minimum(unsure.of(reach.hidden_box.lower), unsure.of(hidden_box.lower))
@@ -117,21 +113,26 @@ def _unsure(reach: HiddenReach, budget: Tensor, hidden_box: Interval | None) -> 
     return unsure.among((lower <= 0) & (upper >= 0))
 
 
-def _output_movement(
-    reach: HiddenReach, moves: Perturbation, unsure: Pairs, along: Tensor, step: Tensor, weight_on: Tensor
-) -> Tensor:
-    """``‖f(x + Δx) - f(x)‖`` at the nominal parameters, with any slope of unsure units, (m,).
+def _with_slopes(reach: HiddenReach, moves: Perturbation, along: Tensor, unsure: Pairs) -> tuple[Tensor, Tensor]:
+    """``Σ_j s_j along_j²``, (m,), and how far the slopes s carry each output, ``|W₂ diag(s) W₁ Δx|``, (m, K).
 
-    Slopes are written as 1/2 ± 1/2: the first part cancels among units before the norm, the second cannot.
+    The slope of a unit that is on is one, that of an unsure unit 1/2. Slopes of unsure units are 1/2 ± 1/2: the first
+    part cancels among units before the norm, the second cannot.
     """
-    layer = reach.layer
-    half = reach.mask.clone()
-    half[unsure.sample, unsure.unit] = 0.5
-    sure = torch.stack([moves.along_own(half @ (row[:, None] * layer.first)) for row in layer.second], dim=1)
-    squares = layer.columns.square()[unsure.unit]
-    spread = unsure.sums(squares, len(step)).sqrt().clamp(max=layer.second_norm) * step
-    either = torch.minimum(unsure.sums(along * layer.columns[unsure.unit], len(step)), spread) / 2
-    return torch.minimum(sure.norm(dim=1) + either, weight_on * step)
+    layer, squares = reach.layer, along.square()
+    matrices = [row[:, None] * layer.first for row in layer.second]
+    sums, outputs = [], []
+    for rows, slopes in reach.signs.slopes(unsure):
+        own, own_squares = moves[rows], rows_of(squares, rows)
+        outputs.append(torch.stack([own.along_own(slopes @ matrix) for matrix in matrices], dim=1))
+        sums.append(slopes @ own_squares[0] if len(squares) == 1 else (slopes * own_squares).sum(dim=1))
+    return torch.cat(sums), torch.cat(outputs)
+
+
+def _either(layer: HiddenLayer, unsure: Pairs, along: Tensor, step: Tensor) -> Tensor:
+    """How far the other part of unsure units' slopes, ± 1/2, carries the outputs, (m,)."""
+    spread = unsure.sums(unsure.by_unit(layer.squares), len(step)).sqrt().clamp(max=layer.second_norm) * step
+    return torch.minimum(unsure.sums(along * unsure.by_unit(layer.columns), len(step)), spread) / 2
 
 
 def _moved(reach: HiddenReach, poison: Poison, moves: Perturbation, loss: HeadLoss, labels: Tensor) -> PoisonSizes:

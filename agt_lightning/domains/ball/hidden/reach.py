@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.enclosure import Layer
-from agt_lightning.domains.ball.kinks import Pairs
+from agt_lightning.domains.ball.hidden.signs import Signs
 from agt_lightning.domains.ball.losses import Reach
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
+from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.domains.ball.samples import Samples
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -49,6 +50,11 @@ class HiddenLayer:
         return norms
 
     @cached_property
+    def squares(self) -> Tensor:
+        """Their squares, (h,)."""
+        return self.columns.square()
+
+    @cached_property
     def second_norm(self) -> float:
         """``‖W₂‖``."""
         return spectral_norm(self.second)
@@ -67,10 +73,11 @@ class HiddenReach:
         samples: at the nominal parameters.
 
     Attributes:
+        hidden: h, (b, h).
+        hidden_box: bounds on it from another domain; None without one.
+        signs: of h.
         input_norm: ``‖x̂‖``, (b,).
         activation_norm: ``‖ẑ‖``, (b,).
-        size: ``|h|``, (b, h).
-        mask: one for units that are active at the nominal parameters, (b, h).
         doubt: rounding of h, (b,): a unit this close to zero counts as one that can switch.
         near: units that can switch within the ball.
         distance: how far their weights must move at least for that, (m,).
@@ -83,19 +90,16 @@ class HiddenReach:
         self.samples = samples
         self.hidden = samples.layers[0]
         self.hidden_box = None if samples.boxes is None else samples.boxes[0]
+        self.signs = Signs(self.hidden)
         self.slack = accumulated_roundoff(sum(layer.first.shape) + 2, self.hidden.dtype)
         length = samples.inputs.norm(dim=1)
         self.input_norm = with_one(length, layer.trains_first_bias)
-        self.activation = self.hidden.clamp(min=0)
-        self.activation_norm = with_one(self.activation.norm(dim=1), layer.trains_second_bias)
-        self.mask = self.activation.sign()
+        self.activation_norm = with_one(self.signs.activation_norm(), layer.trains_second_bias)
         self.doubt = self.slack * (length * layer.first.norm(dim=1).max() + layer.first_bias.abs().max())
-        movement = layer.radius * self.input_norm + self.doubt
-        self.size = self.hidden.abs()
-        self.near = self._not_fixed(Pairs.where(self.size <= movement[:, None]))
+        self.near = self._not_fixed(self.signs.near(layer.radius * self.input_norm + self.doubt))
         least = torch.finfo(self.doubt.dtype).tiny
-        away = (self.near.of(self.size) - self.doubt[self.near.sample]).clamp(min=0)
-        self.distance = away / self.input_norm.clamp(min=least)[self.near.sample]
+        self.distance = self.away(self.near) / self.near.by_sample(self.input_norm.clamp(min=least))
+        self._squares_on = self.signs.dots(layer.squares[:, None]).squeeze(1)
         self.frobenius_on = self.frobenius(self.near)
         self.slope = torch.hypot(self.activation_norm, self.weight_on * self.input_norm)
 
@@ -104,11 +108,14 @@ class HiddenReach:
         """Upper bound on ``‖W₂‖`` on units that are active somewhere in the ball, (b,)."""
         return self.frobenius_on.clamp(max=self.layer.second_norm)
 
+    def away(self, pairs: Pairs) -> Tensor:
+        """Lower bound on ``|h|``, (m,)."""
+        return (pairs.of(self.hidden).abs() - pairs.by_sample(self.doubt)).clamp(min=0)
+
     def frobenius(self, unsure: Pairs) -> Tensor:
         """``‖W₂‖_F`` on units that are active, and those that may be, (b,)."""
-        squares = self.layer.columns.square()
-        added = squares[unsure.unit] * (1 - unsure.of(self.mask))
-        return (self.mask @ squares + unsure.sums(added, len(self.mask))).sqrt()
+        added = unsure.by_unit(self.layer.squares) * (unsure.of(self.hidden) <= 0)
+        return (self._squares_on + unsure.sums(added, len(self.hidden))).sqrt()
 
     def _not_fixed(self, pairs: Pairs) -> Pairs:
         """Without the units whose sign another domain knows."""

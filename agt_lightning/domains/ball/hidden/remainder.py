@@ -8,6 +8,7 @@ from torch import Tensor
 from agt_lightning.domains.ball.hidden.reach import HiddenReach
 from agt_lightning.domains.ball.kinks import Kinks
 from agt_lightning.domains.ball.norms import append_one, gram_norm, spectral_norms
+from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.rounding import accumulated_roundoff
 
 
@@ -20,7 +21,7 @@ def curvature_norm(reach: HiddenReach, weights: Tensor) -> float:
     """
     layer, half = reach.layer, reach.layer.radius / 2
     inputs = append_one(reach.samples.inputs, layer.trains_first_bias)
-    activations = append_one(reach.activation, layer.trains_second_bias)
+    activations = append_one(reach.hidden.clamp(min=0), layer.trains_second_bias)
     first = gram_norm(inputs, weights * (reach.weight_on + half).square())
     drift = float((weights @ reach.input_norm.square()).sqrt()) * half
     second = math.sqrt(gram_norm(activations, weights)) + drift
@@ -40,20 +41,40 @@ def remainder(reach: HiddenReach, gradient: Tensor, change: Tensor, weights: Ten
     size, norm = gradient.norm(dim=1), reach.input_norm
     # Rounding of the sums is relative to the sum of magnitudes.
     rounding = accumulated_roundoff(len(norm), norm.dtype) * size
-    coupling = _coupling(reach, gradient, weights) + (weights * (change / 2 + rounding) * norm) @ reach.mask
-    total = float(coupling.max()) * radius
+    total = float(_coupling(reach, gradient, weights, weights * (change / 2 + rounding) * norm).max()) * radius
     kinks = Kinks.sorted(reach.near, reach.distance)
-    i, j = kinks.pairs.sample, kinks.pairs.unit
-    share, mean_size = (weights * norm)[i], (size + change / 2)[i]
-    signal = (gradient[i] * layer.second.T[j]).sum(dim=1)
-    doubt = radius * mean_size + (layer.columns[j] + radius / 2) * change[i]
+    pairs, share = kinks.pairs, kinks.pairs.by_sample(weights * norm)
+    mean_size, own_change = pairs.by_sample(size + change / 2), pairs.by_sample(change)
+    signal = _signal(pairs, gradient, layer.second)
+    doubt = radius * mean_size + pairs.by_unit(layer.columns + radius / 2) * own_change
     total += kinks.largest_slip(share * mean_size, radius)
     total += kinks.largest_switch(share * (doubt - signal).clamp(min=0), radius)
     return total, kinks.largest_switch(share * (doubt + signal).clamp(min=0), radius)
 
 
-def _coupling(reach: HiddenReach, gradient: Tensor, weights: Tensor) -> Tensor:
-    """``‖Σ_i w_i m_ij g_i x̂_iᵀ‖`` for every unit j, (h,): how strongly its two layers pull at each other."""
+def _signal(pairs: Pairs, gradient: Tensor, second: Tensor) -> Tensor:
+    """``g_i · W₂ e_j`` for each pair, (m,)."""
+    signal = pairs.by_sample(gradient[:, 0]) * pairs.by_unit(second[0])
+    for column, row in zip(gradient.T[1:], second[1:], strict=True):
+        signal.addcmul_(pairs.by_sample(column), pairs.by_unit(row))
+    return signal
+
+
+def _coupling(reach: HiddenReach, gradient: Tensor, weights: Tensor, doubt: Tensor) -> Tensor:
+    """``‖Σ_i w_i m_ij g_i x̂_iᵀ‖`` for every unit j, (h,): how strongly its two layers pull at each other.
+
+    Args:
+        reach: all samples of the step.
+        gradient: g_i, (b, K).
+        weights: w_i, (b,).
+        doubt: what each sample adds to the norm if the unit is on, (b,).
+    """
     inputs = append_one(reach.samples.inputs, reach.layer.trains_first_bias)
-    rows = [reach.mask.T @ (inputs * (weights * column)[:, None]) for column in gradient.T]
-    return spectral_norms(torch.stack(rows, dim=1))
+    weighted = gradient * weights[:, None]
+    rows = [inputs.new_zeros(reach.hidden.shape[1], inputs.shape[1]) for _ in gradient.T]
+    added = torch.zeros_like(reach.layer.columns)
+    for part, mask in reach.signs.masks():
+        for total, column in zip(rows, weighted[part].T, strict=True):
+            total.addmm_(mask.T, inputs[part] * column[:, None])
+        added.addmv_(mask.T, doubt[part])
+    return spectral_norms(torch.stack(rows, dim=1)) + added

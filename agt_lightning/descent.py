@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -11,6 +12,40 @@ from agt_lightning.aggregation.mean_clipping import MeanClipping, clipped_gradie
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.selfcheck import require_inside
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a float program's sum of per-sample gradients can be from the real one, in each element.
+
+    Args:
+        relative: rounding with respect to the sum of the gradients' sizes.
+        sizes: computes that sum, no less than any element of the gradients' sum.
+
+    Example:
+        >>> import torch
+        >>> tolerance = Tolerance(0.5, lambda: 3.0)
+        >>> tolerance.largest, [tolerance.covers(torch.tensor([error]), total=torch.ones(1)) for error in (1.4, 1.6)]
+        (1.5, [True, False])
+    """
+
+    relative: float
+    sizes: Callable[[], float]
+
+    @cached_property
+    def largest(self) -> float:
+        """The tolerance itself; costs a pass over all gradients."""
+        return self.relative * self.sizes()
+
+    def covers(self, error: Tensor, total: Tensor) -> bool:
+        """Whether an error is within it; NaN never is.
+
+        Args:
+            error: absolute, of any shape.
+            total: the gradients' sum. Its largest element is no more than the sum of sizes and mostly decides already.
+        """
+        worst = float(error.max())
+        return worst <= self.relative * float(total.abs().max()) or worst <= self.largest
 
 
 @dataclass(frozen=True)
@@ -29,7 +64,7 @@ class Descent:
     bounds: Mapping[str, Interval]
     gradient: Mapping[str, Tensor]
     applied: Mapping[str, Tensor]
-    tolerance: Mapping[str, float]
+    tolerance: Mapping[str, Tolerance]
     pending: Mapping[str, object] = field(default_factory=dict)
 
 

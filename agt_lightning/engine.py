@@ -14,7 +14,7 @@ from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import flatten
 from agt_lightning.capture.dropout import RandomState
-from agt_lightning.descent import Descent, clipped_descent
+from agt_lightning.descent import Descent, Tolerance, clipped_descent
 from agt_lightning.domains import (
     Applied,
     BallDomain,
@@ -269,10 +269,10 @@ class AbstractGradientEngine:
                 require_both(name, applied, expected)
                 continue
             error = (applied.detach().to(self.dtype) - expected).abs()
-            if not bool((error <= descent.tolerance[name]).all()):
+            if not descent.tolerance[name].covers(error, expected):
                 self._verify_rounded(name, applied.detach(), descent, batches, scale)
-            if name in descent.bounds:
-                require_inside(name, descent.applied[name], descent.bounds[name], descent.tolerance[name])
+            if name in descent.bounds and not descent.bounds[name].contains(descent.applied[name]):
+                require_inside(name, descent.applied[name], descent.bounds[name], descent.tolerance[name].largest)
         if isinstance(self.adversary, UnboundedAdversary):
             for name, parameter in self.module.named_parameters():
                 if name in descent.applied:
@@ -432,11 +432,11 @@ class AbstractGradientEngine:
     def _mean(self, gradient: FactoredGradient, samples: SampleSet) -> Tensor:
         return bounded_descent(gradient, None, samples, 0, self.memory_budget).lower
 
-    def _tolerance(self, name: str, gradient: FactoredGradient, samples: SampleSet) -> float:
-        """How far a float program's sum of these gradients can be from the real one, in each element."""
+    def _tolerance(self, name: str, gradient: FactoredGradient, samples: SampleSet) -> Tolerance:
+        """How far a float program's sum of these gradients can be from the real one."""
         terms = gradient.samples + sum(max(p.shape, default=1) for p in self.module.parameters())
-        dtype = self.module.get_parameter(name).dtype
-        return accumulated_roundoff(terms, dtype) * gradient.scale(samples.weights)
+        relative = accumulated_roundoff(terms, self.module.get_parameter(name).dtype)
+        return Tolerance(relative, lambda: gradient.scale(samples.weights))
 
     def _verify_rounded(
         self, name: str, applied: Tensor, descent: Descent, batches: Sequence[object], scale: float | None
@@ -448,7 +448,7 @@ class AbstractGradientEngine:
         samples = self._look(micros, scale)[0].samples
         gradient = stacked([self._nominal_pass(micro, dtype)[1] for micro in micros])[name]
         reachable = bounded_descent(gradient, None, samples, 0, self.memory_budget)
-        require_inside(name, applied.to(self.dtype), reachable, self._tolerance(name, gradient, samples))
+        require_inside(name, applied.to(self.dtype), reachable, self._tolerance(name, gradient, samples).largest)
 
 
 def _doubled(batch: object) -> object:

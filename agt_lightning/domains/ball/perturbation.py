@@ -61,3 +61,23 @@ class Perturbation:
 
     def _own(self, rows: Tensor) -> Tensor:
         return (rows.abs() * self.half_widths).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """How far moves of features carry the results of a layer.
+
+    Args:
+        moves: of the features.
+        length: largest ``‖Δx‖``, (b,), or (1,) if it is the same for all samples.
+        along: largest ``|row · Δx|`` for each row of the layer's weight, (b, o), or (1, o).
+    """
+
+    moves: Perturbation
+    length: Tensor
+    along: Tensor
+
+    @classmethod
+    def through(cls, weight: Tensor, moves: Perturbation) -> Carried:
+        """Through the rows of a weight (o, d)."""
+        return cls(moves, moves.norm(), moves.along(weight))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from agt_lightning.aggregation.top_n import top_n_sum
@@ -51,5 +50,6 @@ def poison_sums(
     """
     if poison is None:
         return 0.0, 0.0, 0.0
-    every = torch.equal(poison.rows, torch.arange(len(weights), device=weights.device))
-    return sizes(poison, None if every else poison.rows).worst(weights[poison.rows], poison.n)
+    if poison.reaches_all(len(weights)):
+        return sizes(poison, None).worst(weights, poison.n)
+    return sizes(poison, poison.rows).worst(weights[poison.rows], poison.n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.losses import LabelReach
@@ -58,3 +59,7 @@ class Poison:
     labels: LabelReach
     moves: Perturbation | None = None
     boxes: tuple[Interval, ...] | None = None
+
+    def reaches_all(self, samples: int) -> bool:
+        """Whether its rows are all of so many samples, in order."""
+        return torch.equal(self.rows, torch.arange(samples, device=self.rows.device))

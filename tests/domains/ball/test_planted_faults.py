@@ -14,7 +14,8 @@ from torch import Tensor
 import tests.domains.ball.problems as tests_problems
 from agt_lightning.domains.ball import enclosure, losses, poison_sizes, radius
 from agt_lightning.domains.ball.hidden import poison, remainder, step
-from agt_lightning.domains.ball.hidden.signs import Signs
+from agt_lightning.domains.ball.hidden.reach import HiddenReach
+from agt_lightning.domains.ball.hidden.signs import Look, Signs
 from agt_lightning.domains.ball.kinks import Kinks
 from agt_lightning.domains.ball.pairs import Pairs
 from tests.domains.ball.attacks import attack
@@ -196,8 +197,20 @@ def no_slopes_of_unsure_units(patch: pytest.MonkeyPatch) -> Problems:
 
 def no_units_near_zero(patch: pytest.MonkeyPatch) -> Problems:
     """The unit that is idle and switches on, left out where it is looked for."""
-    patch.setattr(Signs, "near", lambda self, within, along=None: Pairs.where(self.hidden.isnan()))
+    whole = Signs.look
+
+    def blind(self: Signs, *arguments: object) -> Look:
+        return replace(whole(self, *arguments), near=Pairs.where(self.hidden.isnan()))
+
+    patch.setattr(Signs, "look", blind)
     return network(PLAIN, [-0.1], [1.0], [1.0], [FAR], ball=0.2, rate=0.1)
+
+
+def no_units_that_features_switch(patch: pytest.MonkeyPatch) -> Problems:
+    """The unit that is just off, beyond the ball's own reach."""
+    patch.setattr(HiddenReach, "unsure", property(lambda self: self.near, lambda self, pairs: None), raising=False)
+    problems = network(replace(MOVED, trains_first=True), [1.0], [1.0], [-1e-3], [-FAR], ball=1e-4, rate=1.0, n=1)
+    return replace(problems, epsilon=torch.tensor([[0.1]]).double())
 
 
 def decay_before_the_step(patch: pytest.MonkeyPatch) -> Problems:
@@ -235,6 +248,7 @@ FAULTS = [
     no_spread_of_slopes,
     no_slopes_of_unsure_units,
     no_units_near_zero,
+    no_units_that_features_switch,
     no_change_of_gradients,
 ]
 

@@ -33,28 +33,30 @@ def joined(blocks):
     return torch.cat(values)
 
 
-def test_masks_activations_and_norms(hidden):
-    assert torch.equal(joined(Signs(hidden).masks()), (hidden > 0).double())
-    assert torch.equal(joined(Signs(hidden).activations()), hidden.relu())
-    torch.testing.assert_close(Signs(hidden).activation_norm(), hidden.relu().norm(dim=1))
+def look(hidden, within, along=None, values=None):
+    """One look, with values only where they matter."""
+    return Signs(hidden).look(within, along, torch.ones(UNITS).double() if values is None else values)
 
 
-def test_sums_over_units_that_are_on(hidden, draw):
-    columns = draw(UNITS, 2)
-    torch.testing.assert_close(Signs(hidden).dots(columns), (hidden > 0).double() @ columns)
+def test_masks_norms_and_sums(hidden, draw):
+    mask, values = (hidden > 0).double(), draw(UNITS)
+    assert torch.equal(joined(Signs(hidden).masks()), mask)
+    seen = look(hidden, draw(SAMPLES), values=values)
+    torch.testing.assert_close(seen.activation_norm, hidden.relu().norm(dim=1))
+    torch.testing.assert_close(seen.sum_on, mask @ values)
 
 
 @pytest.mark.parametrize("rows", [None, 1, SAMPLES])
 def test_near_units_are_those_within_the_sum(hidden, draw, rows):
     within, along = draw(SAMPLES) / 2, None if rows is None else draw(rows, UNITS) / 2
-    near = Signs(hidden).near(within, along)
+    near = look(hidden, within, along).near
     expected = hidden.abs() <= within[:, None] + (0 if along is None else along)
     assert 0 < int(expected.sum()) < expected.numel()
     assert torch.equal(torch.stack([near.sample, near.unit], dim=1), expected.nonzero())
 
 
 def test_zero_is_near_whatever_the_distance(hidden):
-    near = Signs(hidden).near(torch.zeros(SAMPLES).double())
+    near = look(hidden, torch.zeros(SAMPLES).double()).near
     assert torch.equal(near.of(hidden), torch.zeros(int((hidden == 0).sum())).double())
 
 
@@ -67,7 +69,7 @@ def test_slopes_of_unsure_units_are_a_half(hidden, draw):
 
 def test_preactivations_in_any_layout(hidden):
     strided = hidden.T.contiguous().T
-    unsure = Signs(strided).near(torch.full((SAMPLES,), 0.5).double())
+    unsure = look(strided, torch.full((SAMPLES,), 0.5).double()).near
     assert torch.equal(unsure.of(strided), hidden[unsure.sample, unsure.unit])
     assert torch.equal(joined(Signs(strided).slopes(unsure)), joined(Signs(hidden).slopes(unsure)))
 

@@ -12,7 +12,7 @@ from agt_lightning.domains.ball.hidden.signs import rows_of
 from agt_lightning.domains.ball.kinks import knapsack
 from agt_lightning.domains.ball.losses import HeadLoss
 from agt_lightning.domains.ball.pairs import Pairs
-from agt_lightning.domains.ball.perturbation import Perturbation
+from agt_lightning.domains.ball.perturbation import Carried
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes
 from agt_lightning.domains.ball.samples import Poison
 from agt_lightning.interval import Interval
@@ -22,14 +22,15 @@ def poison_sizes(reach: HiddenReach, poison: Poison, loss: HeadLoss) -> PoisonSi
     """How far poisoned gradients can be from clean ones at the same parameters anywhere in the ball.
 
     Args:
-        reach: the samples that can be poisoned.
+        reach: the samples that can be poisoned, with the moves of their features.
         poison: what the adversary can do to them.
         loss: of one sample.
     """
     radius = reach.layer.radius
     labels = loss.label_change(poison.labels, reach.samples.outputs.shape[1])
     if poison.moves is not None:
-        return _moved(reach, poison, poison.moves, loss, labels)
+        assert reach.carried is not None
+        return _moved(reach, poison, reach.carried, loss, labels)
     return PoisonSizes(
         plain=labels * (reach.slope + radius * reach.input_norm),
         energy=loss.energy(torch.zeros_like(labels), reach.outputs, poison.labels),
@@ -84,14 +85,13 @@ class _Movement:
         return torch.minimum(apart, joint) + radius * torch.where(self.any_switch, switching, steady)
 
 
-def _movement(reach: HiddenReach, moves: Perturbation, hidden_box: Interval | None) -> _Movement:
+def _movement(reach: HiddenReach, carried: Carried, hidden_box: Interval | None) -> _Movement:
     layer, radius, norm = reach.layer, reach.layer.radius, reach.input_norm
-    length, along = moves.norm().expand_as(norm), moves.along(layer.first)
-    unsure = _unsure(reach, radius * (norm + length) + reach.doubt, along, hidden_box)
+    length, unsure = carried.length.expand_as(norm), _unsure(reach, hidden_box)
     frobenius_on = reach.frobenius(unsure)
     weight_on = frobenius_on.clamp(max=layer.second_norm)
-    along_unsure = unsure.of(along)
-    squares, outputs = _with_slopes(reach, moves, along, unsure)
+    along_unsure = unsure.of(carried.along)
+    squares, outputs = _with_slopes(reach, carried, unsure)
     each = squares + unsure.sums(along_unsure.square(), len(norm)) / 2  # of all units that are on or may be
     step = torch.minimum(each.sqrt(), layer.first_norm * length)
     # A unit that switches is nearer to zero than its preactivation moves, and together these move by no more than W₁Δx.
@@ -103,9 +103,9 @@ def _movement(reach: HiddenReach, moves: Perturbation, hidden_box: Interval | No
     return _Movement(length, step + radius * length, output, weight_on, frobenius_on, switched, any_switch)
 
 
-def _unsure(reach: HiddenReach, within: Tensor, along: Tensor, hidden_box: Interval | None) -> Pairs:
+def _unsure(reach: HiddenReach, hidden_box: Interval | None) -> Pairs:
     """Units that can have different signs with and without the movement of features."""
-    unsure = reach.signs.near(within, along)
+    unsure = reach.unsure
     if hidden_box is None or reach.hidden_box is None:
         return unsure
     lower = torch.minimum(unsure.of(reach.hidden_box.lower), unsure.of(hidden_box.lower))
@@ -113,17 +113,17 @@ def _unsure(reach: HiddenReach, within: Tensor, along: Tensor, hidden_box: Inter
     return unsure.among((lower <= 0) & (upper >= 0))
 
 
-def _with_slopes(reach: HiddenReach, moves: Perturbation, along: Tensor, unsure: Pairs) -> tuple[Tensor, Tensor]:
+def _with_slopes(reach: HiddenReach, carried: Carried, unsure: Pairs) -> tuple[Tensor, Tensor]:
     """``Σ_j s_j along_j²``, (m,), and how far the slopes s carry each output, ``|W₂ diag(s) W₁ Δx|``, (m, K).
 
     The slope of a unit that is on is one, that of an unsure unit 1/2. Slopes of unsure units are 1/2 ± 1/2: the first
     part cancels among units before the norm, the second cannot.
     """
-    layer, squares = reach.layer, along.square()
+    layer, squares = reach.layer, carried.along.square()
     matrices = [row[:, None] * layer.first for row in layer.second]
     sums, outputs = [], []
     for rows, slopes in reach.signs.slopes(unsure):
-        own, own_squares = moves[rows], rows_of(squares, rows)
+        own, own_squares = carried.moves[rows], rows_of(squares, rows)
         outputs.append(torch.stack([own.along_own(slopes @ matrix) for matrix in matrices], dim=1))
         sums.append(slopes @ own_squares[0] if len(squares) == 1 else (slopes * own_squares).sum(dim=1))
     return torch.cat(sums), torch.cat(outputs)
@@ -135,10 +135,10 @@ def _either(layer: HiddenLayer, unsure: Pairs, along: Tensor, step: Tensor) -> T
     return torch.minimum(unsure.sums(along * unsure.by_unit(layer.columns), len(step)), spread) / 2
 
 
-def _moved(reach: HiddenReach, poison: Poison, moves: Perturbation, loss: HeadLoss, labels: Tensor) -> PoisonSizes:
+def _moved(reach: HiddenReach, poison: Poison, carried: Carried, loss: HeadLoss, labels: Tensor) -> PoisonSizes:
     """Features move, and labels may."""
     radius, norm = reach.layer.radius, reach.input_norm
-    movement = _movement(reach, moves, None if poison.boxes is None else poison.boxes[0])
+    movement = _movement(reach, carried, None if poison.boxes is None else poison.boxes[0])
     length, activation = movement.length, movement.activation
     target = poison.labels.clean
     steepest = loss.largest_gradient(poison.labels, reach.samples.outputs.shape[1])

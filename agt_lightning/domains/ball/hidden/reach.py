@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.enclosure import Layer
-from agt_lightning.domains.ball.hidden.signs import Signs
+from agt_lightning.domains.ball.hidden.signs import Look, Signs
 from agt_lightning.domains.ball.losses import Reach
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
 from agt_lightning.domains.ball.pairs import Pairs
+from agt_lightning.domains.ball.perturbation import Carried, Perturbation
 from agt_lightning.domains.ball.samples import Samples
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -71,21 +72,24 @@ class HiddenReach:
     Args:
         layer: the layers and the ball.
         samples: at the nominal parameters.
+        moves: what the adversary can do to their features; None if they stay.
 
     Attributes:
         hidden: h, (b, h).
         hidden_box: bounds on it from another domain; None without one.
         signs: of h.
+        carried: how far features and preactivations move; None if features stay.
         input_norm: ``‖x̂‖``, (b,).
         activation_norm: ``‖ẑ‖``, (b,).
         doubt: rounding of h, (b,): a unit this close to zero counts as one that can switch.
+        unsure: units that can switch within the ball, features moved or not; no other domain is asked.
         near: units that can switch within the ball.
         distance: how far their weights must move at least for that, (m,).
         frobenius_on: ``‖W₂‖_F`` on units that are active somewhere in the ball, (b,).
         slope: upper bound on how fast outputs move with parameters at first order, (b,).
     """
 
-    def __init__(self, layer: HiddenLayer, samples: Samples) -> None:
+    def __init__(self, layer: HiddenLayer, samples: Samples, moves: Perturbation | None = None) -> None:
         self.layer = layer
         self.samples = samples
         self.hidden = samples.layers[0]
@@ -94,14 +98,34 @@ class HiddenReach:
         self.slack = accumulated_roundoff(sum(layer.first.shape) + 2, self.hidden.dtype)
         length = samples.inputs.norm(dim=1)
         self.input_norm = with_one(length, layer.trains_first_bias)
-        self.activation_norm = with_one(self.signs.activation_norm(), layer.trains_second_bias)
         self.doubt = self.slack * (length * layer.first.norm(dim=1).max() + layer.first_bias.abs().max())
-        self.near = self._not_fixed(self.signs.near(layer.radius * self.input_norm + self.doubt))
+        self.carried = None if moves is None else Carried.through(layer.first, moves)
+        look = self._look()
+        self.activation_norm = with_one(look.activation_norm, layer.trains_second_bias)
+        self.unsure = look.near
+        self.near = self._not_fixed(self._within_ball(look.near))
         least = torch.finfo(self.doubt.dtype).tiny
         self.distance = self.away(self.near) / self.near.by_sample(self.input_norm.clamp(min=least))
-        self._squares_on = self.signs.dots(layer.squares[:, None]).squeeze(1)
+        self._squares_on = look.sum_on
         self.frobenius_on = self.frobenius(self.near)
         self.slope = torch.hypot(self.activation_norm, self.weight_on * self.input_norm)
+
+    def _look(self) -> Look:
+        if self.carried is None:
+            return self.signs.look(self._movement(self.input_norm), None, self.layer.squares)
+        longest = self._movement(self.input_norm + self.carried.length)
+        return self.signs.look(longest, self.carried.along, self.layer.squares)
+
+    def _movement(self, norm: Tensor) -> Tensor:
+        """How far h can move within the ball, and its rounding, (b,)."""
+        movement: Tensor = self.layer.radius * norm + self.doubt
+        return movement
+
+    def _within_ball(self, pairs: Pairs) -> Pairs:
+        """Those that can switch without a movement of features."""
+        if self.carried is None:
+            return pairs
+        return pairs.among(pairs.of(self.hidden).abs() <= pairs.by_sample(self._movement(self.input_norm)))
 
     @property
     def weight_on(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class Signs:
 
     Example:
         >>> signs = Signs(torch.tensor([[1.0, -2.0], [0.5, 3.0]]))
-        >>> signs.dots(torch.tensor([[1.0], [10.0]])).squeeze(1), signs.near(torch.tensor([1.5, 0.1])).unit
+        >>> look = signs.look(within=torch.tensor([1.5, 0.1]), along=None, values=torch.tensor([1.0, 10.0]))
+        >>> look.sum_on, look.near.unit
         (tensor([ 1., 11.]), tensor([0]))
     """
 
@@ -51,32 +53,39 @@ class Signs:
             mask.view(-1).index_fill_(0, unsure.within(rows).positions(mask.shape[1]), 0.5)
             yield rows, mask
 
-    def activations(self) -> Iterator[tuple[slice, Tensor]]:
-        """Samples, and relu(h); each block's matrix dies with the next."""
-        for rows, block, room in self._blocks():
-            yield rows, torch.clamp(block, min=0, out=room)
-
-    def activation_norm(self) -> Tensor:
-        """``‖relu(h)‖``, (b,)."""
-        return torch.cat([activations.norm(dim=1) for _, activations in self.activations()])
-
-    def near(self, within: Tensor, along: Tensor | None = None) -> Pairs:
-        """Pairs with ``|h_ij| <= within_i + along_ij``.
+    def look(self, within: Tensor, along: Tensor | None, values: Tensor) -> Look:
+        """What a step asks of all units, in one go.
 
         Args:
             within: (b,).
-            along: (b, h), or (1, h) if it is the same for all samples; None means zero.
+            along: (b, h), or (1, h) if it is the same for all samples; units with ``|h_ij| <= within_i + along_ij`` are
+                near. None means zero.
+            values: (h,), to be summed.
         """
-        found, units = [], self.hidden.shape[1]
-        along = self.hidden.new_zeros(1, units) if along is None else along
+        units = self.hidden.shape[1]
+        norms, sums, found = [], [], []
         for rows, block, room in self._blocks():
+            norms.append(torch.clamp(block, min=0, out=room).norm(dim=1))
+            sums.append(room.gt_(0) @ values)
             beyond = torch.abs(block, out=room).sub_(within[rows, None])
-            found.append(true_positions(beyond <= rows_of(along, rows)) + rows.start * units)
-        return Pairs.at(torch.cat(found), units)
+            near = beyond <= (0 if along is None else rows_of(along, rows))
+            found.append(true_positions(near) + rows.start * units)
+        return Look(torch.cat(norms), torch.cat(sums), Pairs.at(torch.cat(found), units))
 
-    def dots(self, columns: Tensor) -> Tensor:
-        """Sums of rows of ``columns``, (h, q), over the units that are on, (b, q)."""
-        return torch.cat([mask @ columns for _, mask in self.masks()])
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at the preactivations finds.
+
+    Args:
+        activation_norm: ``‖relu(h)‖``, (b,).
+        sum_on: sum of values over the units that are on, (b,).
+        near: units close to zero.
+    """
+
+    activation_norm: Tensor
+    sum_on: Tensor
+    near: Pairs
 
 
 def rows_of(values: Tensor, rows: slice) -> Tensor:

@@ -24,7 +24,8 @@ def hidden_constants(
         loss: of one sample.
         poison: what the adversary can do; None if nothing.
     """
-    reach = HiddenReach(layer, samples)
+    moves = poison.moves if poison is not None and poison.reaches_all(len(weights)) else None
+    reach = HiddenReach(layer, samples, moves)
     _, steepest = loss.curvature(reach.outputs, target)
     gradient, change = loss.gradient(samples.outputs, target), loss.gradient_change(reach.outputs, target)
     sensitivity = (reach.slope + layer.radius / 2 * reach.input_norm).square()
@@ -33,7 +34,7 @@ def hidden_constants(
     rounding = reach.rounding(len(weights)) * float(weights @ ((gradient.norm(dim=1) + steepest * size) * reach.slope))
 
     def sizes(known: Poison, rows: Tensor | None) -> PoisonSizes:
-        return poison_sizes(reach if rows is None else HiddenReach(layer, samples[rows]), known, loss)
+        return poison_sizes(reach if rows is None else HiddenReach(layer, samples[rows], known.moves), known, loss)
 
     plain, energy, rest = poison_sums(poison, weights, sizes)
     return StepConstants(

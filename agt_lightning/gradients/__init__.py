@@ -3,10 +3,20 @@
 Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weight is used, ``o`` outputs, ``k`` inputs.
 """
 
-from agt_lightning.gradients.base import FactoredGradient, Stacked, Summed, stack
+from agt_lightning.gradients.base import FactoredGradient, Factors, Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.gradients.outer_product import OuterProduct
 
-__all__ = ["Deferred", "Elementwise", "FactoredGradient", "OuterProduct", "PatchProduct", "Stacked", "Summed", "stack"]
+__all__ = [
+    "Deferred",
+    "Elementwise",
+    "FactoredGradient",
+    "Factors",
+    "OuterProduct",
+    "PatchProduct",
+    "Stacked",
+    "Summed",
+    "stack",
+]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,19 @@ from agt_lightning.interval import Interval
 
 _BLOCK_BUDGET = 16 * 2**20
 """Bytes of one bound of a block that is expanded only to be summed up."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Factors of ``δ_i = Σ_t d_it ⊗ z_it``, where the parameter is a matrix (o, k).
+
+    Args:
+        outputs: bounds on d, (b, t, o).
+        inputs: bounds on z of some samples, (rows, t, k), by their range or positions.
+    """
+
+    outputs: Interval
+    inputs: Callable[[slice | Tensor], Interval]
 
 
 class FactoredGradient(ABC):
@@ -57,6 +71,10 @@ class FactoredGradient(ABC):
     @abstractmethod
     def scale(self, weights: Tensor) -> float:
         """``Σ_i w_i max |δ_i|``, or a little more: the size that rounding errors of the sum are relative to."""
+
+    def factors(self) -> Factors | None:
+        """The factors that the bounds are products of, or None if there are none."""
+        return None
 
     def square_sums(self) -> Interval:
         """Bounds on the squared Euclidean norm of each sample's gradient over the box, shape (b,)."""

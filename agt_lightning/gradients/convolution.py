@@ -14,7 +14,7 @@ from agt_lightning.arithmetic.convolution import (
     splits,
 )
 from agt_lightning.arithmetic.order import settled
-from agt_lightning.gradients.base import FactoredGradient
+from agt_lightning.gradients.base import FactoredGradient, Factors
 from agt_lightning.gradients.outer_product import contract
 from agt_lightning.interval import Interval
 
@@ -91,6 +91,13 @@ class PatchProduct(FactoredGradient):
             outputs, canvas, weight, None, stride, none, dilation, False, none, groups, [False, True, False]
         )
         return gradients[1]
+
+    def factors(self) -> Factors | None:
+        """D and the patches of z, of a convolution whose channels form one group."""
+        if self.windows.groups > 1:
+            return None
+        outputs = mapped(self.outputs, lambda bound: bound.flatten(2).transpose(1, 2))
+        return Factors(outputs, lambda rows: mapped(self.image[rows], self.windows.patches))
 
     def scale(self, weights: Tensor) -> float:
         """``Σ_i w_i Σ_t max_o |d_it| max |patch_it|``."""

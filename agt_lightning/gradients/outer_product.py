@@ -6,7 +6,7 @@ from torch import Tensor
 from agt_lightning.arithmetic import matmul, multiply
 from agt_lightning.arithmetic.convolution import mapped, split_product, splits
 from agt_lightning.arithmetic.order import ordered, settled
-from agt_lightning.gradients.base import FactoredGradient
+from agt_lightning.gradients.base import FactoredGradient, Factors
 from agt_lightning.interval import Interval
 
 
@@ -61,6 +61,10 @@ class OuterProduct(FactoredGradient):
         if self.shape[0] <= self.shape[1]:  # the smaller factor is cheaper to scale
             return settled(matmul(_columns(multiply(self.outputs, weight)), _columns(self.inputs)))
         return settled(matmul(_columns(self.outputs), _columns(multiply(self.inputs, weight))))
+
+    def factors(self) -> Factors:
+        """D and z themselves."""
+        return Factors(self.outputs, lambda rows: self.inputs[rows])
 
     def scale(self, weights: Tensor) -> float:
         """``Σ_i w_i Σ_t max |d_it| max |z_it|``."""

@@ -1,0 +1,271 @@
+"""Moments bound what exact sums are, never from inside."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+
+from agt_lightning.aggregation import SampleSet, bounded_descent, gains, moment_descent, moments
+from agt_lightning.aggregation.gains import Gains
+from agt_lightning.aggregation.moments import MomentSums, exponents_for, part_gains, threshold
+from agt_lightning.gradients import Elementwise, OuterProduct, Stacked, Summed
+from agt_lightning.interval import Interval
+from tests.aggregation.moment_oracles import (
+    check_contains_every_subset,
+    check_never_narrower_than_exact,
+    moment_cases,
+    random_products,
+)
+from tests.aggregation.oracles import AMPLE, dense
+
+CASES = moment_cases()
+EXACT = 1e-9
+"""Where the bound is attained it is only as much wider as its outward rounding."""
+
+
+def everything(descent):
+    for case in CASES:
+        check_contains_every_subset(descent, case)
+    check_never_narrower_than_exact(descent)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bound_contains_every_set_of_poisoned_samples(case):
+    assert part_gains(case.clean, case.poisoned, case.samples) is not None
+    check_contains_every_subset(moment_descent, case)
+
+
+def test_bound_is_never_narrower_than_the_exact_one():
+    check_never_narrower_than_exact(moment_descent)
+
+
+@pytest.mark.parametrize("size", [8, 2**9])
+def test_chunks_of_samples_add_up(size, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    samples = SampleSet(torch.rand(300, generator=generator, dtype=torch.float64))
+    for clean, poisoned in random_products(300, generator):
+        whole = moment_descent(clean, poisoned, samples, 20, AMPLE)
+        with monkeypatch.context() as patched:
+            patched.setattr(gains, "_CHUNK", size)
+            parts = moment_descent(clean, poisoned, samples, 20, AMPLE)
+        assert torch.allclose(whole.upper, parts.upper, rtol=EXACT)
+        assert torch.allclose(whole.lower, parts.lower, rtol=EXACT)
+
+
+def test_bound_is_close_for_normal_gains():
+    generator = torch.Generator().manual_seed(4)
+    outputs = torch.randn(10_000, 1, 3, generator=generator, dtype=torch.float64)
+    inputs = Interval.point(torch.randn(10_000, 1, 4, generator=generator, dtype=torch.float64))
+    clean, poisoned = (OuterProduct(Interval(outputs - r, outputs + r), inputs) for r in (0.0, 1.0))
+    samples = SampleSet(torch.ones(10_000, dtype=torch.float64))
+    for n in (3, 30, 300, 3000):
+        exact, bound = (d(clean, poisoned, samples, n, AMPLE) for d in (bounded_descent, moment_descent))
+        # Hölder at half-normal gains: (E g^p / f)^(1/p) over the mean of the top f, at most 1.25 for 4 <= p <= 16.
+        assert float((bound.width / exact.width).max()) < 1.25
+
+
+def test_few_samples_of_huge_gains_cost_little():
+    generator = torch.Generator().manual_seed(5)
+    inputs = Interval.point(torch.rand(2000, 1, 3, generator=generator, dtype=torch.float64) + 0.5)
+    outputs = torch.zeros(2000, 1, 1, dtype=torch.float64)
+    reach = torch.full_like(outputs, 0.1)
+    reach[::200] = 100.0
+    clean, poisoned = OuterProduct(Interval.point(outputs), inputs), OuterProduct(Interval(-reach, reach), inputs)
+    samples = SampleSet(torch.ones(2000, dtype=torch.float64))
+    exact, bound = (d(clean, poisoned, samples, 20, AMPLE) for d in (bounded_descent, moment_descent))
+    assert float((bound.width / exact.width).max()) < 1.1
+
+
+def test_equal_gains_are_summed_exactly():
+    ones = torch.ones(50, 1, 2, dtype=torch.float64)
+    clean, poisoned = (OuterProduct(Interval(-r * ones, r * ones), Interval.point(3 * ones)) for r in (1.0, 2.0))
+    samples = SampleSet(torch.ones(50, dtype=torch.float64))
+    for n in (1, 7, 50, 80):
+        bound = moment_descent(clean, poisoned, samples, n, AMPLE)
+        assert torch.allclose(bound.upper, torch.full((2, 2), 150.0 + 3 * min(n, 50), dtype=torch.float64), rtol=EXACT)
+
+
+def test_without_poison_it_is_the_clean_sum():
+    for case in CASES[::7]:
+        got = moment_descent(case.clean, None, case.samples, 3, AMPLE)
+        clean = dense(case.clean)
+        assert torch.allclose(got.upper.flatten(), case.samples.weights @ clean.upper, rtol=EXACT)
+        none = moment_descent(case.clean, case.poisoned, case.samples, 0, AMPLE)
+        assert torch.equal(none.upper, got.upper)
+
+
+def test_gradients_without_factors_are_summed_exactly():
+    generator = torch.Generator().manual_seed(6)
+    ends = torch.randn(4, 5, 2, 3, generator=generator, dtype=torch.float64).sort(dim=0).values
+    inner, outer = Elementwise(Interval(ends[1], ends[2])), Elementwise(Interval(ends[0], ends[3]))
+    samples = SampleSet(torch.rand(5, generator=generator, dtype=torch.float64))
+    for clean, poisoned in ((inner, outer), (Summed([inner, inner]), Summed([outer, outer]))):
+        exact, bound = (d(clean, poisoned, samples, 2, AMPLE) for d in (bounded_descent, moment_descent))
+        assert torch.equal(exact.upper, bound.upper)
+        assert torch.equal(exact.lower, bound.lower)
+
+
+def test_poisonable_samples_out_of_order_in_stacks_are_summed_exactly():
+    case = next(case for case in CASES if str(case) == "stacked, labels, n=2, 6")
+    shuffled = SampleSet(case.samples.weights, torch.tensor([5, 0, 3, 1, 4, 2]))
+    assert part_gains(case.clean, case.poisoned, shuffled) is None
+    other_parts = Stacked([case.poisoned.parts[0]])
+    assert part_gains(case.clean, other_parts, case.samples) is None
+
+
+def test_float32_bounds_are_rounded_outward():
+    generator = torch.Generator().manual_seed(7)
+    outputs = torch.randn(40, 1, 3, generator=generator)
+    inputs = Interval.point(torch.randn(40, 1, 4, generator=generator))
+    clean, poisoned = (OuterProduct(Interval(outputs - r, outputs + r), inputs) for r in (0.0, 1.0))
+    samples = SampleSet(torch.full((40,), 1 / 40, dtype=torch.float32))
+    exact, bound = (d(clean, poisoned, samples, 4, AMPLE) for d in (bounded_descent, moment_descent))
+    assert bound.upper.dtype == torch.float32
+    assert bool((bound.upper > exact.upper).all())
+
+
+def attained(units: int) -> tuple[OuterProduct, OuterProduct, torch.Tensor]:
+    """Equal gains, whose top-n sum the moments reach; and these gains, exactly as floats."""
+    generator = torch.Generator().manual_seed(8)
+    gain = torch.rand(units, generator=generator, dtype=torch.float64)
+    outputs = torch.zeros(7, 1, units, dtype=torch.float64)
+    inputs = Interval.point(torch.full((7, 1, 1), 1.0, dtype=torch.float64))
+    return OuterProduct(Interval.point(outputs), inputs), OuterProduct(Interval(outputs, outputs + gain), inputs), gain
+
+
+def shortfalls(descent) -> list[Fraction]:
+    clean, poisoned, gain = attained(400)
+    bound = descent(clean, poisoned, SampleSet(torch.ones(7, dtype=torch.float64)), 3, AMPLE)
+    return [3 * Fraction(g) - Fraction(b) for g, b in zip(gain.tolist(), bound.upper[:, 0].tolist(), strict=True)]
+
+
+def test_rounding_is_outward():
+    assert max(shortfalls(moment_descent)) <= 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "taken", "expected"),
+    [(100, 100, (1,)), (100, 200, (1,)), (100, 50, (4, 8)), (10_000, 100, (4, 8)), (60_000, 50, (8, 16))],
+)
+def test_exponents_grow_with_the_rarity_of_poison(rows, taken, expected):
+    assert exponents_for(taken, rows, several=True) == expected
+    assert exponents_for(taken, rows, several=False) == expected[:1]
+
+
+def test_threshold_is_a_quantile():
+    rises = torch.arange(100.0)[torch.randperm(100, generator=torch.Generator().manual_seed(0))][:, None]
+    assert threshold(rises, 0.1).item() == 90.0
+    assert threshold(rises, 1.0).item() == 0.0
+    assert threshold(rises, 1e-6).item() == 99.0
+
+
+def test_sums_of_two_sets_of_samples_are_those_of_the_union():
+    case = next(case for case in CASES if str(case) == "positions, features, n=2, 6")
+    whole, parts = case.clean.factors(), [slice(0, 2), slice(2, 6)]
+    assert whole is not None
+
+    def some(gradient, rows):
+        return OuterProduct(gradient.outputs[rows], gradient.inputs[rows])
+
+    stacked = [Stacked([some(gradient, rows) for rows in parts]) for gradient in (case.clean, case.poisoned)]
+    one = moment_descent(case.clean, case.poisoned, case.samples, case.n, AMPLE)
+    two = moment_descent(*stacked, case.samples, case.n, AMPLE)
+    check_contains_every_subset(lambda *_: two, case)
+    assert float(two.width.sum() / one.width.sum()) < 1.5  # thresholds and scales are each part's own
+
+
+# --- planted faults --------------------------------------------------------------------------------------------------
+
+
+def without_clamp(before, after):
+    return after.upper - before.upper, before.lower - after.lower
+
+
+def without_outward_rounding(monkeypatch):
+    for name, value in (("_ROUNDINGS", -(10**6)), ("_LAST_ROUNDINGS", 1.0)):
+        monkeypatch.setattr(moments, name, value)
+
+
+def drop_shift(monkeypatch):
+    terms = Gains.terms
+    monkeypatch.setattr(
+        Gains,
+        "terms",
+        lambda self, extent: (tuple(replace(t, reach=t.reach * 0) for t in chunk) for chunk in terms(self, extent)),
+    )
+
+
+def drop_excess(monkeypatch):
+    top_n = MomentSums.top_n
+    monkeypatch.setattr(MomentSums, "top_n", lambda self, taken: top_n(replace(self, excess=0 * self.excess), taken))
+
+
+def wrong_root(monkeypatch):
+    top_n = MomentSums.top_n
+
+    def rooted(self, taken):
+        p = max(self.powers)
+        return top_n(self, taken) * taken ** (1 / p - (1 - 1 / p))
+
+    monkeypatch.setattr(MomentSums, "top_n", rooted)
+
+
+def signs_together(monkeypatch):
+    def folded(self, sums, extent, *, largest=False):
+        by_end = sums.unflatten(0, (2, -1))
+        return by_end.chunk(2, dim=2)[0] if extent.signed else by_end
+
+    monkeypatch.setattr(Gains, "folded", folded)
+
+
+def ends_not_exchanged(monkeypatch):
+    def folded(self, sums, extent, *, largest=False):
+        by_end = sums.unflatten(0, (2, -1))
+        return sum(by_end.chunk(2, dim=2)) if extent.signed else by_end
+
+    monkeypatch.setattr(Gains, "folded", folded)
+
+
+def weights_forgotten(monkeypatch):
+    monkeypatch.setattr(gains, "_weighted", lambda outputs, weights: outputs)
+
+
+def positions_forgotten(monkeypatch):
+    top_n = MomentSums.top_n
+    monkeypatch.setattr(MomentSums, "top_n", lambda self, taken: top_n(self, max(1, taken // 3)))
+
+
+def binomial_without_middle(total, outputs, inputs, p):
+    (a, b), (x, y) = outputs, inputs
+    total += (a**p).T @ x**p + (b**p).T @ y**p
+
+
+FAULTS = {
+    "n^(1/p) instead of n^(1-1/p)": wrong_root,
+    "inputs that move forgotten": drop_shift,
+    "excess forgotten": drop_excess,
+    "negative inputs forgotten": signs_together,
+    "negative inputs at the same end": ends_not_exchanged,
+    "weights forgotten": weights_forgotten,
+    "positions forgotten": positions_forgotten,
+    "middle of the binomial forgotten": lambda patch: patch.setattr(moments, "_add_binomial", binomial_without_middle),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_oracles_notice_a_broken_moment(name, monkeypatch):
+    FAULTS[name](monkeypatch)
+    with pytest.raises(AssertionError, match="differs from"):
+        everything(moment_descent)
+
+
+def test_oracles_notice_negative_gains_in_odd_powers(monkeypatch):
+    monkeypatch.setattr(gains, "_moves", without_clamp)
+    with pytest.raises(AssertionError, match="differs from"):
+        everything(moment_descent)
+
+
+def test_rounding_test_notices_rounding_to_nearest(monkeypatch):
+    without_outward_rounding(monkeypatch)
+    assert max(shortfalls(moment_descent)) > 0

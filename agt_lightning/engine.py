@@ -85,7 +85,7 @@ class AbstractGradientEngine:
         domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, several, or ``"auto"``
             for all that apply.
         clipping: how training clips the mean gradient; None if it does not.
-        method: how the box propagates bounds forward, ``"ibp"``, ``"crown"`` or ``"tightest"``, which is both.
+        method: how the box propagates bounds forward, see `agt_lightning.propagation.Method`.
 
     Reference:
         Paper, Algorithm 1 and Theorem 3.3.

@@ -89,11 +89,8 @@ def _point_matmul(a: Tensor, b: Interval, *, nonnegative: bool) -> Interval:
     """Two products: ``a bu`` and ``a bl`` for ``a >= 0``, else the exact center and radius."""
     if nonnegative:
         return Interval.trusted(a @ b.lower.T, a @ b.upper.T, nonnegative=b.nonnegative)
-    positive, negative = a.clamp(min=0), a.clamp(max=0)
-    both = torch.cat([positive, negative], dim=1)
-    upper = both @ torch.cat([b.upper, b.lower], dim=1).T
-    lower = both @ torch.cat([b.lower, b.upper], dim=1).T
-    return ordered(lower, upper)
+    center, radius = a @ b.center.T, a.abs() @ b.radius.T
+    return Interval.trusted(center - radius, center + radius)
 
 
 def _nonnegative_matmul(a: Interval, b: Interval) -> Interval:

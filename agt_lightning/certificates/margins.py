@@ -10,6 +10,7 @@ from agt_lightning.capture import Call
 from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program
+from agt_lightning.propagation.crown import Substitution
 from agt_lightning.rules import Value
 from agt_lightning.rules.base import interval
 
@@ -50,6 +51,22 @@ def predicted_classes(outputs: Tensor) -> Tensor:
     if is_single_logit(Interval.point(outputs)):
         return (outputs.reshape(-1) > 0).long()
     return outputs.argmax(dim=1)
+
+
+def substituted_margins(linear: Substitution, values: Mapping[str, Value], logits: str, target: Tensor) -> Interval:
+    """Bounds on ``f_target - f_j`` whose linear forms start at the differences themselves.
+
+    Args:
+        linear: how linear forms are bounded.
+        values: bounds of all values of its program.
+        logits: name of logits of shape (batch, classes).
+        target: class of each sample, integers of shape (batch,).
+    """
+    like = interval(values[logits]).lower
+    own = torch.nn.functional.one_hot(target, like.shape[1]).to(like.dtype)
+    differences = own.unsqueeze(1) - torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    upper, negative = linear.largest(values, logits, torch.cat([differences, -differences], dim=1)).chunk(2, dim=1)
+    return Interval.trusted(-negative, upper)
 
 
 def _single_logit_margins(logit: Interval, target: Tensor) -> Interval:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.certificates.margins import last_linear, output_margins
+from agt_lightning.certificates.margins import last_linear, output_margins, substituted_margins
 from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
-from agt_lightning.propagation import Method, Program, propagate_forward, refinement
+from agt_lightning.propagation import Method, Program, propagate_forward, refinement, substitution
 from agt_lightning.rules import Value
 from agt_lightning.rules.base import interval
 
@@ -78,6 +78,10 @@ class BoundedValues:
         if is_single_logit(self.outputs):
             return margins
         last = last_linear(self.program, self.output)
+        linear = substitution(self.method, self.program)
+        if linear is not None:
+            logits = self.output if last is None else last.name
+            margins = margins.intersect(substituted_margins(linear, self.values, logits, target))
         for head in self.heads.values():
             if last is not None and last.name == head.head.output:
                 margins = margins.intersect(head.margins(interval(self.values[head.head.input]), target))

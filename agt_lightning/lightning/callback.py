@@ -51,7 +51,7 @@ class CertifiedTraining(Callback):
         adversary: the threat model, `BoundedAdversary` or `UnboundedAdversary`.
         method: how bounds are propagated forward: ``"ibp"``, intervals; ``"crown"``, linear bounds with interval
             parameters, far tighter for deep networks and slower; ``"tightest"``, what both allow, never wider than
-            ``"ibp"``.
+            ``"ibp"``; ``"alpha-crown"``, the same with a search for each bound's own lines.
         aggregation: how per-sample bounds become bounds of the sum; ``"exact"``.
         domains: which sets of parameters are kept side by side: ``"box"``, the paper's; ``"ball"``, for a head of one
             or two linear layers trained by plain SGD, far tighter over many steps and cheaper; ``"influence"``, for one

@@ -1,7 +1,16 @@
 """Bound propagation through a captured program: interval bounds forward, then backward to per-sample gradients."""
 
 from agt_lightning.propagation.ibp import propagate_backward, propagate_forward
-from agt_lightning.propagation.methods import METHODS, Method, refinement, require_method
+from agt_lightning.propagation.methods import METHODS, Method, refinement, require_method, substitution
 from agt_lightning.propagation.program import Program
 
-__all__ = ["METHODS", "Method", "Program", "propagate_backward", "propagate_forward", "refinement", "require_method"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Program",
+    "propagate_backward",
+    "propagate_forward",
+    "refinement",
+    "require_method",
+    "substitution",
+]

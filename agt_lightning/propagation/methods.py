@@ -7,15 +7,34 @@ from typing import Literal, get_args
 
 from agt_lightning.capture import Call
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.crown import DEFAULT_MEMORY_BUDGET, Substitution, tightened_values
+from agt_lightning.propagation.crown import (
+    DEFAULT_MEMORY_BUDGET,
+    OptimizedSubstitution,
+    Substitution,
+    tightened_values,
+)
 from agt_lightning.propagation.ibp import Refinement
 from agt_lightning.propagation.program import Program
 from agt_lightning.rules import Value
 
-Method = Literal["ibp", "crown", "tightest"]
-"""``"ibp"``: interval bounds; ``"crown"``: linear bounds at each layer; ``"tightest"``: what both allow."""
+Method = Literal["ibp", "crown", "tightest", "alpha-crown"]
+"""``"ibp"``: interval bounds; ``"crown"``: linear bounds at each layer; ``"tightest"``: what both allow;
+``"alpha-crown"``: the same with lower lines that are searched for, far slower."""
 
 METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def substitution(method: Method, program: Program, memory_budget: int = DEFAULT_MEMORY_BUDGET) -> Substitution | None:
+    """How linear forms are bounded; None for a method without.
+
+    Raises:
+        ValueError: if the method is unknown.
+    """
+    require_method(method)
+    if method == "ibp":
+        return None
+    kind = OptimizedSubstitution if method == "alpha-crown" else Substitution
+    return kind(program, memory_budget=memory_budget)
 
 
 def refinement(
@@ -37,17 +56,16 @@ def refinement(
     Raises:
         ValueError: if the method is unknown.
     """
-    require_method(method)
-    if method == "ibp":
+    linear = substitution(method, program, memory_budget)
+    if linear is None:
         return None
     targets = tightened_values(program, skip, wanted)
-    substitution = Substitution(program, memory_budget=memory_budget)
-    choose = Interval.intersect if method == "tightest" else _replaced
+    choose = _replaced if method == "crown" else Interval.intersect
 
     def refine(values: Mapping[str, Value], call: Call, bounds: Interval) -> Interval:
         if call.name not in targets or bounds.is_point:
             return bounds
-        return choose(bounds, substitution.bounds(values, call.name, bounds))
+        return choose(bounds, linear.bounds(values, call.name, bounds))
 
     return refine
 

@@ -52,6 +52,23 @@ def test_the_unbounded_adversary_trains_clipped(clip, fit, loader, regressor):
     assert not torch.equal(plain.net[0].weight, module.net[0].weight)
 
 
+@pytest.mark.parametrize("method", ["crown", "tightest"])
+def test_the_method_is_used_in_training_and_named_in_the_certificate(method, fit, loader, regressor, tmp_path):
+    widths = {}
+    for choice in ("ibp", method):
+        certified = CertifiedTraining(ADVERSARY, method=choice, domains="box", dirpath=tmp_path / choice)
+        fit(make(regressor), loader(), certified, val=loader())
+        widths[choice] = certified.bounds.mean_width()
+        assert certified.certified_model().method == choice
+        assert json.loads((tmp_path / choice / "certificate.json").read_text())["bounds"]["method"] == choice
+    assert widths[method] < widths["ibp"]
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="Expected `method` to be one of"):
+        CertifiedTraining(ADVERSARY, method="exact")
+
+
 def test_files_are_written_and_can_be_loaded(fit, loader, regressor, tmp_path):
     module, certified = make(regressor), CertifiedTraining(ADVERSARY, dirpath=tmp_path / "run")
     fit(module, loader(), certified, val=loader())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from agt_lightning.capture import Call
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.crown.concretize import inner, largest, rows_of
-from agt_lightning.propagation.crown.forms import Forms, Terms, unit_rows
+from agt_lightning.propagation.crown.concretize import rows_of
+from agt_lightning.propagation.crown.forms import Forms, unit_rows
 from agt_lightning.propagation.crown.slopes import Slopes, adaptive
 from agt_lightning.propagation.crown.table import RELAXATIONS
 from agt_lightning.propagation.program import Program
@@ -76,28 +76,32 @@ class Substitution:
         step = self._fitting(rows.shape[1] * rows.element_size(), samples)
         parts = [slice(first, first + step) for first in range(0, samples, step)]
         return torch.cat(
-            [self._walk(self._box(values, part), name, rows if len(rows) == 1 else rows[part]) for part in parts]
+            [self._part(self._box(values, part), name, rows if len(rows) == 1 else rows[part]) for part in parts]
         )
 
-    def _walk(self, box: Box, name: str, rows: Tensor) -> Tensor:
-        """The substitution itself, for some samples."""
+    def _part(self, box: Box, name: str, rows: Tensor) -> Tensor:
+        """The bounds for some samples."""
+        return self._walk(box, name, rows, self.slopes)
+
+    def _walk(self, box: Box, name: str, rows: Tensor, slopes: Slopes) -> Tensor:
+        """The substitution itself, with some choice of lower lines."""
         forms = Forms.start(name, rows)
         for call in reversed(self.program.graph.calls):
             if call.name in forms.coefficients:
-                inputs, terms = self._expressed(box, call, forms.coefficients[call.name])
-                forms = forms.replace(call.name, inputs, terms)
-        for source, coefficient in forms.coefficients.items():
-            forms = forms.replace(source, (), _settled(coefficient, interval(box(source))))
+                forms = self._expressed(box, call, forms, slopes)
+        for source in tuple(forms.coefficients):
+            forms = forms.settle(source, interval(box(source)))
         return forms.constant + forms.magnitude * self._roundoff(rows.dtype)
 
-    def _expressed(self, box: Box, call: Call, coefficient: Tensor) -> tuple[Sequence[str], Terms]:
+    def _expressed(self, box: Box, call: Call, forms: Forms, slopes: Slopes) -> Forms:
         """A call by its inputs; by its own box where that says all, or where it has no relaxation."""
         known, operands = interval(box(call.name)), [box(name) for name in call.inputs]
         relaxation, site = RELAXATIONS.get(call.op), self.program.sites[call.name]
         if known.is_point or relaxation is None or not relaxation.applies(site, operands):
-            return (), _settled(coefficient, known)
-        rule = self.program.rules[call.name]
-        return call.inputs, relaxation.substitute(site, rule, coefficient, operands, self.slopes)
+            return forms.settle(call.name, known)
+        rule, coefficient = self.program.rules[call.name], forms.coefficients[call.name]
+        terms = relaxation.substitute(site, rule, coefficient, operands, slopes)
+        return forms.replace(call.name, call.inputs, terms)
 
     def _box(self, values: Mapping[str, Value], part: slice) -> Box:
         """Values of some samples; what has no samples as it is."""
@@ -117,8 +121,3 @@ class Substitution:
     def _roundoff(self, dtype: torch.dtype) -> float:
         """Of a substitution through all calls, relative to the sum of magnitudes."""
         return accumulated_roundoff(self._widest * len(self.program.graph.calls), dtype)
-
-
-def _settled(coefficient: Tensor, value: Interval) -> Terms:
-    """A form of a value by what is known of the value itself."""
-    return Terms((), largest(coefficient, value), inner(coefficient.abs(), value.magnitude))

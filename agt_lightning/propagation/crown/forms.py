@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.interval import Interval
+from agt_lightning.propagation.crown.concretize import inner, largest
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -21,12 +24,10 @@ class Terms:
     Args:
         coefficients: for each tensor input of the call (b, r, *shape), or None where nothing flows.
         constant: (b, r).
-        magnitude: sum of the magnitudes of all summands of the constant, (b, r).
     """
 
     coefficients: Sequence[Tensor | None]
     constant: Tensor
-    magnitude: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Forms:
     Args:
         coefficients: Λ_v by name of the value v, (b, r, *shape).
         constant: c, (b, r).
-        magnitude: sum of the magnitudes of all summands so far, (b, r); rounding is relative to it.
+        magnitude: sum of the magnitudes of all constants so far, (b, r); rounding is relative to it.
     """
 
     coefficients: Mapping[str, Tensor]
@@ -63,7 +64,14 @@ class Forms:
         for source, towards in zip(inputs, terms.coefficients, strict=True):
             if towards is not None:
                 coefficients[source] = coefficients[source] + towards if source in coefficients else towards
-        return Forms(coefficients, self.constant + terms.constant, self.magnitude + terms.magnitude)
+        return Forms(coefficients, self.constant + terms.constant, self.magnitude + terms.constant.abs())
+
+    def settle(self, name: str, value: Interval) -> Forms:
+        """Take the largest value over what is known of the value ``name``."""
+        coefficients = dict(self.coefficients)
+        coefficient = coefficients.pop(name)
+        constant = self.constant + largest(coefficient, value)
+        return Forms(coefficients, constant, self.magnitude + inner(coefficient.abs(), value.magnitude))
 
 
 def unit_rows(shape: Sequence[int], first: int, last: int, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ Function = Callable[[Tensor], Tensor]
 class Lines:
     """``below_slope · x + below_offset <= f(x) <= above_slope · x + above_offset`` on an interval of x.
 
-    All are of shape (b, r, *shape), or broadcast to it.
+    Slopes are of shape (b, r, *shape) or broadcast to it, offsets of shape (b, 1, *shape).
     """
 
     below_slope: Tensor

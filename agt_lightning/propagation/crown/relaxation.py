@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.crown.concretize import flat_rows, inner, largest
+from agt_lightning.propagation.crown.concretize import inner, largest
 from agt_lightning.propagation.crown.forms import Terms
 from agt_lightning.propagation.crown.lines import LinesOf
 from agt_lightning.propagation.crown.slopes import Slopes
@@ -75,11 +75,11 @@ class Elementwise(Relaxation):
         """``Λ⁺ (s x + t) - Λ⁻ (s' x + t')``."""
         box = interval(inputs[0])
         lines = self.lines(site, box, slopes(site.call.name, box))
-        rising, falling = coefficient.clamp(min=0), coefficient.clamp(max=0)
-        offsets = flat_rows(rising * lines.above_offset), flat_rows(falling * lines.below_offset)
-        total = offsets[0].sum(2) + offsets[1].sum(2)
-        magnitude = offsets[0].abs().sum(2) + offsets[1].abs().sum(2)
-        return Terms([rising * lines.above_slope + falling * lines.below_slope], total, magnitude)
+        slope = torch.where(coefficient >= 0, lines.above_slope, lines.below_slope)
+        constant = inner(coefficient.clamp(min=0), lines.above_offset.squeeze(1))
+        if bool(lines.below_offset.any()):
+            constant = constant + inner(coefficient.clamp(max=0), lines.below_offset.squeeze(1))
+        return Terms([coefficient * slope], constant)
 
 
 class Identity(Relaxation):
@@ -91,8 +91,7 @@ class Identity(Relaxation):
 
     def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
         """``Λ x``."""
-        zero = coefficient.new_zeros(coefficient.shape[:2])
-        return Terms([coefficient], zero, zero)
+        return Terms([coefficient], coefficient.new_zeros(coefficient.shape[:2]))
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Affine(Relaxation):
         gradients = rule.backward(site, gradient, shapes, gradient)
         origins = [_origin(value) if own else value for value, own in zip(inputs, site.samples, strict=True)]
         offset = interval(rule.forward(site, origins))
-        constant, magnitude = largest(coefficient, offset), inner(coefficient.abs(), offset.magnitude)
+        constant = largest(coefficient, offset)
         coefficients: list[Tensor | None] = []
         for value, own, towards in zip(inputs, site.samples, gradients, strict=True):
             if not own or towards is None:
@@ -140,8 +139,8 @@ class Affine(Relaxation):
                 continue
             resolved = resolve(map_bounds(towards, lambda bound: bound.unflatten(0, (b, r))), interval(value))
             coefficients.append(resolved.coefficients[0])
-            constant, magnitude = constant + resolved.constant, magnitude + resolved.magnitude
-        return Terms(coefficients, constant, magnitude)
+            constant = constant + resolved.constant
+        return Terms(coefficients, constant)
 
 
 def resolve(coefficient: Interval, box: Interval) -> Terms:
@@ -162,15 +161,12 @@ def resolve(coefficient: Interval, box: Interval) -> Terms:
         >>> terms.coefficients[0], terms.constant
         (tensor([[[1.]]]), tensor([[3.]]))
     """
-    zero = coefficient.lower.new_zeros(coefficient.shape[:2])
     if coefficient.is_point or box.nonnegative:
-        magnitude = inner(coefficient.upper.abs(), box.magnitude)
-        return Terms([coefficient.upper], zero, magnitude)
+        return Terms([coefficient.upper], coefficient.upper.new_zeros(coefficient.shape[:2]))
     below, above = (-box.lower).clamp(min=0), box.upper.clamp(min=0)
     share = below / torch.where(below + above > 0, below + above, 1.0)
-    slope = coefficient.upper - coefficient.width * share.unsqueeze(1)
-    constant = inner(coefficient.width, share * above)
-    return Terms([slope], constant, constant + inner(slope.abs(), box.magnitude))
+    width = coefficient.width
+    return Terms([coefficient.upper - width * share.unsqueeze(1)], inner(width, share * above))
 
 
 def _rows(value: Value, count: int) -> Interval:

@@ -46,7 +46,7 @@ class Scaling(Relaxation):
         summed = reduce_to(flat, torch.Size((b * r, *box.shape[1:])), samples=True)
         terms = resolve(map_bounds(summed, lambda bound: bound.unflatten(0, (b, r))), box)
         towards = [terms.coefficients[0] if place == position else None for place in range(len(inputs))]
-        return Terms(towards, terms.constant, terms.magnitude)
+        return Terms(towards, terms.constant)
 
     def _moving(self, site: Site, inputs: Sequence[Value]) -> int | None:
         """Position of the one value with samples that is no point."""

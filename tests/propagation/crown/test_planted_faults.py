@@ -33,17 +33,15 @@ class Fault:
 
 def resolved_without_constant(coefficient, box):
     terms = relaxation_resolve(coefficient, box)
-    return Terms(terms.coefficients, torch.zeros_like(terms.constant), terms.magnitude)
+    return Terms(terms.coefficients, torch.zeros_like(terms.constant))
 
 
 def resolved_at_upper_coefficient(coefficient, box):
-    zero = coefficient.lower.new_zeros(coefficient.shape[:2])
-    return Terms([coefficient.upper], zero, zero)
+    return Terms([coefficient.upper], coefficient.lower.new_zeros(coefficient.shape[:2]))
 
 
 def resolved_as_midpoint(coefficient, box):
-    zero = coefficient.lower.new_zeros(coefficient.shape[:2])
-    return Terms([coefficient.center], zero, zero)
+    return Terms([coefficient.center], coefficient.lower.new_zeros(coefficient.shape[:2]))
 
 
 def largest_at_center(coefficient, value):
@@ -63,7 +61,7 @@ class Swapped(relaxation.Elementwise):
 
     def substitute(self, site, rule, coefficient, inputs, slopes):
         terms = super().substitute(site, rule, -coefficient, inputs, slopes)
-        return Terms([-terms.coefficients[0]], -terms.constant, terms.magnitude)
+        return Terms([-terms.coefficients[0]], -terms.constant)
 
 
 def shifted(change):
@@ -87,7 +85,7 @@ class Detached(relaxation.Affine):
 
     def substitute(self, site, rule, coefficient, inputs, slopes):
         terms = super().substitute(site, rule, coefficient, inputs, slopes)
-        return Terms(terms.coefficients, torch.zeros_like(terms.constant), terms.magnitude)
+        return Terms(terms.coefficients, torch.zeros_like(terms.constant))
 
 
 FAULTS = [
@@ -96,8 +94,8 @@ FAULTS = [
     Fault("midpoint coefficient", aten.linear.default, relaxation, "resolve", resolved_as_midpoint),
     Fault("midpoint coefficient", aten.mul.Tensor, scaling, "resolve", resolved_as_midpoint),
     Fault("midpoint kernel", aten.conv2d.default, relaxation, "resolve", resolved_as_midpoint),
-    Fault("center of the inputs", aten.linear.default, backward, "largest", largest_at_center),
-    Fault("upper ends only", aten.linear.default, backward, "largest", largest_of_coefficients_as_they_are),
+    Fault("center of the inputs", aten.linear.default, forms, "largest", largest_at_center),
+    Fault("upper ends only", aten.linear.default, forms, "largest", largest_of_coefficients_as_they_are),
     Fault("half a form", aten.flatten.using_ints, forms.Forms, "start", started_at_half),
     Fault("lines swapped", aten.relu.default, backward, "RELAXATIONS", with_relu(Swapped(relu_lines))),
     Fault(

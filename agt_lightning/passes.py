@@ -180,7 +180,7 @@ def poisonable_rows(poisonable: Poisonable | None, batch: object, size: int) -> 
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (size,):
         got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(type(mask))
         raise ValueError(f"Expected `poisonable` to give a boolean mask of shape ({size},), but got {got}.")
-    return mask.nonzero().squeeze(1)
+    return None if bool(mask.all()) else mask.nonzero().squeeze(1)
 
 
 def ids_of_samples(sample_ids: SampleIds | None, batch: object, size: int) -> Tensor | None:

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from agt_lightning.aggregation.clipping import Clipping
 from agt_lightning.aggregation.top_n import top_n_sum
-from agt_lightning.gradients import FactoredGradient
+from agt_lightning.gradients import FactoredGradient, differences_between
 from agt_lightning.interval import Interval
 
 _COPIES = 10
 """Temporary tensors of one block's size that are alive at once: both passes' bounds, their products, the gains."""
+
+_CACHED = 2**16
+"""Entries of a tensor that stays in the cache of one core with the few others that a tile takes."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,35 @@ def bounded_descent(
     Returns:
         Interval of the parameter's shape.
     """
-    total = clean.total(samples.weights)
-    if total is not None and (poisoned is None or n == 0):
+    total = _clean_total(clean, samples.weights, budget)
+    if poisoned is None or n == 0:
+        return total
+    weights = samples.select(samples.weights)
+    differences = differences_between(clean, poisoned, weights, samples.poisonable)
+    up = total.lower.new_zeros(clean.elements // clean.row, clean.row)
+    down = torch.zeros_like(up)
+    for tile in differences.tiles(_tile_entries(weights, budget)):
+        place = (up if tile.up else down)[tile.rows, tile.columns]
+        place.copy_(top_n_sum(tile.gains, n).reshape(place.shape))
+    return Interval.trusted(total.lower - down.reshape(clean.shape), total.upper + up.reshape(clean.shape))
+
+
+def _clean_total(clean: FactoredGradient, weights: Tensor, budget: int) -> Interval:
+    """``Σ w_i δ_i``, by matrix products if they can tell it."""
+    total = clean.total(weights)
+    if total is not None:
         return total
     lowers, uppers = [], []
     for start, stop in _blocks(clean, budget):
         block = clean.block(start, stop)
-        lower, upper = block.lower @ samples.weights, block.upper @ samples.weights
-        if poisoned is not None and n > 0:
-            worst = poisoned.block(start, stop)
-            weights = samples.select(samples.weights)
-            upper = upper + top_n_sum((worst.upper - samples.select(block.upper)) * weights, n)
-            lower = lower - top_n_sum((samples.select(block.lower) - worst.lower) * weights, n)
-        lowers.append(lower)
-        uppers.append(upper)
+        lowers.append(block.lower @ weights)
+        uppers.append(block.upper @ weights)
     return Interval.trusted(torch.cat(lowers).reshape(clean.shape), torch.cat(uppers).reshape(clean.shape))
+
+
+def _tile_entries(samples: Tensor, budget: int) -> int:
+    """Entries of one tensor of a tile: what the budget allows, on a CPU what its cache holds."""
+    return min(budget // (8 * _COPIES), _CACHED if samples.device.type == "cpu" else budget)
 
 
 def unbounded_descent(

@@ -1,8 +1,13 @@
 """SEMax: the sum of the n largest entries, for each parameter element on its own."""
 
-import numpy as np
 import torch
 from torch import Tensor
+
+_FEW = 256
+"""Fewer samples than that are selected from quickly, whatever they are."""
+
+_LOOKED_AT = 16
+"""One entry in so many is looked at to see whether most are zero."""
 
 
 def top_n_sum(gains: Tensor, n: int) -> Tensor:
@@ -22,14 +27,24 @@ def top_n_sum(gains: Tensor, n: int) -> Tensor:
         tensor([5., 0.])
     """
     samples = gains.shape[1]
-    gains = gains.clamp_(min=0)
     if n >= samples:
-        return gains.sum(dim=1)
+        return gains.clamp_(min=0).sum(dim=1)
     if n == 0:
         return gains.new_zeros(gains.shape[0])
     if gains.is_cuda:
-        return torch.topk(gains, n, dim=1, sorted=False).values.sum(dim=1)
+        return torch.topk(gains, n, dim=1, sorted=False).values.clamp_(min=0).sum(dim=1)
+    if samples > _FEW and bool((gains[:, ::_LOOKED_AT] > 0).count_nonzero(dim=1).min() * 2 * _LOOKED_AT < samples):
+        gains.sub_(_distinct(samples, gains.dtype))
     # On CPU, partitioning costs a fifth of `torch.topk` at 10 000 samples.
-    values = gains.numpy()
-    values.partition(samples - n, axis=1)
-    return torch.from_numpy(np.sum(values[:, samples - n :], axis=1))
+    gains.numpy().partition(samples - n, axis=1)
+    return gains[:, samples - n :].clamp(min=0).sum(dim=1)
+
+
+def _distinct(samples: int, dtype: torch.dtype) -> Tensor:
+    """Numbers below the rounding of any gain that is not about to underflow, and all different.
+
+    `numpy` takes thirty times as long where four entries in five are equal, and gains are zero for every sample whose
+    unit is off. Subtracted, these numbers make them different numbers below zero, of which none is taken, and leave
+    gains above 2⁵⁴ b times the smallest normal number (1e-287 at b = 10 000) as they are, to the last bit.
+    """
+    return torch.arange(1, samples + 1, dtype=dtype) * torch.finfo(dtype).tiny

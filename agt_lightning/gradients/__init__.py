@@ -6,11 +6,14 @@ Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weigh
 from agt_lightning.gradients.base import FactoredGradient, Factors, Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
+from agt_lightning.gradients.differences import Differences, Tile
 from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.gradients.outer_product import OuterProduct
+from agt_lightning.gradients.subtraction import differences_between
 
 __all__ = [
     "Deferred",
+    "Differences",
     "Elementwise",
     "FactoredGradient",
     "Factors",
@@ -18,5 +21,7 @@ __all__ = [
     "PatchProduct",
     "Stacked",
     "Summed",
+    "Tile",
+    "differences_between",
     "stack",
 ]

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,3 +39,19 @@ def test_nan_is_not_lost():
 
 def test_float32_stays_float32():
     assert top_n_sum(torch.ones(2, 3), 2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("samples", [300, 3000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_equal_entries_change_nothing(zeros, samples, dtype):
+    """Zeros, as of units that are off, are told apart before the largest are selected; sums stay what they are."""
+    generator = torch.Generator().manual_seed(4)
+    gains = torch.rand(5, samples, generator=generator, dtype=dtype)
+    gains[torch.rand(5, samples, generator=generator) < zeros] = 0
+    gains[4] *= -1
+    for n in (1, 20, samples - 1):
+        best = gains.clamp(min=0).sort(descending=True).values[:, :n]
+        expected = best.double().sum(dim=1)
+        rounding = samples * torch.finfo(dtype).eps
+        assert torch.allclose(top_n_sum(gains.clone(), n).double(), expected, rtol=rounding, atol=0)

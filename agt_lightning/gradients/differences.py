@@ -1,0 +1,126 @@
+"""What poisoning can add to the gradient of each sample: the differences that Theorem 3.4 takes top-n sums of.
+
+For each element of a parameter and each poisonable sample i
+
+    up = w_i (δ̃_U,i - δ_U,i),   down = w_i (δ_L,i - δ̃_L,i).
+
+Axis letters: ``m`` poisonable samples, last in every tensor here; ``o`` outputs, ``k`` inputs of a layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from agt_lightning.gradients.base import FactoredGradient
+from agt_lightning.gradients.elementwise import Elementwise
+from agt_lightning.gradients.layout import samples_last
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Differences of one bound of some elements of a parameter, which is seen as a matrix of its first axis and all others.
+
+    Args:
+        rows: of the matrix.
+        columns: of the matrix.
+        up: whether of the upper bound.
+        gains: (rows · columns, m); may be overwritten.
+    """
+
+    rows: slice
+    columns: slice
+    up: bool
+    gains: Tensor
+
+
+class Differences(ABC):
+    """Differences between poisoned and clean bounds."""
+
+    @abstractmethod
+    def tiles(self, entries: int) -> Iterator[Tile]:
+        """Differences of all elements, each element once for each bound.
+
+        Args:
+            entries: size that ``gains`` should have at most; a tile has one element at least.
+        """
+
+
+@dataclass(frozen=True)
+class ExpandedDifferences(Differences):
+    """Differences of gradients of any kind: both bounds are expanded, then subtracted.
+
+    Args:
+        clean: bounds of all samples.
+        poisoned: bounds of the poisonable samples.
+        weights: w_i of the poisonable samples, (m,).
+        positions: which samples these are; None means all.
+    """
+
+    clean: FactoredGradient
+    poisoned: FactoredGradient
+    weights: Tensor
+    positions: Tensor | None
+
+    def tiles(self, entries: int) -> Iterator[Tile]:
+        """Whole rows, or parts of one row."""
+        row = self.clean.row
+        for rows, columns in tiling(self.clean.elements // row, row, entries // self.clean.samples):
+            start, stop = rows.start * row + columns.start, (rows.stop - 1) * row + columns.stop
+            block, worst = self.clean.block(start, stop), self.poisoned.block(start, stop)
+            yield Tile(rows, columns, True, (worst.upper - self._select(block.upper)) * self.weights)
+            yield Tile(rows, columns, False, (self._select(block.lower) - worst.lower) * self.weights)
+
+    def _select(self, bound: Tensor) -> Tensor:
+        return bound if self.positions is None else bound[:, self.positions]
+
+
+@dataclass(frozen=True)
+class ElementwiseDifferences(Differences):
+    """Differences of gradients that are kept as they are.
+
+    Args:
+        up: (elements, m).
+        down: (elements, m).
+        row: elements per row.
+    """
+
+    up: Tensor
+    down: Tensor
+    row: int
+
+    @classmethod
+    def between(
+        cls, clean: Elementwise, poisoned: Elementwise, weights: Tensor, positions: Tensor | None
+    ) -> ElementwiseDifferences:
+        """Subtracted before the samples move to the last axis; arguments as those of `ExpandedDifferences`."""
+        own = clean.values if positions is None else clean.values[positions]
+        up, down = poisoned.values.upper - own.upper, own.lower - poisoned.values.lower
+        flat = [gain.reshape(len(weights), -1) * weights[:, None] for gain in (up, down)]
+        return cls(samples_last(flat[0]), samples_last(flat[1]), clean.row)
+
+    def tiles(self, entries: int) -> Iterator[Tile]:
+        """Rows of both tensors."""
+        for rows, columns in tiling(len(self.up) // self.row, self.row, entries // self.up.shape[1]):
+            places = slice(rows.start * self.row + columns.start, (rows.stop - 1) * self.row + columns.stop)
+            yield Tile(rows, columns, True, self.up[places])
+            yield Tile(rows, columns, False, self.down[places])
+
+
+def tiling(rows: int, columns: int, elements: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of a matrix with at most so many elements (but at least one): whole rows, or parts of one row.
+
+    All rows follow each other for the same columns, so that what belongs to columns can be kept.
+
+    Example:
+        >>> list(tiling(rows=2, columns=3, elements=2))[:2]
+        [(slice(0, 1, None), slice(0, 2, None)), (slice(1, 2, None), slice(0, 2, None))]
+    """
+    width = max(1, min(columns, elements))
+    height = max(1, elements // width)
+    for left in range(0, columns, width):
+        for top in range(0, rows, height):
+            yield slice(top, min(top + height, rows)), slice(left, min(left + width, columns))

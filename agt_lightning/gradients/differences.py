@@ -22,7 +22,7 @@ from agt_lightning.gradients.layout import samples_last
 
 @dataclass(frozen=True)
 class Tile:
-    """Differences of one bound of some elements of a parameter, which is seen as a matrix of its first axis and all others.
+    """Gains of one bound at some elements of a parameter, seen as a matrix of its first axis and all others.
 
     Args:
         rows: of the matrix.
@@ -42,7 +42,7 @@ class Differences(ABC):
 
     @abstractmethod
     def tiles(self, entries: int) -> Iterator[Tile]:
-        """Differences of all elements, each element once for each bound.
+        """Gains of all elements, each element once for each bound.
 
         Args:
             entries: size that ``gains`` should have at most; a tile has one element at least.
@@ -51,7 +51,7 @@ class Differences(ABC):
 
 @dataclass(frozen=True)
 class ExpandedDifferences(Differences):
-    """Differences of gradients of any kind: both bounds are expanded, then subtracted.
+    """Gains of gradients of any kind: both bounds are expanded, then subtracted.
 
     Args:
         clean: bounds of all samples.
@@ -80,7 +80,7 @@ class ExpandedDifferences(Differences):
 
 @dataclass(frozen=True)
 class ElementwiseDifferences(Differences):
-    """Differences of gradients that are kept as they are.
+    """Gains of gradients that are kept as they are.
 
     Args:
         up: (elements, m).

@@ -1,4 +1,4 @@
-"""Differences of weight matrices, from factors: no bound is expanded, only the difference of two.
+"""Gains of weight matrices, from factors: no bound is expanded, only the difference of two.
 
 With ``a⁺ = max(a, 0)`` and ``a⁻ = max(-a, 0)``, the bounds ``[L, U]`` of a product of intervals d and z are
 
@@ -210,7 +210,7 @@ def _combined(terms: Mapping[Part, int], outputs: Callable[[Part], Tensor]) -> t
 
 @dataclass(frozen=True)
 class OuterDifferences(Differences):
-    """Differences of a weight matrix with one position per sample.
+    """Gains of a weight matrix with one position per sample.
 
     Args:
         outputs: w_i d of both passes, (o, m).

@@ -84,10 +84,8 @@ def test_gains_of_some_samples():
     positions = torch.tensor([5, 0, 2])
     poisoned = OuterProduct(clean.outputs[positions], clean.inputs[positions])
     check_gains(clean, poisoned, 20, positions)
-    assert (
-        assembled(differences_between(clean, poisoned, torch.ones(3).double(), positions), clean, 20)[True].abs().max()
-        == 0
-    )
+    gains = differences_between(clean, poisoned, torch.ones(3).double(), positions)
+    assert assembled(gains, clean, 20)[True].abs().max() == 0
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3, 2)])

@@ -1,0 +1,1 @@
+"""Other certified defenses against flipped labels, to compare with."""

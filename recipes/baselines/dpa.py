@@ -1,0 +1,147 @@
+r"""Deep partition aggregation for flipped labels (SS-DPA of Levine and Feizi).
+
+The training set is cut into k parts by a hash of the features, one base model is trained on each, and the models vote.
+
+**Theorem.** Let part, order and training of each model be functions of its own samples, and parts not depend on labels.
+If ``N_c`` models vote for class c, the prediction ĉ has the most votes, the lower index first among equals, and
+
+    gap = N_ĉ − max over k ≠ ĉ of (N_k + [k < ĉ]),
+
+then no change of ``floor(gap / 2)`` labels of the whole training set alters the prediction.
+
+*Proof.* A label belongs to one part, so n labels change at most n models, each of which takes at most one vote from ĉ
+and gives at most one to k. ``N_ĉ − N_k`` falls by at most 2 n ≤ gap, so ``N_ĉ ≥ N_k + [k < ĉ]`` still holds for each k:
+ĉ has more votes than every lower class, and no fewer than every higher one. ∎
+
+The adversary can do whatever it likes to the labels of n samples of the **whole data set**, but cannot touch features.
+
+Axis letters: ``k`` base models, ``m`` samples of the largest part, ``d`` features, ``c`` classes, ``t`` test samples.
+
+Reference:
+    Levine and Feizi, "Deep partition aggregation: provable defenses against general poisoning attacks", ICLR 2021,
+    where it is stated for insertions and deletions too.
+"""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CHUNK = 500  # test samples whose votes are counted together
+
+
+def partition(features: Tensor, parts: int) -> Tensor:
+    """Part of each sample, integers ``(samples,)`` below ``parts``: a hash of its own features modulo ``parts``.
+
+    Args:
+        features: ``(samples, features)``.
+        parts: number of parts.
+
+    Example:
+        >>> partition(torch.zeros(3, 2), 7)
+        tensor([4, 4, 4])
+    """
+    if parts < 1:
+        raise ValueError(f"Expected at least one part, but got {parts}.")
+    rows = features.detach().cpu().double().numpy()
+    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return torch.tensor([int.from_bytes(digest, "little") % parts for digest in digests])
+
+
+def train_base_models(features: Tensor, labels: Tensor, part: Tensor, parts: int, classes: int, steps: int) -> Tensor:
+    """Heads of all base models, ``(k, d + 1, c)``, the bias last; all are trained at once by batched products.
+
+    Softmax regression by full-batch gradient descent from zero, with rate 1 / L, L a smoothness constant of the model's
+    own part. A part without samples leaves its model at zero, which votes for class 0 whatever the labels are.
+
+    Args:
+        features: ``(samples, d)``.
+        labels: classes ``(samples,)``.
+        part: part of each sample, ``(samples,)``.
+        parts: number of parts k.
+        classes: number of classes c.
+        steps: steps of gradient descent.
+    """
+    x, target, weight = _padded(with_bias(features), labels, part, parts, classes)
+    # The Hessian of softmax regression is at most half the mean of x xᵀ, whose largest eigenvalue its trace bounds.
+    smoothness = 0.5 * torch.einsum("kmd,kmd,km->k", x, x, weight).clamp(min=torch.finfo(x.dtype).tiny)
+    rate = 1 / smoothness[:, None, None]
+    heads = torch.zeros(parts, x.shape[2], classes, dtype=x.dtype)
+    for _ in range(steps):
+        error = (torch.bmm(x, heads).softmax(dim=2) - target) * weight[:, :, None]
+        heads = heads - rate * torch.bmm(x.mT, error)
+    return heads
+
+
+def votes(heads: Tensor, features: Tensor) -> Tensor:
+    """Number of base models that predict each class, integers ``(t, c)``.
+
+    Args:
+        heads: ``(k, d + 1, c)``.
+        features: test samples, ``(t, d)``.
+    """
+    models, inputs, classes = heads.shape
+    flat = heads.transpose(0, 1).reshape(inputs, models * classes)
+    counts = [
+        F.one_hot((chunk @ flat).view(-1, models, classes).argmax(dim=2), classes).sum(dim=1)
+        for chunk in with_bias(features).split(_CHUNK)
+    ]
+    return torch.cat(counts)
+
+
+def predicted(counts: Tensor) -> Tensor:
+    """The class with the most votes, the lower index first among equals, ``(t,)``.
+
+    Args:
+        counts: votes, ``(t, c)``.
+
+    Example:
+        >>> predicted(torch.tensor([[2, 5, 5]]))
+        tensor([1])
+    """
+    order = torch.arange(counts.shape[1], 0, -1)
+    return (counts * (counts.shape[1] + 1) + order).argmax(dim=1)
+
+
+def certified_flips(counts: Tensor) -> Tensor:
+    """How many labels of the whole training set can be changed without changing the prediction, integers ``(t,)``.
+
+    Args:
+        counts: votes, ``(t, c)``, of at least two classes.
+
+    Example:
+        >>> certified_flips(torch.tensor([[1, 8, 2], [5, 5, 0], [4, 5, 0]]))
+        tensor([3, 0, 0])
+    """
+    classes = torch.arange(counts.shape[1])
+    winner = predicted(counts)[:, None]
+    rivals = counts + (classes < winner)
+    rivals = rivals.scatter(1, winner, -1)
+    gap = counts.gather(1, winner).squeeze(1) - rivals.max(dim=1).values
+    return gap.div(2, rounding_mode="floor")
+
+
+def with_bias(features: Tensor) -> Tensor:
+    """Features with a column of ones, ``(samples, d + 1)``."""
+    return torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+
+
+def _padded(x: Tensor, labels: Tensor, part: Tensor, parts: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs ``(k, m, d + 1)``, one-hot targets ``(k, m, c)`` and weights ``(k, m)`` of each part, padded by zeros.
+
+    A sample's weight is 1 / size of its part; within a part samples keep their order.
+    """
+    order = part.argsort(stable=True)
+    sizes = torch.bincount(part, minlength=parts)
+    starts = sizes.cumsum(0) - sizes
+    rows = part[order]
+    columns = torch.arange(len(part)) - starts[rows]
+    shape = (parts, int(sizes.max()))
+    inputs = torch.zeros(*shape, x.shape[1], dtype=x.dtype)
+    targets = torch.zeros(*shape, classes, dtype=x.dtype)
+    weights = torch.zeros(shape, dtype=x.dtype)
+    inputs[rows, columns] = x[order]
+    targets[rows, columns] = F.one_hot(labels[order], classes).to(x.dtype)
+    weights[rows, columns] = 1 / sizes[rows].to(x.dtype)
+    return inputs, targets, weights

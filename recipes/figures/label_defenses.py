@@ -1,0 +1,95 @@
+"""Certified accuracy of several defenses against flipped labels, as a picture and as a table (figure 5)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from recipes.baselines.defense import Defense
+from recipes.figures.canvas import new_figure, plain, save
+
+LARGEST = 600  # flips that the picture shows
+AT = (0, 20, 100, 300, 600)  # flips that the table shows
+
+AUTHORS = {0: 0.78, 5: 0.735, 10: 0.655, 20: 0.53, 40: 0.30, 60: 0.19, 100: 0.05}
+"""Certified accuracy by flips at each step, of the authors' own notebook."""
+
+PUBLISHED = {"DPA, k = 1200": 448, "DPA, k = 3000": 509, "SS-DPA, k = 1200": 485}
+"""Flips of the whole data set at which certified accuracy is one half (Levine and Feizi), of convolutional networks."""
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
+_DASHES = {"each step": "-", "whole data set": "--"}
+
+
+def draw_label_defenses(defenses: Sequence[Defense], path: Path) -> Path:
+    """Draw how certified accuracy falls with the number of flipped labels, one curve per defense.
+
+    Args:
+        defenses: at least one.
+        path: the file to write.
+
+    Returns:
+        ``path``.
+    """
+    figure = new_figure(10.5, 5.2)
+    axes = figure.subplots()
+    for index, defense in enumerate(defenses):
+        _draw_curve(axes, defense, _COLORS[index % len(_COLORS)])
+    axes.plot(
+        list(AUTHORS), list(AUTHORS.values()), color="black", linestyle=":", marker=".", label="AGT, the authors'"
+    )
+    for name, median in PUBLISHED.items():
+        axes.plot(median, 0.5, marker="o", markerfacecolor="none", color="gray", linestyle="")
+        axes.annotate(name, (median, 0.5), (4, 6), textcoords="offset points", fontsize=7, color="gray", rotation=30)
+    axes.set(xlabel="flipped training labels, n", ylabel="fraction of test samples", xlim=(0, LARGEST), ylim=(0, 1))
+    axes.set_title("Certified accuracy on MNIST against n flipped labels of 60 000", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(handles=_legend(axes), frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    plain(axes)
+    return save(figure, path)
+
+
+def _draw_curve(axes: Axes, defense: Defense, color: str) -> None:
+    n, values = defense.flips.steps()
+    axes.step(
+        [*n, n[-1], max(n[-1], LARGEST)],
+        [*values, 0.0, 0.0],
+        where="pre",
+        color=color,
+        linestyle=_DASHES[defense.budget],
+        label=defense.flips.label,
+    )
+
+
+def _legend(axes: Axes) -> list[Line2D]:
+    """All curves, then what the lines and markers mean: the threat models are not the same."""
+    curves = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    meanings = [
+        Line2D([], [], color="gray", linestyle="-", label="n labels at each step"),
+        Line2D([], [], color="gray", linestyle="--", label="n labels of the whole data set"),
+        Line2D([], [], color="black", linestyle=":", label="published, n labels at each step"),
+        Line2D(
+            [], [], color="gray", marker="o", markerfacecolor="none", linestyle="", label="published, whole data set"
+        ),
+    ]
+    return [*curves, Line2D([], [], linestyle="", label=" "), *meanings]
+
+
+def half(defense: Defense) -> int:
+    """The largest n at which certified accuracy is at least one half; -1 if there is none."""
+    flips = defense.flips.flips.where(defense.flips.correct, -1)
+    return max(-1, int(flips.sort(descending=True).values[(len(flips) + 1) // 2 - 1]))
+
+
+def markdown(defenses: Sequence[Defense]) -> str:
+    """A row for each defense: accuracy without flips, certified accuracy, and how many flips half of it withstands."""
+    header = ["defense", "n counts labels of", "accuracy", *(f"n = {n}" for n in AT), "n at one half", "median flips"]
+    lines = [header, ["---"] * len(header), *(_row(defense) for defense in defenses)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _row(defense: Defense) -> list[str]:
+    flips = defense.flips
+    certified = [f"{flips.certified_accuracy(n):.3f}" for n in AT]
+    return [flips.label, defense.budget, f"{flips.accuracy:.3f}", *certified, str(half(defense)), f"{flips.median:g}"]

@@ -19,18 +19,7 @@ from recipes.mnist_labels import abstract_gradients, compare
 from recipes.train import train
 
 ROOT = Path(__file__).parents[2]
-DEBUG = (
-    "data.features.components=4",
-    "model.features=4",
-    "trainer.enable_progress_bar=false",
-    "logger=none",
-    "defenses.agt.flips=[0,1,60]",
-    "defenses.influence.every=2",
-    "defenses.dpa.parts=[5,9]",
-    "defenses.dpa.steps=20",
-    "defenses.smoothing.flip=[0.05]",
-    "defenses.smoothing.largest=50",
-)
+FAST = ("debug=fast", "logger=none")
 
 
 @pytest.fixture
@@ -63,7 +52,7 @@ def labels(tmp_path):
 
 
 def test_every_defense_is_run_written_and_drawn(labels, root, tmp_path):
-    defenses = compare(labels(*DEBUG, f"data.root={root}"))
+    defenses = compare(labels(*FAST, f"data.root={root}"))
     names = ["AGT, box", "AGT, ball", "AGT, exact influence", "partitions, k = 5", "partitions, k = 9"]
     assert [defense.flips.label for defense in defenses] == [*names, "smoothing, q = 0.05"]
     assert [defense.budget for defense in defenses] == ["each step"] * 2 + ["whole data set"] * 4
@@ -75,7 +64,7 @@ def test_every_defense_is_run_written_and_drawn(labels, root, tmp_path):
 
 
 def test_a_sample_withstands_the_largest_n_that_leaves_it_certain(labels, root):
-    config = labels(*DEBUG, f"data.root={root}", "defenses.agt.flips=[0,3]")
+    config = labels(*FAST, f"data.root={root}", "defenses.agt.flips=[0,3]")
     data = instantiate(config.data)
     data.setup("fit")
     box, ball = (defense.flips for defense in abstract_gradients(config, data))

@@ -17,7 +17,7 @@ A sweep gives every point a folder of its own, skips those that are finished, an
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -29,15 +29,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from agt_lightning.errors import AgtError
 from recipes.callbacks import certified_training
+from recipes.publish import publish
 from recipes.results import Result
 from recipes.run import Run
 from recipes.strengths import describe
 from recipes.sweep import at_point, point_name, unless_finished
 from recipes.table import table
+from recipes.widths import write_widths
 
 
 def train(config: DictConfig, datamodule: L.LightningDataModule | None = None) -> Run:
@@ -68,26 +71,29 @@ def train(config: DictConfig, datamodule: L.LightningDataModule | None = None) -
     model = certified.certified_model(module)
     results = instantiate(config.certificate)(model, module, datamodule.test_dataloader())
     run = Run(module, datamodule, model, adversary, callbacks, results, Path(config.output_dir))
-    leave_behind(run, composed, seconds)
+    leave_behind(run, composed, trainer.loggers, seconds)
     mean_width = certified.bounds.mean_width()
     print(table(results | {"mean width of the parameters": mean_width, "seconds of training": seconds}))
     print("Written to", run.output_dir, *sorted(path.name for path in run.output_dir.iterdir()), sep="\n  ", flush=True)
     return run
 
 
-def leave_behind(run: Run, config: DictConfig, seconds: float) -> None:
+def leave_behind(run: Run, config: DictConfig, loggers: Sequence[Logger], seconds: float) -> None:
     """Write what the configuration asks for, and the result last of all: it says that everything else is complete.
 
     Args:
         run: the training, whose callbacks and loggers have written their files.
         config: as it was composed.
+        loggers: to hand figure and certificate to.
         seconds: of the training.
     """
     OmegaConf.save(config, run.output_dir / "config.yaml", resolve=True)
+    write_widths(run)
     if config.record:
         instantiate(config.record)(run)
     if config.figure:
         instantiate(config.figure)([run], run.output_dir / "figure.png")
+    publish(run, config, loggers)
     Result.of(config, run.results, seconds).save(run.output_dir)
 
 
@@ -102,6 +108,7 @@ def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) 
         SystemExit: after the message, unless HYDRA_FULL_ERROR is set, which shows the whole trace instead.
     """
     config.output_dir = str(job_folder(HydraConfig.get()))
+    mode = os.environ.get("WANDB_MODE")
     try:
         experiment(at_point(config))
     except (AgtError, InstantiationException, OSError, ValueError) as error:
@@ -110,7 +117,7 @@ def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) 
         print(f"\nerror: {error}\nSet HYDRA_FULL_ERROR=1 for the whole trace.", file=sys.stderr)
         sys.exit(1)
     finally:
-        close_wandb()
+        close_wandb(mode)
 
 
 def job_folder(job: Any) -> Path:
@@ -130,10 +137,17 @@ def ignore_harmless_warnings() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # between Lightning and torch
 
 
-def close_wandb() -> None:
-    """End a run of Weights & Biases, which would otherwise go on in the next job of a sweep."""
+def close_wandb(mode: str | None) -> None:
+    """End a run of Weights & Biases, which would otherwise go on in the next job of a sweep, offline if this one was.
+
+    Args:
+        mode: what WANDB_MODE was before the job; None if it was not set.
+    """
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()
+    os.environ.pop("WANDB_MODE", None)
+    if mode is not None:
+        os.environ["WANDB_MODE"] = mode
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")

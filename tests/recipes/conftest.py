@@ -1,3 +1,4 @@
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,26 @@ def household_root(tmp_path: Path) -> Path:
             f"16/12/2006;{minute // 60:02}:{minute % 60:02}:00;" + ";".join(f"{meter:.3f}" for meter in meters)
         )
     root = tmp_path / "data"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     (root / "household_power_consumption.txt").write_text("\n".join(lines) + "\n")
     return root
+
+
+@pytest.fixture
+def mnist_root(tmp_path: Path) -> Path:
+    """Folder with 200 noisy digits to train on and 20 to test: one bright row of pixels per class."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 200), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = generator.integers(0, 60, (count, 28, 28)).astype(np.uint8)
+        images[np.arange(count), 2 * labels] += 180
+        _write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
+        _write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
+    return tmp_path / "data"
+
+
+def _write_idx(path: Path, values: np.ndarray) -> None:
+    lengths = b"".join(n.to_bytes(4, "big") for n in values.shape)
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, values.ndim]) + lengths + values.tobytes(), mtime=0))

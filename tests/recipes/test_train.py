@@ -11,7 +11,15 @@ from recipes import train as recipe
 from recipes.callbacks import MSEOverSteps
 from recipes.train import run_experiment, train
 
-FILES = {"certificate.json", "bounds.safetensors", "metrics.csv", "figure.png", "config.yaml", "result.json"}
+FILES = {
+    "certificate.json",
+    "bounds.safetensors",
+    "metrics.csv",
+    "figure.png",
+    "config.yaml",
+    "result.json",
+    "widths.csv",
+}
 SMALL = ("data.samples=60", "model.hidden=[8]", "adversary.n=2", "trainer.enable_progress_bar=false")
 SMALL_FIGURE = ("figure.resolution=12",)
 SMALL_HOUSEHOLD = (
@@ -122,17 +130,6 @@ def test_full_error_keeps_the_trace(job, monkeypatch):
 
     with pytest.raises(ValueError, match="inside"):
         run_experiment(fail, job())
-
-
-def test_wandb_offline_is_closed_after_the_job(job, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    (tmp_path / "job").mkdir()
-    run_experiment(train, job(*SMALL, "figure=none", "logger=wandb", "logger.wandb.offline=true"))
-    assert wandb.run is None
-    assert list((tmp_path / "job" / "wandb").glob("offline-run-*"))
-    assert (tmp_path / "job" / "metrics.csv").is_file()
 
 
 @pytest.mark.slow

@@ -1,0 +1,31 @@
+"""`debug=fast`: every experiment runs in seconds, on data of the official formats."""
+
+from pathlib import Path
+
+import pytest
+
+from recipes.household_domains import compare
+from recipes.train import train
+
+EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture
+def data(household_root, mnist_root):
+    """Folder with small files of all data sets."""
+    assert household_root == mnist_root
+    return household_root
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_fast(composed, monkeypatch, data, experiment):
+    monkeypatch.setenv("AGT_DATA_ROOT", str(data))
+    run = train(composed(f"experiment={experiment}", "debug=fast"))
+    assert run.results
+    assert {"certificate.json", "result.json", "figure.png"} <= {path.name for path in run.output_dir.iterdir()}
+
+
+def test_comparison_of_domains_runs_fast(composed, monkeypatch, data):
+    monkeypatch.setenv("AGT_DATA_ROOT", str(data))
+    runs = compare(composed("experiment=household_domains", "debug=fast", "comparison.domains=[[box],[ball]]"))
+    assert list(runs) == ["box", "ball"]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, UnboundedAdversary
-from agt_lightning.aggregation import SampleSet, bounded_descent, clipped_mean
+from agt_lightning.aggregation import SampleSet, bounded_descent
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import flatten
 from agt_lightning.capture.dropout import RandomState
+from agt_lightning.checkpoint import complete, parameters_digest, require_parameters
 from agt_lightning.descent import Descent, Tolerance, clipped_descent
 from agt_lightning.domains import (
     Applied,
@@ -33,6 +34,7 @@ from agt_lightning.domains.head import HeadBounds
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval, check_finite_and_ordered
+from agt_lightning.nominal import OwnPart, all_samples, average_gradients, tolerances
 from agt_lightning.objective import BoundedObjective, Loss
 from agt_lightning.optimizers import OptimizerState, optimizer_problems
 from agt_lightning.passes import (
@@ -48,7 +50,9 @@ from agt_lightning.passes import (
     sample_weights,
     stacked,
 )
+from agt_lightning.processes import ALONE, Processes
 from agt_lightning.propagation import Method, require_method
+from agt_lightning.repeats import sample_marks
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules import RULES, RuleTable, Value
 from agt_lightning.selfcheck import (
@@ -86,6 +90,8 @@ class AbstractGradientEngine:
             for all that apply.
         clipping: how training clips the mean gradient; None if it does not.
         method: how the box propagates bounds forward, see `agt_lightning.propagation.Method`.
+        processes: all that train this module together, each on its own part of every batch, with the mean of their
+            gradients. Every method that looks at batches or moves bounds must then be called in all of them.
 
     Reference:
         Paper, Algorithm 1 and Theorem 3.3.
@@ -116,6 +122,7 @@ class AbstractGradientEngine:
         domains: Choice = ("box",),
         clipping: MeanClipping | None = None,
         method: Method = "ibp",
+        processes: Processes = ALONE,
     ) -> None:
         require_method(method)
         self.module = module
@@ -129,12 +136,14 @@ class AbstractGradientEngine:
         self.steps = 0
         self.clipping = clipping
         self.method: Method = method
-        self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype, method)
+        self.processes = processes
+        self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype, method, processes)
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
         self._approved: set[object] = set()
         self._verified: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
+        processes.require_same(self._trained.values(), "initial parameters")
 
     # --- what is known before a step -------------------------------------------------------------------------------
 
@@ -144,21 +153,27 @@ class AbstractGradientEngine:
         Raises:
             CaptureError: if the loss cannot be recorded.
         """
-        bounded = self.objective(batch)
-        roles = bounded.objective
-        problems = [*bounded.problems]
-        leaves, _ = flatten(batch)
-        movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
-        problems += self.adversary.problems(roles.label_kind, len(roles.labels), len(movable))
-        setting = Setting(self.module, bounded, self.adversary, optimizer, self.clipping)
-        problems += self.domains.problems(setting) if not bounded.problems else optimizer_problems(optimizer)
-        if not problems:
+        with self.processes.together():
+            bounded = self.objective(batch)
+            own = self._adversary_problems(bounded, batch)
+        unbounded, problems = self.processes.union(bounded.problems), self.processes.union(own)
+        if unbounded:
+            problems += optimizer_problems(optimizer)
+        else:
+            problems += self.domains.problems(Setting(self.module, bounded, self.adversary, optimizer, self.clipping))
+        if not problems and not unbounded:
             try:
                 step, _ = self._look([MicroBatch(batch, RandomState.now())], scale=1.0)
                 self.domains.descend(step)  # what only values can tell
             except UncertifiableError as error:
                 problems += error.problems
-        return problems
+        return [*unbounded, *problems]
+
+    def _adversary_problems(self, bounded: BoundedObjective, batch: object) -> list[str]:
+        roles = bounded.objective
+        leaves, _ = flatten(batch)
+        movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
+        return self.adversary.problems(roles.label_kind, len(roles.labels), len(movable))
 
     def objective(self, batch: object) -> BoundedObjective:
         """The captured loss for batches of this structure, recorded once."""
@@ -194,7 +209,7 @@ class AbstractGradientEngine:
         `update` from the loop's hooks.
 
         Args:
-            batches: micro-batches of this step; their losses are averaged.
+            batches: micro-batches of this step, in this process; their losses are averaged, and so are processes.
             optimizer: the module's optimizer.
             epoch: number of the pass over the data set; the influence domain alone asks, see `SampleTable`.
 
@@ -205,9 +220,11 @@ class AbstractGradientEngine:
         self._approve(batches[0], optimizer)
         optimizer.zero_grad()
         trained = []
-        for batch in batches:
-            trained.append(MicroBatch(batch, RandomState.now(), epoch))
-            (self.loss(self.module, batch) / len(batches)).backward()
+        with self.processes.together():
+            for batch in batches:
+                trained.append(MicroBatch(batch, RandomState.now(), epoch))
+                (self.loss(self.module, batch) / len(batches)).backward()
+        average_gradients(self.module, self.processes)
         descent = self.descend(trained)
         self.verify(descent, trained)
         optimizer.step()
@@ -216,7 +233,7 @@ class AbstractGradientEngine:
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
         """Look for problems once for each kind of batch; what only values can tell comes up in `descend` as well."""
         kind = (self.signature(batch), type(optimizer))
-        if kind in self._approved:
+        if not self.processes.any(kind not in self._approved):
             return
         problems = self.problems(batch, optimizer)
         if problems:
@@ -234,22 +251,20 @@ class AbstractGradientEngine:
         Raises:
             UnsoundBoundError: if a bound is NaN or infinite.
         """
-        require_untouched(self.module, self._trained)
-        require_constant(self.module, self._read_buffers(batches), self._buffers)
+        with self.processes.together():
+            require_untouched(self.module, self._trained)
+            require_constant(self.module, self._read_buffers(batches), self._buffers)
         scale = 1.0 / len(batches) if scale is None else scale
-        step, nominal = self._look(batches, scale)
+        step, own = self._look(batches, scale)
         pending = self.domains.descend(step)
         box_step = pending.pop("box", None)
         bounds = box_step.bounds if isinstance(box_step, BoxStep) else {}
         applied = dict(step.gradient)
-        clipping = BoxDomain.clipping(self.adversary, nominal)
+        clipping = BoxDomain.clipping(self.adversary, own.gradients)
         if clipping is not None:
-            applied = {
-                name: clipped_mean(gradient, step.samples.weights, clipping, self.memory_budget)
-                for name, gradient in nominal.items()
-            }
-        tolerance = {name: self._tolerance(name, gradient, step.samples) for name, gradient in nominal.items()}
-        return Descent(bounds, step.gradient, applied, tolerance, pending)
+            means = {name: own.clipped_mean(name, clipping, self.memory_budget) for name in own.gradients}
+            applied = self.processes.sum(means)
+        return Descent(bounds, step.gradient, applied, self._tolerances(own, step.samples), pending)
 
     def verify(self, descent: Descent, batches: Sequence[object], scale: float | None = None) -> None:
         """Check that the gradient about to be applied is the certified one, then write the clipped one if need be.
@@ -260,19 +275,14 @@ class AbstractGradientEngine:
         Raises:
             UnsoundBoundError: naming the parameter, the worst violation and its index.
         """
-        for name, parameter in self.module.named_parameters():
-            applied = parameter.grad
-            expected = descent.gradient.get(name)
-            if applied is None and expected is None:
-                continue
-            if applied is None or expected is None:
-                require_both(name, applied, expected)
-                continue
-            error = (applied.detach().to(self.dtype) - expected).abs()
-            if not descent.tolerance[name].covers(error, expected):
-                self._verify_rounded(name, applied.detach(), descent, batches, scale)
-            if name in descent.bounds and not descent.bounds[name].contains(descent.applied[name]):
-                require_inside(name, descent.applied[name], descent.bounds[name], descent.tolerance[name].largest)
+        with self.processes.together():
+            doubtful = [name for name, parameter in self.module.named_parameters() if self._strays(name, descent)]
+        for name in self.processes.union(doubtful):
+            self._verify_rounded(name, descent, batches, scale)
+        with self.processes.together():
+            for name, bounds in descent.bounds.items():
+                if self.module.get_parameter(name).grad is not None and not bounds.contains(descent.applied[name]):
+                    require_inside(name, descent.applied[name], bounds, descent.tolerance[name].largest)
         if isinstance(self.adversary, UnboundedAdversary):
             for name, parameter in self.module.named_parameters():
                 if name in descent.applied:
@@ -282,6 +292,19 @@ class AbstractGradientEngine:
             for name, parameter in self.module.named_parameters()
             if parameter.grad is not None
         }
+
+    def _strays(self, name: str, descent: Descent) -> bool:
+        """Whether training's gradient differs from that of the captured program by more than rounding of sums.
+
+        Raises:
+            UnsoundBoundError: if only one of them has a gradient that is not zero.
+        """
+        applied, expected = self.module.get_parameter(name).grad, descent.gradient.get(name)
+        if applied is None or expected is None:
+            require_both(name, applied, expected)
+            return False
+        error = (applied.detach().to(self.dtype) - expected).abs()
+        return not descent.tolerance[name].covers(error, expected)
 
     def clip(self, descent: Descent, clipping: MeanClipping, optimizer: torch.optim.Optimizer) -> Descent:
         """Bound what clipping of the mean gradient makes of it; call it after `verify`, before training clips.
@@ -310,9 +333,11 @@ class AbstractGradientEngine:
         Raises:
             UnsoundBoundError: if training made another step, or left the new box, or the box is NaN or infinite.
         """
-        require_same_gradients(self.module, self._verified)
-        applied = Applied(dict(self.module.named_parameters()), self._trained, optimizer)
-        self.domains.update({"box": BoxStep(descent.bounds, ()), **descent.pending}, applied)
+        with self.processes.together():
+            require_same_gradients(self.module, self._verified)
+            applied = Applied(dict(self.module.named_parameters()), self._trained, optimizer)
+            self.domains.update({"box": BoxStep(descent.bounds, ()), **descent.pending}, applied)
+        self.processes.require_same(self.domains.marks(), "bounds")
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.steps += 1
 
@@ -326,22 +351,32 @@ class AbstractGradientEngine:
 
     def state(self) -> dict[str, object]:
         """Everything that a checkpoint must keep: tensors, numbers and strings."""
-        return {"steps": self.steps, "domains": self.domains.state()}
+        return {
+            "steps": self.steps,
+            "parameters": parameters_digest(self.module),
+            "domains": self.domains.state(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from the `state` of an interrupted run; the module must have that run's parameters already.
 
         Raises:
-            BoundsMismatchError: if names or shapes differ, or the parameters lie outside their bounds.
+            BoundsMismatchError: if names or shapes differ, something is missing, or the parameters are not those that
+                the bounds were computed for.
         """
-        self.domains.restore(state["domains"])
-        outside = self.bounds.violations(self.module)
-        if outside:
-            raise BoundsMismatchError(
-                f"Expected the resumed parameters inside their bounds, but {outside} lie outside."
-            )
+        with self.processes.together():
+            with complete(state):
+                self.domains.restore(state["domains"])
+                steps, digest = int(state["steps"]), str(state["parameters"])
+            outside = self.bounds.violations(self.module)
+            if outside:
+                raise BoundsMismatchError(
+                    f"Expected the resumed parameters inside their bounds, but {outside} lie outside."
+                )
+            require_parameters(self.module, digest)
+        self.processes.require_same(self.domains.marks(), "resumed bounds")
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
-        self.steps = int(state["steps"])
+        self.steps = steps
 
     @property
     def box(self) -> dict[str, Interval]:
@@ -399,17 +434,27 @@ class AbstractGradientEngine:
         objectives = [self.objective(MicroBatch.of(batch).data) for batch in batches]
         return {name for bounded in objectives for name in bounded.program.graph.buffers.values()}
 
-    def _look(self, batches: Sequence[object], scale: float) -> tuple[Step, dict[str, FactoredGradient]]:
-        """The step at the module's own parameters, and the gradient of each sample there."""
+    def _look(self, batches: Sequence[object], scale: float) -> tuple[Step, OwnPart]:
+        """The step at the module's own parameters, and the gradients of this process's samples there."""
         micros = [MicroBatch.of(batch) for batch in batches]
-        seen = [self._nominal_pass(micro) for micro in micros]
-        parts = [self._part(micro, values) for micro, (values, _) in zip(micros, seen, strict=True)]
+        scale = scale / self.processes.size
+        with self.processes.together():
+            seen = [self._nominal_pass(micro) for micro in micros]
+            parts = [self._part(micro, values) for micro, (values, _) in zip(micros, seen, strict=True)]
+            own = self._own_part(parts, [gradients for _, gradients in seen], scale)
+            means = {name: own.mean(name, self.memory_budget) for name in own.gradients}
+        samples = all_samples(self.processes, own)
+        gradient = self.processes.sum(means)
+        return Step(self.module, self.adversary, tuple(parts), scale, samples, gradient, self.processes), own
+
+    def _own_part(
+        self, parts: Sequence[StepPart], gradients: Sequence[Mapping[str, FactoredGradient]], scale: float
+    ) -> OwnPart:
         device = next(self.module.parameters()).device
         weights = [sample_weights(part.bounded, part.batch, scale, self.dtype, device) for part in parts]
         samples = sample_set(weights, [part.rows for part in parts])
-        nominal = stacked([gradients for _, gradients in seen])
-        gradient = {name: self._mean(factors, samples) for name, factors in nominal.items()}
-        return Step(self.module, self.adversary, tuple(parts), scale, samples, gradient), nominal
+        marks = [sample_marks(part.bounded, part.batch.data, part.ids) for part in parts]
+        return OwnPart(stacked(gradients), samples, torch.cat(marks))
 
     def _part(self, micro: MicroBatch, values: Mapping[str, Value]) -> StepPart:
         bounded = self.objective(micro.data)
@@ -429,26 +474,30 @@ class AbstractGradientEngine:
         program = bounded if dtype is None else rounded(bounded, dtype)
         return propagate_nominal(program, self.module, micro, self.dtype)
 
-    def _mean(self, gradient: FactoredGradient, samples: SampleSet) -> Tensor:
-        return bounded_descent(gradient, None, samples, 0, self.memory_budget).lower
+    def _tolerances(self, own: OwnPart, samples: SampleSet) -> dict[str, Tolerance]:
+        """How far a float program's sum of these gradients, over samples and processes, can be from the real one."""
+        terms = (
+            len(samples.weights) + self.processes.size + sum(max(p.shape, default=1) for p in self.module.parameters())
+        )
+        types = {name: self.module.get_parameter(name).dtype for name in own.gradients}
+        return tolerances(self.processes, own, {n: accumulated_roundoff(terms, dtype) for n, dtype in types.items()})
 
-    def _tolerance(self, name: str, gradient: FactoredGradient, samples: SampleSet) -> Tolerance:
-        """How far a float program's sum of these gradients can be from the real one."""
-        terms = gradient.samples + sum(max(p.shape, default=1) for p in self.module.parameters())
-        relative = accumulated_roundoff(terms, self.module.get_parameter(name).dtype)
-        return Tolerance(relative, lambda: gradient.scale(samples.weights))
-
-    def _verify_rounded(
-        self, name: str, applied: Tensor, descent: Descent, batches: Sequence[object], scale: float | None
-    ) -> None:
+    def _verify_rounded(self, name: str, descent: Descent, batches: Sequence[object], scale: float | None) -> None:
         """Compare once more, with rounding followed through every call: a unit at zero can be on or off."""
-        dtype = self.module.get_parameter(name).dtype
+        parameter = self.module.get_parameter(name)
         scale = 1.0 / len(batches) if scale is None else scale
         micros = [MicroBatch.of(batch) for batch in batches]
-        samples = self._look(micros, scale)[0].samples
-        gradient = stacked([self._nominal_pass(micro, dtype)[1] for micro in micros])[name]
-        reachable = bounded_descent(gradient, None, samples, 0, self.memory_budget)
-        require_inside(name, applied.to(self.dtype), reachable, self._tolerance(name, gradient, samples).largest)
+        step, own = self._look(micros, scale)
+        with self.processes.together():
+            gradients = [self._nominal_pass(micro, parameter.dtype)[1] for micro in micros]
+            reached = OwnPart({name: stacked(gradients)[name]}, own.samples, own.marks)
+            reachable = bounded_descent(reached.gradients[name], None, own.samples, 0, self.memory_budget)
+        tolerance = self._tolerances(reached, step.samples)[name].largest
+        sums = self.processes.sum({"lower": reachable.lower, "upper": reachable.upper})
+        with self.processes.together():
+            assert parameter.grad is not None
+            bounds = Interval.trusted(sums["lower"], sums["upper"])
+            require_inside(name, parameter.grad.detach().to(self.dtype), bounds, tolerance)
 
 
 def _doubled(batch: object) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,6 +85,19 @@ class Interval:
     def point(cls, value: Tensor, *, nonnegative: bool = False) -> Interval:
         """The interval of width zero around ``value``."""
         return cls.trusted(value, value, nonnegative=nonnegative)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Interval]) -> Interval:
+        """Intervals one after another along the first axis; a point if all are.
+
+        Example:
+            >>> parts = [Interval.point(torch.ones(1)), Interval(torch.zeros(2), torch.ones(2))]
+            >>> Interval.cat(parts)
+            Interval(lower=tensor([1., 0., 0.]), upper=tensor([1., 1., 1.]))
+        """
+        lower = torch.cat([part.lower for part in parts])
+        upper = lower if all(part.is_point for part in parts) else torch.cat([part.upper for part in parts])
+        return cls.trusted(lower, upper, nonnegative=all(part.nonnegative for part in parts))
 
     @property
     def is_point(self) -> bool:

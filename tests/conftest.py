@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.processes.pool import Pool
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -12,3 +14,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory) -> Iterator[Pool]:
+    """Three processes that wait for work."""
+    made = Pool(3, tmp_path_factory.mktemp("stores"))
+    yield made
+    made.close()

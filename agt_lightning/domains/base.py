@@ -17,6 +17,7 @@ from agt_lightning.errors import AgtError
 from agt_lightning.interval import Interval
 from agt_lightning.objective import BoundedObjective
 from agt_lightning.passes import Enclosure, MicroBatch
+from agt_lightning.processes import ALONE, Processes
 from agt_lightning.rules.base import Value
 
 
@@ -73,10 +74,11 @@ class Step:
     Args:
         module: at the parameters before the step.
         adversary: the threat model.
-        parts: the micro-batches.
+        parts: the micro-batches of this process.
         scale: factor in front of each micro-batch's loss.
-        samples: weights and poisonable samples of all micro-batches together.
+        samples: weights and poisonable samples of all micro-batches of all processes together, by rank.
         gradient: gradient of the step's loss at the module's parameters, by parameter name.
+        processes: all that make this step together, each with its own micro-batches.
     """
 
     module: nn.Module
@@ -85,6 +87,7 @@ class Step:
     scale: float
     samples: SampleSet
     gradient: Mapping[str, Tensor]
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,10 @@ class Domain(ABC, Generic[Pending]):
     def record(self) -> dict[str, object]:
         """What a certificate says of it, beside its name."""
         return {}
+
+    @abstractmethod
+    def marks(self) -> Iterator[Tensor]:
+        """Tensors that are the same in all processes exactly if the set is."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

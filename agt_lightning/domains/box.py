@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,11 +19,12 @@ from agt_lightning.aggregation import (
     unbounded_descent,
 )
 from agt_lightning.domains.base import Applied, Domain, Setting, Step
-from agt_lightning.errors import UncertifiableError
-from agt_lightning.gradients import FactoredGradient
+from agt_lightning.errors import BoundsMismatchError, UncertifiableError
+from agt_lightning.gradients import FactoredGradient, divided, gathered
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
 from agt_lightning.passes import Enclosure, Pass, propagate, stacked
+from agt_lightning.processes import Processes
 from agt_lightning.propagation import Method
 from agt_lightning.update import Observed, followed, foreign_state_problems
 
@@ -70,18 +71,22 @@ class BoxDomain(Domain[BoxStep]):
 
     @override
     def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> BoxStep:
-        passes = self.passes(step, enclosures)
-        clean = stacked([part.clean for part in passes])
-        poisoned = stacked([part.poisoned for part in passes])
-        clipping = self.clipping(step.adversary, clean)
-        bounds = {}
-        for name, gradient in clean.items():
-            bounds[name] = (
-                bounded_descent(gradient, poisoned.get(name), step.samples, step.adversary.n, self.memory_budget)
-                if clipping is None
-                else unbounded_descent(gradient, step.samples, step.adversary.n, clipping, self.memory_budget)
-            )
-            check_finite_and_ordered(bounds[name], f"the gradient of `{name}`")
+        with step.processes.together():
+            passes = self.passes(step, enclosures)
+            own_clean = stacked([part.clean for part in passes])
+            own_poisoned = stacked([part.poisoned for part in passes if part.poisoned])
+            clipping = self.clipping(step.adversary, own_clean)
+        clipping = _of_all_samples(clipping, step.processes)
+        clean, poisoned = gathered(step.processes, own_clean, own_poisoned)
+
+        def bound(gradient: FactoredGradient, reachable: FactoredGradient | None) -> Interval:
+            if clipping is None:
+                return bounded_descent(gradient, reachable, step.samples, step.adversary.n, self.memory_budget)
+            return unbounded_descent(gradient, step.samples, step.adversary.n, clipping, self.memory_budget)
+
+        bounds = divided(step.processes, clean, poisoned, bound)
+        for name, interval in bounds.items():
+            check_finite_and_ordered(interval, f"the gradient of `{name}`")
         return BoxStep(bounds, tuple(part.values for part in passes))
 
     def passes(self, step: Step, enclosures: Sequence[Enclosure]) -> list[Pass]:
@@ -144,6 +149,14 @@ class BoxDomain(Domain[BoxStep]):
         return self.intervals
 
     @override
+    def marks(self) -> Iterator[Tensor]:
+        for interval in self.intervals.values():
+            yield from (interval.lower, interval.upper)
+        for state in self.states.values():
+            for moment in state.moments.values():
+                yield from (moment.lower, moment.upper)
+
+    @override
     def state(self) -> dict[str, Any]:
         return {
             "lower": {name: interval.lower for name, interval in self.intervals.items()},
@@ -158,7 +171,19 @@ class BoxDomain(Domain[BoxStep]):
         self.adopt(box, states)
 
     def adopt(self, box: Mapping[str, Interval], states: Mapping[str, OptimizerState]) -> None:
-        """Take over bounds and optimizer states of an interrupted run, of the names and shapes that are there."""
+        """Take over bounds and optimizer states of an interrupted run.
+
+        Raises:
+            BoundsMismatchError: if they are of other names or shapes.
+        """
+        for name, interval in self.intervals.items():
+            shapes = [m.shape for m in states[name].moments.values()] if name in states else []
+            if name not in box or any(shape != interval.shape for shape in (box[name].shape, *shapes)):
+                got = tuple(box[name].shape) if name in box else "none"
+                raise BoundsMismatchError(
+                    f"Expected bounds of `{name}` of shape {tuple(interval.shape)} in the checkpoint, but got {got}. "
+                    "Resume with the module of the interrupted training."
+                )
         device = {name: interval.device for name, interval in self.intervals.items()}
         self.intervals = {name: box[name].to(dtype=self.dtype, device=device[name]) for name in device}
         self.states = {name: s.to(dtype=self.dtype, device=device[name]) for name, s in states.items()}
@@ -168,3 +193,11 @@ class BoxDomain(Domain[BoxStep]):
 def _interval(lower: Tensor, upper: Tensor) -> Interval:
     checked = Interval(lower, upper)
     return Interval.point(lower) if torch.equal(lower, upper) else checked
+
+
+def _of_all_samples(clipping: Clipping | None, processes: Processes) -> Clipping | None:
+    """The clipping that knows the norms of the samples of all processes, by rank."""
+    if not isinstance(clipping, NormClipping):
+        return clipping
+    norms = [message["norms"] for message in processes.gather({"norms": clipping.square_norms})]
+    return replace(clipping, square_norms=Interval.cat([part for part in norms if isinstance(part, Interval)]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.domains.ball import BallDomain
@@ -16,6 +16,7 @@ from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.passes import Enclosure
+from agt_lightning.processes import ALONE, Processes
 from agt_lightning.propagation import Method
 
 Choice = Literal["auto"] | Sequence[str]
@@ -34,6 +35,7 @@ class DomainFamily:
         memory_budget: bytes for temporary tensors.
         dtype: floating point type of the bounds' computation.
         method: how the box propagates bounds forward.
+        processes: all that train together; they keep the same domains.
 
     Raises:
         ValueError: if a name is unknown, repeated, or none is given.
@@ -51,8 +53,10 @@ class DomainFamily:
         memory_budget: int,
         dtype: torch.dtype,
         method: Method = "ibp",
+        processes: Processes = ALONE,
     ) -> None:
         names = domain_names(choice)
+        self.processes = processes
         self.automatic = choice == "auto"
         self.in_use: dict[str, Domain[Any]] = {}
         if "box" in names:
@@ -76,7 +80,9 @@ class DomainFamily:
 
     def problems(self, setting: Setting) -> list[str]:
         """Why the chosen domains do not apply; with ``"auto"`` only if none does, else they are left out."""
-        found = {name: domain.problems(setting) for name, domain in self.in_use.items()}
+        with self.processes.together():
+            own = {name: domain.problems(setting) for name, domain in self.in_use.items()}
+        found = {name: self.processes.union(problems) for name, problems in own.items()}
         failing = {name: problems for name, problems in found.items() if problems}
         if not self.automatic:
             return [problem for problems in failing.values() for problem in problems]
@@ -91,8 +97,9 @@ class DomainFamily:
         pending: dict[str, object] = {}
         known: list[Enclosure] = []
         if self.box_domain is not None:
-            for domain in self.others.values():
-                known = domain.enclose(step) or known
+            with self.processes.together():
+                for domain in self.others.values():
+                    known = domain.enclose(step) or known
             box_step = self.box_domain.descend(step, known)
             pending["box"], known = box_step, list(box_step.values)
         for name, domain in self.others.items():
@@ -132,6 +139,11 @@ class DomainFamily:
         """What a certificate says of the domains: those in use, and why the others are not."""
         used = {name: domain.record() for name, domain in self.in_use.items()}
         return {"in_use": used, "left_out": dict(self.left_out)}
+
+    def marks(self) -> Iterator[Tensor]:
+        """Tensors that are the same in all processes exactly if all sets are."""
+        for domain in self.in_use.values():
+            yield from domain.marks()
 
     def state(self) -> dict[str, Any]:
         """State of each domain in use, by name."""

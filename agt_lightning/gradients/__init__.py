@@ -3,12 +3,14 @@
 Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weight is used, ``o`` outputs, ``k`` inputs.
 """
 
-from agt_lightning.gradients.base import FactoredGradient, Factors, Stacked, Summed, stack
+from agt_lightning.gradients.base import FactoredGradient, Factors, Piece, Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.differences import Differences, Tile
 from agt_lightning.gradients.elementwise import Elementwise
+from agt_lightning.gradients.gathered import gathered
 from agt_lightning.gradients.outer_product import OuterProduct
+from agt_lightning.gradients.shares import divided
 from agt_lightning.gradients.subtraction import differences_between
 
 __all__ = [
@@ -19,9 +21,12 @@ __all__ = [
     "Factors",
     "OuterProduct",
     "PatchProduct",
+    "Piece",
     "Stacked",
     "Summed",
     "Tile",
     "differences_between",
+    "divided",
+    "gathered",
     "stack",
 ]

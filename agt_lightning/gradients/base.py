@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from agt_lightning.interval import Interval
+
+Piece = Tensor | Interval
+"""A part of a gradient that holds some numbers of each sample, the samples along its first axis."""
 
 _BLOCK_BUDGET = 16 * 2**20
 """Bytes of one bound of a block that is expanded only to be summed up."""
@@ -76,6 +79,24 @@ class FactoredGradient(ABC):
         """The factors that the bounds are products of, or None if there are none."""
         return None
 
+    @property
+    def kind(self) -> Hashable | None:
+        """All that makes this gradient beside its pieces; None if there are no pieces with one entry a sample."""
+        return None
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What it is made of, the samples along the first axis."""
+        return ()
+
+    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
+        """The gradient of this kind with other pieces."""
+        raise NotImplementedError(f"`{type(self).__name__}` has no pieces.")
+
+    def narrow(self, axis: int, start: int, length: int) -> FactoredGradient | None:
+        """Some elements of the parameter, as `torch.Tensor.narrow` takes them; None if the pieces do not allow it."""
+        return None
+
     def square_sums(self) -> Interval:
         """Bounds on the squared Euclidean norm of each sample's gradient over the box, shape (b,)."""
         rows = max(1, _BLOCK_BUDGET // max(1, self.row * self.samples * 8))
@@ -132,6 +153,26 @@ class Summed(FactoredGradient):
         """Sum of the parts' scales."""
         return sum(part.scale(weights) for part in self.parts)
 
+    @property
+    def kind(self) -> Hashable | None:
+        """The parts' kinds."""
+        return _kinds(self)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The parts' pieces, one part after another."""
+        return tuple(piece for part in self.parts for piece in part.pieces)
+
+    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
+        """Each part of its own pieces."""
+        return Summed(_parts(self.parts, pieces))
+
+    def narrow(self, axis: int, start: int, length: int) -> FactoredGradient | None:
+        """Of each part."""
+        parts = [part.narrow(axis, start, length) for part in self.parts]
+        known = [part for part in parts if part is not None]
+        return Summed(known) if len(known) == len(parts) else None
+
 
 class Stacked(FactoredGradient):
     """Gradients of several micro-batches, one sample after another.
@@ -179,6 +220,26 @@ class Stacked(FactoredGradient):
         shares = weights.split([part.samples for part in self.parts])
         return sum(part.scale(share) for part, share in zip(self.parts, shares, strict=True))
 
+    @property
+    def kind(self) -> Hashable | None:
+        """The parts' kinds."""
+        return _kinds(self)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The parts' pieces, one part after another."""
+        return tuple(piece for part in self.parts for piece in part.pieces)
+
+    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
+        """Each part of its own pieces."""
+        return Stacked(_parts(self.parts, pieces))
+
+    def narrow(self, axis: int, start: int, length: int) -> FactoredGradient | None:
+        """Of each part."""
+        parts = [part.narrow(axis, start, length) for part in self.parts]
+        known = [part for part in parts if part is not None]
+        return Stacked(known) if len(known) == len(parts) else None
+
     def square_sums(self) -> Interval:
         """The parts' norms, one sample after another."""
         sums = [part.square_sums() for part in self.parts]
@@ -187,5 +248,43 @@ class Stacked(FactoredGradient):
 
 
 def stack(parts: Sequence[FactoredGradient]) -> FactoredGradient:
-    """Gradients of consecutive micro-batches as one."""
-    return parts[0] if len(parts) == 1 else Stacked(parts)
+    """Gradients of consecutive micro-batches as one; pieces of one kind and shape are put side by side.
+
+    Example:
+        >>> from agt_lightning.gradients import Elementwise
+        >>> part = Elementwise(Interval.point(torch.ones(2, 3)))
+        >>> type(stack([part, part])).__name__, stack([part, part]).samples
+        ('Elementwise', 4)
+    """
+    first, *others = parts
+    if not others:
+        return first
+    if isinstance(first, Stacked) or any(_form(part) != _form(first) or part.kind is None for part in parts):
+        return Stacked(parts)
+    return first.of([_joined(pieces) for pieces in zip(*(part.pieces for part in parts), strict=True)])
+
+
+def _form(gradient: FactoredGradient) -> object:
+    """Gradients of one form differ in the values of their pieces and the number of samples."""
+    return gradient.kind, [(piece.shape[1:], piece.dtype) for piece in gradient.pieces]
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    intervals = [piece for piece in pieces if isinstance(piece, Interval)]
+    return Interval.cat(intervals) if intervals else torch.cat([f for f in pieces if isinstance(f, Tensor)])
+
+
+def _kinds(gradient: Summed | Stacked) -> Hashable | None:
+    kinds = tuple(part.kind for part in gradient.parts)
+    return None if None in kinds else (type(gradient).__name__, kinds)
+
+
+def _parts(parts: Sequence[FactoredGradient], pieces: Sequence[Piece]) -> list[FactoredGradient]:
+    """Each part of its own share of the pieces, which come one part after another."""
+    remaining = list(pieces)
+    result = []
+    for part in parts:
+        count = len(part.pieces)
+        result.append(part.of(remaining[:count]))
+        remaining = remaining[count:]
+    return result

@@ -1,5 +1,7 @@
 """Gradients of convolution weights: outer products of output gradients and patches, summed over positions."""
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from agt_lightning.arithmetic.convolution import (
     splits,
 )
 from agt_lightning.arithmetic.order import settled
-from agt_lightning.gradients.base import FactoredGradient, Factors
+from agt_lightning.gradients.base import FactoredGradient, Factors, Piece
 from agt_lightning.gradients.outer_product import contract
 from agt_lightning.interval import Interval
 
@@ -104,6 +106,32 @@ class PatchProduct(FactoredGradient):
         outputs = self.outputs.magnitude.amax(dim=1).flatten(1)
         patches = self.windows.patches(self.image.magnitude.amax(dim=1, keepdim=True)).amax(dim=2)
         return float((outputs * patches).sum(dim=1) @ weights.to(outputs.dtype))
+
+    @property
+    def kind(self) -> Hashable:
+        """How the kernel moves."""
+        return ("PatchProduct", self.windows)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The gradients at the output, d, and the inputs, z."""
+        return (self.outputs, self.image)
+
+    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
+        """Other d and z."""
+        outputs, image = pieces
+        assert isinstance(outputs, Interval)
+        assert isinstance(image, Interval)
+        return PatchProduct(outputs, image, self.windows)
+
+    def narrow(self, axis: int, start: int, length: int) -> FactoredGradient | None:
+        """Some channels, of the output or of the input; not with groups, which tie them to each other."""
+        if axis > 1 or self.windows.groups > 1:
+            return None
+        part = mapped((self.outputs, self.image)[axis], lambda bound: bound.narrow(1, start, length))
+        if axis == 0:
+            return PatchProduct(part, self.image, self.windows)
+        return PatchProduct(self.outputs, part, self.windows)
 
 
 def _units(outputs: Interval, units: slice) -> Interval:

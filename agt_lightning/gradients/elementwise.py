@@ -1,10 +1,13 @@
 """Gradients of parameters that act element by element: biases and scales."""
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.convolution import mapped
 from agt_lightning.arithmetic.order import settled
-from agt_lightning.gradients.base import FactoredGradient
+from agt_lightning.gradients.base import FactoredGradient, Piece
 from agt_lightning.interval import Interval
 
 
@@ -53,3 +56,23 @@ class Elementwise(FactoredGradient):
         """``Σ_i w_i max |δ_i|``."""
         lower, upper = (bound.reshape(self.samples, -1) for bound in (self.values.lower, self.values.upper))
         return float(torch.maximum(upper.amax(dim=1), -lower.amin(dim=1)) @ weights)
+
+    @property
+    def kind(self) -> Hashable:
+        """Nothing but values."""
+        return "Elementwise"
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The values."""
+        return (self.values,)
+
+    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
+        """Other values."""
+        (values,) = pieces
+        assert isinstance(values, Interval)
+        return Elementwise(values)
+
+    def narrow(self, axis: int, start: int, length: int) -> FactoredGradient:
+        """Some of the values."""
+        return Elementwise(mapped(self.values, lambda bound: bound.narrow(axis + 1, start, length)))

@@ -1,12 +1,14 @@
 """Gradients of weight matrices: outer products of an output gradient and an input."""
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import matmul, multiply
 from agt_lightning.arithmetic.convolution import mapped, split_product, splits
 from agt_lightning.arithmetic.order import ordered, settled
-from agt_lightning.gradients.base import FactoredGradient, Factors
+from agt_lightning.gradients.base import FactoredGradient, Factors, Piece
 from agt_lightning.interval import Interval
 
 
@@ -78,6 +80,28 @@ class OuterProduct(FactoredGradient):
         lower = self.outputs.mignitude.square().sum(dim=(1, 2)) * self.inputs.mignitude.square().sum(dim=(1, 2))
         upper = self.outputs.magnitude.square().sum(dim=(1, 2)) * self.inputs.magnitude.square().sum(dim=(1, 2))
         return Interval.trusted(lower, upper, nonnegative=True)
+
+    @property
+    def kind(self) -> Hashable:
+        """Nothing but pieces."""
+        return "OuterProduct"
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The gradients at the output, d, and the inputs, z."""
+        return (self.outputs, self.inputs)
+
+    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
+        """Other d and z."""
+        outputs, inputs = pieces
+        assert isinstance(outputs, Interval)
+        assert isinstance(inputs, Interval)
+        return OuterProduct(outputs, inputs)
+
+    def narrow(self, axis: int, start: int, length: int) -> FactoredGradient:
+        """Some entries of d, or of z."""
+        part = mapped((self.outputs, self.inputs)[axis], lambda bound: bound.narrow(2, start, length))
+        return OuterProduct(part, self.inputs) if axis == 0 else OuterProduct(self.outputs, part)
 
 
 def _largest(factor: Interval) -> Tensor:

@@ -26,9 +26,11 @@ from agt_lightning.domains import Choice
 from agt_lightning.domains.family import domain_names
 from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine
 from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
+from agt_lightning.lightning.checkpoint_io import boundless_checkpoints, use_atomic_checkpoints
 from agt_lightning.lightning.checks import mean_clipping, trainer_problems
+from agt_lightning.lightning.processes import processes_of, sampler_problems, strategy_problems
 from agt_lightning.lightning.training_step import TrainingLoss
-from agt_lightning.lightning.validation import ValidationCertificate
+from agt_lightning.lightning.validation import Validation
 from agt_lightning.passes import MicroBatch, Poisonable, SampleIds
 from agt_lightning.propagation import Method, require_method
 
@@ -120,7 +122,7 @@ class CertifiedTraining(Callback):
         self._restored: dict[str, Any] | None = None
         self._told: set[str] = set()
         self._resumed = False
-        self._validation: dict[int, ValidationCertificate] | None = None
+        self._validation: Validation | None = None
         self._results: dict[str, float] = {}
         self._deciding: dict[int, dict[str, float]] = {}
 
@@ -186,7 +188,21 @@ class CertifiedTraining(Callback):
     # --- Lightning's hooks -----------------------------------------------------------------------------------------
 
     @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        use_atomic_checkpoints(trainer)
+        if boundless_checkpoints(trainer):
+            rank_zero_warn(
+                "`ModelCheckpoint(save_weights_only=True)` saves no bounds: training cannot be resumed from its files, "
+                "and they certify nothing. Set it to False."
+            )
+
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        unboundable = strategy_problems(trainer)
+        if unboundable:
+            raise UncertifiableError(unboundable)
         self._loss = TrainingLoss(trainer)
         self._engine = AbstractGradientEngine(
             pl_module,
@@ -199,6 +215,7 @@ class CertifiedTraining(Callback):
             domains=self.domains,
             clipping=mean_clipping(trainer),
             method=self.method,
+            processes=processes_of(trainer),
         )
         self._batches, self._descent, self._approved, self._results, self._told = [], None, set(), {}, set()
         self._clipping = self._engine.clipping
@@ -240,7 +257,7 @@ class CertifiedTraining(Callback):
         except UnsoundBoundError:
             # Code that depends on the epoch is recorded anew. Any other reason, such as an attribute set from earlier
             # batches, would be different in a poisoned run.
-            if self._loss is None or not self._loss.reads_time:
+            if not self.engine.processes.any(self._loss is not None and self._loss.reads_time):
                 raise
             self.engine.forget()
             self._descent = self.engine.descend(self._batches, scale)
@@ -267,9 +284,8 @@ class CertifiedTraining(Callback):
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validation = None
-        if self._engine is not None and not trainer.sanity_checking:
-            self._validation = {}
+        certified = self._engine is not None and not trainer.sanity_checking
+        self._validation = Validation(self.engine) if certified else None
 
     @override
     def on_validation_batch_end(
@@ -281,30 +297,29 @@ class CertifiedTraining(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._validation is None:
-            return
-        try:
-            self._validation.setdefault(dataloader_idx, ValidationCertificate(self.engine)).update(batch)
-        except (CaptureError, UncertifiableError) as error:
-            rank_zero_warn(
-                f"No certified metric on the validation loader: its batches do not fit the training loss.\n{error}"
-            )
-            self._validation = None
+        if self._validation is not None:
+            self._validation.update(dataloader_idx, batch)
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._validation is None:
             return
-        several = len(self._validation) > 1
+        means, shares, problem = self._validation.compute(processes_of(trainer))
+        if problem:
+            rank_zero_warn(
+                f"No certified metric on the validation loader: its batches do not fit the training loss.\n{problem}"
+            )
+            return
+        several = len(means) > 1
         results = {
             f"agt/val_{name}/dataloader_idx_{index}" if several else f"agt/val_{name}": value
-            for index, validation in self._validation.items()
-            for name, value in validation.compute().items()
+            for index, found in means.items()
+            for name, value in found.items()
         }
         for name, value in results.items():
             pl_module.log(name, value, prog_bar="best" not in name, add_dataloader_idx=False)
         self._results |= {name.removeprefix("agt/"): value for name, value in results.items()}
-        self._deciding = {index: validation.shares() for index, validation in self._validation.items()}
+        self._deciding = shares
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -332,10 +347,10 @@ class CertifiedTraining(Callback):
 
     def _approve(self, trainer: L.Trainer, module: L.LightningModule, batch: object) -> None:
         """Refuse what cannot be certified, all reasons at once, when a kind of batch comes for the first time."""
-        signature = self.engine.signature(batch)
-        if signature in self._approved:
+        signature, processes = self.engine.signature(batch), self.engine.processes
+        if not processes.any(signature not in self._approved):
             return
-        problems = trainer_problems(trainer, module)
+        problems = processes.union(trainer_problems(trainer, module)) + sampler_problems(trainer, processes)
         try:
             # A manual step optimizes by itself; it must not run, not even on a replica: parameters are shared.
             if module.automatic_optimization:

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
 
@@ -35,7 +35,6 @@ def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]
         *_clipping_problems(module),
         *_optimizer_problems(trainer, module),
         *_data_dependence_problems(trainer),
-        *_process_problems(trainer),
     ]
 
 
@@ -93,15 +92,15 @@ def _data_dependence_problems(trainer: L.Trainer) -> list[str]:
             "`ReduceLROnPlateau` chooses the learning rate by a metric of the data; a poisoned run would use another. "
             "Use a schedule that depends on the step alone."
         )
-    if isinstance(getattr(trainer.train_dataloader, "sampler", None), WeightedRandomSampler):
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    if isinstance(sampler, RandomSampler) and sampler.replacement:
+        problems.append(
+            "`RandomSampler(replacement=True)` repeats samples in a batch, where one poisoned sample would count "
+            "several times. Draw without replacement."
+        )
+    if isinstance(sampler, WeightedRandomSampler):
         problems.append(
             "`WeightedRandomSampler` chooses batches by weights that may come from labels, and repeats samples. Use a "
             "sampler that does not look at the data."
         )
     return problems
-
-
-def _process_problems(trainer: L.Trainer) -> list[str]:
-    if trainer.world_size == 1:
-        return []
-    return [f"{trainer.world_size} processes: bounds over several processes are not supported. Use `devices=1`."]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +16,55 @@ from agt_lightning.certificates.margins import predicted_classes
 from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.engine import AbstractGradientEngine
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import CaptureError, UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.objective import BoundedObjective
+from agt_lightning.processes import Processes
 from agt_lightning.rules import Value
 from agt_lightning.rules.base import interval
+
+
+class Validation:
+    """Certificates of all validation loaders, over all processes.
+
+    Args:
+        engine: holds the bounds and the captured loss.
+    """
+
+    def __init__(self, engine: AbstractGradientEngine) -> None:
+        self.engine = engine
+        self.loaders: dict[int, ValidationCertificate] = {}
+        self.problem = ""
+
+    def update(self, index: int, batch: object) -> None:
+        """Add a batch of one loader; after a batch that does not fit the training loss, nothing is added."""
+        if self.problem:
+            return
+        try:
+            self.loaders.setdefault(index, ValidationCertificate(self.engine)).update(batch)
+        except (CaptureError, UncertifiableError) as error:
+            self.problem = str(error)
+
+    def compute(self, processes: Processes) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]], str]:
+        """Means by loader and metric, shares of deciding domains by loader, and why there is nothing.
+
+        A collective: the samples of all processes count alike.
+        """
+        problems = processes.union([self.problem] if self.problem else [])
+        if problems:
+            return {}, {}, problems[0]
+        own = json.dumps({index: loader.plain() for index, loader in self.loaders.items()})
+        received = [json.loads(str(message["sums"])) for message in processes.gather({"sums": own})]
+        indices = sorted({int(index) for sums in received for index in sums})
+        total = {
+            index: ValidationCertificate.sum_of(
+                self.engine, [sums[str(index)] for sums in received if str(index) in sums]
+            )
+            for index in indices
+        }
+        means = {index: certificate.compute() for index, certificate in total.items()}
+        return means, {index: certificate.shares() for index, certificate in total.items()}, ""
 
 
 @dataclass
@@ -50,6 +95,20 @@ class ValidationCertificate:
     def compute(self) -> dict[str, float]:
         """Means over all samples so far; empty without samples."""
         return {name: total / self.samples for name, total in self.sums.items()} if self.samples else {}
+
+    def plain(self) -> dict[str, Any]:
+        """Sums and counts, ready for JSON."""
+        return {"sums": self.sums, "samples": self.samples, "decided": self.decided}
+
+    @classmethod
+    def sum_of(cls, engine: AbstractGradientEngine, parts: Sequence[Mapping[str, Any]]) -> ValidationCertificate:
+        """What several processes found together."""
+        total = cls(engine, samples=sum(part["samples"] for part in parts))
+        for part in parts:
+            for sums, own in ((total.sums, part["sums"]), (total.decided, part["decided"])):
+                for name, value in own.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        return total
 
     def _results(self, bounded: BoundedObjective, batch: object) -> Mapping[str, Tensor]:
         roles = bounded.objective

@@ -3,14 +3,14 @@
 Axis letters: ``b`` samples, ``t`` positions, ``v`` rows of the table, ``d`` its columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
-from agt_lightning.gradients import FactoredGradient, OuterProduct
+from agt_lightning.gradients import FactoredGradient, OuterProduct, Piece
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
 
@@ -65,6 +65,29 @@ class RowGradient(FactoredGradient):
     def scale(self, weights: Tensor) -> float:
         """``Σ_i w_i Σ_t max |g_it|``."""
         return float(self.values.magnitude.amax(dim=2).sum(dim=1) @ weights)
+
+    @property
+    def kind(self) -> Hashable:
+        """The size of the table."""
+        return ("RowGradient", self.count)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Rows and values."""
+        return (self.rows, self.values)
+
+    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
+        """Other rows and values."""
+        rows, values = pieces
+        assert isinstance(rows, Tensor)
+        assert isinstance(values, Interval)
+        return RowGradient(rows, values, self.count)
+
+    def narrow(self, axis: int, start: int, length: int) -> FactoredGradient | None:
+        """Some columns of the table."""
+        if axis == 0:
+            return None
+        return RowGradient(self.rows, map_bounds(self.values, lambda bound: bound.narrow(2, start, length)), self.count)
 
 
 class Embedding(Rule):

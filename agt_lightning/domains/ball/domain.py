@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from typing_extensions import override
 from agt_lightning.adversaries import BoundedAdversary
 from agt_lightning.domains.ball.deep import DeepHead, deep_constants
 from agt_lightning.domains.ball.element import HeadBall, ParameterBall
+from agt_lightning.domains.ball.gathered import gathered
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
@@ -112,14 +113,16 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> BallStep:
-        views = [
-            HeadView(part, read_objective(part.bounded), box)
-            for part, box in zip(step.parts, enclosures or [Enclosure()] * len(step.parts), strict=True)
-        ]
+        with step.processes.together():
+            views = [
+                HeadView(part, read_objective(part.bounded), box)
+                for part, box in zip(step.parts, enclosures or [Enclosure()] * len(step.parts), strict=True)
+            ]
+            self._require_one_head(views)
+            own = joined_samples(views), joined_targets(views), joined_poison(views, step)
         objective = views[0].objective
-        self._require_one_head(views)
-        arguments = (joined_samples(views), joined_targets(views), step.samples.weights, objective.loss)
-        poison = joined_poison(views, step)
+        samples, targets, poison = gathered(step, *own)
+        arguments = (samples, targets, step.samples.weights, objective.loss)
         layers = self.element.layers(objective.head, self.module, self.dtype)
         if len(layers) > 2:
             constants = deep_constants(DeepHead(layers, self.radius), *arguments, poison)
@@ -155,6 +158,11 @@ class BallDomain(Domain[BallStep]):
     @override
     def record(self) -> dict[str, object]:
         return {"radius": self.radius, "parameters": list(self.element.parameters)}
+
+    @override
+    def marks(self) -> Iterator[Tensor]:
+        yield torch.tensor(self.radius, dtype=torch.float64)
+        yield from self.element.centers.values()
 
     @override
     def state(self) -> dict[str, Any]:

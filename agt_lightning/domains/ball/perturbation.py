@@ -32,13 +32,17 @@ class Perturbation:
     def between(cls, clean: Tensor, poisoned: Interval) -> Perturbation:
         """From features as they are, (b, d), and everything within the adversary's reach."""
         half_widths = torch.maximum(poisoned.upper - clean, clean - poisoned.lower).clamp_(min=0)
-        largest = half_widths.amax(dim=0, keepdim=True)
-        if bool((half_widths.amin(dim=0) >= (1 - _SAME) * largest).all()):
-            half_widths = largest
         ball = poisoned.ball
         if ball is None or ball.scale.ndim != 1 or ball.p not in (1, 2):
-            return cls(half_widths)
-        return cls(half_widths, ball.scale, ball.p)
+            return cls.of(half_widths)
+        return cls.of(half_widths, ball.scale, ball.p)
+
+    @classmethod
+    def of(cls, half_widths: Tensor, scale: Tensor | None = None, p: float = 2.0) -> Perturbation:
+        """With one row of half-widths, the largest, where those of all samples agree up to rounding."""
+        largest = half_widths.amax(dim=0, keepdim=True)
+        same = bool((half_widths.amin(dim=0) >= (1 - _SAME) * largest).all())
+        return cls(largest if same else half_widths, scale, p)
 
     def __getitem__(self, rows: slice) -> Perturbation:
         """The moves of the given samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.passes import Enclosure
+from agt_lightning.processes import Entry
 from agt_lightning.rules.base import interval
 
 
@@ -103,12 +104,16 @@ class InfluenceDomain(Domain[InfluenceStep]):
 
     @override
     def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> InfluenceStep:
-        heads = [read_labelled_head(part.bounded, step.module) for part in step.parts]
-        first = heads[0]
-        views = list(zip(step.parts, heads, strict=True))
+        with step.processes.together():
+            heads = [read_labelled_head(part.bounded, step.module) for part in step.parts]
+            first = heads[0]
+            own = _own_entries(step.parts, heads)
+        received = step.processes.gather(own)
+        features, targets = _joined(received, "features"), _joined(received, "targets")
+        assert features is not None
+        assert targets is not None
         dtype = step.module.get_parameter(first.layer.weight).dtype
-        features = torch.cat([interval(part.nominal[head.input]).lower for part, head in views])
-        targets = torch.cat([_targets(part, head) for part, head in views]).double().cpu()
+        targets = targets.double().cpu()
         self._require_readable_targets(targets, first.codes, step.adversary)
         return InfluenceStep(
             first,
@@ -116,7 +121,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
             targets,
             (first.factor * step.samples.weights).double().cpu(),
             _mask(step),
-            _ids(step.parts),
+            _joined(received, "ids"),
             step.parts[0].batch.epoch,
         )
 
@@ -179,6 +184,11 @@ class InfluenceDomain(Domain[InfluenceStep]):
         }
 
     @override
+    def marks(self) -> Iterator[Tensor]:
+        if self.recorder is not None:
+            yield from self.recorder.last_step()
+
+    @override
     def state(self) -> dict[str, Any]:
         if self.recorder is None:
             return {}
@@ -234,6 +244,24 @@ def _adversary_problems(adversary: Adversary) -> list[str]:
     if isinstance(adversary, BoundedAdversary):
         return []
     return ["The influence domain needs a `BoundedAdversary` that changes labels alone."]
+
+
+def _own_entries(parts: Sequence[StepPart], heads: Sequence[LabelledHead]) -> dict[str, Entry]:
+    """Features, targets and names of this process's samples."""
+    views = list(zip(parts, heads, strict=True))
+    entries: dict[str, Entry] = {
+        "features": torch.cat([interval(part.nominal[head.input]).lower for part, head in views]),
+        "targets": torch.cat([_targets(part, head) for part, head in views]),
+    }
+    ids = _ids(parts)
+    return entries if ids is None else {**entries, "ids": ids}
+
+
+def _joined(received: Sequence[Mapping[str, Entry]], name: str) -> Tensor | None:
+    """One entry with the samples of all processes; None if some have none."""
+    entries = [message.get(name) for message in received]
+    tensors = [entry for entry in entries if isinstance(entry, Tensor)]
+    return torch.cat(tensors) if len(tensors) == len(entries) else None
 
 
 def _targets(part: StepPart, head: LabelledHead) -> Tensor:

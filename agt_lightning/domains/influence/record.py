@@ -110,6 +110,11 @@ class HeadRecorder:
         """Number of steps so far."""
         return len(self._steps)
 
+    def last_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, slopes and coefficients of the last step."""
+        step = self._steps[-1]
+        return step.rows, step.slopes, torch.tensor(self._numbers[-1], dtype=torch.float64)
+
     def state(self) -> dict[str, Any]:
         """Tensors, numbers and strings that a checkpoint keeps."""
         return {

@@ -16,6 +16,7 @@ from agt_lightning.domains.ball.losses import LabelReach, Target
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.domains.base import Step
+from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.processes import Entry
@@ -90,11 +91,17 @@ def _poison(holders: Received, step: Step, layers: int) -> Poison:
 
 
 def _moves(holders: Received) -> Perturbation | None:
-    if any("half_widths" not in message for message in holders):
+    if all("half_widths" not in message for message in holders):
         return None
-    scales = _tensors(holders, "scale")
-    scale = scales[0] if scales else None
-    return Perturbation.of(torch.cat(_tensors(holders, "half_widths")), scale, float(str(holders[0]["p"])))
+    half_widths, scales = _tensors(holders, "half_widths"), _tensors(holders, "scale")
+    norms = {message.get("p") for message in holders}
+    if len(half_widths) < len(holders) or len(norms) > 1 or len(scales) not in (0, len(holders)):
+        raise UnsoundBoundError(
+            "Expected the adversary to reach the features of all processes' samples or of none, in the same norm, but "
+            "processes differ. Give all of them the same adversary and loss."
+        )
+    scale = torch.stack(scales).amax(dim=0) if scales else None
+    return Perturbation.of(torch.cat(half_widths), scale, float(str(holders[0]["p"])))
 
 
 def _target(received: Received, name: str) -> Target:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, UnboundedAdversary
-from agt_lightning.aggregation import SampleSet, bounded_descent
+from agt_lightning.aggregation import Aggregation, SampleSet, Way, bounded_descent
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import flatten
@@ -90,6 +90,8 @@ class AbstractGradientEngine:
             for all that apply.
         clipping: how training clips the mean gradient; None if it does not.
         method: how the box propagates bounds forward, see `agt_lightning.propagation.Method`.
+        aggregation: how the box turns per-sample bounds into bounds of their sum: ``"exact"``; ``"moment"``, wider, by
+            matrix products alone; or ``"auto"``, exact while it is cheap.
         processes: all that train this module together, each on its own part of every batch, with the mean of their
             gradients. Every method that looks at batches or moves bounds must then be called in all of them.
 
@@ -122,6 +124,7 @@ class AbstractGradientEngine:
         domains: Choice = ("box",),
         clipping: MeanClipping | None = None,
         method: Method = "ibp",
+        aggregation: Aggregation = "exact",
         processes: Processes = ALONE,
     ) -> None:
         require_method(method)
@@ -137,7 +140,7 @@ class AbstractGradientEngine:
         self.clipping = clipping
         self.method: Method = method
         self.processes = processes
-        self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype, method, processes)
+        self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype, method, aggregation, processes)
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
         self._approved: set[object] = set()
@@ -426,6 +429,11 @@ class AbstractGradientEngine:
         for name, interval in rounded_outward.items():
             check_finite_and_ordered(interval, f"parameter `{name}` in {types[name]}")
         return ParameterBounds(rounded_outward)
+
+    @property
+    def ways(self) -> dict[str, Way]:
+        """How the gains of each parameter were summed in the last step, by name; the box knows."""
+        return {} if self.domains.box_domain is None else self.domains.box_domain.ways
 
     # --- parts of a step -------------------------------------------------------------------------------------------
 

@@ -13,11 +13,14 @@ import csv
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 
+from agt_lightning.aggregation import AGGREGATIONS, Aggregation
 from recipes.figures.step_costs import draw_growth, draw_step_costs, slope
 from recipes.step_cost import Setting, Training, extra_memory
 from recipes.workloads import GROWTH, TABLE, Workload, along
@@ -33,17 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(machine(setting), flush=True)
     written = []
     if "table" in chosen.parts:
-        written += table_one(setting, chosen.scale, chosen.workloads, chosen.output_dir)
+        written += table_one(setting, chosen.aggregation, chosen.scale, chosen.workloads, chosen.output_dir)
     if "growth" in chosen.parts:
-        written += growth(setting, chosen.scale, chosen.output_dir)
+        written += growth(setting, chosen.aggregation, chosen.scale, chosen.output_dir)
     print("\nWritten:", *written, sep="\n  ", flush=True)
 
 
-def table_one(setting: Setting, scale: float, workloads: Sequence[int], folder: Path) -> list[Path]:
+def table_one(
+    setting: Setting, ways: Sequence[Aggregation], scale: float, workloads: Sequence[int], folder: Path
+) -> list[Path]:
     """Measure the paper's workloads and write what was found.
 
     Args:
         setting: how to train.
+        ways: how to aggregate, one after another.
         scale: share of the samples.
         workloads: which ones, by position.
         folder: for the files.
@@ -51,34 +57,47 @@ def table_one(setting: Setting, scale: float, workloads: Sequence[int], folder: 
     Returns:
         Paths of the files.
     """
-    rows: list[Row] = []
-    for index in workloads:
-        workload = paper_workload(index, scale)
-        cost = Training(workload, setting).costs()
-        memory = extra_memory(partial(paper_workload, index, scale), setting, torch.get_num_threads())
-        rows.append(
-            {
-                "workload": workload.name,
-                "b": workload.samples,
-                "n": workload.adversary.n,
-                "plain ms": 1e3 * cost.plain.cpu,
-                "certified ms": 1e3 * cost.certified.cpu,
-                "ratio": cost.ratio,
-                "ratio on the wall": cost.wall_ratio,
-                "extra memory MB": memory / 1e6,
-            }
-        )
-        print(f"{workload.name}: {cost.ratio:.1f} plain steps, {memory / 1e6:.0f} MB more", flush=True)
-    ratios = {"exact": {str(row["workload"]): float(row["ratio"]) for row in rows}}
+    rows = [row(setting, way, index, scale) for index in workloads for way in ways]
+    ratios: dict[str, dict[str, float]] = {way: {} for way in ways}
+    for found in rows:
+        ratios[str(found["aggregation"])][str(found["workload"])] = float(found["ratio"])
     paths = write(rows, folder / "benchmark", machine(setting))
     return [*paths, draw_step_costs(ratios, folder / "benchmark.png")]
 
 
-def growth(setting: Setting, scale: float, folder: Path) -> list[Path]:
+def row(setting: Setting, way: Aggregation, index: int, scale: float) -> Row:
+    """Measure one of the paper's workloads.
+
+    Args:
+        setting: how to train.
+        way: how to aggregate.
+        index: position in the table.
+        scale: share of the samples.
+    """
+    workload, setting = paper_workload(index, scale), replace(setting, aggregation=way)
+    cost = Training(workload, setting).costs()
+    memory = extra_memory(partial(paper_workload, index, scale), setting, torch.get_num_threads())
+    print(f"{workload.name}, {way}: {cost.ratio:.1f} plain steps, {memory / 1e6:.0f} MB more", flush=True)
+    return {
+        "workload": workload.name,
+        "aggregation": way,
+        "b": workload.samples,
+        "n": workload.adversary.n,
+        "plain ms": 1e3 * cost.plain.cpu,
+        "certified ms": 1e3 * cost.certified.cpu,
+        "ratio": cost.ratio,
+        "ratio on the wall": cost.wall_ratio,
+        "extra memory MB": memory / 1e6,
+        "mean width": cost.width,
+    }
+
+
+def growth(setting: Setting, ways: Sequence[Aggregation], scale: float, folder: Path) -> list[Path]:
     """Measure steps in which one quantity grows, and write curves and slopes.
 
     Args:
         setting: how to train.
+        ways: how to aggregate, one after another.
         scale: share of the samples.
         folder: for the files.
 
@@ -87,12 +106,13 @@ def growth(setting: Setting, scale: float, folder: Path) -> list[Path]:
     """
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for axis, values in GROWTH.items():
-        kinds: dict[str, list[tuple[float, float]]] = {"plain": [], "exact": []}
+        kinds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("plain", *ways)}
         for value, workload in zip(values, along(axis), strict=True):
-            cost = Training(workload.smaller(scale), setting).costs()
-            kinds["plain"].append((value, cost.plain.cpu))
-            kinds["exact"].append((value, cost.certified.cpu))
-            print(f"{workload.name}: {cost.ratio:.1f} plain steps", flush=True)
+            costs = [Training(workload.smaller(scale), replace(setting, aggregation=way)).costs() for way in ways]
+            kinds["plain"].append((value, median(cost.plain.cpu for cost in costs)))
+            for way, cost in zip(ways, costs, strict=True):
+                kinds[way].append((value, cost.certified.cpu))
+            print(f"{workload.name}: {', '.join(f'{cost.ratio:.1f}' for cost in costs)} plain steps", flush=True)
         curves[axis] = kinds
     paths = write(list(_growth_rows(curves)), folder / "growth", machine(setting))
     return [*paths, draw_growth(curves, folder / "growth.png")]
@@ -163,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["table", "growth"], default=["table", "growth"])
     parser.add_argument("--workloads", nargs="+", type=int, default=range(len(TABLE)), help="positions in the table")
+    parser.add_argument("--aggregation", nargs="+", choices=AGGREGATIONS, default=["exact", "moment"])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the samples")
     parser.add_argument("--repeats", type=int, default=5, help="certified steps to take the median over")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning import AbstractGradientEngine
+from agt_lightning.aggregation import Aggregation
 from recipes.workloads import Batch, Module, Workload
 
 STEPS_BEFORE = 2
@@ -31,12 +32,14 @@ class Setting:
         training: type of the parameters, hence of the plain step.
         bounds: type that bounds are computed in.
         repeats: certified steps to take the median over.
+        aggregation: how gains of poisoned samples are summed.
     """
 
     device: str
     training: torch.dtype
     bounds: torch.dtype
     repeats: int
+    aggregation: Aggregation = "exact"
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,17 @@ class Seconds:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Medians of a plain and a certified step; the certified one contains training's own work."""
+    """Medians of a plain and a certified step; the certified one contains training's own work.
+
+    Args:
+        plain: of a plain step.
+        certified: of a certified step.
+        width: mean width of the parameters' bounds after it.
+    """
 
     plain: Seconds
     certified: Seconds
+    width: float
 
     @property
     def ratio(self) -> float:
@@ -82,7 +92,12 @@ class Training:
         self.module, self.twin = (workload.module(setting.training).to(setting.device) for _ in range(2))
         self.optimizer, self.plain_optimizer = self.module.configure_optimizers(), self.twin.configure_optimizers()
         self.engine = AbstractGradientEngine(
-            self.module, loss, workload.adversary, poisonable=workload.poisonable, dtype=setting.bounds
+            self.module,
+            loss,
+            workload.adversary,
+            poisonable=workload.poisonable,
+            dtype=setting.bounds,
+            aggregation=setting.aggregation,
         )
 
     def plain_step(self) -> None:
@@ -102,13 +117,14 @@ class Training:
             self.certified_step()
         parameters = {name: value.clone() for name, value in self.module.state_dict().items()}
         state = self.engine.state()
-        plain, certified = [], []
+        plain, certified, width = [], [], 0.0
         for _ in range(self.setting.repeats):
             plain += [self._timed(self.plain_step) for _ in range(PLAIN_STEPS)]
             certified.append(self._timed(self.certified_step))
+            width = self.engine.bounds.mean_width()
             self.module.load_state_dict(parameters)
             self.engine.restore(state)
-        return StepCost(_median(plain), _median(certified))
+        return StepCost(_median(plain), _median(certified), width)
 
     def _timed(self, step: Callable[[], None]) -> Seconds:
         self._wait()

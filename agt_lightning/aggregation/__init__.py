@@ -3,19 +3,33 @@
 Axis letters: ``e`` parameter elements, ``b`` samples.
 """
 
+from agt_lightning.aggregation.choice import (
+    AGGREGATIONS,
+    DESCENTS,
+    Aggregation,
+    Way,
+    choose,
+    require_aggregation,
+)
 from agt_lightning.aggregation.clipping import Clipping, NormClipping, ValueClipping
 from agt_lightning.aggregation.descent import SampleSet, bounded_descent, clipped_mean, unbounded_descent
 from agt_lightning.aggregation.moments import moment_descent
 from agt_lightning.aggregation.top_n import top_n_sum
 
 __all__ = [
+    "AGGREGATIONS",
+    "DESCENTS",
+    "Aggregation",
     "Clipping",
     "NormClipping",
     "SampleSet",
     "ValueClipping",
+    "Way",
     "bounded_descent",
+    "choose",
     "clipped_mean",
     "moment_descent",
+    "require_aggregation",
     "top_n_sum",
     "unbounded_descent",
 ]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation.descent import SampleSet, bounded_descent
-from agt_lightning.aggregation.gains import Extent, Gains, Term
+from agt_lightning.aggregation.products import Extent, Gains, Term
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import round_down, round_up, unit_roundoff
@@ -240,7 +240,8 @@ def _stacked_gains(clean: Stacked, poisoned: Stacked, samples: SampleSet) -> lis
     start = 0
     for index, (before, after) in enumerate(zip(clean.parts, poisoned.parts, strict=True)):
         rows = None if positions is None else positions[index] - start
-        if rows is not None and not bool(((rows >= 0) & (rows < before.samples)).all()):
+        fits = before.samples == after.samples if rows is None else bool(((rows >= 0) & (rows < before.samples)).all())
+        if not fits:
             return None
         gains = part_gains(before, after, SampleSet(samples.weights[start : start + before.samples], rows))
         if gains is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +13,14 @@ from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, UnboundedAdversary
 from agt_lightning.aggregation import (
+    DESCENTS,
+    Aggregation,
     Clipping,
     NormClipping,
     ValueClipping,
-    bounded_descent,
+    Way,
+    choose,
+    require_aggregation,
     unbounded_descent,
 )
 from agt_lightning.domains.base import Applied, Domain, Setting, Step
@@ -50,12 +55,29 @@ class BoxDomain(Domain[BoxStep]):
         memory_budget: bytes for temporary tensors of the aggregation.
         dtype: floating point type of the bounds' computation.
         method: how bounds are propagated forward.
+        aggregation: how per-sample bounds become bounds of the sum; gradients that are clipped are summed exactly.
+
+    Raises:
+        ValueError: if ``aggregation`` is unknown.
+
+    Attributes:
+        ways: the way of aggregation that each parameter took in the last step, by name.
     """
 
     name: ClassVar[str] = "box"
 
-    def __init__(self, module: nn.Module, memory_budget: int, dtype: torch.dtype, method: Method = "ibp") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        memory_budget: int,
+        dtype: torch.dtype,
+        method: Method = "ibp",
+        aggregation: Aggregation = "exact",
+    ) -> None:
+        require_aggregation(aggregation)
         self.method: Method = method
+        self.aggregation: Aggregation = aggregation
+        self.ways: dict[str, Way] = {}
         self.memory_budget = memory_budget
         self.dtype = dtype
         self.intervals = {n: Interval.point(p.detach().to(dtype, copy=True)) for n, p in module.named_parameters()}
@@ -79,15 +101,32 @@ class BoxDomain(Domain[BoxStep]):
         clipping = _of_all_samples(clipping, step.processes)
         clean, poisoned = gathered(step.processes, own_clean, own_poisoned)
 
-        def bound(gradient: FactoredGradient, reachable: FactoredGradient | None) -> Interval:
-            if clipping is None:
-                return bounded_descent(gradient, reachable, step.samples, step.adversary.n, self.memory_budget)
-            return unbounded_descent(gradient, step.samples, step.adversary.n, clipping, self.memory_budget)
-
-        bounds = divided(step.processes, clean, poisoned, bound)
+        bounds = self._bounds(step, clean, poisoned, clipping)
         for name, interval in bounds.items():
             check_finite_and_ordered(interval, f"the gradient of `{name}`")
         return BoxStep(bounds, tuple(part.values for part in passes))
+
+    def _bounds(
+        self,
+        step: Step,
+        clean: Mapping[str, FactoredGradient],
+        poisoned: Mapping[str, FactoredGradient],
+        clipping: Clipping | None,
+    ) -> dict[str, Interval]:
+        """The descent direction of every parameter, each the way that is chosen for it."""
+        self.ways = choose(self.aggregation if clipping is None else "exact", clean, poisoned, step.samples)
+
+        def bound(way: Way, gradient: FactoredGradient, reachable: FactoredGradient | None) -> Interval:
+            if clipping is None:
+                return DESCENTS[way](gradient, reachable, step.samples, step.adversary.n, self.memory_budget)
+            return unbounded_descent(gradient, step.samples, step.adversary.n, clipping, self.memory_budget)
+
+        bounds: dict[str, Interval] = {}
+        for way in dict.fromkeys(self.ways.values()):
+            names = [name for name, chosen in self.ways.items() if chosen == way]
+            before, after = ({name: group[name] for name in names if name in group} for group in (clean, poisoned))
+            bounds |= divided(step.processes, before, after, partial(bound, way))
+        return {name: bounds[name] for name in clean}
 
     def passes(self, step: Step, enclosures: Sequence[Enclosure]) -> list[Pass]:
         """Clean and poisoned pass over each micro-batch, with the parameters anywhere in the box.
@@ -155,6 +194,10 @@ class BoxDomain(Domain[BoxStep]):
         for state in self.states.values():
             for moment in state.moments.values():
                 yield from (moment.lower, moment.upper)
+
+    @override
+    def record(self) -> dict[str, object]:
+        return {"aggregation": dict(self.ways)}
 
     @override
     def state(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.aggregation import Aggregation
 from agt_lightning.domains.ball import BallDomain
 from agt_lightning.domains.base import Applied, Domain, DomainLostError, Setting, Step
 from agt_lightning.domains.box import BoxDomain, BoxStep
@@ -35,6 +36,7 @@ class DomainFamily:
         memory_budget: bytes for temporary tensors.
         dtype: floating point type of the bounds' computation.
         method: how the box propagates bounds forward.
+        aggregation: how the box turns per-sample bounds into bounds of their sum.
         processes: all that train together; they keep the same domains.
 
     Raises:
@@ -53,6 +55,7 @@ class DomainFamily:
         memory_budget: int,
         dtype: torch.dtype,
         method: Method = "ibp",
+        aggregation: Aggregation = "exact",
         processes: Processes = ALONE,
     ) -> None:
         names = domain_names(choice)
@@ -60,7 +63,7 @@ class DomainFamily:
         self.automatic = choice == "auto"
         self.in_use: dict[str, Domain[Any]] = {}
         if "box" in names:
-            self.in_use["box"] = BoxDomain(module, memory_budget, dtype, method)
+            self.in_use["box"] = BoxDomain(module, memory_budget, dtype, method, aggregation)
         if "ball" in names:
             self.in_use["ball"] = BallDomain(module, dtype)
         if "influence" in names:

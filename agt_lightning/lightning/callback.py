@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
+from agt_lightning.aggregation import Aggregation, require_aggregation
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.dropout import RandomState
@@ -54,7 +55,9 @@ class CertifiedTraining(Callback):
         method: how bounds are propagated forward: ``"ibp"``, intervals; ``"crown"``, linear bounds with interval
             parameters, far tighter for deep networks and slower; ``"tightest"``, what both allow, never wider than
             ``"ibp"``; ``"alpha-crown"``, the same with a search for each bound's own lines.
-        aggregation: how per-sample bounds become bounds of the sum; ``"exact"``.
+        aggregation: how per-sample bounds become bounds of the sum: ``"exact"``, the n largest gains of each parameter
+            element; ``"moment"``, a wider bound by matrix products alone; ``"auto"``, exact while that is cheap. What
+            each parameter took stands in the log and in the certificate.
         domains: which sets of parameters are kept side by side: ``"box"``, the paper's; ``"ball"``, for a head of one
             or two linear layers trained by plain SGD, far tighter over many steps and cheaper; ``"influence"``, for one
             linear layer trained by SGD on squared error where only labels can be poisoned, exact, and what
@@ -86,7 +89,7 @@ class CertifiedTraining(Callback):
         adversary: Adversary,
         *,
         method: Method = "ibp",
-        aggregation: Literal["exact"] = "exact",
+        aggregation: Aggregation = "exact",
         domains: Choice = "auto",
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
@@ -101,10 +104,10 @@ class CertifiedTraining(Callback):
                 f"{type(adversary).__name__}."
             )
         require_method(method)
-        _require_choice("aggregation", aggregation, "exact")
+        require_aggregation(aggregation)
         self.adversary = adversary
         self.method: Method = method
-        self.aggregation = aggregation
+        self.aggregation: Aggregation = aggregation
         domain_names(domains)
         self.domains = domains
         self.poisonable = poisonable
@@ -216,6 +219,7 @@ class CertifiedTraining(Callback):
             clipping=mean_clipping(trainer),
             method=self.method,
             processes=processes_of(trainer),
+            aggregation=self.aggregation,
         )
         self._batches, self._descent, self._approved, self._results, self._told = [], None, set(), {}, set()
         self._clipping = self._engine.clipping
@@ -361,12 +365,21 @@ class CertifiedTraining(Callback):
             raise UncertifiableError(list(dict.fromkeys(problems)))
         self._approved.add(signature)
         self._tell_what_is_left_out()
+        self._tell_ways()
 
     def _tell_what_is_left_out(self) -> None:
         for name, reason in self.engine.domains.left_out.items():
             if name not in self._told:
                 rank_zero_info(f"`CertifiedTraining` goes on without the domain `{name}`. {reason}")
                 self._told.add(name)
+
+    def _tell_ways(self) -> None:
+        ways = self.engine.ways
+        names = {way: sorted(name for name, taken in ways.items() if taken == way) for way in ("exact", "moment")}
+        said = "; ".join(f"{way}: {', '.join(of_way)}" for way, of_way in names.items() if of_way)
+        if names["moment"] and said not in self._told:
+            rank_zero_info(f"`CertifiedTraining` aggregates with {self.aggregation!r}. {said[0].upper()}{said[1:]}.")
+            self._told.add(said)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["adversary"] != describe(self.adversary):
@@ -380,8 +393,3 @@ class CertifiedTraining(Callback):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-
-
-def _require_choice(name: str, value: object, allowed: str) -> None:
-    if value != allowed:
-        raise ValueError(f"Expected `{name}` to be {allowed!r}, but got {value!r}.")

@@ -6,9 +6,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from agt_lightning.aggregation import SampleSet, bounded_descent, gains, moment_descent, moments
-from agt_lightning.aggregation.gains import Gains
+from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent, moments, products
 from agt_lightning.aggregation.moments import MomentSums, exponents_for, part_gains, threshold
+from agt_lightning.aggregation.products import Gains
 from agt_lightning.gradients import Elementwise, OuterProduct, Stacked, Summed
 from agt_lightning.interval import Interval
 from tests.aggregation.moment_oracles import (
@@ -47,7 +47,7 @@ def test_chunks_of_samples_add_up(size, monkeypatch):
     for clean, poisoned in random_products(300, generator):
         whole = moment_descent(clean, poisoned, samples, 20, AMPLE)
         with monkeypatch.context() as patched:
-            patched.setattr(gains, "_CHUNK", size)
+            patched.setattr(products, "_CHUNK", size)
             parts = moment_descent(clean, poisoned, samples, 20, AMPLE)
         assert torch.allclose(whole.upper, parts.upper, rtol=EXACT)
         assert torch.allclose(whole.lower, parts.lower, rtol=EXACT)
@@ -228,7 +228,7 @@ def ends_not_exchanged(monkeypatch):
 
 
 def weights_forgotten(monkeypatch):
-    monkeypatch.setattr(gains, "_weighted", lambda outputs, weights: outputs)
+    monkeypatch.setattr(products, "_weighted", lambda outputs, weights: outputs)
 
 
 def positions_forgotten(monkeypatch):
@@ -261,7 +261,7 @@ def test_oracles_notice_a_broken_moment(name, monkeypatch):
 
 
 def test_oracles_notice_negative_gains_in_odd_powers(monkeypatch):
-    monkeypatch.setattr(gains, "_moves", without_clamp)
+    monkeypatch.setattr(products, "_moves", without_clamp)
     with pytest.raises(AssertionError, match="differs from"):
         everything(moment_descent)
 

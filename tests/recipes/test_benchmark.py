@@ -20,7 +20,9 @@ def test_table_is_written_and_its_paths_are_said(tmp_path, capsys):
         assert str(tmp_path / name) in said.partition("Written:")[2]
     with (tmp_path / "benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["workload"] for row in rows] == [workload.name for workload in TABLE[:2]]
+    assert [row["workload"] for row in rows] == [workload.name for workload in TABLE[:2] for _ in range(2)]
+    assert [row["aggregation"] for row in rows] == ["exact", "moment"] * 2
+    assert all(float(rows[i + 1]["mean width"]) >= float(rows[i]["mean width"]) * (1 - 1e-12) for i in (0, 2))
     assert all(float(row["ratio"]) > 1 and float(row["extra memory MB"]) >= 0 for row in rows)
 
 
@@ -29,7 +31,7 @@ def test_growth_has_a_slope_for_each_quantity(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "along", lambda axis: along(axis)[:2])
     benchmark.main([*SMALL, "--parts", "growth", "--output-dir", str(tmp_path)])
     with (tmp_path / "growth.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["plain"] * 2 + ["exact"] * 2
+        assert [row["step"] for row in csv.DictReader(file)] == ["plain"] * 2 + ["exact"] * 2 + ["moment"] * 2
     assert (tmp_path / "growth.png").is_file()
 
 
@@ -46,7 +48,7 @@ def test_measured_steps_start_from_the_same_state_and_keep_the_parameters_in_the
 
 
 def test_ratio_is_of_cpu_time():
-    cost = StepCost(plain=Seconds(wall=1.0, cpu=2.0), certified=Seconds(wall=3.0, cpu=8.0))
+    cost = StepCost(plain=Seconds(wall=1.0, cpu=2.0), certified=Seconds(wall=3.0, cpu=8.0), width=1.0)
     assert (cost.ratio, cost.wall_ratio) == (4.0, 3.0)
 
 

@@ -74,3 +74,13 @@ def test_uneven_parts_are_bounded_as_the_mean_of_means(pool):
     assert_same_bits(results)
     with pytest.raises(AssertionError):
         assert_close(results[0], train(case))
+
+
+def test_moments_of_several_processes_contain_the_exact_bounds(pool):
+    """They need not agree with those of one process: each process's samples have thresholds of their own."""
+    exact = train(Case("mse", FEATURES, micro=2))
+    results = pool.run(2, train, Case("mse", FEATURES, micro=2, options={"aggregation": "moment"}))
+    assert_same_bits(results)
+    for name, lower in exact["lower"].items():
+        assert (results[0]["lower"][name] <= lower + EQUAL).all()
+        assert (results[0]["upper"][name] >= exact["upper"][name] - EQUAL).all()

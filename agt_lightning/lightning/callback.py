@@ -22,6 +22,7 @@ from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import certificate, describe, write_certificate
+from agt_lightning.checkpoint import complete
 from agt_lightning.descent import Descent
 from agt_lightning.domains import Choice
 from agt_lightning.domains.family import domain_names
@@ -382,9 +383,11 @@ class CertifiedTraining(Callback):
             self._told.add(said)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["adversary"] != describe(self.adversary):
+        with complete(state):
+            before = state["adversary"]
+        if before != describe(self.adversary):
             raise BoundsMismatchError(
-                f"Expected to resume with the adversary of the checkpoint, {state['adversary']}, but got "
+                f"Expected to resume with the adversary of the checkpoint, {before}, but got "
                 f"{describe(self.adversary)}. Bounds for one adversary say nothing about another: use the same."
             )
         self.engine.restore(state)

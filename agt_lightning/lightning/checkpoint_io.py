@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -62,7 +63,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         try:
             return super().load_checkpoint(path, map_location, weights_only)
-        except (EOFError, RuntimeError, ValueError) as error:
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (EOFError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
             raise BoundsMismatchError(
                 f"Expected a whole checkpoint, but {path} is damaged or cut off: {error} Resume from another one."
             ) from error

@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def gather(folder: Path) -> list[Path]:
     """Write the tables of a sweep.
 
     Args:
-        folder: of the sweep; each point has its own in it.
+        folder: of the sweep; each point has its own somewhere in it.
 
     Returns:
         Paths of the tables.
@@ -43,13 +44,16 @@ def gather(folder: Path) -> list[Path]:
 
 
 def finished(folder: Path) -> list[Result]:
-    """Results of all finished points, in order of their panels, levels and names.
+    """Results of all finished points, however deep in ``folder``, in order of their panels, levels and strengths.
+
+    Returns:
+        Results whose ``point`` is the path of their folder, relative to that of the sweep.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if different versions of the package made them.
     """
-    results = [result for path in sorted(folder.glob(f"*/{FILE}")) if (result := Result.load(path.parent))]
+    results = [_placed(path.parent, folder) for path in sorted(folder.rglob(FILE))]
     if not results:
         raise FileNotFoundError(f"Expected finished points of a sweep in {folder.resolve()}, but found none.")
     if len({result.code for result in results}) > 1:
@@ -58,6 +62,12 @@ def finished(folder: Path) -> list[Result]:
             "Run the sweep again, and move away the folders of points that it does not have."
         )
     return sorted(results, key=_order)
+
+
+def _placed(point: Path, folder: Path) -> Result:
+    result = Result.load(point)
+    assert result is not None
+    return replace(result, point=point.relative_to(folder).as_posix())
 
 
 def read(folder: Path, name: str = POINTS) -> list[dict[str, str]]:

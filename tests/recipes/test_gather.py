@@ -51,6 +51,13 @@ def test_own_tables_are_joined_and_logs_left_alone(tmp_path):
         ]  # fmt: skip
 
 
+def test_points_of_recipes_with_several_trainings_are_found_deeper_down(tmp_path):
+    save(tmp_path, "n=1/ball")
+    save(tmp_path, "n=1/box")
+    gather(tmp_path)
+    assert [row["point"] for row in read(tmp_path)] == ["n=1/ball", "n=1/box"]
+
+
 def test_unfinished_points_are_left_out(tmp_path):
     save(tmp_path, "x")
     (tmp_path / "y").mkdir()

@@ -1,8 +1,8 @@
 r"""Gather the finished points of a sweep into tidy tables, from which figures are drawn without any training.
 
-``points.csv`` has one row for each point: the panel and level it has in a figure, the adversary, every other setting in
-which the points differ, what was certified, and seconds of training. Tables that each point wrote for itself, such as
-``steps.csv``, become one of the same name, with the point's name in front of each row.
+``points.csv`` has one row for each point: the panel and level it has in a figure, the adversary, the domains, every
+other setting in which the points differ, what was certified, and seconds of training. Tables that each point wrote for
+itself, such as ``steps.csv``, become one of the same name, with the point's name in front of each row.
 
     python -m recipes.gather outputs/household
 """
@@ -18,7 +18,8 @@ from typing import Any
 from recipes.results import FILE, Result
 
 POINTS = "points.csv"
-_ALWAYS = ("adversary.n", "adversary.epsilon", "adversary.nu", "adversary.kappa")
+_STRENGTHS = ("adversary.n", "adversary.epsilon", "adversary.nu", "adversary.kappa")
+_ALWAYS = (*_STRENGTHS, "callbacks.certified.domains")
 _LOGS = ("metrics.csv",)
 
 
@@ -106,12 +107,12 @@ def columns(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _order(result: Result) -> tuple[Any, ...]:
-    numbers = [float(result.settings.get(name) or 0.0) for name in _ALWAYS]
+    numbers = [float(result.settings.get(name) or 0.0) for name in _STRENGTHS]
     return (result.panel or "", result.level or 0, *numbers, result.point)
 
 
 def _columns(results: Sequence[Result]) -> list[str]:
-    """Settings worth a column: the adversary's strength, and those in which points differ."""
+    """Settings worth a column: the adversary's strength, the domains, and those in which points differ."""
     names = dict.fromkeys(name for result in results for name in result.settings)
     values = {name: [_text(result.settings.get(name)) for result in results] for name in names}
     differing = [name for name in names if name in _ALWAYS or len(set(values[name])) > 1]

@@ -14,6 +14,7 @@ from recipes.steps import FILE
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # Okabe and Ito, told apart by all readers
 _STYLES = ("--", "-", "-.")
 _SIZE = (4.2, 3.6)
+_HEADROOM = 3.0  # for the legend
 _DOMAINS = "callbacks.certified.domains"
 
 Curves = Mapping[str, Sequence[float]]
@@ -36,17 +37,22 @@ def draw_mse_panels(
         panels: of the configuration, each with a title and a symbol.
         path: the file to write.
         domains: names in the legend by choice of domains, as the table has it.
-        limits: of the logarithmic axis.
+        limits: of the logarithmic axis; a panel whose curves stay lower ends there.
         across: panels in a row.
 
     Returns:
         ``path``.
+
+    Raises:
+        ValueError: if a point was certified by domains without a name.
     """
     found, curves = rows_of_panels(folder, panels), _curves(folder)
     figure, axes = panel_axes(len(found), across, _SIZE)
     for (name, rows), own in zip(found.items(), axes, strict=True):
         _draw_panel(own, [(level_name(panels[name], row), row, curves[row["point"]]) for row in rows], domains)
-        own.set(title=panels[name]["title"], xlabel="training step", ylabel="MSE", yscale="log", ylim=tuple(limits))
+        own.set(title=panels[name]["title"], xlabel="training step", ylabel="MSE", yscale="log")
+        highest = max(max(curves[row["point"]]["worst MSE"]) for row in rows)
+        own.set_ylim(limits[0], min(limits[1], _HEADROOM * highest))
     handles = [
         *(Line2D([], [], color="black", linestyle=s, label=f"worst and best case, {n}") for s, n in _styled(domains)),
         Line2D([], [], color="black", linestyle=":", label="nominal"),
@@ -60,6 +66,15 @@ def draw_mse_panels(
 
 def _styled(domains: Mapping[str, str]) -> list[tuple[str, str]]:
     return list(zip(_STYLES, domains.values(), strict=False))
+
+
+def _style(row: Row, domains: Mapping[str, str]) -> str:
+    if row.get(_DOMAINS) not in domains:
+        raise ValueError(
+            f"Expected `{_DOMAINS}` of {row['point']} to be one of {list(domains)}, but got {row.get(_DOMAINS)!r}. "
+            "Name it in `drawing.domains`."
+        )
+    return dict(zip(domains, _STYLES, strict=False))[row[_DOMAINS]]
 
 
 def _curves(folder: Path) -> dict[str, dict[str, list[float]]]:
@@ -77,7 +92,7 @@ def _draw_panel(axes: Axes, lines: Sequence[tuple[str, Row, Curves]], domains: M
     colors = dict(zip(dict.fromkeys(name for name, _, _ in lines), _COLORS, strict=False))
     last = max(curve["step"][-1] for _, _, curve in lines)
     for name, row, curve in lines:
-        style = dict(zip(domains, _STYLES, strict=False))[row.get(_DOMAINS) or next(iter(domains))]
+        style = _style(row, domains)
         for case in ("worst MSE", "best MSE"):
             axes.plot(curve["step"], curve[case], color=colors[name], linestyle=style, linewidth=1.2)
         axes.plot(curve["step"], curve["nominal MSE"], color=colors[name], linestyle=":", linewidth=1.2)

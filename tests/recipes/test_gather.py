@@ -58,6 +58,13 @@ def test_points_of_recipes_with_several_trainings_are_found_deeper_down(tmp_path
     assert [row["point"] for row in read(tmp_path)] == ["n=1/ball", "n=1/box"]
 
 
+def test_the_domains_of_points_are_told_even_if_they_are_the_same(tmp_path):
+    for point in ("x", "y"):
+        save(tmp_path, point, settings={"callbacks.certified.domains": ["ball"]})
+    gather(tmp_path)
+    assert [row["callbacks.certified.domains"] for row in read(tmp_path)] == ['["ball"]'] * 2
+
+
 def test_unfinished_points_are_left_out(tmp_path):
     save(tmp_path, "x")
     (tmp_path / "y").mkdir()

@@ -71,6 +71,14 @@ def test_errors_of_every_level_and_domain_are_drawn(tmp_path, figures):
     assert sorted(line.get_linestyle() for line in worst) == ["-", "-", "--"]
 
 
+@pytest.mark.parametrize("named", [{}, {"callbacks.certified.domains": "another"}], ids=["none", "another"])
+def test_no_curve_is_drawn_under_the_name_of_another_domain(tmp_path, named):
+    write(tmp_path / "points.csv", [{"point": "p", "panel": "a", "level": 0, **named}])
+    write(tmp_path / "steps.csv", [{"point": "p", "step": 0, "best MSE": 1, "nominal MSE": 1, "worst MSE": 1}])
+    with pytest.raises(ValueError, match="Expected `callbacks.certified.domains` of p to be one of"):
+        draw_mse_panels(tmp_path, PANELS, tmp_path / "f.png", DOMAINS, [0.001, 10])
+
+
 def test_regions_of_every_level_are_nested_in_their_panel(tmp_path, figures):
     grid = np.linspace(0, 1, 5)
     rows = []

@@ -40,6 +40,19 @@ def _rate(outcomes: list[Tensor]) -> float:
     return torch.cat(outcomes).double().mean().item()
 
 
+def width_certificate(
+    model: CertifiedModel, module: L.LightningModule, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """Mean width of the parameters' bounds, ``(1 / |θ|) Σ (θ_U - θ_L)`` of figure 3.
+
+    Args:
+        model: the module under its parameter bounds.
+        module: the trained module.
+        batches: of the test; not looked at.
+    """
+    return {"mean width": model.bounds.mean_width()}
+
+
 @torch.no_grad()
 def mse_certificate(
     model: CertifiedModel, module: L.LightningModule, batches: Iterable[tuple[Tensor, Tensor]], epsilon: float = 0.0

@@ -43,6 +43,8 @@ class Interval:
         upper: upper bounds, of the same shape, dtype and device.
         nonnegative: a fact known by construction (after ReLU, sigmoid, softmax): ``lower >= 0``. Products use it.
         ball: a fact about perturbed inputs: the values lie in this ball as well. The first affine operation uses it.
+        balanced: a fact about gradients of cross entropy: the entries along axis 1 add up to zero. The backward pass
+            of a linear layer uses it.
 
     Raises:
         TypeError: if a bound is not a floating point tensor, or their dtypes or devices differ.
@@ -63,6 +65,7 @@ class Interval:
     upper: Tensor
     nonnegative: bool = field(default=False, kw_only=True)
     ball: Ball | None = field(default=None, kw_only=True)
+    balanced: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check what every rule relies on."""
@@ -72,13 +75,22 @@ class Interval:
             raise ValueError(f"Expected lower bounds >= 0 with `nonnegative=True`, but got {float(self.lower.min())}.")
 
     @classmethod
-    def trusted(cls, lower: Tensor, upper: Tensor, *, nonnegative: bool = False, ball: Ball | None = None) -> Interval:
+    def trusted(
+        cls,
+        lower: Tensor,
+        upper: Tensor,
+        *,
+        nonnegative: bool = False,
+        ball: Ball | None = None,
+        balanced: bool = False,
+    ) -> Interval:
         """Build an interval whose validity is proved by its rule, without checking it again."""
         interval = object.__new__(cls)
         object.__setattr__(interval, "lower", lower)
         object.__setattr__(interval, "upper", upper)
         object.__setattr__(interval, "nonnegative", nonnegative)
         object.__setattr__(interval, "ball", ball)
+        object.__setattr__(interval, "balanced", balanced)
         return interval
 
     @classmethod

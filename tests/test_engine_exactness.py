@@ -59,11 +59,20 @@ def sample_gradients(kind: str, layers: list[tuple[Pair, Pair]], x: Pair, label:
         outer = product((d[0][:, :, None], d[1][:, :, None]), (zi[0][:, None], zi[1][:, None]))
         gradients = [outer, d, *gradients]
         if number:
-            weight = layers[number][0]
-            d = matmul(d, (weight[0].T, weight[1].T))
+            d = below(d, layers[number][0], adds_up_to_zero=kind == "ce" and number == len(layers) - 1)
             h = before[number - 1]
             d = product(d, ((h[0] > 0).double(), (h[1] > 0).double()))
     return gradients
+
+
+def below(d: Pair, weight: Pair, *, adds_up_to_zero: bool) -> Pair:
+    """``d W``; for a gradient that adds up to zero both bounds, with W as it is and less the medians of its columns."""
+    low, high = matmul(d, (weight[0].T, weight[1].T))
+    if not adds_up_to_zero:
+        return low, high
+    median = ((weight[0] + weight[1]) / 2).median(0).values
+    other_low, other_high = matmul(d, ((weight[0] - median).T, (weight[1] - median).T))
+    return torch.maximum(low, other_low), torch.minimum(high, other_high)
 
 
 def top(values: Tensor, n: int) -> Tensor:

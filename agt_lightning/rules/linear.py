@@ -46,8 +46,12 @@ class Linear(Rule):
         return map_bounds(product, lambda bound: bound.unflatten(0, z.shape[:-1]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """``∂L/∂z = d W``."""
-        product = matmul(_flat(grad), _transposed(interval(inputs[1])))
+        """``∂L/∂z = d W``; for d that adds up to zero intersected with ``d (W - 1 m)``, which is the same."""
+        weight = interval(inputs[1])
+        product = matmul(_flat(grad), _transposed(weight))
+        if grad.balanced and grad.lower.ndim == 2 and not product.is_point:
+            apart = matmul(grad, _transposed(_less_median(weight)))
+            product = ordered(torch.maximum(product.lower, apart.lower), torch.minimum(product.upper, apart.upper))
         gradient = map_bounds(product, lambda bound: bound.unflatten(0, grad.shape[:-1]))
         return [gradient, *[None] * (len(inputs) - 1)]
 
@@ -77,6 +81,12 @@ class MatrixProduct(Linear):
     ) -> FactoredGradient:
         """``∂L/∂W = Σ z ⊗ d`` over positions."""
         return OuterProduct(_positions(interval(inputs[0])), _positions(grad))
+
+
+def _less_median(weight: Interval) -> Interval:
+    """``W - 1 m`` for the median m of each column, which makes ``Σ |W - m|`` least."""
+    median = weight.center.median(dim=0).values
+    return map_bounds(weight, lambda bound: bound - median)
 
 
 def _transposed(matrix: Interval) -> Interval:

@@ -117,7 +117,7 @@ class CrossEntropy(Rule):
         return map_bounds(multiply(self._target(site, logits, target), cost), lambda bound: bound.sum(dim=1))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """``g (p - y)``; for probabilities as targets ``g (p Σ_k y_k - y)``."""
+        """``g (p - y)``; for probabilities as targets ``g (p Σ_k y_k - y)``. Both add up to zero over the classes."""
         logits = interval(inputs[0])
         target = self._target(site, logits, inputs[1])
         probabilities = softmax(logits)
@@ -125,7 +125,8 @@ class CrossEntropy(Rule):
             mass = map_bounds(target, lambda bound: bound.sum(dim=1, keepdim=True), nonnegative=target.nonnegative)
             probabilities = multiply(probabilities, mass)
         towards = map_bounds(grad, lambda bound: bound.unsqueeze(1), nonnegative=grad.nonnegative)
-        return [multiply(towards, probabilities - target), None]
+        gradient = multiply(towards, probabilities - target)
+        return [Interval.trusted(gradient.lower, gradient.upper, balanced=True), None]
 
 
 class BinaryCrossEntropy(Rule):

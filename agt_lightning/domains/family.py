@@ -123,9 +123,11 @@ class DomainFamily:
                 domain.update(pending[name], applied)
             except DomainLostError as error:
                 self._lose(name, error)
+        if self.box_domain is None:
+            return
         for domain in self.others.values():
             allowed = domain.box()
-            if self.box_domain is not None and allowed is not None:
+            if allowed is not None:
                 self.box_domain.tighten(allowed)
 
     def box_at_hand(self) -> dict[str, Interval]:

@@ -72,7 +72,6 @@ class BallDomain(Domain[BallStep]):
         self.module = module
         self.dtype = dtype
         self.element = ParameterBall(0.0, {})
-        self._box = self.element.box(module, dtype)
 
     @property
     def radius(self) -> float:
@@ -149,11 +148,10 @@ class BallDomain(Domain[BallStep]):
         if not radius < _LARGEST_RADIUS:  # NaN is not below it
             raise DomainLostError(f"its radius is {radius}: the bounds diverged; use fewer or smaller steps")
         self.element = ParameterBall(radius, _copies(self.module, pending.head.parameters))
-        self._box = self.element.box(self.module, self.dtype)
 
     @override
     def box(self) -> dict[str, Interval]:
-        return self._box
+        return self.element.box(self.module, self.dtype)
 
     @override
     def record(self) -> dict[str, object]:
@@ -171,7 +169,6 @@ class BallDomain(Domain[BallStep]):
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
         self.element = ParameterBall(float(state["radius"]), _copies(self.module, state["parameters"]))
-        self._box = self.element.box(self.module, self.dtype)
 
 
 def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:

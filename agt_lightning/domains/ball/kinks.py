@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agt_lightning.domains.ball.pairs import Pairs
@@ -39,10 +41,10 @@ class Kinks:
     def sorted(cls, pairs: Pairs, distance: Tensor) -> Kinks:
         """From pairs in any order and their distances, nonnegative."""
         order = _by_unit_and_distance(pairs.unit, distance)
-        unit = pairs.unit[order]
+        unit = pairs.unit.index_select(0, order)
         last = torch.ones_like(unit, dtype=torch.bool)
         last[:-1] = unit[1:] != unit[:-1]
-        return cls(Pairs(pairs.sample[order], unit), distance[order], last)
+        return cls(Pairs(pairs.sample.index_select(0, order), unit), distance.index_select(0, order), last)
 
     def cumulated(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of ``values``, (m,), over the pairs of the same unit up to and with each pair, and its rounding error."""
@@ -80,17 +82,28 @@ class Kinks:
         """By weak duality ``Σ_j max value <= ρ radius² + Σ_j max(value - ρ cost)`` for every ρ >= 0; the best found."""
         if len(value) == 0:
             return 0.0
-        unit, budget = self.pairs.unit, radius * radius
-        largest = value.new_zeros(int(unit[-1]) + 1)
+        budget = radius * radius
 
         def dual(multiplier: float) -> float:
-            spare = torch.sub(value, cost, alpha=multiplier)
-            return multiplier * budget + float(largest.scatter_reduce(0, unit, spare, "amax").sum())  # none below zero
+            return multiplier * budget + self._sum_of_largest(torch.sub(value, cost, alpha=multiplier))
 
         everything = dual(0.0)
         if budget == 0 or everything == 0:
             return math.sqrt(everything)
         return math.sqrt(min(everything, _smallest(dual, everything / budget)))
+
+    def _sum_of_largest(self, values: Tensor) -> float:
+        """Sum over units of the largest of ``values``, (m,), or zero."""
+        if values.device.type != "cpu":
+            least = values.new_zeros(int(self.pairs.unit[-1]) + 1)
+            return float(least.scatter_reduce(0, self.pairs.unit, values, "amax").sum())
+        largest = np.maximum.reduceat(values.numpy(), self._first)  # a quarter of the time that scattering takes
+        return float(largest.clip(min=0).sum())
+
+    @cached_property
+    def _first(self) -> NDArray[np.int64]:
+        """Where each unit's pairs begin."""
+        return np.concatenate([[0], np.flatnonzero(self.last.numpy())[:-1] + 1])
 
 
 def _by_unit_and_distance(unit: Tensor, distance: Tensor) -> Tensor:

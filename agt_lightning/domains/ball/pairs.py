@@ -57,12 +57,8 @@ class Pairs:
 
     def among(self, kept: Tensor) -> Pairs:
         """Those that are true in ``kept``, (m,)."""
-        return Pairs(self.sample[kept], self.unit[kept])
-
-    def within(self, rows: slice) -> Pairs:
-        """Those of a range of samples, which are counted from its start."""
-        first, last = torch.searchsorted(self.sample, self.sample.new_tensor([rows.start, rows.stop])).tolist()
-        return Pairs(self.sample[first:last] - rows.start, self.unit[first:last])
+        chosen = true_positions(kept)
+        return Pairs(self.sample.index_select(0, chosen), self.unit.index_select(0, chosen))
 
     def sums(self, values: Tensor, samples: int) -> Tensor:
         """Sum of ``values``, (m,), for each sample, (b,)."""

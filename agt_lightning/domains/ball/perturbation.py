@@ -31,7 +31,8 @@ class Perturbation:
     @classmethod
     def between(cls, clean: Tensor, poisoned: Interval) -> Perturbation:
         """From features as they are, (b, d), and everything within the adversary's reach."""
-        half_widths = torch.maximum(poisoned.upper - clean, clean - poisoned.lower).clamp_(min=0)
+        up = poisoned.upper - clean
+        half_widths = torch.maximum(up, clean - poisoned.lower, out=up).clamp_(min=0)
         ball = poisoned.ball
         if ball is None or ball.scale.ndim != 1 or ball.p not in (1, 2):
             return cls.of(half_widths)

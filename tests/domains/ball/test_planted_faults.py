@@ -17,7 +17,6 @@ from agt_lightning.domains.ball.hidden import poison, remainder, step
 from agt_lightning.domains.ball.hidden.reach import HiddenReach
 from agt_lightning.domains.ball.hidden.signs import Look, Signs
 from agt_lightning.domains.ball.kinks import Kinks
-from agt_lightning.domains.ball.pairs import Pairs
 from tests.domains.ball.attacks import attack
 from tests.domains.ball.problems import Form, Problems, random_problems
 from tests.domains.ball.test_enclosure import Head
@@ -200,7 +199,8 @@ def no_units_near_zero(patch: pytest.MonkeyPatch) -> Problems:
     whole = Signs.look
 
     def blind(self: Signs, *arguments: object) -> Look:
-        return replace(whole(self, *arguments), near=Pairs.where(self.hidden.isnan()))
+        seen = whole(self, *arguments)
+        return replace(seen, near=seen.near.among(seen.near.hidden.isnan()))
 
     patch.setattr(Signs, "look", blind)
     return network(PLAIN, [-0.1], [1.0], [1.0], [FAR], ball=0.2, rate=0.1)

@@ -53,11 +53,14 @@ def test_near_units_are_those_within_the_sum(hidden, draw, rows):
     expected = hidden.abs() <= within[:, None] + (0 if along is None else along)
     assert 0 < int(expected.sum()) < expected.numel()
     assert torch.equal(torch.stack([near.sample, near.unit], dim=1), expected.nonzero())
+    assert torch.equal(near.hidden, hidden[near.sample, near.unit])
+    kept = near.hidden > 0
+    assert torch.equal(near.among(kept).hidden, near.hidden[kept])
 
 
 def test_zero_is_near_whatever_the_distance(hidden):
     near = look(hidden, torch.zeros(SAMPLES).double()).near
-    assert torch.equal(near.of(hidden), torch.zeros(int((hidden == 0).sum())).double())
+    assert torch.equal(near.hidden, torch.zeros(int((hidden == 0).sum())).double())
 
 
 def test_slopes_of_unsure_units_are_a_half(hidden, draw):
@@ -71,6 +74,7 @@ def test_preactivations_in_any_layout(hidden):
     strided = hidden.T.contiguous().T
     unsure = look(strided, torch.full((SAMPLES,), 0.5).double()).near
     assert torch.equal(unsure.of(strided), hidden[unsure.sample, unsure.unit])
+    assert torch.equal(unsure.hidden, unsure.of(strided))
     assert torch.equal(joined(Signs(strided).slopes(unsure)), joined(Signs(hidden).slopes(unsure)))
 
 
@@ -83,8 +87,6 @@ def test_entries_of_pairs(draw):
     chosen = torch.zeros(SAMPLES, UNITS, dtype=torch.bool)
     chosen[pairs.sample, pairs.unit] = True
     torch.testing.assert_close(pairs.sums(pairs.of(matrix), SAMPLES), (matrix * chosen).sum(dim=1))
-    inner = pairs.within(slice(4, 9))
-    assert torch.equal(torch.stack([inner.sample, inner.unit], dim=1), chosen[4:9].nonzero())
 
 
 @pytest.mark.parametrize("units", [UNITS, 300, 70_000])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.hidden.reach import HiddenLayer, HiddenReach
-from agt_lightning.domains.ball.hidden.signs import rows_of
+from agt_lightning.domains.ball.hidden.signs import NearUnits, rows_of
 from agt_lightning.domains.ball.kinks import knapsack
 from agt_lightning.domains.ball.losses import HeadLoss
 from agt_lightning.domains.ball.pairs import Pairs
@@ -103,7 +103,7 @@ def _movement(reach: HiddenReach, carried: Carried, hidden_box: Interval | None)
     return _Movement(length, step + radius * length, output, weight_on, frobenius_on, switched, any_switch)
 
 
-def _unsure(reach: HiddenReach, hidden_box: Interval | None) -> Pairs:
+def _unsure(reach: HiddenReach, hidden_box: Interval | None) -> NearUnits:
     """Units that can have different signs with and without the movement of features."""
     unsure = reach.unsure
     if hidden_box is None or reach.hidden_box is None:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.enclosure import Layer
-from agt_lightning.domains.ball.hidden.signs import Look, Signs
+from agt_lightning.domains.ball.hidden.signs import Look, NearUnits, Signs
 from agt_lightning.domains.ball.losses import Reach
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
-from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.domains.ball.perturbation import Carried, Perturbation
 from agt_lightning.domains.ball.samples import Samples
 from agt_lightning.rounding import accumulated_roundoff
@@ -121,32 +120,32 @@ class HiddenReach:
         movement: Tensor = self.layer.radius * norm + self.doubt
         return movement
 
-    def _within_ball(self, pairs: Pairs) -> Pairs:
+    def _within_ball(self, units: NearUnits) -> NearUnits:
         """Those that can switch without a movement of features."""
         if self.carried is None:
-            return pairs
-        return pairs.among(pairs.of(self.hidden).abs() <= pairs.by_sample(self._movement(self.input_norm)))
+            return units
+        return units.among(units.hidden.abs() <= units.by_sample(self._movement(self.input_norm)))
 
     @property
     def weight_on(self) -> Tensor:
         """Upper bound on ``‖W₂‖`` on units that are active somewhere in the ball, (b,)."""
         return self.frobenius_on.clamp(max=self.layer.second_norm)
 
-    def away(self, pairs: Pairs) -> Tensor:
+    def away(self, units: NearUnits) -> Tensor:
         """Lower bound on ``|h|``, (m,)."""
-        return (pairs.of(self.hidden).abs() - pairs.by_sample(self.doubt)).clamp(min=0)
+        return (units.hidden.abs() - units.by_sample(self.doubt)).clamp(min=0)
 
-    def frobenius(self, unsure: Pairs) -> Tensor:
+    def frobenius(self, unsure: NearUnits) -> Tensor:
         """``‖W₂‖_F`` on units that are active, and those that may be, (b,)."""
-        added = unsure.by_unit(self.layer.squares) * (unsure.of(self.hidden) <= 0)
+        added = unsure.by_unit(self.layer.squares) * (unsure.hidden <= 0)
         return (self._squares_on + unsure.sums(added, len(self.hidden))).sqrt()
 
-    def _not_fixed(self, pairs: Pairs) -> Pairs:
+    def _not_fixed(self, units: NearUnits) -> NearUnits:
         """Without the units whose sign another domain knows."""
         if self.hidden_box is None:
-            return pairs
-        lower, upper = pairs.of(self.hidden_box.lower), pairs.of(self.hidden_box.upper)
-        return pairs.among((lower <= 0) & (upper >= 0))
+            return units
+        lower, upper = units.of(self.hidden_box.lower), units.of(self.hidden_box.upper)
+        return units.among((lower <= 0) & (upper >= 0))
 
     def rounding(self, terms: int) -> float:
         """Relative rounding of a sum of ``terms`` gradients, with respect to the sum of magnitudes."""

@@ -49,8 +49,11 @@ class Signs:
 
     def slopes(self, unsure: Pairs) -> Iterator[tuple[slice, Tensor]]:
         """The same with 1/2 for pairs that may be on or off."""
+        positions = unsure.positions(self.hidden.shape[1])
         for rows, mask in self.masks():
-            mask.view(-1).index_fill_(0, unsure.within(rows).positions(mask.shape[1]), 0.5)
+            first, last = rows.start * mask.shape[1], rows.stop * mask.shape[1]
+            here = slice(*torch.searchsorted(positions, positions.new_tensor([first, last])).tolist())
+            mask.view(-1).index_fill_(0, positions[here] - first, 0.5)
             yield rows, mask
 
     def look(self, within: Tensor, along: Tensor | None, values: Tensor) -> Look:
@@ -63,14 +66,35 @@ class Signs:
             values: (h,), to be summed.
         """
         units = self.hidden.shape[1]
-        norms, sums, found = [], [], []
+        norms, sums, found, values_found = [], [], [], []
         for rows, block, room in self._blocks():
             norms.append(torch.clamp(block, min=0, out=room).norm(dim=1))
             sums.append(room.gt_(0) @ values)
             beyond = torch.abs(block, out=room).sub_(within[rows, None])
-            near = beyond <= (0 if along is None else rows_of(along, rows))
-            found.append(true_positions(near) + rows.start * units)
-        return Look(torch.cat(norms), torch.cat(sums), Pairs.at(torch.cat(found), units))
+            found.append(true_positions(beyond <= (0 if along is None else rows_of(along, rows))))
+            values_found.append(block.reshape(-1).index_select(0, found[-1]))
+            found[-1] += rows.start * units
+        pairs = Pairs.at(torch.cat(found), units)
+        near = NearUnits(pairs.sample, pairs.unit, torch.cat(values_found))
+        return Look(torch.cat(norms), torch.cat(sums), near)
+
+
+@dataclass(frozen=True)
+class NearUnits(Pairs):
+    """Pairs that are close to zero.
+
+    Args:
+        sample: position of the sample, (m,), ascending.
+        unit: position of the unit, (m,).
+        hidden: their preactivations, (m,).
+    """
+
+    hidden: Tensor
+
+    def among(self, kept: Tensor) -> NearUnits:
+        """Those that are true in ``kept``, (m,)."""
+        pairs, chosen = super().among(kept), true_positions(kept)
+        return NearUnits(pairs.sample, pairs.unit, self.hidden.index_select(0, chosen))
 
 
 @dataclass(frozen=True)
@@ -85,7 +109,7 @@ class Look:
 
     activation_norm: Tensor
     sum_on: Tensor
-    near: Pairs
+    near: NearUnits
 
 
 def rows_of(values: Tensor, rows: slice) -> Tensor:

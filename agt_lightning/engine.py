@@ -461,6 +461,8 @@ class AbstractGradientEngine:
         device = next(self.module.parameters()).device
         weights = [sample_weights(part.bounded, part.batch, scale, self.dtype, device) for part in parts]
         samples = sample_set(weights, [part.rows for part in parts])
+        if self.processes.size == 1:  # nobody to share a sample with
+            return OwnPart(stacked(gradients), samples)
         marks = [sample_marks(part.bounded, part.batch.data, part.ids) for part in parts]
         return OwnPart(stacked(gradients), samples, torch.cat(marks))
 

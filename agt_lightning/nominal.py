@@ -25,12 +25,12 @@ class OwnPart:
     Args:
         gradients: of each sample, by parameter name.
         samples: weights in the step's loss over all processes, and which samples can be poisoned.
-        marks: numbers that tell samples apart, (b,).
+        marks: numbers that tell samples apart, (b,); None where there is one process.
     """
 
     gradients: Mapping[str, FactoredGradient]
     samples: SampleSet
-    marks: Tensor
+    marks: Tensor | None = None
 
     def mean(self, name: str, budget: int) -> Tensor:
         """This part's share of the gradient."""
@@ -55,6 +55,7 @@ def all_samples(processes: Processes, own: OwnPart) -> SampleSet:
     if processes.size == 1:
         return own.samples
     rows = own.samples.poisonable
+    assert own.marks is not None
     message: dict[str, Entry] = {"weights": own.samples.weights, "marks": own.marks}
     message["parameters"] = json.dumps(sorted(own.gradients))
     received = processes.gather(message if rows is None else {**message, "rows": rows})

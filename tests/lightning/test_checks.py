@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Stoch
 from torch import nn
 from torch.optim import SGD, Adam, NAdam, RMSprop, Rprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
 
@@ -119,6 +119,8 @@ def test_samplers_that_depend_on_the_data(refusal, loader):
     data = loader().dataset
     weighted = DataLoader(data, batch_size=4, sampler=WeightedRandomSampler([1.0] * 8, 8))
     assert "WeightedRandomSampler" in "\n".join(refusal(loader=weighted))
+    repeated = DataLoader(data, batch_size=4, sampler=RandomSampler(data, replacement=True))
+    assert "without replacement" in "\n".join(refusal(loader=repeated))
 
 
 def test_overridden_gradient_clipping(refusal, regressor):

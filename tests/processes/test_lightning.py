@@ -1,8 +1,14 @@
 """Certified training under Lightning's DDP: the same bounds, or a refusal in every process."""
 
-import pytest
+from types import SimpleNamespace
 
-from agt_lightning import UnboundedAdversary
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from torch.distributed.fsdp import MixedPrecision
+
+from agt_lightning import ParameterBounds, UnboundedAdversary
+from agt_lightning.lightning.processes import strategy_problems
 from tests.processes import lightning_cases as cases
 from tests.processes.pool import FailedError
 from tests.processes.test_same_bounds import assert_close, assert_same_bits
@@ -110,6 +116,48 @@ def _synchronized():
     module.net.append(cases.nn.BatchNorm1d(1).double())
     made = cases.trainer(cases.CertifiedTraining(cases.ADVERSARY), sync_batchnorm=True)
     made.fit(module, cases.loader())
+
+
+def test_different_numbers_of_batches_are_refused(pool):
+    assert_refused(pool, 2, _uneven, "different numbers of batches")
+
+
+def _uneven():
+    data = cases.DataLoader(cases.dataset(16 + 4 * cases.dist.get_rank()), 4)
+    cases.trainer(cases.CertifiedTraining(cases.ADVERSARY)).fit(cases.Regressor(), data)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (DDPStrategy(model_averaging_period=2), "averages parameters"),
+        (DDPStrategy(mixed_precision=MixedPrecision(param_dtype=torch.bfloat16)), "rounds more"),
+        (FSDPStrategy(), "must be whole"),
+    ],
+)
+def test_strategies_that_apply_another_gradient_are_refused(strategy, message):
+    trainer = SimpleNamespace(world_size=2, strategy=strategy, lightning_module=cases.Regressor())
+    (problem,) = strategy_problems(trainer)
+    assert message in problem
+
+
+def test_spawned_processes_leave_a_certificate(tmp_path):
+    made = cases.L.Trainer(
+        strategy="ddp_spawn",
+        accelerator="cpu",
+        devices=2,
+        max_epochs=1,
+        use_distributed_sampler=True,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[cases.CertifiedTraining(cases.ADVERSARY, dirpath=tmp_path)],
+    )
+    made.fit(cases.Regressor(), cases.DataLoader(cases.dataset(), cases.BATCH // 2))
+    bounds = ParameterBounds.load(tmp_path / "bounds.safetensors")
+    assert bounds.mean_width() > 0
+    assert bounds.contains(made.lightning_module)
 
 
 def test_what_one_process_finds_stops_all(pool):

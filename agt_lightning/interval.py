@@ -178,7 +178,9 @@ class Interval:
 
     def __sub__(self, other: Interval) -> Interval:
         """Difference of independent intervals; exact."""
-        return self + (-other)
+        lower = self.lower - other.upper
+        upper = lower if self.is_point and other.is_point else self.upper - other.lower
+        return Interval.trusted(lower, upper)
 
     def intersect(self, other: Interval) -> Interval:
         """Intersection of two enclosures of the same value.

@@ -20,6 +20,8 @@ def ordered(lower: Tensor, upper: Tensor) -> Interval:
         >>> ordered(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999])).lower
         tensor([1.0000, 2.0000])
     """
+    if _in_order(lower, upper):
+        return Interval.trusted(lower, upper)
     return Interval.trusted(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
 
@@ -33,7 +35,7 @@ def settled(value: Interval) -> Interval:
         >>> settled(Interval.trusted(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999]))).lower
         tensor([1.0000, 2.0000])
     """
-    if value.is_point or not value.lower.numel():
+    if value.is_point or _in_order(value.lower, value.upper):
         return value
     excess = float((value.lower - value.upper).max())
     size = float(value.magnitude.max())
@@ -44,3 +46,8 @@ def settled(value: Interval) -> Interval:
         )
     result = ordered(value.lower, value.upper)
     return Interval.trusted(result.lower, result.upper, nonnegative=value.nonnegative)
+
+
+def _in_order(lower: Tensor, upper: Tensor) -> bool:
+    """Whether no lower bound exceeds its upper one; with NaN they are not in order."""
+    return not lower.numel() or float((upper - lower).min()) >= 0

@@ -95,16 +95,11 @@ def _point_matmul(a: Tensor, b: Interval, *, nonnegative: bool) -> Interval:
 
 def _nonnegative_matmul(a: Interval, b: Interval) -> Interval:
     """``a >= 0``: upper ``au bu⁺ - al bu⁻``, lower ``al bl⁺ - au bl⁻``; neither factor pair straddles twice."""
-    upper = _stacked(a.upper, b.upper.clamp(min=0), a.lower, b.upper.clamp(max=0))
     if b.nonnegative:
-        return Interval.trusted(a.lower @ b.lower.T, upper, nonnegative=True)
-    lower = _stacked(a.lower, b.lower.clamp(min=0), a.upper, b.lower.clamp(max=0))
+        return Interval.trusted(a.lower @ b.lower.T, a.upper @ b.upper.T, nonnegative=True)
+    upper = (a.upper @ b.upper.clamp(min=0).T).addmm_(a.lower, b.upper.clamp(max=0).T)
+    lower = (a.lower @ b.lower.clamp(min=0).T).addmm_(a.upper, b.lower.clamp(max=0).T)
     return ordered(lower, upper)
-
-
-def _stacked(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """``a bᵀ + c dᵀ`` as one product of twice the inner size."""
-    return torch.cat([a, c], dim=1) @ torch.cat([b, d], dim=1).T
 
 
 def _general_matmul(a: Interval, b: Interval) -> Interval:

@@ -46,7 +46,16 @@ def logsumexp_of_others(values: Tensor) -> Tensor:
         >>> logsumexp_of_others(torch.tensor([[1.0, 5.0]]))
         tensor([[5., 1.]])
     """
-    nothing = torch.full_like(values[:, :1], -torch.inf)
-    before = torch.cat([nothing, values[:, :-1].logcumsumexp(dim=1)], dim=1)
-    after = torch.cat([values[:, 1:].flip(1).logcumsumexp(dim=1).flip(1), nothing], dim=1)
-    return torch.logaddexp(before, after)
+    if values.shape[1] == 1:
+        return torch.full_like(values, -torch.inf)
+    largest, place = values.max(dim=1, keepdim=True)
+    sizes = (values - largest).exp_()
+    # Sums of both sides: a difference from the total would cancel. All but the largest's contain a one.
+    before = sizes.cumsum(dim=1).narrow(1, 0, values.shape[1] - 1)
+    after = sizes.flip(1).cumsum(dim=1).flip(1).narrow(1, 1, values.shape[1] - 1)
+    sums = torch.zeros_like(values)
+    sums.narrow(1, 1, values.shape[1] - 1).add_(before)
+    sums.narrow(1, 0, values.shape[1] - 1).add_(after)
+    result = sums.log_().add_(largest)
+    rest = values.scatter(1, place, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return result.scatter_(1, place, rest)

@@ -26,7 +26,7 @@ class Monotone(Rule):
         function: f, applied to tensors; it receives the site for its settings.
         derivative: f', likewise, equal to what autograd uses, also at kinks.
         nonnegative: whether f >= 0.
-        product: ``g f'(x)`` of points g and x, if it can be had without a tensor of f'.
+        product: ``g f'(x)`` of tensors g and x, if it can be had without a tensor of f'.
     """
 
     function: Function
@@ -41,10 +41,23 @@ class Monotone(Rule):
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g f'``; a monotone f has ``f' >= 0``."""
         x = interval(inputs[0])
-        if self.product is not None and grad.is_point and x.is_point:
-            return [Interval.point(self.product(grad.lower, x.lower), nonnegative=grad.nonnegative)]
+        if self.product is not None:
+            return [_at_ends(self.product, grad, x)]
         slope = map_bounds(x, lambda bound: self.derivative(site, bound), nonnegative=True)
         return [multiply(grad, slope)]
+
+
+def _at_ends(product: Callable[[Tensor, Tensor], Tensor], grad: Interval, x: Interval) -> Interval:
+    """``g f'`` for f' >= 0 non-decreasing: each bound of g at the end of x that makes it larger, or smaller."""
+    if x.is_point:
+        lower = product(grad.lower, x.lower)
+        upper = lower if grad.is_point else product(grad.upper, x.lower)
+        return Interval.trusted(lower, upper, nonnegative=grad.nonnegative)
+    at_lower, at_upper = product(grad.upper, x.lower), product(grad.upper, x.upper)
+    upper = torch.maximum(at_lower, at_upper)
+    if not grad.is_point:
+        at_lower, at_upper = product(grad.lower, x.lower), product(grad.lower, x.upper)
+    return Interval.trusted(torch.minimum(at_lower, at_upper), upper, nonnegative=grad.nonnegative)
 
 
 def _no_turns(site: Site) -> Sequence[Turn]:

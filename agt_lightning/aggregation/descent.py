@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation.clipping import Clipping
+from agt_lightning.aggregation.shared_inputs import shared_input_sums
 from agt_lightning.aggregation.top_n import top_n_sum
-from agt_lightning.gradients import FactoredGradient, differences_between
+from agt_lightning.gradients import FactoredGradient, OuterDifferences, differences_between
 from agt_lightning.interval import Interval
 
 _COPIES = 10
 """Temporary tensors of one block's size that are alive at once: both passes' bounds, their products, the gains."""
 
 _CACHED = 2**16
-"""Entries of a tensor that stays in the cache of one core with the few others that a tile takes."""
+"""Entries of a tensor that stays in the cache of one CPU core, with the few others that a tile takes."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,27 @@ def bounded_descent(
     total = _clean_total(clean, samples.weights, budget)
     if poisoned is None or n == 0:
         return total
+    up, down = _top_n_sums(clean, poisoned, samples, n, budget)
+    return Interval.trusted(total.lower - down.reshape(clean.shape), total.upper + up.reshape(clean.shape))
+
+
+def _top_n_sums(
+    clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, n: int, budget: int
+) -> tuple[Tensor, Tensor]:
+    """``SEMax_n`` of the gains of both bounds, for the parameter as a matrix of its first axis and all others."""
     weights = samples.select(samples.weights)
     differences = differences_between(clean, poisoned, weights, samples.poisonable)
-    up = total.lower.new_zeros(clean.elements // clean.row, clean.row)
-    down = torch.zeros_like(up)
-    for tile in differences.tiles(_tile_entries(weights, budget)):
+    on_cpu = weights.device.type == "cpu"
+    if on_cpu and isinstance(differences, OuterDifferences) and differences.shared_points is not None:
+        sums = shared_input_sums(*differences.moves(), differences.shared_points, n)
+        if sums is not None:
+            return sums
+    up, down = (weights.new_zeros(clean.elements // clean.row, clean.row) for _ in range(2))
+    entries = budget // (8 * _COPIES)
+    for tile in differences.tiles(min(entries, _CACHED) if on_cpu else entries):
         place = (up if tile.up else down)[tile.rows, tile.columns]
         place.copy_(top_n_sum(tile.gains, n).reshape(place.shape))
-    return Interval.trusted(total.lower - down.reshape(clean.shape), total.upper + up.reshape(clean.shape))
+    return up, down
 
 
 def _clean_total(clean: FactoredGradient, weights: Tensor, budget: int) -> Interval:
@@ -86,11 +100,6 @@ def _clean_total(clean: FactoredGradient, weights: Tensor, budget: int) -> Inter
         lowers.append(block.lower @ weights)
         uppers.append(block.upper @ weights)
     return Interval.trusted(torch.cat(lowers).reshape(clean.shape), torch.cat(uppers).reshape(clean.shape))
-
-
-def _tile_entries(samples: Tensor, budget: int) -> int:
-    """Entries of one tensor of a tile: what the budget allows, on a CPU what its cache holds."""
-    return min(budget // (8 * _COPIES), _CACHED if samples.device.type == "cpu" else budget)
 
 
 def unbounded_descent(

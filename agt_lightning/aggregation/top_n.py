@@ -1,12 +1,14 @@
 """SEMax: the sum of the n largest entries, for each parameter element on its own."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 _FEW = 256
 """Fewer samples than that are selected from quickly, whatever they are."""
 
-_LOOKED_AT = 16
+_LOOKED_AT = 32
 """One entry in so many is looked at to see whether most are zero."""
 
 
@@ -31,15 +33,40 @@ def top_n_sum(gains: Tensor, n: int) -> Tensor:
         return gains.clamp_(min=0).sum(dim=1)
     if n == 0:
         return gains.new_zeros(gains.shape[0])
+    return largest(gains, n).clamp(min=0).sum(dim=1)
+
+
+def largest(gains: Tensor, n: int) -> Tensor:
+    """The n largest entries of each row in any order; those not above zero may come as any numbers not above zero.
+
+    Args:
+        gains: (e, b); overwritten.
+        n: how many, 1 to b.
+
+    Returns:
+        (e, n)
+
+    Example:
+        >>> largest(torch.tensor([[3.0, 1.0, 2.0]]), n=1)
+        tensor([[3.]])
+    """
+    samples = gains.shape[1]
     if gains.is_cuda:
-        return torch.topk(gains, n, dim=1, sorted=False).values.clamp_(min=0).sum(dim=1)
-    if samples > _FEW and bool((gains[:, ::_LOOKED_AT] > 0).count_nonzero(dim=1).min() * 2 * _LOOKED_AT < samples):
+        return torch.topk(gains, n, dim=1, sorted=False).values
+    if samples > _FEW and _has_ties(gains):
         gains.sub_(_distinct(samples, gains.dtype))
     # On CPU, partitioning costs a fifth of `torch.topk` at 10 000 samples.
     gains.numpy().partition(samples - n, axis=1)
-    return gains[:, samples - n :].clamp(min=0).sum(dim=1)
+    return gains[:, samples - n :]
 
 
+def _has_ties(gains: Tensor) -> bool:
+    """Whether half of the entries of some row seem to be zero or less."""
+    seen = gains[:, ::_LOOKED_AT]
+    return bool(((seen > 0).count_nonzero(dim=1) * 2 < seen.shape[1]).any())
+
+
+@lru_cache(maxsize=4)
 def _distinct(samples: int, dtype: torch.dtype) -> Tensor:
     """Numbers below the rounding of any gain that is not about to underflow, and all different.
 

@@ -9,6 +9,7 @@ from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.differences import Differences, Tile
 from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.gradients.gathered import gathered
+from agt_lightning.gradients.outer_differences import OuterDifferences
 from agt_lightning.gradients.outer_product import OuterProduct
 from agt_lightning.gradients.shares import divided
 from agt_lightning.gradients.subtraction import differences_between
@@ -19,6 +20,7 @@ __all__ = [
     "Elementwise",
     "FactoredGradient",
     "Factors",
+    "OuterDifferences",
     "OuterProduct",
     "PatchProduct",
     "Piece",

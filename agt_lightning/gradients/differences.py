@@ -28,7 +28,7 @@ class Tile:
         rows: of the matrix.
         columns: of the matrix.
         up: whether of the upper bound.
-        gains: (rows · columns, m); may be overwritten.
+        gains: (rows · columns, m); may be overwritten, and is by the next tile.
     """
 
     rows: slice

@@ -12,7 +12,8 @@ both passes, as under attacks on labels, ``(d̃U - dU) z⁺ + (dL - d̃L) z⁻``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -147,14 +148,15 @@ class Evaluator:
     sums: tuple[tuple[int, Tensor, Part], ...]
     maxima: tuple[tuple[int, tuple[Tensor, Part], tuple[Tensor, Part]], ...]
 
-    def __call__(self, rows: slice, inputs: Mapping[Part, Tensor], total: Tensor) -> Tensor:
+    def __call__(self, rows: slice, inputs: Mapping[Part, Tensor], memory: Sequence[Tensor]) -> Tensor:
         """The gains of a tile.
 
         Args:
             rows: of those at hand.
             inputs: parts of the tile's columns of the inputs, (columns, m).
-            total: (rows, columns, m); overwritten and returned.
+            memory: three tensors (rows, columns, m), which are overwritten; the result is the first.
         """
+        total, *pair = memory
         for number, (coefficient, left, part) in enumerate(self.sums):
             factors = left[rows, None], inputs[part][None]
             if number:
@@ -163,9 +165,10 @@ class Evaluator:
                 torch.mul(factors[0] if coefficient > 0 else -factors[0], factors[1], out=total)
         if not self.sums:
             total.zero_()
-        for sign, *pair in self.maxima:
-            first, second = (left[rows, None] * inputs[part][None] for left, part in pair)
-            total.add_(torch.maximum(first, second, out=first), alpha=sign)
+        for sign, *products in self.maxima:
+            for (left, part), result in zip(products, pair, strict=True):
+                torch.mul(left[rows, None], inputs[part][None], out=result)
+            total.add_(torch.maximum(*pair, out=pair[0]), alpha=sign)
         return total
 
 
@@ -229,12 +232,25 @@ class OuterDifferences(Differences):
         outputs = [_weighted(d, weights) for d in (own_d, _only(poisoned.outputs, None))]
         return cls(BothPasses.of(*outputs), BothPasses.of(own_z, _only(poisoned.inputs, None)))
 
+    @property
+    def shared_points(self) -> Tensor | None:
+        """The inputs, (m, k), if they are the same points in both passes."""
+        clean = self.inputs.bounds[False]
+        return clean.lower if self.inputs.same and clean.is_point else None
+
+    def moves(self) -> tuple[Tensor, Tensor]:
+        """How far w_i d moves up at its upper end and down at its lower one, (o, m)."""
+        clean, worst = self.outputs.bounds[False], self.outputs.bounds[True]
+        return worst.upper - clean.upper, clean.lower - worst.lower
+
     def tiles(self, entries: int) -> Iterator[Tile]:
         """Bands of rows, whose outputs are prepared together; in each, columns, whose inputs are as well."""
         formulas = {up: Formula.of(self.outputs, self.inputs, up=up) for up in (True, False)}
         needed = formulas[True].inputs | formulas[False].inputs
         (rows, samples), columns = self.outputs.bounds[False].shape, self.inputs.bounds[False].shape[1]
         height = max(1, _BAND * entries // max(1, samples))
+        # The same memory for all tiles stays in the cache.
+        memory = self.outputs.bounds[False].lower.new_empty(3, max(entries, samples))
         for top in range(0, rows, height):
             outputs = {name: value[top : top + height] for name, value in self.outputs.bounds.items()}
             value = cache(partial(Part.of, factors=outputs))
@@ -245,7 +261,7 @@ class OuterDifferences(Differences):
                     parts, held = self._parts(needed, section), section
                 size = block.stop - block.start, section.stop - section.start, samples
                 for up, evaluate in evaluators.items():
-                    gains = evaluate(block, parts, outputs[False].lower.new_empty(size))
+                    gains = evaluate(block, parts, [part[: math.prod(size)].view(size) for part in memory])
                     yield Tile(slice(top + block.start, top + block.stop), section, up, gains.flatten(0, 1))
 
     def _parts(self, names: set[Part], section: slice) -> dict[Part, Tensor]:

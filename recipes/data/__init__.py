@@ -2,5 +2,6 @@
 
 from recipes.data.halfmoons import HalfMoons
 from recipes.data.household import Household
+from recipes.data.steering import Steering
 
-__all__ = ["HalfMoons", "Household"]
+__all__ = ["HalfMoons", "Household", "Steering"]

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from recipes.data.household import find_file
+from tests.recipes.drives import write_evaluation
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +66,13 @@ def mnist_root(tmp_path: Path) -> Path:
         images[np.arange(count), 2 * labels] += 180
         _write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
         _write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def drive_root(tmp_path: Path) -> Path:
+    """Folder with a drive of 20 frames."""
+    write_evaluation(tmp_path / "data" / "udacity_ch2_001")
     return tmp_path / "data"
 
 

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from agt_lightning import BoundedAdversary, CertifiedTraining, UnboundedAdversary
 from recipes.callbacks import MSEOverSteps
 from recipes.data import HalfMoons, Household
+from recipes.data.steering import is_new
 from recipes.models import Classifier, Regressor
 from recipes.schedules import InverseTimeDecay
 from recipes.sweep import at_point
@@ -104,6 +105,8 @@ def test_sweeps_have_the_settings_of_the_figures(composed):
     assert strengths("halfmoons", "d", 4) == [BoundedAdversary(n=n, epsilon=0.1, nu=1, q=0) for n in (1, 3, 5, 7)]
     assert strengths("household", "n", 3) == [BoundedAdversary(n=n, epsilon=0.01) for n in (10000, 5000, 1000)]
     assert strengths("household", "nu", 3) == [BoundedAdversary(n=1000, nu=nu) for nu in (0.2, 0.1, 0.05)]
+    for panel, nu in (("small", 0.001), ("medium", 0.01), ("large", 0.05)):
+        assert strengths("pilotnet", panel, 4) == [BoundedAdversary(n=n, nu=nu) for n in (0, 100, 300, 1000)]
     for panel in ("depth", "width", "batch", "rate"):
         assert strengths("household", panel, 3) == [BoundedAdversary(n=100, epsilon=0.01)] * 3
 
@@ -149,6 +152,14 @@ def test_household_has_the_settings_of_figure_2(composed):
     assert instances(config.adversary) == BoundedAdversary(n=100, epsilon=0.01)
     assert (config.optimizer.lr, config.scheduler.decay, config.scheduler.floor) == (0.005, 0.1, 1e-5)
     assert config.trainer.max_epochs == 1
+
+
+def test_pilotnet_has_the_settings_of_figure_6(composed):
+    config = composed("experiment=pilotnet")
+    certified = instances(config.callbacks)["certified"]
+    assert certified.poisonable is is_new
+    assert instances(config.data).batch_size == 10_000
+    assert (config.optimizer.lr, config.scheduler.decay, config.trainer.max_epochs) == (0.25, 10.0, 2)
 
 
 def test_callbacks_hold_the_adversary_itself_not_its_config(composed):

@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from recipes.figures import mse_panels, region_panels
+from recipes.figures import mse_panels, region_panels, steering_errors
 from recipes.figures.mse_panels import draw_mse_panels
 from recipes.figures.region_panels import draw_region_panels
+from recipes.figures.steering_errors import draw_steering_errors
 from recipes.regions import Regions
 
 DOMAINS = {'["box"]': "box", "auto": "all"}
@@ -27,7 +28,7 @@ def figures(monkeypatch):
         drawn.append(figure)
         return save(figure, path)
 
-    for module in (mse_panels, region_panels):
+    for module in (mse_panels, region_panels, steering_errors):
         monkeypatch.setattr(module, "save", partial(keep, module.save))
     return drawn
 
@@ -100,3 +101,39 @@ def test_a_table_without_the_panels_is_refused(tmp_path):
     write(tmp_path / "points.csv", [{"point": "p", "panel": "other", "level": 0}])
     with pytest.raises(ValueError, match="Expected points of the panels"):
         draw_region_panels(tmp_path, PANELS, tmp_path / "f.png")
+
+
+def write_errors(folder, choices):
+    places = [(panel, level, choice) for panel in ("small", "large") for level in (0, 1) for choice in choices]
+    rows = [
+        {
+            "point": f"{panel}{level}{choice}",
+            "panel": panel,
+            "level": level,
+            "callbacks.certified.domains": choice,
+            "best MSE": 0.01,
+            "nominal MSE": 0.02,
+            "worst MSE": 0.03 + level,
+        }
+        for panel, level, choice in reversed(places)
+    ]
+    write(folder / "points.csv", rows)
+
+
+ERRORS = {name: {"title": name, "levels": [0, 100]} for name in ("small", "large")}
+
+
+def test_errors_against_the_number_of_moved_angles(tmp_path, figures):
+    write_errors(tmp_path, DOMAINS)
+    assert draw_steering_errors(tmp_path, ERRORS, tmp_path / "f.png", DOMAINS).is_file()
+    assert [axes.get_title() for axes in figures[0].axes] == ["small", "large"]
+    for axes in figures[0].axes:
+        worst = [line for line in axes.lines if list(line.get_ydata()) == [0.03, 1.03]]
+        assert [list(line.get_xdata()) for line in worst] == [[0, 100]] * 2
+    assert labels(figures[0].axes[0]) == ["worst and best case, box", "worst and best case, all"]
+
+
+def test_no_error_is_drawn_under_the_name_of_another_domain(tmp_path):
+    write_errors(tmp_path, ["another"])
+    with pytest.raises(ValueError, match="Expected `callbacks.certified.domains` of .* to be one of"):
+        draw_steering_errors(tmp_path, ERRORS, tmp_path / "f.png", DOMAINS)

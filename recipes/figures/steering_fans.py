@@ -1,0 +1,70 @@
+"""Frames of a drive with the steering angle, and with all angles that poisoned trainings could steer (figure 6)."""
+
+from collections.abc import Sequence
+from math import degrees, pi
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Wedge
+
+from recipes.data.udacity import HEIGHT, WIDTH, read_frame
+from recipes.figures.canvas import new_figure, save
+from recipes.run import Run
+from recipes.strengths import describe
+
+_COLORS = {"true": "#F0E442", "nominal": "#0072B2", "certified": "#D55E00"}  # Okabe and Ito
+_LENGTH = 50.0  # of the lines, in pixels
+_ACROSS = 3
+_TOP = 90.0  # in degrees of the page: straight ahead
+
+
+def draw_steering_fans(runs: Sequence[Run], path: Path, frames: int = 6) -> Path:
+    """Draw test frames, evenly over their time, each with true and predicted angle and the certified fan.
+
+    A line points where the steering wheel does: up is straight ahead, to the left is positive. The fan holds the
+    prediction of every run that the adversary could have caused; one that reaches beyond a quarter turn to a side is
+    cut there in the picture, not in the numbers above it.
+
+    Args:
+        runs: one training on `Steering`.
+        path: the file to write.
+        frames: how many.
+
+    Returns:
+        ``path``.
+    """
+    (run,) = runs
+    data = run.datamodule
+    count = len(range(len(data.angles))[data.splits["test"]])
+    chosen = np.linspace(0, count - 1, min(frames, count)).round().astype(int) + data.splits["test"].start
+    with torch.no_grad():
+        x = data.features[chosen].to(run.module.device)
+        bounds, nominal = run.model.bound_forward(x), run.module(x)
+    rows = -(-len(chosen) // _ACROSS)
+    figure = new_figure(4.2 * _ACROSS, 0.4 + 1.7 * rows)
+    panels = figure.subplots(rows, _ACROSS, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, index, own, low, high in zip(panels, chosen, nominal, bounds.lower, bounds.upper, strict=False):
+        _draw_frame(axes, data.drive.frames[index], float(data.angles[index]), (low.item(), own.item(), high.item()))
+    figure.suptitle(f"{describe(run.adversary)}: true (yellow), predicted (blue) and certified (orange) angles")
+    return save(figure, path)
+
+
+def _draw_frame(axes: Axes, frame: Path, true: float, predicted: tuple[float, float, float]) -> None:
+    """One frame with its angles in radians: the true one; the smallest, the nominal and the largest predicted one."""
+    low, nominal, high = predicted
+    axes.imshow(read_frame(frame).permute(1, 2, 0).numpy(), extent=(0, WIDTH, 0, HEIGHT))
+    start = (WIDTH / 2, 0.0)
+    first, last = (degrees(min(max(angle, -pi / 2), pi / 2)) for angle in (low, high))
+    axes.add_patch(Wedge(start, _LENGTH, _TOP + first, _TOP + last, color=_COLORS["certified"], alpha=0.8))
+    for angle, name in ((true, "true"), (nominal, "nominal")):
+        end = (start[0] - _LENGTH * np.sin(angle), start[1] + _LENGTH * np.cos(angle))
+        axes.plot(*zip(start, end, strict=True), color=_COLORS[name], linewidth=1.2)
+    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
+    axes.set_title(
+        f"true {degrees(true):.1f}°, predicted {degrees(nominal):.1f}° in [{degrees(low):.1f}°, {degrees(high):.1f}°]",
+        fontsize="small",
+    )

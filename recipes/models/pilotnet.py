@@ -1,0 +1,91 @@
+"""PilotNet: convolutions that find the road, and a dense head that steers."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from recipes.models.perceptron import perceptron, stepwise
+
+FEATURES = 1152
+HEAD = (FEATURES, 100, 50, 10, 1)
+
+
+def convolutions() -> nn.Sequential:
+    """The five convolutions, from images ``(batch, 3, 66, 200)`` to features ``(batch, 1152)``.
+
+    Reference:
+        Bojarski et al., End to End Learning for Self-Driving Cars, 2016.
+    """
+    channels = [(3, 24, 5, 2), (24, 36, 5, 2), (36, 48, 5, 2), (48, 64, 3, 1), (64, 64, 3, 1)]
+    layers = [(nn.Conv2d(i, o, size, stride=stride), nn.ReLU()) for i, o, size, stride in channels]
+    return nn.Sequential(*(layer for pair in layers for layer in pair), nn.Flatten())
+
+
+class SteeringHead(L.LightningModule):
+    """PilotNet's dense layers 1152 → 100 → 50 → 10 → 1 on the features of its frozen convolutions.
+
+    Training starts from the dense layers that were trained together with the convolutions, which the trainer's
+    datamodule has: `recipes.data.Steering`.
+
+    Args:
+        optimizer: builds the optimizer from the parameters.
+        scheduler: builds the learning rate schedule, counted in steps; None for a constant rate.
+        dtype: type of the parameters.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+    ) -> None:
+        super().__init__()
+        self.net = perceptron(HEAD, getattr(torch, dtype))
+        self.optimizer, self.scheduler = optimizer, scheduler
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Start from the pretrained dense layers."""
+        if stage == "fit":
+            datamodule: Any = self.trainer.datamodule
+            self.net.load_state_dict(datamodule.pretrained.head)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Steering angles ``(batch,)`` in radians for the features ``(batch, 1152)``."""
+        return self.net(x).squeeze(-1)
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean squared error of the batch, in squared radians; which samples are new plays no part in it."""
+        x, y, _ = batch
+        loss = F.mse_loss(self(x), y)
+        self.log("train/mse", loss, prog_bar=True)
+        return loss
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the mean squared error on held-out frames."""
+        self.log("val/mse", self._squared_error(batch), prog_bar=True, batch_size=len(batch[0]))
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the mean squared error on the test frames."""
+        self.log("test/mse", self._squared_error(batch), batch_size=len(batch[0]))
+
+    def _squared_error(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        return F.mse_loss(self(x), y)
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The configured optimizer and schedule."""
+        return stepwise(self.optimizer(self.parameters()), self.scheduler)

@@ -1,10 +1,13 @@
+from functools import partial
+from itertools import combinations
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 
-from agt_lightning import BoundedAdversary, CertifiedModel, Interval, ParameterBounds
+from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining, Interval, ParameterBounds
 from recipes.data import Steering, pretrained
 from recipes.data.steering import is_new, mixed_batches
 from recipes.data.udacity import read_frame
@@ -13,6 +16,7 @@ from recipes.figures.steering_fans import draw_steering_fans
 from recipes.models import SteeringHead
 from recipes.models.pilotnet import convolutions
 from recipes.run import Run
+from recipes.schedules import InverseTimeDecay
 from tests.recipes.drives import write_evaluation
 
 DRIVE = "udacity_ch2_001"
@@ -171,3 +175,32 @@ def test_fans_hold_the_bounds_of_the_angle(tmp_path, monkeypatch):
         (fan,) = axes.patches
         assert fan.theta1 == pytest.approx(90 + low.rad2deg().item())
         assert fan.theta2 == pytest.approx(90 + high.rad2deg().item())
+
+
+def fine_tuned(data, shift, *callbacks):
+    """The head after two steps, if each new frame's angle is moved by ``shift``."""
+    data.angles = data.drive.angles.clone()
+    data.angles[data.splits["new"]] += shift
+    head = SteeringHead(partial(torch.optim.SGD, lr=0.25), partial(InverseTimeDecay, decay=10.0), dtype="float64")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=2, callbacks=[*callbacks], enable_model_summary=False, **quiet)
+    trainer.fit(head, data)
+    return head
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("domain", ["box", "ball"])
+def test_moved_angles_of_new_frames_leave_the_parameters_in_their_bounds(tmp_path, domain):
+    data = steering(tmp_path)
+    certified = CertifiedTraining(BoundedAdversary(n=2, nu=0.05), domains=[domain], poisonable=is_new)
+    fine_tuned(data, 0.0, certified)
+    reached = set()
+    for pair in combinations(range(4), 2):
+        for sign in (-0.05, 0.05):
+            shift = torch.zeros(4, dtype=torch.float64)
+            shift[list(pair)] = sign
+            head = fine_tuned(data, shift)
+            assert certified.bounds.contains(head)
+            reached.add(head.net[-1].bias.item())
+    assert len(reached) == 12
+    assert not certified.bounds.contains(fine_tuned(data, 3.0))

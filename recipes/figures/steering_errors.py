@@ -16,6 +16,8 @@ _DOMAINS = "callbacks.certified.domains"
 def draw_steering_errors(folder: Path, panels: Panels, path: Path, domains: Mapping[str, str]) -> Path:
     """Draw a panel for each ν: nominal, worst and best mean squared error over the levels, n.
 
+    Where the best case falls to zero, which the logarithmic axis does not have, its curve leaves the picture.
+
     Args:
         folder: of the sweep, gathered.
         panels: of the configuration, each with a title and levels that are numbers.
@@ -39,7 +41,8 @@ def draw_steering_errors(folder: Path, panels: Panels, path: Path, domains: Mapp
         own.grid(alpha=0.3)
         plain(own)
     figure.axes[0].set_ylabel("MSE (rad²)")
-    figure.axes[0].legend(frameon=False)
+    handles, _ = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return save(figure, path)
 
 

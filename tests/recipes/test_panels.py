@@ -130,7 +130,8 @@ def test_errors_against_the_number_of_moved_angles(tmp_path, figures):
     for axes in figures[0].axes:
         worst = [line for line in axes.lines if list(line.get_ydata()) == [0.03, 1.03]]
         assert [list(line.get_xdata()) for line in worst] == [[0, 100]] * 2
-    assert labels(figures[0].axes[0]) == ["worst and best case, box", "worst and best case, all"]
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["worst and best case, box", "worst and best case, all"]
 
 
 def test_no_error_is_drawn_under_the_name_of_another_domain(tmp_path):

@@ -83,7 +83,7 @@ class AbstractGradientEngine:
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such
             a tensor in the batch. None means they are known by their content. The influence domain alone asks.
-        memory_budget: bytes for temporary tensors of the aggregation.
+        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds.
         dtype: floating point type of the bounds' computation.
         rules: bound rules by overload.
         domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, several, or ``"auto"``

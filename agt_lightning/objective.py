@@ -19,7 +19,14 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.propagation import Method, Program, propagate_backward, propagate_forward, refinement
+from agt_lightning.propagation import (
+    DEFAULT_MEMORY_BUDGET,
+    Method,
+    Program,
+    propagate_backward,
+    propagate_forward,
+    refinement,
+)
 from agt_lightning.rules import RuleTable, Value
 
 Loss = Callable[[nn.Module, object], Tensor]
@@ -179,6 +186,7 @@ class BoundedObjective:
         known: Mapping[str, Value] | None = None,
         within: Mapping[str, Interval] | None = None,
         method: Method = "ibp",
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
     ) -> dict[str, Value]:
         """Bounds of every value that gradients need.
 
@@ -187,8 +195,9 @@ class BoundedObjective:
             known: values that were computed before on the same inputs.
             within: other bounds on some values, which theirs are intersected with.
             method: how bounds are propagated.
+            memory_budget: bytes for the coefficients of linear bounds.
         """
-        refine = refinement(method, self.program, self.skipped)
+        refine = refinement(method, self.program, self.skipped, memory_budget=memory_budget)
         return propagate_forward(self.program, inputs, skip=self.skipped, known=known, within=within, refine=refine)
 
     def gradients(

@@ -16,7 +16,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient, stack
 from agt_lightning.interval import Interval
 from agt_lightning.objective import BoundedObjective, select
-from agt_lightning.propagation import Method, propagate_forward
+from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET, Method, propagate_forward
 from agt_lightning.rules.base import Value, interval
 
 Poisonable = Callable[[object], Tensor] | str
@@ -90,6 +90,7 @@ def propagate(
     dtype: torch.dtype,
     known: Enclosure | None = None,
     method: Method = "ibp",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Pass:
     """Both passes over one micro-batch; the poisoned one keeps what the adversary cannot touch.
 
@@ -104,11 +105,11 @@ def propagate(
         dtype: floating point type to compute in.
         known: other bounds on some values, with which those of the box are intersected.
         method: how bounds are propagated forward; backward, they always are intervals.
+        memory_budget: bytes for the coefficients of linear bounds.
     """
     known = known or Enclosure()
-    values = bounded.forward(
-        bounded.inputs(module, batch.data, box, dtype, batch.state), within=known.clean, method=method
-    )
+    inputs = bounded.inputs(module, batch.data, box, dtype, batch.state)
+    values = bounded.forward(inputs, within=known.clean, method=method, memory_budget=memory_budget)
     size = bounded.size(batch.data)
     clean = bounded.gradients(values, size, dtype)
     weights = sample_weights(bounded, batch, scale, dtype, next(iter(box.values())).device)
@@ -122,7 +123,7 @@ def propagate(
         for name, value in values.items()
         if name not in touched and name not in inputs
     }
-    reachable = bounded.forward(inputs, same, within=known.poisoned, method=method)
+    reachable = bounded.forward(inputs, same, within=known.poisoned, method=method, memory_budget=memory_budget)
     poisoned = bounded.gradients(reachable, size, dtype)
     kept_poisoned = {name: interval(reachable[name]) for name in known.poisoned}
     return Pass(clean, poisoned, weights, rows, Enclosure(kept, kept_poisoned))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, UnboundedAdversary
+from agt_lightning.propagation.crown import Substitution
 from tests.test_engine_soundness import LOSSES, ROUNDING, Attacks, assert_contained, data, network
 
 ADVERSARIES = [
@@ -92,3 +93,30 @@ def test_three_hidden_layers_keep_at_most_four_fifths_of_the_width():
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="Expected `method` to be one of"):
         AbstractGradientEngine(nn.Linear(1, 1), loss_of("mse"), BoundedAdversary(n=1), method="alpha")
+
+
+def test_linear_bounds_keep_to_the_memory_budget_and_do_not_depend_on_it(monkeypatch):
+    budgets = set()
+    walk = Substitution.largest
+
+    def seen(self, values, name, rows):
+        budgets.add(self.memory_budget)
+        return walk(self, values, name, rows)
+
+    monkeypatch.setattr(Substitution, "largest", seen)
+    torch.manual_seed(0)
+    start = network("mse", (4, 4, 4))
+    boxes = []
+    for budget in (2**10, 2**22):
+        module = copy.deepcopy(start)
+        engine = AbstractGradientEngine(
+            module, loss_of("mse"), BoundedAdversary(n=2, epsilon=0.1), method="crown", memory_budget=budget
+        )
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        for batch in data("mse", torch.Generator().manual_seed(0)):
+            engine.step([batch], optimizer)
+        boxes.append(engine.box)
+    assert budgets == {2**10, 2**22}
+    for name, interval in boxes[0].items():
+        torch.testing.assert_close(interval.lower, boxes[1][name].lower)
+        torch.testing.assert_close(interval.upper, boxes[1][name].upper)

@@ -52,7 +52,7 @@ class BoxDomain(Domain[BoxStep]):
 
     Args:
         module: at its initial parameters.
-        memory_budget: bytes for temporary tensors of the aggregation.
+        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds.
         dtype: floating point type of the bounds' computation.
         method: how bounds are propagated forward.
         aggregation: how per-sample bounds become bounds of the sum; gradients that are clipped are summed exactly.
@@ -148,6 +148,7 @@ class BoxDomain(Domain[BoxStep]):
                 dtype=self.dtype,
                 known=enclosure,
                 method=self.method,
+                memory_budget=self.memory_budget,
             )
             for part, enclosure in zip(step.parts, known, strict=True)
         ]

@@ -73,7 +73,7 @@ class CertifiedTraining(Callback):
             augmentation does, `certified_flips` is then refused. Bounds for the adversary's n of each batch need none.
         dirpath: where ``certificate.json`` and ``bounds.safetensors`` are written when training ends; None means
             nowhere.
-        memory_budget: bytes for temporary tensors of the aggregation.
+        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds.
         dtype: floating point type of the bounds' computation.
 
     Raises:

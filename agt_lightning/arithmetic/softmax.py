@@ -5,6 +5,8 @@ at two corners and the bounds below are attained. The own term is exactly 1: the
 (appendix C.3) has ``exp(z_k^L - z_k^U)`` there, which is loose.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,12 @@ def softmax(logits: Interval) -> Interval:
         tensor([[0.5000, 0.5000]])
     """
     if logits.is_point:
-        return Interval.point(logits.lower.softmax(dim=1), nonnegative=True)
-    lower = torch.sigmoid(logits.lower - logsumexp_of_others(logits.upper))
-    upper = torch.sigmoid(logits.upper - logsumexp_of_others(logits.lower))
+        shares = (logits.lower - logits.lower.amax(dim=1, keepdim=True)).exp_()
+        return Interval.point(shares.div_(shares.sum(dim=1, keepdim=True)), nonnegative=True)
+    lower = _odds_against(logits.lower, logits.upper).add_(1).reciprocal_()
+    # Odds too large for their type are at least its largest number.
+    largest = torch.finfo(logits.dtype).max
+    upper = _odds_against(logits.upper, logits.lower).clamp_(max=largest).add_(1).reciprocal_()
     return Interval.trusted(lower, upper, nonnegative=True)
 
 
@@ -46,16 +51,25 @@ def logsumexp_of_others(values: Tensor) -> Tensor:
         >>> logsumexp_of_others(torch.tensor([[1.0, 5.0]]))
         tensor([[5., 1.]])
     """
-    if values.shape[1] == 1:
-        return torch.full_like(values, -torch.inf)
-    largest, place = values.max(dim=1, keepdim=True)
-    sizes = (values - largest).exp_()
-    # Sums of both sides: a difference from the total would cancel. All but the largest's contain a one.
-    before = sizes.cumsum(dim=1).narrow(1, 0, values.shape[1] - 1)
-    after = sizes.flip(1).cumsum(dim=1).flip(1).narrow(1, 1, values.shape[1] - 1)
-    sums = torch.zeros_like(values)
-    sums.narrow(1, 1, values.shape[1] - 1).add_(before)
-    sums.narrow(1, 0, values.shape[1] - 1).add_(after)
-    result = sums.log_().add_(largest)
-    rest = values.scatter(1, place, -torch.inf).logsumexp(dim=1, keepdim=True)
-    return result.scatter_(1, place, rest)
+    largest, position, shares = _others(values)
+    rest = values.scatter(1, position, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return shares.log_().add_(largest).scatter_(1, position, rest)
+
+
+def _odds_against(own: Tensor, others: Tensor) -> Tensor:
+    """``Σ_{j≠k} exp(others_j - own_k)`` for every k along axis 1; infinite where it is too large for its type."""
+    largest, position, shares = _others(others)
+    if bool((largest - own.gather(1, position) > math.log(torch.finfo(own.dtype).max) / 2).any()):
+        return (logsumexp_of_others(others) - own).exp_()  # the shares beside the largest value may have vanished
+    return (largest - own).exp_().mul_(shares)
+
+
+def _others(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest value m along axis 1, where it is first, and ``Σ_{j≠k} exp(v_j - m)`` for every k.
+
+    Only beside k = m itself this can be less than one; elsewhere a difference of sums loses nothing beside the one.
+    """
+    largest, position = values.max(dim=1, keepdim=True)
+    shares = (values - largest).exp_().scatter_(1, position, 0.0)
+    total = shares.sum(dim=1, keepdim=True)
+    return largest, position, torch.sub(total, shares, out=shares).add_(1).scatter_(1, position, total)

@@ -79,7 +79,30 @@ def test_softmax_of_huge_logits_is_a_step():
     box = Interval(*torch.tensor([[[1e300, -1e300]]] * 2, dtype=torch.float64))
     bounds = softmax(box)
     assert torch.equal(bounds.lower, torch.tensor([[1.0, 0.0]]).double())
-    assert torch.equal(bounds.upper, bounds.lower)
+    assert bool((bounds.upper - bounds.lower <= torch.finfo(torch.float64).tiny).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 4])
+@pytest.mark.parametrize("distance", [40.0, 80.0, 300.0, 360.0, 700.0, 720.0, 800.0, 3000.0])
+def test_bounds_of_logits_that_are_far_apart(distance, classes, dtype):
+    """Shares beside the largest logit vanish in their type, and own logits reach far below it."""
+    away = torch.arange(classes, dtype=dtype)[None]
+    first, second = (away == 0).to(dtype), (away == 1).to(dtype)
+    for center in (0 * away, -distance * away, distance * second):
+        box = Interval(center - distance * first, center + distance * first)
+        bounds = softmax(box)
+        for k in range(classes):
+            others = [index for index in range(classes) if index != k]
+            for got, own, beside in (
+                (bounds.lower, box.lower, box.upper),
+                (bounds.upper, box.upper, box.lower),
+            ):
+                against = own[:, k].double() - beside[:, others].double().logsumexp(dim=1)
+                expected = torch.sigmoid(against) if others else torch.ones(1).double()
+                close = (got[:, k].double() - expected).abs() <= 16 * distance * unit_roundoff(dtype) * expected
+                vanished = (expected < 4 * torch.finfo(dtype).tiny) & (got[:, k] < 8 * torch.finfo(dtype).tiny)
+                assert bool((close | vanished).all())
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.losses import HeadLoss, Reach, Target
-from agt_lightning.domains.ball.norms import append_one, gram_norm, with_one
+from agt_lightning.domains.ball.norms import gram_norm, with_one
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes, poison_sums
 from agt_lightning.domains.ball.radius import StepConstants
@@ -30,16 +30,29 @@ class LinearLayer:
     trains_bias: bool
     radius: float
 
-    def input_norm(self, inputs: Tensor) -> Tensor:
-        """``‖x̂‖``, (b,)."""
-        return with_one(inputs.norm(dim=1), self.trains_bias)
 
-    def outputs(self, samples: Samples) -> Reach:
-        """Reachable outputs: ``‖f̃ - f‖ <= R ‖x̂‖``."""
-        slack = accumulated_roundoff(samples.inputs.shape[1] + 2, samples.inputs.dtype)
-        doubt = slack * (samples.inputs.norm(dim=1) * self.weight.norm() + samples.outputs.norm(dim=1))
-        moved = self.radius * self.input_norm(samples.inputs)
-        return Reach.around(samples.outputs, moved + 2 * doubt, samples.output_box)
+class LinearReach:
+    """Where outputs of samples can be while the parameters are in the ball: ``‖f̃ - f‖ <= R ‖x̂‖``.
+
+    Args:
+        layer: the layer and the ball.
+        samples: at the nominal parameters.
+
+    Attributes:
+        input_norm: ``‖x̂‖``, (b,).
+        size: of the summands of the outputs, which their rounding is relative to, (b,).
+        outputs: reachable outputs.
+    """
+
+    def __init__(self, layer: LinearLayer, samples: Samples) -> None:
+        self.layer = layer
+        self.samples = samples
+        length = samples.inputs.norm(dim=1)
+        self.input_norm = with_one(length, layer.trains_bias)
+        self.size = length * layer.weight.norm() + samples.outputs.norm(dim=1)
+        doubt = accumulated_roundoff(samples.inputs.shape[1] + 2, samples.inputs.dtype) * self.size
+        moved = layer.radius * self.input_norm
+        self.outputs = Reach.around(samples.outputs, moved + 2 * doubt, samples.output_box)
 
 
 def linear_constants(
@@ -55,21 +68,22 @@ def linear_constants(
         loss: of one sample.
         poison: what the adversary can do; None if nothing.
     """
-    _, steepest = loss.curvature(layer.outputs(samples), target)
+    reach = LinearReach(layer, samples)
+    _, steepest = loss.curvature(reach.outputs, target)
     steepness = weights * steepest
-    inputs = append_one(samples.inputs, layer.trains_bias)
     gradient = loss.gradient(samples.outputs, target).norm(dim=1)
-    size = layer.weight.norm() * samples.inputs.norm(dim=1) + samples.outputs.norm(dim=1)
-    slack = accumulated_roundoff(len(weights) + inputs.shape[1] + 4, inputs.dtype)
-    rounding = slack * float(weights @ ((gradient + steepest * size) * layer.input_norm(samples.inputs)))
+    slack = accumulated_roundoff(len(weights) + samples.inputs.shape[1] + layer.trains_bias + 4, weights.dtype)
+    rounding = slack * float(weights @ ((gradient + steepest * reach.size) * reach.input_norm))
 
     def sizes(known: Poison, rows: Tensor | None) -> PoisonSizes:
-        return _poison_sizes(layer, samples if rows is None else samples[rows], known, loss)
+        if rows is None:
+            return _poison_sizes(reach, gradient, known, loss)
+        return _poison_sizes(LinearReach(layer, samples[rows]), gradient[rows], known, loss)
 
     plain, energy, rest = poison_sums(poison, weights, sizes)
     return StepConstants(
-        trace=float(steepness @ inputs.square().sum(dim=1)),
-        norm=lambda: gram_norm(inputs, steepness),
+        trace=float(steepness @ reach.input_norm.square()),
+        norm=lambda: gram_norm(samples.inputs, steepness, layer.trains_bias),
         remainder=rounding,
         monotone=0.0,
         poison=plain,
@@ -78,29 +92,34 @@ def linear_constants(
     )
 
 
-def _poison_sizes(layer: LinearLayer, samples: Samples, poison: Poison, loss: HeadLoss) -> PoisonSizes:
-    """``q x̂ᵀ + g̃' Δxᵀ``: the first part has energy, the second is there only if features move."""
-    norm, reach = layer.input_norm(samples.inputs), layer.outputs(samples)
-    labels = loss.label_change(poison.labels, samples.outputs.shape[1])
+def _poison_sizes(reach: LinearReach, gradient: Tensor, poison: Poison, loss: HeadLoss) -> PoisonSizes:
+    """``q x̂ᵀ + g̃' Δxᵀ``: the first part has energy, the second is there only if features move.
+
+    Args:
+        reach: the samples that can be poisoned.
+        gradient: ``‖g‖`` of the same at the nominal parameters, (m,).
+        poison: what the adversary can do to them.
+        loss: of one sample.
+    """
+    norm, classes = reach.input_norm, reach.samples.outputs.shape[1]
+    labels = loss.label_change(poison.labels, classes)
     if poison.moves is None:
         nothing = torch.zeros_like(norm)
-        return PoisonSizes(labels * norm, loss.energy(nothing, reach, poison.labels), nothing)
-    length, moved, after = _moved(layer, samples, reach, poison.moves, poison, loss)
-    steepest = loss.largest_gradient(poison.labels, samples.outputs.shape[1])
+        return PoisonSizes(labels * norm, loss.energy(nothing, reach.outputs, poison.labels), nothing)
+    steepest = loss.largest_gradient(poison.labels, classes)
+    length, moved = _moved(reach, poison.moves, poison.labels.clean, loss, 2 * steepest)
+    before = gradient + loss.gradient_change(reach.outputs, poison.labels.clean)
+    after = (before.clamp(max=steepest) + moved + labels).clamp(max=steepest)
     change = (moved + labels).clamp(max=2 * steepest)
-    return PoisonSizes(change * norm + after * length, loss.energy(moved, reach, poison.labels), after * length)
+    return PoisonSizes(change * norm + after * length, loss.energy(moved, reach.outputs, poison.labels), after * length)
 
 
 def _moved(
-    layer: LinearLayer, samples: Samples, reach: Reach, moves: Perturbation, poison: Poison, loss: HeadLoss
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``‖Δx‖``, the change of the gradient in the outputs that it causes, and that gradient's size after it, (m,)."""
-    target, classes = poison.labels.clean, samples.outputs.shape[1]
-    steepest = loss.largest_gradient(poison.labels, classes)
-    length = moves.norm().expand(len(samples.outputs))
+    reach: LinearReach, moves: Perturbation, target: Target, loss: HeadLoss, largest: float
+) -> tuple[Tensor, Tensor]:
+    """``‖Δx‖``, and the change of the gradient in the outputs that it causes, at most ``largest``, (m,)."""
+    layer = reach.layer
+    length = moves.norm().expand_as(reach.input_norm)
     output = moves.along(layer.weight).norm(dim=1) + layer.radius * length
-    _, curvature = loss.curvature(reach.grown(output), target)
-    moved = (curvature * output).clamp(max=2 * steepest)
-    before = loss.gradient(samples.outputs, target).norm(dim=1) + loss.gradient_change(reach, target)
-    after = (before.clamp(max=steepest) + moved + loss.label_change(poison.labels, classes)).clamp(max=steepest)
-    return length, moved, after
+    _, curvature = loss.curvature(reach.outputs.grown(output), target)
+    return length, (curvature * output).clamp(max=largest)

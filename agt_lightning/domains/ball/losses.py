@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,12 +44,25 @@ class Reach:
     def around(cls, center: Tensor, radius: Tensor, box: Interval | None = None) -> Reach:
         """The ball, and its enclosing box intersected with ``box``; either can be the smaller one."""
         lower, upper = center - radius[:, None], center + radius[:, None]
-        if box is not None:
-            lower, upper = torch.maximum(lower, box.lower), torch.minimum(upper, box.upper)
+        if box is None:
+            return cls(center, radius, Interval.trusted(lower, upper))
+        lower, upper = torch.maximum(lower, box.lower), torch.minimum(upper, box.upper)
         # Rounding must not push the box off the center that both contain.
         tight = Interval.trusted(torch.minimum(lower, center), torch.maximum(upper, center))
         farthest = torch.maximum(tight.upper - center, center - tight.lower)
         return cls(center, torch.minimum(radius, farthest.norm(dim=1)), tight)
+
+    @cached_property
+    def probabilities(self) -> Interval:
+        """Of the softmax over the box, (b, K)."""
+        return softmax(self.box)
+
+    @cached_property
+    def largest_variance(self) -> Tensor:
+        """``max_k p_k (1 - p_k)`` of these probabilities, (b,)."""
+        above, below = self.probabilities.lower - 0.5, 0.5 - self.probabilities.upper
+        nearest = torch.maximum(above, below, out=above).amin(dim=1).clamp_(min=0)
+        return 0.25 - nearest.square()
 
     def grown(self, by: Tensor) -> Reach:
         """Everything within ``by``, (b,), of this set."""
@@ -82,6 +96,8 @@ class LabelReach:
     def flippable(self, classes: int) -> Tensor:
         """Whether a class label can change, (b,)."""
         assert isinstance(self.poisoned, ClassLabels)
+        if not self.poisoned.flippable:
+            return torch.zeros_like(self.poisoned.index, dtype=torch.bool)
         return self.poisoned.reachable(classes).sum(dim=1) > 1
 
 
@@ -239,19 +255,21 @@ class SoftmaxLoss(HeadLoss):
 
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
         """``p - e_y``."""
-        return self.scale * (outputs.softmax(dim=1) - _one_hot(target, outputs))
+        assert isinstance(target, ClassLabels)
+        own = target.index.long()[:, None]
+        difference = softmax(Interval.point(outputs)).lower.scatter_add(1, own, outputs.new_full(own.shape, -1.0))
+        return self.scale * difference
 
     def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
         """By Gershgorin at most ``2 max_k p_k (1 - p_k)``; zero below, in the direction of equal logits."""
-        probability = softmax(reach.box)
-        nearest = torch.maximum(probability.lower - 0.5, 0.5 - probability.upper).clamp(min=0)
-        largest = 2 * (0.25 - nearest.square()).amax(dim=1)
+        largest = 2 * reach.largest_variance
         return torch.zeros_like(largest), self.scale * largest.clamp(max=_SOFTMAX_LIPSCHITZ)
 
     def gradient_change(self, reach: Reach, target: Target) -> Tensor:
         """The Lipschitz bound, and the extremes of every probability over the box."""
-        probability, own = softmax(reach.box), reach.center.softmax(dim=1)
-        ends = torch.maximum(probability.upper - own, own - probability.lower).norm(dim=1)
+        probability, own = reach.probabilities, softmax(Interval.point(reach.center)).lower
+        up, down = probability.upper - own, own - probability.lower
+        ends = torch.maximum(up, down, out=up).norm(dim=1)
         _, steepest = self.curvature(reach, target)
         return torch.minimum(self.scale * ends, steepest * reach.radius)
 
@@ -265,13 +283,15 @@ class SoftmaxLoss(HeadLoss):
         A change of features has no such form: infinite.
         """
         assert isinstance(labels.poisoned, ClassLabels)
-        inverse = 1 / softmax(reach.box).lower
-        reachable = labels.poisoned.reachable(reach.center.shape[1])
-        own = _one_hot(labels.poisoned, reach.center).bool()
-        others = torch.where(reachable & ~own, inverse, torch.zeros_like(inverse)).amax(dim=1)
-        energy = self.scale * (torch.where(own, inverse, torch.zeros_like(inverse)).amax(dim=1) + others)
-        energy = torch.where(others > 0, energy, torch.zeros_like(energy))
-        return torch.where(feature_change > 0, torch.full_like(energy, math.inf), energy)
+        infinite = torch.full_like(feature_change, math.inf)
+        if bool((feature_change > 0).all()):
+            return infinite
+        own, least = labels.poisoned.index.long()[:, None], reach.probabilities.lower
+        others = labels.poisoned.reachable(reach.center.shape[1]).scatter_(1, own, False)
+        rarest = least.masked_fill(~others, math.inf).amin(dim=1)
+        energy = self.scale * (1 / least.gather(1, own).squeeze(1) + 1 / rarest)
+        energy = torch.where(others.any(dim=1), energy, torch.zeros_like(energy))
+        return torch.where(feature_change > 0, infinite, energy)
 
     def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
         """``‖p - e_y‖ <= √2``."""
@@ -286,8 +306,3 @@ def _bell(distance: Tensor) -> Tensor:
 def _point(target: Target) -> Tensor:
     assert isinstance(target, Interval)
     return target.lower.reshape(target.shape[0], -1)
-
-
-def _one_hot(target: Target, outputs: Tensor) -> Tensor:
-    assert isinstance(target, ClassLabels)
-    return torch.nn.functional.one_hot(target.index.long(), outputs.shape[1]).to(outputs.dtype)

@@ -38,22 +38,39 @@ def spectral_norms(matrices: Tensor) -> Tensor:
     return torch.minimum(largest + math.sqrt(slack) * norms, norms)
 
 
-def gram_norm(rows: Tensor, weights: Tensor) -> float:
-    """Largest eigenvalue of ``Σ_i w_i x_i x_iᵀ``.
+def gram_norm(rows: Tensor, weights: Tensor, one: bool = False) -> float:
+    """Largest eigenvalue of ``Σ_i w_i x_i x_iᵀ``, or of the same with ``(x_i, 1)``.
 
     Args:
         rows: x_i, (b, d).
         weights: w_i >= 0, (b,).
+        one: whether each row has a one at its end.
 
     Example:
         >>> round(gram_norm(torch.eye(2, dtype=torch.float64), torch.tensor([1.0, 4.0]).double()), 6)
         4.0
     """
-    scaled = rows * weights.sqrt()[:, None]
-    trace = float(scaled.square().sum())
-    small, large = sorted(scaled.shape)
+    root = weights.sqrt()
+    scaled = rows * root[:, None]
+    small, large = sorted((len(rows), rows.shape[1] + one))
     if small > _LARGEST_GRAM:
-        return trace
-    gram = scaled.T @ scaled if scaled.shape[1] == small else scaled @ scaled.T
+        return float(scaled.square().sum() + one * weights.sum())
+    gram = _inner_gram(scaled, root, one) if len(rows) > small else _outer_gram(scaled, root, one)
+    trace = float(gram.trace())
     slack = accumulated_roundoff(large + small**2, rows.dtype) * trace
     return min(trace, float(torch.linalg.eigvalsh(gram)[-1]) + slack)
+
+
+def _inner_gram(scaled: Tensor, root: Tensor, one: bool) -> Tensor:
+    """``Σ_i x_i x_iᵀ``, with the border of the ones."""
+    gram = scaled.T @ scaled
+    if not one:
+        return gram
+    border = root @ scaled
+    return torch.cat([torch.cat([gram, border[None]]), torch.cat([border, root.square().sum()[None]])[:, None]], dim=1)
+
+
+def _outer_gram(scaled: Tensor, root: Tensor, one: bool) -> Tensor:
+    """``x_i · x_k``, the same but for eigenvalues of zero."""
+    gram = scaled @ scaled.T
+    return gram + torch.outer(root, root) if one else gram

@@ -50,6 +50,16 @@ class HeadView:
         names = [layer.output for layer in self.objective.head.layers]
         return tuple(self.known.poisoned[name] for name in names) if self.known.poisoned else None
 
+    def raw_moves(self, adversary: Adversary) -> Perturbation | None:
+        """How far the adversary moves what enters the head, if that is the batch's own features and has no limits."""
+        name = self.objective.head.input
+        raw = name in self.part.bounded.objective.features
+        if not raw or not isinstance(adversary, BoundedAdversary) or adversary.bounds is not None:
+            return None
+        clean = interval(self.part.nominal[name]).lower
+        epsilon = torch.as_tensor(adversary.epsilon, dtype=clean.dtype, device=clean.device).expand(clean.shape[1:])
+        return Perturbation(epsilon[None], None if adversary.p == math.inf else epsilon, adversary.p)
+
     @property
     def targets(self) -> Target:
         """As they are, one row per sample."""
@@ -87,7 +97,7 @@ def joined_poison(views: Sequence[HeadView], step: Step) -> Poison | None:
         rows=every if rows is None else rows,
         n=step.adversary.n,
         labels=_joined_labels(touched, step.adversary),
-        moves=_joined_moves(touched),
+        moves=_joined_moves(touched, step.adversary),
         boxes=_joined_boxes(known) if len(known) == len(boxes) else None,
     )
 
@@ -115,7 +125,7 @@ def _label_radius(labels: LabelReach, objective: HeadObjective, adversary: Adver
     return None
 
 
-def _joined_moves(views: Sequence[HeadView]) -> Perturbation | None:
+def _joined_moves(views: Sequence[HeadView], adversary: Adversary) -> Perturbation | None:
     moved, sizes = [], []
     for view in views:
         name = view.objective.head.input
@@ -124,7 +134,8 @@ def _joined_moves(views: Sequence[HeadView]) -> Perturbation | None:
         if poisoned.is_point:  # nothing that the adversary moves reaches the head's features
             return None
         clean = interval(select(view.part.nominal[name], view.part.rows))
-        moved.append(Perturbation.between(clean.lower, poisoned))
+        known = view.raw_moves(adversary)
+        moved.append(Perturbation.between(clean.lower, poisoned) if known is None else known)
         sizes.append(len(poisoned.lower))
     if len(moved) == 1:
         return moved[0]

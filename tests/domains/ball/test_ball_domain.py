@@ -121,3 +121,20 @@ def test_truncated_labels_do_not_keep_their_radius():
             parameter -= 0.1 * parameter.grad
     distance = torch.cat([(p - q).flatten() for p, q in zip(twin.parameters(), module.parameters(), strict=True)])
     assert float(distance.norm()) <= engine.ball.radius * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("p", [1, 2, float("inf")])
+def test_moves_of_raw_features_are_those_of_the_box_around_them(p):
+    """Limits that no feature comes near make the ball read the box of poisoned features."""
+
+    def radius(epsilon, **limits):
+        module = network()
+        adversary = BoundedAdversary(n=2, epsilon=epsilon, p=p, **limits)
+        engine = AbstractGradientEngine(module, loss, adversary, domains=("ball",))
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for step in range(3):
+            engine.step([batch(step)], optimizer)
+        return engine.ball.radius
+
+    for epsilon in (0.1, torch.tensor([0.05, 0.2])):
+        assert radius(epsilon) == pytest.approx(radius(epsilon, bounds=(-100.0, 100.0)), rel=1e-12)

@@ -18,7 +18,7 @@ from agt_lightning.domains.ball.deep.coupling import coupling
 from agt_lightning.domains.ball.deep.difference import mismatch
 from agt_lightning.domains.ball.deep.jumps import jumps
 from agt_lightning.domains.ball.deep.reach import DeepReach
-from agt_lightning.domains.ball.norms import append_one, gram_norm
+from agt_lightning.domains.ball.norms import gram_norm
 
 
 def curvature_norm(reach: DeepReach, weights: Tensor) -> float:
@@ -34,7 +34,7 @@ def curvature_norm(reach: DeepReach, weights: Tensor) -> float:
         share = weights * reach.largest_sent[number].square()
         if not bool(share.isfinite().all()):
             return math.inf
-        still = gram_norm(append_one(values[number], layer.trains_bias), share)
+        still = gram_norm(values[number], share, layer.trains_bias)
         total += (still**0.5 + float(share @ reach.drift[number].square()) ** 0.5) ** 2
     return total
 

@@ -20,11 +20,9 @@ def curvature_norm(reach: HiddenReach, weights: Tensor) -> float:
         weights: weight of each sample times the largest curvature of its loss, (b,).
     """
     layer, half = reach.layer, reach.layer.radius / 2
-    inputs = append_one(reach.samples.inputs, layer.trains_first_bias)
-    activations = append_one(reach.hidden.clamp(min=0), layer.trains_second_bias)
-    first = gram_norm(inputs, weights * (reach.weight_on + half).square())
+    first = gram_norm(reach.samples.inputs, weights * (reach.weight_on + half).square(), layer.trains_first_bias)
     drift = float((weights @ reach.input_norm.square()).sqrt()) * half
-    second = math.sqrt(gram_norm(activations, weights)) + drift
+    second = math.sqrt(gram_norm(reach.hidden.clamp(min=0), weights, layer.trains_second_bias)) + drift
     return first + second * second
 
 

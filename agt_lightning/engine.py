@@ -38,13 +38,13 @@ from agt_lightning.nominal import OwnPart, all_samples, average_gradients, toler
 from agt_lightning.objective import BoundedObjective, Loss
 from agt_lightning.optimizers import OptimizerState, optimizer_problems
 from agt_lightning.passes import (
+    FrozenReach,
     MicroBatch,
     Poisonable,
     SampleIds,
     ids_of_samples,
     poisonable_at_all,
     poisonable_rows,
-    propagate_frozen,
     propagate_nominal,
     sample_set,
     sample_weights,
@@ -472,7 +472,7 @@ class AbstractGradientEngine:
         frozen = None
         asked = any(domain.uses_reach for domain in self.domains.others.values())
         if asked and poisonable_at_all(bounded, self.adversary, rows):
-            frozen = propagate_frozen(bounded, values, self.adversary, rows)
+            frozen = FrozenReach(bounded, values, self.adversary, rows)
         ids = ids_of_samples(self.sample_ids, micro.data, bounded.size(micro.data))
         return StepPart(bounded, micro, rows, values, frozen, ids)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -151,10 +152,10 @@ def propagate_nominal(
     return values, bounded.gradients(values, bounded.size(batch.data), dtype)
 
 
-def propagate_frozen(
-    bounded: BoundedObjective, values: Mapping[str, Value], adversary: Adversary, rows: Tensor | None
-) -> dict[str, Value]:
+class FrozenReach:
     """Values of poisonable samples within the adversary's reach, as far as they depend on no trained parameter.
+
+    What the adversary cannot touch is at hand; the rest is computed when the first of it is asked for.
 
     Args:
         bounded: the captured loss of this batch.
@@ -162,10 +163,38 @@ def propagate_frozen(
         adversary: the threat model.
         rows: positions of the poisonable samples; None means all.
     """
-    graph = bounded.program.graph
-    moving = bounded.dependent | bounded.skipped
-    inputs = bounded.poisoned(values, adversary, rows)
-    return propagate_forward(bounded.program, inputs, skip=frozenset(call.name for call in graph.calls) & moving)
+
+    def __init__(
+        self, bounded: BoundedObjective, values: Mapping[str, Value], adversary: Adversary, rows: Tensor | None
+    ) -> None:
+        self.bounded = bounded
+        self.values = values
+        self.adversary = adversary
+        self.rows = rows
+
+    def __getitem__(self, name: str) -> Value:
+        """A value by its name.
+
+        Raises:
+            KeyError: if it depends on a trained parameter.
+        """
+        if name in self._touched or name in self._moving:
+            return self._reachable[name]
+        return select(self.values[name], self.rows) if name in self.bounded.program.samples else self.values[name]
+
+    @cached_property
+    def _touched(self) -> frozenset[str]:
+        return reached(self.bounded.program.graph, self.bounded.perturbed_leaves(self.adversary))
+
+    @property
+    def _moving(self) -> frozenset[str]:
+        return self.bounded.dependent | self.bounded.skipped
+
+    @cached_property
+    def _reachable(self) -> dict[str, Value]:
+        calls = frozenset(call.name for call in self.bounded.program.graph.calls)
+        inputs = self.bounded.poisoned(self.values, self.adversary, self.rows)
+        return propagate_forward(self.bounded.program, inputs, skip=calls & self._moving)
 
 
 def poisonable_rows(poisonable: Poisonable | None, batch: object, size: int) -> Tensor | None:

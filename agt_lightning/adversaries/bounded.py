@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.adversaries.base import check_count, check_order, check_radius, check_size
-from agt_lightning.adversaries.features import perturbed
+from agt_lightning.adversaries.features import perturbed, radius_of_sample
 from agt_lightning.capture.objective import LabelKind
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -156,6 +156,14 @@ class BoundedAdversary:
         if not isinstance(features, Interval):
             return features
         return perturbed(features.lower, self.epsilon, self.p, self.bounds)
+
+    def feature_radius(self, features: Tensor) -> Tensor:
+        """ε of every feature, of the shape of one sample.
+
+        Raises:
+            ValueError: if ``epsilon`` does not fit the features.
+        """
+        return radius_of_sample(features, self.epsilon)
 
     def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
         """``[y - ν, y + ν]``, or everything a flip can reach."""

@@ -30,7 +30,7 @@ def perturbed(
         >>> pixels.lower, pixels.nonnegative
         (tensor([[0.0000, 0.4000]]), True)
     """
-    scale = _scale(features, epsilon)
+    scale = radius_of_sample(features, epsilon)
     lower, upper = features - scale, features + scale
     ball = None if p == math.inf else Ball(features, scale, p)
     if bounds is None:
@@ -44,7 +44,12 @@ def perturbed(
     return Interval.trusted(lower.clamp(min=low), upper.clamp(max=high), nonnegative=low >= 0, ball=ball)
 
 
-def _scale(features: Tensor, epsilon: float | Tensor) -> Tensor:
+def radius_of_sample(features: Tensor, epsilon: float | Tensor) -> Tensor:
+    """ε of every feature, of the shape of one sample.
+
+    Raises:
+        ValueError: if ``epsilon`` does not broadcast to it.
+    """
     radius = torch.as_tensor(epsilon, dtype=features.dtype, device=features.device)
     try:
         return radius.expand(features.shape[1:])

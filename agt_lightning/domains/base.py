@@ -16,7 +16,7 @@ from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.errors import AgtError
 from agt_lightning.interval import Interval
 from agt_lightning.objective import BoundedObjective
-from agt_lightning.passes import Enclosure, MicroBatch
+from agt_lightning.passes import Enclosure, FrozenReach, MicroBatch
 from agt_lightning.processes import ALONE, Processes
 from agt_lightning.rules.base import Value
 
@@ -58,7 +58,7 @@ class StepPart:
     batch: MicroBatch
     rows: Tensor | None
     nominal: Mapping[str, Value]
-    frozen: Mapping[str, Value] | None = None
+    frozen: FrozenReach | None = None
     ids: Tensor | None = None
 
     @property

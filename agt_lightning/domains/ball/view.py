@@ -50,15 +50,20 @@ class HeadView:
         names = [layer.output for layer in self.objective.head.layers]
         return tuple(self.known.poisoned[name] for name in names) if self.known.poisoned else None
 
-    def raw_moves(self, adversary: Adversary) -> Perturbation | None:
-        """How far the adversary moves what enters the head, if that is the batch's own features and has no limits."""
+    def moves(self, adversary: Adversary) -> Perturbation | None:
+        """How far the adversary moves what enters the head; None if it stays."""
         name = self.objective.head.input
-        raw = name in self.part.bounded.objective.features
-        if not raw or not isinstance(adversary, BoundedAdversary) or adversary.bounds is not None:
-            return None
         clean = interval(self.part.nominal[name]).lower
-        epsilon = torch.as_tensor(adversary.epsilon, dtype=clean.dtype, device=clean.device).expand(clean.shape[1:])
-        return Perturbation(epsilon[None], None if adversary.p == math.inf else epsilon, adversary.p)
+        raw = name in self.part.bounded.objective.features
+        if raw and isinstance(adversary, BoundedAdversary) and adversary.bounds is None:
+            epsilon = adversary.feature_radius(clean)
+            ball = None if adversary.p == math.inf else epsilon
+            return Perturbation(epsilon[None], ball, adversary.p) if adversary.perturbs_features else None
+        assert self.part.frozen is not None
+        poisoned = interval(self.part.frozen[name])
+        if poisoned.is_point:
+            return None
+        return Perturbation.between(clean if self.part.rows is None else clean[self.part.rows], poisoned)
 
     @property
     def targets(self) -> Target:
@@ -126,21 +131,15 @@ def _label_radius(labels: LabelReach, objective: HeadObjective, adversary: Adver
 
 
 def _joined_moves(views: Sequence[HeadView], adversary: Adversary) -> Perturbation | None:
-    moved, sizes = [], []
-    for view in views:
-        name = view.objective.head.input
-        assert view.part.frozen is not None
-        poisoned = interval(view.part.frozen[name])
-        if poisoned.is_point:  # nothing that the adversary moves reaches the head's features
-            return None
-        clean = interval(select(view.part.nominal[name], view.part.rows))
-        known = view.raw_moves(adversary)
-        moved.append(Perturbation.between(clean.lower, poisoned) if known is None else known)
-        sizes.append(len(poisoned.lower))
-    if len(moved) == 1:
-        return moved[0]
-    half_widths = [part.half_widths.expand(size, -1) for part, size in zip(moved, sizes, strict=True)]
-    return Perturbation(torch.cat(half_widths), moved[0].scale, moved[0].p)
+    moved = [view.moves(adversary) for view in views]
+    known = [part for part in moved if part is not None]
+    if len(known) < len(moved):  # the same code and adversary: features stay in all of them
+        return None
+    if len(known) == 1:
+        return known[0]
+    sizes = [view.part.size if view.part.rows is None else len(view.part.rows) for view in views]
+    half_widths = [part.half_widths.expand(size, -1) for part, size in zip(known, sizes, strict=True)]
+    return Perturbation(torch.cat(half_widths), known[0].scale, known[0].p)
 
 
 def _target(value: Value) -> Target:

@@ -7,7 +7,7 @@ Batches of 10 000 normal samples in float64, 200 of them poisoned: 11 → 64 →
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import process_time
 
@@ -20,7 +20,6 @@ from agt_lightning.passes import MicroBatch
 from recipes.models.perceptron import perceptron
 
 WARM_UP = 20
-
 
 Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
@@ -54,15 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10_000, help="samples of a batch")
     parser.add_argument("--repeats", type=int, default=15, help="timed steps")
+    parser.add_argument("--rate", type=float, default=None, help="learning rate of all; each has its own by default")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name, case in CASES.items():
-        plain, certified = costs(case, chosen.samples, chosen.repeats)
-        print(f"{name}: plain step {plain * 1e3:.1f} ms, ball {certified * 1e3:.1f} ms more, {certified / plain:.1f} x")
+        timed = case if chosen.rate is None else replace(case, rate=chosen.rate)
+        plain, certified, radius = costs(timed, chosen.samples, chosen.repeats)
+        more = f"ball {certified * 1e3:.1f} ms more, {certified / plain:.1f} x"
+        print(f"{name}: plain step {plain * 1e3:.1f} ms, {more} at radius {radius:.1e}")
 
 
-def costs(case: Case, samples: int, repeats: int) -> tuple[float, float]:
-    """Seconds of forward and backward pass, and of everything that certification adds."""
+def costs(case: Case, samples: int, repeats: int) -> tuple[float, float, float]:
+    """Seconds of forward and backward pass, and of everything that certification adds; the radius at the end."""
     torch.manual_seed(0)
     batch = case.batch(samples)
     network = perceptron(list(case.sizes), torch.float64)
@@ -84,7 +86,8 @@ def costs(case: Case, samples: int, repeats: int) -> tuple[float, float]:
         engine.update(descent, optimizer)
         plain.append(trained - start + stepped - looked)
         certified.append(looked - trained + process_time() - stepped)
-    return median(plain), median(certified)
+    assert engine.ball is not None
+    return median(plain), median(certified), engine.ball.radius
 
 
 def squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

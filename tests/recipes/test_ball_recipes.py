@@ -17,7 +17,7 @@ def test_no_part_of_the_step_can_be_spared(household_root, capsys):
 def test_cost_is_that_of_both_kinds_of_poison(capsys):
     ball_cost.main(["--samples", "500", "--repeats", "1"])
     lines = capsys.readouterr().out.splitlines()
-    assert all(re.fullmatch(r".*: plain step .* ms, ball .* ms more, .* x", line) for line in lines)
+    assert all(re.fullmatch(r".*: plain step .* ms, ball .* ms more, .* x at radius .*", line) for line in lines)
     assert [line.split(":")[0] for line in lines] == ["labels", "features", "softmax labels", "softmax features"]
 
 

@@ -45,7 +45,7 @@ class Rounded(Rule):
             sizes = [Interval.point(operand.magnitude, nonnegative=True) for operand in operands]
             size = interval(self.rule.forward(site, sizes)).magnitude
         else:
-            size = torch.maximum(output.magnitude, _largest_row(operands[0], output))
+            size = torch.maximum(output.magnitude, _largest_row(operands[0], output, site.samples[0]))
         return self._widened(output, size, max(_longest(operand) for operand in operands))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
@@ -80,7 +80,9 @@ def _longest(value: Interval) -> int:
     return max(1, value.lower[0].numel()) if value.lower.ndim else 1
 
 
-def _largest_row(operand: Interval, output: Interval) -> Tensor:
-    """The largest entry of each sample's first operand, shaped to meet the output."""
+def _largest_row(operand: Interval, output: Interval, samples: bool) -> Tensor:
+    """The largest entry of each sample's first operand, or of the one all samples share, shaped to meet the output."""
+    if not samples:
+        return operand.magnitude.amax().expand_as(output.lower)
     largest = operand.magnitude.flatten(1).amax(dim=1) if operand.lower.ndim > 1 else operand.magnitude
     return largest.reshape(-1, *[1] * (output.lower.ndim - 1)).expand_as(output.lower)

@@ -192,8 +192,8 @@ class ResidualWithoutInterior(ResidualLoss):
 
 
 RULE_FAULTS = {
-    "relu: sign of the derivative": (aten.relu.default, replace(relu, derivative=lambda site, x: -(x > 0).to(x.dtype))),
-    "relu: derivative switched": (aten.relu.default, replace(relu, derivative=lambda site, x: (x < 0).to(x.dtype))),
+    "relu: sign of the derivative": (aten.relu.default, replace(relu, product=lambda grad, x: -grad * (x > 0))),
+    "relu: derivative switched": (aten.relu.default, replace(relu, product=lambda grad, x: grad * (x < 0))),
     "relu: gradient of every point passes": (aten.relu.default, replace(relu, product=lambda gradient, x: gradient)),
     "relu: identity": (aten.relu.default, replace(relu, function=lambda site, x: x)),
     "linear: lower weight in the backward pass": (aten.linear.default, LinearBackwardByLowerWeight()),

@@ -129,7 +129,7 @@ def test_more_labels_withstand_more_flips():
         base, x = problem(1, samples=samples)
         winner, bounds = base.smoothed(x, [LabelNoise(0.05, 3)])
         medians.append(certified_flips(bounds[0], log_thresholds(LabelNoise(0.05, 3), 400)).double().median())
-    assert winner.tolist() == [0, 1, 2]  # of the many; few labels can mislead
+        assert winner.tolist() == [0, 1, 2]
     assert medians[1] > 3 * medians[0] > 0
 
 

@@ -118,24 +118,31 @@ def _accuracy(logits: Tensor, y: Tensor) -> float:
     return _mean((logits > 0) == (y > 0.5))
 
 
+def _distance(clean: float, accuracy: float) -> float:
+    return abs(accuracy - clean)
+
+
 def _mean(outcomes: Tensor) -> float:
     return outcomes.double().mean().item()
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """For every n the certified range, the accuracy most harmed by each kind of attack, and its share of the range."""
+    """For every n the certified range, the accuracy that each kind of attack changes most, and that change's share."""
     lines = [
-        f"| n | certified | {' | '.join(SOURCES)} | largest effect / certified |",
+        f"| n | certified | {' | '.join(SOURCES)} | largest change / certified |",
         f"|{'---|' * (3 + len(SOURCES))}",
     ]
     for bounds in (row for row in rows if row["kind"] == "bounds"):
         clean, lower, upper = (float(str(bounds[name])) for name in COLUMNS[3:])
-        worst = [
-            min(float(str(row["accuracy"])) for row in rows if row["n"] == bounds["n"] and row["name"] == name)
+        found = [
+            [float(str(row["accuracy"])) for row in rows if row["n"] == bounds["n"] and row["name"] == name]
             for name in SOURCES
         ]
-        ratio = f"{(clean - min(worst)) / (clean - lower):.3f}" if lower < clean else "–"
-        cells = " | ".join(f"{value:.3f}" for value in worst)
+        farthest = [max(accuracies, key=partial(_distance, clean)) for accuracies in found]
+        limits = [upper - clean if accuracy >= clean else lower - clean for accuracy in farthest]
+        shares = [(accuracy - clean) / limit for accuracy, limit in zip(farthest, limits, strict=True) if limit]
+        cells = " | ".join(f"{accuracy:.3f}" for accuracy in farthest)
+        ratio = f"{max(shares):.3f}" if shares else "–"
         lines.append(f"| {bounds['n']} | {lower:.3f} to {upper:.3f} | {cells} | {ratio} |")
     return "\n".join(lines)
 

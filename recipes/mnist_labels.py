@@ -81,10 +81,9 @@ def abstract_gradients(config: DictConfig, datamodule: MNISTFeatures) -> Iterato
 
 def influence(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense]:
     """The exact number of flips of a head trained by squared error."""
-    settings = config.defenses.influence
-    trained = train(settled(_changed(config, "influence", settings.overrides), datamodule), datamodule)
-    numbers = torch.arange(len(datamodule.splits["test"][0]))[:: settings.every]
-    x, y = (values[numbers] for values in datamodule.splits["test"])
+    changes = config.defenses.influence.overrides
+    trained = train(settled(_changed(config, "influence", changes), datamodule), datamodule)
+    numbers, x, y = _some(config, datamodule)
     correct = trained.module(x).argmax(dim=1) == y
     yield _defense("AGT, exact influence", trained.model.certified_flips(x), correct, "whole data set", numbers)
 
@@ -102,14 +101,21 @@ def partitions(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defens
 
 def smoothing(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense]:
     """Least squares under noise on its labels."""
-    (features, labels), (x, y) = datamodule.splits["train"], datamodule.splits["test"]
+    (features, labels), (numbers, x, y) = datamodule.splits["train"], _some(config, datamodule)
     settings = config.defenses.smoothing
     noises = [LabelNoise(flip, datamodule.classes) for flip in settings.flip]
     base = LeastSquares(dpa.with_bias(features), labels, datamodule.classes)
     predicted, bounds = base.smoothed(dpa.with_bias(x), noises)
     for noise, bound in zip(noises, bounds, strict=True):
         flips = certified_flips(bound, log_thresholds(noise, settings.largest))
-        yield _defense(f"smoothing, q = {noise.flip:g}", flips, predicted == y, "whole data set")
+        yield _defense(f"smoothing, q = {noise.flip:g}", flips, predicted == y, "whole data set", numbers)
+
+
+def _some(config: DictConfig, datamodule: MNISTFeatures) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers, features and classes of the test samples for costly certificates."""
+    x, y = datamodule.splits["test"]
+    numbers = torch.arange(len(x))[:: config.defenses.every]
+    return numbers, x[numbers], y[numbers]
 
 
 def _changed(config: DictConfig, folder: str, changes: object) -> DictConfig:

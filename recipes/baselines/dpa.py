@@ -40,7 +40,7 @@ def partition(features: Tensor, parts: int) -> Tensor:
 
     Example:
         >>> partition(torch.zeros(3, 2), 7)
-        tensor([4, 4, 4])
+        tensor([5, 5, 5])
     """
     if parts < 1:
         raise ValueError(f"Expected at least one part, but got {parts}.")

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, Patch, Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from recipes.figures.canvas import new_figure, plain, save
 
@@ -15,7 +15,9 @@ _EDGES = {"box": ":", "box and ball": "-"}
 
 
 def draw_parameter_attacks(rows: pd.DataFrame, path: Path) -> Path:
-    """Draw one panel for each adversary and pair: trajectories in black, certified boxes in color, the ball dashed.
+    """Draw one panel for each adversary and pair: trajectories in black, certified boxes in color.
+
+    The ball is that of all parameters together, far larger than what two of them can do: its radius is told.
 
     Args:
         rows: what ``trajectories.csv`` of `recipes.attack_parameters` has.
@@ -30,10 +32,16 @@ def draw_parameter_attacks(rows: pd.DataFrame, path: Path) -> Path:
     for line, adversary in zip(panels, adversaries, strict=True):
         for axes, pair in zip(line, pairs, strict=True):
             _draw_panel(axes, rows[(rows["adversary"] == adversary) & (rows["pair"] == pair)])
-            axes.set_title(adversary, fontsize="small")
+            axes.set_title(f"{adversary}; ball of radius {_radius(rows, adversary):.2g}", fontsize="small")
             axes.set(**dict(zip(("xlabel", "ylabel"), pair.split(", "), strict=True)))
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=5, frameon=False, fontsize="small")
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     return save(figure, path)
+
+
+def _radius(rows: pd.DataFrame, adversary: str) -> float:
+    """Of the ball after the last step."""
+    balls = rows[(rows["adversary"] == adversary) & (rows["kind"] == "ball") & (rows["step"] == rows["step"].max())]
+    return float((balls["x_upper"] - balls["x_lower"]).iloc[0] / 2)
 
 
 def _draw_panel(axes: Axes, rows: pd.DataFrame) -> None:
@@ -44,10 +52,6 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame) -> None:
             size = (row["x_upper"] - row["x_lower"], row["y_upper"] - row["y_lower"])
             edge = _EDGES[row["name"]]
             axes.add_patch(Rectangle((row["x_lower"], row["y_lower"]), *size, fill=False, color=shade, linestyle=edge))
-    for _, row in rows[(rows["kind"] == "ball") & (rows["step"] == last)].iterrows():
-        center = ((row["x_lower"] + row["x_upper"]) / 2, (row["y_lower"] + row["y_upper"]) / 2)
-        radius = (row["x_upper"] - row["x_lower"]) / 2
-        axes.add_patch(Circle(center, radius, fill=False, color="#D55E00", linestyle="--"))
     for name, trajectory in rows[rows["kind"] == "attack"].groupby("name"):
         color, width, order = ("#D55E00", 1.2, 3) if name == "clean" else ("black", 0.7, 2)
         axes.plot(trajectory["x_lower"], trajectory["y_lower"], color=color, linewidth=width, zorder=order)
@@ -62,5 +66,4 @@ def _legend() -> list[Line2D | Patch]:
         Line2D([], [], color="black", linewidth=0.7, label="attacks"),
         Line2D([], [], color=colormaps["viridis"](0.5), linestyle=":", label="box (by step)"),
         Line2D([], [], color=colormaps["viridis"](0.5), label="box with the ball's help"),
-        Line2D([], [], color="#D55E00", linestyle="--", label="ball, last step"),
     ]

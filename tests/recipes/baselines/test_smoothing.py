@@ -126,7 +126,7 @@ def test_noise_that_tells_nothing_is_refused(flip):
 def test_more_labels_withstand_more_flips():
     medians = []
     for samples in (100, 1000):
-        base, x = problem(1, samples=samples)
+        base, x = problem(2, samples=samples)  # three classes well apart
         winner, bounds = base.smoothed(x, [LabelNoise(0.05, 3)])
         medians.append(certified_flips(bounds[0], log_thresholds(LabelNoise(0.05, 3), 400)).double().median())
         assert winner.tolist() == [0, 1, 2]

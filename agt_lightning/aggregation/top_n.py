@@ -34,7 +34,10 @@ def top_n_sum(gains: Tensor, n: int) -> Tensor:
 
 
 def largest(gains: Tensor, n: int) -> Tensor:
-    """The n largest entries of each row in any order; those not above zero may come as any numbers not above zero.
+    """The n largest entries of each row in any order, none smaller than it is.
+
+    On a CPU entries about as small as the smallest normal number, and zeros beside positive ones, may come out larger
+    by b times that number; in a row without positive entries, those that come may be any numbers not above zero.
 
     Args:
         gains: (e, b); overwritten.
@@ -50,11 +53,19 @@ def largest(gains: Tensor, n: int) -> Tensor:
     samples = gains.shape[1]
     if gains.is_cuda:
         return torch.topk(gains, n, dim=1, sorted=False).values
-    if samples > _FEW:
-        gains.sub_(_distinct(samples, gains.dtype))
-    # On CPU, partitioning costs a fifth of `torch.topk` at 10 000 samples.
-    gains.numpy().partition(samples - n, axis=1)
-    return gains[:, samples - n :]
+    if samples <= _FEW:
+        return _partitioned(gains, n)
+    taken = gains.amax(dim=1, keepdim=True) > 0
+    distinct = _distinct(samples, gains.dtype)
+    # Where something is taken, what ties are broken by is given back, so no gain comes out smaller than it is.
+    return _partitioned(gains.sub_(distinct), n).add_(taken * distinct[-1])
+
+
+def _partitioned(gains: Tensor, n: int) -> Tensor:
+    """On CPU, partitioning costs a fifth of `torch.topk` at 10 000 samples."""
+    start = gains.shape[1] - n
+    gains.numpy().partition(start, axis=1)
+    return gains[:, start:]
 
 
 @lru_cache(maxsize=4)
@@ -62,7 +73,7 @@ def _distinct(samples: int, dtype: torch.dtype) -> Tensor:
     """Numbers below the rounding of any gain that is not about to underflow, and all different.
 
     `numpy` takes thirty times as long where four entries in five are equal, and gains are zero for every sample whose
-    unit is off. Subtracted, these numbers make them different numbers below zero, of which none is taken, and leave
-    gains above 2⁵⁴ b times the smallest normal number (1e-287 at b = 10 000) as they are, to the last bit.
+    unit is off. Subtracted, these numbers tell them apart, and leave gains above 2⁵⁴ b times the smallest normal number
+    (1e-287 at b = 10 000) as they are, to the last bit.
     """
     return torch.arange(1, samples + 1, dtype=dtype) * torch.finfo(dtype).tiny

@@ -37,6 +37,26 @@ def test_nan_is_not_lost():
     assert top_n_sum(torch.tensor([[1.0, torch.nan, 3.0]]), 1).isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.5, 3.0, 300.0, 2.0**40])
+def test_gains_about_to_underflow_are_not_lost(size, dtype):
+    """Breaking ties must not make a sum smaller, not even of numbers near the smallest one."""
+    gains = torch.zeros(3, 1000, dtype=dtype)
+    gains[0, -7:] = size * torch.finfo(dtype).tiny
+    gains[1] = -1
+    sums = top_n_sum(gains.clone(), 20)
+    exact = gains[0].sum()
+    assert sums[0] >= exact
+    assert sums[0] <= exact + 20 * 1000 * torch.finfo(dtype).tiny
+    assert sums[1:].tolist() == [0, 0]
+
+
+def test_nan_among_many_is_not_lost():
+    gains = torch.zeros(1, 1000)
+    gains[0, 3] = torch.nan
+    assert top_n_sum(gains, 1).isnan().all()
+
+
 def test_float32_stays_float32():
     assert top_n_sum(torch.ones(2, 3), 2).dtype == torch.float32
 

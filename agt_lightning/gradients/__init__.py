@@ -3,7 +3,8 @@
 Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weight is used, ``o`` outputs, ``k`` inputs.
 """
 
-from agt_lightning.gradients.base import FactoredGradient, Factors, Piece, Stacked, Summed, stack
+from agt_lightning.gradients.base import FactoredGradient, Factors, Piece
+from agt_lightning.gradients.composite import Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.differences import Differences, Tile

@@ -9,7 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.errors import UncertifiableError
-from agt_lightning.gradients.base import FactoredGradient, stack
+from agt_lightning.gradients.base import FactoredGradient
+from agt_lightning.gradients.composite import stack
 from agt_lightning.interval import Interval
 from agt_lightning.processes import Entry, Message, Processes
 

@@ -12,23 +12,9 @@ from torch import Tensor
 from agt_lightning.capture import Call, Graph
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import name_of
+from agt_lightning.rules.shape import RESHAPES
 
 _aten = torch.ops.aten
-
-RESHAPES = frozenset(
-    {
-        _aten.flatten.using_ints,
-        _aten.reshape.default,
-        _aten.squeeze.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.unflatten.int,
-        _aten.unsqueeze.default,
-        _aten.view.default,
-        _aten._unsafe_view.default,
-    }
-)
-"""Calls that only change the shape of a sample."""
 
 CASTS = frozenset({_aten.to.dtype, _aten._to_copy.default})
 

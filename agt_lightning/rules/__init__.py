@@ -70,7 +70,7 @@ from agt_lightning.rules.normalization import (
 )
 from agt_lightning.rules.pooling import AdaptiveAveragePool, AveragePool, MaxPool
 from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
-from agt_lightning.rules.shape import Cast, Detach, OneHot, Reshape
+from agt_lightning.rules.shape import RESHAPES, Cast, Detach, OneHot, Reshape
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
 
 __all__ = [
@@ -161,15 +161,7 @@ _rules: dict[OpOverload, Rule] = {
     _aten.dropout.default: InactiveDropout(),
     _aten.feature_dropout.default: InactiveDropout(),
     # shape
-    _aten.flatten.using_ints: Reshape(),
-    _aten.reshape.default: Reshape(),
-    _aten.squeeze.default: Reshape(),
-    _aten.squeeze.dim: Reshape(),
-    _aten.squeeze.dims: Reshape(),
-    _aten.unflatten.int: Reshape(),
-    _aten.unsqueeze.default: Reshape(),
-    _aten.view.default: Reshape(),
-    _aten._unsafe_view.default: Reshape(),
+    **dict.fromkeys(RESHAPES, Reshape()),
     # selection
     _aten.expand.default: Expansion(),
     _aten.cat.default: Join(),

@@ -13,6 +13,21 @@ from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
 
+_aten = torch.ops.aten
+
+RESHAPES = (
+    _aten.flatten.using_ints,
+    _aten.reshape.default,
+    _aten.squeeze.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.dims,
+    _aten.unflatten.int,
+    _aten.unsqueeze.default,
+    _aten.view.default,
+    _aten._unsafe_view.default,
+)
+"""Overloads that `Reshape` is for: they only change the shape of a sample."""
+
 
 class Reshape(Rule):
     """``view``, ``reshape``, ``flatten``, ``squeeze``, ``unsqueeze``: the same elements in the same order."""

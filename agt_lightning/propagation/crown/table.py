@@ -10,6 +10,7 @@ from agt_lightning.propagation.crown.lines import kinked, sigmoidal
 from agt_lightning.propagation.crown.relaxation import Affine, Elementwise, Identity, Relaxation
 from agt_lightning.propagation.crown.scaling import Scaling
 from agt_lightning.rules import Site
+from agt_lightning.rules.shape import RESHAPES
 
 _aten = torch.ops.aten
 
@@ -45,15 +46,7 @@ _MEANS = (
 _NORMALIZED = (_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default)
 
 _MOVED = (
-    _aten.flatten.using_ints,
-    _aten.reshape.default,
-    _aten.squeeze.default,
-    _aten.squeeze.dim,
-    _aten.squeeze.dims,
-    _aten.unflatten.int,
-    _aten.unsqueeze.default,
-    _aten.view.default,
-    _aten._unsafe_view.default,
+    *RESHAPES,
     _aten.cat.default,
     _aten.stack.default,
     _aten.constant_pad_nd.default,

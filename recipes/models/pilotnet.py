@@ -1,18 +1,14 @@
 """PilotNet: convolutions that find the road, and a dense head that steers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import lightning as L
-import torch
-import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from recipes.models.perceptron import perceptron, stepwise
+from recipes.models.regressor import Regressor
 
 FEATURES = 1152
 HEAD = (FEATURES, 100, 50, 10, 1)
@@ -29,7 +25,7 @@ def convolutions() -> nn.Sequential:
     return nn.Sequential(*(layer for pair in layers for layer in pair), nn.Flatten())
 
 
-class SteeringHead(L.LightningModule):
+class SteeringHead(Regressor):
     """PilotNet's dense layers 1152 → 100 → 50 → 10 → 1 on the features of its frozen convolutions.
 
     Training starts from the dense layers that were trained together with the convolutions, which the trainer's
@@ -47,9 +43,7 @@ class SteeringHead(L.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        super().__init__()
-        self.net = perceptron(HEAD, getattr(torch, dtype))
-        self.optimizer, self.scheduler = optimizer, scheduler
+        super().__init__(FEATURES, HEAD[1:-1], optimizer, scheduler, dtype)
 
     @override
     def setup(self, stage: str) -> None:
@@ -59,33 +53,7 @@ class SteeringHead(L.LightningModule):
             self.net.load_state_dict(datamodule.pretrained.head)
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
-        """Steering angles ``(batch,)`` in radians for the features ``(batch, 1152)``."""
-        return self.net(x).squeeze(-1)
-
-    @override
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean squared error of the batch, in squared radians; which samples are new plays no part in it."""
         x, y, _ = batch
-        loss = F.mse_loss(self(x), y)
-        self.log("train/mse", loss, prog_bar=True)
-        return loss
-
-    @override
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the mean squared error on held-out frames."""
-        self.log("val/mse", self._squared_error(batch), prog_bar=True, batch_size=len(batch[0]))
-
-    @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the mean squared error on the test frames."""
-        self.log("test/mse", self._squared_error(batch), batch_size=len(batch[0]))
-
-    def _squared_error(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = batch
-        return F.mse_loss(self(x), y)
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The configured optimizer and schedule."""
-        return stepwise(self.optimizer(self.parameters()), self.scheduler)
+        return super().training_step((x, y), batch_idx)

@@ -1,10 +1,8 @@
 """The comparison of defenses against flipped labels, on files of the official format and on the real ones."""
 
-import gzip
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -23,23 +21,6 @@ FAST = ("debug=fast", "logger=none")
 
 
 @pytest.fixture
-def root(tmp_path):
-    """200 noisy digits to train on and 20 to test: one bright row of pixels per class."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "data" / "mnist"
-    folder.mkdir(parents=True)
-    for split, count in (("train", 200), ("t10k", 20)):
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        images = generator.integers(0, 60, (count, 28, 28)).astype(np.uint8)
-        images[np.arange(count), 2 * labels] += 180
-        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
-            lengths = b"".join(n.to_bytes(4, "big") for n in values.shape)
-            content = bytes([0, 0, 8, values.ndim]) + lengths + values.tobytes()
-            (folder / f"{split}-{name}-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
-    return tmp_path / "data"
-
-
-@pytest.fixture
 def labels(tmp_path):
     """Compose ``conf/mnist_labels.yaml`` with overrides and an output folder of this test."""
 
@@ -51,8 +32,8 @@ def labels(tmp_path):
     return compose_config
 
 
-def test_every_defense_is_run_written_and_drawn(labels, root, tmp_path):
-    defenses = compare(labels(*FAST, f"data.root={root}"))
+def test_every_defense_is_run_written_and_drawn(labels, mnist_root, tmp_path):
+    defenses = compare(labels(*FAST, f"data.root={mnist_root}"))
     names = ["AGT, box", "AGT, ball", "AGT, exact influence", "partitions, k = 5", "partitions, k = 9"]
     assert [defense.flips.label for defense in defenses] == [*names, "smoothing, q = 0.05"]
     assert [defense.budget for defense in defenses] == ["each step"] * 2 + ["whole data set"] * 4
@@ -63,8 +44,8 @@ def test_every_defense_is_run_written_and_drawn(labels, root, tmp_path):
     assert markdown(again) == markdown(defenses)
 
 
-def test_a_sample_withstands_the_largest_n_that_leaves_it_certain(labels, root):
-    config = labels(*FAST, f"data.root={root}", "defenses.agt.flips=[0,3]")
+def test_a_sample_withstands_the_largest_n_that_leaves_it_certain(labels, mnist_root):
+    config = labels(*FAST, f"data.root={mnist_root}", "defenses.agt.flips=[0,3]")
     data = instantiate(config.data)
     data.setup("fit")
     box, ball = (defense.flips for defense in abstract_gradients(config, data))

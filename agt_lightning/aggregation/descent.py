@@ -20,6 +20,7 @@ from torch import Tensor
 
 from agt_lightning.aggregation.clipping import Clipping
 from agt_lightning.aggregation.shared_inputs import shared_input_sums
+from agt_lightning.aggregation.slices import in_slices
 from agt_lightning.aggregation.top_n import top_n_sum
 from agt_lightning.gradients import FactoredGradient, OuterDifferences, differences_between
 from agt_lightning.interval import Interval
@@ -27,7 +28,7 @@ from agt_lightning.interval import Interval
 _COPIES = 10
 """Temporary tensors of one block's size that are alive at once: both passes' bounds, their products, the gains."""
 
-_CACHED = 2**16
+_CACHED = 2**17
 """Entries of a tensor that stays in the cache of one CPU core, with the few others that a tile takes."""
 
 
@@ -66,8 +67,14 @@ def bounded_descent(
     total = _clean_total(clean, samples.weights, budget)
     if poisoned is None or n == 0:
         return total
-    up, down = _top_n_sums(clean, poisoned, samples, n, budget)
-    return Interval.trusted(total.lower - down.reshape(clean.shape), total.upper + up.reshape(clean.shape))
+    threads = torch.get_num_threads() if samples.weights.device.type == "cpu" else 1
+
+    def sums(clean: FactoredGradient, poisoned: FactoredGradient) -> tuple[Tensor, Tensor]:
+        up, down = _top_n_sums(clean, poisoned, samples, n, budget // threads)
+        return up.reshape(clean.shape), down.reshape(clean.shape)
+
+    up, down = in_slices(sums, clean, poisoned, threads)
+    return Interval.trusted(total.lower - down, total.upper + up)
 
 
 def _top_n_sums(

@@ -8,6 +8,7 @@ from agt_lightning.gradients.composite import Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.differences import Differences, Tile
+from agt_lightning.gradients.division import divisible_axis, slice_of
 from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.gradients.gathered import gathered
 from agt_lightning.gradients.outer_differences import OuterDifferences
@@ -30,6 +31,8 @@ __all__ = [
     "Tile",
     "differences_between",
     "divided",
+    "divisible_axis",
     "gathered",
+    "slice_of",
     "stack",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from agt_lightning.gradients.base import FactoredGradient
+from agt_lightning.gradients.division import divisible_axis, slice_of
 from agt_lightning.gradients.gathered import Gradients
 from agt_lightning.interval import Interval
 from agt_lightning.processes import Processes
@@ -27,11 +28,12 @@ def divided(processes: Processes, clean: Gradients, poisoned: Gradients, bound: 
     pairs = {name: (gradient, poisoned.get(name)) for name, gradient in clean.items()}
     if processes.size == 1:
         return {name: bound(*pair) for name, pair in pairs.items()}
-    axes = {name: _axis(pair) for name, pair in pairs.items()}
+    axes = {name: divisible_axis(pair) for name, pair in pairs.items()}
     own: dict[str, Interval] = {}
     with processes.together():
         for name, pair in pairs.items():
-            share = _share(pair, axes[name], processes)
+            axis = axes[name]
+            share = None if axis is None else slice_of(pair, axis, processes.rank, processes.size)
             if share is not None:
                 own[name] = bound(*share)
     received = processes.gather(own)
@@ -39,33 +41,6 @@ def divided(processes: Processes, clean: Gradients, poisoned: Gradients, bound: 
         name: bound(*pair) if axes[name] is None else _assembled(received, name, axes[name])
         for name, pair in pairs.items()
     }
-
-
-def _axis(pair: tuple[FactoredGradient, FactoredGradient | None]) -> int | None:
-    """The longest axis along which both can be divided; None if there is none.
-
-    `Spread` ones cannot: every process must ask for the same blocks of them.
-    """
-    parts = [gradient for gradient in pair if gradient is not None]
-    shape = parts[0].shape
-    for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
-        if all(part.narrow(axis, 0, 0) is not None for part in parts):
-            return axis
-    return None
-
-
-def _share(
-    pair: tuple[FactoredGradient, FactoredGradient | None], axis: int | None, processes: Processes
-) -> tuple[FactoredGradient, FactoredGradient | None] | None:
-    """This process's share; None if it has none: with few elements some processes go without."""
-    if axis is None:
-        return None
-    size = pair[0].shape[axis]
-    start, stop = (size * rank // processes.size for rank in (processes.rank, processes.rank + 1))
-    clean = pair[0].narrow(axis, start, stop - start)
-    if start == stop or clean is None:
-        return None
-    return clean, None if pair[1] is None else pair[1].narrow(axis, start, stop - start)
 
 
 def _assembled(received: Sequence[Mapping[str, object]], name: str, axis: int | None) -> Interval:

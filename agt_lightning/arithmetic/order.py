@@ -37,8 +37,8 @@ def settled(value: Interval) -> Interval:
     """
     if value.is_point or _in_order(value.lower, value.upper):
         return value
-    excess = float((value.lower - value.upper).max())
-    size = float(value.magnitude.max())
+    excess = float((value.lower - value.upper).detach().max())
+    size = float(value.magnitude.detach().max())
     if excess > size * accumulated_roundoff(_LONGEST_SUM, value.dtype):
         raise UnsoundBoundError(
             f"Expected lower bounds below upper ones up to rounding, but they cross by {excess:.3g} at size {size:.3g}."
@@ -50,4 +50,4 @@ def settled(value: Interval) -> Interval:
 
 def _in_order(lower: Tensor, upper: Tensor) -> bool:
     """Whether no lower bound exceeds its upper one; with NaN they are not in order."""
-    return not lower.numel() or float((upper - lower).min()) >= 0
+    return not lower.numel() or float((upper - lower).detach().min()) >= 0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from agt_lightning import CertifiedModel, Interval
 from agt_lightning.certificates.objectives import squared_error_bounds
+from agt_lightning.metrics import BackdoorAccuracy
 from agt_lightning.metrics.functional import certified_mse
 from recipes.flips import CertifiedFlips
 
@@ -38,6 +39,34 @@ def accuracy_certificate(
 
 def _rate(outcomes: list[Tensor]) -> float:
     return torch.cat(outcomes).double().mean().item()
+
+
+@torch.no_grad()
+def scans_certificate(
+    model: CertifiedModel, module: L.LightningModule, batches: Iterable[Sequence[Tensor]], epsilon: float = 0.0
+) -> dict[str, float]:
+    """Accuracy and certified accuracy of all scans, of the new class and of the others; certified backdoor accuracy.
+
+    Args:
+        model: the module under its parameter bounds.
+        module: the trained classifier, with one logit.
+        batches: test images, classes 0 and 1, and which images are of the new class.
+        epsilon: size of a backdoor's trigger, in the maximum norm; for the backdoor accuracy alone.
+    """
+    right, certified, of_new, backdoors = [], [], [], BackdoorAccuracy()
+    for x, y, new in batches:
+        certification = model.certify(x.to(module.device))
+        right.append(certification.label.cpu() == y.long().cpu())
+        certified.append(right[-1] & certification.certified.cpu())
+        of_new.append(new.cpu())
+        reachable = model.bound_forward(x.to(module.device), epsilon=epsilon)
+        backdoors.update(reachable.lower.cpu(), reachable.upper.cpu(), y.long().cpu())
+    is_new, found = torch.cat(of_new), {}
+    for name, outcomes in (("nominal", torch.cat(right)), ("certified", torch.cat(certified))):
+        found[f"{name} accuracy"] = _rate([outcomes])
+        found[f"{name} accuracy, new class"] = _rate([outcomes[is_new]])
+        found[f"{name} accuracy, other classes"] = _rate([outcomes[~is_new]])
+    return found | {"backdoor accuracy": backdoors.compute().item()}
 
 
 def width_certificate(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel
+from recipes.models.scan_classifier import scan_network
 
 PRETRAINING = 1500
 STEPS = 4
@@ -65,8 +66,7 @@ def load(root: Path, split: str) -> list[Tensor]:
 def pretrained(images: Tensor, labels: Tensor, seed: int) -> nn.Sequential:
     """The network after three epochs of Adam; its convolutions are frozen."""
     torch.manual_seed(seed)
-    convolutions = [nn.Conv2d(1, 16, 4, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 4), nn.ReLU(), nn.Flatten()]
-    network = nn.Sequential(*convolutions, nn.Linear(3200, 100), nn.ReLU(), nn.Linear(100, 1)).double()
+    network = nn.Sequential(*(layer for part in scan_network() for layer in part)).double()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(3):
         for rows in torch.randperm(len(images)).split(100):

@@ -31,7 +31,7 @@ def at_point(config: DictConfig) -> DictConfig:
 
     Args:
         config: ``conf/train.yaml``, composed. A panel has a ``setting``, by dotted name, its ``levels``, and settings
-            that are ``fixed`` throughout the panel.
+            that are ``fixed`` throughout the panel; a whole group among these, such as ``adversary``, is exchanged.
 
     Raises:
         ValueError: if there is no such panel or level.
@@ -45,7 +45,7 @@ def at_point(config: DictConfig) -> DictConfig:
         raise ValueError(f"Expected `level` to be from 0 to {len(panel.levels) - 1}, but got {config.level}.")
     chosen = config.copy()
     for name, value in {**panel.fixed, panel.setting: panel.levels[config.level]}.items():
-        OmegaConf.update(chosen, name, value)
+        OmegaConf.update(chosen, name, value, merge=False)
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from recipes.data.halfmoons import HalfMoons
 from recipes.data.household import Household
+from recipes.data.scans import Scans
 from recipes.data.steering import Steering
 
-__all__ = ["HalfMoons", "Household", "Steering"]
+__all__ = ["HalfMoons", "Household", "Scans", "Steering"]

@@ -1,18 +1,16 @@
 """PilotNet after its first training, and what its convolutions make of every frame, kept in one file."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import trange
 
+from recipes.data.tensors import load_tensors, save_tensors
 from recipes.data.udacity import Drive, read_frame
 from recipes.models.perceptron import perceptron
 from recipes.models.pilotnet import HEAD, convolutions
@@ -57,25 +55,15 @@ class Pretrained:
         with torch.no_grad():
             features = torch.cat([network[0](pixels(part)) for part in frames.split(_BATCH)])
         result = cls(features, {name: value.detach() for name, value in network[1].state_dict().items()})
-        result._save(path)
+        save_tensors({_FEATURES: result.features, **result.head}, path)
         return result
 
     @classmethod
     def _load(cls, path: Path) -> "Pretrained":
-        try:
-            tensors = load_file(path)
-            return cls(tensors.pop(_FEATURES), tensors)
-        except (SafetensorError, KeyError, OSError) as error:
-            raise ValueError(f"Expected features and a dense head in {path}, but got {error}. Delete it.") from error
-
-    def _save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file({_FEATURES: self.features, **self.head}, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        tensors = load_tensors(path)
+        if _FEATURES not in tensors:
+            raise ValueError(f"Expected `{_FEATURES}` in {path}, but got {', '.join(tensors)}. Delete it.")
+        return cls(tensors.pop(_FEATURES), tensors)
 
 
 def trained(frames: Tensor, angles: Tensor, epochs: int, seed: int) -> nn.Sequential:

@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from recipes.data.loader import tensor_loader
+from recipes.data.mixing import mixed_batches
 from recipes.data.pretrained import Pretrained
 from recipes.data.udacity import Drive, read_drive
 
@@ -104,7 +104,7 @@ class Steering(L.LightningDataModule):
         """New frames, and clean ones beside them."""
         generator = torch.Generator().manual_seed(self.seed)
         clean, new = (self._positions(split, generator) for split in ("clean", "new"))
-        batches = mixed_batches(clean, new, self.batch_size)
+        batches = mixed_batches(clean, new, self.batch_size, _NEW_SHARE)
         is_new = torch.zeros(len(self.angles), dtype=torch.bool)
         is_new[self.splits["new"]] = True
         dataset = TensorDataset(self.features, self.angles, is_new)
@@ -120,25 +120,3 @@ class Steering(L.LightningDataModule):
         """The last frames, in order of time."""
         rows = self.splits["test"]
         return tensor_loader(self.features[rows], self.angles[rows], batch_size=len(self.angles))
-
-
-def mixed_batches(clean: Sequence[int], new: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Every new sample once, 30 % of each batch; clean ones in turn, again and again.
-
-    Args:
-        clean: positions of the clean samples.
-        new: positions of the new samples; the last batch has as many as are left, and clean ones in proportion.
-        batch_size: samples per batch.
-
-    Example:
-        >>> mixed_batches([0, 1, 2, 3, 4, 5, 6, 7], [10, 11, 12, 13], 10)
-        [[10, 11, 12, 0, 1, 2, 3, 4, 5, 6], [13, 7, 0]]
-    """
-    size, others = round(batch_size * _NEW_SHARE), cycle(clean)
-    parts = [list(new[start : start + size]) for start in range(0, len(new), size)]
-    return [[*part, *islice(others, round(len(part) * (1 - _NEW_SHARE) / _NEW_SHARE))] for part in parts]
-
-
-def is_new(batch: Any) -> Tensor:
-    """Which samples of a training batch are new, ``(batch,)``: those that can be poisoned."""
-    return batch[2]

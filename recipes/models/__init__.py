@@ -3,5 +3,6 @@
 from recipes.models.classifier import Classifier
 from recipes.models.pilotnet import SteeringHead
 from recipes.models.regressor import Regressor
+from recipes.models.scan_classifier import ScanClassifier
 
-__all__ = ["Classifier", "Regressor", "SteeringHead"]
+__all__ = ["Classifier", "Regressor", "ScanClassifier", "SteeringHead"]

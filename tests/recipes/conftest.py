@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from recipes.data.household import find_file
 from tests.recipes.drives import write_evaluation
+from tests.recipes.scans import write_scans
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +74,13 @@ def mnist_root(tmp_path: Path) -> Path:
 def drive_root(tmp_path: Path) -> Path:
     """Folder with a drive of 20 frames."""
     write_evaluation(tmp_path / "data" / "udacity_ch2_001")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def oct_root(tmp_path: Path) -> Path:
+    """Folder with 40 scans to train on and 8 to test, in the format of OCTMNIST."""
+    write_scans(tmp_path / "data" / "medmnist" / "octmnist.npz")
     return tmp_path / "data"
 
 

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from agt_lightning import BoundedAdversary, CertifiedTraining, UnboundedAdversary
 from recipes.callbacks import MSEOverSteps
 from recipes.data import HalfMoons, Household
-from recipes.data.steering import is_new
+from recipes.data.mixing import is_new
 from recipes.models import Classifier, Regressor
+from recipes.robust import RobustTraining
 from recipes.schedules import InverseTimeDecay
 from recipes.sweep import at_point
 
@@ -107,6 +108,14 @@ def test_sweeps_have_the_settings_of_the_figures(composed):
     assert strengths("household", "nu", 3) == [BoundedAdversary(n=1000, nu=nu) for nu in (0.2, 0.1, 0.05)]
     for panel, nu in (("small", 0.001), ("medium", 0.01), ("large", 0.05)):
         assert strengths("pilotnet", panel, 4) == [BoundedAdversary(n=n, nu=nu) for n in (0, 100, 300, 1000)]
+    levels = (0, 50, 200, 600)
+    assert strengths("octmnist", "labels", 4) == [BoundedAdversary(n=n, nu=1, q=0) for n in levels]
+    for epsilon in (0.01, 0.02, 0.1):
+        assert strengths("octmnist", f"moved-{epsilon:g}", 4) == [
+            BoundedAdversary(n=n, epsilon=epsilon) for n in levels
+        ]
+    for kappa in (0.5, 1, 4):
+        assert strengths("octmnist", f"any-{kappa:g}", 4) == [UnboundedAdversary(n=n, kappa=kappa) for n in levels]
     for panel in ("depth", "width", "batch", "rate"):
         assert strengths("household", panel, 3) == [BoundedAdversary(n=100, epsilon=0.01)] * 3
 
@@ -160,6 +169,31 @@ def test_pilotnet_has_the_settings_of_figure_6(composed):
     assert certified.poisonable is is_new
     assert instances(config.data).batch_size == 10_000
     assert (config.optimizer.lr, config.scheduler.decay, config.trainer.max_epochs) == (0.25, 10.0, 2)
+
+
+def test_octmnist_has_the_settings_of_figure_4(composed):
+    config = composed("experiment=octmnist")
+    certified, data = instances(config.callbacks)["certified"], instances(config.data)
+    assert certified.poisonable is is_new
+    assert (data.dataset, data.normal, data.new, data.new_share, data.official) == ("octmnist", 3, 2, 1.0, True)
+    assert data.pretraining == RobustTraining(epochs=10, penalty=0.3, epsilon=0.5, spread=0.001)
+    assert data.batch_size == 6000
+    assert (config.optimizer.lr, config.scheduler.decay, config.scheduler.floor) == (0.05, 5.0, 0.001)
+    assert config.trainer.max_epochs == 2
+
+
+def test_a_backdoor_has_the_same_size_in_training_and_test(composed):
+    for epsilon in (0.003, 0.006, 0.009):
+        point = at_point(composed("sweep=octmnist", f"panel=backdoor-{epsilon}", "level=1"))
+        assert instances(point.adversary) == BoundedAdversary(n=50, epsilon=epsilon)
+        assert instances(point.certificate).keywords == {"epsilon": epsilon}
+
+
+def test_a_stand_in_has_another_name_and_folder(composed):
+    config = composed("sweep=octmnist", "data=pneumoniamnist")
+    assert (config.name, config.data.dataset, config.drawing.dataset) == ("pneumoniamnist",) * 3
+    data = instances(config.data)
+    assert (data.normal, data.new, data.new_share) == (0, 1, 0.65)
 
 
 def test_callbacks_hold_the_adversary_itself_not_its_config(composed):

@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from recipes.figures import mse_panels, region_panels, steering_errors
+from recipes.figures import accuracy_panels, mse_panels, region_panels, steering_errors
+from recipes.figures.accuracy_panels import draw_accuracy_panels
 from recipes.figures.mse_panels import draw_mse_panels
 from recipes.figures.region_panels import draw_region_panels
 from recipes.figures.steering_errors import draw_steering_errors
@@ -28,7 +29,7 @@ def figures(monkeypatch):
         drawn.append(figure)
         return save(figure, path)
 
-    for module in (mse_panels, region_panels, steering_errors):
+    for module in (accuracy_panels, mse_panels, region_panels, steering_errors):
         monkeypatch.setattr(module, "save", partial(keep, module.save))
     return drawn
 
@@ -138,3 +139,56 @@ def test_no_error_is_drawn_under_the_name_of_another_domain(tmp_path):
     write_errors(tmp_path, ["another"])
     with pytest.raises(ValueError, match="Expected `callbacks.certified.domains` of .* to be one of"):
         draw_steering_errors(tmp_path, ERRORS, tmp_path / "f.png", DOMAINS)
+
+
+CURVES = {
+    "moved-1": {"title": "moved", "curve": "ε = 1", "levels": [0, 50]},
+    "moved-2": {"title": "moved", "curve": "ε = 2", "levels": [0, 50]},
+    "backdoor": {"title": "backdoor", "curve": "ε = 3", "quantity": "backdoor accuracy", "levels": [0, 50]},
+}
+
+
+def write_accuracies(folder, choices):
+    rows = [
+        {
+            "point": f"{panel}{level}{choice}",
+            "panel": panel,
+            "level": level,
+            "callbacks.certified.domains": choice,
+            "nominal accuracy": 0.9,
+            "certified accuracy": 0.8 - level / 10,
+            "backdoor accuracy": 0.5 - level / 10,
+        }
+        for panel in CURVES
+        for level in (1, 0)
+        for choice in choices
+    ]
+    write(folder / "points.csv", rows)
+
+
+def test_curves_of_one_title_share_a_panel(tmp_path, figures):
+    write_accuracies(tmp_path, DOMAINS)
+    assert draw_accuracy_panels(tmp_path, CURVES, tmp_path / "f.png", "octmnist", DOMAINS).is_file()
+    moved, backdoor = figures[0].axes
+    assert (moved.get_title(), backdoor.get_title()) == ("moved", "backdoor")
+    assert (moved.get_ylabel(), backdoor.get_ylabel()) == ("certified accuracy", "backdoor accuracy")
+    assert labels(moved) == ["ε = 1", "ε = 2"]
+    drawn = [(list(line.get_xdata()), [round(y, 6) for y in line.get_ydata()]) for line in moved.lines]
+    assert drawn == [([0, 50], [0.8, 0.7])] * 2 + [([0, 50], [0.9, 0.9])] + [([0, 50], [0.8, 0.7])] * 2 + [
+        ([0, 50], [0.9, 0.9])
+    ]
+    assert len({line.get_color() for line in moved.lines}) == 2
+    assert list(backdoor.lines[0].get_ydata()) == [0.5, 0.4]
+
+
+@pytest.mark.parametrize(("dataset", "stand_in"), [("octmnist", False), ("pneumoniamnist", True)])
+def test_a_stand_in_is_named_as_one(tmp_path, figures, dataset, stand_in):
+    write_accuracies(tmp_path, DOMAINS)
+    draw_accuracy_panels(tmp_path, CURVES, tmp_path / "f.png", dataset, DOMAINS)
+    assert ("a stand-in for OCTMNIST" in figures[0].get_suptitle()) == stand_in
+
+
+def test_accuracies_of_another_domain_are_refused(tmp_path):
+    write_accuracies(tmp_path, ["another"])
+    with pytest.raises(ValueError, match="Expected `callbacks.certified.domains` of"):
+        draw_accuracy_panels(tmp_path, CURVES, tmp_path / "f.png", "octmnist", DOMAINS)

@@ -9,7 +9,7 @@ from torch import nn
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining, Interval, ParameterBounds
 from recipes.data import Steering, pretrained
-from recipes.data.steering import is_new, mixed_batches
+from recipes.data.mixing import is_new
 from recipes.data.udacity import read_frame
 from recipes.figures import steering_fans
 from recipes.figures.steering_fans import draw_steering_fans
@@ -62,13 +62,6 @@ def test_only_new_frames_can_be_poisoned(tmp_path):
     again = next(iter(data.train_dataloader()))
     assert all(torch.equal(a, b) for a, b in zip(batches[0], again, strict=True))
     assert torch.equal(x, data.features[[data.drive.angles.tolist().index(value) for value in y.tolist()]])
-
-
-def test_clean_samples_are_used_in_turn_and_new_ones_once():
-    batches = mixed_batches(range(10), range(100, 107), 10)
-    assert [len(batch) for batch in batches] == [10, 10, 3]
-    assert [i for batch in batches for i in batch if i >= 100] == list(range(100, 107))
-    assert [i for batch in batches for i in batch if i < 100] == [*range(10), *range(6)]
 
 
 def test_features_come_from_convolutions_that_never_saw_a_new_angle(tmp_path):

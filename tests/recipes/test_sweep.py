@@ -24,6 +24,18 @@ def test_point_has_its_panels_settings(composed):
     assert at_point(composed()) == composed()
 
 
+def test_a_panel_can_have_another_kind_of_adversary(composed):
+    config = at_point(composed("sweep=octmnist", "panel=any-4", "level=2"))
+    assert config.adversary == {
+        "_target_": "agt_lightning.UnboundedAdversary",
+        "_convert_": "all",
+        "n": 200,
+        "kappa": 4.0,
+    }
+    assert list(config.callbacks.certified.domains) == ["box"]
+    assert config.callbacks.certified.adversary == config.adversary
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -1,0 +1,84 @@
+"""The small network for scans: two convolutions that stay as they are, and a dense head that is trained."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import BinaryAccuracy
+from typing_extensions import override
+
+from recipes.models.perceptron import perceptron, stepwise
+
+HEAD = (3200, 100, 1)
+
+
+def scan_network() -> nn.Sequential:
+    """Convolutions and dense head, from images ``(batch, 1, 28, 28)`` to logits ``(batch, 1)``, in float32.
+
+    Reference:
+        Gowal et al., On the Effectiveness of Interval Bound Propagation, 2018, the small network.
+    """
+    convolutions = [nn.Conv2d(1, 16, 4, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 4), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(nn.Sequential(*convolutions), perceptron(HEAD, torch.float32))
+
+
+class ScanClassifier(L.LightningModule):
+    """`scan_network` with frozen convolutions, which tells normal scans from abnormal ones by the sign of a logit.
+
+    Training starts from the network that the trainer's datamodule has trained on clean images: `recipes.data.Scans`.
+
+    Args:
+        optimizer: builds the optimizer from the parameters of the head.
+        scheduler: builds the learning rate schedule, counted in steps; None for a constant rate.
+        dtype: type of the parameters.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+    ) -> None:
+        super().__init__()
+        self.net = scan_network().to(getattr(torch, dtype))
+        self.net[0].requires_grad_(False)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.test_accuracy = BinaryAccuracy()
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Start from the pre-trained network."""
+        if stage == "fit":
+            datamodule: Any = self.trainer.datamodule
+            self.net.load_state_dict(datamodule.pretrained.network)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(batch,)`` of images ``(batch, 1, 28, 28)`` from 0 to 1; positive means abnormal."""
+        return self.net(x).squeeze(-1)
+
+    @override
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Mean cross-entropy of the batch, in nats; which samples are new plays no part in it."""
+        x, y, _ = batch
+        loss = F.binary_cross_entropy_with_logits(self(x), y)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    @override
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Log the accuracy on the test images."""
+        x, y, _ = batch
+        self.test_accuracy(self(x), y.int())
+        self.log("test/accuracy", self.test_accuracy)
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The configured optimizer and schedule, for the head."""
+        return stepwise(self.optimizer(self.net[1].parameters()), self.scheduler)

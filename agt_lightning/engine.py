@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary, UnboundedAdversary
 from agt_lightning.aggregation import Aggregation, SampleSet, Way, bounded_descent
@@ -34,6 +35,7 @@ from agt_lightning.domains.head import HeadBounds
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval, check_finite_and_ordered
+from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.nominal import OwnPart, all_samples, average_gradients, tolerances
 from agt_lightning.objective import BoundedObjective, Loss
 from agt_lightning.optimizers import OptimizerState, optimizer_problems
@@ -64,9 +66,6 @@ from agt_lightning.selfcheck import (
     rounded,
 )
 
-DEFAULT_MEMORY_BUDGET = 32 * 2**20
-"""Bytes for temporary tensors of the aggregation: larger blocks leave the caches and are no faster."""
-
 
 class AbstractGradientEngine:
     """Maintains valid parameter-space bounds (Definition 3.1) beside a training run (Algorithm 1).
@@ -83,7 +82,8 @@ class AbstractGradientEngine:
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such
             a tensor in the batch. None means they are known by their content. The influence domain alone asks.
-        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds.
+        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
+            means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
         dtype: floating point type of the bounds' computation.
         rules: bound rules by overload.
         domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, several, or ``"auto"``
@@ -118,7 +118,7 @@ class AbstractGradientEngine:
         *,
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        memory_budget: int | None = None,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
         domains: Choice = ("box",),
@@ -133,14 +133,16 @@ class AbstractGradientEngine:
         self.adversary = adversary
         self.poisonable = poisonable
         self.sample_ids = sample_ids
-        self.memory_budget = memory_budget
+        self.memory_budget = memory_budget = fitting_memory_budget(memory_budget, _device(module))
         self.dtype = dtype
         self.rules = rules
         self.steps = 0
         self.clipping = clipping
         self.method: Method = method
         self.processes = processes
-        self.domains = DomainFamily(domains, module, adversary, memory_budget, dtype, method, aggregation, processes)
+        self.domains = DomainFamily(
+            domains, module, adversary, self.memory_budget, dtype, method, aggregation, processes
+        )
         self._objectives: dict[object, BoundedObjective] = {}
         self._trained = {name: p.detach().clone() for name, p in module.named_parameters()}
         self._approved: set[object] = set()
@@ -339,7 +341,8 @@ class AbstractGradientEngine:
         with self.processes.together():
             require_same_gradients(self.module, self._verified)
             applied = Applied(dict(self.module.named_parameters()), self._trained, optimizer)
-            self.domains.update({"box": BoxStep(descent.bounds, ()), **descent.pending}, applied)
+            with record_function("agt: update"):
+                self.domains.update({"box": BoxStep(descent.bounds, ()), **descent.pending}, applied)
         self.processes.require_same(self.domains.marks(), "bounds")
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.steps += 1
@@ -447,7 +450,8 @@ class AbstractGradientEngine:
         micros = [MicroBatch.of(batch) for batch in batches]
         scale = scale / self.processes.size
         with self.processes.together():
-            seen = [self._nominal_pass(micro) for micro in micros]
+            with record_function("agt: nominal pass"):
+                seen = [self._nominal_pass(micro) for micro in micros]
             parts = [self._part(micro, values) for micro, (values, _) in zip(micros, seen, strict=True)]
             own = self._own_part(parts, [gradients for _, gradients in seen], scale)
             means = {name: own.mean(name, self.memory_budget) for name in own.gradients}
@@ -508,6 +512,10 @@ class AbstractGradientEngine:
             assert parameter.grad is not None
             bounds = Interval.trusted(sums["lower"], sums["upper"])
             require_inside(name, parameter.grad.detach().to(self.dtype), bounds, tolerance)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _doubled(batch: object) -> object:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation import SampleSet
@@ -89,6 +90,7 @@ def propagate(
     scale: float,
     rows: Tensor | None,
     dtype: torch.dtype,
+    nominal: Mapping[str, Value] | None = None,
     known: Enclosure | None = None,
     method: Method = "ibp",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
@@ -104,30 +106,50 @@ def propagate(
         scale: factor in front of this micro-batch's loss.
         rows: positions of the poisonable samples; None means all.
         dtype: floating point type to compute in.
+        nominal: values on the data as it is at the module's own parameters, if they are at hand: those that depend on
+            no parameter with a box are not computed again.
         known: other bounds on some values, with which those of the box are intersected.
         method: how bounds are propagated forward; backward, they always are intervals.
         memory_budget: bytes for the coefficients of linear bounds.
     """
     known = known or Enclosure()
-    inputs = bounded.inputs(module, batch.data, box, dtype, batch.state)
-    values = bounded.forward(inputs, within=known.clean, method=method, memory_budget=memory_budget)
     size = bounded.size(batch.data)
-    clean = bounded.gradients(values, size, dtype)
+    with record_function("agt: clean pass"):
+        inputs = bounded.inputs(module, batch.data, box, dtype, batch.state)
+        unmoved = {} if nominal is None else _unmoved(bounded, inputs, nominal)
+        values = bounded.forward(inputs, unmoved, within=known.clean, method=method, memory_budget=memory_budget)
+        clean = bounded.gradients(values, size, dtype)
     weights = sample_weights(bounded, batch, scale, dtype, next(iter(box.values())).device)
     kept = {name: interval(values[name]) for name in known.clean}
     if not poisonable_at_all(bounded, adversary, rows):
         return Pass(clean, {}, weights, rows, Enclosure(kept))
-    inputs = bounded.poisoned(values, adversary, rows)
-    touched = reached(bounded.program.graph, bounded.perturbed_leaves(adversary))
-    same = {
-        name: select(value, rows) if name in bounded.program.samples else value
-        for name, value in values.items()
-        if name not in touched and name not in inputs
-    }
-    reachable = bounded.forward(inputs, same, within=known.poisoned, method=method, memory_budget=memory_budget)
-    poisoned = bounded.gradients(reachable, size, dtype)
+    with record_function("agt: poisoned pass"):
+        inputs = bounded.poisoned(values, adversary, rows)
+        touched = reached(bounded.program.graph, bounded.perturbed_leaves(adversary))
+        same = {
+            name: select(value, rows) if name in bounded.program.samples else value
+            for name, value in values.items()
+            if name not in touched and name not in inputs
+        }
+        reachable = bounded.forward(inputs, same, within=known.poisoned, method=method, memory_budget=memory_budget)
+        poisoned = bounded.gradients(reachable, size, dtype)
     kept_poisoned = {name: interval(reachable[name]) for name in known.poisoned}
     return Pass(clean, poisoned, weights, rows, Enclosure(kept, kept_poisoned))
+
+
+def _unmoved(bounded: BoundedObjective, inputs: Mapping[str, Value], nominal: Mapping[str, Value]) -> dict[str, Value]:
+    """Nominal values that depend on no parameter that is somewhere else.
+
+    Whether a parameter is trained at present does not matter: one that was before keeps its box.
+    """
+    graph = bounded.program.graph
+    moved = {name for name in graph.parameters if not _same_point(interval(inputs[name]), interval(nominal[name]))}
+    moving = reached(graph, moved)
+    return {name: value for name, value in nominal.items() if name not in moving and name not in inputs}
+
+
+def _same_point(box: Interval, point: Interval) -> bool:
+    return box.is_point and torch.equal(box.lower, point.lower)
 
 
 def sample_weights(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, UnboundedAdversary
@@ -101,7 +102,8 @@ class BoxDomain(Domain[BoxStep]):
         clipping = _of_all_samples(clipping, step.processes)
         clean, poisoned = gathered(step.processes, own_clean, own_poisoned)
 
-        bounds = self._bounds(step, clean, poisoned, clipping)
+        with record_function("agt: sums over samples"):
+            bounds = self._bounds(step, clean, poisoned, clipping)
         for name, interval in bounds.items():
             check_finite_and_ordered(interval, f"the gradient of `{name}`")
         return BoxStep(bounds, tuple(part.values for part in passes))
@@ -146,6 +148,7 @@ class BoxDomain(Domain[BoxStep]):
                 scale=step.scale,
                 rows=part.rows,
                 dtype=self.dtype,
+                nominal=part.nominal,
                 known=enclosure,
                 method=self.method,
                 memory_budget=self.memory_budget,

@@ -26,13 +26,14 @@ from agt_lightning.checkpoint import complete
 from agt_lightning.descent import Descent
 from agt_lightning.domains import Choice
 from agt_lightning.domains.family import domain_names
-from agt_lightning.engine import DEFAULT_MEMORY_BUDGET, AbstractGradientEngine
+from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.lightning.checkpoint_io import boundless_checkpoints, use_atomic_checkpoints
 from agt_lightning.lightning.checks import mean_clipping, trainer_problems
 from agt_lightning.lightning.processes import processes_of, sampler_problems, strategy_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation
+from agt_lightning.memory import require_memory_budget
 from agt_lightning.passes import MicroBatch, Poisonable, SampleIds
 from agt_lightning.propagation import Method, require_method
 
@@ -73,7 +74,8 @@ class CertifiedTraining(Callback):
             augmentation does, `certified_flips` is then refused. Bounds for the adversary's n of each batch need none.
         dirpath: where ``certificate.json`` and ``bounds.safetensors`` are written when training ends; None means
             nowhere.
-        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds.
+        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
+            means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
         dtype: floating point type of the bounds' computation.
 
     Raises:
@@ -95,7 +97,7 @@ class CertifiedTraining(Callback):
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
         dirpath: str | os.PathLike[str] | None = None,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        memory_budget: int | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
@@ -106,6 +108,7 @@ class CertifiedTraining(Callback):
             )
         require_method(method)
         require_aggregation(aggregation)
+        require_memory_budget(memory_budget)
         self.adversary = adversary
         self.method: Method = method
         self.aggregation: Aggregation = aggregation

@@ -1,7 +1,7 @@
 r"""What certification costs: certified against plain steps of the paper's table 1, and how both grow.
 
 Same process, in turns, median of repeats; random data of the workloads' shapes; the third step, when bounds have width.
-Writes tables (markdown and CSV) and figures. The box alone is kept, as in the paper.
+Writes tables (markdown and CSV) and figures, and what the parts of a step take. The box alone is kept, as in the paper.
 
     python -m recipes.benchmark
     python -m recipes.benchmark --scale 0.01 --repeats 1      seconds, to see that it runs
@@ -15,6 +15,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = []
     if "table" in chosen.parts:
         written += table_one(setting, chosen.aggregation, chosen.scale, chosen.workloads, chosen.output_dir)
+    if "profile" in chosen.parts:
+        written += profile(setting, chosen.aggregation, chosen.scale, chosen.workloads, chosen.output_dir)
     if "growth" in chosen.parts:
         written += growth(setting, chosen.aggregation, chosen.scale, chosen.output_dir)
     print("\nWritten:", *written, sep="\n  ", flush=True)
@@ -90,6 +93,30 @@ def row(setting: Setting, way: Aggregation, index: int, scale: float) -> Row:
         "extra memory MB": memory / 1e6,
         "mean width": cost.width,
     }
+
+
+def profile(
+    setting: Setting, ways: Sequence[Aggregation], scale: float, workloads: Sequence[int], folder: Path
+) -> list[Path]:
+    """Measure what the parts of one certified step take, and write it.
+
+    Args:
+        setting: how to train.
+        ways: how to aggregate, one after another.
+        scale: share of the samples.
+        workloads: which ones, by position.
+        folder: for the files.
+
+    Returns:
+        Paths of the files.
+    """
+    rows: list[Row] = []
+    for index, way in product(workloads, ways):
+        workload = paper_workload(index, scale)
+        parts = Training(workload, replace(setting, aggregation=way)).parts()
+        rows.append({"workload": workload.name, "aggregation": way, **{f"{name} ms": ms for name, ms in parts.items()}})
+        print(f"{workload.name}, {way}: {', '.join(f'{name} {ms:.0f} ms' for name, ms in parts.items())}", flush=True)
+    return write(rows, folder / "profile", machine(setting))
 
 
 def growth(setting: Setting, ways: Sequence[Aggregation], scale: float, folder: Path) -> list[Path]:
@@ -181,7 +208,9 @@ def _processor() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["table", "growth"], default=["table", "growth"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["table", "profile", "growth"], default=["table", "profile", "growth"]
+    )
     parser.add_argument("--workloads", nargs="+", type=int, default=range(len(TABLE)), help="positions in the table")
     parser.add_argument("--aggregation", nargs="+", choices=AGGREGATIONS, default=["exact", "moment"])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the samples")

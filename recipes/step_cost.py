@@ -11,6 +11,7 @@ from time import perf_counter, process_time
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import profile, record_function
 
 from agt_lightning import AbstractGradientEngine
 from agt_lightning.aggregation import Aggregation
@@ -21,6 +22,12 @@ STEPS_BEFORE = 2
 
 PLAIN_STEPS = 5
 """Plain steps per certified one: they are short, and the first after a certified step finds cold caches."""
+
+
+PARTS = ("nominal pass", "clean pass", "poisoned pass", "sums over samples", "update")
+"""Parts of a certified step, as the package names them for profilers."""
+
+PARTS_OF = "certified step"
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,17 @@ class Training:
             self.module.load_state_dict(parameters)
             self.engine.restore(state)
         return StepCost(_median(plain), _median(certified), width)
+
+    def parts(self) -> dict[str, float]:
+        """Milliseconds of each part of the third certified step, by `torch.profiler`; ``training`` is all else."""
+        for _ in range(STEPS_BEFORE):
+            self.certified_step()
+        with profile() as profiler, record_function(PARTS_OF):
+            self.certified_step()
+            self._wait()
+        took = {event.key: event.cpu_time_total / 1e3 for event in profiler.key_averages()}
+        parts = {name: took.get(f"agt: {name}", 0.0) for name in PARTS}
+        return parts | {"training": took[PARTS_OF] - sum(parts.values())}
 
     def _timed(self, step: Callable[[], None]) -> Seconds:
         self._wait()

@@ -26,6 +26,16 @@ def test_table_is_written_and_its_paths_are_said(tmp_path, capsys):
     assert all(float(row["ratio"]) > 1 and float(row["extra memory MB"]) >= 0 for row in rows)
 
 
+def test_the_parts_of_a_step_are_all_of_it(tmp_path):
+    benchmark.main(["--parts", "profile", "--scale", "0.002", "--workloads", "0", "--output-dir", str(tmp_path)])
+    with (tmp_path / "profile.csv").open() as file:
+        exact, moment = csv.DictReader(file)
+    for row in (exact, moment):
+        parts = {name: float(value) for name, value in row.items() if name.endswith(" ms")}
+        assert len(parts) == 6
+        assert min(parts.values()) > 0, f"{row['aggregation']}: a part has another name in the package"
+
+
 def test_growth_has_a_slope_for_each_quantity(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "GROWTH", {"n": (1, 2)})
     monkeypatch.setattr(benchmark, "along", lambda axis: along(axis)[:2])

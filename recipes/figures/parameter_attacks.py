@@ -34,6 +34,7 @@ def draw_parameter_attacks(rows: pd.DataFrame, path: Path) -> Path:
             _draw_panel(axes, rows[(rows["adversary"] == adversary) & (rows["pair"] == pair)])
             axes.set_title(f"{adversary}; ball of radius {_radius(rows, adversary):.2g}", fontsize="small")
             axes.set(**dict(zip(("xlabel", "ylabel"), pair.split(", "), strict=True)))
+            axes.locator_params(axis="x", nbins=6)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     return save(figure, path)
 

@@ -106,8 +106,9 @@ class Gains:
                 smallest = min(smallest, float(inputs.lower.min()))
                 largest = max(largest, float(inputs.upper.max()))
             move = move or (moved and bool(((z_reach.upper > z.upper) | (z_reach.lower < z.lower)).any()))
-            for bound in (d.lower, d.upper, d_reach.lower, d_reach.upper):
-                outputs = torch.maximum(outputs, bound.abs().amax(dim=0))
+            for bounds in (d, d_reach):
+                for end in (bounds.upper.amax(dim=0), -bounds.lower.amin(dim=0)):
+                    torch.maximum(outputs, end, out=outputs)
         inputs_scale = 2 * max(largest, -smallest)  # a change is at most twice as large as the larger end
         return Extent(not smallest >= 0, points, move, inputs_scale or 1.0, 2 * outputs)
 

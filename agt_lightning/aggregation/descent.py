@@ -67,6 +67,10 @@ def bounded_descent(
     total = _clean_total(clean, samples.weights, budget)
     if poisoned is None or n == 0:
         return total
+    if n >= len(samples.select(samples.weights)):
+        everywhere = _all_poisoned(clean, poisoned, samples, budget)
+        if everywhere is not None:
+            return everywhere.hull(total)  # which it contains but for rounding
     threads = torch.get_num_threads() if samples.weights.device.type == "cpu" else 1
 
     def sums(clean: FactoredGradient, poisoned: FactoredGradient) -> tuple[Tensor, Tensor]:
@@ -75,6 +79,30 @@ def bounded_descent(
 
     up, down = in_slices(sums, clean, poisoned, threads)
     return Interval.trusted(total.lower - down, total.upper + up)
+
+
+def _all_poisoned(
+    clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, budget: int
+) -> Interval | None:
+    """``Σ w_i δ̃_i`` over poisonable samples and ``Σ w_i δ_i`` over all others: no gain is looked at on its own.
+
+    None where matrix products do not tell it, or some gain might be negative, which nobody takes.
+    """
+    reachable = poisoned.total(samples.select(samples.weights)) if _reaches_beyond(clean, poisoned, samples) else None
+    if reachable is None or samples.poisonable is None:
+        return reachable
+    others = samples.weights.index_fill(0, samples.poisonable, 0.0)
+    return reachable + _clean_total(clean, others, budget)
+
+
+def _reaches_beyond(clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet) -> bool:
+    """Whether factors of each poisoned gradient contain those of the clean one, so its bounds do as well."""
+    before, after = clean.factors(), poisoned.factors()
+    if before is None or after is None:
+        return False
+    rows = slice(None) if samples.poisonable is None else samples.poisonable
+    pairs = (before.outputs[rows], after.outputs), (before.inputs(rows), after.inputs(slice(None)))
+    return all(bool(((own.lower >= far.lower) & (own.upper <= far.upper)).all()) for own, far in pairs)
 
 
 def _top_n_sums(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agt_lightning.aggregation import SampleSet, bounded_descent, clipped_mean, unbounded_descent
+from agt_lightning.aggregation import SampleSet, bounded_descent, clipped_mean, descent, unbounded_descent
 from agt_lightning.gradients import Elementwise, OuterProduct
 from agt_lightning.interval import Interval
 from tests.aggregation.oracles import (
@@ -96,3 +96,24 @@ def test_clipped_mean_agrees_with_torch_clip_grad_norm():
     got = clipped_mean(weight, torch.full((4,), 0.25, dtype=torch.float64), clipping, AMPLE)
     # torch divides by the norm plus 1e-6, so that its clipped gradients are shorter by that much.
     assert torch.allclose(got, expected, rtol=0, atol=1e-6 * 4)
+
+
+@pytest.mark.parametrize("positions", [None, torch.tensor([1, 3])], ids=["all", "some"])
+def test_where_all_can_be_poisoned_no_gain_is_looked_at(monkeypatch, positions):
+    generator = torch.Generator().manual_seed(3)
+    ends = [0.5 + torch.rand(2, 4, 1, size, generator=generator, dtype=torch.float64) for size in (3, 5)]
+    known = {"nonnegative": True}
+    clean = OuterProduct(*[Interval.trusted(pair.amin(dim=0), pair.amax(dim=0), **known) for pair in ends])
+    rows = slice(None) if positions is None else positions
+    poisoned = OuterProduct(
+        *[Interval.trusted(f.lower[rows] - 0.1, f.upper[rows] + 0.2, **known) for f in (clean.outputs, clean.inputs)]
+    )
+    samples = SampleSet(torch.rand(4, generator=generator, dtype=torch.float64), positions)
+    count = len(samples.select(samples.weights))
+    before = bounded_descent(clean, poisoned, samples, count - 1, AMPLE)
+    monkeypatch.setattr(descent, "_top_n_sums", lambda *_: pytest.fail("gains were looked at"))
+    after = bounded_descent(clean, poisoned, samples, count, AMPLE)
+    assert bool((after.upper >= before.upper).all())
+    weights, reached, seen = samples.select(samples.weights), dense(poisoned), dense(clean)
+    upper = samples.weights @ seen.upper + weights @ (reached.upper - samples.select(seen.upper.T).T)
+    assert torch.allclose(after.upper.flatten(), upper, rtol=0, atol=EXACT)

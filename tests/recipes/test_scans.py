@@ -155,9 +155,8 @@ def test_the_head_alone_is_trained_and_starts_where_pretraining_ended(tmp_path, 
     assert [tuple(p.shape) for p in module.parameters() if p.requires_grad] == [(100, 3200), (100,), (1, 100), (1,)]
 
 
-def fine_tuned(data, flipped, *callbacks):
-    """The classifier after two epochs, if some of the new images are called normal."""
-    data.train.abnormal[[data.parts["new"][position] for position in flipped]] = False
+def fine_tuned(data, *callbacks):
+    """The classifier after two epochs."""
     module = ScanClassifier(partial(torch.optim.SGD, lr=0.05), partial(InverseTimeDecay, decay=5.0), dtype="float64")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = L.Trainer(accelerator="cpu", max_epochs=2, callbacks=[*callbacks], enable_model_summary=False, **quiet)
@@ -165,22 +164,53 @@ def fine_tuned(data, flipped, *callbacks):
     return module
 
 
+def flipped(data, positions):
+    """Some of the new images are called normal."""
+    data.train.abnormal[positions] = False
+
+
+def darkened(data, positions):
+    """Every pixel of some new images is moved by three steps of 255, as far as it goes."""
+    moved = data.train.images[positions].int() + 3 * (-1) ** torch.arange(28)
+    data.train.images = data.train.images.clone()
+    data.train.images[positions] = moved.clamp(0, 255).to(torch.uint8)
+
+
+ATTACKS = {
+    "labels": (flipped, BoundedAdversary(n=2, nu=1, q=0)),
+    "pixels": (darkened, BoundedAdversary(n=2, epsilon=3 / 255 + 1e-9)),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
 @pytest.mark.parametrize("domain", ["box", "ball"])
-def test_flipped_labels_of_new_images_leave_the_parameters_in_their_bounds(tmp_path, kept, domain):
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_poisoned_new_images_leave_the_parameters_in_their_bounds(tmp_path, kept, kind, domain):
+    attack, adversary = ATTACKS[kind]
     settings = {"new_share": 0.3, "batch_size": 12}
-    certified = CertifiedTraining(BoundedAdversary(n=2, nu=1, q=0), domains=[domain], poisonable=is_new)
-    clean = fine_tuned(scans(tmp_path, **settings), [], certified)
+    certified = CertifiedTraining(adversary, domains=[domain], poisonable=is_new)
+    clean = fine_tuned(scans(tmp_path, **settings), certified)
     assert certified.bounds.contains(clean)
     reached = set()
     for pair in combinations(range(3), 2):
-        module = fine_tuned(scans(tmp_path, **settings), pair)
+        data = scans(tmp_path, **settings)
+        attack(data, [data.parts["new"][position] for position in pair])
+        module = fine_tuned(data)
         assert certified.bounds.contains(module)
         reached.add(module.net[1][-1].bias.item())
     assert len(reached) == 3
-    reversed_labels = scans(tmp_path, **settings)
-    reversed_labels.train.abnormal = ~reversed_labels.train.abnormal
-    assert not certified.bounds.contains(fine_tuned(reversed_labels, []))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
+def test_what_no_adversary_may_do_leaves_the_bounds(tmp_path, kept):
+    certified = CertifiedTraining(BoundedAdversary(n=2, nu=1, q=0), poisonable=is_new)
+    fine_tuned(scans(tmp_path, new_share=0.3), certified)
+    data = scans(tmp_path, new_share=0.3)
+    flipped(data, data.parts["new"])
+    assert not certified.bounds.contains(fine_tuned(data))
+    data = scans(tmp_path, new_share=0.3)
+    data.train.abnormal[data.parts["clean"]] ^= True
+    assert not certified.bounds.contains(fine_tuned(data))
 
 
 # --- robust training -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ ORIGINAL = "octmnist"
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito, told apart by all readers
 _STYLES = ("-", "--", "-.")
 _SIZE = (4.0, 3.5)
+_MARGIN = 0.05
 _DOMAINS = "callbacks.certified.domains"
 
 
@@ -52,6 +53,10 @@ def _draw_panel(axes: Axes, panels: Panels, curves: Sequence[Sequence[Row]], dom
         _draw_curve(axes, panel, rows, color, domains)
         handles.append(Line2D([], [], color=color, label=panel["curve"]))
     first = next(iter(panels.values()))
+    levels = [level for panel in panels.values() for level in panel["levels"]]
+    axes.set_xlim(
+        min(levels) - _MARGIN * max(levels), (1 + _MARGIN) * max(levels)
+    )  # also where few points are finished
     axes.set(title=first["title"], xlabel="poisoned images per batch, n", ylabel=_quantity(first), ylim=(0, 1.02))
     axes.legend(handles=handles, frameon=False, fontsize="small")
     axes.grid(alpha=0.3)

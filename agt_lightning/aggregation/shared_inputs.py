@@ -2,12 +2,15 @@
 
 There the gain of sample i at output o and input k is ``a_oi z_ki⁺ + b_oi z_ki⁻``, at most ``E_o |z_ki|`` with the
 largest slope ``E_o`` of output o. So samples with large inputs are looked at first: where the n-th largest gain among
-them reaches ``E_o`` times the largest input that is left, no other sample counts. Exact: rounding keeps the order of
-products, and where these samples do not settle it, all are looked at.
+them reaches ``E_o`` times the largest input that is left, no other sample counts. Outputs with a few very steep slopes
+go on with the samples of these: what is left has both a smaller slope and a smaller input. Exact: rounding keeps the
+order of products, and where these samples do not settle it either, all are looked at.
 
 Reference:
     The threshold algorithm of Fagin, Lotem and Naor, Optimal aggregation algorithms for middleware, 2001.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +18,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.top_n import largest, top_n_sum
+from agt_lightning.aggregation.top_n import largest, most_added, top_n_sum
 from agt_lightning.gradients.layout import samples_last
 
 _FIRST = 4
 """Samples that are looked at first, as a multiple of n: dead units and uneven slopes leave fewer than n of n."""
+
+_STEEP = 8
+"""Samples of the steepest slopes, as a multiple of n; only some outputs need them."""
 
 _SAVED = 2
 """Looking at fewer than one in so many pays: picking samples out costs about as much as working on them."""
@@ -63,7 +69,7 @@ def shared_input_sums(rise: Tensor, fall: Tensor, inputs: Tensor, n: int) -> tup
         return None
     search = _Search(torch.cat([rise, fall]), n)
     probes = torch.arange(_PROBES) * columns // _PROBES
-    settled = [search.among_largest(column)[1].double().mean() for column in samples_last(inputs[:, probes])]
+    settled = [search.among_few(column)[1].double().mean() for column in samples_last(inputs[:, probes])]
     if float(torch.stack(settled).mean()) < _ENOUGH:
         return None
     sums = [
@@ -88,9 +94,15 @@ class _Search:
     n: int
 
     @cached_property
+    def steep(self) -> _Steep:
+        """The samples of the largest slopes; positive and negative inputs share them."""
+        return _Steep.of(self.slopes, _STEEP * self.n)
+
+    @cached_property
     def steepest(self) -> Tensor:
-        """The largest slope of positive inputs, (2 o,); of negative ones, in the other half."""
-        return self.slopes.amax(dim=1).clamp(min=0)
+        """The largest slope of each output, of inputs of either sign, (2 o,)."""
+        slopes = self.slopes.amax(dim=1).clamp(min=0)
+        return torch.maximum(slopes, slopes.roll(len(slopes) // 2))
 
     def sums(self, column: Tensor) -> Tensor:
         """Sums over all samples, of which most are not looked at.
@@ -98,7 +110,7 @@ class _Search:
         Args:
             column: the inputs, (m,).
         """
-        sums, settled = self.among_largest(column)
+        sums, settled = self.among_few(column)
         for rows in (~settled).nonzero().squeeze(1).split(_CACHED // len(column) + 1):
             gains = self.slopes[rows] * column.clamp(min=0)
             if bool(column.min() < 0):
@@ -106,23 +118,71 @@ class _Search:
             sums[rows] = top_n_sum(gains, self.n)
         return sums
 
-    def among_largest(self, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the samples of the largest inputs, and which of them are those over all samples."""
+    def among_few(self, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over samples of large inputs or steep slopes, and which of them are those over all samples."""
         chosen, largest_left = _largest_inputs(column.abs(), _FIRST * self.n)
         best = largest(self._gains(column, chosen), min(self.n, len(chosen)))
-        limit = self.steepest * largest_left
-        if bool(column.min() < 0):
-            limit = torch.maximum(limit, limit.roll(len(limit) // 2))
-        return best.clamp(min=0).sum(dim=1), (best.amin(dim=1) >= limit) | (limit <= 0)
+        sums, settled = best.clamp(min=0).sum(dim=1), _reached(best, self.steepest * largest_left, len(column))
+        rows = (~settled).nonzero().squeeze(1)
+        if len(rows):
+            others = column.index_fill(0, chosen, 0.0)
+            best = largest(torch.cat([best[rows], self.steep.gains(others, rows)], dim=1), self.n)
+            sums[rows] = best.clamp(min=0).sum(dim=1)
+            settled[rows] = _reached(best, self.steep.moderate[rows] * largest_left, len(column))
+        return sums, settled
 
     def _gains(self, column: Tensor, chosen: Tensor) -> Tensor:
         """Gains of some samples, (2 o, samples)."""
         values = column[chosen]
-        gains = self.slopes.index_select(1, chosen)
+        gains = torch.from_numpy(self.slopes.numpy().take(chosen.numpy(), axis=1))
         negative = (values < 0).nonzero().squeeze(1)
         if len(negative):
             gains[:, negative] = gains[:, negative].roll(len(gains) // 2, dims=0)
         return gains.mul_(values.abs())
+
+
+@dataclass(frozen=True)
+class _Steep:
+    """The samples of the steepest slopes of each output.
+
+    Args:
+        samples: their positions, (2 o, count).
+        slopes: of positive inputs there, (2 o, count).
+        opposite: of negative inputs there.
+        moderate: an upper bound on all other slopes, (2 o,).
+    """
+
+    samples: Tensor
+    slopes: Tensor
+    opposite: Tensor
+    moderate: Tensor
+
+    @classmethod
+    def of(cls, slopes: Tensor, count: int) -> _Steep:
+        """From all slopes, (2 o, m), of which the other half are those of negative inputs."""
+        rise, fall = slopes.chunk(2)
+        either = torch.maximum(rise, fall)
+        order = torch.from_numpy(either.numpy().argpartition(either.shape[1] - count, axis=1)[:, -count:])
+        moderate = either.scatter(1, order, 0.0).amax(dim=1).clamp(min=0)
+        samples = order.repeat(2, 1)
+        picked = slopes.gather(1, samples)
+        return cls(samples, picked, picked.roll(len(rise), dims=0), moderate.repeat(2))
+
+    def gains(self, column: Tensor, rows: Tensor) -> Tensor:
+        """Gains of these samples, (rows, count).
+
+        Args:
+            column: inputs of all samples, (m,); zero where they were looked at before.
+            rows: some outputs.
+        """
+        values = torch.from_numpy(column.numpy().take(self.samples[rows].numpy()))
+        gains = self.slopes[rows] * values.clamp(min=0)
+        return gains.addcmul_(self.opposite[rows], values.clamp_(max=0), value=-1) if bool(column.min() < 0) else gains
+
+
+def _reached(best: Tensor, limit: Tensor, samples: int) -> Tensor:
+    """Whether the least of each row's best gains reaches what others are limited to."""
+    return (best.amin(dim=1) - most_added(samples, best.dtype) >= limit) | (limit <= 0)
 
 
 def _largest_inputs(sizes: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Looking at large inputs first finds what looking at all finds."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,6 +10,10 @@ from agt_lightning.aggregation.shared_inputs import shared_input_sums
 
 ROUNDING = 1e-13
 """Relative, of sums of at most fifty products in another order."""
+
+
+NOT_EVEN = torch.full((12,), torch.inf, dtype=torch.float64)
+"""Limits that settle nothing."""
 
 
 def problem(kind, seed=0):
@@ -32,6 +38,9 @@ def problem(kind, seed=0):
         inputs, rise = inputs.sign(), torch.ones(6, 800, dtype=torch.float64)
     if kind == "some negative slopes":
         rise, fall = normal(6, 800), -fall
+    if kind == "opposed":  # the larger the input, the smaller the slope: all gains are about one
+        inputs = torch.linspace(1, 2, 800, dtype=torch.float64)[:, None] * (1 + 0.01 * inputs.abs())
+        rise, fall = 1 / inputs[:, :6].T, 1 / inputs[:, 6:12].T
     if kind == "nothing":
         rise, fall = torch.zeros_like(rise), torch.zeros_like(fall)
     return rise, fall, inputs
@@ -45,6 +54,7 @@ KINDS = (
     "nonnegative inputs",
     "equal",
     "some negative slopes",
+    "opposed",
     "nothing",
 )
 
@@ -107,4 +117,26 @@ def test_it_is_left_to_others_where_it_does_not_pay():
     assert shared_input_sums(5 + rise, 5 + fall, inputs, 100) is not None
     assert shared_input_sums(5 + rise, 5 + fall, inputs, 101) is None, "many poisoned samples"
     assert shared_input_sums(5 + rise[:3], 5 + fall[:3], inputs, 5) is None, "few outputs"
-    assert shared_input_sums(*problem("dead units"), 50) is None, "large inputs alone settle little"
+    assert shared_input_sums(*problem("opposed"), 50) is None, "neither large inputs nor steep slopes settle much"
+
+
+def test_steep_slopes_settle_what_large_inputs_do_not(monkeypatch):
+    """Where most slopes are zero, few samples of large inputs have gains at all."""
+    assert shared_input_sums(*problem("dead units"), 50) is not None
+    right = shared_inputs._Steep.of
+    monkeypatch.setattr(shared_inputs._Steep, "of", lambda *a: dataclasses.replace(right(*a), moderate=NOT_EVEN))
+    assert shared_input_sums(*problem("dead units"), 50) is None
+
+
+@pytest.mark.usefixtures("always")
+def test_a_limit_on_moderate_slopes_that_is_too_low_is_found(monkeypatch):
+    """Planted fault: what is not steep is taken for flat."""
+    right = shared_inputs._Steep.of
+
+    def flat(slopes, count):
+        steep = right(slopes, count)
+        return dataclasses.replace(steep, moderate=steep.moderate * 0)
+
+    monkeypatch.setattr(shared_inputs._Steep, "of", flat)
+    with pytest.raises(AssertionError, match="sums differ"):
+        check(*problem("opposed"), 7)

@@ -54,6 +54,8 @@ def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
             values, seconds = zip(*points, strict=True)
             axes.plot(values, seconds, "o-", color=color, label=f"{kind}, slope {slope(points):.2f}")
         axes.set(xlabel=axis, xscale="log", yscale="log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
         plain(axes)

@@ -94,15 +94,15 @@ class _Search:
     n: int
 
     @cached_property
-    def steep(self) -> _Steep:
-        """The samples of the largest slopes; positive and negative inputs share them."""
-        return _Steep.of(self.slopes, _STEEP * self.n)
+    def positive(self) -> _Steep:
+        """The steepest samples for inputs that are not negative."""
+        return _Steep.of(self.slopes, self.slopes, _STEEP * self.n)
 
     @cached_property
-    def steepest(self) -> Tensor:
-        """The largest slope of each output, of inputs of either sign, (2 o,)."""
-        slopes = self.slopes.amax(dim=1).clamp(min=0)
-        return torch.maximum(slopes, slopes.roll(len(slopes) // 2))
+    def signed(self) -> _Steep:
+        """The steepest samples for inputs of either sign."""
+        opposite = self.slopes.roll(len(self.slopes) // 2, dims=0)
+        return _Steep.of(self.slopes, torch.maximum(self.slopes, opposite), _STEEP * self.n)
 
     def sums(self, column: Tensor) -> Tensor:
         """Sums over all samples, of which most are not looked at.
@@ -120,15 +120,16 @@ class _Search:
 
     def among_few(self, column: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over samples of large inputs or steep slopes, and which of them are those over all samples."""
+        steep = self.signed if bool(column.min() < 0) else self.positive
         chosen, largest_left = _largest_inputs(column.abs(), _FIRST * self.n)
         best = largest(self._gains(column, chosen), min(self.n, len(chosen)))
-        sums, settled = best.clamp(min=0).sum(dim=1), _reached(best, self.steepest * largest_left, len(column))
+        sums, settled = best.clamp(min=0).sum(dim=1), _reached(best, steep.steepest * largest_left, len(column))
         rows = (~settled).nonzero().squeeze(1)
         if len(rows):
             others = column.index_fill(0, chosen, 0.0)
-            best = largest(torch.cat([best[rows], self.steep.gains(others, rows)], dim=1), self.n)
+            best = largest(torch.cat([best[rows], steep.gains(others, rows)], dim=1), self.n)
             sums[rows] = best.clamp(min=0).sum(dim=1)
-            settled[rows] = _reached(best, self.steep.moderate[rows] * largest_left, len(column))
+            settled[rows] = _reached(best, steep.moderate[rows] * largest_left, len(column))
         return sums, settled
 
     def _gains(self, column: Tensor, chosen: Tensor) -> Tensor:
@@ -150,23 +151,30 @@ class _Steep:
         slopes: of positive inputs there, (2 o, count).
         opposite: of negative inputs there.
         moderate: an upper bound on all other slopes, (2 o,).
+        steepest: an upper bound on all slopes, (2 o,).
     """
 
     samples: Tensor
     slopes: Tensor
     opposite: Tensor
     moderate: Tensor
+    steepest: Tensor
 
     @classmethod
-    def of(cls, slopes: Tensor, count: int) -> _Steep:
-        """From all slopes, (2 o, m), of which the other half are those of negative inputs."""
-        rise, fall = slopes.chunk(2)
-        either = torch.maximum(rise, fall)
-        order = torch.from_numpy(either.numpy().argpartition(either.shape[1] - count, axis=1)[:, -count:])
-        moderate = either.scatter(1, order, 0.0).amax(dim=1).clamp(min=0)
-        samples = order.repeat(2, 1)
-        picked = slopes.gather(1, samples)
-        return cls(samples, picked, picked.roll(len(rise), dims=0), moderate.repeat(2))
+    def of(cls, slopes: Tensor, limits: Tensor, count: int) -> _Steep:
+        """The largest of some limits.
+
+        Args:
+            slopes: of positive inputs, (2 o, m); those of negative inputs are in the other half.
+            limits: at least as large as each slope that counts, (2 o, m).
+            count: how many samples of each output.
+        """
+        rest = max(0, limits.shape[1] - count)
+        samples = torch.from_numpy(limits.numpy().argpartition(rest, axis=1)[:, rest:])
+        moderate = limits.scatter(1, samples, 0.0).amax(dim=1).clamp(min=0)
+        opposite = slopes.roll(len(slopes) // 2, dims=0)
+        tops = moderate, limits.amax(dim=1).clamp(min=0)
+        return cls(samples, slopes.gather(1, samples), opposite.gather(1, samples), *tops)
 
     def gains(self, column: Tensor, rows: Tensor) -> Tensor:
         """Gains of these samples, (rows, count).

@@ -133,8 +133,8 @@ def test_a_limit_on_moderate_slopes_that_is_too_low_is_found(monkeypatch):
     """Planted fault: what is not steep is taken for flat."""
     right = shared_inputs._Steep.of
 
-    def flat(slopes, count):
-        steep = right(slopes, count)
+    def flat(*arguments):
+        steep = right(*arguments)
         return dataclasses.replace(steep, moderate=steep.moderate * 0)
 
     monkeypatch.setattr(shared_inputs._Steep, "of", flat)

@@ -32,6 +32,10 @@ _CACHED = 2**17
 """Entries of a tensor that stays in the cache of one CPU core, with the few others that a tile takes."""
 
 
+_LOOKED_AT = 256
+"""Samples whose factors are compared together: patches of images are many times as large as the images."""
+
+
 @dataclass(frozen=True)
 class SampleSet:
     """The samples of one optimizer step.
@@ -100,9 +104,16 @@ def _reaches_beyond(clean: FactoredGradient, poisoned: FactoredGradient, samples
     before, after = clean.factors(), poisoned.factors()
     if before is None or after is None:
         return False
-    rows = slice(None) if samples.poisonable is None else samples.poisonable
-    pairs = (before.outputs[rows], after.outputs), (before.inputs(rows), after.inputs(slice(None)))
-    return all(bool(((own.lower >= far.lower) & (own.upper <= far.upper)).all()) for own, far in pairs)
+    every = torch.arange(poisoned.samples, device=samples.weights.device)
+    places = every if samples.poisonable is None else samples.poisonable
+    return all(
+        _contains(after.outputs[rows], before.outputs[own]) and _contains(after.inputs(rows), before.inputs(own))
+        for rows, own in zip(every.split(_LOOKED_AT), places.split(_LOOKED_AT), strict=True)
+    )
+
+
+def _contains(wide: Interval, narrow: Interval) -> bool:
+    return bool(((narrow.lower >= wide.lower) & (narrow.upper <= wide.upper)).all())
 
 
 def _top_n_sums(

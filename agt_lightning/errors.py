@@ -43,3 +43,11 @@ class CaptureError(AgtError):
 
 class BoundsMismatchError(AgtError):
     """Bounds and module do not belong together (names, shapes or values differ). Use the bounds of this very run."""
+
+
+NOT_WHAT_IS_TRAINED = (
+    "What is certified is not what is trained: `training_step` depends on something besides the batch and the "
+    "parameters (epoch, step, random numbers, a hook that changes gradients). Remove that, or mix in `CertifiedModule` "
+    "and write `certified_objective(batch)`."
+)
+"""Advice where training left bounds that prove the captured loss to be the trained one."""

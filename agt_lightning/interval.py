@@ -13,7 +13,7 @@ from agt_lightning.rounding import round_down, round_up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ball:
+class LpBall:
     """All ``x + scale ∘ u`` with ``‖u‖_p <= 1``: what an interval cannot say of a perturbation in ℓ1 or ℓ2.
 
     Args:
@@ -26,9 +26,9 @@ class Ball:
     scale: Tensor
     p: float
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Ball:
+    def map(self, function: Callable[[Tensor], Tensor]) -> LpBall:
         """The same ball after a change of shape that keeps the sample axis."""
-        return Ball(function(self.nominal), function(self.scale.unsqueeze(0)).squeeze(0), self.p)
+        return LpBall(function(self.nominal), function(self.scale.unsqueeze(0)).squeeze(0), self.p)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +64,7 @@ class Interval:
     lower: Tensor
     upper: Tensor
     nonnegative: bool = field(default=False, kw_only=True)
-    ball: Ball | None = field(default=None, kw_only=True)
+    ball: LpBall | None = field(default=None, kw_only=True)
     balanced: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Interval:
         upper: Tensor,
         *,
         nonnegative: bool = False,
-        ball: Ball | None = None,
+        ball: LpBall | None = None,
         balanced: bool = False,
     ) -> Interval:
         """Build an interval whose validity is proved by its rule, without checking it again."""
@@ -256,3 +256,30 @@ def _check_compatible(lower: Tensor, upper: Tensor) -> None:
             f"Expected `lower` and `upper` of one dtype and device, but got {lower.dtype} on {lower.device} and "
             f"{upper.dtype} on {upper.device}."
         )
+
+
+def require_inside(name: str, value: Tensor, bounds: Interval, tolerance: float | Tensor, advice: str = "") -> None:
+    """Raise unless ``bounds`` contain ``value`` up to rounding; NaN is never inside.
+
+    Args:
+        name: what is bounded, for the message.
+        value: what training computed.
+        bounds: of the same shape.
+        tolerance: what rounding can add, one number or one per element.
+        advice: what to do, for the message.
+
+    Raises:
+        UnsoundBoundError: with the worst violation and its index.
+    """
+    excess = torch.maximum(bounds.lower - value, value - bounds.upper)
+    if bool((excess <= tolerance).all()):
+        return
+    allowed = torch.as_tensor(tolerance, dtype=excess.dtype, device=excess.device).expand_as(excess)
+    worst = torch.where(excess.isnan(), torch.inf, excess)
+    beyond = (worst - allowed).argmax()
+    index = tuple(int(i) for i in torch.unravel_index(beyond, worst.shape))
+    raise UnsoundBoundError(
+        f"Expected `{name}` within its bounds, but at index {index} got {value[index].item():.9g} outside "
+        f"[{bounds.lower[index].item():.9g}, {bounds.upper[index].item():.9g}] by {worst[index].item():.3g} "
+        f"(rounding allows {allowed[index].item():.3g}). {advice}".rstrip()
+    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
-from agt_lightning.passes import MicroBatch
+from agt_lightning.propagation.samples import MicroBatch
 from recipes.models.perceptron import perceptron
 
 WARM_UP = 20

@@ -46,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def table_one(
-    setting: Setting, ways: Sequence[Aggregation], scale: float, workloads: Sequence[int], folder: Path
+    setting: Setting, sum_methods: Sequence[Aggregation], scale: float, workloads: Sequence[int], folder: Path
 ) -> list[Path]:
     """Measure the paper's workloads and write what was found.
 
     Args:
         setting: how to train.
-        ways: how to aggregate, one after another.
+        sum_methods: how to aggregate, one after another.
         scale: share of the samples.
         workloads: which ones, by position.
         folder: for the files.
@@ -60,8 +60,8 @@ def table_one(
     Returns:
         Paths of the files.
     """
-    rows = [row(setting, way, index, scale) for index in workloads for way in ways]
-    ratios: dict[str, dict[str, float]] = {way: {} for way in ways}
+    rows = [row(setting, way, index, scale) for index in workloads for way in sum_methods]
+    ratios: dict[str, dict[str, float]] = {way: {} for way in sum_methods}
     for found in rows:
         ratios[str(found["aggregation"])][str(found["workload"])] = float(found["ratio"])
     paths = write(rows, folder / "benchmark", machine(setting))
@@ -96,13 +96,13 @@ def row(setting: Setting, way: Aggregation, index: int, scale: float) -> Row:
 
 
 def profile(
-    setting: Setting, ways: Sequence[Aggregation], scale: float, workloads: Sequence[int], folder: Path
+    setting: Setting, sum_methods: Sequence[Aggregation], scale: float, workloads: Sequence[int], folder: Path
 ) -> list[Path]:
     """Measure what the parts of one certified step take, and write it.
 
     Args:
         setting: how to train.
-        ways: how to aggregate, one after another.
+        sum_methods: how to aggregate, one after another.
         scale: share of the samples.
         workloads: which ones, by position.
         folder: for the files.
@@ -111,7 +111,7 @@ def profile(
         Paths of the files.
     """
     rows: list[Row] = []
-    for index, way in product(workloads, ways):
+    for index, way in product(workloads, sum_methods):
         workload = paper_workload(index, scale)
         parts = Training(workload, replace(setting, aggregation=way)).parts()
         rows.append({"workload": workload.name, "aggregation": way, **{f"{name} ms": ms for name, ms in parts.items()}})
@@ -119,12 +119,12 @@ def profile(
     return write(rows, folder / "profile", machine(setting))
 
 
-def growth(setting: Setting, ways: Sequence[Aggregation], scale: float, folder: Path) -> list[Path]:
+def growth(setting: Setting, sum_methods: Sequence[Aggregation], scale: float, folder: Path) -> list[Path]:
     """Measure steps in which one quantity grows, and write curves and slopes.
 
     Args:
         setting: how to train.
-        ways: how to aggregate, one after another.
+        sum_methods: how to aggregate, one after another.
         scale: share of the samples.
         folder: for the files.
 
@@ -133,11 +133,13 @@ def growth(setting: Setting, ways: Sequence[Aggregation], scale: float, folder: 
     """
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for axis, values in GROWTH.items():
-        kinds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("plain", *ways)}
+        kinds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("plain", *sum_methods)}
         for value, workload in zip(values, along(axis), strict=True):
-            costs = [Training(workload.smaller(scale), replace(setting, aggregation=way)).costs() for way in ways]
+            costs = [
+                Training(workload.smaller(scale), replace(setting, aggregation=way)).costs() for way in sum_methods
+            ]
             kinds["plain"].append((value, median(cost.plain.cpu for cost in costs)))
-            for way, cost in zip(ways, costs, strict=True):
+            for way, cost in zip(sum_methods, costs, strict=True):
                 kinds[way].append((value, cost.certified.cpu))
             print(f"{workload.name}: {', '.join(f'{cost.ratio:.1f}' for cost in costs)} plain steps", flush=True)
         curves[axis] = kinds

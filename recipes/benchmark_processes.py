@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
-from agt_lightning.processes import DefaultGroup
+from agt_lightning.distributed import TorchProcessGroup
 from recipes.benchmark import Row, write
 
 ADVERSARIES = {
@@ -126,7 +126,7 @@ def plain_step(data: tuple[Tensor, Tensor]) -> tuple[Step, Callable[[], int]]:
 
 def certified_step(data: tuple[Tensor, Tensor], adversary: BoundedAdversary) -> tuple[Step, Callable[[], int]]:
     """The same step, and that of the box."""
-    module, processes = network(), DefaultGroup(torch.device("cpu"))
+    module, processes = network(), TorchProcessGroup(torch.device("cpu"))
     engine = AbstractGradientEngine(module, loss, adversary, processes=processes)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     return lambda: engine.step([data], optimizer), lambda: processes.sent

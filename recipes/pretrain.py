@@ -1,8 +1,8 @@
 """Train the network for scans on what is known, so that its gradients can move little, before it is fine-tuned.
 
 Adam on the cross-entropy and 0.3 times the width of its gradient's bounds, for moved inputs and parameters
-(`agt_lightning.gradient_width`), without the new disease. The network is kept in ``data.cache`` in one file, which
-``recipes.train experiment=octmnist`` finds by images and settings, or makes itself.
+(`agt_lightning.propagation.gradient_width`), without the new disease. The network is kept in ``data.cache`` in one
+file, which ``recipes.train experiment=octmnist`` finds by images and settings, or makes itself.
 
     python -m recipes.pretrain
     python -m recipes.pretrain data=pneumoniamnist data.root=path/to/data    the stand-in

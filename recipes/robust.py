@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from agt_lightning.gradient_width import GradientWidth
+from agt_lightning.propagation.gradient_width import GradientWidth
 from recipes.models.scan_classifier import scan_network
 
 _BATCH = 100

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.processes.pool import Pool
+from tests.distributed.pool import Pool
 
 
 @pytest.fixture(autouse=True)

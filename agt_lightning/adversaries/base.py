@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from agt_lightning.capture.objective import LabelKind
+from agt_lightning.capture.roles import LabelKind
 from agt_lightning.rules.base import Value
 
 

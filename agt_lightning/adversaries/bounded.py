@@ -9,10 +9,10 @@ from torch import Tensor
 
 from agt_lightning.adversaries.base import check_count, check_order, check_radius, check_size
 from agt_lightning.adversaries.features import perturbed, radius_of_sample
-from agt_lightning.capture.objective import LabelKind
+from agt_lightning.capture.roles import LabelKind
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Value, interval
+from agt_lightning.rules.base import Value, as_interval
 
 _INFINITY = math.inf
 
@@ -175,7 +175,7 @@ class BoundedAdversary:
                 sources=None if sources is None else tuple(sources),
                 targets=None if targets is None else tuple(targets),
             )
-        point = interval(labels).lower
+        point = as_interval(labels).lower
         if self.q == 0:
             if not bool(((point >= 0) & (point <= 1)).all()):
                 raise ValueError(

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from agt_lightning.interval import Ball, Interval
+from agt_lightning.interval import Interval, LpBall
 
 
 def perturbed(
@@ -32,7 +32,7 @@ def perturbed(
     """
     scale = radius_of_sample(features, epsilon)
     lower, upper = features - scale, features + scale
-    ball = None if p == math.inf else Ball(features, scale, p)
+    ball = None if p == math.inf else LpBall(features, scale, p)
     if bounds is None:
         return Interval.trusted(lower, upper, ball=ball)
     low, high = bounds

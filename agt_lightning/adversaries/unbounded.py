@@ -6,8 +6,8 @@ from typing import Literal
 from torch import Tensor
 
 from agt_lightning.adversaries.base import check_count, check_size
-from agt_lightning.capture.objective import LabelKind
-from agt_lightning.rules.base import Value, interval
+from agt_lightning.capture.roles import LabelKind
+from agt_lightning.rules.base import Value, as_interval
 
 
 @dataclass(frozen=True)
@@ -73,4 +73,4 @@ class UnboundedAdversary:
 
     def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
         """The labels as they are."""
-        return interval(labels)
+        return as_interval(labels)

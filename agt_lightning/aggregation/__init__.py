@@ -3,18 +3,19 @@
 Axis letters: ``e`` parameter elements, ``b`` samples.
 """
 
-from agt_lightning.aggregation.choice import (
+from agt_lightning.aggregation.descent import bounded_descent, clipped_mean, unbounded_descent
+from agt_lightning.aggregation.methods import (
     AGGREGATIONS,
     DESCENTS,
     Aggregation,
-    Way,
+    SumMethod,
     choose,
     require_aggregation,
 )
-from agt_lightning.aggregation.clipping import Clipping, NormClipping, ValueClipping
-from agt_lightning.aggregation.descent import SampleSet, bounded_descent, clipped_mean, unbounded_descent
 from agt_lightning.aggregation.moments import moment_descent
+from agt_lightning.aggregation.sample_clipping import Clipping, NormClipping, ValueClipping
 from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.aggregation.weighted_sums import SampleSet
 
 __all__ = [
     "AGGREGATIONS",
@@ -23,8 +24,8 @@ __all__ = [
     "Clipping",
     "NormClipping",
     "SampleSet",
+    "SumMethod",
     "ValueClipping",
-    "Way",
     "bounded_descent",
     "choose",
     "clipped_mean",

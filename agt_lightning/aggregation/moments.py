@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.descent import SampleSet, bounded_descent
-from agt_lightning.aggregation.products import Extent, Gains, Term
+from agt_lightning.aggregation.descent import bounded_descent
+from agt_lightning.aggregation.moment_terms import Extent, Gains, Term
+from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import round_down, round_up, unit_roundoff

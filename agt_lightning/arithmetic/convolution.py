@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agt_lightning.arithmetic.order import ordered, settled
+from agt_lightning.arithmetic.order import require_uncrossed, uncrossed
 from agt_lightning.arithmetic.products import matmul
-from agt_lightning.interval import Ball, Interval
+from agt_lightning.interval import Interval, LpBall
 
 PATCH_BUDGET = 64 * 2**20
 """Bytes that unfolded patches may take at once; more samples than that are handled in turn."""
@@ -128,7 +128,7 @@ def convolve(image: Interval, weight: Interval, windows: Windows) -> Interval:
     if splits(image, weight) and has_exact_kernels(image.lower):
         return split_product(lambda x, w: _native(windows.pad(x), w, windows, transposed=False), image, weight)
     parts = [_convolve_patches(image[chunk], weight, windows) for chunk in chunks(image, windows)]
-    return settled(_concatenated(parts, dim=0))
+    return require_uncrossed(_concatenated(parts, dim=0))
 
 
 def convolve_adjoint(values: Interval, weight: Interval, windows: Windows) -> Interval:
@@ -155,10 +155,10 @@ def convolve_adjoint(values: Interval, weight: Interval, windows: Windows) -> In
     entries = math.prod(windows.positions) * weight.lower[0].numel()
     size = entries * values.lower.element_size()
     parts = [_fold_products(values[chunk], weight, windows) for chunk in chunks_of(values.shape[0], size)]
-    return settled(_concatenated(parts, dim=0))
+    return require_uncrossed(_concatenated(parts, dim=0))
 
 
-def ball_convolve(ball: Ball, weight: Interval, windows: Windows) -> Interval:
+def ball_convolve(ball: LpBall, weight: Interval, windows: Windows) -> Interval:
     """Bounds on `convolve` of the images ``x + scale ∘ u`` with ``‖u‖_p <= 1`` by every kernel in ``weight``.
 
     The interval of the convolution of x, plus or minus ``‖scale_t ∘ max(|W_L|, |W_U|)‖_{p*}`` for the patch at each
@@ -174,7 +174,7 @@ def ball_convolve(ball: Ball, weight: Interval, windows: Windows) -> Interval:
 
     Example:
         >>> windows = Windows((2,), (1,), (1,), (0,), (2,), (1,))
-        >>> ball = Ball(torch.zeros(1, 1, 2), torch.ones(1, 2), 2.0)
+        >>> ball = LpBall(torch.zeros(1, 1, 2), torch.ones(1, 2), 2.0)
         >>> ball_convolve(ball, Interval.point(torch.tensor([[[3.0, -4.0]]])), windows).upper
         tensor([[[5.]]])
     """
@@ -229,7 +229,7 @@ def split_product(product: Callable[[Tensor, Tensor], Tensor], a: Interval, b: I
         return Interval.trusted(product(a.lower, b.lower), product(a.upper, b.upper), nonnegative=b.nonnegative)
     upper = product(a.upper, b.upper.clamp(min=0)) + product(a.lower, b.upper.clamp(max=0))
     lower = product(a.lower, b.lower.clamp(min=0)) + product(a.upper, b.lower.clamp(max=0))
-    return ordered(lower, upper)
+    return uncrossed(lower, upper)
 
 
 def chunks(image: Interval, windows: Windows) -> Iterator[slice]:

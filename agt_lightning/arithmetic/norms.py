@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic.products import matmul
-from agt_lightning.interval import Ball, Interval
+from agt_lightning.interval import Interval, LpBall
 
 
 def dual_norm(rows: Tensor, p: float) -> Tensor:
@@ -29,7 +29,7 @@ def dual_norm(rows: Tensor, p: float) -> Tensor:
     return norms
 
 
-def ball_product(ball: Ball, weight: Interval) -> Interval:
+def ball_product(ball: LpBall, weight: Interval) -> Interval:
     """Bounds on ``W (x + scale ∘ u)`` for W in ``weight`` and ``‖u‖_p <= 1``.
 
     The interval of W x, plus or minus ``‖scale ∘ max(|W_L|, |W_U|)‖_{p*}`` for each row. Around the midpoint of W alone

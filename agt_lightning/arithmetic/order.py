@@ -11,7 +11,7 @@ _LONGEST_SUM = 10**7
 """Summands of the longest sum that bounds are made of; float64 keeps its rounding below 3e-12 of their size."""
 
 
-def ordered(lower: Tensor, upper: Tensor) -> Interval:
+def uncrossed(lower: Tensor, upper: Tensor) -> Interval:
     """The interval between two bounds; where rounding crossed them, they change places.
 
     Only for results whose formula proves ``lower <= upper``.
@@ -25,7 +25,7 @@ def ordered(lower: Tensor, upper: Tensor) -> Interval:
     return Interval.trusted(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
 
-def settled(value: Interval) -> Interval:
+def require_uncrossed(value: Interval) -> Interval:
     """The same bounds in order; points stay points.
 
     Raises:
@@ -44,7 +44,7 @@ def settled(value: Interval) -> Interval:
             f"Expected lower bounds below upper ones up to rounding, but they cross by {excess:.3g} at size {size:.3g}."
             " A rule is wrong: please report it with the layer that has it."
         )
-    result = ordered(value.lower, value.upper)
+    result = uncrossed(value.lower, value.upper)
     return Interval.trusted(result.lower, result.upper, nonnegative=value.nonnegative)
 
 

@@ -16,7 +16,7 @@ Reference:
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic.order import ordered
+from agt_lightning.arithmetic.order import uncrossed
 from agt_lightning.interval import Interval
 
 
@@ -99,13 +99,13 @@ def _nonnegative_matmul(a: Interval, b: Interval) -> Interval:
         return Interval.trusted(a.lower @ b.lower.T, a.upper @ b.upper.T, nonnegative=True)
     upper = (a.upper @ b.upper.clamp(min=0).T).addmm_(a.lower, b.upper.clamp(max=0).T)
     lower = (a.lower @ b.lower.clamp(min=0).T).addmm_(a.upper, b.lower.clamp(max=0).T)
-    return ordered(lower, upper)
+    return uncrossed(lower, upper)
 
 
 def _general_matmul(a: Interval, b: Interval) -> Interval:
     upper = _largest_products(a, b)
     lower = _largest_products(a, -b).neg_()
-    return ordered(lower, upper)  # the two sum in different orders
+    return uncrossed(lower, upper)  # the two sum in different orders
 
 
 def _largest_products(a: Interval, b: Interval) -> Tensor:

@@ -3,14 +3,14 @@
 from agt_lightning.capture.batch import flatten
 from agt_lightning.capture.export import capture
 from agt_lightning.capture.graph import Call, Graph, Reference
-from agt_lightning.capture.objective import LabelKind, LossTerm, Objective, analyze, reached
+from agt_lightning.capture.roles import LabelKind, LossRoles, LossTerm, analyze, reached
 
 __all__ = [
     "Call",
     "Graph",
     "LabelKind",
     "LossTerm",
-    "Objective",
+    "LossRoles",
     "Reference",
     "analyze",
     "capture",

@@ -12,7 +12,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program
 from agt_lightning.propagation.crown import Substitution
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import interval
+from agt_lightning.rules.base import as_interval
 
 _aten = torch.ops.aten
 
@@ -29,7 +29,7 @@ def output_margins(program: Program, values: Mapping[str, Value], output: str, t
         output: name of logits of shape (batch, classes), or of one logit per sample.
         target: class of each sample, integers of shape (batch,).
     """
-    outputs = interval(values[output])
+    outputs = as_interval(values[output])
     if is_single_logit(outputs):
         return _single_logit_margins(outputs, target)
     if outputs.lower.ndim != 2:
@@ -40,7 +40,7 @@ def output_margins(program: Program, values: Mapping[str, Value], output: str, t
         own = Interval.trusted(outputs.lower[rows, target][:, None], outputs.upper[rows, target][:, None])
         margins = own - outputs
     else:
-        z, weight, *bias = (interval(values[name]) for name in last.inputs)
+        z, weight, *bias = (as_interval(values[name]) for name in last.inputs)
         margins = _linear_margins(z, weight, bias[0] if bias else None, target)
     own_class = torch.nn.functional.one_hot(target, outputs.shape[1]).bool()
     return Interval.trusted(margins.lower.masked_fill(own_class, 0), margins.upper.masked_fill(own_class, 0))
@@ -62,7 +62,7 @@ def substituted_margins(linear: Substitution, values: Mapping[str, Value], logit
         logits: name of logits of shape (batch, classes).
         target: class of each sample, integers of shape (batch,).
     """
-    like = interval(values[logits]).lower
+    like = as_interval(values[logits]).lower
     own = torch.nn.functional.one_hot(target, like.shape[1]).to(like.dtype)
     differences = own.unsqueeze(1) - torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
     upper, negative = linear.largest(values, logits, torch.cat([differences, -differences], dim=1)).chunk(2, dim=1)

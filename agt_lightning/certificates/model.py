@@ -24,7 +24,7 @@ from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, require_method
 from agt_lightning.rules import RULES, RuleTable, Value
-from agt_lightning.rules.base import interval
+from agt_lightning.rules.base import as_interval
 
 
 class CertifiedModel:
@@ -43,7 +43,7 @@ class CertifiedModel:
         ball: a Euclidean ball that contains the same parameters, for tighter bounds on a head; None without one.
         influence: the record of a linear head's training, for exact bounds on it where only labels can be poisoned, and
             for `certified_flips`; None without one.
-        left_out: why the training went on without some domains, by name, to be told to who asks for one.
+        excluded: why the training went on without some domains, by name, to be told to who asks for one.
         method: how bounds are propagated, see `CertifiedTraining`.
         dtype: floating point type to compute in.
         rules: bound rules by overload.
@@ -67,7 +67,7 @@ class CertifiedModel:
         *,
         ball: ParameterBall | None = None,
         influence: RecordedHead | None = None,
-        left_out: Mapping[str, str] | None = None,
+        excluded: Mapping[str, str] | None = None,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
     ) -> None:
@@ -83,7 +83,7 @@ class CertifiedModel:
         self.method: Method = method
         self.ball = ball
         self.influence = influence
-        self.left_out = dict(left_out or {})
+        self.excluded = dict(excluded or {})
         self.dtype = dtype
         self.rules = rules
         self._programs: dict[object, Program] = {}
@@ -132,7 +132,7 @@ class CertifiedModel:
         program = seen.program
         points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
         nominal = propagate_forward(program, self._inputs(program, points, x, 0.0, math.inf))
-        label = predicted_classes(interval(nominal[program.graph.output]).lower)
+        label = predicted_classes(as_interval(nominal[program.graph.output]).lower)
         beaten = seen.margins(label).lower > 0
         possible = possible_classes(seen.outputs) & ~beaten
         own = possible.gather(1, label[:, None]).squeeze(1)
@@ -166,7 +166,7 @@ class CertifiedModel:
         if head is None or not self._ends_in(program, head):
             raise UncertifiableError([self._why_no_influence()])
         inputs = self._inputs(program, self._box(), x, 0.0, math.inf)
-        return head.certified_flips(interval(frozen_values(program, inputs, {"influence": head})[head.head.input]))
+        return head.certified_flips(as_interval(frozen_values(program, inputs, {"influence": head})[head.head.input]))
 
     def deciding_domains(self, x: Tensor, epsilon: float = 0.0) -> dict[str, float]:
         """Which domain's bound on the outputs is the tighter one: a share of all bounds by name.
@@ -212,7 +212,7 @@ class CertifiedModel:
     def _why_no_influence(self) -> str:
         if self.influence is not None:
             return "`certified_flips` needs a `forward` that ends in the trained linear layer. Return its outputs."
-        reason = self.left_out.get("influence", "It was not in use, or no step was made.")
+        reason = self.excluded.get("influence", "It was not in use, or no step was made.")
         return f"`certified_flips` needs the domain `influence`: {reason} Use `domains='auto'`, or name it."
 
     def _names(self, program: Program) -> dict[str, str]:

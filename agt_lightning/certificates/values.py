@@ -14,7 +14,7 @@ from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, refinement, substitution
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import interval
+from agt_lightning.rules.base import as_interval
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class BoundedValues:
         if not heads:
             return cls(program, propagate_forward(program, inputs, skip=skip, refine=refine), output, {}, {}, method)
         frozen = frozen_values(program, inputs, heads, skip)
-        found = {name: head.enclose(interval(frozen[head.head.input])) for name, head in heads.items()}
+        found = {name: head.enclose(as_interval(frozen[head.head.input])) for name, head in heads.items()}
         known = {name: bounds for name, bounds in found.items() if bounds}
         within = _intersection(known)
         values = propagate_forward(program, inputs, skip=skip, known=frozen, within=within, refine=refine)
@@ -70,7 +70,7 @@ class BoundedValues:
     @property
     def outputs(self) -> Interval:
         """Bounds on the outputs."""
-        return interval(self.values[self.output])
+        return as_interval(self.values[self.output])
 
     def margins(self, target: Tensor) -> Interval:
         """Bounds on ``f_target - f_j`` for every class j; zero for the target itself."""
@@ -84,14 +84,14 @@ class BoundedValues:
             margins = margins.intersect(substituted_margins(linear, self.values, logits, target))
         for head in self.heads.values():
             if last is not None and last.name == head.head.output:
-                margins = margins.intersect(head.margins(interval(self.values[head.head.input]), target))
+                margins = margins.intersect(head.margins(as_interval(self.values[head.head.input]), target))
         return margins
 
     def deciding(self) -> dict[str, float]:
         """Share of the bounds on the head's outputs that each domain decides, by name; of equal ones the first."""
         shares, open_bounds = {"box": 1.0}, None
         for name, head in self.heads.items():
-            own, tightest = self.known[name][head.head.output], interval(self.values[head.head.output])
+            own, tightest = self.known[name][head.head.output], as_interval(self.values[head.head.output])
             reached = torch.stack([tightest.lower <= own.lower, tightest.upper >= own.upper])
             open_bounds = torch.ones_like(reached) if open_bounds is None else open_bounds
             shares[name] = (reached & open_bounds).double().mean().item()

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation import SampleSet
 from agt_lightning.aggregation.mean_clipping import MeanClipping
+from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.errors import AgtError
 from agt_lightning.interval import Interval
-from agt_lightning.objective import BoundedObjective
-from agt_lightning.passes import Enclosure, FrozenReach, MicroBatch
-from agt_lightning.processes import ALONE, Processes
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.passes import PoisonedPrefix, ValueBounds
+from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules.base import Value
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingSetup:
     """What a domain must know before the first step to say whether it applies.
 
     Args:
@@ -41,7 +42,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class StepPart:
+class BoundedBatch:
     """One micro-batch of a step.
 
     Args:
@@ -58,7 +59,7 @@ class StepPart:
     batch: MicroBatch
     rows: Tensor | None
     nominal: Mapping[str, Value]
-    frozen: FrozenReach | None = None
+    frozen: PoisonedPrefix | None = None
     ids: Tensor | None = None
 
     @property
@@ -83,15 +84,15 @@ class Step:
 
     module: nn.Module
     adversary: Adversary
-    parts: tuple[StepPart, ...]
+    parts: tuple[BoundedBatch, ...]
     scale: float
     samples: SampleSet
     gradient: Mapping[str, Tensor]
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
 
 
 @dataclass(frozen=True)
-class Applied:
+class OptimizerStep:
     """One optimizer step, after it was made.
 
     Args:
@@ -117,10 +118,10 @@ class DomainLostError(AgtError):
     """A domain does not cover this step, or bounds nothing any more; other domains are not affected."""
 
 
-Pending = TypeVar("Pending")
+StepData = TypeVar("StepData")
 
 
-class Domain(ABC, Generic[Pending]):
+class Domain(ABC, Generic[StepData]):
     """Keeps a set that contains the parameters of every run an adversary could have caused.
 
     A step has two halves, for training makes its own between them: `descend` looks at the batch with the parameters
@@ -128,31 +129,31 @@ class Domain(ABC, Generic[Pending]):
     """
 
     name: ClassVar[str]
-    uses_reach: ClassVar[bool] = True
-    """Whether it reads `StepPart.frozen`."""
+    uses_poisoned_prefix: ClassVar[bool] = True
+    """Whether it reads `BoundedBatch.frozen`."""
 
     @abstractmethod
-    def problems(self, setting: Setting) -> list[str]:
+    def problems(self, setup: TrainingSetup) -> list[str]:
         """Every reason why this domain does not apply, each with its way out."""
 
-    def enclose(self, step: Step) -> list[Enclosure]:
+    def enclose(self, step: Step) -> list[ValueBounds]:
         """What it knows of values before the box looks at them, one per micro-batch; empty if nothing."""
         return []
 
     @abstractmethod
-    def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> Pending:
+    def descend(self, step: Step, value_bounds: Sequence[ValueBounds]) -> StepData:
         """What the coming update needs.
 
         Args:
             step: the step.
-            enclosures: what other domains know of values, one per micro-batch; none if nothing is known.
+            value_bounds: what other domains know of values, one per micro-batch; none if nothing is known.
 
         Raises:
             DomainLostError: if the set has grown out of all bounds.
         """
 
     @abstractmethod
-    def update(self, pending: Pending, applied: Applied) -> None:
+    def update(self, data: StepData, applied: OptimizerStep) -> None:
         """Move the set with the step that the optimizer has made.
 
         Raises:
@@ -163,7 +164,7 @@ class Domain(ABC, Generic[Pending]):
     def box(self) -> dict[str, Interval] | None:
         """Bounds on the parameters it knows, by name; None if it bounds none one by one."""
 
-    def costly_box(self) -> dict[str, Interval]:
+    def exact_box(self) -> dict[str, Interval]:
         """Bounds on all parameters that take more work than a step, by name; those of `box` without such."""
         return self.box() or {}
 

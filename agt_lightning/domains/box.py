@@ -18,21 +18,22 @@ from agt_lightning.aggregation import (
     Aggregation,
     Clipping,
     NormClipping,
+    SumMethod,
     ValueClipping,
-    Way,
     choose,
     require_aggregation,
     unbounded_descent,
 )
-from agt_lightning.domains.base import Applied, Domain, Setting, Step
+from agt_lightning.distributed import ProcessGroup
+from agt_lightning.domains.base import Domain, OptimizerStep, Step, TrainingSetup
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
-from agt_lightning.gradients import FactoredGradient, divided, gathered
+from agt_lightning.gradients import FactoredGradient, all_gathered, partitioned
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
-from agt_lightning.passes import Enclosure, Pass, propagate, stacked
-from agt_lightning.processes import Processes
+from agt_lightning.optimizers.checked_update import TrainedUpdate, checked_update, foreign_state_problems
 from agt_lightning.propagation import Method
-from agt_lightning.update import Observed, followed, foreign_state_problems
+from agt_lightning.propagation.passes import Pass, ValueBounds, propagate
+from agt_lightning.propagation.samples import stacked
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class BoxStep:
     """
 
     bounds: Mapping[str, Interval]
-    values: tuple[Enclosure, ...]
+    values: tuple[ValueBounds, ...]
 
 
 class BoxDomain(Domain[BoxStep]):
@@ -62,7 +63,7 @@ class BoxDomain(Domain[BoxStep]):
         ValueError: if ``aggregation`` is unknown.
 
     Attributes:
-        ways: the way of aggregation that each parameter took in the last step, by name.
+        sum_methods: the way of aggregation that each parameter took in the last step, by name.
     """
 
     name: ClassVar[str] = "box"
@@ -78,7 +79,7 @@ class BoxDomain(Domain[BoxStep]):
         require_aggregation(aggregation)
         self.method: Method = method
         self.aggregation: Aggregation = aggregation
-        self.ways: dict[str, Way] = {}
+        self.sum_methods: dict[str, SumMethod] = {}
         self.memory_budget = memory_budget
         self.dtype = dtype
         self.intervals = {n: Interval.point(p.detach().to(dtype, copy=True)) for n, p in module.named_parameters()}
@@ -86,21 +87,21 @@ class BoxDomain(Domain[BoxStep]):
         self._remembered: dict[str, OptimizerState] = {}
 
     @override
-    def problems(self, setting: Setting) -> list[str]:
+    def problems(self, setup: TrainingSetup) -> list[str]:
         return [
-            *optimizer_problems(setting.optimizer),
-            *foreign_state_problems(setting.module, setting.optimizer, self.states),
+            *optimizer_problems(setup.optimizer),
+            *foreign_state_problems(setup.module, setup.optimizer, self.states),
         ]
 
     @override
-    def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> BoxStep:
-        with step.processes.together():
-            passes = self.passes(step, enclosures)
+    def descend(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BoxStep:
+        with step.processes.collective_errors():
+            passes = self.passes(step, value_bounds)
             own_clean = stacked([part.clean for part in passes])
             own_poisoned = stacked([part.poisoned for part in passes if part.poisoned])
             clipping = self.clipping(step.adversary, own_clean)
         clipping = _of_all_samples(clipping, step.processes)
-        clean, poisoned = gathered(step.processes, own_clean, own_poisoned)
+        clean, poisoned = all_gathered(step.processes, own_clean, own_poisoned)
 
         with record_function("agt: sums over samples"):
             bounds = self._bounds(step, clean, poisoned, clipping)
@@ -116,28 +117,28 @@ class BoxDomain(Domain[BoxStep]):
         clipping: Clipping | None,
     ) -> dict[str, Interval]:
         """The descent direction of every parameter, each the way that is chosen for it."""
-        self.ways = choose(self.aggregation if clipping is None else "exact", clean, poisoned, step.samples)
+        self.sum_methods = choose(self.aggregation if clipping is None else "exact", clean, poisoned, step.samples)
 
-        def bound(way: Way, gradient: FactoredGradient, reachable: FactoredGradient | None) -> Interval:
+        def bound(way: SumMethod, gradient: FactoredGradient, reachable: FactoredGradient | None) -> Interval:
             if clipping is None:
                 return DESCENTS[way](gradient, reachable, step.samples, step.adversary.n, self.memory_budget)
             return unbounded_descent(gradient, step.samples, step.adversary.n, clipping, self.memory_budget)
 
         bounds: dict[str, Interval] = {}
-        for way in dict.fromkeys(self.ways.values()):
-            names = [name for name, chosen in self.ways.items() if chosen == way]
+        for way in dict.fromkeys(self.sum_methods.values()):
+            names = [name for name, chosen in self.sum_methods.items() if chosen == way]
             before, after = ({name: group[name] for name in names if name in group} for group in (clean, poisoned))
-            bounds |= divided(step.processes, before, after, partial(bound, way))
+            bounds |= partitioned(step.processes, before, after, partial(bound, way))
         return {name: bounds[name] for name in clean}
 
-    def passes(self, step: Step, enclosures: Sequence[Enclosure]) -> list[Pass]:
+    def passes(self, step: Step, value_bounds: Sequence[ValueBounds]) -> list[Pass]:
         """Clean and poisoned pass over each micro-batch, with the parameters anywhere in the box.
 
         Args:
             step: the step.
-            enclosures: what other domains know of each micro-batch's values; none if empty.
+            value_bounds: what other domains know of each micro-batch's values; none if empty.
         """
-        known = enclosures or [Enclosure()] * len(step.parts)
+        known = value_bounds or [ValueBounds()] * len(step.parts)
         return [
             propagate(
                 part.bounded,
@@ -166,7 +167,7 @@ class BoxDomain(Domain[BoxStep]):
         return NormClipping.of(adversary.kappa, list(gradients.values()))
 
     @override
-    def update(self, pending: BoxStep, applied: Applied) -> None:
+    def update(self, data: BoxStep, applied: OptimizerStep) -> None:
         counterpart = abstract_optimizer(applied.optimizer)
         if counterpart is None:
             raise UncertifiableError(optimizer_problems(applied.optimizer))
@@ -176,9 +177,11 @@ class BoxDomain(Domain[BoxStep]):
             if state is None:
                 state = remembered = counterpart.initial(group, box)
             after = counterpart.nominal(kept, state.step + 1, self.dtype)
-            seen = Observed.of(applied.parameters[name], applied.before[name], remembered, after, self.dtype)
-            gradient = pending.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
-            self.states[name], self.intervals[name] = followed(name, counterpart, group, state, box, gradient, seen)
+            seen = TrainedUpdate.of(applied.parameters[name], applied.before[name], remembered, after, self.dtype)
+            gradient = data.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
+            self.states[name], self.intervals[name] = checked_update(
+                name, counterpart, group, state, box, gradient, seen
+            )
             self._remembered[name] = after
 
     def tighten(self, other: Mapping[str, Interval]) -> None:
@@ -201,7 +204,7 @@ class BoxDomain(Domain[BoxStep]):
 
     @override
     def record(self) -> dict[str, object]:
-        return {"aggregation": dict(self.ways)}
+        return {"aggregation": dict(self.sum_methods)}
 
     @override
     def state(self) -> dict[str, Any]:
@@ -242,7 +245,7 @@ def _interval(lower: Tensor, upper: Tensor) -> Interval:
     return Interval.point(lower) if torch.equal(lower, upper) else checked
 
 
-def _of_all_samples(clipping: Clipping | None, processes: Processes) -> Clipping | None:
+def _of_all_samples(clipping: Clipping | None, processes: ProcessGroup) -> Clipping | None:
     """The clipping that knows the norms of the samples of all processes, by rank."""
     if not isinstance(clipping, NormClipping):
         return clipping

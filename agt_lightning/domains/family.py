@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation import Aggregation
+from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains.ball import BallDomain
-from agt_lightning.domains.base import Applied, Domain, DomainLostError, Setting, Step
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.box import BoxDomain, BoxStep
 from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.passes import Enclosure
-from agt_lightning.processes import ALONE, Processes
 from agt_lightning.propagation import Method
+from agt_lightning.propagation.passes import ValueBounds
 
 Choice = Literal["auto"] | Sequence[str]
 """Names of domains, or ``"auto"`` for all that apply."""
@@ -44,7 +44,7 @@ class DomainFamily:
 
     Attributes:
         in_use: domains by name.
-        left_out: reason by name of a domain that ``"auto"`` does not use.
+        excluded: reason by name of a domain that ``"auto"`` does not use.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class DomainFamily:
         dtype: torch.dtype,
         method: Method = "ibp",
         aggregation: Aggregation = "exact",
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         names = domain_names(choice)
         self.processes = processes
@@ -68,7 +68,7 @@ class DomainFamily:
             self.in_use["ball"] = BallDomain(module, dtype)
         if "influence" in names:
             self.in_use["influence"] = InfluenceDomain(module, adversary)
-        self.left_out: dict[str, str] = {}
+        self.excluded: dict[str, str] = {}
 
     @property
     def box_domain(self) -> BoxDomain | None:
@@ -81,10 +81,10 @@ class DomainFamily:
         """All domains in use but the box."""
         return {name: domain for name, domain in self.in_use.items() if name != "box"}
 
-    def problems(self, setting: Setting) -> list[str]:
+    def problems(self, setup: TrainingSetup) -> list[str]:
         """Why the chosen domains do not apply; with ``"auto"`` only if none does, else they are left out."""
-        with self.processes.together():
-            own = {name: domain.problems(setting) for name, domain in self.in_use.items()}
+        with self.processes.collective_errors():
+            own = {name: domain.problems(setup) for name, domain in self.in_use.items()}
         found = {name: self.processes.union(problems) for name, problems in own.items()}
         failing = {name: problems for name, problems in found.items() if problems}
         if not self.automatic:
@@ -97,30 +97,30 @@ class DomainFamily:
 
     def descend(self, step: Step) -> dict[str, object]:
         """What each domain in use needs for the coming update, by name."""
-        pending: dict[str, object] = {}
-        known: list[Enclosure] = []
+        data: dict[str, object] = {}
+        known: list[ValueBounds] = []
         if self.box_domain is not None:
-            with self.processes.together():
+            with self.processes.collective_errors():
                 for domain in self.others.values():
                     known = domain.enclose(step) or known
             box_step = self.box_domain.descend(step, known)
-            pending["box"], known = box_step, list(box_step.values)
+            data["box"], known = box_step, list(box_step.values)
         for name, domain in self.others.items():
             try:
-                pending[name] = domain.descend(step, known)
+                data[name] = domain.descend(step, known)
             except DomainLostError as error:
                 self._lose(name, error)
-        return pending
+        return data
 
-    def update(self, pending: Mapping[str, object], applied: Applied) -> None:
+    def update(self, data: Mapping[str, object], applied: OptimizerStep) -> None:
         """Move every set, and cut the box to what the others allow."""
         if self.box_domain is not None:
-            box_step = pending["box"]
+            box_step = data["box"]
             assert isinstance(box_step, BoxStep)
             self.box_domain.update(box_step, applied)
         for name, domain in self.others.items():
             try:
-                domain.update(pending[name], applied)
+                domain.update(data[name], applied)
             except DomainLostError as error:
                 self._lose(name, error)
         if self.box_domain is None:
@@ -130,7 +130,7 @@ class DomainFamily:
             if allowed is not None:
                 self.box_domain.tighten(allowed)
 
-    def box_at_hand(self) -> dict[str, Interval]:
+    def cheap_box(self) -> dict[str, Interval]:
         """Bounds on the parameters by name, the tightest that domains keep at every step; empty if none does."""
         if self.box_domain is not None:
             return self.box_domain.intervals
@@ -138,12 +138,12 @@ class DomainFamily:
 
     def box(self) -> dict[str, Interval]:
         """The same, with bounds that take more work where no domain keeps any."""
-        return self.box_at_hand() or _intersection([domain.costly_box() for domain in self.in_use.values()])
+        return self.cheap_box() or _intersection([domain.exact_box() for domain in self.in_use.values()])
 
     def record(self) -> dict[str, object]:
         """What a certificate says of the domains: those in use, and why the others are not."""
         used = {name: domain.record() for name, domain in self.in_use.items()}
-        return {"in_use": used, "left_out": dict(self.left_out)}
+        return {"in_use": used, "left_out": dict(self.excluded)}
 
     def marks(self) -> Iterator[Tensor]:
         """Tensors that are the same in all processes exactly if all sets are."""
@@ -179,7 +179,7 @@ class DomainFamily:
 
     def _leave_out(self, name: str, reason: str) -> None:
         del self.in_use[name]
-        self.left_out[name] = reason
+        self.excluded[name] = reason
 
 
 def domain_names(choice: Choice) -> tuple[str, ...]:

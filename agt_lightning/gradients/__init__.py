@@ -3,18 +3,16 @@
 Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weight is used, ``o`` outputs, ``k`` inputs.
 """
 
+from agt_lightning.gradients.all_gather import all_gathered
 from agt_lightning.gradients.base import FactoredGradient, Factors, Piece
 from agt_lightning.gradients.composite import Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.differences import Differences, Tile
-from agt_lightning.gradients.division import divisible_axis, slice_of
 from agt_lightning.gradients.elementwise import Elementwise
-from agt_lightning.gradients.gathered import gathered
-from agt_lightning.gradients.outer_differences import OuterDifferences
+from agt_lightning.gradients.outer_differences import OuterDifferences, differences_between
 from agt_lightning.gradients.outer_product import OuterProduct
-from agt_lightning.gradients.shares import divided
-from agt_lightning.gradients.subtraction import differences_between
+from agt_lightning.gradients.partition import divisible_axis, partitioned, slice_of
 
 __all__ = [
     "Deferred",
@@ -30,9 +28,9 @@ __all__ = [
     "Summed",
     "Tile",
     "differences_between",
-    "divided",
+    "partitioned",
     "divisible_axis",
-    "gathered",
+    "all_gathered",
     "slice_of",
     "stack",
 ]

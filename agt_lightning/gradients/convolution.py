@@ -15,7 +15,7 @@ from agt_lightning.arithmetic.convolution import (
     split_product,
     splits,
 )
-from agt_lightning.arithmetic.order import settled
+from agt_lightning.arithmetic.order import require_uncrossed
 from agt_lightning.gradients.base import FactoredGradient, Factors, Piece
 from agt_lightning.gradients.outer_product import contract
 from agt_lightning.interval import Interval
@@ -37,8 +37,8 @@ class PatchProduct(FactoredGradient):
     """
 
     def __init__(self, outputs: Interval, image: Interval, windows: Windows) -> None:
-        self.outputs = settled(outputs)
-        self.image = settled(image)
+        self.outputs = require_uncrossed(outputs)
+        self.image = require_uncrossed(image)
         self.windows = windows
 
     @property

@@ -13,11 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from agt_lightning.gradients.base import FactoredGradient
 from agt_lightning.gradients.elementwise import Elementwise
-from agt_lightning.gradients.layout import samples_last
 
 
 @dataclass(frozen=True)
@@ -124,3 +124,29 @@ def tiling(rows: int, columns: int, elements: int) -> Iterator[tuple[slice, slic
     for left in range(0, columns, width):
         for top in range(0, rows, height):
             yield slice(top, min(top + height, rows)), slice(left, min(left + width, columns))
+
+
+_ROWS, _COLUMNS = 512, 64
+"""Tile of a matrix that is transposed at a time: read and written from the cache."""
+
+
+def samples_last(values: Tensor) -> Tensor:
+    """A matrix (b, p) as a contiguous one of shape (p, b).
+
+    On a CPU tile by tile: reading a large matrix column by column misses the cache with every entry.
+
+    Example:
+        >>> samples_last(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+        tensor([[1., 3., 5.],
+                [2., 4., 6.]])
+    """
+    samples, size = values.shape
+    if values.device.type != "cpu":
+        return values.T.contiguous()
+    result = torch.empty(size, samples, dtype=values.dtype)
+    source, target = values.detach().numpy(), result.numpy()
+    for row in range(0, samples, _ROWS):
+        for column in range(0, size, _COLUMNS):
+            rows, columns = slice(row, row + _ROWS), slice(column, column + _COLUMNS)
+            target[columns, rows] = source[rows, columns].T
+    return result

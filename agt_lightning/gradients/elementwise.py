@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic.convolution import mapped
-from agt_lightning.arithmetic.order import settled
+from agt_lightning.arithmetic.order import require_uncrossed
 from agt_lightning.gradients.base import FactoredGradient, Piece
 from agt_lightning.interval import Interval
 
@@ -24,7 +24,7 @@ class Elementwise(FactoredGradient):
     """
 
     def __init__(self, values: Interval) -> None:
-        self.values = settled(values)
+        self.values = require_uncrossed(values)
 
     @property
     def shape(self) -> tuple[int, ...]:

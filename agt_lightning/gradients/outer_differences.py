@@ -20,8 +20,16 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from agt_lightning.gradients.differences import Differences, Tile, tiling
-from agt_lightning.gradients.layout import samples_last
+from agt_lightning.gradients.base import FactoredGradient
+from agt_lightning.gradients.differences import (
+    Differences,
+    ElementwiseDifferences,
+    ExpandedDifferences,
+    Tile,
+    samples_last,
+    tiling,
+)
+from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.gradients.outer_product import OuterProduct
 from agt_lightning.interval import Interval
 
@@ -293,3 +301,29 @@ def _mapped(factor: Interval, function: Callable[[Tensor], Tensor]) -> Interval:
 
 def _is_nonnegative(values: Tensor) -> bool:
     return not values.numel() or float(values.min()) >= 0  # NaN is not
+
+
+def differences_between(
+    clean: FactoredGradient, poisoned: FactoredGradient, weights: Tensor, positions: Tensor | None
+) -> Differences:
+    """What poisoning can add to weighted gradients.
+
+    Args:
+        clean: bounds of all samples.
+        poisoned: bounds of the poisonable samples.
+        weights: w_i >= 0 of the poisonable samples, (m,).
+        positions: which samples these are; None means all.
+
+    Example:
+        >>> import torch
+        >>> from agt_lightning.interval import Interval
+        >>> clean = Elementwise(Interval.point(torch.zeros(2, 1)))
+        >>> poisoned = Elementwise(Interval(-torch.ones(2, 1), 2 * torch.ones(2, 1)))
+        >>> next(differences_between(clean, poisoned, torch.ones(2), None).tiles(entries=100)).gains
+        tensor([[2., 2.]])
+    """
+    if isinstance(clean, Elementwise) and isinstance(poisoned, Elementwise):
+        return ElementwiseDifferences.between(clean, poisoned, weights, positions)
+    if isinstance(clean, OuterProduct) and isinstance(poisoned, OuterProduct) and clean.outputs.shape[1] == 1:
+        return OuterDifferences.between(clean, poisoned, weights, positions)
+    return ExpandedDifferences(clean, poisoned, weights, positions)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic import matmul, multiply
 from agt_lightning.arithmetic.convolution import mapped, split_product, splits
-from agt_lightning.arithmetic.order import ordered, settled
+from agt_lightning.arithmetic.order import require_uncrossed, uncrossed
 from agt_lightning.gradients.base import FactoredGradient, Factors, Piece
 from agt_lightning.interval import Interval
 
@@ -30,8 +30,8 @@ class OuterProduct(FactoredGradient):
     """
 
     def __init__(self, outputs: Interval, inputs: Interval) -> None:
-        self.outputs = settled(outputs)
-        self.inputs = settled(inputs)
+        self.outputs = require_uncrossed(outputs)
+        self.inputs = require_uncrossed(inputs)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,8 +61,8 @@ class OuterProduct(FactoredGradient):
             return None
         weight = Interval.point(weights[:, None, None], nonnegative=True)
         if self.shape[0] <= self.shape[1]:  # the smaller factor is cheaper to scale
-            return settled(matmul(_columns(multiply(self.outputs, weight)), _columns(self.inputs)))
-        return settled(matmul(_columns(self.outputs), _columns(multiply(self.inputs, weight))))
+            return require_uncrossed(matmul(_columns(multiply(self.outputs, weight)), _columns(self.inputs)))
+        return require_uncrossed(matmul(_columns(self.outputs), _columns(multiply(self.inputs, weight))))
 
     def factors(self) -> Factors:
         """D and z themselves."""
@@ -126,7 +126,7 @@ def contract(a: Interval, b: Interval) -> Interval:
     """
     if splits(a, b):
         return split_product(torch.bmm, a, b)
-    return ordered(_largest_sums(a, -b).neg_(), _largest_sums(a, b))
+    return uncrossed(_largest_sums(a, -b).neg_(), _largest_sums(a, b))
 
 
 def _largest_sums(a: Interval, b: Interval) -> Tensor:

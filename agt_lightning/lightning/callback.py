@@ -22,20 +22,20 @@ from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import certificate, describe, write_certificate
-from agt_lightning.checkpoint import complete
-from agt_lightning.descent import Descent
 from agt_lightning.domains import Choice
 from agt_lightning.domains.family import domain_names
 from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.engine.checkpoint import complete
+from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.lightning.checkpoint_io import boundless_checkpoints, use_atomic_checkpoints
 from agt_lightning.lightning.checks import mean_clipping, trainer_problems
-from agt_lightning.lightning.processes import processes_of, sampler_problems, strategy_problems
+from agt_lightning.lightning.distributed import processes_of, sampler_problems, strategy_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation
 from agt_lightning.memory import require_memory_budget
-from agt_lightning.passes import MicroBatch, Poisonable, SampleIds
 from agt_lightning.propagation import Method, require_method
+from agt_lightning.propagation.samples import MicroBatch, Poisonable, SampleIds
 
 _CHECKPOINT_KEY = "agt_bounds"
 
@@ -122,12 +122,12 @@ class CertifiedTraining(Callback):
         self._engine: AbstractGradientEngine | None = None
         self._loss: TrainingLoss | None = None
         self._batches: list[MicroBatch] = []
-        self._descent: Descent | None = None
+        self._step_bounds: StepBounds | None = None
         self._clipping: MeanClipping | None = None
         self._approved: set[object] = set()
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._restored: dict[str, Any] | None = None
-        self._told: set[str] = set()
+        self._announced: set[str] = set()
         self._resumed = False
         self._validation: Validation | None = None
         self._results: dict[str, float] = {}
@@ -165,7 +165,7 @@ class CertifiedTraining(Callback):
             method=self.method,
             ball=engine.ball,
             influence=engine.recorded_head,
-            left_out=engine.domains.left_out,
+            excluded=engine.domains.excluded,
         )
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
@@ -225,7 +225,7 @@ class CertifiedTraining(Callback):
             processes=processes_of(trainer),
             aggregation=self.aggregation,
         )
-        self._batches, self._descent, self._approved, self._results, self._told = [], None, set(), {}, set()
+        self._batches, self._step_bounds, self._approved, self._results, self._announced = [], None, set(), {}, set()
         self._clipping = self._engine.clipping
         if self._restored is not None:
             self._restore(self._restored)
@@ -259,32 +259,32 @@ class CertifiedTraining(Callback):
         if not self._batches:
             raise UncertifiableError(["The optimizer steps twice on one batch. Let `optimizer_step` step once."])
         scale = 1.0 / trainer.accumulate_grad_batches
-        self._descent = self.engine.descend(self._batches, scale)
+        self._step_bounds = self.engine.descend(self._batches, scale)
         try:
-            self.engine.verify(self._descent, self._batches, scale)
+            self.engine.verify(self._step_bounds, self._batches, scale)
         except UnsoundBoundError:
             # Code that depends on the epoch is recorded anew. Any other reason, such as an attribute set from earlier
             # batches, would be different in a poisoned run.
             if not self.engine.processes.any(self._loss is not None and self._loss.reads_time):
                 raise
             self.engine.forget()
-            self._descent = self.engine.descend(self._batches, scale)
-            self.engine.verify(self._descent, self._batches, scale)
+            self._step_bounds = self.engine.descend(self._batches, scale)
+            self.engine.verify(self._step_bounds, self._batches, scale)
         if self._clipping is not None:  # Lightning clips after this hook
-            self._descent = self.engine.clip(self._descent, self._clipping, optimizer)
+            self._step_bounds = self.engine.clip(self._step_bounds, self._clipping, optimizer)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """Lightning has no hook after the optimizer's step; this one sees the rates that were used."""
-        if self._descent is not None:
-            self.engine.update(self._descent, optimizer)
-        self._descent = None
+        if self._step_bounds is not None:
+            self.engine.update(self._step_bounds, optimizer)
+        self._step_bounds = None
         self._batches = []
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        box = self.engine.domains.box_at_hand()
+        box = self.engine.domains.cheap_box()
         if box:
             pl_module.log("agt/mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
         if self.engine.ball is not None:
@@ -368,22 +368,24 @@ class CertifiedTraining(Callback):
         if problems:
             raise UncertifiableError(list(dict.fromkeys(problems)))
         self._approved.add(signature)
-        self._tell_what_is_left_out()
-        self._tell_ways()
+        self._announce_excluded_domains()
+        self._announce_sum_methods()
 
-    def _tell_what_is_left_out(self) -> None:
-        for name, reason in self.engine.domains.left_out.items():
-            if name not in self._told:
+    def _announce_excluded_domains(self) -> None:
+        for name, reason in self.engine.domains.excluded.items():
+            if name not in self._announced:
                 rank_zero_info(f"`CertifiedTraining` goes on without the domain `{name}`. {reason}")
-                self._told.add(name)
+                self._announced.add(name)
 
-    def _tell_ways(self) -> None:
-        ways = self.engine.ways
-        names = {way: sorted(name for name, taken in ways.items() if taken == way) for way in ("exact", "moment")}
+    def _announce_sum_methods(self) -> None:
+        sum_methods = self.engine.sum_methods
+        names = {
+            way: sorted(name for name, taken in sum_methods.items() if taken == way) for way in ("exact", "moment")
+        }
         said = "; ".join(f"{way}: {', '.join(of_way)}" for way, of_way in names.items() if of_way)
-        if names["moment"] and said not in self._told:
+        if names["moment"] and said not in self._announced:
             rank_zero_info(f"`CertifiedTraining` aggregates with {self.aggregation!r}. {said[0].upper()}{said[1:]}.")
-            self._told.add(said)
+            self._announced.add(said)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         with complete(state):

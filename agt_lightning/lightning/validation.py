@@ -15,14 +15,14 @@ from agt_lightning.certificates import squared_error_bounds
 from agt_lightning.certificates.margins import predicted_classes
 from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.certificates.values import BoundedValues
+from agt_lightning.distributed import ProcessGroup
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import CaptureError, UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.objective import BoundedObjective
-from agt_lightning.processes import Processes
+from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import interval
+from agt_lightning.rules.base import as_interval
 
 
 class Validation:
@@ -46,7 +46,7 @@ class Validation:
         except (CaptureError, UncertifiableError) as error:
             self.problem = str(error)
 
-    def compute(self, processes: Processes) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]], str]:
+    def compute(self, processes: ProcessGroup) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]], str]:
         """Means by loader and metric, shares of deciding domains by loader, and why there is nothing.
 
         A collective: the samples of all processes count alike.
@@ -124,9 +124,9 @@ class ValidationCertificate:
         values = BoundedValues.of(bounded.program, inputs, roles.prediction, heads, bounded.skipped, engine.method)
         self._count(values.deciding(), bounded.size(batch))
         if roles.label_kind is LabelKind.NUMBER:
-            return _error_results(interval(nominal[roles.prediction]), values, roles.target)
+            return _error_results(as_interval(nominal[roles.prediction]), values, roles.target)
         if roles.label_kind is LabelKind.CLASS or is_single_logit(values.outputs):
-            return _class_results(interval(nominal[roles.prediction]), values, roles.target)
+            return _class_results(as_interval(nominal[roles.prediction]), values, roles.target)
         return {}
 
     def _count(self, deciding: Mapping[str, float], samples: int) -> None:
@@ -149,7 +149,7 @@ def _class_results(nominal: Interval, values: BoundedValues, target_name: str) -
 
 def _error_results(nominal: Interval, values: BoundedValues, target_name: str) -> dict[str, Tensor]:
     """Squared errors of the trained module, and the largest and smallest of all reachable ones, meaned per sample."""
-    truth = interval(values.values[target_name]).lower
+    truth = as_interval(values.values[target_name]).lower
     bounds = squared_error_bounds(values.outputs, truth)
     error = (nominal.lower - truth).square()
     return {

@@ -12,7 +12,7 @@ from agt_lightning.gradients import FactoredGradient, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.program import Program
-from agt_lightning.rules.base import Value, interval
+from agt_lightning.rules.base import Value, as_interval
 
 Refinement = Callable[[Mapping[str, Value], Call, Interval], Interval]
 """Other bounds of a call's result, from all values before it, the call, and its interval bounds (among the values)."""
@@ -53,9 +53,9 @@ def propagate_forward(
             result = program.rules[call.name].forward(program.sites[call.name], operands)
             values[call.name] = result.to(dtype=dtype) if isinstance(result, Interval) else result
             if refine is not None and isinstance(result, Interval):
-                values[call.name] = refine(values, call, interval(values[call.name]))
+                values[call.name] = refine(values, call, as_interval(values[call.name]))
             if within and call.name in within:
-                values[call.name] = interval(values[call.name]).intersect(within[call.name])
+                values[call.name] = as_interval(values[call.name]).intersect(within[call.name])
         elif call.name not in program.samples:
             values[call.name] = _evaluate(call, values, dtype)
     return values

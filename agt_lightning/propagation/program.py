@@ -46,7 +46,7 @@ class Program:
         *,
         samples: frozenset[str],
         trainable: frozenset[str],
-        totals: frozenset[str] = frozenset(),
+        reduced: frozenset[str] = frozenset(),
     ) -> Program:
         """Look up a rule for each call and collect what stands against it.
 
@@ -55,13 +55,13 @@ class Program:
             table: the rules to use.
             samples: names of values whose axis 0 counts samples.
             trainable: names of values that depend on a trainable parameter.
-            totals: values after the reduction over samples; they need no rule.
+            reduced: values after the reduction over samples; they need no rule.
         """
         sites: dict[str, Site] = {}
         rules: dict[str, Rule] = {}
         problems: list[str] = []
         for call in graph.calls:
-            if call.name in totals:
+            if call.name in reduced:
                 continue
             if call.name not in samples:
                 problems += _shared_problems(call, trainable)

@@ -50,7 +50,7 @@ from agt_lightning.rules.base import Rule, Site, Value
 from agt_lightning.rules.bilinear import BatchedProduct, Matmul
 from agt_lightning.rules.convolution import Convolution
 from agt_lightning.rules.dropout import InactiveDropout
-from agt_lightning.rules.elementwise import Monotone, Pieces, PiecewiseMonotone
+from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction
 from agt_lightning.rules.embedding import Embedding
 from agt_lightning.rules.linear import Linear, MatrixProduct
 from agt_lightning.rules.loss import (
@@ -73,9 +73,13 @@ from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.shape import RESHAPES, Cast, Detach, OneHot, Reshape
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
 
+Pieces = PiecewiseMonotoneFunction
+"""The name of `PiecewiseMonotoneFunction` up to version 0.1."""
+
 __all__ = [
     "RULES",
     "Monotone",
+    "PiecewiseMonotoneFunction",
     "Pieces",
     "PiecewiseMonotone",
     "ResidualLoss",

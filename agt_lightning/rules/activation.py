@@ -13,7 +13,7 @@ from torch import Tensor
 from agt_lightning.arithmetic import softplus as exact_softplus
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Site
-from agt_lightning.rules.elementwise import Monotone, Pieces, PiecewiseMonotone, Turn, always
+from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction, Turn, always
 
 relu = Monotone(
     function=lambda site, x: torch.clamp(x, min=0),
@@ -54,10 +54,11 @@ def _single(number: float) -> float:
 # --- piecewise linear ------------------------------------------------------------------------------------------------
 
 leaky_relu = PiecewiseMonotone(
-    value=Pieces(
-        lambda site, x: torch.where(x > 0, x, x * site.number("negative_slope")), turns=lambda site: [(0.0, 0.0)]
+    value=PiecewiseMonotoneFunction(
+        lambda site, x: torch.where(x > 0, x, x * site.number("negative_slope")),
+        turns=lambda site: [(0.0, 0.0)],
     ),
-    slope=Pieces(
+    slope=PiecewiseMonotoneFunction(
         lambda site, x: torch.where(x > 0, torch.ones_like(x), site.number("negative_slope")),
         nonnegative=lambda site: site.number("negative_slope") >= 0,
     ),
@@ -65,7 +66,9 @@ leaky_relu = PiecewiseMonotone(
 """``x`` above zero, ``a x`` elsewhere; derivative a at zero."""
 
 
-def _ramp(limits: Callable[[Site], tuple[float, float]], gain: float = 1.0, *, closed: bool = False) -> Pieces:
+def _ramp(
+    limits: Callable[[Site], tuple[float, float]], gain: float = 1.0, *, closed: bool = False
+) -> PiecewiseMonotoneFunction:
     """Derivative ``gain`` between two limits, zero outside; on the limits themselves only if ``closed``."""
 
     def slope(site: Site, x: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def _ramp(limits: Callable[[Site], tuple[float, float]], gain: float = 1.0, *, c
         low, high = limits(site)
         return [((low + high) / 2, gain)] if -math.inf < low < high < math.inf else []
 
-    return Pieces(slope, turns, nonnegative=always)
+    return PiecewiseMonotoneFunction(slope, turns, nonnegative=always)
 
 
 def _limits(low: str, high: str) -> Callable[[Site], tuple[float, float]]:
@@ -100,7 +103,7 @@ def _clamped(limits: Callable[[Site], tuple[float, float]], *, closed: bool) -> 
         return x.clamp(min=low, max=high)
 
     return PiecewiseMonotone(
-        Pieces(value, nonnegative=lambda site: min(limits(site)) >= 0), _ramp(limits, closed=closed)
+        PiecewiseMonotoneFunction(value, nonnegative=lambda site: min(limits(site)) >= 0), _ramp(limits, closed=closed)
     )
 
 
@@ -114,14 +117,14 @@ clamp = _clamped(_limits("min", "max"), closed=True)
 """``min(max(x, a), b)``; derivative one at the limits."""
 
 hardsigmoid = PiecewiseMonotone(
-    Pieces(lambda site, x: (x + 3).clamp(0, 6) / 6, nonnegative=always),
+    PiecewiseMonotoneFunction(lambda site, x: (x + 3).clamp(0, 6) / 6, nonnegative=always),
     _ramp(lambda site: (-3.0, 3.0), _single(1 / 6)),
 )
 """``min(max(x + 3, 0), 6) / 6``; derivative zero at the limits, and inside 1/6 as torch has it, in single precision."""
 
 hardswish = PiecewiseMonotone(
-    Pieces(lambda site, x: x * ((x + 3).clamp(0, 6) / 6), turns=lambda site: [(-1.5, -0.375)]),
-    Pieces(
+    PiecewiseMonotoneFunction(lambda site, x: x * ((x + 3).clamp(0, 6) / 6), turns=lambda site: [(-1.5, -0.375)]),
+    PiecewiseMonotoneFunction(
         lambda site, x: torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0)),
         turns=lambda site: [(-3.0, 0.0), (-3.0, -0.5), (3.0, 1.5), (3.0, 1.0)],
     ),
@@ -151,8 +154,10 @@ def _elu(
         return math.prod(of_slope(site))
 
     return PiecewiseMonotone(
-        Pieces(value, lambda site: [(0.0, 0.0)]),
-        Pieces(slope, lambda site: [(0.0, edge(site))], lambda site: edge(site) >= 0 and settings(site)[1] >= 0),
+        PiecewiseMonotoneFunction(value, lambda site: [(0.0, 0.0)]),
+        PiecewiseMonotoneFunction(
+            slope, lambda site: [(0.0, edge(site))], lambda site: edge(site) >= 0 and settings(site)[1] >= 0
+        ),
     )
 
 
@@ -176,20 +181,20 @@ def _sech_squared(x: Tensor) -> Tensor:
 
 
 tanh = PiecewiseMonotone(
-    Pieces(lambda site, x: x.tanh()),
-    Pieces(lambda site, x: _sech_squared(x), lambda site: [(0.0, 1.0)], always),
+    PiecewiseMonotoneFunction(lambda site, x: x.tanh()),
+    PiecewiseMonotoneFunction(lambda site, x: _sech_squared(x), lambda site: [(0.0, 1.0)], always),
 )
 """``tanh x`` with derivative ``1 / cosh² x``, largest at zero."""
 
 sigmoid = PiecewiseMonotone(
-    Pieces(lambda site, x: x.sigmoid(), nonnegative=always),
-    Pieces(lambda site, x: x.sigmoid() * (-x).sigmoid(), lambda site: [(0.0, 0.25)], always),
+    PiecewiseMonotoneFunction(lambda site, x: x.sigmoid(), nonnegative=always),
+    PiecewiseMonotoneFunction(lambda site, x: x.sigmoid() * (-x).sigmoid(), lambda site: [(0.0, 0.25)], always),
 )
 """``σ(x)`` with derivative ``σ(x) σ(-x)``, largest at zero."""
 
 log_sigmoid = PiecewiseMonotone(
-    Pieces(lambda site, x: -exact_softplus(-x)),
-    Pieces(lambda site, x: (-x).sigmoid(), nonnegative=always),
+    PiecewiseMonotoneFunction(lambda site, x: -exact_softplus(-x)),
+    PiecewiseMonotoneFunction(lambda site, x: (-x).sigmoid(), nonnegative=always),
 )
 """``log σ(x)`` with derivative ``σ(-x)``."""
 
@@ -216,8 +221,10 @@ def _softplus_slope_jump(site: Site) -> Sequence[Turn]:
 
 
 softplus = PiecewiseMonotone(
-    Pieces(_softplus, _softplus_jump, lambda site: site.number("beta") > 0 and site.number("threshold") >= 0),
-    Pieces(_softplus_slope, _softplus_slope_jump, always),
+    PiecewiseMonotoneFunction(
+        _softplus, _softplus_jump, lambda site: site.number("beta") > 0 and site.number("threshold") >= 0
+    ),
+    PiecewiseMonotoneFunction(_softplus_slope, _softplus_slope_jump, always),
 )
 """``log(1 + exp(β x)) / β``, and x where torch puts it, above ``β x = threshold``, both sides of that jump included."""
 
@@ -238,8 +245,8 @@ _SILU_STEEPEST = root(lambda x: x * torch.tanh(x / 2) - 2, 1.0, 4.0)
 _SILU_SLOPE_TURNS = [_turn(_silu_slope, -_SILU_STEEPEST), _turn(_silu_slope, _SILU_STEEPEST)]
 
 silu = PiecewiseMonotone(
-    Pieces(lambda site, x: _silu(x), lambda site: [_SILU_MINIMUM]),
-    Pieces(lambda site, x: _silu_slope(x), lambda site: _SILU_SLOPE_TURNS),
+    PiecewiseMonotoneFunction(lambda site, x: _silu(x), lambda site: [_SILU_MINIMUM]),
+    PiecewiseMonotoneFunction(lambda site, x: _silu_slope(x), lambda site: _SILU_SLOPE_TURNS),
 )
 """``x σ(x)``, least at x = -1.278; derivative ``σ(x) (1 + x σ(-x))`` with turns where ``x tanh(x / 2) = 2``."""
 
@@ -298,8 +305,8 @@ def _kind(site: Site) -> str:
 
 
 gelu = PiecewiseMonotone(
-    Pieces(lambda site, x: _GELUS[_kind(site)][0](x), lambda site: _GELU_TURNS[_kind(site)]),
-    Pieces(lambda site, x: _GELUS[_kind(site)][1](x), lambda site: _GELU_SLOPE_TURNS[_kind(site)]),
+    PiecewiseMonotoneFunction(lambda site, x: _GELUS[_kind(site)][0](x), lambda site: _GELU_TURNS[_kind(site)]),
+    PiecewiseMonotoneFunction(lambda site, x: _GELUS[_kind(site)][1](x), lambda site: _GELU_SLOPE_TURNS[_kind(site)]),
 )
 """``x Φ(x)``, least at x = -0.752; derivative ``Φ(x) + x φ(x)`` with turns at ±√2; or its form with tanh."""
 
@@ -319,28 +326,36 @@ exponential = Monotone(function=lambda site, x: x.exp(), derivative=lambda site,
 """``exp x``."""
 
 logarithm = PiecewiseMonotone(
-    Pieces(lambda site, x: x.log()), Pieces(lambda site, x: 1 / x, nonnegative=always), _positive
+    PiecewiseMonotoneFunction(lambda site, x: x.log()),
+    PiecewiseMonotoneFunction(lambda site, x: 1 / x, nonnegative=always),
+    _positive,
 )
 """``log x`` of positive values."""
 
 square_root = PiecewiseMonotone(
-    Pieces(lambda site, x: x.sqrt(), nonnegative=always),
-    Pieces(lambda site, x: 0.5 / x.sqrt(), nonnegative=always),
+    PiecewiseMonotoneFunction(lambda site, x: x.sqrt(), nonnegative=always),
+    PiecewiseMonotoneFunction(lambda site, x: 0.5 / x.sqrt(), nonnegative=always),
     _positive,
 )
 """``√x`` of positive values."""
 
 reciprocal_root = PiecewiseMonotone(
-    Pieces(lambda site, x: x.rsqrt(), nonnegative=always), Pieces(lambda site, x: -0.5 * x.rsqrt() / x), _positive
+    PiecewiseMonotoneFunction(lambda site, x: x.rsqrt(), nonnegative=always),
+    PiecewiseMonotoneFunction(lambda site, x: -0.5 * x.rsqrt() / x),
+    _positive,
 )
 """``1 / √x`` of positive values."""
 
-reciprocal = PiecewiseMonotone(Pieces(lambda site, x: 1 / x), Pieces(lambda site, x: -1 / x.square()), _one_sided)
+reciprocal = PiecewiseMonotone(
+    PiecewiseMonotoneFunction(lambda site, x: 1 / x),
+    PiecewiseMonotoneFunction(lambda site, x: -1 / x.square()),
+    _one_sided,
+)
 """``1 / x`` on one side of zero."""
 
 error_function = PiecewiseMonotone(
-    Pieces(lambda site, x: x.erf()),
-    Pieces(
+    PiecewiseMonotoneFunction(lambda site, x: x.erf()),
+    PiecewiseMonotoneFunction(
         lambda site, x: torch.exp(-x.square()) * (2 / math.sqrt(math.pi)),
         lambda site: [(0.0, 2 / math.sqrt(math.pi))],
         always,

@@ -9,7 +9,7 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, misaligned, name_of, reduce_to
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, misaligned, name_of, reduce_to
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sum(Rule):
             if position is None:
                 constant += coefficient * number
                 continue
-            term = scaled(interval(inputs[position]), coefficient)
+            term = scaled(as_interval(inputs[position]), coefficient)
             result = term if result is None else result + term
         assert result is not None
         return map_bounds(result, lambda bound: bound + constant) if constant else result
@@ -52,7 +52,7 @@ class Sum(Rule):
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, scaled, summed over repeated axes."""
         return [
-            reduce_to(scaled(grad, coefficient), interval(inputs[position]).shape, samples=site.samples[position])
+            reduce_to(scaled(grad, coefficient), as_interval(inputs[position]).shape, samples=site.samples[position])
             for position, coefficient, _ in self._terms(site)
             if position is not None
         ]
@@ -63,7 +63,7 @@ class Negation(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[-u, -l]``."""
-        return -interval(inputs[0])
+        return -as_interval(inputs[0])
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``-g``."""
@@ -76,7 +76,7 @@ class ReverseDifference(Rule):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``c - a x``."""
         constant = site.number("other")
-        return map_bounds(scaled(interval(inputs[0]), -site.number("alpha")), lambda bound: bound + constant)
+        return map_bounds(scaled(as_interval(inputs[0]), -site.number("alpha")), lambda bound: bound + constant)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``-a g``."""
@@ -89,16 +89,16 @@ class Product(Rule):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """All corner products."""
         if len(inputs) == 1:
-            return scaled(interval(inputs[0]), site.number("other"))
+            return scaled(as_interval(inputs[0]), site.number("other"))
         if site.call.inputs[0] == site.call.inputs[1]:
-            return _square(interval(inputs[0]))
-        return multiply(interval(inputs[0]), interval(inputs[1]))
+            return _square(as_interval(inputs[0]))
+        return multiply(as_interval(inputs[0]), as_interval(inputs[1]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g y`` for x and ``g x`` for y."""
         if len(inputs) == 1:
             return [scaled(grad, site.number("other"))]
-        values = [interval(value) for value in inputs]
+        values = [as_interval(value) for value in inputs]
         return [
             reduce_to(multiply(grad, other), value.shape, samples=samples)
             for value, other, samples in zip(values, reversed(values), site.samples, strict=True)
@@ -115,7 +115,7 @@ class Quotient(Rule):
     def _reciprocal(self, site: Site, inputs: Sequence[Value]) -> Interval:
         if len(inputs) == 1:
             return Interval.point(1.0 / torch.tensor(site.number("other"), dtype=torch.float64))
-        divisor = interval(inputs[1])
+        divisor = as_interval(inputs[1])
         if not bool(((divisor.lower > 0) | (divisor.upper < 0)).all()):
             raise UncertifiableError(
                 [f"`{name_of(site.call)}` at {site.call.source} divides by values that can reach zero."]
@@ -126,17 +126,17 @@ class Quotient(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``x (1 / y)``."""
-        return multiply(interval(inputs[0]), self._reciprocal(site, inputs))
+        return multiply(as_interval(inputs[0]), self._reciprocal(site, inputs))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g / y`` for x and ``-g x / y²`` for y."""
         reciprocal = self._reciprocal(site, inputs)
-        dividend = interval(inputs[0])
+        dividend = as_interval(inputs[0])
         towards = [reduce_to(multiply(grad, reciprocal), dividend.shape, samples=site.samples[0])]
         if len(inputs) == 1:
             return towards
         slope = -multiply(dividend, _square(reciprocal))
-        return [*towards, reduce_to(multiply(grad, slope), interval(inputs[1]).shape, samples=site.samples[1])]
+        return [*towards, reduce_to(multiply(grad, slope), as_interval(inputs[1]).shape, samples=site.samples[1])]
 
 
 class Power(Rule):
@@ -153,14 +153,14 @@ class Power(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[mig², mag²]``."""
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         return value if site.number("exponent") == 1.0 else _square(value)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``2 x g``."""
         if site.number("exponent") == 1.0:
             return [grad]
-        return [multiply(grad, scaled(interval(inputs[0]), 2.0))]
+        return [multiply(grad, scaled(as_interval(inputs[0]), 2.0))]
 
 
 class Square(Power):
@@ -172,11 +172,11 @@ class Square(Power):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[mig², mag²]``."""
-        return _square(interval(inputs[0]))
+        return _square(as_interval(inputs[0]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``2 x g``."""
-        return [multiply(grad, scaled(interval(inputs[0]), 2.0))]
+        return [multiply(grad, scaled(as_interval(inputs[0]), 2.0))]
 
 
 class Absolute(Rule):
@@ -184,14 +184,14 @@ class Absolute(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[mig, mag]``."""
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         if value.is_point:
             return Interval.point(value.lower.abs(), nonnegative=True)
         return Interval.trusted(value.mignitude, value.magnitude, nonnegative=True)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g [sign l, sign u]``."""
-        return [multiply(grad, map_bounds(interval(inputs[0]), torch.sign))]
+        return [multiply(grad, map_bounds(as_interval(inputs[0]), torch.sign))]
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Extremum(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[max(l, l'), max(u, u')]``."""
-        first, second = map(interval, inputs)
+        first, second = map(as_interval, inputs)
         choose = torch.maximum if self.sign > 0 else torch.minimum
         lower = choose(first.lower, second.lower)
         nonnegative = first.nonnegative and second.nonnegative
@@ -216,7 +216,7 @@ class Extremum(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g H(x - y)`` for x and ``g H(y - x)`` for y, with H(0) = 1/2."""
-        first, second = map(interval, inputs)
+        first, second = map(as_interval, inputs)
         lead = scaled(first - second, self.sign)
         return [
             reduce_to(multiply(grad, _step(difference)), value.shape, samples=samples)
@@ -259,7 +259,7 @@ class Reduction(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """Bounds reduce like values."""
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         dims, keep = self._dims(site), bool(site.call.arguments.get("keepdim"))
         return map_bounds(
             value, lambda bound: self.reduce(bound, dim=dims, keepdim=keep), nonnegative=value.nonnegative
@@ -267,7 +267,7 @@ class Reduction(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, repeated (and divided by the count for a mean)."""
-        shape = interval(inputs[0]).shape
+        shape = as_interval(inputs[0]).shape
         dims = self._dims(site)
         count = 1
         for dim in dims:

@@ -11,7 +11,7 @@ import torch
 from agt_lightning.arithmetic import softmax
 from agt_lightning.interval import Interval
 from agt_lightning.rules.arithmetic import scaled
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 from agt_lightning.rules.bilinear import product, transposed
 from agt_lightning.rules.softmax import softmax_gradient
 
@@ -39,7 +39,7 @@ class Attention(Rule):
 
     def _probabilities(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``P = softmax(c Q Kᵀ)`` over keys."""
-        scores = scaled(product(interval(inputs[0]), transposed(interval(inputs[1]))), self._scale(site))
+        scores = scaled(product(as_interval(inputs[0]), transposed(as_interval(inputs[1]))), self._scale(site))
         if site["is_causal"]:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(diagonal=1)
             scores = map_bounds(scores, lambda bound: bound.masked_fill(hidden, _MASKED))
@@ -47,11 +47,11 @@ class Attention(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``P V``."""
-        return product(self._probabilities(site, inputs), interval(inputs[2]))
+        return product(self._probabilities(site, inputs), as_interval(inputs[2]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂V = Pᵀ G``; with ``S`` the softmax's gradient of ``G Vᵀ``, ``c S K`` for Q and ``c Sᵀ Q`` for K."""
-        query, key, value = map(interval, inputs)
+        query, key, value = map(as_interval, inputs)
         probabilities = self._probabilities(site, inputs)
         towards = product(grad, transposed(value))
         scores = scaled(_last(softmax_gradient(_second(probabilities), _second(towards))), self._scale(site))

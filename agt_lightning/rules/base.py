@@ -68,7 +68,7 @@ class Rule(ABC):
     sample axis may have fewer samples than the captured batch, so a rule reads all sizes but the first from the call.
     """
 
-    contracts: ClassVar[bool] = False
+    is_contraction: ClassVar[bool] = False
     """Whether results are sums of products of inputs, whose rounding errors are relative to the sum of magnitudes."""
 
     def problem(self, site: Site) -> str | None:
@@ -104,7 +104,7 @@ class Rule(ABC):
             assert gradient is not None
             return gradient
 
-        return Deferred.where_large(evaluate, grad.shape[0], tuple(interval(inputs[position]).shape))
+        return Deferred.where_large(evaluate, grad.shape[0], tuple(as_interval(inputs[position]).shape))
 
 
 def misaligned(site: Site) -> str | None:
@@ -129,7 +129,7 @@ def name_of(call: Call) -> str:
     return str(call.op).rsplit(".", 1)[0]
 
 
-def interval(value: Value) -> Interval:
+def as_interval(value: Value) -> Interval:
     """The value as an interval; discrete data becomes a point in double precision.
 
     Raises:

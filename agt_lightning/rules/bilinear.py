@@ -11,14 +11,14 @@ from torch import Tensor
 
 from agt_lightning.gradients import FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of, reduce_to
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of, reduce_to
 from agt_lightning.rules.linear import MatrixProduct
 
 
 class BatchedProduct(Rule):
     """``bmm``, and ``matmul`` with more than a weight matrix: A B of independent factors; exact."""
 
-    contracts = True
+    is_contraction = True
 
     def problem(self, site: Site) -> str | None:
         """Samples meet along axis 0 only."""
@@ -36,11 +36,11 @@ class BatchedProduct(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``A B``."""
-        return product(interval(inputs[0]), interval(inputs[1]))
+        return product(as_interval(inputs[0]), as_interval(inputs[1]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂A = G Bᵀ`` and ``∂L/∂B = Aᵀ G``."""
-        left, right = interval(inputs[0]), interval(inputs[1])
+        left, right = as_interval(inputs[0]), as_interval(inputs[1])
         gradients = (product(grad, transposed(right)), product(transposed(left), grad))
         return [
             reduce_to(gradient, value.shape, samples=samples)
@@ -52,14 +52,14 @@ class BatchedProduct(Rule):
     ) -> FactoredGradient:
         """``Σ g ⊗ x`` over columns for one matrix from the left; a stack of matrices is kept sample by sample."""
         if position == 0 and len(site.shapes[0]) == 2:
-            return OuterProduct(_columns(grad), _columns(interval(inputs[1])))
+            return OuterProduct(_columns(grad), _columns(as_interval(inputs[1])))
         return super().parameter_gradient(site, position, grad, inputs)
 
 
 class Matmul(Rule):
     """``matmul``: one weight matrix for all samples, or a product of two activations; exact."""
 
-    contracts = True
+    is_contraction = True
     _weight = MatrixProduct()
     _batched = BatchedProduct()
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic.convolution import Windows, ball_convolve, convolve, convolve_adjoint
-from agt_lightning.arithmetic.order import ordered
+from agt_lightning.arithmetic.order import uncrossed
 from agt_lightning.gradients import Elementwise, FactoredGradient, PatchProduct
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Convolution(Rule):
 
     transposed: bool | None = False
 
-    contracts = True
+    is_contraction = True
 
     def problem(self, site: Site) -> str | None:
         """The input carries the samples in front of its channels, weight and bias do not."""
@@ -44,17 +44,17 @@ class Convolution(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``W * z + β``; for inputs in a ball, the convolution also keeps to the dual-norm bound."""
-        product = self._product(site, interval(inputs[0]), interval(inputs[1]))
+        product = self._product(site, as_interval(inputs[0]), as_interval(inputs[1]))
         if len(inputs) < 3:
             return product
         shape = (-1, *[1] * (len(site.call.shape) - 2))
-        bias = interval(inputs[2])
+        bias = as_interval(inputs[2])
         return product + map_bounds(bias, lambda bound: bound.reshape(shape), nonnegative=bias.nonnegative)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂z``: the adjoint of the forward pass, applied to d."""
         adjoint = convolve if self._is_transposed(site) else convolve_adjoint
-        return [adjoint(grad, interval(inputs[1]), self._windows(site)), *[None] * (len(inputs) - 1)]
+        return [adjoint(grad, as_interval(inputs[1]), self._windows(site)), *[None] * (len(inputs) - 1)]
 
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
@@ -62,7 +62,7 @@ class Convolution(Rule):
         """``∂L/∂W = Σ_t d ⊗ patch`` and ``∂L/∂β = Σ_t d``."""
         if position == 2:
             return Elementwise(map_bounds(grad, _sum_of_positions, nonnegative=grad.nonnegative))
-        outputs, image = grad, interval(inputs[0])
+        outputs, image = grad, as_interval(inputs[0])
         if self._is_transposed(site):
             outputs, image = image, outputs
         return PatchProduct(outputs, image, self._windows(site))
@@ -79,7 +79,7 @@ class Convolution(Rule):
             torch.maximum(product.lower, round_bounds.lower),
             torch.minimum(product.upper, round_bounds.upper),
         )
-        return ordered(lower, upper)  # patches that no perturbation reaches have width zero up to rounding
+        return uncrossed(lower, upper)  # patches that no perturbation reaches have width zero up to rounding
 
     def _is_transposed(self, site: Site) -> bool:
         return bool(site["transposed"]) if self.transposed is None else self.transposed

@@ -9,7 +9,7 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 
 Function = Callable[[Site, Tensor], Tensor]
 Turn = tuple[float, float]
@@ -36,11 +36,13 @@ class Monotone(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[f(l), f(u)]``."""
-        return map_bounds(interval(inputs[0]), lambda bound: self.function(site, bound), nonnegative=self.nonnegative)
+        return map_bounds(
+            as_interval(inputs[0]), lambda bound: self.function(site, bound), nonnegative=self.nonnegative
+        )
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g f'``; a monotone f has ``f' >= 0``."""
-        x = interval(inputs[0])
+        x = as_interval(inputs[0])
         if self.product is not None:
             return [_at_ends(self.product, grad, x)]
         slope = map_bounds(x, lambda bound: self.derivative(site, bound), nonnegative=True)
@@ -75,7 +77,7 @@ def never(site: Site) -> bool:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PiecewiseMonotoneFunction:
     """A function that rises or falls between its turns, so both ends and the turns between them span its range.
 
     ``f([l, u]) = hull {f(l), f(u)} ∪ {v : (p, v) is a turn, l <= p <= u}``; exact up to rounding, jumps included if
@@ -87,7 +89,9 @@ class Pieces:
         nonnegative: whether f >= 0 with these settings.
 
     Example:
-        >>> parabola = Pieces(lambda site, x: x.square(), lambda site: [(0.0, 0.0)], nonnegative=always)
+        >>> parabola = PiecewiseMonotoneFunction(
+        ...     lambda site, x: x.square(), lambda site: [(0.0, 0.0)], nonnegative=always
+        ... )
         >>> parabola.over(None, Interval(torch.tensor([-1.0, 1.0]), torch.tensor([2.0, 3.0])))
         Interval(lower=tensor([0., 1.]), upper=tensor([4., 9.]))
     """
@@ -125,13 +129,13 @@ class PiecewiseMonotone(Rule):
         domain: which intervals f is defined and finite on.
     """
 
-    value: Pieces
-    slope: Pieces
+    value: PiecewiseMonotoneFunction
+    slope: PiecewiseMonotoneFunction
     domain: Callable[[Interval], Tensor] = _everywhere
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``f([l, u])``."""
-        x = interval(inputs[0])
+        x = as_interval(inputs[0])
         if self.domain is not _everywhere and not bool(self.domain(x).all()):
             raise UncertifiableError(
                 [
@@ -143,4 +147,4 @@ class PiecewiseMonotone(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g f'([l, u])``."""
-        return [multiply(grad, self.slope.over(site, interval(inputs[0])))]
+        return [multiply(grad, self.slope.over(site, as_interval(inputs[0])))]

@@ -12,7 +12,7 @@ from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient, OuterProduct, Piece
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 
 
 class RowGradient(FactoredGradient):
@@ -93,7 +93,7 @@ class RowGradient(FactoredGradient):
 class Embedding(Rule):
     """``embedding``: row k of a frozen or trained table for integers k; exact."""
 
-    contracts = True
+    is_contraction = True
 
     def problem(self, site: Site) -> str | None:
         """One table for all samples; each sample's gradient is its own."""
@@ -108,7 +108,7 @@ class Embedding(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """The rows' bounds."""
-        table, rows = interval(inputs[0]), _rows(site, inputs[1])
+        table, rows = as_interval(inputs[0]), _rows(site, inputs[1])
         return map_bounds(table, lambda bound: bound[rows], nonnegative=table.nonnegative)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
@@ -119,7 +119,7 @@ class Embedding(Rule):
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
         """The gradient of each row read, zero for the padding row."""
-        table, rows = interval(inputs[0]), _rows(site, inputs[1])
+        table, rows = as_interval(inputs[0]), _rows(site, inputs[1])
         counts = (rows != site.integer("padding_idx"))[..., None]
 
         def positions(bound: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def _rows(site: Site, value: Value) -> Tensor:
     """Integers that are fixed; labels that can be flipped are refused by `interval`."""
     if isinstance(value, Tensor):
         return value
-    rows = interval(value)
+    rows = as_interval(value)
     if not rows.is_point:
         raise UncertifiableError(
             [f"`{name_of(site.call)}` at {site.call.source} reads a table at integers that can move. Use fixed ones."]

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agt_lightning.arithmetic import ball_product, matmul
-from agt_lightning.arithmetic.order import ordered
+from agt_lightning.arithmetic.order import uncrossed
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 
 
 class Linear(Rule):
@@ -19,7 +19,7 @@ class Linear(Rule):
     Forward and backward are exact interval products; the weight's gradient is the outer product of section 3.4.
     """
 
-    contracts = True
+    is_contraction = True
 
     def problem(self, site: Site) -> str | None:
         """The input carries the samples, weight and bias do not."""
@@ -33,25 +33,25 @@ class Linear(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``z Wᵀ + β``; for inputs in a ball, intersected with the dual-norm bound."""
-        operands = [interval(value) for value in inputs]
+        operands = [as_interval(value) for value in inputs]
         if all(operand.is_point for operand in operands):
             return Interval.point(F.linear(*(operand.lower for operand in operands)))
         z, weight = operands[:2]
         product = matmul(_flat(z), weight)
         if z.ball is not None and z.ball.scale.ndim == 1:
             around = ball_product(z.ball, weight)
-            product = ordered(torch.maximum(product.lower, around.lower), torch.minimum(product.upper, around.upper))
+            product = uncrossed(torch.maximum(product.lower, around.lower), torch.minimum(product.upper, around.upper))
         if len(operands) == 3:
             product = product + operands[2]
         return map_bounds(product, lambda bound: bound.unflatten(0, z.shape[:-1]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂z = d W``; for d that adds up to zero intersected with ``d (W - 1 m)``, which is the same."""
-        weight = interval(inputs[1])
+        weight = as_interval(inputs[1])
         product = matmul(_flat(grad), _transposed(weight))
         if grad.balanced and grad.lower.ndim == 2 and not product.is_point:
             apart = matmul(grad, _transposed(_less_median(weight)))
-            product = ordered(torch.maximum(product.lower, apart.lower), torch.minimum(product.upper, apart.upper))
+            product = uncrossed(torch.maximum(product.lower, apart.lower), torch.minimum(product.upper, apart.upper))
         gradient = map_bounds(product, lambda bound: bound.unflatten(0, grad.shape[:-1]))
         return [gradient, *[None] * (len(inputs) - 1)]
 
@@ -62,7 +62,7 @@ class Linear(Rule):
         if position == 2:
             flat = grad.lower.ndim == 2
             return Elementwise(grad if flat else map_bounds(_positions(grad), lambda bound: bound.sum(dim=1)))
-        return OuterProduct(_positions(grad), _positions(interval(inputs[0])))
+        return OuterProduct(_positions(grad), _positions(as_interval(inputs[0])))
 
 
 class MatrixProduct(Linear):
@@ -70,17 +70,17 @@ class MatrixProduct(Linear):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``z W``."""
-        return super().forward(site, [inputs[0], _transposed(interval(inputs[1]))])
+        return super().forward(site, [inputs[0], _transposed(as_interval(inputs[1]))])
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂z = d Wᵀ``."""
-        return super().backward(site, grad, [inputs[0], _transposed(interval(inputs[1]))], output)
+        return super().backward(site, grad, [inputs[0], _transposed(as_interval(inputs[1]))], output)
 
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
         """``∂L/∂W = Σ z ⊗ d`` over positions."""
-        return OuterProduct(_positions(interval(inputs[0])), _positions(grad))
+        return OuterProduct(_positions(as_interval(inputs[0])), _positions(grad))
 
 
 def _less_median(weight: Interval) -> Interval:

@@ -17,7 +17,7 @@ from agt_lightning.capture.graph import SATURATING
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.arithmetic import scaled
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, misaligned, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, misaligned, name_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ResidualLoss(Rule):
         return misaligned(site)
 
     def _residual(self, inputs: Sequence[Value]) -> Interval:
-        return interval(inputs[0]) - interval(inputs[1])
+        return as_interval(inputs[0]) - as_interval(inputs[1])
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[h(mig r), h(mag r)]`` of the residual r."""
@@ -98,7 +98,7 @@ class CrossEntropy(Rule):
             bounds = target.one_hot(classes, logits.dtype)
             bounds = map_bounds(bounds, lambda bound: bound.movedim(-1, 1), nonnegative=True)
         else:
-            bounds = interval(target)
+            bounds = as_interval(target)
         smoothing = site.number("label_smoothing")
         if smoothing == 0.0:
             return bounds
@@ -106,7 +106,7 @@ class CrossEntropy(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``Σ_k y_k (-log p_k)``, and for class labels the extremes over the reachable ones."""
-        logits = interval(inputs[0])
+        logits = as_interval(inputs[0])
         cost = surprisal(logits)
         target = _as_labels(inputs[1])
         if isinstance(target, ClassLabels) and site.number("label_smoothing") == 0.0:
@@ -118,7 +118,7 @@ class CrossEntropy(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g (p - y)``; for probabilities as targets ``g (p Σ_k y_k - y)``. Both add up to zero over the classes."""
-        logits = interval(inputs[0])
+        logits = as_interval(inputs[0])
         target = self._target(site, logits, inputs[1])
         probabilities = softmax(logits)
         if not isinstance(_as_labels(inputs[1]), ClassLabels):
@@ -143,12 +143,12 @@ class BinaryCrossEntropy(Rule):
 
     def _positive_weight(self, site: Site, inputs: Sequence[Value]) -> Tensor:
         if site["pos_weight"] is None:
-            return torch.ones((), dtype=interval(inputs[0]).dtype, device=interval(inputs[0]).device)
-        return interval(inputs[2]).lower
+            return torch.ones((), dtype=as_interval(inputs[0]).dtype, device=as_interval(inputs[0]).device)
+        return as_interval(inputs[2]).lower
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``w y softplus(-z) + (1 - y) softplus(z)``, each summand on its own: an enclosure, exact for points."""
-        logits, target = interval(inputs[0]), interval(inputs[1])
+        logits, target = as_interval(inputs[0]), as_interval(inputs[1])
         weight = self._positive_weight(site, inputs)
         positive = map_bounds(-logits, softplus, nonnegative=True)
         negative = map_bounds(logits, softplus, nonnegative=True)
@@ -157,7 +157,7 @@ class BinaryCrossEntropy(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The four corners of prediction and label."""
-        logits, target = interval(inputs[0]), interval(inputs[1])
+        logits, target = as_interval(inputs[0]), as_interval(inputs[1])
         weight = self._positive_weight(site, inputs)
 
         def slope(z: Tensor, y: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import multiply
-from agt_lightning.arithmetic.order import ordered
+from agt_lightning.arithmetic.order import uncrossed
 from agt_lightning.capture.graph import ITEM, Reference
 from agt_lightning.gradients import Elementwise, FactoredGradient
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 
 BATCH_STATISTICS = (
     "is batch normalization in training mode: it uses statistics of the whole batch, so one sample reaches all "
@@ -86,7 +86,7 @@ class Normalization(Rule):
         position = _position(site, name)
         if position is None:
             return None
-        value, shape = interval(inputs[position]), self.affine_shape(site)
+        value, shape = as_interval(inputs[position]), self.affine_shape(site)
         return map_bounds(value, lambda bound: bound.reshape(shape), nonnegative=value.nonnegative)
 
 
@@ -108,7 +108,7 @@ class BatchNormalization(Normalization):
     def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``(x - μ) / √(v + ε)``."""
         mean, factor = self._statistics(site, inputs)
-        return map_bounds(interval(inputs[0]), lambda bound: (bound - mean) * factor)
+        return map_bounds(as_interval(inputs[0]), lambda bound: (bound - mean) * factor)
 
     def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
         """``h / √(v + ε)``."""
@@ -134,13 +134,13 @@ class OwnStatistics(Normalization):
 
     def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """Each n on its own, by `standardize`."""
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         result = standardize(self._grouped(site, value), site.number("eps")).values
         return map_bounds(result, lambda bound: bound.reshape(value.shape))
 
     def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
         """The Jacobian of the normalization, by `standardize_backward`."""
-        standardized = standardize(self._grouped(site, interval(inputs[0])), site.number("eps"))
+        standardized = standardize(self._grouped(site, as_interval(inputs[0])), site.number("eps"))
         result = standardize_backward(self._grouped(site, grad), standardized)
         return map_bounds(result, lambda bound: bound.reshape(grad.shape))
 
@@ -243,7 +243,7 @@ def standardize(x: Interval, epsilon: float) -> Standardized:
     upper = _normalized_upper(deviations.upper, variance, epsilon)
     lower = -_normalized_upper(-deviations.lower, variance, epsilon)
     inverse_bounds = (variance.upper + epsilon).rsqrt(), (variance.lower + epsilon).rsqrt()
-    return Standardized(ordered(lower, upper), Interval.trusted(*inverse_bounds, nonnegative=True))
+    return Standardized(uncrossed(lower, upper), Interval.trusted(*inverse_bounds, nonnegative=True))
 
 
 def _normalized_upper(deviations: Tensor, variance: Interval, epsilon: float) -> Tensor:
@@ -265,7 +265,7 @@ def deviation(x: Interval) -> Interval:
         return Interval.point(x.lower - low)
     entries = x.shape[-1]
     width = (x.upper - x.lower) / entries
-    return ordered(x.lower - high + width, x.upper - low - width)
+    return uncrossed(x.lower - high + width, x.upper - low - width)
 
 
 def variance_bounds(x: Interval) -> Interval:
@@ -286,7 +286,7 @@ def variance_bounds(x: Interval) -> Interval:
     nearest = _closest_constant(low, high)
     least = torch.maximum(low - nearest, nearest - high).clamp(min=0).square().mean(dim=-1, keepdim=True)
     most = torch.maximum(low.abs(), high.abs()).square().mean(dim=-1, keepdim=True)
-    return ordered(least, most)
+    return uncrossed(least, most)
 
 
 def _closest_constant(low: Tensor, high: Tensor) -> Tensor:
@@ -337,7 +337,7 @@ def standardize_backward(grad: Interval, standardized: Standardized) -> Interval
         return result
     norm = torch.minimum(centered.magnitude.square().sum(-1, True), grad.magnitude.square().sum(-1, True)).sqrt()
     most = math.sqrt(1 - 1 / entries) * norm * inverse.upper
-    return ordered(torch.maximum(result.lower, -most), torch.minimum(result.upper, most))
+    return uncrossed(torch.maximum(result.lower, -most), torch.minimum(result.upper, most))
 
 
 def _mean_product(h: Interval, n: Interval) -> Interval:
@@ -353,7 +353,7 @@ def _mean_product(h: Interval, n: Interval) -> Interval:
     spread = deviation(h).magnitude.square().mean(dim=-1, keepdim=True).sqrt()
     upper = torch.minimum(_largest_mean_product(h, n), spread)
     lower = torch.maximum(-_largest_mean_product(-h, n), -spread)
-    return ordered(lower, upper)
+    return uncrossed(lower, upper)
 
 
 def _largest_mean_product(h: Interval, n: Interval) -> Tensor:

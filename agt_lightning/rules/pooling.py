@@ -16,7 +16,7 @@ from torch import Tensor
 from agt_lightning.arithmetic.convolution import Windows, chunks_of
 from agt_lightning.capture.graph import ITEM
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 from agt_lightning.rules.convolution import sizes
 
 _aten = torch.ops.aten
@@ -32,7 +32,7 @@ class AveragePool(Rule):
 
     rank: int
 
-    contracts = True
+    is_contraction = True
 
     def problem(self, site: Site) -> str | None:
         """A divisor of one's own must be positive."""
@@ -43,7 +43,7 @@ class AveragePool(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """Bounds average like values."""
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         pool = _aten.avg_pool3d if self.rank == 3 else _aten.avg_pool2d
         settings = self._settings(site)
         return map_bounds(
@@ -54,7 +54,7 @@ class AveragePool(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """Each entry gets its share of every window that holds it."""
-        image = _unfold_rank(interval(inputs[0]).lower, self.rank)
+        image = _unfold_rank(as_interval(inputs[0]).lower, self.rank)
         adjoint = _aten.avg_pool3d_backward if self.rank == 3 else _aten.avg_pool2d_backward
         settings = self._settings(site)
         return [
@@ -86,7 +86,7 @@ class AdaptiveAveragePool(Rule):
 
     rank: int
 
-    contracts = True
+    is_contraction = True
 
     def problem(self, site: Site) -> str | None:
         """No restriction."""
@@ -94,7 +94,7 @@ class AdaptiveAveragePool(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """Bounds average like values."""
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         size = list(site.call.shape[len(site.call.shape) - self.rank :])
         size = [1, *size] if self.rank == 1 else size
         pool = _aten._adaptive_avg_pool3d if self.rank == 3 else _aten._adaptive_avg_pool2d
@@ -104,7 +104,7 @@ class AdaptiveAveragePool(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """Each entry gets its share of every window that holds it."""
-        image = _unfold_rank(interval(inputs[0]).lower, self.rank)
+        image = _unfold_rank(as_interval(inputs[0]).lower, self.rank)
         adjoint = _aten._adaptive_avg_pool3d_backward if self.rank == 3 else _aten._adaptive_avg_pool2d_backward
         return [
             map_bounds(
@@ -140,7 +140,7 @@ class MaxPool(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[max l, max u]``."""
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         settings = self._settings(site)
         pool = _aten.max_pool3d_with_indices if self.rank == 3 else _aten.max_pool2d_with_indices
         return map_bounds(
@@ -151,7 +151,7 @@ class MaxPool(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """To entries that are, or may be, the largest of a window."""
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         if value.is_point:
             return [self._point_backward(site, grad, value.lower)]
         windows = self._windows(site)

@@ -13,7 +13,7 @@ from torch import Tensor
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
-from agt_lightning.rules.base import Rule, Site, Value, interval
+from agt_lightning.rules.base import Rule, Site, Value, as_interval
 
 _CALL_ROUNDINGS = 16
 """Roundings inside one element-wise call: sixteen cover exp, log and their few surrounding operations."""
@@ -40,10 +40,10 @@ class Rounded(Rule):
         output = self.rule.forward(site, inputs)
         if not isinstance(output, Interval) or not site.has_samples:
             return output
-        operands = [interval(value) for value in inputs]
-        if self.rule.contracts:
+        operands = [as_interval(value) for value in inputs]
+        if self.rule.is_contraction:
             sizes = [Interval.point(operand.magnitude, nonnegative=True) for operand in operands]
-            size = interval(self.rule.forward(site, sizes)).magnitude
+            size = as_interval(self.rule.forward(site, sizes)).magnitude
         else:
             size = torch.maximum(output.magnitude, _largest_row(operands[0], output, site.samples[0]))
         return self._widened(output, size, max(_longest(operand) for operand in operands))
@@ -52,8 +52,8 @@ class Rounded(Rule):
         """The rule's bounds, widened likewise."""
         gradients = self.rule.backward(site, grad, inputs, output)
         sizes: Sequence[Interval | None] = gradients
-        if self.rule.contracts:
-            magnitudes = [Interval.point(interval(value).magnitude, nonnegative=True) for value in inputs]
+        if self.rule.is_contraction:
+            magnitudes = [Interval.point(as_interval(value).magnitude, nonnegative=True) for value in inputs]
             sizes = self.rule.backward(site, Interval.point(grad.magnitude, nonnegative=True), magnitudes, output)
         terms = _longest(grad)
         return [

@@ -12,7 +12,7 @@ from torch import Tensor
 from agt_lightning.capture.graph import ITEM, map_references
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 from agt_lightning.rules.shape import map_value
 
 
@@ -69,7 +69,7 @@ class Selection(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient carried back to where each element came from, summed over its copies."""
-        shape, others = interval(inputs[0]).shape, [_positions(value) for value in inputs[1:]]
+        shape, others = as_interval(inputs[0]).shape, [_positions(value) for value in inputs[1:]]
 
         def carried(bound: Tensor) -> Tensor:
             return _transpose(lambda tensors: self._call(site, [*tensors, *others]), [shape], bound)[0]
@@ -124,7 +124,7 @@ class Join(Selection):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """The parts side by side."""
-        parts = [interval(value) for value in inputs]
+        parts = [as_interval(value) for value in inputs]
         lower = self._call(site, [part.lower for part in parts])
         nonnegative = all(part.nonnegative for part in parts)
         if all(part.is_point for part in parts):
@@ -133,7 +133,7 @@ class Join(Selection):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """Each part's share of the gradient."""
-        shapes = [interval(value).shape for value in inputs]
+        shapes = [as_interval(value).shape for value in inputs]
         lower = _transpose(lambda tensors: self._call(site, tensors), shapes, grad.lower)
         if grad.is_point:
             return [Interval.point(part, nonnegative=grad.nonnegative) for part in lower]

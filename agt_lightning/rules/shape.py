@@ -11,7 +11,7 @@ from torch import Tensor
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 
 _aten = torch.ops.aten
 
@@ -53,12 +53,12 @@ class Reshape(Rule):
         ball = inputs[0].ball if isinstance(inputs[0], Interval) else None
         if ball is None or not site.has_samples:
             return result
-        bounds = interval(result)
+        bounds = as_interval(result)
         return Interval.trusted(bounds.lower, bounds.upper, nonnegative=bounds.nonnegative, ball=ball.map(reshape))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient in the input's shape."""
-        shape = interval(inputs[0]).shape
+        shape = as_interval(inputs[0]).shape
         full = shape if site.has_samples else (grad.shape[0], *shape)
         return [map_bounds(grad, lambda bound: bound.reshape(full), nonnegative=grad.nonnegative)]
 
@@ -76,7 +76,7 @@ class Cast(Rule):
             return value if site.call.dtype.is_floating_point else _truncated(site, value)
         if not site.call.dtype.is_floating_point:
             return map_value(value, lambda tensor: tensor.to(site.call.dtype))
-        return interval(value)
+        return as_interval(value)
 
     def problem(self, site: Site) -> str | None:
         """No restriction: a cast is element-wise."""

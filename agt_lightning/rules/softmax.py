@@ -7,7 +7,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic import multiply, softmax, surprisal
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
 
 
 class _OverAxis(Rule):
@@ -37,11 +37,11 @@ class Softmax(_OverAxis):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``p_k``, each at two corners of the box of logits."""
-        return self._back(site, softmax(self._to_front(site, interval(inputs[0]))))
+        return self._back(site, softmax(self._to_front(site, as_interval(inputs[0]))))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``p_k Σ_j p_j (g_k - g_j)``, see `softmax_gradient`."""
-        probabilities = softmax(self._to_front(site, interval(inputs[0])))
+        probabilities = softmax(self._to_front(site, as_interval(inputs[0])))
         return [self._back(site, softmax_gradient(probabilities, self._to_front(site, grad)))]
 
 
@@ -50,11 +50,11 @@ class LogSoftmax(_OverAxis):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``log p_k``, each at two corners of the box of logits."""
-        return self._back(site, -surprisal(self._to_front(site, interval(inputs[0]))))
+        return self._back(site, -surprisal(self._to_front(site, as_interval(inputs[0]))))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g_k - p_k Σ_j g_j``, see `log_softmax_gradient`."""
-        probabilities = softmax(self._to_front(site, interval(inputs[0])))
+        probabilities = softmax(self._to_front(site, as_interval(inputs[0])))
         return [self._back(site, log_softmax_gradient(probabilities, self._to_front(site, grad)))]
 
 

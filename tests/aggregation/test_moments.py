@@ -6,9 +6,10 @@ from fractions import Fraction
 import pytest
 import torch
 
-from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent, moments, products
+from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent, moments
+from agt_lightning.aggregation import moment_terms as products
+from agt_lightning.aggregation.moment_terms import Gains
 from agt_lightning.aggregation.moments import MomentSums, exponents_for, part_gains, threshold
-from agt_lightning.aggregation.products import Gains
 from agt_lightning.gradients import Elementwise, OuterProduct, Stacked, Summed
 from agt_lightning.interval import Interval
 from tests.aggregation.moment_oracles import (

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from agt_lightning.arithmetic import convolution
 from agt_lightning.arithmetic.convolution import Windows, ball_convolve, chunks_of, convolve, convolve_adjoint
 from agt_lightning.gradients import PatchProduct
-from agt_lightning.interval import Ball, Interval
+from agt_lightning.interval import Interval, LpBall
 from tests.gradients.oracles import WINDOWS, box
 
 ROUNDING = 1e-12
@@ -115,7 +115,7 @@ def worst_perturbation(kernel, scale, p):
 def test_ball_bounds_contain_the_worst_perturbation_and_meet_it_for_a_point(windows, p, generator):
     shape, image, _, weight = factors(windows, ("point", "signed"), generator)
     scale = torch.rand(image.lower[0].shape, generator=generator, dtype=torch.float64)
-    ball = Ball(image.lower, scale, p)
+    ball = LpBall(image.lower, scale, p)
     share = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
     kernel = weight.lower + share * (weight.upper - weight.lower)
     enclosure, exact = ball_convolve(ball, weight, shape), ball_convolve(ball, Interval.point(kernel), shape)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct, differences_between, outer_differences
-from agt_lightning.gradients.differences import Differences, ExpandedDifferences, tiling
-from agt_lightning.gradients.layout import samples_last
+from agt_lightning.gradients.differences import Differences, ExpandedDifferences, samples_last, tiling
 from agt_lightning.gradients.outer_differences import Formula, OuterDifferences
 from agt_lightning.interval import Interval
 from tests.gradients.oracles import box

@@ -11,7 +11,7 @@ from agt_lightning.gradients import PatchProduct, outer_product
 from agt_lightning.interval import Interval
 from agt_lightning.rules import RULES, normalization, pooling
 from agt_lightning.rules import convolution as convolution_rules
-from agt_lightning.rules.base import interval, map_bounds
+from agt_lightning.rules.base import as_interval, map_bounds
 from agt_lightning.rules.convolution import Convolution
 from agt_lightning.rules.normalization import BatchNormalization, LayerNormalization, Standardized
 from agt_lightning.rules.pooling import AdaptiveAveragePool, AveragePool, MaxPool
@@ -31,13 +31,15 @@ def check_rule(op, table=RULES):
 
 class LowerWeightBackward(Convolution):
     def backward(self, site, grad, inputs, output):
-        return super().backward(site, grad, [inputs[0], Interval.point(interval(inputs[1]).lower), *inputs[2:]], output)
+        return super().backward(
+            site, grad, [inputs[0], Interval.point(as_interval(inputs[1]).lower), *inputs[2:]], output
+        )
 
 
 class LowerInputGradient(Convolution):
     def parameter_gradient(self, site, position, grad, inputs):
         return super().parameter_gradient(
-            site, position, grad, [Interval.point(interval(inputs[0]).lower), *inputs[1:]]
+            site, position, grad, [Interval.point(as_interval(inputs[0]).lower), *inputs[1:]]
         )
 
 
@@ -73,7 +75,7 @@ class FactorsNotExchanged(Convolution):
         windows = self._windows(site)
         if position == 2:
             return super().parameter_gradient(site, position, grad, inputs)
-        flipped = map_bounds(interval(inputs[0]), lambda bound: bound.flip(1))
+        flipped = map_bounds(as_interval(inputs[0]), lambda bound: bound.flip(1))
         return PatchProduct(flipped, grad, windows)
 
 
@@ -84,13 +86,13 @@ class AverageGradientOfSum(AveragePool):
 
 class AdaptiveGradientToOne(AdaptiveAveragePool):
     def backward(self, site, grad, inputs, output):
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         return [map_bounds(part, lambda b: torch.zeros_like(b)) for part in [value]]
 
 
 class MaximumOfUpperEnds(MaxPool):
     def backward(self, site, grad, inputs, output):
-        return super().backward(site, grad, [Interval.point(interval(inputs[0]).upper)], output)
+        return super().backward(site, grad, [Interval.point(as_interval(inputs[0]).upper)], output)
 
 
 class UnchangedByVariance(BatchNormalization):
@@ -105,7 +107,7 @@ class GainWithoutNormalization(BatchNormalization):
 
 class LayerNormalizationWithFixedStatistics(LayerNormalization):
     def towards_input(self, site, grad, inputs):
-        standardized = normalization.standardize(self._grouped(site, interval(inputs[0])), site.number("eps"))
+        standardized = normalization.standardize(self._grouped(site, as_interval(inputs[0])), site.number("eps"))
         product = normalization.multiply(self._grouped(site, grad), standardized.inverse)
         return map_bounds(product, lambda bound: bound.reshape(grad.shape))
 

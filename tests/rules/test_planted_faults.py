@@ -26,7 +26,7 @@ from agt_lightning.rules.arithmetic import (
     Sum,
     scaled,
 )
-from agt_lightning.rules.base import interval, map_bounds
+from agt_lightning.rules.base import as_interval, map_bounds
 from agt_lightning.rules.linear import Linear
 from agt_lightning.rules.loss import BinaryCrossEntropy, CrossEntropy, ResidualLoss, squared_error
 from agt_lightning.rules.shape import Cast, Detach, OneHot, Reshape
@@ -66,7 +66,7 @@ class LinearBackwardByLowerWeight(Linear):
 class LinearGradientByLowerInput(Linear):
     def parameter_gradient(self, site, position, grad, inputs):
         return super().parameter_gradient(
-            site, position, grad, [Interval.point(interval(inputs[0]).lower), *inputs[1:]]
+            site, position, grad, [Interval.point(as_interval(inputs[0]).lower), *inputs[1:]]
         )
 
 
@@ -82,7 +82,7 @@ class SumIgnoresAlpha(Sum):
 
 class NegationKeepsOrder(Negation):
     def forward(self, site, inputs):
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         return Interval.trusted(-value.lower, -value.upper)
 
 
@@ -95,7 +95,7 @@ class ProductOfLikeEnds(Product):
     def forward(self, site, inputs):
         if len(inputs) == 1:
             return super().forward(site, inputs)
-        x, y = map(interval, inputs)
+        x, y = map(as_interval, inputs)
         return Interval.trusted(x.lower * y.lower, x.upper * y.upper)
 
 
@@ -113,14 +113,14 @@ class QuotientBySwappedReciprocal(Quotient):
 
 class SquareOfEnds(Square):
     def forward(self, site, inputs):
-        value = interval(inputs[0])
+        value = as_interval(inputs[0])
         ends = value.lower.square(), value.upper.square()
         return Interval.trusted(torch.minimum(*ends), torch.maximum(*ends))
 
 
 class AbsoluteSlopeAtLower(Absolute):
     def backward(self, site, grad, inputs, output):
-        return [multiply(grad, Interval.point(torch.sign(interval(inputs[0]).lower)))]
+        return [multiply(grad, Interval.point(torch.sign(as_interval(inputs[0]).lower)))]
 
 
 class MeanGradientOfSum(Reduction):
@@ -130,7 +130,7 @@ class MeanGradientOfSum(Reduction):
 
 class TransposedReshape(Reshape):
     def backward(self, site, grad, inputs, output):
-        shape = interval(inputs[0]).shape
+        shape = as_interval(inputs[0]).shape
         return [map_bounds(grad, lambda bound: bound.flatten(1).flip(1).reshape(shape))]
 
 
@@ -159,7 +159,7 @@ class CrossEntropyWithoutFlips(CrossEntropy):
 class CrossEntropyWithoutLabel(CrossEntropy):
     def backward(self, site, grad, inputs, output):
         towards = map_bounds(grad, lambda bound: bound.unsqueeze(1))
-        return [multiply(towards, loss.softmax(interval(inputs[0]))), None]
+        return [multiply(towards, loss.softmax(as_interval(inputs[0]))), None]
 
 
 class CrossEntropyWithoutSmoothing(CrossEntropy):

@@ -10,9 +10,9 @@ from agt_lightning.interval import Interval
 from agt_lightning.rules import RULES, bilinear, softmax
 from agt_lightning.rules.arithmetic import Extremum
 from agt_lightning.rules.attention import Attention
-from agt_lightning.rules.base import interval, map_bounds
+from agt_lightning.rules.base import as_interval, map_bounds
 from agt_lightning.rules.bilinear import BatchedProduct, Matmul
-from agt_lightning.rules.elementwise import Pieces
+from agt_lightning.rules.elementwise import PiecewiseMonotoneFunction
 from agt_lightning.rules.embedding import Embedding, RowGradient
 from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
@@ -41,7 +41,7 @@ def without_turns(op, part):
     """Only the ends count."""
     rule = RULES[op]
     pieces = getattr(rule, part)
-    return replace(rule, **{part: Pieces(pieces.function, nonnegative=pieces.nonnegative)})
+    return replace(rule, **{part: PiecewiseMonotoneFunction(pieces.function, nonnegative=pieces.nonnegative)})
 
 
 def with_slope(op, function):
@@ -93,7 +93,7 @@ class LogSoftmaxWithoutTotal(LogSoftmax):
 
 class ProductGradientsExchanged(BatchedProduct):
     def backward(self, site, grad, inputs, output):
-        left, right = map(interval, inputs)
+        left, right = map(as_interval, inputs)
         return [
             bilinear.product(grad, bilinear.transposed(Interval.point(right.lower))),
             bilinear.product(bilinear.transposed(Interval.point(left.lower)), grad),
@@ -102,7 +102,7 @@ class ProductGradientsExchanged(BatchedProduct):
 
 class MatmulByLowerWeight(Matmul):
     def parameter_gradient(self, site, position, grad, inputs):
-        lower = [Interval.point(interval(value).lower) for value in inputs]
+        lower = [Interval.point(as_interval(value).lower) for value in inputs]
         return super().parameter_gradient(site, position, grad, lower)
 
 

@@ -18,16 +18,15 @@ from agt_lightning.domains.ball.gathered import gathered
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
-from agt_lightning.domains.ball.reading import read_objective
 from agt_lightning.domains.ball.settings import plain_sgd_problems, settings_of
 from agt_lightning.domains.ball.view import HeadView, joined_poison, joined_samples, joined_targets
-from agt_lightning.domains.base import Applied, Domain, DomainLostError, Setting, Step, StepPart
-from agt_lightning.domains.head import Head, HeadError
+from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.head import Head, HeadError, read_objective
 from agt_lightning.interval import Interval
-from agt_lightning.objective import BoundedObjective
-from agt_lightning.passes import Enclosure
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.passes import ValueBounds
 from agt_lightning.rounding import unit_roundoff
-from agt_lightning.rules.base import interval
+from agt_lightning.rules.base import as_interval
 
 _LARGEST_RADIUS = 1e75
 """A ball that says nothing; beyond it, powers of the radius overflow."""
@@ -79,30 +78,30 @@ class BallDomain(Domain[BallStep]):
         return self.element.radius
 
     @override
-    def problems(self, setting: Setting) -> list[str]:
+    def problems(self, setup: TrainingSetup) -> list[str]:
         problems = []
-        if not isinstance(setting.adversary, BoundedAdversary):
+        if not isinstance(setup.adversary, BoundedAdversary):
             problems.append("The ball domain needs a `BoundedAdversary`: clipped gradients are no gradients of a loss.")
-        if setting.clipping is not None:
+        if setup.clipping is not None:
             problems.append("The ball domain does not cover clipping of the mean gradient. Leave it out.")
         try:
-            head = read_objective(setting.bounded).head
+            head = read_objective(setup.bounded).head
         except HeadError as error:
             return [*problems, f"The ball domain does not apply: {error}."]
         if self.element.parameters not in ((), head.parameters):
             problems.append("The ball domain does not apply: other parameters are trained than before.")
-        return [*problems, *plain_sgd_problems(setting.optimizer, setting.module, head)]
+        return [*problems, *plain_sgd_problems(setup.optimizer, setup.module, head)]
 
     @override
-    def enclose(self, step: Step) -> list[Enclosure]:
+    def enclose(self, step: Step) -> list[ValueBounds]:
         return [self._enclose(part) for part in step.parts]
 
-    def _enclose(self, part: StepPart) -> Enclosure:
+    def _enclose(self, part: BoundedBatch) -> ValueBounds:
         ball = self.around(part.bounded)
         head = ball.head
-        clean = ball.enclose(interval(part.nominal[head.input]))
-        poisoned = {} if part.frozen is None else ball.enclose(interval(part.frozen[head.input]))
-        return Enclosure(clean, poisoned)
+        clean = ball.enclose(as_interval(part.nominal[head.input]))
+        poisoned = {} if part.frozen is None else ball.enclose(as_interval(part.frozen[head.input]))
+        return ValueBounds(clean, poisoned)
 
     def around(self, bounded: BoundedObjective) -> HeadBall:
         """The ball around the trained layers of a captured loss."""
@@ -111,11 +110,11 @@ class BallDomain(Domain[BallStep]):
         return HeadBall(head, layers, self.radius, bounded.dependent)
 
     @override
-    def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> BallStep:
-        with step.processes.together():
+    def descend(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BallStep:
+        with step.processes.collective_errors():
             views = [
                 HeadView(part, read_objective(part.bounded), box)
-                for part, box in zip(step.parts, enclosures or [Enclosure()] * len(step.parts), strict=True)
+                for part, box in zip(step.parts, value_bounds or [ValueBounds()] * len(step.parts), strict=True)
             ]
             self._require_one_head(views)
             own = joined_samples(views), joined_targets(views), joined_poison(views, step)
@@ -141,13 +140,13 @@ class BallDomain(Domain[BallStep]):
             raise DomainLostError("other parameters are trained than before, or micro-batches differ in their loss")
 
     @override
-    def update(self, pending: BallStep, applied: Applied) -> None:
-        rate, decay = settings_of(applied, pending.head)
-        radius = next_radius(self.radius, pending.constants, rate, decay)
-        radius += _strayed(pending.gradient, applied, pending.head, rate, decay)
+    def update(self, data: BallStep, applied: OptimizerStep) -> None:
+        rate, decay = settings_of(applied, data.head)
+        radius = next_radius(self.radius, data.constants, rate, decay)
+        radius += _strayed(data.gradient, applied, data.head, rate, decay)
         if not radius < _LARGEST_RADIUS:  # NaN is not below it
             raise DomainLostError(f"its radius is {radius}: the bounds diverged; use fewer or smaller steps")
-        self.element = ParameterBall(radius, _copies(self.module, pending.head.parameters))
+        self.element = ParameterBall(radius, _copies(self.module, data.head.parameters))
 
     @override
     def box(self) -> dict[str, Interval]:
@@ -176,7 +175,7 @@ def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: module.get_parameter(name).detach().clone() for name in names}
 
 
-def _strayed(gradient: Mapping[str, Tensor], applied: Applied, head: Head, rate: float, decay: float) -> float:
+def _strayed(gradient: Mapping[str, Tensor], applied: OptimizerStep, head: Head, rate: float, decay: float) -> float:
     """Distance between the parameters that training reached and those of its step in real arithmetic.
 
     The ball is centered at the former; its step is proved for the latter.

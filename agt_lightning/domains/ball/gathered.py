@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.losses import LabelReach, Target
+from agt_lightning.distributed import Entry
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.domains.base import Step
+from agt_lightning.domains.losses import LabelReach, Target
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.processes import Entry
 
 Received = Sequence[Mapping[str, Entry]]
 """Messages of the processes that have something to tell, by rank."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.losses import HeadLoss, Reach, Target
 from agt_lightning.domains.ball.norms import gram_norm, with_one
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes, poison_sums
 from agt_lightning.domains.ball.radius import StepConstants
 from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.losses import HeadLoss, Reach, Target
 from agt_lightning.rounding import accumulated_roundoff
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.losses import LabelReach
 from agt_lightning.domains.ball.perturbation import Perturbation
+from agt_lightning.domains.losses import LabelReach
 from agt_lightning.interval import Interval
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from agt_lightning.domains.base import Applied, DomainLostError
+from agt_lightning.domains.base import DomainLostError, OptimizerStep
 from agt_lightning.domains.head import Head
 
 
@@ -38,14 +38,14 @@ def plain_sgd_problems(optimizer: torch.optim.Optimizer | None, module: nn.Modul
     return problems
 
 
-def settings_of(applied: Applied, head: Head) -> tuple[float, float]:
+def settings_of(step: OptimizerStep, head: Head) -> tuple[float, float]:
     """Learning rate and weight decay that the optimizer used for the head.
 
     Raises:
         DomainLostError: if they differ among parameters, or the optimizer is none that the domain covers.
     """
-    groups = {name: group for name, group, _ in applied.updates() if name in head.parameters}
-    if len(groups) < len(head.parameters) or type(applied.optimizer) is not torch.optim.SGD:
+    groups = {name: group for name, group, _ in step.updates() if name in head.parameters}
+    if len(groups) < len(head.parameters) or type(step.optimizer) is not torch.optim.SGD:
         raise DomainLostError("the optimizer left out a parameter of the head, or was replaced")
     settings = {
         (float(group["lr"]), float(group["weight_decay"]), float(group["momentum"]), bool(group["maximize"]))

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
-from agt_lightning.domains.ball.losses import LabelReach, Target
 from agt_lightning.domains.ball.perturbation import Perturbation
-from agt_lightning.domains.ball.reading import HeadObjective
 from agt_lightning.domains.ball.samples import Poison, Samples
-from agt_lightning.domains.base import Step, StepPart
+from agt_lightning.domains.base import BoundedBatch, Step
+from agt_lightning.domains.head import HeadObjective
+from agt_lightning.domains.losses import LabelReach, Target
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.objective import select
-from agt_lightning.passes import Enclosure
-from agt_lightning.rules.base import Value, interval
+from agt_lightning.propagation.objective import select
+from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.rules.base import Value, as_interval
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class HeadView:
         known: bounds of another domain on the results of the head's layers; empty without one.
     """
 
-    part: StepPart
+    part: BoundedBatch
     objective: HeadObjective
-    known: Enclosure
+    known: ValueBounds
 
     @property
     def samples(self) -> Samples:
         """At the nominal parameters."""
         nominal, names = self.part.nominal, [layer.output for layer in self.objective.head.layers]
         boxes = tuple(self.known.clean[name] for name in names) if self.known.clean else None
-        inputs = interval(nominal[self.objective.head.input]).lower
-        return Samples(inputs, tuple(interval(nominal[name]).lower for name in names), boxes)
+        inputs = as_interval(nominal[self.objective.head.input]).lower
+        return Samples(inputs, tuple(as_interval(nominal[name]).lower for name in names), boxes)
 
     @property
     def poisoned_boxes(self) -> tuple[Interval, ...] | None:
@@ -53,14 +53,14 @@ class HeadView:
     def moves(self, adversary: Adversary) -> Perturbation | None:
         """How far the adversary moves what enters the head; None if it stays."""
         name = self.objective.head.input
-        clean = interval(self.part.nominal[name]).lower
+        clean = as_interval(self.part.nominal[name]).lower
         raw = name in self.part.bounded.objective.features
         if raw and isinstance(adversary, BoundedAdversary) and adversary.bounds is None:
             epsilon = adversary.feature_radius(clean)
             ball = None if adversary.p == math.inf else epsilon
             return Perturbation(epsilon[None], ball, adversary.p) if adversary.perturbs_features else None
         assert self.part.frozen is not None
-        poisoned = interval(self.part.frozen[name])
+        poisoned = as_interval(self.part.frozen[name])
         if poisoned.is_point:
             return None
         return Perturbation.between(clean if self.part.rows is None else clean[self.part.rows], poisoned)
@@ -147,7 +147,7 @@ def _target(value: Value) -> Target:
         return value
     if isinstance(value, Tensor) and not value.is_floating_point():
         return ClassLabels(value)
-    bounds = interval(value)
+    bounds = as_interval(value)
     flat = bounds.lower.reshape(len(bounds.lower), -1)
     return Interval.point(flat) if bounds.is_point else Interval.trusted(flat, bounds.upper.reshape(flat.shape))
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
-from agt_lightning.domains.base import Applied, Domain, DomainLostError, Setting, Step, StepPart
+from agt_lightning.distributed import Entry
+from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import HeadError
 from agt_lightning.domains.influence.element import RecordedHead
 from agt_lightning.domains.influence.reading import LabelledHead, reach_problems, read_labelled_head
@@ -21,9 +22,8 @@ from agt_lightning.domains.influence.threat import reachable_labels
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.passes import Enclosure
-from agt_lightning.processes import Entry
-from agt_lightning.rules.base import interval
+from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.rules.base import as_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
     """
 
     name: ClassVar[str] = "influence"
-    uses_reach: ClassVar[bool] = False
+    uses_poisoned_prefix: ClassVar[bool] = False
 
     def __init__(self, module: nn.Module, adversary: Adversary) -> None:
         self.module = module
@@ -84,27 +84,27 @@ class InfluenceDomain(Domain[InfluenceStep]):
         self._bounds: dict[str, Interval] | None = None
 
     @override
-    def problems(self, setting: Setting) -> list[str]:
+    def problems(self, setup: TrainingSetup) -> list[str]:
         problems = []
-        if setting.clipping is not None:
+        if setup.clipping is not None:
             problems.append("The influence domain does not cover clipping of the mean gradient. Leave it out.")
         try:
-            head = read_labelled_head(setting.bounded, setting.module)
+            head = read_labelled_head(setup.bounded, setup.module)
         except HeadError as error:
             return [
                 *problems,
-                *_adversary_problems(setting.adversary),
+                *_adversary_problems(setup.adversary),
                 f"The influence domain does not apply: {error}.",
             ]
-        problems += reach_problems(head, setting.adversary)
+        problems += reach_problems(head, setup.adversary)
         started = self.recorder is not None
         if started and self._names != (head.layer.weight, head.layer.bias):
             problems.append("The influence domain does not apply: another layer is trained than before.")
-        return [*problems, *sgd_problems(setting.optimizer, setting.module, head.layer, started=started)]
+        return [*problems, *sgd_problems(setup.optimizer, setup.module, head.layer, started=started)]
 
     @override
-    def descend(self, step: Step, enclosures: Sequence[Enclosure]) -> InfluenceStep:
-        with step.processes.together():
+    def descend(self, step: Step, value_bounds: Sequence[ValueBounds]) -> InfluenceStep:
+        with step.processes.collective_errors():
             heads = [read_labelled_head(part.bounded, step.module) for part in step.parts]
             first = heads[0]
             own = _own_entries(step.parts, heads)
@@ -126,7 +126,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         )
 
     @override
-    def update(self, pending: InfluenceStep, applied: Applied) -> None:
+    def update(self, pending: InfluenceStep, applied: OptimizerStep) -> None:
         layer = pending.head.layer
         self._begin(pending, applied)
         assert self.recorder is not None
@@ -148,11 +148,11 @@ class InfluenceDomain(Domain[InfluenceStep]):
 
     @override
     def box(self) -> dict[str, Interval] | None:
-        """None: bounds take a replay of the training, see `costly_box`."""
+        """None: bounds take a replay of the training, see `exact_box`."""
         return None
 
     @override
-    def costly_box(self) -> dict[str, Interval]:
+    def exact_box(self) -> dict[str, Interval]:
         """The smallest box around all heads, by parameter name; computed once after a step."""
         if self._bounds is None:
             self._bounds = self._boxed()
@@ -203,7 +203,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         if state:
             self._names, self._codes = (state["weight"], state["bias"] or None), state.get("codes")
 
-    def _begin(self, pending: InfluenceStep, applied: Applied) -> None:
+    def _begin(self, pending: InfluenceStep, applied: OptimizerStep) -> None:
         """Start the record with the parameters before the first step; later steps must train the same layer."""
         layer, codes = pending.head.layer, pending.head.codes
         if self.recorder is None:
@@ -246,11 +246,11 @@ def _adversary_problems(adversary: Adversary) -> list[str]:
     return ["The influence domain needs a `BoundedAdversary` that changes labels alone."]
 
 
-def _own_entries(parts: Sequence[StepPart], heads: Sequence[LabelledHead]) -> dict[str, Entry]:
+def _own_entries(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead]) -> dict[str, Entry]:
     """Features, targets and names of this process's samples."""
     views = list(zip(parts, heads, strict=True))
     entries: dict[str, Entry] = {
-        "features": torch.cat([interval(part.nominal[head.input]).lower for part, head in views]),
+        "features": torch.cat([as_interval(part.nominal[head.input]).lower for part, head in views]),
         "targets": torch.cat([_targets(part, head) for part, head in views]),
     }
     ids = _ids(parts)
@@ -264,9 +264,9 @@ def _joined(received: Sequence[Mapping[str, Entry]], name: str) -> Tensor | None
     return torch.cat(tensors) if len(tensors) == len(entries) else None
 
 
-def _targets(part: StepPart, head: LabelledHead) -> Tensor:
+def _targets(part: BoundedBatch, head: LabelledHead) -> Tensor:
     """Targets of one micro-batch, (b, K)."""
-    target = interval(part.nominal[head.target]).lower
+    target = as_interval(part.nominal[head.target]).lower
     target = target.reshape(len(target), -1)
     label = part.nominal[head.label]
     if head.codes is not None and isinstance(label, ClassLabels):
@@ -285,7 +285,7 @@ def _mask(step: Step) -> Tensor | None:
     return mask
 
 
-def _ids(parts: Sequence[StepPart]) -> Tensor | None:
+def _ids(parts: Sequence[BoundedBatch]) -> Tensor | None:
     ids = [part.ids.cpu() for part in parts if part.ids is not None]
     return torch.cat(ids) if len(ids) == len(parts) else None
 

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.capture import reached
-from agt_lightning.domains.ball.losses import SquaredError
-from agt_lightning.domains.ball.reading import read_objective
-from agt_lightning.domains.head import HeadError, HeadLayer
+from agt_lightning.domains.head import HeadError, HeadLayer, read_objective
+from agt_lightning.domains.losses import SquaredError
 from agt_lightning.labels import ClassLabels
-from agt_lightning.objective import BoundedObjective
 from agt_lightning.propagation import propagate_forward
-from agt_lightning.rules.base import Value, interval
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.rules.base import Value, as_interval
 
 _aten = torch.ops.aten
 
@@ -108,7 +107,7 @@ def _class_targets(bounded: BoundedObjective, module: nn.Module, label: str, tar
     values: dict[str, Value] = {name: _value(tensor) for name, tensor in fixed.items()}
     values[label] = ClassLabels(every)
     skip = frozenset(call.name for call in graph.calls) - _leading_to(bounded, target)
-    codes = interval(propagate_forward(bounded.program, values, skip=skip)[target]).lower.reshape(len(every), -1)
+    codes = as_interval(propagate_forward(bounded.program, values, skip=skip)[target]).lower.reshape(len(every), -1)
     if len(codes.unique(dim=0)) < len(codes):
         raise HeadError("two classes have the same target; give each class its own")
     return codes.double()
@@ -124,4 +123,4 @@ def _leading_to(bounded: BoundedObjective, target: str) -> frozenset[str]:
 
 
 def _value(tensor: Tensor) -> Value:
-    return interval(tensor.detach().double().cpu()) if tensor.is_floating_point() else tensor.cpu()
+    return as_interval(tensor.detach().double().cpu()) if tensor.is_floating_point() else tensor.cpu()

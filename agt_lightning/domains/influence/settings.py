@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from agt_lightning.domains.base import Applied, DomainLostError
+from agt_lightning.domains.base import DomainLostError, OptimizerStep
 from agt_lightning.domains.head import HeadLayer
 from agt_lightning.domains.influence.update import SGDSettings
-from agt_lightning.update import foreign_state_problems
+from agt_lightning.optimizers.checked_update import foreign_state_problems
 
 
 def sgd_problems(
@@ -43,15 +43,15 @@ def trained_names(layer: HeadLayer) -> tuple[str, ...]:
     return (layer.weight,) if layer.bias is None or not layer.trains_bias else (layer.weight, layer.bias)
 
 
-def settings_of(applied: Applied, layer: HeadLayer) -> tuple[SGDSettings, SGDSettings]:
+def settings_of(step: OptimizerStep, layer: HeadLayer) -> tuple[SGDSettings, SGDSettings]:
     """Settings that the optimizer used for weight and bias; a frozen bias has learning rate 0.
 
     Raises:
         DomainLostError: if the optimizer did not move them, or is none that the domain covers.
     """
-    if type(applied.optimizer) is not torch.optim.SGD:
+    if type(step.optimizer) is not torch.optim.SGD:
         raise DomainLostError("the optimizer was replaced by another kind during training")
-    used = {name: group for name, group, _ in applied.updates()}
+    used = {name: group for name, group, _ in step.updates()}
     missing = [name for name in trained_names(layer) if name not in used]
     if missing or any(used[name]["maximize"] for name in trained_names(layer)):
         raise DomainLostError("the optimizer left out a parameter of the head, or `maximize` was switched on")

@@ -18,7 +18,7 @@ from agt_lightning.propagation.crown.table import RELAXATIONS
 from agt_lightning.propagation.program import Program
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import interval
+from agt_lightning.rules.base import as_interval
 
 DEFAULT_MEMORY_BUDGET = 32 * 2**20
 """Bytes for coefficients: larger blocks leave the caches and are no faster."""
@@ -72,7 +72,7 @@ class Substitution:
         Returns:
             (b, r), widened by the rounding of its own computation.
         """
-        samples = interval(values[name]).shape[0]
+        samples = as_interval(values[name]).shape[0]
         step = self._fitting(rows.shape[1] * rows.element_size(), samples)
         parts = [slice(first, first + step) for first in range(0, samples, step)]
         return torch.cat(
@@ -90,12 +90,12 @@ class Substitution:
             if call.name in forms.coefficients:
                 forms = self._expressed(box, call, forms, slopes)
         for source in tuple(forms.coefficients):
-            forms = forms.settle(source, interval(box(source)))
+            forms = forms.settle(source, as_interval(box(source)))
         return forms.constant + forms.magnitude * self._roundoff(rows.dtype)
 
     def _expressed(self, box: Box, call: Call, forms: Forms, slopes: Slopes) -> Forms:
         """A call by its inputs; by its own box where that says all, or where it has no relaxation."""
-        known, operands = interval(box(call.name)), [box(name) for name in call.inputs]
+        known, operands = as_interval(box(call.name)), [box(name) for name in call.inputs]
         relaxation, site = RELAXATIONS.get(call.op), self.program.sites[call.name]
         if known.is_point or relaxation is None or not relaxation.applies(site, operands):
             return forms.settle(call.name, known)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic.norms import dual_norm
-from agt_lightning.interval import Ball, Interval
+from agt_lightning.interval import Interval, LpBall
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules import Value
 
@@ -52,7 +52,7 @@ def flat_rows(coefficient: Tensor) -> Tensor:
     return coefficient.reshape(*coefficient.shape[:2], -1)
 
 
-def _largest_in_ball(coefficient: Tensor, ball: Ball) -> Tensor:
+def _largest_in_ball(coefficient: Tensor, ball: LpBall) -> Tensor:
     reach = flat_rows(coefficient * ball.scale)
     radius = dual_norm(reach.flatten(0, 1), ball.p).reshape(reach.shape[:2])
     return inner(coefficient, ball.nominal) + radius
@@ -64,5 +64,5 @@ def rows_of(value: Value, rows: slice) -> Value:
         return value.map(lambda index: index[rows])
     if isinstance(value, Tensor) or value.ball is None:
         return value[rows]
-    part, ball = value[rows], Ball(value.ball.nominal[rows], value.ball.scale, value.ball.p)
+    part, ball = value[rows], LpBall(value.ball.nominal[rows], value.ball.scale, value.ball.p)
     return Interval.trusted(part.lower, part.upper, nonnegative=part.nonnegative, ball=ball)

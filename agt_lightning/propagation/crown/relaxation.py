@@ -16,7 +16,7 @@ from agt_lightning.propagation.crown.forms import Terms
 from agt_lightning.propagation.crown.lines import LinesOf
 from agt_lightning.propagation.crown.slopes import Slopes
 from agt_lightning.rules import Rule, Site, Value
-from agt_lightning.rules.base import interval, map_bounds
+from agt_lightning.rules.base import as_interval, map_bounds
 from agt_lightning.rules.elementwise import always
 
 
@@ -73,7 +73,7 @@ class Elementwise(Relaxation):
 
     def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
         """``Λ⁺ (s x + t) - Λ⁻ (s' x + t')``."""
-        box = interval(inputs[0])
+        box = as_interval(inputs[0])
         lines = self.lines(site, box, slopes(site.call.name, box))
         slope = torch.where(coefficient >= 0, lines.above_slope, lines.below_slope)
         constant = inner(coefficient.clamp(min=0), lines.above_offset.squeeze(1))
@@ -130,14 +130,14 @@ class Affine(Relaxation):
         shapes = [_rows(value, b * r) if own else value for value, own in zip(inputs, site.samples, strict=True)]
         gradients = rule.backward(site, gradient, shapes, gradient)
         origins = [_origin(value) if own else value for value, own in zip(inputs, site.samples, strict=True)]
-        offset = interval(rule.forward(site, origins))
+        offset = as_interval(rule.forward(site, origins))
         constant = largest(coefficient, offset)
         coefficients: list[Tensor | None] = []
         for value, own, towards in zip(inputs, site.samples, gradients, strict=True):
             if not own or towards is None:
                 coefficients.append(None)
                 continue
-            resolved = resolve(map_bounds(towards, lambda bound: bound.unflatten(0, (b, r))), interval(value))
+            resolved = resolve(map_bounds(towards, lambda bound: bound.unflatten(0, (b, r))), as_interval(value))
             coefficients.append(resolved.coefficients[0])
             constant = constant + resolved.constant
         return Terms(coefficients, constant)
@@ -171,11 +171,11 @@ def resolve(coefficient: Interval, box: Interval) -> Terms:
 
 def _rows(value: Value, count: int) -> Interval:
     """Something of the value's shape with this many samples, for rules that read the shape alone."""
-    bounds = interval(value)
+    bounds = as_interval(value)
     return Interval.point(bounds.lower.new_zeros(()).expand(count, *bounds.shape[1:]))
 
 
 def _origin(value: Value) -> Interval:
     """One sample of zeros."""
-    bounds = interval(value)
+    bounds = as_interval(value)
     return Interval.point(bounds.lower.new_zeros(1, *bounds.shape[1:]))

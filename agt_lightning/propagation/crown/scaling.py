@@ -12,7 +12,7 @@ from agt_lightning.propagation.crown.forms import Terms
 from agt_lightning.propagation.crown.relaxation import Relaxation, resolve
 from agt_lightning.propagation.crown.slopes import Slopes
 from agt_lightning.rules import Rule, Site, Value
-from agt_lightning.rules.base import interval, map_bounds, reduce_to
+from agt_lightning.rules.base import as_interval, map_bounds, reduce_to
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Scaling(Relaxation):
         """``Λ f``, summed where x was repeated, resolved over the box of x."""
         position = self._moving(site, inputs)
         assert position is not None
-        box = interval(inputs[position])
+        box = as_interval(inputs[position])
         product = multiply(Interval.point(coefficient), self._factor(site, rule, inputs, position))
         b, r = product.shape[:2]
         flat = map_bounds(product, lambda bound: bound.flatten(0, 1))
@@ -51,11 +51,11 @@ class Scaling(Relaxation):
     def _moving(self, site: Site, inputs: Sequence[Value]) -> int | None:
         """Position of the one value with samples that is no point."""
         own = [place for place, samples in enumerate(site.samples) if samples]
-        moving = [place for place in own if not interval(inputs[place]).is_point]
+        moving = [place for place in own if not as_interval(inputs[place]).is_point]
         return moving[0] if len(moving) == 1 else None
 
     def _factor(self, site: Site, rule: Rule, inputs: Sequence[Value], position: int) -> Interval:
         """The call's value at x = 1, with an axis for rows behind the samples'."""
-        ones = Interval.point(torch.ones_like(interval(inputs[position]).lower), nonnegative=True)
+        ones = Interval.point(torch.ones_like(as_interval(inputs[position]).lower), nonnegative=True)
         operands = [ones if place == position else value for place, value in enumerate(inputs)]
-        return map_bounds(interval(rule.forward(site, operands)), lambda bound: bound.unsqueeze(1))
+        return map_bounds(as_interval(rule.forward(site, operands)), lambda bound: bound.unsqueeze(1))

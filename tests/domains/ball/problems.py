@@ -15,7 +15,11 @@ from torch import Tensor
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.kinks import Kinks, knapsack
 from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
-from agt_lightning.domains.ball.losses import (
+from agt_lightning.domains.ball.pairs import Pairs
+from agt_lightning.domains.ball.perturbation import Perturbation
+from agt_lightning.domains.ball.radius import StepConstants, next_radius
+from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.losses import (
     HeadLoss,
     HuberError,
     LabelReach,
@@ -24,10 +28,6 @@ from agt_lightning.domains.ball.losses import (
     SquaredError,
     Target,
 )
-from agt_lightning.domains.ball.pairs import Pairs
-from agt_lightning.domains.ball.perturbation import Perturbation
-from agt_lightning.domains.ball.radius import StepConstants, next_radius
-from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 

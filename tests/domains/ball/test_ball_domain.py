@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel, UncertifiableError
 from agt_lightning.aggregation.mean_clipping import MeanValueClipping
-from agt_lightning.passes import MicroBatch
+from agt_lightning.propagation.samples import MicroBatch
 
 
 def loss(module, batch):
@@ -92,7 +92,7 @@ def test_beside_a_box_it_is_left_out_instead():
     optimizer.param_groups[1]["lr"] = 0.2
     engine.step([batch(1)], optimizer)
     assert engine.ball is None
-    assert "different settings" in engine.domains.left_out["ball"]
+    assert "different settings" in engine.domains.excluded["ball"]
     assert engine.bounds.contains(module)
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
-from agt_lightning.domains.ball.losses import HuberError, LabelReach
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import next_radius
 from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.losses import HuberError, LabelReach
 from agt_lightning.interval import Interval
 
 ROUNDING = 1e-9

@@ -16,10 +16,10 @@ from torch import Tensor
 from agt_lightning.domains.ball.deep import DeepHead, deep_constants, jumps, poison, reach, remainder, step
 from agt_lightning.domains.ball.enclosure import Layer, enclosures, margin_enclosure
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
-from agt_lightning.domains.ball.losses import LabelReach, Target
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
 from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.losses import LabelReach, Target
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from tests.domains.ball.attacks import slope

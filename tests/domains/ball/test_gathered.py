@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from agt_lightning.aggregation import SampleSet
+from agt_lightning.distributed.group import SingleProcess
 from agt_lightning.domains.ball.gathered import gathered
-from agt_lightning.domains.ball.losses import LabelReach
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.losses import LabelReach
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
-from agt_lightning.processes.base import OneProcess
 
 INPUTS = torch.randn(3, 2, dtype=torch.float64)
 TARGET = Interval.point(torch.randn(3, 1, dtype=torch.float64))
 MOVES = Perturbation(torch.full((1, 2), 0.1, dtype=torch.float64))
 
 
-class Two(OneProcess):
+class Two(SingleProcess):
     """This process and another one, whose message is this one's, changed."""
 
     def __init__(self, change):

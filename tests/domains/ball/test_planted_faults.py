@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import tests.domains.ball.problems as tests_problems
-from agt_lightning.domains.ball import enclosure, losses, poison_sizes, radius
+from agt_lightning.domains import losses
+from agt_lightning.domains.ball import enclosure, poison_sizes, radius
 from agt_lightning.domains.ball.hidden import poison, remainder, step
 from agt_lightning.domains.ball.hidden.reach import HiddenReach
 from agt_lightning.domains.ball.hidden.signs import Look, Signs

@@ -431,8 +431,8 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("setting", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_what_is_not_covered_is_refused_with_a_way_out(setting, message):
-    assert message in refusal(**setting)
+def test_what_is_not_covered_is_refused_with_a_way_out(setup, message):
+    assert message in refusal(**setup)
 
 
 def test_a_foreign_momentum_is_refused():
@@ -452,7 +452,7 @@ def test_what_applies_is_not_refused():
 def test_auto_tells_why_it_is_left_out():
     engine = AbstractGradientEngine(Probe(), one_hot_loss, BoundedAdversary(n=1, epsilon=0.1), domains="auto")
     assert engine.problems(data(), sgd(engine.module)) == []
-    assert "epsilon=0" in engine.domains.left_out["influence"]
+    assert "epsilon=0" in engine.domains.excluded["influence"]
     assert list(engine.domains.in_use) == ["box", "ball"]
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from agt_lightning.domains.ball.deep.difference import bent_signals, joined, mismatch
 from agt_lightning.domains.ball.deep.reach import DeepReach
 from agt_lightning.domains.ball.deep.switching import Switching
-from agt_lightning.domains.ball.losses import HeadLoss
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes
 from agt_lightning.domains.ball.samples import Poison
+from agt_lightning.domains.losses import HeadLoss
 from agt_lightning.interval import Interval
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from agt_lightning.domains.ball.deep.switching import Switching
 from agt_lightning.domains.ball.enclosure import Layer
-from agt_lightning.domains.ball.losses import Reach
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
 from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.domains.ball.samples import Samples
+from agt_lightning.domains.losses import Reach
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 

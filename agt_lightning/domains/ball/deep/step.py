@@ -5,10 +5,10 @@ from torch import Tensor
 from agt_lightning.domains.ball.deep.poison import poison_sizes
 from agt_lightning.domains.ball.deep.reach import DeepHead, DeepReach
 from agt_lightning.domains.ball.deep.remainder import curvature_norm, remainder
-from agt_lightning.domains.ball.losses import HeadLoss, Target
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes, poison_sums
 from agt_lightning.domains.ball.radius import StepConstants
 from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.losses import HeadLoss, Target
 from agt_lightning.rounding import accumulated_roundoff
 
 

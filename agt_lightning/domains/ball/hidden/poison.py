@@ -10,11 +10,11 @@ from torch import Tensor
 from agt_lightning.domains.ball.hidden.reach import HiddenLayer, HiddenReach
 from agt_lightning.domains.ball.hidden.signs import NearUnits, rows_of
 from agt_lightning.domains.ball.kinks import knapsack
-from agt_lightning.domains.ball.losses import HeadLoss
 from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.domains.ball.perturbation import Carried
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes
 from agt_lightning.domains.ball.samples import Poison
+from agt_lightning.domains.losses import HeadLoss
 from agt_lightning.interval import Interval
 
 

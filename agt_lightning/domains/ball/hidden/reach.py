@@ -10,10 +10,10 @@ from torch import Tensor
 
 from agt_lightning.domains.ball.enclosure import Layer
 from agt_lightning.domains.ball.hidden.signs import Look, NearUnits, Signs
-from agt_lightning.domains.ball.losses import Reach
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
 from agt_lightning.domains.ball.perturbation import Carried, Perturbation
 from agt_lightning.domains.ball.samples import Samples
+from agt_lightning.domains.losses import Reach
 from agt_lightning.rounding import accumulated_roundoff
 
 

@@ -1,0 +1,155 @@
+"""The gains of poisoning, ``SEMax_n`` of Theorem 3.4: exact, computed in the cheapest of several ways.
+
+The gain of sample i is by how much poisoning it moves the bounds of the sum outward,
+
+    up_i = w_i (δ̃_U,i - δ_U,i),   down_i = w_i (δ_L,i - δ̃_L,i);
+
+negative gains are never taken, for an adversary can leave a sample alone. Three shortcuts give the same sums: matrix
+products if every poisonable sample can be poisoned (`sum_if_all_poisoned`), a search by thresholds if all outputs of a
+layer share their inputs (`threshold_top_n`), and tiles of factored gains that stay in the cache
+(`gradients.differences`).
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from agt_lightning.aggregation.threshold_top_n import shared_input_sums
+from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.aggregation.weighted_sums import COPIES, SampleSet, weighted_sum
+from agt_lightning.gradients import FactoredGradient, OuterDifferences, differences_between, divisible_axis, slice_of
+from agt_lightning.interval import Interval
+
+Sums = Callable[[FactoredGradient, FactoredGradient], tuple[Tensor, Tensor]]
+"""What is computed of clean and poisoned gradients: two tensors of the parameter's shape."""
+
+_LEAST = 2**20
+"""Gains from which on starting threads pays: they take a few milliseconds on one core."""
+
+_CACHED = 2**17
+"""Entries of a tensor that stays in the cache of one CPU core, with the few others that a tile takes."""
+
+_COMPARED = 256
+"""Samples whose factors are compared together: patches of images are many times as large as the images."""
+
+
+def top_n_gains(
+    clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, n: int, budget: int
+) -> tuple[Tensor, Tensor]:
+    """Sum the n largest gains of both bounds, for each element of the parameter.
+
+    Args:
+        clean: bounds δ_i of all samples (equation 6).
+        poisoned: bounds δ̃_i of the poisonable samples (equation 7).
+        samples: weights and poisonable samples.
+        n: number of samples the adversary can change.
+        budget: memory for temporary tensors, in bytes.
+
+    Returns:
+        Increase of the upper bound and decrease of the lower one, both >= 0, of the parameter's shape.
+    """
+    threads = torch.get_num_threads() if samples.weights.device.type == "cpu" else 1
+
+    def sums(clean: FactoredGradient, poisoned: FactoredGradient) -> tuple[Tensor, Tensor]:
+        up, down = _top_n_sums(clean, poisoned, samples, n, budget // threads)
+        return up.reshape(clean.shape), down.reshape(clean.shape)
+
+    return in_slices(sums, clean, poisoned, threads)
+
+
+def sum_if_all_poisoned(
+    clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, budget: int
+) -> Interval | None:
+    """Bound ``Σ w_i δ̃_i`` over the poisonable samples plus ``Σ w_i δ_i`` over all others.
+
+    Returns None if the sum has no closed form, or if a gain could be negative (negative gains are never taken).
+    """
+    total = poisoned.total(samples.select(samples.weights)) if _contains_clean(clean, poisoned, samples) else None
+    if total is None or samples.poisonable is None:
+        return total
+    others = samples.weights.index_fill(0, samples.poisonable, 0.0)
+    return total + weighted_sum(clean, others, budget)
+
+
+def _contains_clean(clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet) -> bool:
+    """Whether factors of each poisoned gradient contain those of the clean one, so its bounds do as well."""
+    inner, outer = clean.factors(), poisoned.factors()
+    if inner is None or outer is None:
+        return False
+    positions = torch.arange(poisoned.samples, device=samples.weights.device)
+    poisonable = positions if samples.poisonable is None else samples.poisonable
+    return all(
+        _contains(outer.outputs[p], inner.outputs[c]) and _contains(outer.inputs(p), inner.inputs(c))
+        for p, c in zip(positions.split(_COMPARED), poisonable.split(_COMPARED), strict=True)
+    )
+
+
+def _contains(wide: Interval, narrow: Interval) -> bool:
+    return bool(((narrow.lower >= wide.lower) & (narrow.upper <= wide.upper)).all())
+
+
+def _top_n_sums(
+    clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, n: int, budget: int
+) -> tuple[Tensor, Tensor]:
+    """``SEMax_n`` of both gains, for the parameter as a matrix of its first axis and all others."""
+    weights = samples.select(samples.weights)
+    differences = differences_between(clean, poisoned, weights, samples.poisonable)
+    on_cpu = weights.device.type == "cpu"
+    if on_cpu and isinstance(differences, OuterDifferences) and differences.shared_points is not None:
+        sums = shared_input_sums(*differences.moves(), differences.shared_points, n)
+        if sums is not None:
+            return sums
+    up, down = (weights.new_zeros(clean.elements // clean.row, clean.row) for _ in range(2))
+    entries = budget // (8 * COPIES)
+    for tile in differences.tiles(min(entries, _CACHED) if on_cpu else entries):
+        place = (up if tile.up else down)[tile.rows, tile.columns]
+        place.copy_(top_n_sum(tile.gains, n).reshape(place.shape))
+    return up, down
+
+
+def in_slices(sums: Sums, clean: FactoredGradient, poisoned: FactoredGradient, threads: int) -> tuple[Tensor, Tensor]:
+    """Compute sums of every element, slices of the parameter side by side.
+
+    Args:
+        sums: each element on its own.
+        clean: bounds of all samples.
+        poisoned: bounds of the poisonable samples.
+        threads: how many; each computes on one core.
+
+    Example:
+        >>> from agt_lightning.gradients import Elementwise
+        >>> from agt_lightning.interval import Interval
+        >>> gradient = Elementwise(Interval.point(torch.ones(2**10, 2**10)))
+        >>> up, down = in_slices(lambda a, b: (torch.ones(a.shape), torch.zeros(b.shape)), gradient, gradient, 2)
+        >>> up.shape, float(up.sum())
+        (torch.Size([1024]), 1024.0)
+    """
+    axis = divisible_axis((clean, poisoned))
+    if threads == 1 or axis is None or clean.elements * poisoned.samples < _LEAST:
+        return sums(clean, poisoned)
+    numbers = range(min(threads, clean.shape[axis]))
+
+    def slice_sums(number: int) -> tuple[Tensor, Tensor]:
+        part = slice_of((clean, poisoned), axis, number, len(numbers))
+        assert part is not None
+        assert part[1] is not None
+        return sums(part[0], part[1])
+
+    with _one_core_each(), ThreadPoolExecutor(len(numbers)) as pool:
+        found = list(pool.map(slice_sums, numbers))
+    up, down = (torch.cat(slices, dim=axis) for slices in zip(*found, strict=True))
+    return up, down
+
+
+@contextmanager
+def _one_core_each() -> Iterator[None]:
+    """Torch's operations take one thread inside; new threads begin with the number that is set."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

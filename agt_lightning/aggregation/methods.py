@@ -1,0 +1,93 @@
+"""Which way of aggregation each parameter takes."""
+
+from collections.abc import Mapping
+from typing import Literal, Protocol, get_args
+
+from agt_lightning.aggregation.descent import bounded_descent
+from agt_lightning.aggregation.moments import moment_descent, part_gains
+from agt_lightning.aggregation.weighted_sums import SampleSet
+from agt_lightning.gradients import FactoredGradient
+from agt_lightning.interval import Interval
+
+SumMethod = Literal["exact", "moment"]
+"""``"exact"``: the n largest gains of each element; ``"moment"``: a bound on their sum by matrix products alone."""
+
+Aggregation = Literal["exact", "moment", "auto"]
+"""A way for all parameters, or ``"auto"``: exact while it is cheap."""
+
+AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
+
+SORTING = 40
+"""Cost of one gain in an exact sum, in units of one multiplication and addition of a matrix product."""
+
+ACTIVATIONS = 50
+"""Cost of one sample's input or output of a layer in both passes, in the same unit."""
+
+AFFORDABLE = 1.0
+"""Exact sums may take as long as both passes, by this estimate."""
+
+
+class BoundedDescent(Protocol):
+    """What `bounded_descent` and `moment_descent` are."""
+
+    def __call__(
+        self, clean: FactoredGradient, poisoned: FactoredGradient | None, samples: SampleSet, n: int, budget: int
+    ) -> Interval:
+        """Bounds on the descent direction of one parameter."""
+
+
+DESCENTS: Mapping[SumMethod, BoundedDescent] = {"exact": bounded_descent, "moment": moment_descent}
+
+
+def choose(
+    aggregation: Aggregation,
+    clean: Mapping[str, FactoredGradient],
+    poisoned: Mapping[str, FactoredGradient],
+    samples: SampleSet,
+) -> dict[str, SumMethod]:
+    """The way of each parameter, by name.
+
+    Where gains have no factors the sum is exact, whatever is asked for. ``"auto"`` takes parameters in order of the
+    cost of exact sums and stops where these would outweigh the passes.
+
+    Args:
+        aggregation: what the user asked for.
+        clean: bounds for the data as it is.
+        poisoned: bounds for poisonable samples; empty if nothing can be poisoned.
+        samples: weights and poisonable samples.
+
+    Example:
+        >>> import torch
+        >>> from agt_lightning.gradients import OuterProduct
+        >>> layer = OuterProduct(*[Interval.point(torch.ones(8, 1, 400)) for _ in range(2)])
+        >>> [choose(aggregation, {"w": layer}, {"w": layer}, SampleSet(torch.ones(8))) for aggregation in AGGREGATIONS]
+        [{'w': 'exact'}, {'w': 'moment'}, {'w': 'moment'}]
+    """
+    sum_methods: dict[str, SumMethod] = dict.fromkeys(clean, "exact")
+    if aggregation == "exact":
+        return sum_methods
+    factored = [name for name in poisoned if part_gains(clean[name], poisoned[name], samples) is not None]
+    if aggregation == "moment":
+        return sum_methods | dict.fromkeys(factored, "moment")
+    left = AFFORDABLE * sum(_passes(gradient) for gradient in clean.values())
+    for name in sorted(poisoned, key=lambda name: poisoned[name].elements):
+        left -= SORTING * poisoned[name].elements * poisoned[name].samples
+        if name in factored and left < 0:
+            sum_methods[name] = "moment"
+    return sum_methods
+
+
+def require_aggregation(aggregation: str) -> None:
+    """Refuse an unknown aggregation.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"Expected `aggregation` to be one of {AGGREGATIONS}, but got {aggregation!r}.")
+
+
+def _passes(gradient: FactoredGradient) -> int:
+    """Estimated cost of both passes through one parameter's layer."""
+    outputs = gradient.elements // gradient.row
+    return gradient.samples * (gradient.elements + ACTIVATIONS * (outputs + gradient.row))

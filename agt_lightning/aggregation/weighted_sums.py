@@ -1,0 +1,70 @@
+"""Samples of a step, and weighted sums of their gradients' bounds within a budget of memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.gradients import FactoredGradient
+from agt_lightning.interval import Interval
+
+COPIES = 10
+"""Temporary tensors of one block's size that are alive at once: both passes' bounds, their products, the gains."""
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of one optimizer step.
+
+    Args:
+        weights: w_i >= 0, shape (b,), float64.
+        poisonable: positions of the samples that can be poisoned, shape (m,); None means all.
+    """
+
+    weights: Tensor
+    poisonable: Tensor | None = None
+
+    def select(self, values: Tensor) -> Tensor:
+        """Poisonable columns of a (..., b) tensor."""
+        return values if self.poisonable is None else values[..., self.poisonable]
+
+    @property
+    def poisonable_count(self) -> int:
+        """Number m of samples that can be poisoned."""
+        return len(self.weights) if self.poisonable is None else len(self.poisonable)
+
+
+def weighted_sum(gradient: FactoredGradient, weights: Tensor, budget: int) -> Interval:
+    """Bound ``Σ w_i δ_i``: by matrix products if the gradient has a closed form, else block by block.
+
+    Args:
+        gradient: bounds δ_i of each sample.
+        weights: w_i >= 0, (b,).
+        budget: memory for temporary tensors, in bytes.
+
+    Returns:
+        Interval of the parameter's shape.
+    """
+    total = gradient.total(weights)
+    if total is not None:
+        return total
+    lowers, uppers = [], []
+    for start, stop in blocks(gradient, budget):
+        block = gradient.block(start, stop)
+        lowers.append(block.lower @ weights)
+        uppers.append(block.upper @ weights)
+    return Interval.trusted(torch.cat(lowers).reshape(gradient.shape), torch.cat(uppers).reshape(gradient.shape))
+
+
+def blocks(gradient: FactoredGradient, budget: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of elements whose expansion fits the budget: whole rows, or parts of one if a row is too large."""
+    elements = max(1, budget // (gradient.samples * 8 * COPIES))
+    if elements >= gradient.row:
+        size = elements - elements % gradient.row
+        for start in range(0, gradient.elements, size):
+            yield start, min(start + size, gradient.elements)
+        return
+    for row in range(0, gradient.elements, gradient.row):
+        for start in range(row, row + gradient.row, elements):
+            yield start, min(start + elements, row + gradient.row)

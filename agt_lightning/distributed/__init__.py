@@ -1,0 +1,8 @@
+"""The processes that train one model together, each on its own part of every batch."""
+
+from agt_lightning.distributed.errors import ProcessError
+from agt_lightning.distributed.group import SINGLE_PROCESS, ProcessGroup, SingleProcess
+from agt_lightning.distributed.message import Entry, Message
+from agt_lightning.distributed.torch_group import TorchProcessGroup
+
+__all__ = ["SINGLE_PROCESS", "TorchProcessGroup", "Entry", "Message", "SingleProcess", "ProcessError", "ProcessGroup"]

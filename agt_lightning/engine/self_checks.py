@@ -1,0 +1,80 @@
+"""Self-checks of a training run: what is applied must be what is certified, up to rounding that is accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from agt_lightning.errors import NOT_WHAT_IS_TRAINED, UnsoundBoundError
+
+
+def require_both(name: str, applied: Tensor | None, expected: Tensor | None) -> None:
+    """Raise if only one of training and captured program has a gradient that is not zero.
+
+    Raises:
+        UnsoundBoundError: naming the parameter and where its gradient is.
+    """
+    gradient = applied if applied is not None else expected
+    if gradient is not None and not bool((gradient == 0).all()):
+        where = "training" if applied is not None else "the captured step"
+        raise UnsoundBoundError(
+            f"Expected the captured training step and the training itself to use the same parameters, but `{name}` "
+            f"has a gradient only in {where}. {NOT_WHAT_IS_TRAINED}"
+        )
+
+
+def require_untouched(module: nn.Module, trained: Mapping[str, Tensor]) -> None:
+    """Raise if something besides the optimizer changed a parameter: the box would not have moved with it.
+
+    Args:
+        module: the module in training.
+        trained: its parameters as the optimizer left them.
+
+    Raises:
+        UnsoundBoundError: naming the parameter.
+    """
+    for name, parameter in module.named_parameters():
+        if not torch.equal(parameter.detach(), trained[name].to(parameter.device)):
+            raise UnsoundBoundError(
+                f"Expected `{name}` as the optimizer left it, but something else changed it (weight clipping, "
+                "averaging, loading or re-initialization in a hook). The bounds do not cover that. Remove it."
+            )
+
+
+def require_constant(module: nn.Module, names: Iterable[str], first: dict[str, Tensor]) -> None:
+    """Raise if a buffer that the loss reads changed: what changed it may have been poisoned.
+
+    Args:
+        module: owner of the buffers.
+        names: buffers that the loss reads.
+        first: their values when they were first read; new ones are added.
+
+    Raises:
+        UnsoundBoundError: naming the buffer.
+    """
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    for name in names:
+        if not torch.equal(first.setdefault(name, buffers[name].detach().clone()), buffers[name]):
+            raise UnsoundBoundError(
+                f"Expected the buffer `{name}` constant, since the loss reads it, but it changed during training. It "
+                "would be different in a poisoned run. Compute it before training."
+            )
+
+
+def require_same_gradients(module: nn.Module, verified: Mapping[str, Tensor]) -> None:
+    """Raise unless the optimizer applied the very gradients that were checked, to the last bit.
+
+    Raises:
+        UnsoundBoundError: naming the parameter.
+    """
+    for name, parameter in module.named_parameters():
+        applied, checked = parameter.grad, verified.get(name)
+        if applied is None and checked is None:
+            continue
+        if applied is None or checked is None or not torch.equal(applied, checked):
+            raise UnsoundBoundError(
+                f"Expected the gradient of `{name}` as it was checked, but a hook changed it before the optimizer's "
+                "step (gradient clipping or scaling in `on_before_optimizer_step`). Remove that hook."
+            )

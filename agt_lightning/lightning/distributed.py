@@ -1,0 +1,85 @@
+"""Trainings with several processes: what the engine may rely on, and what it must refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.utils.data import DistributedSampler
+
+from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup, TorchProcessGroup
+
+
+def processes_of(trainer: L.Trainer) -> ProcessGroup:
+    """All processes of a Trainer whose strategy is set up."""
+    return SINGLE_PROCESS if trainer.world_size == 1 else TorchProcessGroup(trainer.strategy.root_device)
+
+
+def strategy_problems(trainer: L.Trainer) -> list[str]:
+    """Why the mean over processes that this strategy applies cannot be bounded; the same in every process.
+
+    Args:
+        trainer: with its strategy set up, so that the module is wrapped.
+    """
+    strategy = trainer.strategy
+    if trainer.world_size == 1:
+        return []
+    if not isinstance(strategy, DDPStrategy):
+        return [
+            f"`{type(strategy).__name__}` with {trainer.world_size} processes has no bounds: parameters must be whole "
+            "in every process. Use `strategy='agt_ddp'` or 'ddp'."
+        ]
+    problems = []
+    if strategy._ddp_comm_hook is not None or getattr(strategy.model, "_comm_hooks", []):
+        problems.append(
+            "A communication hook (`ddp_comm_hook`) changes what the processes exchange, by compression or delay. "
+            "Leave it out."
+        )
+    if strategy._model_averaging_period is not None:
+        problems.append("`model_averaging_period` averages parameters, which has no bounds. Leave it out.")
+    if strategy._ddp_kwargs.get("mixed_precision") is not None:
+        problems.append("`mixed_precision` of DDP rounds more than the bounds allow for. Leave it out.")
+    if any(isinstance(part, nn.SyncBatchNorm) for part in trainer.lightning_module.modules()):
+        problems.append(
+            "`SyncBatchNorm` lets the samples of all processes change each other's outputs. Set `sync_batchnorm=False` "
+            "and use GroupNorm or LayerNorm."
+        )
+    return problems
+
+
+def sampler_problems(trainer: L.Trainer, processes: ProcessGroup) -> list[str]:
+    """Why the parts of the processes do not fit together; a collective.
+
+    Args:
+        trainer: with its training loaders set up.
+        processes: of the Trainer.
+    """
+    if processes.size == 1:
+        return []
+    problems = [
+        f"`{type(sampler).__name__}` repeats {_repeated(sampler)} samples so that all processes "
+        "get the same number: a repeated sample is poisoned in two places. Give the loader a `DistributedSampler(..., "
+        "drop_last=True)`, or a data set whose size is a multiple of the number of processes."
+        for sampler in _samplers(trainer)
+        if isinstance(sampler, DistributedSampler) and _repeated(sampler) > 0
+    ]
+    if len(processes.union([str(trainer.num_training_batches)])) > 1:
+        problems.append("The processes have different numbers of batches. Give each the same number.")
+    return processes.union(problems)
+
+
+def _repeated(sampler: DistributedSampler[Any]) -> int:
+    """Number of samples that a sampler draws twice."""
+    assert isinstance(sampler.dataset, Sized)
+    return sampler.total_size - len(sampler.dataset)
+
+
+def _samplers(trainer: L.Trainer) -> Iterator[object]:
+    """Samplers of all training loaders, inside batch samplers too."""
+    combined = trainer.fit_loop._combined_loader
+    for loader in [] if combined is None else combined.flattened:
+        for owner in (loader, getattr(loader, "batch_sampler", None)):
+            yield getattr(owner, "sampler", None)

@@ -1,0 +1,277 @@
+"""A training loss that can be bounded: captured once per batch shape, joined with rules, evaluated on batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from agt_lightning.adversaries import Adversary
+from agt_lightning.capture import LabelKind, LossRoles, analyze, capture, flatten, reached
+from agt_lightning.capture.dropout import RandomState, draw_masks
+from agt_lightning.capture.replica import replica
+from agt_lightning.capture.source import as_forward
+from agt_lightning.errors import UncertifiableError
+from agt_lightning.gradients import FactoredGradient
+from agt_lightning.interval import Interval
+from agt_lightning.labels import ClassLabels
+from agt_lightning.propagation import (
+    DEFAULT_MEMORY_BUDGET,
+    Method,
+    Program,
+    propagate_backward,
+    propagate_forward,
+    refinement,
+)
+from agt_lightning.rules import RuleTable, Value
+from agt_lightning.rules.rounded import Rounded
+
+Loss = Callable[[nn.Module, object], Tensor]
+"""Maps a module and a batch to the scalar loss; what Lightning's `training_step` computes."""
+
+
+@dataclass(frozen=True)
+class BoundedObjective:
+    """A captured loss with a rule for each call.
+
+    Args:
+        objective: the captured graph and the roles of its inputs.
+        program: the graph joined with rules.
+        parameters: value name to canonical parameter name in the module.
+    """
+
+    objective: LossRoles
+    program: Program
+    parameters: Mapping[str, str]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why this loss cannot be certified."""
+        problems = [*self.objective.problems, *self.program.problems]
+        if not problems and not any(term.value in self.objective.trainable for term in self.objective.terms):
+            problems.append(
+                "The loss that `training_step` returns does not depend on batch and trainable parameters. Return it."
+            )
+        return tuple(dict.fromkeys(problems))
+
+    @classmethod
+    def capture(cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable) -> BoundedObjective:
+        """Record a loss on a batch, on a replica of the module.
+
+        Args:
+            module: owner of the parameters that ``loss`` uses.
+            loss: maps a module and a batch to a scalar.
+            batch: an example of the structure and shapes; a batch of one sample is recorded as it is.
+            table: rules by overload.
+
+        Raises:
+            CaptureError: if the code cannot be recorded.
+        """
+        leaves, rebuild = flatten(batch)
+        twin = replica(module)
+        traced = as_forward(loss)
+        graph = capture(twin, lambda tensors: traced(twin, rebuild(tensors)), leaves)
+        names = _canonical_names(module)
+        trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        size = _batch_size([leaves[position] for position in graph.leaves.values()])
+        objective = analyze(graph, size, lambda target: names[target] in trainable)
+        program = Program.build(
+            graph, table, samples=objective.samples, trainable=objective.trainable, reduced=objective.reduced
+        )
+        return cls(objective, program, {value: names[target] for value, target in graph.parameters.items()})
+
+    def inputs(
+        self,
+        module: nn.Module,
+        batch: object,
+        parameters: Mapping[str, Interval],
+        dtype: torch.dtype,
+        state: RandomState | None = None,
+    ) -> dict[str, Value]:
+        """Every input of the graph: parameter bounds, the module's buffers, the batch as it is, and dropout masks.
+
+        Args:
+            module: owner of the buffers.
+            batch: a batch of the captured structure.
+            parameters: bounds by parameter name.
+            dtype: floating point type to compute in.
+            state: the generators' state when the training step began; needed for dropout alone.
+
+        Raises:
+            UncertifiableError: if there is dropout and no state.
+        """
+        graph = self.program.graph
+        leaves, _ = flatten(batch)
+        buffers = dict(module.named_buffers(remove_duplicate=False))
+        fixed = {name: buffers[target] for name, target in graph.buffers.items()} | dict(graph.constants)
+        values: dict[str, Value] = {value: parameters[name] for value, name in self.parameters.items()}
+        values |= {name: _value(tensor, dtype) for name, tensor in fixed.items()}
+        for name, position in graph.leaves.items():
+            values[name] = self._leaf(name, leaves[position].detach(), dtype)
+        return values | self._masks(self.size(batch), next(iter(parameters.values())).device, dtype, state)
+
+    def _masks(
+        self, samples: int, device: torch.device, dtype: torch.dtype, state: RandomState | None
+    ) -> dict[str, Value]:
+        masks = self.program.graph.masks
+        if not masks:
+            return {}
+        if state is None:
+            raise UncertifiableError(["Dropout is active, but the random state of its masks is unknown. Set `p=0`."])
+        drawn = draw_masks(masks, samples, device, state)
+        return {name: Interval.point(mask.to(dtype), nonnegative=True) for name, mask in drawn.items()}
+
+    def _leaf(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Value:
+        if self.objective.label_kinds.get(name) is LabelKind.CLASS:
+            return tensor if tensor.is_floating_point() else ClassLabels(tensor)
+        return _value(tensor, dtype)
+
+    def size(self, batch: object) -> int:
+        """Number of samples of a batch of this structure."""
+        leaves, _ = flatten(batch)
+        return next(
+            (
+                leaves[position].shape[0]
+                for name, position in self.program.graph.leaves.items()
+                if name in self.objective.samples
+            ),
+            0,
+        )
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """Values that no gradient needs: the totals, and terms that nothing else reads."""
+        reduced = self.objective.reduced
+        graph = self.program.graph
+        terms = {
+            term.value for term in self.objective.terms if all(user.name in reduced for user in graph.users(term.value))
+        }
+        return frozenset(reduced | terms)
+
+    def sample_weight(self, batch_size: int) -> float:
+        """Weight w > 0 of each sample: the loss is ``Σ_i w ℓ_i`` (1/b for a mean)."""
+        term = self.objective.terms[0]
+        return abs(term.coefficient) / (batch_size if term.mean else 1)
+
+    def seeds(self, values: Mapping[str, Value], batch_size: int, dtype: torch.dtype) -> dict[str, Interval]:
+        """Gradient of the per-sample loss ℓ_i with respect to each term's value.
+
+        Args:
+            values: values by name, for shapes and device.
+            batch_size: size of the whole batch, of which ``values`` may hold a part.
+            dtype: floating point type to compute in.
+        """
+        weight = self.sample_weight(batch_size)
+        seeds: dict[str, Interval] = {}
+        samples, device = _extent(self.program, values)
+        for term in self.objective.terms:
+            shape = (samples, *self.program.graph.shapes[term.value][1:])
+            count = batch_size * torch.Size(shape[1:]).numel() if term.mean else 1
+            slope = term.coefficient / count / weight
+            seed = Interval.point(torch.full(shape, slope, dtype=dtype, device=device), nonnegative=slope >= 0)
+            seeds[term.value] = seeds[term.value] + seed if term.value in seeds else seed
+        return seeds
+
+    @cached_property
+    def dependent(self) -> frozenset[str]:
+        """Names of all values that change when trained parameters change, detached copies included."""
+        return reached(self.program.graph, {name for name in self.parameters if name in self.objective.trainable})
+
+    def forward(
+        self,
+        inputs: Mapping[str, Value],
+        known: Mapping[str, Value] | None = None,
+        within: Mapping[str, Interval] | None = None,
+        method: Method = "ibp",
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    ) -> dict[str, Value]:
+        """Bounds of every value that gradients need.
+
+        Args:
+            inputs: parameters, buffers, constants and batch leaves by value name.
+            known: values that were computed before on the same inputs.
+            within: other bounds on some values, which theirs are intersected with.
+            method: how bounds are propagated.
+            memory_budget: bytes for the coefficients of linear bounds.
+        """
+        refine = refinement(method, self.program, self.skipped, memory_budget=memory_budget)
+        return propagate_forward(self.program, inputs, skip=self.skipped, known=known, within=within, refine=refine)
+
+    def gradients(
+        self, values: Mapping[str, Value], batch_size: int, dtype: torch.dtype
+    ) -> dict[str, FactoredGradient]:
+        """Bounds on each sample's gradient, by canonical parameter name."""
+        factors = propagate_backward(self.program, values, self.seeds(values, batch_size, dtype))
+        return {self.parameters[value]: gradient for value, gradient in factors.items()}
+
+    def poisoned(self, values: Mapping[str, Value], adversary: Adversary, rows: Tensor | None) -> dict[str, Value]:
+        """Inputs of the second pass: those of poisonable samples, within the adversary's balls.
+
+        Args:
+            values: all values of the first pass.
+            adversary: the threat model.
+            rows: positions of the poisonable samples; None means all.
+        """
+        graph, objective = self.program.graph, self.objective
+        inputs: dict[str, Value] = {}
+        for name in (*graph.parameters, *graph.buffers, *graph.constants, *graph.leaves, *graph.masks):
+            inputs[name] = select(values[name], rows) if name in objective.samples else values[name]
+        if adversary.perturbs_features:
+            inputs |= {name: adversary.poisoned_features(inputs[name]) for name in objective.features}
+        if adversary.perturbs_labels:
+            for name, kind in objective.label_kinds.items():
+                inputs[name] = adversary.poisoned_labels(_tensor(inputs[name]), kind)
+        return inputs
+
+    def perturbed_leaves(self, adversary: Adversary) -> set[str]:
+        """Batch entries whose poisoned values differ from the clean ones."""
+        features = set(self.objective.features) if adversary.perturbs_features else set()
+        return features | (set(self.objective.labels) if adversary.perturbs_labels else set())
+
+
+def select(value: Value, rows: Tensor | None) -> Value:
+    """The given samples of a value; all of them for None."""
+    if rows is None:
+        return value
+    if isinstance(value, ClassLabels):
+        return value.map(lambda index: index[rows])
+    return value[rows]
+
+
+def _tensor(value: Value) -> Tensor:
+    if isinstance(value, ClassLabels):
+        return value.index
+    return value if isinstance(value, Tensor) else value.lower
+
+
+def _value(tensor: Tensor, dtype: torch.dtype) -> Value:
+    return Interval.point(tensor.detach().to(dtype)) if tensor.is_floating_point() else tensor
+
+
+def _extent(program: Program, values: Mapping[str, Value]) -> tuple[int, torch.device]:
+    """Number of samples at hand and their device."""
+    leaf = next(name for name in program.graph.leaves if name in program.samples)
+    tensor = _tensor(values[leaf])
+    return tensor.shape[0], tensor.device
+
+
+def _canonical_names(module: nn.Module) -> dict[str, str]:
+    """Every name of a parameter, tied ones included, to the name `named_parameters` gives it."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in module.named_parameters(remove_duplicate=False)}
+
+
+def _batch_size(leaves: Sequence[Tensor]) -> int:
+    """The leading size that most batch entries of the loss share."""
+    sizes = Counter(leaf.shape[0] for leaf in leaves if leaf.ndim > 0)
+    return sizes.most_common(1)[0][0] if sizes else 0
+
+
+def rounded(bounded: BoundedObjective, dtype: torch.dtype) -> BoundedObjective:
+    """The same loss with bounds that also contain what a program in ``dtype`` computes, in any order of summation."""
+    rules = {call: Rounded(rule, dtype) for call, rule in bounded.program.rules.items()}
+    return replace(bounded, program=replace(bounded.program, rules=rules))

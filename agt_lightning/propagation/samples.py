@@ -1,0 +1,122 @@
+"""The samples of a micro-batch: which can be poisoned, how they are named and weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.aggregation import SampleSet
+from agt_lightning.capture.dropout import RandomState
+from agt_lightning.errors import UncertifiableError
+from agt_lightning.gradients import FactoredGradient, stack
+from agt_lightning.propagation.objective import BoundedObjective
+
+Poisonable = Callable[[object], Tensor] | str
+"""Which samples can be poisoned: a function from batch to boolean mask, or the key of such a mask in the batch."""
+
+
+SampleIds = Callable[[object], Tensor] | str
+"""Names of samples in all epochs: a function from batch to integers (batch,), or the key of such a tensor in it."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A batch and what else its training step could see.
+
+    Args:
+        data: the batch.
+        state: the generators' state when the step began, from which dropout drew its masks; None if unknown.
+        epoch: number of the pass over the data set that it belongs to.
+    """
+
+    data: object
+    state: RandomState | None = None
+    epoch: int = 0
+
+    @classmethod
+    def of(cls, batch: object) -> MicroBatch:
+        """The batch itself if it is one already."""
+        return batch if isinstance(batch, MicroBatch) else cls(batch)
+
+
+def sample_weights(
+    bounded: BoundedObjective, batch: MicroBatch, scale: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Weight of each sample of a micro-batch in the applied gradient, (b,)."""
+    size = bounded.size(batch.data)
+    return torch.full((size,), scale * bounded.sample_weight(size), dtype=dtype, device=device)
+
+
+def poisonable_rows(poisonable: Poisonable | None, batch: object, size: int) -> Tensor | None:
+    """Positions of the samples that can be poisoned; None means all.
+
+    Raises:
+        KeyError: if ``poisonable`` names a key that the batch does not have.
+        ValueError: if the mask is not boolean of shape (batch,).
+    """
+    if poisonable is None:
+        return None
+    mask = _entry("poisonable", poisonable, batch) if isinstance(poisonable, str) else poisonable(batch)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (size,):
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(type(mask))
+        raise ValueError(f"Expected `poisonable` to give a boolean mask of shape ({size},), but got {got}.")
+    return None if bool(mask.all()) else mask.nonzero().squeeze(1)
+
+
+def ids_of_samples(sample_ids: SampleIds | None, batch: object, size: int) -> Tensor | None:
+    """Integers that name the samples of a batch in all epochs, (batch,); None if they have no names.
+
+    Raises:
+        KeyError: if ``sample_ids`` names a key that the batch does not have.
+        ValueError: if the ids are no integers of shape (batch,).
+    """
+    if sample_ids is None:
+        return None
+    ids = _entry("sample_ids", sample_ids, batch) if isinstance(sample_ids, str) else sample_ids(batch)
+    integers = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if not isinstance(ids, Tensor) or not integers or tuple(ids.shape) != (size,):
+        got = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else repr(type(ids))
+        raise ValueError(f"Expected `sample_ids` to give integers of shape ({size},), but got {got}.")
+    return ids.long()
+
+
+def _entry(setting: str, key: str, batch: object) -> object:
+    if not isinstance(batch, Mapping) or key not in batch:
+        raise KeyError(f"Expected a batch with the key {key!r} of `{setting}`, but got {type(batch).__name__}.")
+    return batch[key]
+
+
+def sample_set(weights: Sequence[Tensor], poisonable: Sequence[Tensor | None]) -> SampleSet:
+    """The samples of all micro-batches of a step, one after another.
+
+    Args:
+        weights: of each micro-batch's samples.
+        poisonable: positions of the poisonable samples in each micro-batch; None means all.
+    """
+    together = torch.cat(list(weights))
+    if all(rows is None for rows in poisonable):
+        return SampleSet(together)
+    positions, offset = [], 0
+    for part, rows in zip(weights, poisonable, strict=True):
+        every = torch.arange(len(part), device=part.device)
+        positions.append(offset + (every if rows is None else rows))
+        offset += len(part)
+    return SampleSet(together, torch.cat(positions))
+
+
+def stacked(parts: Sequence[Mapping[str, FactoredGradient]]) -> dict[str, FactoredGradient]:
+    """Gradients of all micro-batches of a step, one sample after another, by parameter.
+
+    Raises:
+        UncertifiableError: if some micro-batch does not use a parameter that another uses.
+    """
+    names = dict.fromkeys(name for part in parts for name in part)
+    for name in names:
+        if any(name not in part for part in parts):
+            raise UncertifiableError(
+                [f"`{name}` is used in some micro-batches of a step and not in others. Use the same code for all."]
+            )
+    return {name: stack([part[name] for part in parts]) for name in names}

@@ -1,0 +1,139 @@
+"""What of a batch the adversary reaches before any trained parameter enters."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agt_lightning import BoundedAdversary
+from agt_lightning.interval import Interval
+from agt_lightning.propagation import passes
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.passes import PoisonedPrefix, propagate, propagate_nominal
+from agt_lightning.propagation.samples import MicroBatch
+from agt_lightning.rules import RULES
+
+
+class Behind(nn.Module):
+    """A trained layer behind a frozen one."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Linear(2, 3).double().requires_grad_(False)
+        self.head = nn.Linear(3, 1).double()
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.frozen(x)))
+
+
+@pytest.fixture
+def captured():
+    torch.manual_seed(0)
+    module = Behind()
+    batch = (torch.randn(5, 2).double(), torch.rand(5, 1).double())
+    bounded = BoundedObjective.capture(module, lambda m, b: F.mse_loss(m(b[0]), 2 * b[1]), batch, RULES)
+    values, _ = propagate_nominal(bounded, module, MicroBatch(batch), torch.float64)
+    return bounded, values
+
+
+ROWS = torch.tensor([1, 4])
+
+
+@pytest.mark.parametrize("rows", [None, ROWS], ids=["all", "some"])
+@pytest.mark.parametrize(
+    "adversary",
+    [BoundedAdversary(n=1, epsilon=0.1), BoundedAdversary(n=1, nu=0.2), BoundedAdversary(n=1, epsilon=0.1, nu=0.2)],
+    ids=["features", "labels", "both"],
+)
+def test_it_is_what_the_poisoned_inputs_give(captured, adversary, rows):
+    bounded, values = captured
+    reach = PoisonedPrefix(bounded, values, adversary, rows)
+    poisoned = bounded.poisoned(values, adversary, rows)
+    frozen = bounded.program.samples - bounded.dependent - bounded.skipped
+    assert len(frozen) >= 5  # two leaves, the frozen layer, its tanh, the doubled labels
+    whole = reach._reachable
+    for name in frozen:
+        assert torch.equal(reach[name].lower, whole[name].lower)
+        assert torch.equal(reach[name].upper, whole[name].upper)
+    for leaf in bounded.program.graph.leaves:
+        assert torch.equal(reach[leaf].upper, poisoned[leaf].upper)
+        assert isinstance(reach[leaf], Interval)
+
+
+def test_what_the_adversary_cannot_touch_is_not_computed_again(captured):
+    bounded, values = captured
+    reach = PoisonedPrefix(bounded, values, BoundedAdversary(n=1, nu=0.2), ROWS)
+    (feature,) = bounded.objective.features
+    assert torch.equal(reach[feature].lower, values[feature].lower[ROWS])
+    assert "_reachable" not in vars(reach)
+
+
+def test_what_depends_on_a_trained_parameter_is_no_part_of_it(captured):
+    bounded, values = captured
+    reach = PoisonedPrefix(bounded, values, BoundedAdversary(n=1, epsilon=0.1), None)
+    trained = next(name for name in bounded.dependent if name in values and name in bounded.program.samples)
+    with pytest.raises(KeyError):
+        reach[trained]
+
+
+def boxes(module, width):
+    return {
+        name: Interval(p.detach() - width.get(name, 0.0), p.detach() + width[name])
+        if name in width
+        else Interval.point(p.detach())
+        for name, p in module.named_parameters()
+    }
+
+
+WIDTHS = {
+    "nothing moved": {},
+    "the head moved": {"head.weight": 0.1},
+    "a layer moved that is trained no more": {"frozen.weight": 0.1},
+}
+
+
+def gradients(bounded, width, nominal):
+    torch.manual_seed(0)
+    module = Behind()
+    batch = MicroBatch((torch.randn(5, 2).double(), torch.rand(5, 1).double()))
+    adversary = BoundedAdversary(n=1, epsilon=0.1, nu=0.1)
+    kinds = {"scale": 1.0, "rows": None, "dtype": torch.float64, "nominal": nominal}
+    found = propagate(bounded, module, batch, boxes(module, width), adversary, **kinds)
+    return [
+        bound
+        for part in (found.clean, found.poisoned)
+        for gradient in part.values()
+        for bound in (gradient.block(0, gradient.elements).lower, gradient.block(0, gradient.elements).upper)
+    ]
+
+
+def check_nominal_values(captured, width):
+    bounded, nominal = captured
+    pairs = zip(gradients(bounded, width, nominal), gradients(bounded, width, None), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs), "gradients depend on whether nominal values are at hand"
+
+
+@pytest.mark.parametrize("case", WIDTHS)
+def test_nominal_values_change_nothing(captured, case):
+    check_nominal_values(captured, WIDTHS[case])
+
+
+def test_a_layer_without_a_box_is_not_computed_again(captured):
+    bounded, nominal = captured
+    inputs = {name: nominal[name] for name in bounded.program.graph.parameters}
+    (weight,) = (name for name, parameter in bounded.parameters.items() if parameter == "head.weight")
+    inputs[weight] = Interval(nominal[weight].lower - 1, nominal[weight].upper)
+    shared = passes._unmoved(bounded, inputs, nominal)
+    behind = {call.name for call in bounded.program.graph.calls if call.name in shared}
+    assert {call.op.name().split("::")[1] for call in bounded.program.graph.calls if call.name in behind} >= {"tanh"}
+
+
+def test_taking_all_that_is_not_trained_to_be_unmoved_is_found(captured, monkeypatch):
+    """Planted fault: a layer that was trained before has a box, and training it no more does not take that away."""
+
+    def untrained(bounded, inputs, nominal):
+        return {name: nominal[name] for name in nominal.keys() - bounded.dependent - inputs.keys()}
+
+    monkeypatch.setattr(passes, "_unmoved", untrained)
+    with pytest.raises(AssertionError, match="nominal values are at hand"):
+        check_nominal_values(captured, WIDTHS["a layer moved that is trained no more"])

@@ -78,7 +78,7 @@ def costs(case: Case, samples: int, repeats: int) -> tuple[float, float, float]:
         optimizer.zero_grad()
         case.loss(network, batch).backward()
         trained = process_time()
-        descent = engine.descend([MicroBatch(batch)])
+        descent = engine.bound_gradient([MicroBatch(batch)])
         engine.verify(descent, [MicroBatch(batch)])
         looked = process_time()
         optimizer.step()

@@ -191,7 +191,7 @@ class CertifiedModel:
         """What other domains know of the trained layers that this program ends in, by name."""
         heads: dict[str, HeadBounds] = {}
         if self.ball is not None:
-            ball = self.ball.within(program.graph, self._names(program), self.module, self.dtype)
+            ball = self.ball.on(program.graph, self._names(program), self.module, self.dtype)
             heads |= {} if ball is None else {"ball": ball}
         influence = self._head_influence(program)
         return heads if influence is None else {**heads, "influence": influence}
@@ -200,7 +200,7 @@ class CertifiedModel:
         """The record of the layer that this program ends in, if there is one."""
         if self.influence is None:
             return None
-        return self.influence.within(program.graph, self._names(program), self.module)
+        return self.influence.on(program.graph, self._names(program), self.module)
 
     @staticmethod
     def _ends_in(program: Program, head: HeadInfluence) -> bool:

@@ -61,7 +61,7 @@ class BoundedValues:
         if not heads:
             return cls(program, propagate_forward(program, inputs, skip=skip, refine=refine), output, {}, {}, method)
         frozen = frozen_values(program, inputs, heads, skip)
-        found = {name: head.enclose(as_interval(frozen[head.head.input])) for name, head in heads.items()}
+        found = {name: head.bound_values(as_interval(frozen[head.head.input])) for name, head in heads.items()}
         known = {name: bounds for name, bounds in found.items() if bounds}
         within = _intersection(known)
         values = propagate_forward(program, inputs, skip=skip, known=frozen, within=within, refine=refine)

@@ -124,7 +124,7 @@ StepData = TypeVar("StepData")
 class Domain(ABC, Generic[StepData]):
     """Keeps a set that contains the parameters of every run an adversary could have caused.
 
-    A step has two halves, for training makes its own between them: `descend` looks at the batch with the parameters
+    A step has two halves, for training makes its own between them: `bound_step` looks at the batch with the parameters
     before the step, `update` moves the set once the optimizer has moved the parameters.
     """
 
@@ -136,12 +136,12 @@ class Domain(ABC, Generic[StepData]):
     def problems(self, setup: TrainingSetup) -> list[str]:
         """Every reason why this domain does not apply, each with its way out."""
 
-    def enclose(self, step: Step) -> list[ValueBounds]:
+    def bound_values(self, step: Step) -> list[ValueBounds]:
         """What it knows of values before the box looks at them, one per micro-batch; empty if nothing."""
         return []
 
     @abstractmethod
-    def descend(self, step: Step, value_bounds: Sequence[ValueBounds]) -> StepData:
+    def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> StepData:
         """What the coming update needs.
 
         Args:
@@ -153,7 +153,7 @@ class Domain(ABC, Generic[StepData]):
         """
 
     @abstractmethod
-    def update(self, data: StepData, applied: OptimizerStep) -> None:
+    def update(self, data: StepData, optimizer_step: OptimizerStep) -> None:
         """Move the set with the step that the optimizer has made.
 
         Raises:
@@ -173,7 +173,7 @@ class Domain(ABC, Generic[StepData]):
         return {}
 
     @abstractmethod
-    def marks(self) -> Iterator[Tensor]:
+    def fingerprint_tensors(self) -> Iterator[Tensor]:
         """Tensors that are the same in all processes exactly if the set is."""
 
     @abstractmethod

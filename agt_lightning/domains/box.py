@@ -94,7 +94,7 @@ class BoxDomain(Domain[BoxStep]):
         ]
 
     @override
-    def descend(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BoxStep:
+    def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BoxStep:
         with step.processes.collective_errors():
             passes = self.passes(step, value_bounds)
             own_clean = stacked([part.clean for part in passes])
@@ -167,17 +167,19 @@ class BoxDomain(Domain[BoxStep]):
         return NormClipping.of(adversary.kappa, list(gradients.values()))
 
     @override
-    def update(self, data: BoxStep, applied: OptimizerStep) -> None:
-        counterpart = abstract_optimizer(applied.optimizer)
+    def update(self, data: BoxStep, optimizer_step: OptimizerStep) -> None:
+        counterpart = abstract_optimizer(optimizer_step.optimizer)
         if counterpart is None:
-            raise UncertifiableError(optimizer_problems(applied.optimizer))
-        for name, group, kept in applied.updates():
+            raise UncertifiableError(optimizer_problems(optimizer_step.optimizer))
+        for name, group, kept in optimizer_step.updates():
             state, remembered = self.states.get(name), self._remembered.get(name)
             box = self.intervals[name]
             if state is None:
                 state = remembered = counterpart.initial(group, box)
             after = counterpart.nominal(kept, state.step + 1, self.dtype)
-            seen = TrainedUpdate.of(applied.parameters[name], applied.before[name], remembered, after, self.dtype)
+            seen = TrainedUpdate.of(
+                optimizer_step.parameters[name], optimizer_step.before[name], remembered, after, self.dtype
+            )
             gradient = data.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
             self.states[name], self.intervals[name] = checked_update(
                 name, counterpart, group, state, box, gradient, seen
@@ -195,7 +197,7 @@ class BoxDomain(Domain[BoxStep]):
         return self.intervals
 
     @override
-    def marks(self) -> Iterator[Tensor]:
+    def fingerprint_tensors(self) -> Iterator[Tensor]:
         for interval in self.intervals.values():
             yield from (interval.lower, interval.upper)
         for state in self.states.values():

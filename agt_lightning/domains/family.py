@@ -95,32 +95,32 @@ class DomainFamily:
             self._leave_out(name, " ".join(problems))
         return []
 
-    def descend(self, step: Step) -> dict[str, object]:
+    def bound_step(self, step: Step) -> dict[str, object]:
         """What each domain in use needs for the coming update, by name."""
         data: dict[str, object] = {}
         known: list[ValueBounds] = []
         if self.box_domain is not None:
             with self.processes.collective_errors():
                 for domain in self.others.values():
-                    known = domain.enclose(step) or known
-            box_step = self.box_domain.descend(step, known)
+                    known = domain.bound_values(step) or known
+            box_step = self.box_domain.bound_step(step, known)
             data["box"], known = box_step, list(box_step.values)
         for name, domain in self.others.items():
             try:
-                data[name] = domain.descend(step, known)
+                data[name] = domain.bound_step(step, known)
             except DomainLostError as error:
                 self._lose(name, error)
         return data
 
-    def update(self, data: Mapping[str, object], applied: OptimizerStep) -> None:
+    def update(self, data: Mapping[str, object], optimizer_step: OptimizerStep) -> None:
         """Move every set, and cut the box to what the others allow."""
         if self.box_domain is not None:
             box_step = data["box"]
             assert isinstance(box_step, BoxStep)
-            self.box_domain.update(box_step, applied)
+            self.box_domain.update(box_step, optimizer_step)
         for name, domain in self.others.items():
             try:
-                domain.update(data[name], applied)
+                domain.update(data[name], optimizer_step)
             except DomainLostError as error:
                 self._lose(name, error)
         if self.box_domain is None:
@@ -145,10 +145,10 @@ class DomainFamily:
         used = {name: domain.record() for name, domain in self.in_use.items()}
         return {"in_use": used, "left_out": dict(self.excluded)}
 
-    def marks(self) -> Iterator[Tensor]:
+    def fingerprint_tensors(self) -> Iterator[Tensor]:
         """Tensors that are the same in all processes exactly if all sets are."""
         for domain in self.in_use.values():
-            yield from domain.marks()
+            yield from domain.fingerprint_tensors()
 
     def state(self) -> dict[str, Any]:
         """State of each domain in use, by name."""

@@ -81,12 +81,12 @@ class HeadBounds(Protocol):
     @property
     def dependent(self) -> frozenset[str]: ...  # noqa: D102
 
-    def enclose(self, inputs: Interval) -> dict[str, Interval]:
+    def bound_values(self, inputs: Interval) -> dict[str, Interval]:
         """Bounds on the result of each layer by value name, for features (b, d); empty if nothing is known."""
         ...
 
     def margins(self, inputs: Interval, target: Tensor) -> Interval:
-        """Bounds on ``f_target - f_k``, (b, K), where `enclose` knows something."""
+        """Bounds on ``f_target - f_k``, (b, K), where `bound_values` knows something."""
         ...
 
 

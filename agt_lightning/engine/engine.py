@@ -162,7 +162,7 @@ class AbstractGradientEngine:
         if not problems and not unbounded:
             try:
                 step, _ = self._look([MicroBatch(batch, RandomState.now())], scale=1.0)
-                self.domains.descend(step)  # what only values can tell
+                self.domains.bound_step(step)  # what only values can tell
             except UncertifiableError as error:
                 problems += error.problems
         return [*unbounded, *problems]
@@ -203,7 +203,7 @@ class AbstractGradientEngine:
     def step(self, batches: Sequence[object], optimizer: torch.optim.Optimizer, epoch: int = 0) -> None:
         """Train one step and move the box with it: gradient, optimizer update, abstract update, checks.
 
-        This is the engine without Lightning. Doors that do not own the training loop call `descend`, `verify` and
+        This is the engine without Lightning. Doors that do not own the training loop call `bound_gradient`, `verify` and
         `update` from the loop's hooks.
 
         Args:
@@ -223,13 +223,13 @@ class AbstractGradientEngine:
                 trained.append(MicroBatch(batch, RandomState.now(), epoch))
                 (self.loss(self.module, batch) / len(batches)).backward()
         average_gradients(self.module, self.processes)
-        descent = self.descend(trained)
+        descent = self.bound_gradient(trained)
         self.verify(descent, trained)
         optimizer.step()
         self.update(descent, optimizer)
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
-        """Look for problems once for each kind of batch; what only values can tell comes up in `descend` as well."""
+        """Look for problems once for each kind of batch; what only values can tell comes up in `bound_gradient` as well."""
         kind = (self.signature(batch), type(optimizer))
         if not self.processes.any(kind not in self._approved):
             return
@@ -238,7 +238,7 @@ class AbstractGradientEngine:
             raise UncertifiableError(problems)
         self._approved.add(kind)
 
-    def descend(self, batches: Sequence[object], scale: float | None = None) -> StepBounds:
+    def bound_gradient(self, batches: Sequence[object], scale: float | None = None) -> StepBounds:
         """Bound the gradient of one optimizer step, before it is applied.
 
         Args:
@@ -254,7 +254,7 @@ class AbstractGradientEngine:
             require_constant(self.module, self._read_buffers(batches), self._buffers)
         scale = 1.0 / len(batches) if scale is None else scale
         step, own = self._look(batches, scale)
-        data = self.domains.descend(step)
+        data = self.domains.bound_step(step)
         box_step = data.pop("box", None)
         bounds = box_step.bounds if isinstance(box_step, BoxStep) else {}
         applied = dict(step.gradient)
@@ -338,7 +338,7 @@ class AbstractGradientEngine:
             applied = OptimizerStep(dict(self.module.named_parameters()), self._trained, optimizer)
             with record_function("agt: update"):
                 self.domains.update({"box": BoxStep(descent.bounds, ()), **descent.data}, applied)
-        self.processes.require_same(self.domains.marks(), "bounds")
+        self.processes.require_same(self.domains.fingerprint_tensors(), "bounds")
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.steps += 1
 
@@ -375,7 +375,7 @@ class AbstractGradientEngine:
                     f"Expected the resumed parameters inside their bounds, but {outside} lie outside."
                 )
             require_parameters(self.module, digest)
-        self.processes.require_same(self.domains.marks(), "resumed bounds")
+        self.processes.require_same(self.domains.fingerprint_tensors(), "resumed bounds")
         self._trained = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self.steps = steps
 
@@ -391,13 +391,13 @@ class AbstractGradientEngine:
     def ball(self) -> ParameterBall | None:
         """The ball, if it is in use."""
         domain = self.domains.in_use.get("ball")
-        return domain.element if isinstance(domain, BallDomain) else None
+        return domain.ball if isinstance(domain, BallDomain) else None
 
     @property
     def recorded_head(self) -> RecordedHead | None:
         """The record of a head's training, if the influence domain is in use and a step was made."""
         domain = self.domains.in_use.get("influence")
-        return domain.element if isinstance(domain, InfluenceDomain) else None
+        return domain.recorded_head if isinstance(domain, InfluenceDomain) else None
 
     def heads(self, bounded: BoundedObjective) -> dict[str, HeadBounds]:
         """What domains know of the trained layers of a captured loss, by name of the domain.
@@ -410,7 +410,7 @@ class AbstractGradientEngine:
             found["ball"] = ball.around(bounded)
         recorded = self.recorded_head
         if recorded is not None and len(self.domains.in_use) == 1:
-            influence = recorded.within(bounded.program.graph, bounded.parameters, self.module)
+            influence = recorded.on(bounded.program.graph, bounded.parameters, self.module)
             return found if influence is None else {"influence": influence}
         return found
 

@@ -259,7 +259,7 @@ class CertifiedTraining(Callback):
         if not self._batches:
             raise UncertifiableError(["The optimizer steps twice on one batch. Let `optimizer_step` step once."])
         scale = 1.0 / trainer.accumulate_grad_batches
-        self._step_bounds = self.engine.descend(self._batches, scale)
+        self._step_bounds = self.engine.bound_gradient(self._batches, scale)
         try:
             self.engine.verify(self._step_bounds, self._batches, scale)
         except UnsoundBoundError:
@@ -268,7 +268,7 @@ class CertifiedTraining(Callback):
             if not self.engine.processes.any(self._loss is not None and self._loss.reads_time):
                 raise
             self.engine.forget()
-            self._step_bounds = self.engine.descend(self._batches, scale)
+            self._step_bounds = self.engine.bound_gradient(self._batches, scale)
             self.engine.verify(self._step_bounds, self._batches, scale)
         if self._clipping is not None:  # Lightning clips after this hook
             self._step_bounds = self.engine.clip(self._step_bounds, self._clipping, optimizer)

@@ -316,7 +316,7 @@ def test_every_problem_is_listed_with_its_line():
 
     problems = engine_of(loss, batch(), NUMBERS).problems(batch(), None)
     assert len(problems) == 2
-    assert "test_capture_objective.py" in problems[0]
+    assert "test_roles.py" in problems[0]
     assert "torch.sin(module.first(batch[0]))" in problems[0]
 
 

@@ -102,7 +102,7 @@ def test_accumulated_gradients_keep_their_divisor(fit, loader, double, regressor
     for group in (batches[:2], batches[2:]):
         problems = engine.problems(group[0], optimizer)
         assert problems == []
-        descent = engine.descend(group, 0.5)
+        descent = engine.bound_gradient(group, 0.5)
         optimizer.zero_grad()
         for batch in group:
             (0.5 * loss_of(twin, batch)).backward()

@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from agt_lightning.adversaries import BoundedAdversary
 from agt_lightning.domains.ball.deep import DeepHead, deep_constants
-from agt_lightning.domains.ball.element import HeadBall, ParameterBall
 from agt_lightning.domains.ball.gathered import gathered
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
+from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
 from agt_lightning.domains.ball.settings import plain_sgd_problems, settings_of
 from agt_lightning.domains.ball.view import HeadView, joined_poison, joined_samples, joined_targets
@@ -70,12 +70,12 @@ class BallDomain(Domain[BallStep]):
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module = module
         self.dtype = dtype
-        self.element = ParameterBall(0.0, {})
+        self.ball = ParameterBall(0.0, {})
 
     @property
     def radius(self) -> float:
         """R, in units of the parameters."""
-        return self.element.radius
+        return self.ball.radius
 
     @override
     def problems(self, setup: TrainingSetup) -> list[str]:
@@ -88,29 +88,29 @@ class BallDomain(Domain[BallStep]):
             head = read_objective(setup.bounded).head
         except HeadError as error:
             return [*problems, f"The ball domain does not apply: {error}."]
-        if self.element.parameters not in ((), head.parameters):
+        if self.ball.parameters not in ((), head.parameters):
             problems.append("The ball domain does not apply: other parameters are trained than before.")
         return [*problems, *plain_sgd_problems(setup.optimizer, setup.module, head)]
 
     @override
-    def enclose(self, step: Step) -> list[ValueBounds]:
+    def bound_values(self, step: Step) -> list[ValueBounds]:
         return [self._enclose(part) for part in step.parts]
 
     def _enclose(self, part: BoundedBatch) -> ValueBounds:
         ball = self.around(part.bounded)
         head = ball.head
-        clean = ball.enclose(as_interval(part.nominal[head.input]))
-        poisoned = {} if part.frozen is None else ball.enclose(as_interval(part.frozen[head.input]))
+        clean = ball.bound_values(as_interval(part.nominal[head.input]))
+        poisoned = {} if part.frozen is None else ball.bound_values(as_interval(part.frozen[head.input]))
         return ValueBounds(clean, poisoned)
 
     def around(self, bounded: BoundedObjective) -> HeadBall:
         """The ball around the trained layers of a captured loss."""
         head = read_objective(bounded).head
-        layers = self.element.layers(head, self.module, self.dtype)
+        layers = self.ball.layers(head, self.module, self.dtype)
         return HeadBall(head, layers, self.radius, bounded.dependent)
 
     @override
-    def descend(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BallStep:
+    def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BallStep:
         with step.processes.collective_errors():
             views = [
                 HeadView(part, read_objective(part.bounded), box)
@@ -121,7 +121,7 @@ class BallDomain(Domain[BallStep]):
         objective = views[0].objective
         samples, targets, poison = gathered(step, *own)
         arguments = (samples, targets, step.samples.weights, objective.loss)
-        layers = self.element.layers(objective.head, self.module, self.dtype)
+        layers = self.ball.layers(objective.head, self.module, self.dtype)
         if len(layers) > 2:
             constants = deep_constants(DeepHead(layers, self.radius), *arguments, poison)
         elif len(layers) == 2:
@@ -135,31 +135,31 @@ class BallDomain(Domain[BallStep]):
         """All micro-batches of all steps train the same parameters by the same loss."""
         heads = {view.objective.head.parameters for view in views}
         losses = {(type(view.objective.loss), *vars(view.objective.loss).values()) for view in views}
-        before = self.element.parameters
+        before = self.ball.parameters
         if len(heads) > 1 or len(losses) > 1 or (before and before not in heads):
             raise DomainLostError("other parameters are trained than before, or micro-batches differ in their loss")
 
     @override
-    def update(self, data: BallStep, applied: OptimizerStep) -> None:
-        rate, decay = settings_of(applied, data.head)
+    def update(self, data: BallStep, optimizer_step: OptimizerStep) -> None:
+        rate, decay = settings_of(optimizer_step, data.head)
         radius = next_radius(self.radius, data.constants, rate, decay)
-        radius += _strayed(data.gradient, applied, data.head, rate, decay)
+        radius += _strayed(data.gradient, optimizer_step, data.head, rate, decay)
         if not radius < _LARGEST_RADIUS:  # NaN is not below it
             raise DomainLostError(f"its radius is {radius}: the bounds diverged; use fewer or smaller steps")
-        self.element = ParameterBall(radius, _copies(self.module, data.head.parameters))
+        self.ball = ParameterBall(radius, _copies(self.module, data.head.parameters))
 
     @override
     def box(self) -> dict[str, Interval]:
-        return self.element.box(self.module, self.dtype)
+        return self.ball.box(self.module, self.dtype)
 
     @override
     def record(self) -> dict[str, object]:
-        return {"radius": self.radius, "parameters": list(self.element.parameters)}
+        return {"radius": self.radius, "parameters": list(self.ball.parameters)}
 
     @override
-    def marks(self) -> Iterator[Tensor]:
+    def fingerprint_tensors(self) -> Iterator[Tensor]:
         yield torch.tensor(self.radius, dtype=torch.float64)
-        yield from self.element.centers.values()
+        yield from self.ball.centers.values()
 
     @override
     def state(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.element = ParameterBall(float(state["radius"]), _copies(self.module, state["parameters"]))
+        self.ball = ParameterBall(float(state["radius"]), _copies(self.module, state["parameters"]))
 
 
 def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
@@ -175,7 +175,9 @@ def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: module.get_parameter(name).detach().clone() for name in names}
 
 
-def _strayed(gradient: Mapping[str, Tensor], applied: OptimizerStep, head: Head, rate: float, decay: float) -> float:
+def _strayed(
+    gradient: Mapping[str, Tensor], optimizer_step: OptimizerStep, head: Head, rate: float, decay: float
+) -> float:
     """Distance between the parameters that training reached and those of its step in real arithmetic.
 
     The ball is centered at the former; its step is proved for the latter.
@@ -183,7 +185,10 @@ def _strayed(gradient: Mapping[str, Tensor], applied: OptimizerStep, head: Head,
     distances = []
     for name in head.parameters:
         exact = gradient[name]
-        before, after = applied.before[name].to(exact.dtype), applied.parameters[name].detach().to(exact.dtype)
+        before, after = (
+            optimizer_step.before[name].to(exact.dtype),
+            optimizer_step.parameters[name].detach().to(exact.dtype),
+        )
         off = (after - before + rate * (exact + decay * before)).norm()
         rounding = _ROUNDINGS * unit_roundoff(exact.dtype) * (after.norm() + before.norm() + rate * exact.norm())
         distances.append(float(off + rounding))

@@ -12,11 +12,11 @@ from agt_lightning.domains.influence.bounds import margin_bounds, prediction_bou
 from agt_lightning.domains.influence.codes import ClassCodes
 from agt_lightning.domains.influence.curve import certified_accuracy_curve
 from agt_lightning.domains.influence.domain import InfluenceDomain
-from agt_lightning.domains.influence.element import HeadInfluence, RecordedHead
 from agt_lightning.domains.influence.flips import FlipAttack, certified_flips, strongest_flips
 from agt_lightning.domains.influence.label_sets import LabelBall, LabelFlips, LabelSet
 from agt_lightning.domains.influence.linear import Budget, LinearInLabels, Predictions, Round
 from agt_lightning.domains.influence.record import HeadRecorder
+from agt_lightning.domains.influence.recorded_head import HeadInfluence, RecordedHead
 from agt_lightning.domains.influence.replay import LabelInfluence
 from agt_lightning.domains.influence.ridge import RidgeInfluence
 from agt_lightning.domains.influence.update import SGDSettings

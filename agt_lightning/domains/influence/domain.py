@@ -14,9 +14,9 @@ from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.distributed import Entry
 from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import HeadError
-from agt_lightning.domains.influence.element import RecordedHead
 from agt_lightning.domains.influence.reading import LabelledHead, reach_problems, read_labelled_head
 from agt_lightning.domains.influence.record import HeadRecorder
+from agt_lightning.domains.influence.recorded_head import RecordedHead
 from agt_lightning.domains.influence.settings import settings_of, sgd_problems
 from agt_lightning.domains.influence.threat import reachable_labels
 from agt_lightning.errors import UncertifiableError
@@ -80,7 +80,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         self.recorder: HeadRecorder | None = None
         self._names: tuple[str, str | None] = ("", None)
         self._codes: Tensor | None = None
-        self._element: RecordedHead | None = None
+        self._recorded_head: RecordedHead | None = None
         self._bounds: dict[str, Interval] | None = None
 
     @override
@@ -103,7 +103,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         return [*problems, *sgd_problems(setup.optimizer, setup.module, head.layer, started=started)]
 
     @override
-    def descend(self, step: Step, value_bounds: Sequence[ValueBounds]) -> InfluenceStep:
+    def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> InfluenceStep:
         with step.processes.collective_errors():
             heads = [read_labelled_head(part.bounded, step.module) for part in step.parts]
             first = heads[0]
@@ -126,11 +126,11 @@ class InfluenceDomain(Domain[InfluenceStep]):
         )
 
     @override
-    def update(self, pending: InfluenceStep, applied: OptimizerStep) -> None:
+    def update(self, pending: InfluenceStep, optimizer_step: OptimizerStep) -> None:
         layer = pending.head.layer
-        self._begin(pending, applied)
+        self._begin(pending, optimizer_step)
         assert self.recorder is not None
-        weight, bias = settings_of(applied, layer)
+        weight, bias = settings_of(optimizer_step, layer)
         try:
             self.recorder.append(
                 pending.features,
@@ -144,7 +144,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
             )
         except (UncertifiableError, ValueError) as error:
             raise DomainLostError(str(error)) from error
-        self._element = self._bounds = None
+        self._recorded_head = self._bounds = None
 
     @override
     def box(self) -> dict[str, Interval] | None:
@@ -159,21 +159,23 @@ class InfluenceDomain(Domain[InfluenceStep]):
         return self._bounds
 
     @property
-    def element(self) -> RecordedHead | None:
+    def recorded_head(self) -> RecordedHead | None:
         """The record up to now; None before the first step."""
-        if self._element is None and self.recorder is not None:
+        if self._recorded_head is None and self.recorder is not None:
             assert isinstance(self.adversary, BoundedAdversary)
             weight, bias = self._names
             dtype = self.module.get_parameter(weight).dtype
-            self._element = RecordedHead(self.recorder.influence(), self.adversary, weight, bias, self._codes, dtype)
-        return self._element
+            self._recorded_head = RecordedHead(
+                self.recorder.influence(), self.adversary, weight, bias, self._codes, dtype
+            )
+        return self._recorded_head
 
     @override
     def record(self) -> dict[str, object]:
-        element = self.element
-        if element is None:
+        recorded_head = self.recorded_head
+        if recorded_head is None:
             return {"steps": 0}
-        influence = element.influence
+        influence = recorded_head.influence
         return {
             "steps": len(influence.steps),
             "samples": len(influence.targets),
@@ -184,7 +186,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         }
 
     @override
-    def marks(self) -> Iterator[Tensor]:
+    def fingerprint_tensors(self) -> Iterator[Tensor]:
         if self.recorder is not None:
             yield from self.recorder.last_step()
 
@@ -198,17 +200,17 @@ class InfluenceDomain(Domain[InfluenceStep]):
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._element = self._bounds = None
+        self._recorded_head = self._bounds = None
         self.recorder = HeadRecorder.restored(state["recorder"]) if state else None
         if state:
             self._names, self._codes = (state["weight"], state["bias"] or None), state.get("codes")
 
-    def _begin(self, pending: InfluenceStep, applied: OptimizerStep) -> None:
+    def _begin(self, pending: InfluenceStep, optimizer_step: OptimizerStep) -> None:
         """Start the record with the parameters before the first step; later steps must train the same layer."""
         layer, codes = pending.head.layer, pending.head.codes
         if self.recorder is None:
             names = (layer.weight,) if layer.bias is None else (layer.weight, layer.bias)
-            before = [applied.before.get(name, self.module.get_parameter(name)).detach().cpu() for name in names]
+            before = [optimizer_step.before.get(name, self.module.get_parameter(name)).detach().cpu() for name in names]
             columns = [values if values.ndim == 2 else values[:, None] for values in before]
             self.recorder = HeadRecorder(torch.cat(columns, dim=1), bias=layer.bias is not None)
             self._names, self._codes = (layer.weight, layer.bias), codes
@@ -218,16 +220,16 @@ class InfluenceDomain(Domain[InfluenceStep]):
 
     def _boxed(self) -> dict[str, Interval]:
         box = {name: Interval.point(p.detach().double()) for name, p in self.module.named_parameters()}
-        element = self.element
-        if element is None:
+        recorded_head = self.recorded_head
+        if recorded_head is None:
             return box
-        bounds = element.parameters(element.head_of(self.module))
-        device = box[element.weight].device
-        inputs = box[element.weight].shape[1]
+        bounds = recorded_head.parameters(recorded_head.head_of(self.module))
+        device = box[recorded_head.weight].device
+        inputs = box[recorded_head.weight].shape[1]
         lower, upper = bounds.lower.to(device), bounds.upper.to(device)
-        box[element.weight] = Interval.trusted(lower[:, :inputs], upper[:, :inputs])
-        if element.bias is not None:
-            box[element.bias] = Interval.trusted(lower[:, inputs], upper[:, inputs])
+        box[recorded_head.weight] = Interval.trusted(lower[:, :inputs], upper[:, :inputs])
+        if recorded_head.bias is not None:
+            box[recorded_head.bias] = Interval.trusted(lower[:, inputs], upper[:, inputs])
         return box
 
     @staticmethod

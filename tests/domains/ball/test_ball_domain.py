@@ -69,7 +69,7 @@ def test_clipping_that_the_ball_was_not_told_of_is_refused():
     engine, optimizer = trained(module)
     micro = MicroBatch(batch())
     loss(module, micro.data).backward()
-    descent = engine.descend([micro])
+    descent = engine.bound_gradient([micro])
     with pytest.raises(UncertifiableError, match="Give `clipping` to the engine"):
         engine.clip(descent, MeanValueClipping(0.1), optimizer)
 

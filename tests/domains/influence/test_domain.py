@@ -288,14 +288,14 @@ def test_a_float32_module_is_covered_with_its_rounding():
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 @pytest.mark.parametrize("factor", [2.0, 1.001])
 def test_wrong_slopes_are_caught(monkeypatch, dtype, factor):
-    descend = InfluenceDomain.descend
+    bound_step = InfluenceDomain.bound_step
 
-    def wrong(self, step, enclosures):
-        pending = descend(self, step, enclosures)
+    def wrong(self, step, value_bounds):
+        pending = bound_step(self, step, value_bounds)
         object.__setattr__(pending, "slopes", factor * pending.slopes)
         return pending
 
-    monkeypatch.setattr(InfluenceDomain, "descend", wrong)
+    monkeypatch.setattr(InfluenceDomain, "bound_step", wrong)
     x, y = data(dtype)
     engine = trained(one_hot_loss, batches(x, y), FLIPS, Probe(dtype=dtype), domains=("ball", "influence"))
     model = model_of(engine)
@@ -430,7 +430,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("setting", "message"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize(("setup", "message"), REFUSALS.values(), ids=REFUSALS)
 def test_what_is_not_covered_is_refused_with_a_way_out(setup, message):
     assert message in refusal(**setup)
 

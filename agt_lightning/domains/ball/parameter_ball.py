@@ -32,7 +32,7 @@ class HeadBall:
     radius: float
     dependent: frozenset[str]
 
-    def enclose(self, inputs: Interval) -> dict[str, Interval]:
+    def bound_values(self, inputs: Interval) -> dict[str, Interval]:
         """Bounds on the result of each layer, by value name.
 
         Args:
@@ -84,7 +84,7 @@ class ParameterBall:
             bounds[name] = _around(center, self.radius) if moves else Interval.point(center)
         return bounds
 
-    def within(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadBall | None:
+    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadBall | None:
         """The ball around the trained layers of a graph; None if the graph does not end in them as a head.
 
         Args:

@@ -126,7 +126,7 @@ class RecordedHead:
         columns = [module.get_parameter(name).detach().double().cpu() for name in names]
         return torch.cat([column if column.ndim == 2 else column[:, None] for column in columns], dim=1)
 
-    def within(self, graph: Graph, names: Mapping[str, str], module: nn.Module) -> HeadInfluence | None:
+    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module) -> HeadInfluence | None:
         """The record for the layer of a graph; None if the graph does not end in it.
 
         Args:
@@ -203,7 +203,7 @@ class HeadInfluence:
     matrix: Tensor
     dependent: frozenset[str]
 
-    def enclose(self, inputs: Interval) -> dict[str, Interval]:
+    def bound_values(self, inputs: Interval) -> dict[str, Interval]:
         """Bounds on the result of the layer, by value name; none if the features are not known exactly.
 
         Args:

@@ -203,8 +203,8 @@ class AbstractGradientEngine:
     def step(self, batches: Sequence[object], optimizer: torch.optim.Optimizer, epoch: int = 0) -> None:
         """Train one step and move the box with it: gradient, optimizer update, abstract update, checks.
 
-        This is the engine without Lightning. Doors that do not own the training loop call `bound_gradient`, `verify` and
-        `update` from the loop's hooks.
+        This is the engine without Lightning. Where another program owns the training loop, call `bound_gradient`,
+        `verify` and `update` from the loop's hooks.
 
         Args:
             batches: micro-batches of this step, in this process; their losses are averaged, and so are processes.
@@ -229,7 +229,7 @@ class AbstractGradientEngine:
         self.update(descent, optimizer)
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
-        """Look for problems once for each kind of batch; what only values can tell comes up in `bound_gradient` as well."""
+        """Raise all problems of a new kind of batch; those that depend on values are found by `bound_gradient` as well."""
         kind = (self.signature(batch), type(optimizer))
         if not self.processes.any(kind not in self._approved):
             return

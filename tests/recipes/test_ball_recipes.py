@@ -2,16 +2,7 @@ import re
 
 import pytest
 
-from recipes import ball_ablation, ball_cost, pneumonia_domains
-
-
-def test_no_part_of_the_step_can_be_spared(household_root, capsys):
-    ball_ablation.main(["--root", str(household_root), "--steps", "3"])
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    radii = {row.split("|")[1].strip(): [float(r) for r in re.findall(r"\(([^)]+)\)", row)] for row in rows}
-    assert set(radii) == set(ball_ablation.VARIANTS)
-    for values in radii.values():
-        assert all(value >= whole for value, whole in zip(values, radii["all"], strict=True))
+from recipes import ball_cost, pneumonia_domains
 
 
 def test_cost_is_that_of_both_kinds_of_poison(capsys):

@@ -1,4 +1,4 @@
-"""One step of the radius: from suprema over the ball to the next ball (theory, "The ball domain")."""
+"""One step of the radius: from suprema over the ball to the next ball (docs/theory.md, section "The ball domain")."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class StepConstants:
     Args:
         trace: upper bound on ‖A‖, cheap.
         norm: computes a tighter upper bound on ‖A‖.
-        remainder: upper bound on ‖E‖ without the monotone kinks.
-        monotone: upper bound on ‖J‖ for the part J of E with ⟨δ, J⟩ >= 0.
+        remainder: upper bound on ‖E - M‖ without the monotone part M.
+        monotone: upper bound on ‖M‖ for the part M of E with ⟨δ, M⟩ >= 0.
         poison: upper bound on ‖p‖.
         energy: upper bound on ‖ω‖² for a splitting ``p = A^½ ω + p'``; infinite if there is none.
         rest: upper bound on ‖p'‖.
@@ -56,7 +56,7 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
         The radius after the step; infinite if a supremum is not finite.
 
     Reference:
-        Theory, "The ball domain", equations for the plain step, the energy step and monotone kinks.
+        docs/theory.md, section "The ball domain", "The part with curvature", "Energy", "Monotone kinks" and "R⁺".
 
     Example:
         >>> still = StepConstants(trace=1.0, norm=lambda: 1.0, remainder=0.0, monotone=0.0, poison=0.5,
@@ -83,7 +83,7 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
 
 
 def _with_monotone(moved: float, push: float, constants: StepConstants, rate: float, kept: float) -> float:
-    """``‖u - αJ‖`` for ``u = (1-αμ)δ - αv`` with ``‖u‖ <= moved``, ``‖v‖ <= push`` and ``⟨δ, J⟩ >= 0``."""
+    """Bound ``‖u - αM‖`` for ``u = (1-αμ)δ - αv`` with ``‖u‖ <= moved``, ``‖v‖ <= push`` and ``⟨δ, M⟩ >= 0``."""
     monotone = rate * constants.monotone
     if kept < 0:
         return moved + monotone

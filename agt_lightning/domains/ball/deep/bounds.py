@@ -9,9 +9,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.norms import with_one
+from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Samples
 from agt_lightning.domains.ball.unstable import Pairs, UnstableBetween
 from agt_lightning.domains.losses import Reach
@@ -77,12 +80,15 @@ def _unstable(
     return UnstableBetween(pairs, distance, together.square() * (1 + slack))
 
 
-class DeepBounds:
-    """Norms of the values of samples and of their derivatives while the parameters are in the ball.
+class DeepBounds(BallAnalysis):
+    """The part of the analysis that bounds values forward, derivatives backward, and the Jacobian.
+
+    ``‖J̃‖² <= Σ_l ‖B̃_l‖² ‖ẑ̃_l‖²``, and the same for J̄.
 
     Args:
         ball: the layers and the ball.
         samples: at the nominal parameters.
+        features: not used before `feature_effect`.
 
     Attributes:
         layers: W_l.
@@ -102,8 +108,9 @@ class DeepBounds:
         docs/theory.md, section "The ball domain", "Deeper heads".
     """
 
-    def __init__(self, ball: LayerBall, samples: Samples) -> None:
-        self.layers, self.radius, self.samples = ball.layers, ball.radius, samples
+    def __init__(self, ball: LayerBall, samples: Samples, features: Perturbation | None = None) -> None:
+        super().__init__(ball, samples, features)
+        self.layers, self.radius = ball.layers, ball.radius
         self.norms = tuple(layer.norm for layer in self.layers)
         self.inputs = [samples.inputs, *(hidden.clamp(min=0) for hidden in samples.layers[:-1])]
         pairs = zip(self.inputs, self.layers, strict=True)
@@ -119,8 +126,8 @@ class DeepBounds:
         self.backward_changes = self.backward_changes_of(self.activation_jacobians, self.backward_norms)
 
     @cached_property
+    @override
     def roundings(self) -> int:
-        """Number of roundings on the way to an output and back."""
         return 2 * sum(sum(layer.weight.shape) + 2 for layer in self.layers)
 
     @property
@@ -212,15 +219,21 @@ class DeepBounds:
         return [norm + change for norm, change in zip(self.backward_norms, self.backward_changes, strict=True)]
 
     @cached_property
+    @override
     def jacobian_norm(self) -> Tensor:
-        """Upper bound on ``‖∂f/∂θ‖ = (Σ_l ‖B̃_l‖² ‖ẑ̃_l‖²)^½`` anywhere in the ball, (b,)."""
         pairs = zip(self.largest_backward, self.largest_inputs, strict=True)
         norm: Tensor = torch.stack([backward * values for backward, values in pairs]).norm(dim=0)
         return norm
 
+    @property
+    @override
+    def output_magnitude(self) -> Tensor:
+        return self.magnitudes[-1]
+
     @cached_property
+    @override
     def jacobian_magnitude(self) -> Tensor:
-        """What the rounding of ``∂f/∂θ`` is relative to, (b,): its norm if nothing cancelled anywhere."""
+        """The norm if nothing cancelled anywhere, by Frobenius norms."""
         behind = [
             math.prod(float(later.weight.norm()) for later in self.layers[number + 1 :])
             for number in range(len(self.layers))
@@ -232,6 +245,7 @@ class DeepBounds:
         return magnitude
 
     @cached_property
+    @override
     def outputs(self) -> Reach:
         """``‖Δf‖ <= R c``, or R times the largest Jacobian, cut to the bounds of another domain."""
         lipschitz = self._lipschitz(self.norms[-1], self.input_norms[-1], self.units[-1].lipschitz)

@@ -6,7 +6,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.norms import with_one
 from agt_lightning.domains.ball.one_hidden.activation_scan import (
@@ -20,8 +22,10 @@ from agt_lightning.domains.losses import Reach
 from agt_lightning.rounding import accumulated_roundoff
 
 
-class OneHiddenBounds:
-    """Values of one hidden layer and of the outputs while the parameters are in the ball.
+class OneHiddenBounds(BallAnalysis):
+    """The part of the analysis that bounds hidden units, outputs and their Jacobian.
+
+    ``‖J̃‖ <= s + R ‖x̂‖`` and ``‖J̄‖ <= s + R/2 ‖x̂‖`` with ``s = (‖ẑ‖² + ‖W₂ on active units‖² ‖x̂‖²)^½``.
 
     Args:
         ball: the two layers and the ball.
@@ -43,9 +47,9 @@ class OneHiddenBounds:
     """
 
     def __init__(self, ball: LayerBall, samples: Samples, features: Perturbation | None = None) -> None:
+        super().__init__(ball, samples, features)
         self.first, self.second = ball.layers
         self.radius = ball.radius
-        self.samples = samples
         self.hidden = samples.layers[0]
         self.hidden_bounds = None if samples.layer_bounds is None else samples.layer_bounds[0]
         self.scan = ActivationScan(self.hidden)
@@ -130,13 +134,34 @@ class OneHiddenBounds:
         """``s = (‖ẑ‖² + ‖W₂ on active units‖² ‖x̂‖²)^½``: outputs move by ``s ‖δ‖`` at first order, (b,)."""
         return torch.hypot(self.activation_norm, self.active_norm * self.input_norm)
 
+    @property
+    @override
+    def jacobian_norm(self) -> Tensor:
+        return self.lipschitz + self.radius * self.input_norm
+
+    @property
+    @override
+    def mean_jacobian_norm(self) -> Tensor:
+        return self.lipschitz + self.radius / 2 * self.input_norm
+
+    @property
+    @override
+    def jacobian_magnitude(self) -> Tensor:
+        return self.lipschitz
+
+    @property
+    @override
+    def roundings(self) -> int:
+        return sum(self.first.weight.shape) + 4
+
     @cached_property
+    @override
     def output_magnitude(self) -> Tensor:
-        """What the rounding of outputs is relative to, (b,)."""
         magnitude: Tensor = self.activation_norm * self.second.norm + self.samples.outputs.norm(dim=1)
         return magnitude
 
     @cached_property
+    @override
     def outputs(self) -> Reach:
         """``‖Δf‖ <= R s + R²/2 ‖x̂‖``, cut to the bounds of another domain."""
         change = self.radius * self.lipschitz + self.radius * self.radius / 2 * self.input_norm

@@ -229,7 +229,7 @@ class AbstractGradientEngine:
         self.update(descent, optimizer)
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
-        """Raise all problems of a new kind of batch; those that depend on values are found by `bound_gradient` as well."""
+        """Raise all problems of a new kind of batch; those that depend on values come up in `bound_gradient`."""
         kind = (self.signature(batch), type(optimizer))
         if not self.processes.any(kind not in self._approved):
             return

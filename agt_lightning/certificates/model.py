@@ -159,7 +159,7 @@ class CertifiedModel:
             UnsoundBoundError: if the record of the training does not lead to the module's parameters.
 
         Reference:
-            docs/theory.md, "Exact influence of labels".
+            docs/theory.md, eq. (11.5).
         """
         program = self._program(x)
         head = self._head_influence(program)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.deep import DeepAnalysis
 from agt_lightning.domains.ball.gathering import BatchView, step_data
@@ -21,11 +21,12 @@ from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
 from agt_lightning.domains.ball.settings import plain_sgd_problems, settings_of
-from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import Head, HeadError, read_objective
 from agt_lightning.interval import Interval
+from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import as_interval
 
@@ -78,6 +79,11 @@ class BallDomain(Domain[BallStep]):
         self.module = module
         self.dtype = dtype
         self.ball = ParameterBall(0.0, {})
+
+    @classmethod
+    @override
+    def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
+        return cls(module, config.dtype)
 
     @property
     def radius(self) -> float:
@@ -151,6 +157,14 @@ class BallDomain(Domain[BallStep]):
     @override
     def box(self) -> dict[str, Interval]:
         return self.ball.box(self.module, self.dtype)
+
+    @override
+    def parameter_set(self) -> ParameterBall:
+        return self.ball
+
+    @override
+    def metrics(self) -> dict[str, float]:
+        return {"radius": self.radius}
 
     @override
     def record(self) -> dict[str, object]:

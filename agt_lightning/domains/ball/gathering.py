@@ -27,14 +27,14 @@ from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.distributed import Entry, ProcessGroup
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
-from agt_lightning.domains.base import BoundedBatch, Step
+from agt_lightning.domains.base import Step
 from agt_lightning.domains.head import HeadObjective
 from agt_lightning.domains.losses import LabelReach, Target
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.objective import select
-from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rules.base import Value, as_interval
 
 Batch = Mapping[str, Entry]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ class RecordedHead:
     bias: str | None
     codes: Tensor | None
     dtype: torch.dtype
+
+    costly: ClassVar[bool] = True
 
     @cached_property
     def labels(self) -> LabelSet:
@@ -126,13 +129,14 @@ class RecordedHead:
         columns = [module.get_parameter(name).detach().double().cpu() for name in names]
         return torch.cat([column if column.ndim == 2 else column[:, None] for column in columns], dim=1)
 
-    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module) -> HeadInfluence | None:
+    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadInfluence | None:
         """The record for the layer of a graph; None if the graph does not end in it.
 
         Args:
             graph: a captured graph of the module.
             names: names of parameters in the module by value name.
             module: owner of the parameters.
+            dtype: has no effect; the replay computes in float64.
         """
         own = {self.weight, self.bias}
         values = {value for value, name in names.items() if name in own and value in graph.shapes}

@@ -1,7 +1,7 @@
 """Losses at the end of a head: gradient and curvature in the outputs, and their suprema over reachable outputs.
 
-Each loss is convex in the outputs f of one sample, ``ℓ(f, y)`` with f of shape (K,). What the ball domain asks is how
-far its gradient moves and how strongly it curves while f stays in a `Reach`; evaluated there and not over all outputs,
+Each loss is convex in the outputs f of one sample, ``ℓ(f, y)`` with f of shape (K,). The ball domain needs how far its
+gradient moves and how strongly it curves while f stays within `OutputBounds`; evaluated there and not over all outputs,
 since a global constant such as 1/4 for the logistic loss makes few large steps look unstable.
 """
 
@@ -27,7 +27,7 @@ _SOFTMAX_LIPSCHITZ = 0.5
 
 
 @dataclass(frozen=True)
-class Reach:
+class OutputBounds:
     """Where the outputs of each sample can be: in a Euclidean ball and in a box, both around the nominal outputs.
 
     Args:
@@ -41,7 +41,7 @@ class Reach:
     box: Interval
 
     @classmethod
-    def around(cls, center: Tensor, radius: Tensor, box: Interval | None = None) -> Reach:
+    def around(cls, center: Tensor, radius: Tensor, box: Interval | None = None) -> OutputBounds:
         """The ball, and its enclosing box intersected with ``box``; either can be the smaller one."""
         lower, upper = center - radius[:, None], center + radius[:, None]
         if box is None:
@@ -64,19 +64,19 @@ class Reach:
         nearest = torch.maximum(above, below, out=above).amin(dim=1).clamp_(min=0)
         return 0.25 - nearest.square()
 
-    def grown(self, by: Tensor) -> Reach:
+    def grown(self, by: Tensor) -> OutputBounds:
         """Everything within ``by``, (b,), of this set."""
         box = Interval.trusted(self.box.lower - by[:, None], self.box.upper + by[:, None])
-        return Reach(self.center, self.radius + by, box)
+        return OutputBounds(self.center, self.radius + by, box)
 
 
 @dataclass(frozen=True)
-class LabelReach:
+class LabelPerturbation:
     """What the adversary can write in place of the targets of some samples.
 
     Args:
         clean: targets as they are: an `Interval`, or `ClassLabels`.
-        poisoned: everything within the adversary's reach, of the same kind.
+        poisoned: all targets that the adversary can write, of the same kind.
         radius: largest Euclidean norm of a change, where it is less than that of the enclosing box; else None.
     """
 
@@ -121,32 +121,32 @@ class HeadLoss(ABC):
         """
 
     @abstractmethod
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
-        """Smallest and largest eigenvalue of ``∂²ℓ/∂f²`` over the reach, a lower and an upper bound, each (b,)."""
+    def curvature(self, outputs: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
+        """Smallest and largest eigenvalue of ``∂²ℓ/∂f²`` over the bounds, a lower and an upper one, each (b,)."""
 
     @abstractmethod
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
-        """Upper bound on ``‖∂ℓ/∂f(f̃) - ∂ℓ/∂f(f)‖₂`` over f̃ in the reach, (b,)."""
+    def gradient_change(self, outputs: OutputBounds, target: Target) -> Tensor:
+        """Upper bound on ``‖∂ℓ/∂f(f̃) - ∂ℓ/∂f(f)‖₂`` over f̃ within the bounds, (b,)."""
 
     @abstractmethod
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
         """Upper bound on ``‖∂ℓ/∂f(f, ỹ) - ∂ℓ/∂f(f, y)‖₂`` over the adversary's labels and all f, (b,)."""
 
-    def energy(self, feature_change: Tensor, reach: Reach, labels: LabelReach) -> Tensor:
+    def energy(self, feature_change: Tensor, outputs: OutputBounds, labels: LabelPerturbation) -> Tensor:
         """Upper bound on ``qᵀ H⁻¹ q`` for every change q of the gradient and every average H of the curvature, (b,).
 
         Infinite where the curvature is not bounded away from zero.
 
         Args:
             feature_change: upper bound on the part of ‖q‖₂ that features cause, (b,).
-            reach: where the outputs of the sample as it is can be; H is an average of curvatures there.
+            outputs: bounds on the outputs of the sample as it is; H is an average of curvatures there.
             labels: what the adversary can write, which causes the rest of q.
         """
-        change = feature_change + self.label_change(labels, reach.center.shape[1])
-        low, _ = self.curvature(reach, labels.clean)
+        change = feature_change + self.label_change(labels, outputs.center.shape[1])
+        low, _ = self.curvature(outputs, labels.clean)
         return torch.where(change > 0, change.square() / low, torch.zeros_like(change))
 
-    def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
+    def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
         """Upper bound on ``‖∂ℓ/∂f‖₂`` for all outputs and these labels; infinity if there is none."""
         return math.inf
 
@@ -158,16 +158,16 @@ class SquaredError(HeadLoss):
         """``2 (f - y)``."""
         return 2 * self.scale * (outputs - _point(target))
 
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
+    def curvature(self, outputs: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
         """The constant 2."""
-        constant = torch.full_like(reach.radius, 2 * self.scale)
+        constant = torch.full_like(outputs.radius, 2 * self.scale)
         return constant, constant
 
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
+    def gradient_change(self, outputs: OutputBounds, target: Target) -> Tensor:
         """``2 ‖f̃ - f‖``."""
-        return 2 * self.scale * reach.radius
+        return 2 * self.scale * outputs.radius
 
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
         """``2 ‖ỹ - y‖``."""
         return 2 * self.scale * labels.distance()
 
@@ -193,28 +193,28 @@ class HuberError(HeadLoss):
         """``clamp(f - y, -δ, δ)``, times the slope."""
         return self._slope_of(outputs - _point(target))
 
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
+    def curvature(self, outputs: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
         """The slope where the residual can be small, and zero where it can be large."""
-        lower, upper = reach.box.lower - _point(target), reach.box.upper - _point(target)
+        lower, upper = outputs.box.lower - _point(target), outputs.box.upper - _point(target)
         quadratic = (lower >= -self.delta) & (upper <= self.delta)
         linear = (lower >= self.delta) | (upper <= -self.delta)
         slope = self.scale * self.slope
         return slope * quadratic.all(dim=1).to(lower.dtype), slope * (~linear.all(dim=1)).to(lower.dtype)
 
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
+    def gradient_change(self, outputs: OutputBounds, target: Target) -> Tensor:
         """By monotonicity, attained at the ends of the box."""
-        own, residual = self.gradient(reach.center, target), _point(target)
-        up = self._slope_of(reach.box.upper - residual) - own
-        down = own - self._slope_of(reach.box.lower - residual)
+        own, residual = self.gradient(outputs.center, target), _point(target)
+        up = self._slope_of(outputs.box.upper - residual) - own
+        down = own - self._slope_of(outputs.box.lower - residual)
         ends = torch.maximum(up, down).norm(dim=1)
-        return torch.minimum(ends, self.scale * self.slope * reach.radius)
+        return torch.minimum(ends, self.scale * self.slope * outputs.radius)
 
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
         """Lipschitz in the label, and never more than from one end to the other."""
         steepest = 2 * self.scale * self.slope * self.delta * math.sqrt(outputs)
         return (self.scale * self.slope * labels.distance()).clamp(max=steepest)
 
-    def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
+    def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
         """``δ √K``, times the slope."""
         return self.scale * self.slope * self.delta * math.sqrt(outputs)
 
@@ -226,23 +226,23 @@ class LogisticLoss(HeadLoss):
         """``σ(f) - y``."""
         return self.scale * (outputs.sigmoid() - _point(target))
 
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
+    def curvature(self, outputs: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
         """σ' falls with the distance from zero."""
-        nearest, farthest = reach.box.mignitude, reach.box.magnitude
+        nearest, farthest = outputs.box.mignitude, outputs.box.magnitude
         return self.scale * _bell(farthest).amin(dim=1), self.scale * _bell(nearest).amax(dim=1)
 
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
+    def gradient_change(self, outputs: OutputBounds, target: Target) -> Tensor:
         """σ is monotone: attained at the ends of the box."""
-        own = reach.center.sigmoid()
-        ends = torch.maximum(reach.box.upper.sigmoid() - own, own - reach.box.lower.sigmoid()).norm(dim=1)
-        _, steepest = self.curvature(reach, target)
-        return torch.minimum(self.scale * ends, steepest * reach.radius)
+        own = outputs.center.sigmoid()
+        ends = torch.maximum(outputs.box.upper.sigmoid() - own, own - outputs.box.lower.sigmoid()).norm(dim=1)
+        _, steepest = self.curvature(outputs, target)
+        return torch.minimum(self.scale * ends, steepest * outputs.radius)
 
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
         """``‖ỹ - y‖``, at most 1 for a flip."""
         return self.scale * labels.distance()
 
-    def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
+    def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
         """``√K`` for labels in [0, 1]; labels outside, which a ball of labels can reach, pull without limit."""
         poisoned = labels.poisoned
         assert isinstance(poisoned, Interval)
@@ -260,25 +260,25 @@ class SoftmaxLoss(HeadLoss):
         difference = softmax(Interval.point(outputs)).lower.scatter_add(1, own, outputs.new_full(own.shape, -1.0))
         return self.scale * difference
 
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
+    def curvature(self, outputs: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
         """By Gershgorin at most ``2 max_k p_k (1 - p_k)``; zero below, in the direction of equal logits."""
-        largest = 2 * reach.largest_variance
+        largest = 2 * outputs.largest_variance
         return torch.zeros_like(largest), self.scale * largest.clamp(max=_SOFTMAX_LIPSCHITZ)
 
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
+    def gradient_change(self, outputs: OutputBounds, target: Target) -> Tensor:
         """The Lipschitz bound, and the extremes of every probability over the box."""
-        probability, own = reach.probabilities, softmax(Interval.point(reach.center)).lower
+        probability, own = outputs.probabilities, softmax(Interval.point(outputs.center)).lower
         up, down = probability.upper - own, own - probability.lower
         ends = torch.maximum(up, down, out=up).norm(dim=1)
-        _, steepest = self.curvature(reach, target)
-        return torch.minimum(self.scale * ends, steepest * reach.radius)
+        _, steepest = self.curvature(outputs, target)
+        return torch.minimum(self.scale * ends, steepest * outputs.radius)
 
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
         """``‖e_y - e_ỹ‖ = √2`` where the label can be flipped."""
         return self.scale * math.sqrt(2) * labels.flippable(outputs).to(torch.float64)
 
-    def energy(self, feature_change: Tensor, reach: Reach, labels: LabelReach) -> Tensor:
-        """``qᵀ H⁺ q = 1/p_y + 1/p_ỹ`` for ``q = e_y - e_ỹ``, convex in H: the largest over the reach bounds averages.
+    def energy(self, feature_change: Tensor, outputs: OutputBounds, labels: LabelPerturbation) -> Tensor:
+        """``qᵀ H⁺ q = 1/p_y + 1/p_ỹ`` for ``q = e_y - e_ỹ``, convex in H: its largest value bounds averages.
 
         A change of features has no such form: infinite.
         """
@@ -286,14 +286,14 @@ class SoftmaxLoss(HeadLoss):
         infinite = torch.full_like(feature_change, math.inf)
         if bool((feature_change > 0).all()):
             return infinite
-        own, least = labels.poisoned.index.long()[:, None], reach.probabilities.lower
-        others = labels.poisoned.reachable(reach.center.shape[1]).scatter_(1, own, False)
+        own, least = labels.poisoned.index.long()[:, None], outputs.probabilities.lower
+        others = labels.poisoned.reachable(outputs.center.shape[1]).scatter_(1, own, False)
         rarest = least.masked_fill(~others, math.inf).amin(dim=1)
         energy = self.scale * (1 / least.gather(1, own).squeeze(1) + 1 / rarest)
         energy = torch.where(others.any(dim=1), energy, torch.zeros_like(energy))
         return torch.where(feature_change > 0, infinite, energy)
 
-    def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
+    def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
         """``‖p - e_y‖ <= √2``."""
         return self.scale * math.sqrt(2)
 

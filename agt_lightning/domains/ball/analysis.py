@@ -13,7 +13,7 @@ from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import FeatureEffect, PoisonBounds
 from agt_lightning.domains.ball.radius import StepConstants
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
-from agt_lightning.domains.losses import HeadLoss, Reach
+from agt_lightning.domains.losses import HeadLoss, OutputBounds
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -30,7 +30,7 @@ class BallAnalysis(ABC):
         features: what the adversary can do to their features; None if nothing, or if `feature_effect` is not asked.
 
     Reference:
-        docs/theory.md, section "The ball domain".
+        docs/theory.md, section 10: eq. (10.5) for A and E, which has the monotone part M (J there).
     """
 
     def __init__(self, ball: LayerBall, samples: Samples, features: Perturbation | None = None) -> None:
@@ -40,7 +40,7 @@ class BallAnalysis(ABC):
 
     @property
     @abstractmethod
-    def outputs(self) -> Reach:
+    def outputs(self) -> OutputBounds:
         """Bounds on f̃ of the samples as they are."""
 
     @property
@@ -110,7 +110,7 @@ class BallAnalysis(ABC):
             gradient: of the same samples.
 
         Reference:
-            docs/theory.md, section "The ball domain", "Poison" and "Energy".
+            docs/theory.md, eq. (10.15), (10.18), (10.19) and (10.21).
         """
         labels = poison.labels
         if poison.features is None:

@@ -70,7 +70,7 @@ class BallDomain(Domain[BallStep]):
         ball: the ball around the parameters that training has reached.
 
     Reference:
-        docs/theory.md, section "The ball domain".
+        docs/theory.md, section 10.
     """
 
     name: ClassVar[str] = "ball"
@@ -197,7 +197,7 @@ def _rounding_error(
     The ball is centered at the former; its step is proved for the latter.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Rounding".
+        docs/theory.md, section 10.7, "Rounding".
     """
     distances = []
     for name in head.parameters:

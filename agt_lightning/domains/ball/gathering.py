@@ -29,7 +29,7 @@ from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
 from agt_lightning.domains.base import Step
 from agt_lightning.domains.head import HeadObjective
-from agt_lightning.domains.losses import LabelReach, Target
+from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -148,7 +148,7 @@ def _joined_poison(batches: Sequence[Batch], step: Step, layers: int) -> Poison 
     if rows is None:
         rows = torch.arange(len(step.samples.weights), device=step.samples.weights.device)
     radius = float(_tensor(batches, "label_radius").max()) if "label_radius" in batches[0] else None
-    labels = LabelReach(_joined_target(batches, "clean"), _joined_target(batches, "poisoned"), radius)
+    labels = LabelPerturbation(_joined_target(batches, "clean"), _joined_target(batches, "poisoned"), radius)
     bounds = _layer_bounds(batches, "poisoned_bounds", layers)
     return Poison(rows, step.adversary.n, labels, _joined_perturbation(batches), bounds)
 

@@ -14,7 +14,7 @@ from agt_lightning.domains.ball.norms import gram_norm, with_one
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import JacobianEffect
-from agt_lightning.domains.losses import Reach
+from agt_lightning.domains.losses import OutputBounds
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -36,11 +36,11 @@ class LinearAnalysis(BallAnalysis):
 
     @cached_property
     @override
-    def outputs(self) -> Reach:
+    def outputs(self) -> OutputBounds:
         inputs = self.samples.inputs
         roundoff = accumulated_roundoff(inputs.shape[1] + 2, inputs.dtype) * self.output_magnitude
         change = self.ball.radius * self.jacobian_norm + 2 * roundoff
-        return Reach.around(self.samples.outputs, change, self.samples.output_bounds)
+        return OutputBounds.around(self.samples.outputs, change, self.samples.output_bounds)
 
     @cached_property
     @override

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from agt_lightning.domains.losses import HeadLoss, LabelReach, Reach, Target
+from agt_lightning.domains.losses import HeadLoss, LabelPerturbation, OutputBounds, Target
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class OutputGradient:
     """
 
     loss: HeadLoss
-    outputs: Reach
+    outputs: OutputBounds
     target: Target
 
     @cached_property
@@ -45,11 +45,11 @@ class OutputGradient:
         """λ, upper bound on ``‖∂²ℓ/∂f²‖`` over the ball, (b,)."""
         return self.loss.curvature(self.outputs, self.target)[1]
 
-    def label_change(self, labels: LabelReach) -> Tensor:
+    def label_change(self, labels: LabelPerturbation) -> Tensor:
         """Upper bound on the change of g when labels are poisoned, (b,)."""
         return self.loss.label_change(labels, self.outputs.center.shape[1])
 
-    def energy(self, labels: LabelReach, feature_change: Tensor) -> Tensor:
+    def energy(self, labels: LabelPerturbation, feature_change: Tensor) -> Tensor:
         """Upper bound on ``qᵀ H̄⁻¹ q`` for every poisoned change q of g, (b,).
 
         Args:
@@ -58,7 +58,7 @@ class OutputGradient:
         """
         return self.loss.energy(feature_change, self.outputs, labels)
 
-    def poisoned(self, labels: LabelReach, output_change: Tensor) -> PoisonedOutputGradient:
+    def poisoned(self, labels: LabelPerturbation, output_change: Tensor) -> PoisonedOutputGradient:
         """Bound the gradient when features and labels are poisoned.
 
         With B the loss's largest gradient: ``E = min(‖g‖ + ‖Δg‖, B)``, the features add at most ``λ' ‖Δf‖`` with the
@@ -70,7 +70,7 @@ class OutputGradient:
             output_change: ``‖Δf‖``, how far poisoned features move the outputs anywhere in the ball, (b,).
 
         Reference:
-            docs/theory.md, section "The ball domain", "Poison".
+            docs/theory.md, eq. (10.18).
         """
         largest = self.loss.largest_gradient(labels, self.outputs.center.shape[1])
         before = (self.norm + self.change).clamp(max=largest)

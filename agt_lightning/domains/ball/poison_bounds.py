@@ -55,7 +55,7 @@ class PoisonBounds:
         rest: on ‖p'‖.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Poison" and "Energy".
+        docs/theory.md, eq. (10.15), (10.19) and (10.21).
     """
 
     whole: Tensor

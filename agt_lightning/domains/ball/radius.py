@@ -1,4 +1,4 @@
-"""One step of the radius: from suprema over the ball to the next ball (docs/theory.md, section "The ball domain")."""
+"""One step of the radius: from suprema over the ball to the next ball."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class StepConstants:
     """Suprema over the current ball, all in units of the gradient of the mean loss.
 
     With δ the difference of poisoned and nominal parameters, the step is ``δ⁺ = (1-αμ)δ - α(Aδ + E + p)`` where A is
-    symmetric and positive semidefinite, E is what the network's own curvature and its kinks add, and p is the poison.
+    symmetric and positive semidefinite, E is what the network's own curvature and its kinks add, and p is the poison
+    (docs/theory.md, eq. (10.1) and (10.5), where the monotone part M of E is called J).
 
     Args:
         trace: upper bound on ‖A‖, cheap.
@@ -56,7 +57,7 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
         The radius after the step; infinite if a supremum is not finite.
 
     Reference:
-        docs/theory.md, section "The ball domain", "The part with curvature", "Energy", "Monotone kinks" and "R⁺".
+        docs/theory.md, eq. (10.28).
 
     Example:
         >>> still = StepConstants(trace=1.0, norm=lambda: 1.0, remainder=0.0, monotone=0.0, poison=0.5,
@@ -82,9 +83,9 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
     return (best + rate * constants.remainder) * _OUTWARD
 
 
-def _with_monotone(moved: float, push: float, constants: StepConstants, rate: float, kept: float) -> float:
-    """Bound ``‖u - αM‖`` for ``u = (1-αμ)δ - αv`` with ``‖u‖ <= moved``, ``‖v‖ <= push`` and ``⟨δ, M⟩ >= 0``."""
+def _with_monotone(size: float, push: float, constants: StepConstants, rate: float, kept: float) -> float:
+    """Bound ``‖u - αM‖``, ``u = (1-αμ)δ - αv``, if ``‖u‖ <= size``, ``‖v‖ <= push`` and ``⟨δ, M⟩ >= 0``."""
     monotone = rate * constants.monotone
     if kept < 0:
-        return moved + monotone
-    return min(moved + monotone, math.sqrt(moved * moved + 2 * rate * push * monotone + monotone * monotone))
+        return size + monotone
+    return min(size + monotone, math.sqrt(size * size + 2 * rate * push * monotone + monotone * monotone))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.perturbation import Perturbation
-from agt_lightning.domains.losses import LabelReach, Target
+from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.interval import Interval
 
 
@@ -58,7 +58,7 @@ class Poison:
 
     rows: Tensor
     n: int
-    labels: LabelReach
+    labels: LabelPerturbation
     features: Perturbation | None = None
     layer_bounds: tuple[Interval, ...] | None = None
 

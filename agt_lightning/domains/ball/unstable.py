@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agt_lightning.domains.ball.layers import Layer
+from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
 _HALVINGS = 6
@@ -72,10 +74,16 @@ class Pairs:
         """Values (h,) of the units, (m,)."""
         return values.index_select(0, self.unit)
 
-    def among(self, kept: Tensor) -> Pairs:
+    def among(self, kept: Tensor) -> Self:
         """Return those that are true in ``kept``, (m,)."""
         chosen = true_positions(kept)
-        return Pairs(self.sample.index_select(0, chosen), self.unit.index_select(0, chosen))
+        return replace(self, **{of.name: getattr(self, of.name).index_select(0, chosen) for of in fields(self)})
+
+    def with_open_sign(self, *bounds: Interval) -> Self:
+        """Return those whose preactivation may have either sign within the hull of bounds on it, (b, h) each."""
+        lower = torch.stack([self.of(interval.lower) for interval in bounds]).amin(dim=0)
+        upper = torch.stack([self.of(interval.upper) for interval in bounds]).amax(dim=0)
+        return self.among((lower <= 0) & (upper >= 0))
 
     def sums(self, values: Tensor, samples: int) -> Tensor:
         """Sum of ``values``, (m,), for each sample, (b,)."""
@@ -135,7 +143,7 @@ class UnstableUnits:
             radius: of the ball.
 
         Reference:
-            docs/theory.md, section "The ball domain", "Units that switch".
+            docs/theory.md, eq. (10.13).
         """
         total, slack = self.cumulated(effect)
         return self._shared((total + slack).square(), self.distance.square(), radius)

@@ -25,7 +25,7 @@ def layer_bounds(layers: Sequence[Layer], radius: float, inputs: Interval) -> tu
         One interval (b, o) per layer.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Predictions".
+        docs/theory.md, eq. (10.24) and (10.29).
     """
     results, values = [], _LayerInput.features(inputs, layers[0])
     for number, layer in enumerate(layers):
@@ -51,7 +51,7 @@ def margin_bounds(layers: Sequence[Layer], radius: float, inputs: Interval, targ
         Interval (b, K), zero for the target itself.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Predictions".
+        docs/theory.md, eq. (10.30).
     """
     values, last = _LayerInput.features(inputs, layers[0]), layers[-1]
     hidden = layer_bounds(layers[:-1], radius, inputs) if len(layers) > 1 else ()

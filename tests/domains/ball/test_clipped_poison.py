@@ -16,7 +16,7 @@ from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import next_radius
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
-from agt_lightning.domains.losses import HuberError, LabelReach
+from agt_lightning.domains.losses import HuberError, LabelPerturbation
 from agt_lightning.interval import Interval
 
 ROUNDING = 1e-9
@@ -66,7 +66,7 @@ def certified(parameters: tuple[Tensor, Tensor, Tensor], inputs: Tensor, step: T
     target = Interval.point(targets(parameters))
     ball = LayerBall((Layer(first, bias, trains_bias=True), Layer(second, None, trains_bias=False)), 0.0)
     samples = Samples(inputs, (inputs @ first.T + bias, outputs(parameters, inputs)))
-    poison = Poison(torch.arange(1), 1, LabelReach(target, target), Perturbation(step))
+    poison = Poison(torch.arange(1), 1, LabelPerturbation(target, target), Perturbation(step))
     data, weights = StepData(samples, target, poison), torch.ones(1).double()
     constants = OneHiddenAnalysis.step_constants(ball, data, weights, HuberError(1.0, 1.0))
     return next_radius(0.0, constants, rate=1.0, decay=0.0)

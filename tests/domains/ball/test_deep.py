@@ -21,7 +21,7 @@ from agt_lightning.domains.ball.poison_bounds import PoisonBounds
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
 from agt_lightning.domains.ball.value_bounds import layer_bounds, margin_bounds
-from agt_lightning.domains.losses import HeadLoss, LabelReach, Target
+from agt_lightning.domains.losses import HeadLoss, LabelPerturbation, Target
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from tests.domains.ball.attacks import slope
@@ -104,12 +104,12 @@ class Problem:
             return None
         clean, kind = self.target, self.form.labels
         if isinstance(clean, ClassLabels):
-            labels = LabelReach(clean, ClassLabels(clean.index, flippable=kind is not None))
+            labels = LabelPerturbation(clean, ClassLabels(clean.index, flippable=kind is not None))
         elif kind == "flip":
-            labels = LabelReach(clean, Interval(torch.zeros_like(clean.lower), torch.ones_like(clean.lower)))
+            labels = LabelPerturbation(clean, Interval(torch.zeros_like(clean.lower), torch.ones_like(clean.lower)))
         else:
             nu = self.nu if kind else 0.0
-            labels = LabelReach(clean, Interval(clean.lower - nu, clean.upper + nu))
+            labels = LabelPerturbation(clean, Interval(clean.lower - nu, clean.upper + nu))
         moves = None
         if self.form.p is not None:
             widths = torch.full_like(self.inputs, self.epsilon)

@@ -239,7 +239,9 @@ def decay_before_the_step(patch: pytest.MonkeyPatch) -> Problems:
 
 def no_change_of_gradients(patch: pytest.MonkeyPatch) -> Problems:
     """At a fit the gradients are zero, but not in the ball; rates so small that curvature contracts."""
-    patch.setattr(losses.SquaredError, "gradient_change", lambda self, reach, target: torch.zeros_like(reach.radius))
+    patch.setattr(
+        losses.SquaredError, "gradient_change", lambda self, outputs, target: torch.zeros_like(outputs.radius)
+    )
     return network(SQUARED, [0.0], [0.0], [1.0], [0.0], ball=3.0, rate=2.0)
 
 

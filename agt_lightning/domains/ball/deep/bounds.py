@@ -17,7 +17,7 @@ from agt_lightning.domains.ball.norms import with_one
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Samples
 from agt_lightning.domains.ball.unstable import Pairs, UnstableBetween
-from agt_lightning.domains.losses import Reach
+from agt_lightning.domains.losses import OutputBounds
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -72,9 +72,7 @@ def _unstable(
     """Units with ``|h| <= change``, up to rounding, whose sign no other domain fixes."""
     pairs = Pairs.where(size <= change + roundoff[:, None])
     if bounds:
-        lower = torch.stack([pairs.of(interval.lower) for interval in bounds]).amin(dim=0)
-        upper = torch.stack([pairs.of(interval.upper) for interval in bounds]).amax(dim=0)
-        pairs = pairs.among((lower <= 0) & (upper >= 0))
+        pairs = pairs.with_open_sign(*bounds)
     slack = accumulated_roundoff(size.shape[1] + 8, size.dtype)
     distance = (pairs.of(size) - roundoff[pairs.sample]).clamp(min=0)
     return UnstableBetween(pairs, distance, together.square() * (1 + slack))
@@ -105,7 +103,7 @@ class DeepBounds(BallAnalysis):
         backward_changes: upper bound on ``‖ΔB_l‖``, (b,) each.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Deeper heads".
+        docs/theory.md, eq. (10.24) and (10.25), where an input has the number of the layer before, z_{l-1}.
     """
 
     def __init__(self, ball: LayerBall, samples: Samples, features: Perturbation | None = None) -> None:
@@ -246,9 +244,9 @@ class DeepBounds(BallAnalysis):
 
     @cached_property
     @override
-    def outputs(self) -> Reach:
+    def outputs(self) -> OutputBounds:
         """``‖Δf‖ <= R c``, or R times the largest Jacobian, cut to the bounds of another domain."""
         lipschitz = self._lipschitz(self.norms[-1], self.input_norms[-1], self.units[-1].lipschitz)
         change = self.radius * torch.minimum(lipschitz, self.jacobian_norm)
         roundoff = self.slack * self.magnitudes[-1]
-        return Reach.around(self.samples.outputs, change + 2 * roundoff, self.samples.output_bounds)
+        return OutputBounds.around(self.samples.outputs, change + 2 * roundoff, self.samples.output_bounds)

@@ -34,7 +34,7 @@ def gradient_jumps(
         weights: w_i, weight of each sample in the loss, (b,).
 
     Reference:
-        docs/theory.md, section "The ball domain", "Deeper heads".
+        docs/theory.md, eq. (10.27).
     """
     against, monotone = 0.0, 0.0
     radius = bounds.radius

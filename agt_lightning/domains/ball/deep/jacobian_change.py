@@ -50,7 +50,7 @@ def backward_changes(bounds: DeepBounds, step: float, unstable: Sequence[Unstabl
 def jacobian_changes(
     changes: Sequence[Tensor], values: Sequence[Tensor], backward: Sequence[Tensor], value_changes: Sequence[Tensor]
 ) -> Tensor:
-    """``‖Δ(B_l ⊗ ẑ_l)‖ <= ‖ΔB_l‖ ‖ẑ_l''‖ + ‖B_l'‖ ‖Δz_l‖`` of each layer, (L, b).
+    """``‖Δ(B_l ⊗ ẑ_l)‖ <= ‖ΔB_l‖ ‖ẑ_l''‖ + ‖B_l'‖ ‖Δz_l‖`` of each layer, (L, b): eq. (10.26) of docs/theory.md.
 
     Args:
         changes: ``‖ΔB_l‖``, (b,) each.
@@ -69,7 +69,7 @@ def mean_jacobian_errors(bounds: DeepBounds) -> Tensor:
     between two points of the way has switched against the nominal parameters at one of them: twice the budget.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Deeper heads".
+        docs/theory.md, section 10.6.
     """
     half = bounds.radius / 2
     unstable = [units.unstable.times(2.0) for units in bounds.units]

@@ -26,7 +26,7 @@ def feature_effect(
         poisoned_bounds: bounds on each layer's results for poisoned features from another domain; None without one.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Poison" and "Deeper heads".
+        docs/theory.md, eq. (10.16) and (10.26).
     """
     norm = features.norm().expand_as(bounds.input_norms[0])
     rows = features.support(bounds.layers[0].weight)

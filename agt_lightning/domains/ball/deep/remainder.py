@@ -50,7 +50,7 @@ def remainder(
         weights: w_i, weight of each sample in the loss, (b,).
 
     Reference:
-        docs/theory.md, section "The ball domain", "Deeper heads".
+        docs/theory.md, eq. (10.23).
     """
     propagated = bounds.backward(gradient.nominal[:, None])
     at_results, at_activations = ([signal.squeeze(1) for signal in signals] for signals in propagated)

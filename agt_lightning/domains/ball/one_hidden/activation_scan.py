@@ -91,11 +91,6 @@ class UnstablePreactivations(Pairs):
 
     hidden: Tensor
 
-    def among(self, kept: Tensor) -> UnstablePreactivations:
-        """Return those that are true in ``kept``, (m,)."""
-        pairs, chosen = super().among(kept), true_positions(kept)
-        return UnstablePreactivations(pairs.sample, pairs.unit, self.hidden.index_select(0, chosen))
-
 
 @dataclass(frozen=True)
 class ActivationStats:

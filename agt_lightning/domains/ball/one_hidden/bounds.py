@@ -18,7 +18,7 @@ from agt_lightning.domains.ball.one_hidden.activation_scan import (
 )
 from agt_lightning.domains.ball.perturbation import Perturbation, PropagatedPerturbation
 from agt_lightning.domains.ball.step_data import Samples
-from agt_lightning.domains.losses import Reach
+from agt_lightning.domains.losses import OutputBounds
 from agt_lightning.rounding import accumulated_roundoff
 
 
@@ -43,7 +43,7 @@ class OneHiddenBounds(BallAnalysis):
         slack: relative rounding of a preactivation.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Chords" and "Units that switch".
+        docs/theory.md, eq. (10.6) for s, (10.7) for the outputs, (10.10) and (10.16) for unstable units.
     """
 
     def __init__(self, ball: LayerBall, samples: Samples, features: Perturbation | None = None) -> None:
@@ -104,10 +104,7 @@ class OneHiddenBounds(BallAnalysis):
         units = self.unstable_under_poison
         if self.propagated is not None:
             units = units.among(units.hidden.abs() <= units.by_sample(self._hidden_change(self.input_norm)))
-        if self.hidden_bounds is None:
-            return units
-        lower, upper = units.of(self.hidden_bounds.lower), units.of(self.hidden_bounds.upper)
-        return units.among((lower <= 0) & (upper >= 0))
+        return units if self.hidden_bounds is None else units.with_open_sign(self.hidden_bounds)
 
     def distance_to_zero(self, units: UnstablePreactivations) -> Tensor:
         """Lower bound on ``|h|``, (m,)."""
@@ -162,8 +159,8 @@ class OneHiddenBounds(BallAnalysis):
 
     @cached_property
     @override
-    def outputs(self) -> Reach:
+    def outputs(self) -> OutputBounds:
         """``‖Δf‖ <= R s + R²/2 ‖x̂‖``, cut to the bounds of another domain."""
         change = self.radius * self.lipschitz + self.radius * self.radius / 2 * self.input_norm
         roundoff = self.slack * self.output_magnitude
-        return Reach.around(self.samples.outputs, change + 2 * roundoff, self.samples.output_bounds)
+        return OutputBounds.around(self.samples.outputs, change + 2 * roundoff, self.samples.output_bounds)

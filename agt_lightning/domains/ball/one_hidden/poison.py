@@ -26,7 +26,7 @@ def mean_jacobian_error(bounds: OneHiddenBounds) -> Tensor:
         bounds: of these samples.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Energy".
+        docs/theory.md, eq. (10.21).
     """
     radius, unstable, norm = bounds.radius, bounds.unstable, bounds.input_norm
     budget = torch.full_like(norm, radius * radius)
@@ -108,7 +108,7 @@ def feature_effect(bounds: OneHiddenBounds, poisoned_bounds: Interval | None) ->
         poisoned_bounds: on h for poisoned features from another domain; None without one.
 
     Reference:
-        docs/theory.md, section "The ball domain", "Poison".
+        docs/theory.md, eq. (10.16) to (10.18).
     """
     assert bounds.propagated is not None
     radius, norm, propagated = bounds.radius, bounds.input_norm, bounds.propagated
@@ -137,9 +137,7 @@ def _unstable(bounds: OneHiddenBounds, poisoned_bounds: Interval | None) -> Unst
     unstable = bounds.unstable_under_poison
     if poisoned_bounds is None or bounds.hidden_bounds is None:
         return unstable
-    lower = torch.minimum(unstable.of(bounds.hidden_bounds.lower), unstable.of(poisoned_bounds.lower))
-    upper = torch.maximum(unstable.of(bounds.hidden_bounds.upper), unstable.of(poisoned_bounds.upper))
-    return unstable.among((lower <= 0) & (upper >= 0))
+    return unstable.with_open_sign(bounds.hidden_bounds, poisoned_bounds)
 
 
 def _first_layer_rows(bounds: OneHiddenBounds, unstable: UnstablePreactivations, change: Tensor) -> FirstLayerRows:

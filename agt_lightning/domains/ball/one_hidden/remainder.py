@@ -43,7 +43,7 @@ def remainder(bounds: OneHiddenBounds, gradient: OutputGradient, weights: Tensor
         weights: w_i, weight of each sample in the loss, (b,).
 
     Reference:
-        docs/theory.md, section "The ball domain", "Fixed units" and "Units that switch".
+        docs/theory.md, eq. (10.9) to (10.13).
     """
     radius, norm, change = bounds.radius, bounds.input_norm, gradient.change
     # Rounding of the sums is relative to the sum of magnitudes.
@@ -70,7 +70,7 @@ def _pull(pairs: Pairs, gradient: Tensor, second: Tensor) -> Tensor:
 
 
 def _coupling(bounds: OneHiddenBounds, gradient: Tensor, weights: Tensor, added: Tensor) -> Tensor:
-    """``‖C_j‖`` for every unit j, ``C_j = Σ_i w_i m_ij ḡ_i x̂_iᵀ``: how strongly its two layers pull at each other, (h,).
+    """``‖C_j‖`` of ``C_j = Σ_i w_i m_ij ḡ_i x̂_iᵀ`` for every unit j, (h,): how its two layers pull at each other.
 
     Samples cancel before the norm at the nominal parameters, ``‖C_j‖ <= ‖Σ_i w_i m_ij g_i x̂_iᵀ‖ + Σ_i m_ij added_i``.
 

@@ -21,7 +21,8 @@ from agt_lightning.domains.ball.radius import StepConstants, next_radius
 from agt_lightning.domains.ball.settings import plain_sgd_problems, settings_of
 from agt_lightning.domains.ball.view import HeadView, joined_poison, joined_samples, joined_targets
 from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
-from agt_lightning.domains.head import Head, HeadError, read_objective
+from agt_lightning.domains.head import Head, HeadError
+from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.passes import ValueBounds
@@ -85,7 +86,7 @@ class BallDomain(Domain[BallStep]):
         if setup.clipping is not None:
             problems.append("The ball domain does not cover clipping of the mean gradient. Leave it out.")
         try:
-            head = read_objective(setup.bounded).head
+            head = match_head_loss(setup.bounded).head
         except HeadError as error:
             return [*problems, f"The ball domain does not apply: {error}."]
         if self.ball.parameters not in ((), head.parameters):
@@ -105,7 +106,7 @@ class BallDomain(Domain[BallStep]):
 
     def around(self, bounded: BoundedObjective) -> HeadBall:
         """The ball around the trained layers of a captured loss."""
-        head = read_objective(bounded).head
+        head = match_head_loss(bounded).head
         layers = self.ball.layers(head, self.module, self.dtype)
         return HeadBall(head, layers, self.radius, bounded.dependent)
 
@@ -113,7 +114,7 @@ class BallDomain(Domain[BallStep]):
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BallStep:
         with step.processes.collective_errors():
             views = [
-                HeadView(part, read_objective(part.bounded), box)
+                HeadView(part, match_head_loss(part.bounded), box)
                 for part, box in zip(step.parts, value_bounds or [ValueBounds()] * len(step.parts), strict=True)
             ]
             self._require_one_head(views)

@@ -13,7 +13,7 @@ from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.domains.base import BoundedBatch, Step
-from agt_lightning.domains.head import HeadObjective
+from agt_lightning.domains.head_loss import HeadLossPattern
 from agt_lightning.domains.losses import LabelReach, Target
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -33,7 +33,7 @@ class HeadView:
     """
 
     part: BoundedBatch
-    objective: HeadObjective
+    objective: HeadLossPattern
     known: ValueBounds
 
     @property
@@ -119,7 +119,7 @@ def _joined_labels(views: Sequence[HeadView], adversary: Adversary) -> LabelReac
     return LabelReach(together.clean, together.poisoned, radius)
 
 
-def _label_radius(labels: LabelReach, objective: HeadObjective, adversary: Adversary) -> float | None:
+def _label_radius(labels: LabelReach, objective: HeadLossPattern, adversary: Adversary) -> float | None:
     """Where a change of labels is Euclidean shorter than the diagonal of its box."""
     if not isinstance(labels.poisoned, Interval) or not isinstance(adversary, BoundedAdversary):
         return None

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.capture import reached
-from agt_lightning.domains.head import HeadError, HeadLayer, read_objective
+from agt_lightning.domains.head import HeadError, HeadLayer
+from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.domains.losses import SquaredError
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation import propagate_forward
@@ -52,7 +53,7 @@ def read_labelled_head(bounded: BoundedObjective, module: nn.Module) -> Labelled
     Raises:
         HeadError: if the loss has another form; the message says what stands in the way, and the way out.
     """
-    found = read_objective(bounded)
+    found = match_head_loss(bounded)
     if not isinstance(found.loss, SquaredError):
         raise HeadError("only squared error is linear in the labels; train with `mse_loss`")
     if len(found.head.layers) != 1:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import BoundedAdversary
-from agt_lightning.capture import Graph, reached
-from agt_lightning.domains.head import Head, HeadError, read_head
+from agt_lightning.capture import Graph
+from agt_lightning.domains.head import Head, match_trained
 from agt_lightning.domains.influence.bounds import margin_bounds, prediction_bounds
 from agt_lightning.domains.influence.codes import ClassCodes
 from agt_lightning.domains.influence.flips import MEMORY, certified_flips
@@ -22,8 +22,6 @@ from agt_lightning.domains.influence.threat import flips_of_classes, reachable_l
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
-
-_aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,17 +132,13 @@ class RecordedHead:
             names: names of parameters in the module by value name.
             module: owner of the parameters.
         """
-        own = {self.weight, self.bias}
-        values = {value for value, name in names.items() if name in own and value in graph.shapes}
-        dependent = reached(graph, values)
-        last = [call.name for call in graph.calls if call.op is _aten.linear.default and values & set(call.inputs)]
-        try:
-            head = read_head(graph, last[-1] if last else graph.output, names, dependent)
-        except HeadError:
+        match = match_trained(graph, names, {self.weight} if self.bias is None else {self.weight, self.bias})
+        if match is None:
             return None
+        head, dependent = match
         if [layer.weight for layer in head.layers] != [self.weight] or head.layers[0].bias != self.bias:
             return None
-        return HeadInfluence(head, self, self.head_of(module), dependent - values)
+        return HeadInfluence(head, self, self.head_of(module), dependent)
 
     def _strayed(self, model: LabelInfluence, head: Tensor, queries: Tensor) -> Tensor:
         """Distance between the module's outputs and those of the replay, the largest over outputs, (Q,)."""

@@ -19,7 +19,6 @@ from agt_lightning.domains.influence.record import HeadRecorder
 from agt_lightning.domains.influence.recorded_head import HeadInfluence, RecordedHead
 from agt_lightning.domains.influence.replay import LabelInfluence
 from agt_lightning.domains.influence.ridge import RidgeInfluence
-from agt_lightning.domains.influence.update import SGDSettings
 
 __all__ = [
     "Budget",
@@ -37,7 +36,6 @@ __all__ = [
     "RecordedHead",
     "RidgeInfluence",
     "Round",
-    "SGDSettings",
     "certified_accuracy_curve",
     "certified_flips",
     "margin_bounds",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.influence.update import SGDUpdate
+from agt_lightning.domains.influence.sgd_map import SGDMap
 
 
 class Adjoint(NamedTuple):
@@ -50,7 +50,7 @@ class HeadStep:
 
     rows: Tensor
     slopes: Tensor
-    update: SGDUpdate
+    update: SGDMap
 
 
 def step_back(step: HeadStep, inputs: Tensor, after: Adjoint) -> tuple[Tensor, Adjoint]:
@@ -72,8 +72,9 @@ def step_back(step: HeadStep, inputs: Tensor, after: Adjoint) -> tuple[Tensor, A
         The coefficients a of the labels at this step, (Q, b), and the functionals of the state before it.
 
     Example:
-        >>> from agt_lightning.domains.influence.update import SGDSettings, SGDUpdate
-        >>> update = SGDUpdate.of_columns([SGDSettings(0.1).coefficients(started=False)], torch.device("cpu"))
+        >>> from agt_lightning.domains.influence.sgd_map import UpdateFactors
+        >>> from agt_lightning.domains.sgd import SGDSettings
+        >>> update = SGDMap.of_columns([UpdateFactors.of_settings(SGDSettings(0.1), started=False)], torch.device("cpu"))
         >>> step = HeadStep(torch.tensor([0]), torch.tensor([2.0]).double(), update)
         >>> one = torch.ones(1, 1, dtype=torch.float64)
         >>> coefficients, before = step_back(step, one, Adjoint.of_queries(one))

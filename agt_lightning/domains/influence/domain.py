@@ -14,11 +14,11 @@ from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.distributed import Entry
 from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import HeadError
-from agt_lightning.domains.influence.reading import LabelledHead, reach_problems, read_labelled_head
+from agt_lightning.domains.influence.reading import LabelledHead, layer_settings, reach_problems, read_labelled_head
 from agt_lightning.domains.influence.record import HeadRecorder
 from agt_lightning.domains.influence.recorded_head import RecordedHead
-from agt_lightning.domains.influence.settings import settings_of, sgd_problems
 from agt_lightning.domains.influence.threat import reachable_labels
+from agt_lightning.domains.sgd import sgd_problems
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -100,7 +100,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         started = self.recorder is not None
         if started and self._names != (head.layer.weight, head.layer.bias):
             problems.append("The influence domain does not apply: another layer is trained than before.")
-        return [*problems, *sgd_problems(setup.optimizer, setup.module, head.layer, started=started)]
+        return [*problems, *sgd_problems(self.name, setup, head.layer.parameters, started=started)]
 
     @override
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> InfluenceStep:
@@ -130,7 +130,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         layer = pending.head.layer
         self._begin(pending, optimizer_step)
         assert self.recorder is not None
-        weight, bias = settings_of(optimizer_step, layer)
+        weight, bias = layer_settings(optimizer_step, layer)
         try:
             self.recorder.append(
                 pending.features,

@@ -71,7 +71,8 @@ def certified_flips(
         docs/theory.md, "Exact influence of labels".
 
     Example:
-        >>> from agt_lightning.domains.influence import HeadRecorder, SGDSettings
+        >>> from agt_lightning.domains.influence import HeadRecorder
+        >>> from agt_lightning.domains.sgd import SGDSettings
         >>> recorder, x = HeadRecorder(torch.zeros(1, 1), bias=True), torch.zeros(5, 0)
         >>> y = torch.tensor([[1.0], [1.0], [1.0], [1.0], [-1.0]])
         >>> recorder.append(x, y, torch.full((5,), 0.2), SGDSettings(0.5), ids=torch.arange(5))

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.capture import reached
+from agt_lightning.domains.base import OptimizerStep
 from agt_lightning.domains.head import HeadError, HeadLayer
 from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.domains.losses import SquaredError
+from agt_lightning.domains.sgd import SGDSettings, sgd_settings
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.propagation.objective import BoundedObjective
@@ -78,6 +80,19 @@ def reach_problems(head: LabelledHead, adversary: Adversary) -> list[str]:
             "Compute the targets in the data set."
         ]
     return []
+
+
+def layer_settings(step: OptimizerStep, layer: HeadLayer) -> tuple[SGDSettings, SGDSettings]:
+    """Return the settings that moved weight and bias; a frozen bias has learning rate 0.
+
+    Raises:
+        DomainLostError: if the optimizer did not move them, or is none that the domain covers.
+    """
+    settings = sgd_settings(step, layer.parameters)
+    weight = settings[layer.weight]
+    if layer.bias is None:
+        return weight, weight
+    return weight, settings.get(layer.bias, SGDSettings(rate=0.0))
 
 
 def _only_label(bounded: BoundedObjective, head_input: str, target: str) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 from agt_lightning.domains.influence.adjoint import HeadStep
 from agt_lightning.domains.influence.replay import LabelInfluence
 from agt_lightning.domains.influence.samples import SampleTable
-from agt_lightning.domains.influence.update import Numbers, SGDSettings, SGDUpdate
+from agt_lightning.domains.influence.sgd_map import SGDMap, UpdateFactors
+from agt_lightning.domains.sgd import SGDSettings
 
 
 class HeadRecorder:
@@ -46,7 +47,7 @@ class HeadRecorder:
         self._bias = bias
         self._table = SampleTable()
         self._steps: list[HeadStep] = []
-        self._numbers: list[tuple[Numbers, Numbers]] = []
+        self._numbers: list[tuple[UpdateFactors, UpdateFactors]] = []
         self._started = {"weight": False, "bias": False}
 
     def append(
@@ -133,21 +134,21 @@ class HeadRecorder:
         recorder = cls(state["initial"], bias=bool(state["bias"]))
         recorder._table = SampleTable.restored(state["table"])
         for rows, slopes, (weight, bias) in zip(state["rows"], state["slopes"], state["numbers"].tolist(), strict=True):
-            recorder._enter(rows, slopes, (tuple(weight), tuple(bias)))
+            recorder._enter(rows, slopes, (UpdateFactors(*weight), UpdateFactors(*bias)))
         recorder._started = {name: bool(flag) for name, flag in state["started"].items()}
         return recorder
 
-    def _enter(self, rows: Tensor, slopes: Tensor, numbers: tuple[Numbers, Numbers]) -> None:
+    def _enter(self, rows: Tensor, slopes: Tensor, numbers: tuple[UpdateFactors, UpdateFactors]) -> None:
         weight, bias = numbers
         features = self._initial.shape[1] - int(self._bias)
-        update = SGDUpdate.of_head(weight, features, bias if self._bias else None, self._initial.device)
+        update = SGDMap.of_head(weight, features, bias if self._bias else None, self._initial.device)
         self._steps.append(HeadStep(rows, slopes, update))
         self._numbers.append(numbers)
 
-    def _coefficients(self, weight: SGDSettings, bias: SGDSettings) -> tuple[Numbers, Numbers]:
+    def _coefficients(self, weight: SGDSettings, bias: SGDSettings) -> tuple[UpdateFactors, UpdateFactors]:
         numbers = (
-            weight.coefficients(started=self._started["weight"]),
-            bias.coefficients(started=self._started["bias"]),
+            UpdateFactors.of_settings(weight, started=self._started["weight"]),
+            UpdateFactors.of_settings(bias, started=self._started["bias"]),
         )
         self._started["weight"] |= weight.momentum != 0
         self._started["bias"] |= bias.momentum != 0

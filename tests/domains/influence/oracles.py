@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.influence import HeadRecorder, LabelInfluence, SGDSettings
+from agt_lightning.domains.influence import HeadRecorder, LabelInfluence
+from agt_lightning.domains.sgd import SGDSettings
 
 F64 = torch.float64
 

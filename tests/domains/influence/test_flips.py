@@ -7,12 +7,12 @@ from agt_lightning.domains.influence import (
     ClassCodes,
     HeadRecorder,
     LabelFlips,
-    SGDSettings,
     certified_flips,
     flips,
     strongest_flips,
 )
 from agt_lightning.domains.influence.label_sets import LabelRange
+from agt_lightning.domains.sgd import SGDSettings
 from agt_lightning.errors import UncertifiableError
 from tests.domains.influence.oracles import (
     F64,

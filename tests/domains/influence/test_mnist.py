@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from agt_lightning.domains.influence import HeadRecorder, LabelFlips, RidgeInfluence, SGDSettings, certified_flips
+from agt_lightning.domains.influence import HeadRecorder, LabelFlips, RidgeInfluence, certified_flips
+from agt_lightning.domains.sgd import SGDSettings
 
 pytestmark = pytest.mark.slow
 EVERY = 10

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from agt_lightning.domains.influence import HeadRecorder, SGDSettings
+from agt_lightning.domains.influence import HeadRecorder
 from agt_lightning.domains.influence.samples import SampleTable
+from agt_lightning.domains.sgd import SGDSettings
 from agt_lightning.errors import UncertifiableError
 
 FEATURES = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])

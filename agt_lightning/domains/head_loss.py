@@ -98,7 +98,7 @@ def _loss(call: Call, scale: float) -> HeadLoss:
 
 
 def _require_same_elements(call: Call, prediction: tuple[int, ...], target: tuple[int, ...], outputs: int) -> None:
-    """The loss must read each output of the head once, with a target of its own."""
+    """Raise `HeadError` unless the loss reads each output of the head once, with a target of its own."""
     if call.op is _aten.cross_entropy_loss.default:
         if len(prediction) != 2 or len(target) != 1:
             raise HeadError(f"cross_entropy at {call.source} needs logits (batch, classes) and class labels (batch,)")

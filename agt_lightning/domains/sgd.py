@@ -136,7 +136,7 @@ def _another_kind(domain: str, optimizer: torch.optim.Optimizer | None) -> str:
 
 
 def _setting_problems(domain: str, optimizer: torch.optim.SGD, *uncovered: str) -> list[str]:
-    """Settings that must be zero or false."""
+    """Return the problems of settings that must be zero or false."""
     plain = {"momentum": 0, "maximize": False}
     return [
         f"The {domain} domain does not cover `{key}`. Set `{key}={plain[key]}`."
@@ -146,7 +146,7 @@ def _setting_problems(domain: str, optimizer: torch.optim.SGD, *uncovered: str) 
 
 
 def _missing_problems(domain: str, setup: TrainingSetup, trained: Sequence[str]) -> list[str]:
-    """Trained parameters that the optimizer does not move."""
+    """Return the problem of trained parameters that the optimizer does not move."""
     assert setup.optimizer is not None
     moved = {id(parameter) for group in setup.optimizer.param_groups for parameter in group["params"]}
     missing = [name for name in trained if id(setup.module.get_parameter(name)) not in moved]

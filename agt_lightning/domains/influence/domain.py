@@ -33,7 +33,7 @@ from agt_lightning.rules.base import as_interval
 
 @dataclass(frozen=True, eq=False)
 class InfluenceStep:
-    """The samples of one step, as the record takes them.
+    """One step of the training, ready to be recorded.
 
     Args:
         head: the layer and the source of its targets.

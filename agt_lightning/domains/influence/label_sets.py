@@ -17,7 +17,7 @@ from agt_lightning.errors import UncertifiableError
 
 
 class LabelRange(NamedTuple):
-    """How far ``w·y`` can be changed for each sample by its label.
+    """The largest changes of ``w·y`` that each sample's label allows.
 
     Args:
         fall: largest decrease, >= 0, (N,).
@@ -54,7 +54,7 @@ class LabelSet(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LabelFlips:
-    """Labels of which each can become the codeword of another class.
+    """A set in which each label can become the codeword of another class.
 
     Args:
         encoding: codewords of the classes.
@@ -114,7 +114,7 @@ class LabelFlips:
 
 @dataclass(frozen=True, eq=False)
 class LabelBall:
-    """Labels of which each can move by at most ``nu`` in ℓq over the outputs.
+    """A set in which each label can move by at most ``nu`` in ℓq over the outputs.
 
     Args:
         targets: the labels, (N, K).
@@ -208,7 +208,7 @@ def _allowed_flips(adversary: BoundedAdversary, targets: Tensor, encoding: Targe
 
 
 def _members(classes: Sequence[int] | None, count: int) -> Tensor:
-    """Return which of ``count`` classes are given, boolean (count,); None stands for all."""
+    """Return which of ``count`` classes are given, boolean (count,); None for all."""
     if classes is None:
         return torch.ones(count, dtype=torch.bool)
     if any(not 0 <= index < count for index in classes):

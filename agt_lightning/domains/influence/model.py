@@ -39,7 +39,7 @@ class Predictions(NamedTuple):
 
 
 class BudgetGroup(NamedTuple):
-    """Positions of which the adversary chooses at most n, independently of all other groups.
+    """A group of positions, of which the adversary chooses at most n, independently of all other groups.
 
     Args:
         samples: the sample at each position, int64 (m,); poisonable ones only.

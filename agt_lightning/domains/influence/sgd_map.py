@@ -13,7 +13,7 @@ from agt_lightning.domains.sgd import SGDSettings
 
 
 class UpdateFactors(NamedTuple):
-    """Factors of one parameter's update, as in `SGDMap`."""
+    """The factors of one parameter's update; `SGDMap` defines them."""
 
     step: float
     carry: float
@@ -43,7 +43,7 @@ class UpdateFactors(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SGDMap:
-    r"""``θ ← θ - step ∘ d - carry ∘ m``, ``m ← keep ∘ m + share ∘ d`` with ``d = gradient + decay ∘ θ``.
+    r"""An update ``θ ← θ - step ∘ d - carry ∘ m``, ``m ← keep ∘ m + share ∘ d`` with ``d = gradient + decay ∘ θ``.
 
     Each field has one entry per input of the head, (D,): weight and bias can be in different parameter groups.
     """

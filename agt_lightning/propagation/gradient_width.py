@@ -7,7 +7,7 @@ differentiates. Where they are tight, a poisoned sample can push a later trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import BoundedAdversary
 from agt_lightning.adversaries.base import check_size
 from agt_lightning.aggregation import SampleSet, bounded_descent
-from agt_lightning.capture import flatten
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.objective import BoundedObjective, Loss
+from agt_lightning.propagation.objective import BoundedObjective, Loss, ProgramCache, signature
 from agt_lightning.rules import RULES, RuleTable, Value
 
 _MEMORY_BUDGET = 32 * 2**20
@@ -79,7 +78,7 @@ class GradientWidth:
         self.spread = spread
         self.dtype = dtype
         self.rules = rules
-        self._objectives: dict[Hashable, BoundedObjective] = {}
+        self._objective = ProgramCache(self._recorded, partial(signature, module))
 
     def __call__(self, batch: object) -> Tensor:
         """The width for one batch, a scalar.
@@ -110,16 +109,11 @@ class GradientWidth:
             for name, gradient in gradients.items()
         }
 
-    def _objective(self, batch: object) -> BoundedObjective:
-        """The captured loss for batches of this structure, recorded once."""
-        leaves, _ = flatten(batch)
-        key = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves)
-        if key not in self._objectives:
-            bounded = BoundedObjective.capture(self.module, self.loss, batch, self.rules)
-            if bounded.problems:
-                raise UncertifiableError(list(bounded.problems))
-            self._objectives[key] = bounded
-        return self._objectives[key]
+    def _recorded(self, batch: object) -> BoundedObjective:
+        bounded = BoundedObjective.of(self.module, self.loss, batch, self.rules)
+        if bounded.problems:
+            raise UncertifiableError(list(bounded.problems))
+        return bounded
 
 
 def _spread(parameter: Tensor, spread: float) -> Interval:

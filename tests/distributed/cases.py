@@ -100,7 +100,7 @@ def train(case: Case, processes=None) -> dict[str, Any]:
     return {
         "lower": {name: interval.lower for name, interval in box.items()},
         "upper": {name: interval.upper for name, interval in box.items()},
-        "radius": None if engine.ball is None else engine.ball.radius,
+        "radius": engine.domains.metrics().get("radius"),
         "parameters": {name: p.detach() for name, p in module.named_parameters()},
         "sent": getattr(processes, "sent", 0),
         "state": engine.state(),

@@ -86,7 +86,7 @@ def run(
     certified = CertifiedTraining(adversary, **certification or {})
     made = trainer(certified, *callbacks, max_epochs=epochs, enable_checkpointing=any(callbacks) or None)
     made.fit(module, Batches(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
-    radius = None if certified.engine.ball is None else certified.engine.ball.radius
+    radius = certified.engine.domains.metrics().get("radius")
     return {**bounds_of(certified), "radius": radius}
 
 

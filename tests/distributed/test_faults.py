@@ -4,7 +4,6 @@ import pytest
 import torch.distributed as dist
 
 import agt_lightning.domains.box as box
-import agt_lightning.engine.engine as engine
 import agt_lightning.engine.nominal_step as nominal
 from agt_lightning.distributed import TorchProcessGroup
 from tests.distributed.cases import Case, train
@@ -49,8 +48,8 @@ def _own_samples_only():
 
 
 def _weights_without_the_number_of_processes():
-    original = engine.sample_weights
-    return _train_with(engine, "sample_weights", lambda *args: original(*args) * dist.get_world_size())
+    original = nominal.sample_weights
+    return _train_with(nominal, "sample_weights", lambda *args: original(*args) * dist.get_world_size())
 
 
 def test_weights_hold_the_number_of_processes(pool):
@@ -93,7 +92,7 @@ def test_without_that_rule_they_are_not(pool):
 
 def _mirrored_and_unnoticed():
     original = nominal.require_distinct
-    nominal.require_distinct = lambda marks: None
+    nominal.require_distinct = lambda keys: None
     try:
         return train(MIRRORED)
     finally:

@@ -119,7 +119,7 @@ def test_one_more_flip_changes_the_prediction_and_as_many_do_not(make, certify, 
     certified = certify(module, shuffled(x, y, ids))
     flips = certified.certified_model().certified_flips(queries())
     assert 0 < int(flips.max()) < SAMPLES
-    influence = certified.engine.recorded_head.influence
+    influence = certified.engine.parameter_sets["influence"].influence
     changes = LabelFlips.of_targets(influence.targets)
     nominal, generator = trained_with(y, fit, make), torch.Generator().manual_seed(0)
     for query, n in list(zip(queries(), flips.tolist(), strict=True))[::3]:
@@ -214,7 +214,7 @@ def test_augmentation_is_noticed_and_ids_settle_it(certify, fit):
         blind.certified_flips(queries())
     assert bool((blind.bound_forward(queries()).width > 0).all())
     named = certify(Augmented(), certified={"sample_ids": lambda batch: batch[2]})
-    influence = named.engine.recorded_head.influence
+    influence = named.engine.parameter_sets["influence"].influence
     assert len(influence.targets) == SAMPLES
     flips = named.certified_model().certified_flips(queries())
     x, y, ids = data()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.domains.ball.deep import DeepHead, deep_constants
 from agt_lightning.domains.ball.gathered import gathered
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
@@ -19,13 +19,14 @@ from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
 from agt_lightning.domains.ball.view import HeadView, joined_poison, joined_samples, joined_targets
-from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import Head, HeadError
 from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.domains.sgd import plain_sgd_problems, plain_sgd_settings
 from agt_lightning.interval import Interval
+from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import as_interval
 
@@ -72,6 +73,11 @@ class BallDomain(Domain[BallStep]):
         self.module = module
         self.dtype = dtype
         self.ball = ParameterBall(0.0, {})
+
+    @classmethod
+    @override
+    def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
+        return cls(module, config.dtype)
 
     @property
     def radius(self) -> float:
@@ -152,6 +158,14 @@ class BallDomain(Domain[BallStep]):
     @override
     def box(self) -> dict[str, Interval]:
         return self.ball.box(self.module, self.dtype)
+
+    @override
+    def parameter_set(self) -> ParameterBall:
+        return self.ball
+
+    @override
+    def metrics(self) -> dict[str, float]:
+        return {"radius": self.radius}
 
     @override
     def record(self) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,8 @@ class ParameterBall:
 
     radius: float
     centers: Mapping[str, Tensor]
+
+    costly: ClassVar[bool] = False
 
     @property
     def parameters(self) -> tuple[str, ...]:

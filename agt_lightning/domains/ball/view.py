@@ -12,13 +12,13 @@ from torch import Tensor
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.samples import Poison, Samples
-from agt_lightning.domains.base import BoundedBatch, Step
+from agt_lightning.domains.base import Step
 from agt_lightning.domains.head_loss import HeadLossPattern
 from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.objective import select
-from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rules.base import Value, as_interval
 
 

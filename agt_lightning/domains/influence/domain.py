@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.distributed import Entry
-from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import HeadError
 from agt_lightning.domains.influence.applicability import (
     LabelledHead,
@@ -27,7 +27,8 @@ from agt_lightning.domains.sgd import sgd_problems
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rules.base import as_interval
 
 
@@ -78,6 +79,8 @@ class InfluenceDomain(Domain[InfluenceStep]):
 
     name: ClassVar[str] = "influence"
     uses_poisoned_prefix: ClassVar[bool] = False
+    reads_value_bounds: ClassVar[bool] = False
+    counts_flips: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module, adversary: Adversary) -> None:
         self.module = module
@@ -87,6 +90,11 @@ class InfluenceDomain(Domain[InfluenceStep]):
         self._codewords: Tensor | None = None
         self._recorded_head: RecordedHead | None = None
         self._bounds: dict[str, Interval] | None = None
+
+    @classmethod
+    @override
+    def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
+        return cls(module, adversary)
 
     @override
     def problems(self, setup: TrainingSetup) -> list[str]:
@@ -156,6 +164,10 @@ class InfluenceDomain(Domain[InfluenceStep]):
         if self._bounds is None:
             self._bounds = self._compute_box()
         return self._bounds
+
+    @override
+    def parameter_set(self) -> RecordedHead | None:
+        return self.recorded_head
 
     @property
     def recorded_head(self) -> RecordedHead | None:

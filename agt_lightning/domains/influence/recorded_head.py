@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,8 @@ class RecordedHead:
     bias: str | None
     codewords: Tensor | None
     dtype: torch.dtype
+
+    costly: ClassVar[bool] = True
 
     @cached_property
     def labels(self) -> LabelSet:
@@ -131,13 +134,14 @@ class RecordedHead:
         columns = [module.get_parameter(name).detach().double().cpu() for name in names]
         return torch.cat([column if column.ndim == 2 else column[:, None] for column in columns], dim=1)
 
-    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module) -> HeadInfluence | None:
+    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadInfluence | None:
         """Return the record for the layer of a graph; None if the graph does not end in that layer.
 
         Args:
             graph: a captured graph of the module.
             names: names of parameters in the module by value name.
             module: owner of the parameters.
+            dtype: has no effect; the replay computes in float64.
         """
         match = match_trained(graph, names, {self.weight} if self.bias is None else {self.weight, self.bias})
         if match is None:

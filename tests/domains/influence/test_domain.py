@@ -84,7 +84,7 @@ def trained(loss, steps, adversary, module=None, domains=("influence",), **optio
 
 
 def model_of(engine):
-    return CertifiedModel(engine.module, engine.bounds, ball=engine.ball, influence=engine.recorded_head)
+    return CertifiedModel(engine.module, engine.bounds, sets=engine.parameter_sets)
 
 
 def retrained(loss, steps, module=None, **options):
@@ -140,7 +140,7 @@ def test_no_training_with_flipped_labels_leaves_its_bounds(options, bias):
 
 def worst_labels(engine, steps, query, direction):
     """Labels that lower ``direction · f(query)`` most: n of each batch, by the coefficients of each step."""
-    record = engine.recorded_head
+    record = engine.parameter_sets["influence"]
     features = torch.tanh(engine.module.frozen(query[None])).detach()
     flips = record.labels
     attacked = []
@@ -197,7 +197,7 @@ def test_no_training_with_moved_labels_leaves_its_bounds(q, loss):
 def test_bounds_alone_are_the_smallest_box():
     steps = batches(*data())
     engine = trained(one_hot_loss, steps, FLIPS)
-    recorded = engine.recorded_head
+    recorded = engine.parameter_sets["influence"]
     axes, bounds = torch.eye(5, dtype=F64), engine.box
     for column in range(5):
         lower = 0.0
@@ -215,7 +215,7 @@ def test_it_is_tighter_than_box_and_ball_and_decides():
     steps, x = batches(*data()), queries()
     engine = trained(one_hot_loss, steps, FLIPS, domains="auto")
     assert list(engine.domains.in_use) == ["box", "ball", "influence"]
-    both = CertifiedModel(engine.module, engine.bounds, ball=engine.ball)
+    both = CertifiedModel(engine.module, engine.bounds, sets={"ball": engine.parameter_sets["ball"]})
     model = model_of(engine)
     assert bool((model.bound_forward(x).width < both.bound_forward(x).width).all())
     assert model.deciding_domains(x) == {"box": 0.0, "ball": 0.0, "influence": 1.0}
@@ -223,7 +223,7 @@ def test_it_is_tighter_than_box_and_ball_and_decides():
 
 def test_a_trigger_on_the_inputs_leaves_it_out():
     engine = trained(one_hot_loss, batches(*data()), FLIPS, domains="auto")
-    without = CertifiedModel(engine.module, engine.bounds, ball=engine.ball)
+    without = CertifiedModel(engine.module, engine.bounds, sets={"ball": engine.parameter_sets["ball"]})
     x = queries()
     assert torch.equal(model_of(engine).bound_forward(x, 0.1).lower, without.bound_forward(x, 0.1).lower)
     assert "influence" not in model_of(engine).deciding_domains(x, 0.1)
@@ -304,7 +304,7 @@ def test_wrong_slopes_are_caught(monkeypatch, dtype, factor):
         with pytest.raises(UnsoundBoundError, match="a step was recorded wrongly"):
             certificate(queries(dtype))
     with pytest.raises(UnsoundBoundError, match="a step was recorded wrongly"):
-        engine.recorded_head.parameters(engine.recorded_head.head_of(engine.module))
+        engine.parameter_sets["influence"].parameters(engine.parameter_sets["influence"].head_of(engine.module))
 
 
 @pytest.mark.parametrize("fault", ["features", "targets", "rate"])
@@ -333,7 +333,9 @@ def test_parameters_that_moved_after_training_are_caught():
     with torch.no_grad():
         engine.module.head.bias += 1e-6
     with pytest.raises(UnsoundBoundError, match="Something besides the recorded steps"):
-        CertifiedModel(engine.module, engine.bounds, influence=engine.recorded_head).certified_flips(queries())
+        CertifiedModel(
+            engine.module, engine.bounds, sets={"influence": engine.parameter_sets["influence"]}
+        ).certified_flips(queries())
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
@@ -367,7 +369,7 @@ def test_a_checkpoint_before_the_first_step():
     engine = AbstractGradientEngine(Probe(), one_hot_loss, FLIPS, domains=("influence",))
     other = AbstractGradientEngine(Probe(), one_hot_loss, FLIPS, domains=("influence",))
     other.restore(engine.state())
-    assert other.recorded_head is None
+    assert "influence" not in other.parameter_sets
     assert other.bounds.contains(other.module)
 
 

@@ -459,14 +459,17 @@ def test_auto_tells_why_it_is_left_out():
     assert list(engine.domains.in_use) == ["box", "ball"]
 
 
-def test_two_targets_under_one_id_end_the_domain():
-    x, y = data()
-    module = Probe()
-    engine = AbstractGradientEngine(
-        module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=lambda batch: torch.zeros(len(batch[1]))
-    )
+def test_ids_are_integers_one_per_sample():
     with pytest.raises(ValueError, match=r"Expected `sample_ids` to give integers of shape \(12,\), but got torch"):
-        engine.step([(x, y)], sgd(module))
-    engine.sample_ids = lambda batch: torch.zeros(len(batch[1]), dtype=torch.int64)
+        step_with_ids(lambda batch: torch.zeros(len(batch[1])))
+
+
+def test_two_targets_under_one_id_end_the_domain():
     with pytest.raises(UncertifiableError, match="Give each sample an id of its own"):
-        engine.step([(x, y)], sgd(module))
+        step_with_ids(lambda batch: torch.zeros(len(batch[1]), dtype=torch.int64))
+
+
+def step_with_ids(ids):
+    module = Probe()
+    engine = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=ids)
+    engine.step([data()], sgd(module))

@@ -5,7 +5,7 @@ bounded over the outputs in an `OutputBounds` and not over all outputs: a global
 loss, would make few large steps look unstable.
 
 Reference:
-    docs/theory.md, section "The ball domain".
+    docs/theory.md, section 10.
 """
 
 from __future__ import annotations
@@ -304,6 +304,9 @@ class SoftmaxLoss(HeadLoss):
         """Return the largest ``qᵀ H⁺ q = 1/p_y + 1/p_ỹ`` for ``q = e_y - e_ỹ``.
 
         It is convex in H, so the largest over the outputs bounds that of averages. It is infinite if features change.
+
+        Reference:
+            docs/theory.md, eq. (10.22).
         """
         assert isinstance(labels.poisoned, ClassLabels)
         infinite = torch.full_like(feature_change, math.inf)

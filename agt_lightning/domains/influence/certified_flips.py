@@ -49,7 +49,7 @@ def certified_flips(
         UncertifiableError: if rows cannot be attributed to samples, with the budget for the data set.
 
     Reference:
-        docs/theory.md, section "Exact influence of labels".
+        docs/theory.md, eq. (11.4) and (11.5).
 
     Example:
         >>> from agt_lightning.domains.influence.recorder import HeadRecorder

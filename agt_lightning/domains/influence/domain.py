@@ -74,7 +74,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         recorder: the steps so far; None before the first one.
 
     Reference:
-        docs/theory.md, section "Exact influence of labels".
+        docs/theory.md, section 11.
     """
 
     name: ClassVar[str] = "influence"

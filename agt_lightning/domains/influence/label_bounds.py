@@ -43,7 +43,7 @@ def prediction_bounds(
         UncertifiableError: if rows cannot be attributed to samples, with the budget for the data set.
 
     Reference:
-        docs/theory.md, section "Exact influence of labels".
+        docs/theory.md, section 11.
 
     Example:
         >>> from agt_lightning.domains.influence.label_sets import LabelBall
@@ -90,7 +90,7 @@ def margin_bounds(
         UncertifiableError: if rows cannot be attributed to samples, with the budget for the data set.
 
     Reference:
-        docs/theory.md, section "Exact influence of labels".
+        docs/theory.md, section 11.
 
     Example:
         >>> from agt_lightning.domains.influence.label_sets import LabelFlips

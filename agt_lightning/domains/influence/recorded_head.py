@@ -47,7 +47,7 @@ class RecordedHead:
         dtype: type of the module's parameters.
 
     Reference:
-        docs/theory.md, section "Exact influence of labels".
+        docs/theory.md, section 11.
     """
 
     influence: LabelInfluence

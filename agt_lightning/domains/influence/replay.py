@@ -19,7 +19,7 @@ Starting with ``v = x̂*, u = 0``, whose functional is the output ``f(x*) = W_T 
 last to the first gives ``f(x*) = W_0 v + Σ_t Σ_i a_{t,i} y_{t,i}``; M is zero before the first step.
 
 Reference:
-    docs/theory.md, section "Exact influence of labels".
+    docs/theory.md, eq. (11.1) to (11.3).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def step_back(step: HeadStep, inputs: Tensor, after: Adjoint) -> tuple[Tensor, A
         (tensor([[0.2000]], dtype=torch.float64), tensor([[0.8000]], dtype=torch.float64))
 
     Reference:
-        docs/theory.md, section "Exact influence of labels".
+        docs/theory.md, eq. (11.3).
     """
     update = step.update
     through = update.share * after.buffer - update.step * after.parameter
@@ -131,7 +131,7 @@ class LabelInfluence:
         problem: why rows cannot be attributed to samples; None if they can.
 
     Reference:
-        docs/theory.md, section "Exact influence of labels".
+        docs/theory.md, eq. (11.2).
     """
 
     features: Tensor

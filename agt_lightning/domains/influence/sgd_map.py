@@ -46,6 +46,9 @@ class SGDMap:
     r"""An update ``θ ← θ - step ∘ d - carry ∘ m``, ``m ← keep ∘ m + share ∘ d`` with ``d = gradient + decay ∘ θ``.
 
     Each field has one entry per input of the head, (D,): weight and bias can be in different parameter groups.
+
+    Reference:
+        docs/theory.md, eq. (11.1).
     """
 
     step: Tensor

@@ -41,11 +41,11 @@ def test_the_center_stays_where_training_ended():
     engine, _ = trained(module)
     x = torch.randn(5, 2, dtype=torch.float64)
     ball = engine.parameter_sets["ball"]
-    expected = CertifiedModel(module, engine.bounds, ball=ball).bound_forward(x)
+    expected = CertifiedModel(module, engine.bounds, sets={"ball": ball}).bound_forward(x)
     moved = copy.deepcopy(module)
     with torch.no_grad():
         moved[2].bias += ball.radius / 2
-    around_moved = CertifiedModel(moved, engine.bounds, ball=ball).bound_forward(x)
+    around_moved = CertifiedModel(moved, engine.bounds, sets={"ball": ball}).bound_forward(x)
     assert torch.allclose(around_moved.lower, expected.lower, rtol=0, atol=1e-12)
     with torch.no_grad():
         module[2].bias += ball.radius / 2  # the module itself, after training

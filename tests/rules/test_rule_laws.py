@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agt_lightning.rules import RULES
-from tests.rules.laws import LAWS, bounds_are_attained
+from tests.rules.laws import LAWS, Box, Setting, bounds_are_attained, build
 from tests.rules.settings import SETTINGS, TOTALS
 
 DTYPES = (torch.float64, torch.float32)
@@ -14,6 +14,12 @@ BUILT_IN = {op: rule for op, rule in RULES.items() if op is not torch.ops.aten.e
 
 def test_every_overload_of_the_table_has_settings():
     assert set(BUILT_IN) - TOTALS == {setting.op for setting in SETTINGS}
+
+
+def test_a_setting_that_does_not_call_its_op_is_an_error():
+    setting = Setting("doubled", torch.ops.aten.neg.default, lambda m, x: 2 * x, (Box(),))
+    with pytest.raises(AssertionError, match=r"aten.neg.default doubled: the graph does not call the op"):
+        build(setting, RULES)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

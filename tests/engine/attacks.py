@@ -46,16 +46,20 @@ def data(kind: str, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
 
 
 class Attacks:
-    """Parallel poisoned trainings; run r follows attack r modulo four: random, corner, and twice gradient ascent."""
+    """Parallel poisoned trainings; run r follows attack r modulo four: random, corner, and twice gradient ascent.
 
-    def __init__(self, module, kind, adversary, rate, decay, generator, count=RUNS):
+    Each run pushes the trained parameters along a direction of its own, every ``alone``-th a single coordinate.
+    """
+
+    def __init__(self, module, kind, adversary, rate, decay, generator, count=RUNS, alone=5):
         self.module, self.kind, self.adversary = module, kind, adversary
         self.rate, self.decay, self.generator, self.count = rate, decay, generator, count
-        self.runs = {k: p.detach().expand(count, *p.shape).clone() for k, p in module.named_parameters()}
-        # Each run pushes the parameters along a direction of its own; some along a single coordinate.
+        parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+        self.fixed = {k: p for k, p in parameters.items() if not module.get_parameter(k).requires_grad}
+        self.runs = {k: p.expand(count, *p.shape).clone() for k, p in parameters.items() if k not in self.fixed}
         self.direction = {k: self.noise(p.shape) for k, p in self.runs.items()}
-        for r in range(0, count, 5):
-            name = list(self.runs)[r // 5 % len(self.runs)]
+        for r in range(0, count, alone):
+            name = list(self.runs)[r // alone % len(self.runs)]
             for d in self.direction.values():
                 d[r] = 0
             flat = self.direction[name][r].view(-1)
@@ -66,7 +70,8 @@ class Attacks:
         return torch.randn(shape, dtype=torch.float64, generator=self.generator)
 
     def loss(self, parameters, x, y):
-        return LOSSES[self.kind](functional_call(self.module, parameters, (x[None],)), y[None])
+        output = functional_call(self.module, parameters | self.fixed, (x[None],))
+        return LOSSES[self.kind](output, y[None])
 
     def push(self, parameters, direction, x, y):
         """How much one sample's gradient step moves the parameters along the direction."""
@@ -107,7 +112,8 @@ class Attacks:
         ascent = torch.sign(slope_value)
         move = torch.stack([interior, torch.sign(self.noise(x.shape)), ascent, ascent])
         if self.adversary.p != float("inf"):
-            move = inside_ball(torch.stack([interior, self.noise(x.shape), slope_value, slope_value]), self.adversary.p)
+            move = torch.stack([interior, self.noise(x.shape), slope_value, slope_value])
+            move = inside_ball(move.flatten(3), self.adversary.p).view(move.shape)
         bad_x = x + self.adversary.epsilon * move[self.attack, torch.arange(self.count)]
         if self.adversary.bounds is not None:
             bad_x = bad_x.clamp(*self.adversary.bounds)
@@ -153,6 +159,7 @@ def inside_ball(move: Tensor, p: float) -> Tensor:
 
 def assert_contained(engine, runs):
     """Raise if a run leaves the box of the engine."""
-    for name, box in engine.box.items():
-        outside = torch.maximum(box.lower - runs[name], runs[name] - box.upper)
+    for name, values in runs.items():
+        box = engine.box[name]
+        outside = torch.maximum(box.lower - values, values - box.upper)
         assert float(outside.max()) <= ROUNDING, f"{name} left its bounds by {float(outside.max())}"

@@ -16,25 +16,10 @@ from agt_lightning.rules.elementwise import PiecewiseMonotoneFunction
 from agt_lightning.rules.embedding import Embedding, RowGradient
 from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
-from tests.rules.laws import LAWS, bounds_are_attained
-from tests.rules.settings_elementwise import ELEMENTWISE, SOFTMAX
-from tests.rules.settings_shape import BILINEAR, EMBEDDING, EXTREMA, SELECTION
+from tests.faults import Fault
+from tests.rules.faults import LOOSE, UNSOUND, Exactness, Laws, broken_rules
 
 aten = torch.ops.aten
-SETTINGS = [*ELEMENTWISE, *SOFTMAX, *SELECTION, *BILINEAR, *EXTREMA, *EMBEDDING]
-
-
-def check_rule(op, table=RULES):
-    for setting in SETTINGS:
-        if setting.op is op:
-            for law in LAWS:
-                law(setting, torch.float64, table)
-
-
-def check_exactness(op, table=RULES):
-    for setting in SETTINGS:
-        if setting.op is op and setting.exact:
-            bounds_are_attained(setting, torch.float64, table)
 
 
 def without_turns(op, part):
@@ -128,7 +113,7 @@ class EmbeddingOfNextRow(Embedding):
         return super().forward(site, [inputs[0], (inputs[1] + 1) % 3])
 
 
-FAULTS = {
+BROKEN_RULES = {
     "gelu: minimum missed": (aten.gelu.default, without_turns(aten.gelu.default, "value")),
     "gelu: turns of the slope missed": (aten.gelu.default, without_turns(aten.gelu.default, "slope")),
     "silu: minimum missed": (aten.silu.default, without_turns(aten.silu.default, "value")),
@@ -167,11 +152,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_laws_notice_a_broken_rule(name):
-    op, broken = FAULTS[name]
-    with pytest.raises(AssertionError, match="leaves its bounds|has width"):
-        check_rule(op, {**RULES, op: broken})
+@pytest.mark.parametrize("fault", broken_rules(BROKEN_RULES), ids=str)
+def test_laws_notice_a_broken_rule(fault):
+    fault.require_noticed(UNSOUND)
 
 
 def without_correction(a, b):
@@ -180,23 +163,28 @@ def without_correction(a, b):
     return total + a.lower.clamp(min=0) @ b.upper.clamp(max=0) + a.upper.clamp(max=0) @ b.lower.clamp(min=0)
 
 
-def test_exactness_notices_products_without_correction(monkeypatch):
-    monkeypatch.setattr(bilinear, "_largest_products", without_correction)
-    with pytest.raises(AssertionError, match="is loose by"):
-        check_exactness(aten.bmm.default)
+def totals_apart(probabilities, grad):
+    """Total and entry bounded one by one."""
+    total = map_bounds(grad, lambda bound: bound.sum(dim=1, keepdim=True))
+    return grad - multiply(probabilities, total)
 
 
-def test_exactness_notices_totals_bounded_apart(monkeypatch):
-    def apart(probabilities, grad):
-        total = map_bounds(grad, lambda bound: bound.sum(dim=1, keepdim=True))
-        return grad - multiply(probabilities, total)
+LOOSE_PIECES = [
+    Fault(
+        "products without correction",
+        Exactness(aten.bmm.default),
+        without_correction,
+        (bilinear, "_largest_products"),
+    ),
+    Fault("totals bounded apart", Exactness(aten.log_softmax.int), totals_apart, (softmax, "log_softmax_gradient")),
+]
 
-    monkeypatch.setattr(softmax, "log_softmax_gradient", apart)
-    with pytest.raises(AssertionError, match="is loose by"):
-        check_exactness(aten.log_softmax.int)
+
+@pytest.mark.parametrize("fault", LOOSE_PIECES, ids=str)
+def test_exactness_notices_a_loose_piece(fault):
+    fault.require_noticed(LOOSE)
 
 
-def test_laws_notice_a_wrong_hull_of_the_others(monkeypatch):
-    monkeypatch.setattr(softmax, "_largest_of_others", lambda values: values)
-    with pytest.raises(AssertionError, match="leaves its bounds|has width"):
-        check_rule(aten.softmax.int)
+def test_laws_notice_a_wrong_hull_of_the_others():
+    place = (softmax, "_largest_of_others")
+    Fault("an entry among the others", Laws(aten.softmax.int), lambda values: values, place).require_noticed(UNSOUND)

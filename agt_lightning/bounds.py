@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -159,10 +158,4 @@ class ParameterBounds(Mapping[str, Interval]):
         missing = [key for name in names for key in (f"{name}.lower", f"{name}.upper") if key not in tensors]
         if missing:
             raise BoundsMismatchError(f"Expected both bounds of each parameter in {path}, but {missing} are missing.")
-        return cls({name: _interval(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})
-
-
-def _interval(lower: Tensor, upper: Tensor) -> Interval:
-    """A checked interval, marked as a point where it is one."""
-    checked = Interval(lower, upper)
-    return Interval.point(lower) if torch.equal(lower, upper) else checked
+        return cls({name: Interval.checked(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})

@@ -8,7 +8,6 @@ import torch
 from agt_lightning.interval import Interval
 from agt_lightning.optimizers import AbstractAdagrad, AbstractAdam, AbstractAdamW, AbstractRMSprop, AbstractSGD, adam
 from agt_lightning.optimizers import OptimizerState as State
-from agt_lightning.rules.arithmetic import scaled
 from tests.faults import Fault, require_checks_pass
 from tests.optimizers.oracles import Setting, check_containment, check_points, check_sgd
 
@@ -190,12 +189,12 @@ def sgd_with_like_ends(group, box, gradient):
 def sgd_without_sign_of_shrinkage(group, box, gradient):
     factor = 1 - group["lr"] * group["weight_decay"]
     shrunk = Interval.trusted(factor * box.lower, factor * box.upper)
-    return shrunk - scaled(gradient, group["lr"])
+    return shrunk - gradient.scaled(group["lr"])
 
 
 def sgd_with_separate_decay(group, box, gradient):
     """Decay added to the gradient as if it were independent of the parameter: sound but loose."""
-    return box - scaled(gradient + scaled(box, group["weight_decay"]), group["lr"])
+    return box - (gradient + box.scaled(group["weight_decay"])).scaled(group["lr"])
 
 
 SGD_FAULTS = [

@@ -7,7 +7,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.rules import RULES
-from agt_lightning.rules.elementwise import PiecewiseMonotone
+from agt_lightning.rules.elementwise import PiecewiseMonotone, PiecewiseMonotoneFunction, evaluate
 from tests.rules.laws import Box, Setting, build
 from tests.rules.settings_elementwise import ACTIVATIONS
 
@@ -105,3 +105,21 @@ def test_values_outside_the_domain_are_refused(function):
     inputs = {**dict.fromkeys(graph.leaves, box), **dict.fromkeys(graph.parameters, shift)}
     with pytest.raises(UncertifiableError, match=f"`aten.{function.__name__}`.*Add a positive constant"):
         propagate_forward(program, inputs)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.square, lambda x: x.square(), lambda site, x: x.square(), lambda x, power=2: x**power],
+    ids=["written in C", "of x", "of site and x", "with a default"],
+)
+def test_functions_may_leave_out_the_site(function):
+    assert evaluate(function, None, torch.tensor(3.0)).item() == 9.0
+
+
+def test_turns_and_sign_may_depend_on_the_site():
+    box = Interval(torch.tensor([-1.0]), torch.tensor([2.0]))
+    fixed = PiecewiseMonotoneFunction(torch.square, [(0.0, 0.0)], nonnegative=True)
+    by_site = PiecewiseMonotoneFunction(lambda site, x: x.square(), lambda site: [(0.0, 0.0)], lambda site: True)
+    for parabola in (fixed, by_site):
+        bounds = parabola.over(None, box)
+        assert (bounds.lower.item(), bounds.upper.item(), bounds.nonnegative) == (0.0, 4.0, True)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agt_lightning.arithmetic import convolution
+from agt_lightning.arithmetic import convolution, products
 from agt_lightning.arithmetic.convolution import Windows
-from agt_lightning.gradients import PatchProduct, outer_product
+from agt_lightning.gradients import PatchProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules import convolution as convolution_rules
 from agt_lightning.rules import normalization, pooling
-from agt_lightning.rules.base import as_interval, map_bounds
+from agt_lightning.rules.base import as_interval
 from agt_lightning.rules.convolution import Convolution
 from agt_lightning.rules.normalization import BatchNormalization, LayerNormalization, Standardized
 from agt_lightning.rules.pooling import AdaptiveAveragePool, AveragePool, MaxPool
@@ -52,7 +52,7 @@ class WithoutDilation(Convolution):
 class BiasOfOnePosition(Convolution):
     def parameter_gradient(self, site, position, grad, inputs):
         if position == 2:
-            grad = map_bounds(grad, lambda bound: bound.flatten(2)[:, :, :1])
+            grad = grad.mapped(lambda bound: bound.flatten(2)[:, :, :1])
         return super().parameter_gradient(site, position, grad, inputs)
 
 
@@ -67,19 +67,19 @@ class FactorsNotExchanged(Convolution):
         windows = self._windows(site)
         if position == 2:
             return super().parameter_gradient(site, position, grad, inputs)
-        flipped = map_bounds(as_interval(inputs[0]), lambda bound: bound.flip(1))
+        flipped = as_interval(inputs[0]).mapped(lambda bound: bound.flip(1))
         return PatchProduct(flipped, grad, windows)
 
 
 class AverageGradientOfSum(AveragePool):
     def backward(self, site, grad, inputs, output):
-        return [map_bounds(part, lambda bound: 2 * bound) for part in super().backward(site, grad, inputs, output)]
+        return [part.mapped(lambda bound: 2 * bound) for part in super().backward(site, grad, inputs, output)]
 
 
 class AdaptiveGradientToOne(AdaptiveAveragePool):
     def backward(self, site, grad, inputs, output):
         value = as_interval(inputs[0])
-        return [map_bounds(part, lambda b: torch.zeros_like(b)) for part in [value]]
+        return [part.mapped(lambda b: torch.zeros_like(b)) for part in [value]]
 
 
 class MaximumOfUpperEnds(MaxPool):
@@ -101,7 +101,7 @@ class LayerNormalizationWithFixedStatistics(LayerNormalization):
     def towards_input(self, site, grad, inputs):
         standardized = normalization.standardize(self._grouped(site, as_interval(inputs[0])), site.number("eps"))
         product = normalization.multiply(self._grouped(site, grad), standardized.inverse)
-        return map_bounds(product, lambda bound: bound.reshape(grad.shape))
+        return product.mapped(lambda bound: bound.reshape(grad.shape))
 
 
 BROKEN_RULES = {
@@ -199,13 +199,13 @@ def test_laws_notice_a_broken_piece(fault):
 # Sound but loose: only the exactness law can tell.
 def sum_of_both_products(a, b):
     """Straddling factors: both products added where only the larger counts."""
-    exact = largest_sums(a, b)
-    high = (a.upper.clamp(min=0)[:, :, :, None] * b.upper.clamp(min=0)[:, None]).sum(dim=2)
-    low = (a.lower.clamp(max=0)[:, :, :, None] * b.lower.clamp(max=0)[:, None]).sum(dim=2)
+    exact = largest_products(a, b)
+    high = (a.upper.clamp(min=0)[..., None] * b.upper.clamp(min=0)[..., None, :, :]).sum(dim=-2)
+    low = (a.lower.clamp(max=0)[..., None] * b.lower.clamp(max=0)[..., None, :, :]).sum(dim=-2)
     return torch.maximum(exact, high + low)
 
 
-largest_sums = outer_product._largest_sums
+largest_products = products._largest_products
 
 
 def any_winner(lower, upper):
@@ -233,7 +233,7 @@ LOOSE_PIECES = [
         "straddling products added",
         Exactness(aten.conv1d.default),
         sum_of_both_products,
-        (outer_product, "_largest_sums"),
+        (products, "_largest_products"),
     ),
     Fault("every entry may be the largest", Exactness(aten.max_pool2d.default), any_winner, (pooling, "_winners")),
     Fault("midpoint and radius", Exactness(aten.conv1d.default), center_and_radius, (convolution_rules, "convolve")),

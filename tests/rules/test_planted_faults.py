@@ -18,13 +18,13 @@ from agt_lightning.rules.arithmetic import (
     ReverseDifference,
     Square,
     Sum,
-    scaled,
 )
-from agt_lightning.rules.base import as_interval, map_bounds
+from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.elementwise import evaluate
 from agt_lightning.rules.linear import Linear
 from agt_lightning.rules.loss import BinaryCrossEntropy, CrossEntropy, ResidualLoss, squared_error
 from agt_lightning.rules.shape import Cast, Detach, OneHot, Reshape
-from tests.arithmetic.oracles import check_matmul
+from tests.arithmetic.oracles import check_product
 from tests.faults import Fault, require_checks_pass
 from tests.gradients import oracles as gradients
 from tests.rules.faults import LOOSE, UNSOUND, Exactness, Laws, broken_rules, loose_rules
@@ -54,7 +54,7 @@ class LinearWithoutBias(Linear):
 
 class SumIgnoresAlpha(Sum):
     def backward(self, site, grad, inputs, output):
-        return [scaled(part, 1.0 / abs(site.number("alpha"))) for part in super().backward(site, grad, inputs, output)]
+        return [part.scaled(1.0 / abs(site.number("alpha"))) for part in super().backward(site, grad, inputs, output)]
 
 
 class NegationKeepsOrder(Negation):
@@ -65,7 +65,7 @@ class NegationKeepsOrder(Negation):
 
 class ReverseDifferenceWithoutSign(ReverseDifference):
     def backward(self, site, grad, inputs, output):
-        return [scaled(grad, site.number("alpha"))]
+        return [grad.scaled(site.number("alpha"))]
 
 
 class ProductOfLikeEnds(Product):
@@ -108,7 +108,7 @@ class MeanGradientOfSum(Reduction):
 class TransposedReshape(Reshape):
     def backward(self, site, grad, inputs, output):
         shape = as_interval(inputs[0]).shape
-        return [map_bounds(grad, lambda bound: bound.flatten(1).flip(1).reshape(shape))]
+        return [grad.mapped(lambda bound: bound.flatten(1).flip(1).reshape(shape))]
 
 
 class CastToLower(Cast):
@@ -135,7 +135,7 @@ class CrossEntropyWithoutFlips(CrossEntropy):
 
 class CrossEntropyWithoutLabel(CrossEntropy):
     def backward(self, site, grad, inputs, output):
-        towards = map_bounds(grad, lambda bound: bound.unsqueeze(1))
+        towards = grad.mapped(lambda bound: bound.unsqueeze(1))
         return [multiply(towards, loss.softmax(as_interval(inputs[0]))), None]
 
 
@@ -164,7 +164,7 @@ class ResidualGradientOfTargetUnsigned(ResidualLoss):
 class ResidualWithoutInterior(ResidualLoss):
     def forward(self, site, inputs):
         residual = self._residual(inputs)
-        ends = self.value(site, residual.lower), self.value(site, residual.upper)
+        ends = evaluate(self.value, site, residual.lower), evaluate(self.value, site, residual.upper)
         return Interval.trusted(torch.minimum(*ends), torch.maximum(*ends), nonnegative=True)
 
 
@@ -302,18 +302,18 @@ def test_exactness_notices_the_printed_softmax():
 
 def straddling_pair():
     return Interval(-torch.ones(2, 3).double(), 2 * torch.ones(2, 3).double()), Interval(
-        -3 * torch.ones(4, 3).double(), torch.ones(4, 3).double()
+        -3 * torch.ones(3, 4).double(), torch.ones(3, 4).double()
     )
 
 
 def without_falling_product(a, b):
     """Products of two negative ends forgotten: too small wherever they are the largest."""
-    return a.upper.clamp(min=0) @ b.upper.clamp(min=0).T + _mixed(a, b)
+    return a.upper.clamp(min=0) @ b.upper.clamp(min=0) + _mixed(a, b)
 
 
 def without_correction(a, b):
     """Both products added where only the larger counts: sound but loose."""
-    return a.upper.clamp(min=0) @ b.upper.clamp(min=0).T + a.lower.clamp(max=0) @ b.lower.clamp(max=0).T + _mixed(a, b)
+    return a.upper.clamp(min=0) @ b.upper.clamp(min=0) + a.lower.clamp(max=0) @ b.lower.clamp(max=0) + _mixed(a, b)
 
 
 def with_double_correction(a, b):
@@ -328,20 +328,20 @@ def without_mixed_signs(a, b):
 
 
 def _mixed(a, b):
-    low = a.lower.clamp(min=0) @ b.upper.clamp(max=0).T
-    return low + a.upper.clamp(max=0) @ b.lower.clamp(min=0).T
+    low = a.lower.clamp(min=0) @ b.upper.clamp(max=0)
+    return low + a.upper.clamp(max=0) @ b.lower.clamp(min=0)
 
 
 largest_products = products._largest_products
 
 
 def straddling_product():
-    check_matmul(products.matmul, *straddling_pair())
+    check_product(products.product, *straddling_pair())
 
 
 def product_of_mixed_signs():
     a = Interval(torch.full((1, 1), 1.0).double(), torch.full((1, 1), 2.0).double())
-    check_matmul(products.matmul, a, -a)
+    check_product(products.product, a, -a)
 
 
 PRODUCT = (products, "_largest_products")

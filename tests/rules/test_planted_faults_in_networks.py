@@ -5,15 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agt_lightning.arithmetic import multiply
+from agt_lightning.arithmetic import multiply, product, products
+from agt_lightning.gradients import RowGradient
 from agt_lightning.interval import Interval
-from agt_lightning.rules import RULES, bilinear, softmax
+from agt_lightning.rules import RULES, softmax
 from agt_lightning.rules.arithmetic import Extremum
 from agt_lightning.rules.attention import Attention
-from agt_lightning.rules.base import as_interval, map_bounds
+from agt_lightning.rules.base import as_interval
 from agt_lightning.rules.bilinear import BatchedProduct, Matmul
 from agt_lightning.rules.elementwise import PiecewiseMonotoneFunction
-from agt_lightning.rules.embedding import Embedding, RowGradient
+from agt_lightning.rules.embedding import Embedding
 from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
 from tests.faults import Fault
@@ -36,14 +37,14 @@ def with_slope(op, function):
 class SelectionWithoutTranspose(Selection):
     def backward(self, site, grad, inputs, output):
         first, *others = super().backward(site, grad, inputs, output)
-        return [map_bounds(first, lambda bound: bound.flip(-1)), *others]
+        return [first.mapped(lambda bound: bound.flip(-1)), *others]
 
 
 class ExpansionOfOneCopy(Expansion):
     def backward(self, site, grad, inputs, output):
         (gradient,) = super().backward(site, grad, inputs, output)
         copies = grad.lower.numel() // gradient.lower.numel()
-        return [map_bounds(gradient, lambda bound: bound / copies)]
+        return [gradient.mapped(lambda bound: bound / copies)]
 
 
 class JoinInAnotherOrder(Join):
@@ -68,7 +69,7 @@ class SoftmaxByTotal(Softmax):
     def backward(self, site, grad, inputs, output):
         p = self.forward(site, inputs)
         mean = (p.lower * grad.lower).sum(dim=site.integer("dim"), keepdim=True)
-        return [multiply(p, map_bounds(grad, lambda bound: bound - mean))]
+        return [multiply(p, grad.mapped(lambda bound: bound - mean))]
 
 
 class LogSoftmaxWithoutTotal(LogSoftmax):
@@ -80,8 +81,8 @@ class ProductGradientsExchanged(BatchedProduct):
     def backward(self, site, grad, inputs, output):
         left, right = map(as_interval, inputs)
         return [
-            bilinear.product(grad, bilinear.transposed(Interval.point(right.lower))),
-            bilinear.product(bilinear.transposed(Interval.point(left.lower)), grad),
+            product(grad, Interval.point(right.lower.mT)),
+            product(Interval.point(left.lower.mT), grad),
         ]
 
 
@@ -98,13 +99,13 @@ class AttentionWithoutScale(Attention):
 
 class ExtremumOfFirst(Extremum):
     def backward(self, site, grad, inputs, output):
-        return [grad, map_bounds(grad, torch.zeros_like)]
+        return [grad, grad.mapped(torch.zeros_like)]
 
 
 class EmbeddingWithPadding(Embedding):
     def parameter_gradient(self, site, position, grad, inputs):
         rows = inputs[1]
-        values = map_bounds(grad, lambda bound: bound.reshape(len(rows), -1, bound.shape[-1]))
+        values = grad.mapped(lambda bound: bound.reshape(len(rows), -1, bound.shape[-1]))
         return RowGradient(rows.reshape(len(rows), -1), values, inputs[0].shape[0])
 
 
@@ -165,7 +166,7 @@ def without_correction(a, b):
 
 def totals_apart(probabilities, grad):
     """Total and entry bounded one by one."""
-    total = map_bounds(grad, lambda bound: bound.sum(dim=1, keepdim=True))
+    total = grad.mapped(lambda bound: bound.sum(dim=1, keepdim=True))
     return grad - multiply(probabilities, total)
 
 
@@ -174,7 +175,7 @@ LOOSE_PIECES = [
         "products without correction",
         Exactness(aten.bmm.default),
         without_correction,
-        (bilinear, "_largest_products"),
+        (products, "_largest_products"),
     ),
     Fault("totals bounded apart", Exactness(aten.log_softmax.int), totals_apart, (softmax, "log_softmax_gradient")),
 ]

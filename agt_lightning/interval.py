@@ -12,6 +12,7 @@ from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.rounding import round_down, round_up
 
 Index = int | slice | Tensor | None
+"""An index along one axis; None adds an axis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

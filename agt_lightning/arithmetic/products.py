@@ -12,8 +12,8 @@ fewer products are enough; this holds for every bilinear map whose coefficients 
 Axis letters: ``m`` rows of the left factor, ``k`` inner dimension, ``n`` columns of the right one.
 
 Reference:
-    Sign splitting: paper, appendix C.1 asks for any interval matrix product; this one has no excess width, where
-    midpoint-radius (Rump 1999) overestimates the radius by up to 1.5.
+    Paper, appendix C.1, which allows any interval matrix product. This one has no excess width, whereas the product of
+    midpoints and radii (Rump 1999) overestimates the radius by a factor of up to 1.5.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,11 @@ from agt_lightning.interval import Interval
 
 
 def multiply(a: Interval, b: Interval) -> Interval:
-    """Return the element-wise product of independent intervals, with broadcasting; exact.
+    """Return the element-wise product of independent intervals; exact.
+
+    Args:
+        a: first factor.
+        b: second factor, of a shape that broadcasts with the first.
 
     Example:
         >>> multiply(Interval(torch.tensor(-1.0), torch.tensor(2.0)), Interval(torch.tensor(-3.0), torch.tensor(1.0)))

@@ -57,13 +57,13 @@ class ExpandedDifferences(Differences):
         clean: bounds of all samples.
         poisoned: bounds of the poisonable samples.
         weights: w_i of the poisonable samples, (m,).
-        positions: indices of the poisonable samples, (m,); None if all are.
+        poisonable: indices of the poisonable samples, (m,); None if all are.
     """
 
     clean: FactoredGradient
     poisoned: FactoredGradient
     weights: Tensor
-    positions: Tensor | None
+    poisonable: Tensor | None
 
     def tiles(self, entries: int) -> Iterator[Tile]:
         """Yield whole rows, or parts of one row."""
@@ -75,7 +75,7 @@ class ExpandedDifferences(Differences):
             yield Tile(rows, columns, False, (self._select(clean.lower) - poisoned.lower) * self.weights)
 
     def _select(self, bound: Tensor) -> Tensor:
-        return bound if self.positions is None else bound[:, self.positions]
+        return bound if self.poisonable is None else bound[:, self.poisonable]
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class ElementwiseDifferences(Differences):
 
     @classmethod
     def between(
-        cls, clean: Elementwise, poisoned: Elementwise, weights: Tensor, positions: Tensor | None
+        cls, clean: Elementwise, poisoned: Elementwise, weights: Tensor, poisonable: Tensor | None
     ) -> ElementwiseDifferences:
         """Subtract before the samples move to the last axis; arguments as those of `ExpandedDifferences`."""
-        same = clean.values if positions is None else clean.values[positions]
+        same = clean.values if poisonable is None else clean.values[poisonable]
         up, down = poisoned.values.upper - same.upper, same.lower - poisoned.values.lower
         flat = [gain.reshape(len(weights), -1) * weights[:, None] for gain in (up, down)]
         return cls(samples_last(flat[0]), samples_last(flat[1]), clean.row)

@@ -243,10 +243,10 @@ class OuterDifferences(Differences):
 
     @classmethod
     def between(
-        cls, clean: OuterProduct, poisoned: OuterProduct, weights: Tensor, positions: Tensor | None
+        cls, clean: OuterProduct, poisoned: OuterProduct, weights: Tensor, poisonable: Tensor | None
     ) -> OuterDifferences:
         """Weight the outputs and put their samples last; arguments as those of `ExpandedDifferences`."""
-        d, z = (_of_samples(factor, positions) for factor in (clean.outputs, clean.inputs))
+        d, z = (_of_samples(factor, poisonable) for factor in (clean.outputs, clean.inputs))
         outputs = [_weighted(factor, weights) for factor in (d, _of_samples(poisoned.outputs, None))]
         return cls(BothPasses.of(*outputs), BothPasses.of(z, _of_samples(poisoned.inputs, None)))
 
@@ -287,10 +287,10 @@ class OuterDifferences(Differences):
         return {name: name.of(columns) for name in names}
 
 
-def _of_samples(factor: Interval, positions: Tensor | None) -> Interval:
+def _of_samples(factor: Interval, poisonable: Tensor | None) -> Interval:
     """A factor (b, 1, units) of some samples as (m, units)."""
     single = factor[:, 0]
-    return single if positions is None else single[positions]
+    return single if poisonable is None else single[poisonable]
 
 
 def _weighted(factor: Interval, weights: Tensor) -> Interval:
@@ -308,7 +308,7 @@ def _is_nonnegative(values: Tensor) -> bool:
 
 
 def differences_between(
-    clean: FactoredGradient, poisoned: FactoredGradient, weights: Tensor, positions: Tensor | None
+    clean: FactoredGradient, poisoned: FactoredGradient, weights: Tensor, poisonable: Tensor | None
 ) -> Differences:
     """Return what poisoning can add to weighted gradients, computed in the cheapest way for their type.
 
@@ -316,7 +316,7 @@ def differences_between(
         clean: bounds of all samples.
         poisoned: bounds of the poisonable samples.
         weights: w_i >= 0 of the poisonable samples, (m,).
-        positions: indices of the poisonable samples, (m,); None if all are.
+        poisonable: indices of the poisonable samples, (m,); None if all are.
 
     Example:
         >>> import torch
@@ -327,7 +327,7 @@ def differences_between(
         tensor([[2., 2.]])
     """
     if isinstance(clean, Elementwise) and isinstance(poisoned, Elementwise):
-        return ElementwiseDifferences.between(clean, poisoned, weights, positions)
+        return ElementwiseDifferences.between(clean, poisoned, weights, poisonable)
     if isinstance(clean, OuterProduct) and isinstance(poisoned, OuterProduct) and clean.outputs.shape[1] == 1:
-        return OuterDifferences.between(clean, poisoned, weights, positions)
-    return ExpandedDifferences(clean, poisoned, weights, positions)
+        return OuterDifferences.between(clean, poisoned, weights, poisonable)
+    return ExpandedDifferences(clean, poisoned, weights, poisonable)

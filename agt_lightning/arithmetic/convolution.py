@@ -180,7 +180,7 @@ def ball_convolve(ball: LpBall, weight: Interval, windows: Windows) -> Interval:
     """
     center = convolve(Interval.point(ball.nominal), weight, windows)
     radius = _dual_norms(ball.scale.unsqueeze(0), weight.magnitude, windows, ball.p)
-    return Interval.trusted(center.lower - radius, center.upper + radius)
+    return center.widened(radius)
 
 
 def _dual_norms(scale: Tensor, magnitude: Tensor, windows: Windows, p: float) -> Tensor:

@@ -48,4 +48,4 @@ def ball_product(ball: LpBall, weight: Interval) -> Interval:
     """
     center = product(Interval.point(ball.nominal), weight.mT)
     radius = dual_norm(weight.magnitude * ball.scale, ball.p)
-    return Interval.trusted(center.lower - radius, center.upper + radius)
+    return center.widened(radius)

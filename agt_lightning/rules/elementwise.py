@@ -23,11 +23,14 @@ Turn = tuple[float, float]
 
 @lru_cache(maxsize=1024)
 def _takes_site(function: Function) -> bool:
+    """Return whether one argument is too few; functions written in C, such as `torch.tanh`, take x alone."""
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # functions that are written in C, such as `torch.tanh`
+        inspect.signature(function).bind("x")
+    except ValueError:  # no signature
         return False
-    return sum(parameter.default is parameter.empty for parameter in parameters) > 1
+    except TypeError:
+        return True
+    return False
 
 
 def evaluate(function: Function, site: Site, x: Tensor) -> Tensor:

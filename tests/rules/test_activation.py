@@ -1,5 +1,7 @@
 """Ranges of activation functions, against dense samples and against autograd."""
 
+import functools
+
 import pytest
 import torch
 
@@ -109,8 +111,16 @@ def test_values_outside_the_domain_are_refused(function):
 
 @pytest.mark.parametrize(
     "function",
-    [torch.square, lambda x: x.square(), lambda site, x: x.square(), lambda x, power=2: x**power],
-    ids=["written in C", "of x", "of site and x", "with a default"],
+    [
+        torch.square,
+        torch.ops.aten.square,
+        lambda x: x.square(),
+        lambda x, power=2: x**power,
+        lambda x, **settings: x.square(),
+        lambda site, x: x.square(),
+        functools.partial(lambda power, site, x: x**power, 2),
+    ],
+    ids=["written in C", "an op", "of x", "with a default", "with keywords", "of site and x", "partial"],
 )
 def test_functions_may_leave_out_the_site(function):
     assert evaluate(function, None, torch.tensor(3.0)).item() == 9.0

@@ -192,10 +192,8 @@ def _same(a: Interval, b: Interval) -> bool:
 
 def _flat(factor: Interval) -> Interval:
     """Samples and positions as rows, in double precision."""
-    lower = factor.lower.double().flatten(0, 1)
-    return Interval.trusted(lower, lower if factor.is_point else factor.upper.double().flatten(0, 1))
+    return factor.mapped(lambda bound: bound.double().flatten(0, 1))
 
 
 def _weighted(outputs: Interval, weights: Tensor) -> Interval:
-    lower = outputs.lower * weights
-    return Interval.trusted(lower, lower if outputs.is_point else outputs.upper * weights)
+    return outputs.mapped(lambda bound: bound * weights)

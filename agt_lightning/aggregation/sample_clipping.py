@@ -71,8 +71,7 @@ class ValueClipping:
 
     def __call__(self, block: Interval) -> Interval:
         """``[clip(l), clip(u)]``."""
-        lower = block.lower.clamp(-self.kappa, self.kappa)
-        return Interval.trusted(lower, lower if block.is_point else block.upper.clamp(-self.kappa, self.kappa))
+        return block.mapped(lambda bound: bound.clamp(-self.kappa, self.kappa))
 
 
 @dataclass(frozen=True)

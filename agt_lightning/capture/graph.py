@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -48,14 +48,6 @@ class Call:
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensor inputs, in the order of the schema."""
         return tuple(reference.name for argument in self.arguments.values() for reference in _references(argument))
-
-    def renamed(self, names: Mapping[str, str]) -> Call:
-        """The same call with inputs replaced by name."""
-        arguments = {
-            key: map_references(value, lambda reference: Reference(names.get(reference.name, reference.name)))
-            for key, value in self.arguments.items()
-        }
-        return replace(self, arguments=arguments)
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,7 @@ def squared_error_bounds(outputs: Interval, target: Tensor) -> Interval:
             "one to the other, as with `target.reshape(lower.shape)`: broadcasting would compare outputs with the "
             "targets of other samples."
         )
-    lower = outputs.lower - target
-    residual = Interval.trusted(lower, lower if outputs.is_point else outputs.upper - target)
-    if residual.is_point:
-        return Interval.point(lower.square(), nonnegative=True)
-    return Interval.trusted(residual.mignitude.square(), residual.magnitude.square(), nonnegative=True)
+    return outputs.mapped(lambda bound: bound - target).square()
 
 
 def cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:

@@ -202,7 +202,7 @@ class BoxDomain(Domain[BoxStep]):
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
-        box = {name: _interval(lower, state["upper"][name]) for name, lower in state["lower"].items()}
+        box = {name: Interval.checked(lower, state["upper"][name]) for name, lower in state["lower"].items()}
         states = {name: OptimizerState.from_plain(plain) for name, plain in state["optimizer"].items()}
         self.adopt(box, states)
 
@@ -224,11 +224,6 @@ class BoxDomain(Domain[BoxStep]):
         self.intervals = {name: box[name].to(dtype=self.dtype, device=device[name]) for name in device}
         self.states = {name: s.to(dtype=self.dtype, device=device[name]) for name, s in states.items()}
         self._remembered = {}
-
-
-def _interval(lower: Tensor, upper: Tensor) -> Interval:
-    checked = Interval(lower, upper)
-    return Interval.point(lower) if torch.equal(lower, upper) else checked
 
 
 def _of_all_samples(clipping: Clipping | None, processes: ProcessGroup) -> Clipping | None:

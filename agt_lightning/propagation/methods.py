@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from agt_lightning.capture import Call
+from agt_lightning.errors import require_one_of
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.crown import (
     DEFAULT_MEMORY_BUDGET,
@@ -76,8 +77,7 @@ def require_method(method: str) -> None:
     Raises:
         ValueError: naming the known ones.
     """
-    if method not in METHODS:
-        raise ValueError(f"Expected `method` to be one of {METHODS}, but got {method!r}.")
+    require_one_of("method", method, METHODS)
 
 
 def _replaced(bounds: Interval, other: Interval) -> Interval:

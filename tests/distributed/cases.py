@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agt_lightning import AbstractGradientEngine
 from agt_lightning.distributed import SINGLE_PROCESS, TorchProcessGroup
-from tests.engine.test_soundness import LOSSES
+from tests.engine.attacks import LOSSES
 
 FEATURES, BATCH, STEPS = 4, 6, 3
 

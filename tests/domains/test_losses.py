@@ -1,4 +1,4 @@
-"""Every supremum of every loss bounds what dense sampling of reachable outputs finds, by an independent derivative."""
+"""Every supremum of every loss bounds what dense sampling of its reach finds, by an independent derivative."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def hessian(loss: HeadLoss, kind: str, outputs: Tensor, target: Tensor) -> Tenso
 
 
 class Case:
-    """Nominal outputs, targets, bounds with or without a box, and points all over it."""
+    """Nominal outputs, targets, a reach with or without a box, and points all over it."""
 
     def __init__(self, kind: str, k: int, boxed: bool, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -97,7 +97,7 @@ class Case:
         if boxed:
             sides = torch.rand(2, BATCH, k, generator=generator).double() * radius[:, None]
             box = Interval(self.center - sides[0], self.center + sides[1])
-        self.reachable = OutputBounds.around(self.center, radius, box)
+        self.reach = OutputBounds.around(self.center, radius, box)
         directions = self.noise(POINTS, BATCH, k)
         directions[: POINTS // 4] = directions[: POINTS // 4].sign()  # corners
         axes = torch.eye(k).double().repeat(POINTS // (4 * k), 1)[:, None]
@@ -118,7 +118,7 @@ class Case:
         return self.values.expand(POINTS, *self.values.shape)
 
     def labels(self, kind: str) -> tuple[LabelPerturbation, Tensor]:
-        """A perturbation of labels, and targets all over it, (points, b, ...)."""
+        """A reach of labels, and targets all over it, (points, b, ...)."""
         if kind == "ce":
             poisoned = ClassLabels(self.index, flippable=True, sources=(0, 1))
             choices = torch.randint(0, self.k, (POINTS, BATCH), generator=self.generator)
@@ -145,14 +145,14 @@ class TestSuprema:
         own = loss.gradient(case.center, case.target)
         torch.testing.assert_close(own, derivative(loss, kind, case.center, case.values), atol=ROUNDING, rtol=ROUNDING)
 
-    def test_bounds_contain_their_points(self, loss, kind, k, boxed):
+    def test_reach_contains_its_points(self, loss, kind, k, boxed):
         case = Case(kind, k, boxed, 1)
-        assert case.reachable.box.contains(case.points, ROUNDING)
-        assert float(((case.points - case.center).norm(dim=2) - case.reachable.radius).max()) <= ROUNDING
+        assert case.reach.box.contains(case.points, ROUNDING)
+        assert float(((case.points - case.center).norm(dim=2) - case.reach.radius).max()) <= ROUNDING
 
     def test_curvature(self, loss, kind, k, boxed):
         case = Case(kind, k, boxed, 2)
-        low, high = loss.curvature(case.reachable, case.target)
+        low, high = loss.curvature(case.reach, case.target)
         values = torch.linalg.eigvalsh(hessian(loss, kind, case.points, case.spread))
         assert float((values[..., -1] - high).max()) <= ROUNDING
         # Squared residuals beyond the corner of the Huber loss have no curvature, wherever torch puts the corner.
@@ -160,7 +160,7 @@ class TestSuprema:
 
     def test_chord_curvature_bounds_the_change_between_any_two_points(self, loss, kind, k, boxed):
         case = Case(kind, k, boxed, 3)
-        low, high = loss.curvature(case.reachable, case.target)
+        low, high = loss.curvature(case.reach, case.target)
         others = case.points[torch.randperm(POINTS, generator=case.generator)]
         step = others - case.points
         change = derivative(loss, kind, others, case.spread) - derivative(loss, kind, case.points, case.spread)
@@ -171,7 +171,7 @@ class TestSuprema:
     def test_gradient_change(self, loss, kind, k, boxed):
         case = Case(kind, k, boxed, 4)
         moved = derivative(loss, kind, case.points, case.spread) - derivative(loss, kind, case.center, case.values)
-        assert float((moved.norm(dim=2) - loss.gradient_change(case.reachable, case.target)).max()) <= ROUNDING
+        assert float((moved.norm(dim=2) - loss.gradient_change(case.reach, case.target)).max()) <= ROUNDING
 
     def test_label_change_and_largest_gradient(self, loss, kind, k, boxed):
         case = Case(kind, k, boxed, 5)
@@ -194,7 +194,7 @@ class TestSuprema:
         for extra in (0.0, 0.3):
             along = case.noise(*change.shape)
             q = change + extra * along / along.norm(dim=2, keepdim=True)
-            bound = loss.energy(torch.full((BATCH,), extra).double(), case.reachable, labels)
+            bound = loss.energy(torch.full((BATCH,), extra).double(), case.reach, labels)
             energy = quadratic(average, q)
             finite = bound.isfinite().expand_as(energy)
             assert not bool((finite & ~energy.isfinite()).any())
@@ -219,13 +219,13 @@ def quadratic(matrices: Tensor, vectors: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("boxed", [False, True])
 @pytest.mark.parametrize(("loss", "kind"), NUMERIC)
-def test_wider_bounds_are_never_tighter(loss, kind, boxed):
+def test_a_wider_reach_is_never_tighter(loss, kind, boxed):
     case = Case(kind, 2, boxed, 7)
-    wide = case.reachable.grown(torch.full((BATCH,), 0.1).double())
-    (low, high), (lower, higher) = loss.curvature(case.reachable, case.target), loss.curvature(wide, case.target)
+    wide = case.reach.grown(torch.full((BATCH,), 0.1).double())
+    (low, high), (lower, higher) = loss.curvature(case.reach, case.target), loss.curvature(wide, case.target)
     assert bool((lower <= low).all())
     assert bool((higher >= high).all())
-    assert bool((loss.gradient_change(wide, case.target) >= loss.gradient_change(case.reachable, case.target)).all())
+    assert bool((loss.gradient_change(wide, case.target) >= loss.gradient_change(case.reach, case.target)).all())
 
 
 def test_label_distance_is_attained_in_box_and_ball():

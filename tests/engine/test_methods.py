@@ -8,7 +8,7 @@ from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, UnboundedAdversary
 from agt_lightning.propagation.crown import Substitution
-from tests.engine.test_soundness import LOSSES, ROUNDING, Attacks, assert_contained, data, network
+from tests.engine.attacks import LOSSES, ROUNDING, Attacks, assert_contained, data, network
 
 ADVERSARIES = [
     pytest.param("mse", BoundedAdversary(n=2, epsilon=0.1, nu=0.3), id="mse-both"),

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining, UncertifiableError
-from agt_lightning.domains.influence import LabelFlips, strongest_flips
+from agt_lightning.domains.influence.label_sets import LabelFlips
+from tests.domains.influence.attacks import strongest_flips
 
 SAMPLES, CLASSES, EPOCHS = 40, 3, 4
 ADVERSARY = BoundedAdversary(n=2, nu=1, q=0)

@@ -20,9 +20,10 @@ from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
-from agt_lightning.domains.ball.settings import plain_sgd_problems, settings_of
 from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
-from agt_lightning.domains.head import Head, HeadError, read_objective
+from agt_lightning.domains.head import Head, HeadError
+from agt_lightning.domains.head_loss import match_head_loss
+from agt_lightning.domains.sgd import plain_sgd_problems, plain_sgd_settings
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
@@ -98,12 +99,12 @@ class BallDomain(Domain[BallStep]):
         if setup.clipping is not None:
             problems.append("The ball domain does not cover clipping of the mean gradient. Leave it out.")
         try:
-            head = read_objective(setup.bounded).head
+            head = match_head_loss(setup.bounded).head
         except HeadError as error:
             return [*problems, f"The ball domain does not apply: {error}."]
         if self.ball.parameters not in ((), head.parameters):
             problems.append("The ball domain does not apply: other parameters are trained than before.")
-        return [*problems, *plain_sgd_problems(setup.optimizer, setup.module, head)]
+        return [*problems, *plain_sgd_problems(self.name, setup, head.parameters)]
 
     @override
     def bound_values(self, step: Step) -> list[ValueBounds]:
@@ -118,7 +119,7 @@ class BallDomain(Domain[BallStep]):
 
     def around(self, bounded: BoundedObjective) -> HeadBall:
         """Return the ball around the trained layers of a captured loss."""
-        head = read_objective(bounded).head
+        head = match_head_loss(bounded).head
         layers = self.ball.layers(head, self.module, self.dtype)
         return HeadBall(head, layers, self.radius, bounded.dependent)
 
@@ -126,7 +127,7 @@ class BallDomain(Domain[BallStep]):
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BallStep:
         with step.processes.collective_errors():
             views = [
-                BatchView(part, read_objective(part.bounded), bounds)
+                BatchView(part, match_head_loss(part.bounded), bounds)
                 for part, bounds in zip(step.parts, value_bounds or [ValueBounds()] * len(step.parts), strict=True)
             ]
             self._require_one_head(views)
@@ -147,7 +148,7 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def update(self, data: BallStep, optimizer_step: OptimizerStep) -> None:
-        rate, decay = settings_of(optimizer_step, data.head)
+        rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
         radius = next_radius(self.radius, data.constants, rate, decay)
         radius += _rounding_error(data.gradient, optimizer_step, data.head, rate, decay)
         if not radius < _LARGEST_RADIUS:  # NaN is not below it

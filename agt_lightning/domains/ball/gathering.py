@@ -28,7 +28,7 @@ from agt_lightning.distributed import Entry, ProcessGroup
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
 from agt_lightning.domains.base import Step
-from agt_lightning.domains.head import HeadObjective
+from agt_lightning.domains.head_loss import HeadLossPattern
 from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
@@ -54,7 +54,7 @@ class BatchView:
     """
 
     part: BoundedBatch
-    objective: HeadObjective
+    objective: HeadLossPattern
     bounds: ValueBounds
 
     def batch(self, adversary: Adversary) -> Batch:
@@ -203,8 +203,7 @@ def _tensor(batches: Sequence[Batch], name: str) -> Tensor:
 
 
 def _interval(batches: Sequence[Batch], name: str) -> Interval:
-    parts = _entries(batches, name, Interval)
-    return parts[0] if len(parts) == 1 else Interval.cat(parts)
+    return Interval.cat(_entries(batches, name, Interval))
 
 
 def _entries(batches: Sequence[Batch], name: str, kind: type[_Entry]) -> list[_Entry]:
@@ -219,9 +218,7 @@ def _target(value: Value) -> Target:
         return value
     if isinstance(value, Tensor) and not value.is_floating_point():
         return ClassLabels(value)
-    bounds = as_interval(value)
-    flat = bounds.lower.reshape(len(bounds.lower), -1)
-    return Interval.point(flat) if bounds.is_point else Interval.trusted(flat, bounds.upper.reshape(flat.shape))
+    return as_interval(value).rearranged(lambda bound: bound.reshape(len(bound), -1))
 
 
 def _target_entries(name: str, target: Target) -> dict[str, Entry]:

@@ -30,7 +30,7 @@ def layer_bounds(layers: Sequence[Layer], radius: float, inputs: Interval) -> tu
     results, values = [], _LayerInput.features(inputs, layers[0])
     for number, layer in enumerate(layers):
         change = values.output_change(layer.weight, radius, changed_rows=1)
-        results.append(_widened(layer.nominal(values.nominal), change))
+        results.append(layer.nominal(values.nominal).widened(change))
         if number + 1 < len(layers):
             values = values.behind(layer, layers[number + 1], radius, results[-1])
     return tuple(results)
@@ -65,7 +65,7 @@ def margin_bounds(layers: Sequence[Layer], radius: float, inputs: Interval, targ
         offsets = None if last.bias is None else last.bias[label] - last.bias
         chosen = values[rows]
         change = chosen.output_change(differences, radius, changed_rows=2)
-        margin = _widened(Layer(differences, offsets, last.trains_bias).nominal(chosen.nominal), change)
+        margin = Layer(differences, offsets, last.trains_bias).nominal(chosen.nominal).widened(change)
         lower[rows], upper[rows] = margin.lower, margin.upper
     same = torch.nn.functional.one_hot(target, len(last.weight)).bool()
     return Interval.trusted(lower.masked_fill(same, 0), upper.masked_fill(same, 0))
@@ -121,16 +121,8 @@ class _LayerInput:
             radius: R.
             results: bounds on the layer's results over the ball.
         """
-        values = _relu(layer.nominal(self.nominal))
+        values = layer.nominal(self.nominal).mapped(torch.relu, nonnegative=True)
         norm = with_one(values.upper.norm(dim=1), following.trains_bias)
         matrix = layer.norm if bool(self.lipschitz.any()) else 0.0
         lipschitz = torch.hypot(self.norm, matrix * self.lipschitz) + radius / 2 * self.lipschitz
         return _LayerInput(values, norm, (results.upper >= 0).to(norm.dtype), lipschitz)
-
-
-def _relu(values: Interval) -> Interval:
-    return Interval.trusted(values.lower.clamp(min=0), values.upper.clamp(min=0), nonnegative=True)
-
-
-def _widened(values: Interval, by: Tensor) -> Interval:
-    return Interval.trusted(values.lower - by, values.upper + by)

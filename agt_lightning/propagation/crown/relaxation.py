@@ -16,8 +16,7 @@ from agt_lightning.propagation.crown.forms import Terms
 from agt_lightning.propagation.crown.lines import LinesOf
 from agt_lightning.propagation.crown.slopes import Slopes
 from agt_lightning.rules import Rule, Site, Value
-from agt_lightning.rules.base import as_interval, map_bounds
-from agt_lightning.rules.elementwise import always
+from agt_lightning.rules.base import as_interval
 
 
 class Relaxation(ABC):
@@ -54,6 +53,10 @@ class Relaxation(ABC):
         """
 
 
+def _any_settings(site: Site) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Elementwise(Relaxation):
     """A function of each element between two lines: the upper one where Λ >= 0, the lower one elsewhere.
@@ -64,7 +67,7 @@ class Elementwise(Relaxation):
     """
 
     lines: LinesOf
-    covers: Callable[[Site], bool] = always
+    covers: Callable[[Site], bool] = _any_settings
     affine: ClassVar[bool] = False
 
     def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
@@ -138,7 +141,7 @@ class Affine(Relaxation):
             if not own or towards is None:
                 coefficients.append(None)
                 continue
-            resolved = resolve(map_bounds(towards, lambda bound: bound.unflatten(0, (b, r))), as_interval(value))
+            resolved = resolve(towards.rearranged(lambda bound: bound.unflatten(0, (b, r))), as_interval(value))
             coefficients.append(resolved.coefficients[0])
             constant = constant + resolved.constant
         return Terms(coefficients, constant)

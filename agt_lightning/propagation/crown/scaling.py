@@ -12,7 +12,7 @@ from agt_lightning.propagation.crown.forms import Terms
 from agt_lightning.propagation.crown.relaxation import Relaxation, resolve
 from agt_lightning.propagation.crown.slopes import Slopes
 from agt_lightning.rules import Rule, Site, Value
-from agt_lightning.rules.base import as_interval, map_bounds, reduce_to
+from agt_lightning.rules.base import as_interval, reduce_to
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Scaling(Relaxation):
         box = as_interval(inputs[position])
         product = multiply(Interval.point(coefficient), self._factor(site, rule, inputs, position))
         b, r = product.shape[:2]
-        flat = map_bounds(product, lambda bound: bound.flatten(0, 1))
+        flat = product.rearranged(lambda bound: bound.flatten(0, 1))
         summed = reduce_to(flat, torch.Size((b * r, *box.shape[1:])), samples=True)
-        terms = resolve(map_bounds(summed, lambda bound: bound.unflatten(0, (b, r))), box)
+        terms = resolve(summed.rearranged(lambda bound: bound.unflatten(0, (b, r))), box)
         towards = [terms.coefficients[0] if place == position else None for place in range(len(inputs))]
         return Terms(towards, terms.constant)
 
@@ -58,4 +58,4 @@ class Scaling(Relaxation):
         """The call's value at x = 1, with an axis for rows behind the samples'."""
         ones = Interval.point(torch.ones_like(as_interval(inputs[position]).lower), nonnegative=True)
         operands = [ones if place == position else value for place, value in enumerate(inputs)]
-        return map_bounds(as_interval(rule.forward(site, operands)), lambda bound: bound.unsqueeze(1))
+        return as_interval(rule.forward(site, operands)).rearranged(lambda bound: bound.unsqueeze(1))

@@ -282,20 +282,9 @@ def test_a_margin_whose_rows_move_as_one_is_left(hidden, monkeypatch):
     target = torch.zeros(head.samples, dtype=torch.long)
     reached = head.attack(lambda results: results[-1][:, 0] - results[-1][:, 1])
     sound = value_bounds.margin_bounds(head.layers, head.radius, head.inputs, target).upper[:, 1]
-    single_row(monkeypatch, hidden)
+    whole = value_bounds._LayerInput.output_change
+    single_row = lambda self, rows, size, changed_rows: whole(self, rows, size, changed_rows=1)  # noqa: E731
+    monkeypatch.setattr(value_bounds._LayerInput, "output_change", single_row)
     faulty = value_bounds.margin_bounds(head.layers, head.radius, head.inputs, target).upper[:, 1]
     assert bool((reached <= sound + 1e-12).all())
     assert float((reached - faulty).max()) > 1e-5
-
-
-def single_row(patch: pytest.MonkeyPatch, hidden: bool) -> None:
-    """Changes as if one row moved."""
-    whole, widened = value_bounds._LayerInput.output_change, value_bounds._widened
-    if hidden:
-        patch.setattr(
-            value_bounds._LayerInput,
-            "output_change",
-            lambda self, rows, size, changed_rows: whole(self, rows, size, changed_rows=1),
-        )
-    else:
-        patch.setattr(value_bounds, "_widened", lambda values, by: widened(values, by / 2**0.5))

@@ -13,6 +13,7 @@ from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedMod
 from agt_lightning.aggregation.mean_clipping import MeanNormClipping
 from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
+from tests.domains.influence.attacks import strongest_classes
 
 ROUNDING = 1e-9
 """Rounding of a float64 training; one-sided."""
@@ -149,7 +150,7 @@ def worst_labels(engine, steps, query, direction):
         samples = record.influence.sample_of_row[step.rows]
         chosen = flips.range(direction).loss(a[None], samples)[0].topk(engine.adversary.n).indices
         y = y.clone()
-        y[chosen] = flips.worst(direction, a[chosen], samples[chosen])
+        y[chosen] = strongest_classes(flips, direction, a[chosen], samples[chosen])
         attacked.append((x, y))
     return attacked
 
@@ -291,9 +292,9 @@ def test_wrong_slopes_are_caught(monkeypatch, dtype, factor):
     bound_step = InfluenceDomain.bound_step
 
     def wrong(self, step, value_bounds):
-        pending = bound_step(self, step, value_bounds)
-        object.__setattr__(pending, "slopes", factor * pending.slopes)
-        return pending
+        recorded = bound_step(self, step, value_bounds)
+        object.__setattr__(recorded, "slopes", factor * recorded.slopes)
+        return recorded
 
     monkeypatch.setattr(InfluenceDomain, "bound_step", wrong)
     x, y = data(dtype)
@@ -318,7 +319,7 @@ def test_other_faults_of_the_record_are_caught(monkeypatch, fault):
             rest["bias_settings"] = settings
         return append(self, features, targets, slopes, settings, **rest)
 
-    from agt_lightning.domains.influence import HeadRecorder
+    from agt_lightning.domains.influence.recorder import HeadRecorder
 
     append = HeadRecorder.append
     monkeypatch.setattr(HeadRecorder, "append", wrong)
@@ -402,7 +403,7 @@ def scaled_numbers(module, batch):
     return F.mse_loss(module(batch[0]), 2 * batch[1])
 
 
-def equal_codes(module, batch):
+def equal_targets(module, batch):
     x, y = batch
     return F.mse_loss(module(x), 0 * F.one_hot(y, CLASSES).to(x.dtype))
 
@@ -427,7 +428,7 @@ REFUSALS = {
     "mixed": ({"loss": mixed_labels}, "compute them from one label"),
     "leak": ({"loss": leaking_labels, "batch": NUMBERS, "adversary": MOVED}, "keep them out of its input"),
     "scaled": ({"loss": scaled_numbers, "batch": NUMBERS, "adversary": MOVED}, "Compute the targets in the data set"),
-    "codes": ({"loss": equal_codes}, "give each class its own"),
+    "targets": ({"loss": equal_targets}, "give each class its own"),
     "classes": ({"adversary": BoundedAdversary(n=1, nu=1, q=0, target_classes=(7,))}, "Expected classes in 0..2"),
 }
 
@@ -458,14 +459,17 @@ def test_auto_tells_why_it_is_left_out():
     assert list(engine.domains.in_use) == ["box", "ball"]
 
 
-def test_two_targets_under_one_id_end_the_domain():
-    x, y = data()
-    module = Probe()
-    engine = AbstractGradientEngine(
-        module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=lambda batch: torch.zeros(len(batch[1]))
-    )
+def test_ids_are_integers_one_per_sample():
     with pytest.raises(ValueError, match=r"Expected `sample_ids` to give integers of shape \(12,\), but got torch"):
-        engine.step([(x, y)], sgd(module))
-    engine.sample_ids = lambda batch: torch.zeros(len(batch[1]), dtype=torch.int64)
+        step_with_ids(lambda batch: torch.zeros(len(batch[1])))
+
+
+def test_two_targets_under_one_id_end_the_domain():
     with pytest.raises(UncertifiableError, match="Give each sample an id of its own"):
-        engine.step([(x, y)], sgd(module))
+        step_with_ids(lambda batch: torch.zeros(len(batch[1]), dtype=torch.int64))
+
+
+def step_with_ids(ids):
+    module = Probe()
+    engine = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=ids)
+    engine.step([data()], sgd(module))

@@ -19,7 +19,7 @@ from agt_lightning.rounding import accumulated_roundoff
 
 
 class BallAnalysis(ABC):
-    """The network f of some samples over a ball of parameters; a subclass for each depth states what differs.
+    """The outputs f of some samples over a ball of parameters; a subclass for each depth states what differs.
 
     Tildes stand for values at parameters θ̃ in the ball, plain letters for values at the nominal θ, bars for means on
     the way from θ to θ̃. ``J = ∂f/∂θ``, with ``f̃ - f = J̄ (θ̃ - θ)``.
@@ -27,7 +27,8 @@ class BallAnalysis(ABC):
     Args:
         ball: the layers and the ball.
         samples: at the nominal parameters.
-        features: what the adversary can do to their features; None if nothing, or if `feature_effect` is not asked.
+        features: the perturbation that `feature_effect` will be called with, for analyses that bound clean and poisoned
+            samples in one go; None if it will not be called.
 
     Reference:
         docs/theory.md, section 10: eq. (10.5) for A and E, which has the monotone part M (J there).
@@ -36,7 +37,6 @@ class BallAnalysis(ABC):
     def __init__(self, ball: LayerBall, samples: Samples, features: Perturbation | None = None) -> None:
         self.ball = ball
         self.samples = samples
-        self.features = features
 
     @property
     @abstractmethod
@@ -61,12 +61,12 @@ class BallAnalysis(ABC):
     @property
     @abstractmethod
     def output_magnitude(self) -> Tensor:
-        """What the rounding of f is relative to, (b,)."""
+        """Magnitude that the rounding of f is relative to, (b,)."""
 
     @property
     @abstractmethod
     def jacobian_magnitude(self) -> Tensor:
-        """What the rounding of J is relative to, (b,)."""
+        """Magnitude that the rounding of J is relative to, (b,)."""
 
     @property
     @abstractmethod

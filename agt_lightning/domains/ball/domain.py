@@ -43,7 +43,7 @@ _ANALYSES: Mapping[int, type[BallAnalysis]] = {1: LinearAnalysis, 2: OneHiddenAn
 
 @dataclass(frozen=True)
 class BallStep:
-    """What the update of the radius needs of one step's batches.
+    """Data of one step for the update of the radius.
 
     Args:
         head: the trained layers.

@@ -1,4 +1,4 @@
-"""How far the adversary can move the features that enter a head, and anything linear in them."""
+"""Perturbations of the features that enter a head, and of anything linear in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the gradients of single poisoned samples can move, as a whole and split for the energy argument."""
+"""Bounds on the change of a poisoned sample's gradient, as a whole and split for the energy argument."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agt_lightning.domains.ball.output_gradient import PoisonedOutputGradient
 
 @dataclass(frozen=True)
 class FeatureEffect(ABC):
-    """What a perturbation of features changes of a network, anywhere in the ball, (m,) each.
+    """Bounds on the change of a network when features are perturbed, anywhere in the ball, (m,) each.
 
     Args:
         output: ``‖Δf‖``.

@@ -1,4 +1,4 @@
-"""What a step of the radius needs of its samples: values at the nominal parameters, targets, and the poison."""
+"""Data of a step of the radius: values of samples at the nominal parameters, targets, and the poison."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Poison:
-    """What the adversary can do to the samples that can be poisoned.
+    """The changes that the adversary can make to poisonable samples.
 
     Args:
         rows: their positions among all samples, (m,).
@@ -74,7 +74,7 @@ class StepData:
     Args:
         samples: at the nominal parameters.
         target: their targets, clean.
-        poison: what the adversary can do to them; None if nothing.
+        poison: changes that the adversary can make to them; None if none.
     """
 
     samples: Samples

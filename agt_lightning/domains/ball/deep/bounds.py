@@ -50,7 +50,7 @@ class HiddenUnits:
 
     @property
     def overshoot(self) -> Tensor:
-        """How far beyond zero the h of a unit that switches can be: the error of its nominal slope, (b, h)."""
+        """Largest distance beyond zero of the h of a unit that switches: the error of its nominal slope, (b, h)."""
         pairs = self.unstable.pairs
         beyond = (pairs.of(self.change) - self.unstable.distance).clamp(min=0)
         return torch.zeros_like(self.mask).index_put((pairs.sample, pairs.unit), beyond)
@@ -86,7 +86,7 @@ class DeepBounds(BallAnalysis):
     Args:
         ball: the layers and the ball.
         samples: at the nominal parameters.
-        features: not used before `feature_effect`.
+        features: not used here.
 
     Attributes:
         layers: W_l.
@@ -94,7 +94,7 @@ class DeepBounds(BallAnalysis):
         radius: R.
         inputs: z_l at the nominal parameters, (b, h) each.
         input_norms: ``‖ẑ_l‖``, (b,) each.
-        magnitudes: what the rounding of each z_l, and last of f, is relative to, (b,) each.
+        magnitudes: magnitude that the rounding of each z_l, and last of f, is relative to, (b,) each.
         units: behind each layer but the last.
         input_changes: upper bound on ``‖Δz_l‖``, (b,) each.
         result_jacobians: ``B_l = ∂f/∂h_l`` of each layer's results, (b, K, h_l).

@@ -1,4 +1,4 @@
-"""How strongly two layers pull at each other at the nominal parameters, while no unit switches."""
+"""Mixed second derivatives of two layers at the nominal parameters, while no unit switches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far ``J = ∂f/∂θ`` differs between two evaluations of a network, layer by layer: ``J_l = B_lᵀ ⊗ ẑ_l``."""
+"""Difference of ``J = ∂f/∂θ`` between two evaluations of a network, layer by layer: ``J_l = B_lᵀ ⊗ ẑ_l``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What poisoned features change of a deep head, anywhere in the ball."""
+"""Effect of poisoned features on a deep head, anywhere in the ball."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the network's own curvature and its kinks add to a step, beside the positive semidefinite part.
+"""Bounds on the part of a step that the network's own curvature and its kinks add, beside the semidefinite one.
 
 With ``J̄ = ∫ ∂f/∂θ`` along the way from θ to θ̃, ``f̃ - f = J̄ δ``, and the gradient of one sample moves by
 ``J̃ᵀ g̃ - Jᵀ g = J̄ᵀ Δg + (J̃ - J̄)ᵀ Δg + (J̃ - J)ᵀ g``. The first is ``J̄ᵀ H̄ J̄ δ`` and semidefinite. The last is, in
@@ -64,7 +64,7 @@ def remainder(
 
 @dataclass(frozen=True)
 class _LinearizationErrors:
-    """How far values are from their first order with nominal slopes.
+    """Distances of values from their first order with nominal slopes.
 
     Args:
         inputs: of z_l, for each layer, (b,) each.

@@ -57,7 +57,7 @@ class ActivationScan:
             yield rows, mask
 
     def stats(self, within: Tensor, more: Tensor | None, values: Tensor) -> ActivationStats:
-        """Compute all that a step needs in one scan.
+        """Compute all quantities of a step in one scan.
 
         Args:
             within: (b,).
@@ -94,7 +94,7 @@ class UnstablePreactivations(Pairs):
 
 @dataclass(frozen=True)
 class ActivationStats:
-    """What one scan of the preactivations computes.
+    """Results of one scan of the preactivations.
 
     Args:
         activation_norm: ``‖relu(h)‖``, (b,).

@@ -1,4 +1,4 @@
-"""What poisoned features change of a head with one hidden layer, anywhere in the ball."""
+"""Effect of poisoned features on a head with one hidden layer, anywhere in the ball."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _with_mean_slopes(
 
 
 def _with_half_slopes(bounds: OneHiddenBounds, unstable: Pairs, pair_change: Tensor, hidden_change: Tensor) -> Tensor:
-    """How far the other part of unstable units' slopes, ± 1/2, moves the outputs, (m,)."""
+    """Bound the change of the outputs by the other part of unstable units' slopes, ± 1/2, (m,)."""
     squares = unstable.sums(unstable.by_unit(bounds.second.squared_columns), len(hidden_change))
     together = squares.sqrt().clamp(max=bounds.second.norm) * hidden_change
     one_by_one = unstable.sums(pair_change * unstable.by_unit(bounds.second.column_norms), len(hidden_change))

@@ -1,4 +1,4 @@
-"""What the network's own curvature and its kinks add to a step, beside the positive semidefinite part."""
+"""Bounds on the part of a step that the network's own curvature and its kinks add, beside the semidefinite one."""
 
 import math
 

@@ -24,7 +24,7 @@ class StepConstants:
     Args:
         trace: upper bound on ‖A‖, cheap.
         norm: computes a tighter upper bound on ‖A‖.
-        remainder: upper bound on ‖E - M‖ without the monotone part M.
+        remainder: upper bound on ‖E - M‖.
         monotone: upper bound on ‖M‖ for the part M of E with ⟨δ, M⟩ >= 0.
         poison: upper bound on ‖p‖.
         energy: upper bound on ‖ω‖² for a splitting ``p = A^½ ω + p'``; infinite if there is none.

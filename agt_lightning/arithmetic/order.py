@@ -17,7 +17,7 @@ def uncrossed(lower: Tensor, upper: Tensor) -> Interval:
     Only for results whose formula proves ``lower <= upper``.
 
     Example:
-        >>> ordered(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999])).lower
+        >>> uncrossed(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999])).lower
         tensor([1.0000, 2.0000])
     """
     if _in_order(lower, upper):
@@ -32,7 +32,7 @@ def require_uncrossed(value: Interval) -> Interval:
         UnsoundBoundError: if they crossed by more than rounding: some rule is wrong.
 
     Example:
-        >>> settled(Interval.trusted(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999]))).lower
+        >>> require_uncrossed(Interval.trusted(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999]))).lower
         tensor([1.0000, 2.0000])
     """
     if value.is_point or _in_order(value.lower, value.upper):
@@ -42,7 +42,7 @@ def require_uncrossed(value: Interval) -> Interval:
     if excess > size * accumulated_roundoff(_LONGEST_SUM, value.dtype):
         raise UnsoundBoundError(
             f"Expected lower bounds below upper ones up to rounding, but they cross by {excess:.3g} at size {size:.3g}."
-            " A rule is wrong: please report it with the layer that has it."
+            " A rule is wrong: please report this message."
         )
     result = uncrossed(value.lower, value.upper)
     return Interval.trusted(result.lower, result.upper, nonnegative=value.nonnegative)

@@ -15,7 +15,7 @@ from agt_lightning.propagation.program import Program
 from agt_lightning.rules.base import Value, address, as_interval, located
 
 Refinement = Callable[[Mapping[str, Value], Call, Interval], Interval]
-"""Other bounds of a call's result, from all values before it, the call, and its interval bounds (among the values)."""
+"""Computes other bounds of a call's result from all values up to it, the call, and its interval bounds."""
 
 Observer = Callable[[Call, Interval], None]
 """Receives each call with bounds of the gradient with respect to its result."""

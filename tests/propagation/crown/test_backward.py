@@ -9,9 +9,10 @@ from torch import nn
 from agt_lightning.adversaries.features import perturbed
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import propagate_forward, refinement
-from agt_lightning.propagation.crown import SLOPES, Substitution
+from agt_lightning.propagation.crown import Substitution
 from tests.propagation.crown.networks import BATCH, box_of, dense, inputs_of, program_of, sampled_outputs
 from tests.propagation.crown.oracles import ALPHAS, plain_crown, printed_upper_bound
+from tests.propagation.crown.slopes import SLOPES
 
 ROUNDING = 1e-11
 """Float64 rounding of four layers of a few units, and the outward rounding of the bounds."""

@@ -2,124 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.capture import Call
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.interval import Interval
+from agt_lightning.propagation.diagnosis import CallReport, Diagnosis, Excess
 from agt_lightning.propagation.ibp import evaluate, propagate_backward
 from agt_lightning.propagation.methods import Method
 from agt_lightning.propagation.objective import BoundedObjective, rounded
 from agt_lightning.rounding import training_roundoff
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import address, name_of
 
 Run = tuple[nn.Module | Mapping[str, Tensor], object]
 """A training's parameters, as a module or by name, and a batch; an adversary may have changed both."""
-
-
-@dataclass(frozen=True)
-class Excess:
-    """How far a value of a run lies outside of its bounds.
-
-    Args:
-        distance: the largest over all elements; infinite if the value or its bounds are NaN.
-        index: of that element, its sample first.
-    """
-
-    distance: float
-    index: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class CallReport:
-    """Bounds on the result of one call.
-
-    Args:
-        call: the call.
-        width: mean width, in units of the result.
-        growth: ``width`` over that of the widest input, parameters included. None if all inputs are points.
-        gradient_width: mean width of the gradient of a sample's loss with respect to the result. None if no gradient
-            passes through it.
-        excess: of the result in the run. None if it lies inside, up to rounding, or if there is no run.
-    """
-
-    call: Call
-    width: float
-    growth: float | None
-    gradient_width: float | None
-    excess: Excess | None
-
-    def __str__(self) -> str:
-        """Return the call's op, line and submodule."""
-        return address(self.call)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Bounds of one batch in the order of the program; ``print`` shows a table.
-
-    Args:
-        calls: one report for each call with bounds.
-        inputs: excess of the run's parameters, by name, and of its batch entries, by position, beyond rounding. If
-            there is any, the bounds do not claim to contain the run.
-    """
-
-    calls: tuple[CallReport, ...]
-    inputs: Mapping[str | int, Excess] = field(default_factory=dict)
-
-    @property
-    def first_outside(self) -> CallReport | None:
-        """The first call whose result in the run leaves its bounds. Its rule is wrong if `inputs` is empty."""
-        return next((report for report in self.calls if report.excess is not None), None)
-
-    @property
-    def first_infinite(self) -> CallReport | None:
-        """The call where NaN or infinity begins: the first forward; if there is none, the last whose gradient has it.
-
-        The gradient comes from the calls that read the result.
-        """
-        forward = (report for report in self.calls if not math.isfinite(report.width))
-        backward = (report for report in reversed(self.calls) if not math.isfinite(report.gradient_width or 0.0))
-        return next(forward, None) or next(backward, None)
-
-    @property
-    def widest_growth(self) -> CallReport | None:
-        """The call whose bounds are widest relative to those of its inputs."""
-        grown = [report for report in self.calls if report.growth is not None and not math.isnan(report.growth)]
-        return max(grown, key=lambda report: report.growth or 0.0, default=None)
-
-    def __str__(self) -> str:
-        """Return a table with a line for each call, below the inputs of the run that are outside."""
-        rows = [_HEADER, *(self._row(report) for report in self.calls)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-        outside = [
-            f"{f'batch entry {name}' if isinstance(name, int) else name} of the run lies outside of its bounds by "
-            f"{excess.distance:.1e} at {excess.index}"
-            for name, excess in self.inputs.items()
-        ]
-        return "\n".join([*outside, *(line.rstrip() for line in lines)])
-
-    def _row(self, report: CallReport) -> tuple[str, ...]:
-        call, excess = report.call, report.excess
-        numbers = (report.width, report.growth, report.gradient_width, None if excess is None else excess.distance)
-        note = ""
-        if report is self.first_outside and excess is not None:
-            note = f"← first value outside, at {excess.index}"
-        elif report is self.first_infinite:
-            note = "← first bound that is NaN or infinite"
-        cells = ("-" if number is None else f"{number:.1e}" for number in numbers)
-        return (name_of(call).removeprefix("aten."), call.module, call.source, *cells, note)
-
-
-_HEADER = ("call", "module", "line", "mean width", "growth", "gradient", "outside", "")
 
 
 def diagnose(
@@ -171,27 +70,31 @@ def diagnose(
     if adversary is not None:
         inputs = bounded.poisoned(inputs, adversary, None)
     values = bounded.forward(inputs, method=method)
-    gradients: dict[str, Interval] = {}
-    seeds = bounded.seeds(values, bounded.size(batch), dtype)
-    propagate_backward(bounded.program, values, seeds, lambda call, bounds: gradients.update({call.name: bounds}))
-    excesses: Mapping[str, Excess] = {}
+    size = bounded.size(batch)
+    gradients = _gradients(bounded, values, size, dtype)
+    outside: Mapping[str, Excess] = {}
+    gradients_outside: Mapping[str, Excess] = {}
     if run is not None:
         program_type = next(module.parameters()).dtype
-        widened = rounded(bounded, program_type).forward(_widened(inputs, program_type), method=method)
-        excesses = _excesses(widened, _run(bounded, module, run, dtype, state))
+        widened = rounded(bounded, program_type)
+        reached = widened.forward(_widened(inputs, program_type), method=method)
+        run_values, run_gradients = _run(bounded, module, run, dtype, state)
+        outside = _excesses(reached, run_values)
+        gradients_outside = _excesses(_gradients(widened, reached, size, dtype), run_gradients)
     calls = tuple(
         CallReport(
             call,
             width=_mean_width(bounds),
             growth=_growth(bounds, [values[name] for name in call.inputs]),
             gradient_width=_mean_width(gradients[call.name]) if call.name in gradients else None,
-            excess=excesses.get(call.name),
+            excess=outside.get(call.name),
+            gradient_excess=gradients_outside.get(call.name),
         )
         for call in bounded.program.graph.calls
         if call.name in bounded.program.rules and isinstance(bounds := values.get(call.name), Interval)
     )
     names: Mapping[str, str | int] = {**bounded.parameters, **bounded.program.graph.leaves}
-    return Diagnosis(calls, {names[name]: excess for name, excess in excesses.items() if name in names})
+    return Diagnosis(calls, {names[name]: excess for name, excess in outside.items() if name in names})
 
 
 def _widened(inputs: Mapping[str, Value], dtype: torch.dtype) -> dict[str, Value]:
@@ -206,28 +109,51 @@ def _widened(inputs: Mapping[str, Value], dtype: torch.dtype) -> dict[str, Value
     return {name: widened(value) for name, value in inputs.items()}
 
 
+def _gradients(
+    bounded: BoundedObjective, values: Mapping[str, Value], size: int, dtype: torch.dtype
+) -> dict[str, Interval]:
+    """Bound the gradient of each sample's loss with respect to the results of calls, by name."""
+    gradients: dict[str, Interval] = {}
+    seeds = bounded.seeds(values, size, dtype)
+    propagate_backward(bounded.program, values, seeds, lambda call, bounds: gradients.update({call.name: bounds}))
+    return gradients
+
+
 def _run(
     bounded: BoundedObjective, module: nn.Module, run: Run, dtype: torch.dtype, state: RandomState | None
-) -> dict[str, Value]:
-    """Compute the values of a run by the program's own operations, without rules."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Compute values and gradients of a run by the program's own operations and autograd, without rules."""
     owner, batch = run
     parameters = dict(owner.named_parameters()) if isinstance(owner, nn.Module) else owner
-    points = {name: Interval.point(parameter.detach().to(dtype)) for name, parameter in parameters.items()}
-    values = bounded.inputs(module, batch, points, dtype, state)
-    for call in bounded.program.graph.calls:
-        if call.name not in bounded.skipped:
-            values[call.name] = evaluate(call, values, dtype)
-    return values
+    leaves = {name: parameter.detach().to(dtype).clone().requires_grad_() for name, parameter in parameters.items()}
+    inputs = {name: Interval.point(leaf) for name, leaf in leaves.items()}
+    values = bounded.inputs(module, batch, inputs, dtype, state)
+    with torch.enable_grad():
+        for call in bounded.program.graph.calls:
+            if call.name not in bounded.objective.reduced:
+                values[call.name] = evaluate(call, values, dtype)
+    results = {name: value.lower for name, value in values.items() if isinstance(value, Interval)}
+    seeds = bounded.seeds(values, bounded.size(batch), dtype)
+    moving = {name: result for name, result in results.items() if result.requires_grad}
+    terms = [name for name in seeds if name in moving]
+    found = torch.autograd.grad(
+        [moving[name] for name in terms],
+        list(moving.values()),
+        [seeds[name].lower for name in terms],
+        allow_unused=True,
+    )
+    gradients = {name: gradient for name, gradient in zip(moving, found, strict=True) if gradient is not None}
+    return {name: result.detach() for name, result in results.items()}, gradients
 
 
-def _excesses(bounds: Mapping[str, Value], values: Mapping[str, Value]) -> dict[str, Excess]:
+def _excesses(bounds: Mapping[str, Value], values: Mapping[str, Tensor]) -> dict[str, Excess]:
     """Return how far the values lie outside of their bounds, by name, for those that do."""
     found: dict[str, Excess] = {}
     for name, interval in bounds.items():
-        value = values[name]
-        if not (isinstance(interval, Interval) and isinstance(value, Interval) and value.shape.numel()):
+        value = values.get(name)
+        if value is None or not isinstance(interval, Interval) or not value.numel():
             continue
-        excess = torch.maximum(interval.lower - value.lower, value.lower - interval.upper)
+        excess = torch.maximum(interval.lower - value, value - interval.upper)
         excess = torch.where(excess.isnan(), torch.inf, excess)
         worst = excess.argmax()
         if excess.flatten()[worst] > 0:

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
+from agt_lightning.capture.dropout import RandomState
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.diagnose import diagnose
 from agt_lightning.rules import RULES
 from agt_lightning.rules.base import Rule
+from tests.engine.test_convolutional_networks import NETWORKS, data, network, optimizer_for
 
 F = nn.functional
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.05)
@@ -116,6 +118,31 @@ def test_a_wrong_rule_is_found_at_its_line():
     assert f"← first value outside, at {found.excess.index}" in str(report)
 
 
+def test_a_wrong_backward_rule_is_found_at_its_line():
+    """The gradient of the call before is outside, and that of the call itself is not."""
+    engine, module = trained()
+    tilted = Tilted(RULES[TANH], lambda bounds: Interval.trusted(bounds.lower + 0.1, bounds.upper + 0.1))
+    bounded = objective_with(module, {**RULES, TANH: tilted})
+    report = diagnose(bounded, module, batch(), engine.box, run=(module, batch()))
+    assert report.first_outside is None
+    found = report.first_gradient_outside
+    assert found.call.module == "tail.0"
+    assert 0 < found.gradient_excess.distance <= 0.1
+    assert [call.call.module for call in report.calls if call.gradient_excess is None] == ["tail.1", "tail.2"]
+    assert "← first gradient outside, at " in str(report)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilted(Planted):
+    """A rule with other bounds of the gradient."""
+
+    def forward(self, site, inputs):
+        return self.rule.forward(site, inputs)
+
+    def backward(self, site, grad, inputs, output):
+        return [self.change(gradient) for gradient in self.rule.backward(site, grad, inputs, output)]
+
+
 def test_a_loose_rule_has_the_widest_growth():
     report = report_with(loosened)
     assert report.widest_growth.call.op is SIGMOID
@@ -158,8 +185,31 @@ def test_honest_runs_stay_inside(dtype, method):
             bounded, module, (x, y), engine.box, (parameters, (moved, y)), adversary=ADVERSARY, method=method
         )
         assert poisoned.first_outside is None
+        assert poisoned.first_gradient_outside is None
         assert not poisoned.inputs
-        assert diagnose(bounded, module, (x, y), engine.box, (module, (x, y)), method=method).first_outside is None
+        clean = diagnose(bounded, module, (x, y), engine.box, (module, (x, y)), method=method)
+        assert clean.first_outside is None
+        assert clean.first_gradient_outside is None
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_honest_runs_of_convolutional_networks_stay_inside(name):
+    module, adversary = network(name), NETWORKS[name].adversary
+    example = data(name, torch.Generator().manual_seed(1))[0]
+    engine = AbstractGradientEngine(module, loss, adversary)
+    engine.step([example], optimizer_for(module))
+    report = diagnose(engine.objective(example), module, example, engine.box, (module, example), adversary=adversary)
+    assert report.first_outside is None
+    assert report.first_gradient_outside is None
+
+
+def test_dropout_is_diagnosed_with_the_masks_of_its_step():
+    module = nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.5), nn.Linear(6, 2)).double()
+    engine = AbstractGradientEngine(module, loss, ADVERSARY)
+    bounded = engine.objective(batch())
+    report = diagnose(bounded, module, batch(), engine.box, (module, batch()), state=RandomState.now())
+    assert report.first_outside is None
+    assert [call.call.module for call in report.calls] == ["0", "1", "2"]
 
 
 def test_a_run_that_the_bounds_do_not_cover_is_named():
@@ -187,6 +237,7 @@ def test_points_have_no_growth():
     assert all(call.growth is None and call.width == 0 for call in report.calls)
     assert report.widest_growth is None
     assert report.first_outside is None
+    assert report.first_gradient_outside is None
 
 
 # --- errors inside of rules have an address ---------------------------------------------------------------------------

@@ -82,16 +82,26 @@ class ParameterBounds(Mapping[str, Interval]):
         total = sum(float(interval.width.double().sum()) for interval in self.values())
         return total / max(1, sum(interval.lower.numel() for interval in self.values()))
 
-    def contains(self, module: nn.Module) -> bool:
+    def contains(self, module: nn.Module, slack: float = 0.0) -> bool:
         """Whether every parameter of ``module`` lies in its interval.
+
+        Args:
+            module: a module of the same parameters.
+            slack: see `violations`.
 
         Raises:
             BoundsMismatchError: if names or shapes differ.
         """
-        return not self.violations(module)
+        return not self.violations(module, slack)
 
-    def violations(self, module: nn.Module) -> list[str]:
-        """Names of the parameters that leave their interval.
+    def violations(self, module: nn.Module, slack: float = 0.0) -> list[str]:
+        """Return the names of the parameters that leave their interval.
+
+        Args:
+            module: a module of the same parameters.
+            slack: distance from the interval that is allowed, relative to the largest magnitude in the interval of
+                each parameter. The module that was trained with the bounds needs none; another run can leave bounds
+                that it attains by rounding, see `agt_lightning.rounding.training_roundoff`.
 
         Raises:
             BoundsMismatchError: if names or shapes differ.
@@ -101,7 +111,7 @@ class ParameterBounds(Mapping[str, Interval]):
         return [
             name
             for name, parameter in parameters.items()
-            if not self[name].to(device=parameter.device).contains(parameter)
+            if not self[name].to(device=parameter.device).contains(parameter, slack * _largest(self[name]))
         ]
 
     def _check_names(self, parameters: Mapping[str, Tensor]) -> None:
@@ -159,3 +169,8 @@ class ParameterBounds(Mapping[str, Interval]):
         if missing:
             raise BoundsMismatchError(f"Expected both bounds of each parameter in {path}, but {missing} are missing.")
         return cls({name: Interval.checked(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})
+
+
+def _largest(interval: Interval) -> float:
+    """Return the largest magnitude in an interval; zero if it has no elements."""
+    return float(interval.magnitude.max()) if interval.lower.numel() else 0.0

@@ -12,7 +12,7 @@ class UnsoundBoundError(AgtError):
 
     No certificate may be built on this run. Report it with the message; it names the tensor, the worst violation and
     its index. Only numerical overflow of vacuous bounds is not a bug: there, train for fewer steps or with a weaker
-    adversary.
+    adversary. `agt_lightning.propagation.diagnose.diagnose` finds the call where it begins.
     """
 
 

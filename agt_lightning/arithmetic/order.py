@@ -49,7 +49,7 @@ def require_uncrossed(value: Interval) -> Interval:
     if excess > size * accumulated_roundoff(_LONGEST_SUM, value.dtype):
         raise UnsoundBoundError(
             f"Expected lower bounds below upper ones up to rounding, but they cross by {excess:.3g} at size {size:.3g}."
-            " A rule is wrong: please report it with the layer that has it."
+            " A rule is wrong: please report this message."
         )
     result = uncrossed(value.lower, value.upper)
     return Interval.trusted(result.lower, result.upper, nonnegative=value.nonnegative)

@@ -35,6 +35,7 @@ class Call:
         shape: shape of the result in the captured batch.
         dtype: type of the result.
         source: the line of user code that made the call, for messages.
+        module: path of the submodule whose `forward` made the call, such as ``net.0``; empty outside of submodules.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Call:
     shape: tuple[int, ...]
     dtype: torch.dtype
     source: str
+    module: str = ""
 
     @property
     def inputs(self) -> tuple[str, ...]:

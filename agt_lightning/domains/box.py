@@ -17,15 +17,17 @@ from agt_lightning.aggregation import DESCENTS, Clipping, NormClipping, SumMetho
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.domains.base import Domain, OptimizerStep, Step, TrainingSetup
-from agt_lightning.errors import BoundsMismatchError, UncertifiableError
+from agt_lightning.errors import BoundsMismatchError, UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import FactoredGradient, all_gathered, partitioned
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
 from agt_lightning.optimizers.checked_update import TrainedUpdate, checked_update, foreign_state_problems
 from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.diagnose import diagnose
 from agt_lightning.propagation.passes import GradientBounds, ValueBounds, propagate
 from agt_lightning.propagation.samples import stacked
+from agt_lightning.rules.base import address
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,30 @@ class BoxDomain(Domain[BoxStep]):
 
         with record_function("agt: sums over samples"):
             bounds = self._gradient_bounds(step, clean, poisoned, clipping)
-        for name, interval in bounds.items():
-            check_finite_and_ordered(interval, f"the gradient of `{name}`")
+        self._require_finite(step, bounds)
         return BoxStep(bounds, tuple(each.values for each in passes))
+
+    def _require_finite(self, step: Step, bounds: Mapping[str, Interval]) -> None:
+        """Raise if a gradient's bound is NaN or infinite, naming the call where that begins."""
+        try:
+            for name, interval in bounds.items():
+                check_finite_and_ordered(interval, f"the gradient of `{name}`")
+        except UnsoundBoundError as error:
+            reports = [
+                diagnose(
+                    part.bounded,
+                    step.module,
+                    part.batch.data,
+                    self.intervals,
+                    adversary=step.adversary,
+                    method=self.config.method,
+                    state=part.batch.state,
+                )
+                for part in step.parts
+            ]
+            first = next((each.first_infinite for each in reports if each.first_infinite is not None), None)
+            origin = "" if first is None else f" It begins at {address(first.call)}."
+            raise UnsoundBoundError(f"{error}{origin}") from error
 
     def _passes(self, step: Step, value_bounds: Sequence[ValueBounds]) -> list[GradientBounds]:
         """Bound the gradients of each micro-batch, with the parameters anywhere in the box."""

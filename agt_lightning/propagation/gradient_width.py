@@ -1,4 +1,4 @@
-"""How far a loss's gradient can move when inputs and parameters do: a penalty for networks that are certified later.
+"""The width of a loss's gradient over inputs and parameters: a penalty for networks that are certified later.
 
 The bounds are those that certify a training: the package's own passes forward and backward, through which torch
 differentiates. Where they are tight, a poisoned sample can push a later training little.
@@ -25,7 +25,7 @@ _MEMORY_BUDGET = 32 * 2**20
 
 
 class GradientWidth:
-    r"""Root mean square of ``g_U - g_L`` over all trained parameters, differentiable in them.
+    r"""A penalty: the root mean square of ``g_U - g_L`` over all trained parameters, differentiable in them.
 
     ``[g_L, g_U]`` contains the gradient of the loss of a batch for **all** its inputs within ℓ∞ distance ``epsilon`` of
     where they are, cut to ``bounds``, and every parameter p moved by up to ``spread · |p|``; in real arithmetic. Where
@@ -81,7 +81,7 @@ class GradientWidth:
         self._objective = ProgramCache(self._recorded, partial(signature, module))
 
     def __call__(self, batch: object) -> Tensor:
-        """The width for one batch, a scalar.
+        """Compute the width for one batch, a scalar.
 
         Raises:
             UncertifiableError: if the loss has an operation without a bound, or is no sum over samples.
@@ -91,7 +91,7 @@ class GradientWidth:
         return norm / math.sqrt(widths.numel())
 
     def interval(self, batch: object) -> dict[str, Interval]:
-        """``[g_L, g_U]`` by parameter name; its bounds require grad where the module's parameters do.
+        """Compute ``[g_L, g_U]`` by parameter name; the bounds require grad where the module's parameters do.
 
         Raises:
             UncertifiableError: if the loss has an operation without a bound, or is no sum over samples.
@@ -117,7 +117,7 @@ class GradientWidth:
 
 
 def _spread(parameter: Tensor, spread: float) -> Interval:
-    """``p ± spread |p|``; a parameter that is frozen or does not move is a point."""
+    """Return ``p ± spread |p|``, a point if the parameter is frozen or ``spread`` is zero."""
     if not spread or not parameter.requires_grad:
         return Interval.point(parameter)
     radius = spread * parameter.abs()

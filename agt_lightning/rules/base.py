@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.capture.graph import Call
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import Deferred, FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -146,6 +146,18 @@ def _spans_samples(shape: tuple[int, ...], rank: int) -> bool:
 def name_of(call: Call) -> str:
     """Return the name of the op in documentation, such as ``aten.linear``."""
     return str(call.op).rsplit(".", 1)[0]
+
+
+def address(call: Call) -> str:
+    """Return the op, source line and submodule of a call, for messages."""
+    return f"`{name_of(call)}` at {call.source}" + (f" in `{call.module}`" if call.module else "")
+
+
+def located(error: UnsoundBoundError | UncertifiableError, call: Call) -> UnsoundBoundError | UncertifiableError:
+    """Return an error that the rule of a call raised, with the call's address in front of its message."""
+    if isinstance(error, UncertifiableError):
+        return UncertifiableError([f"{address(call)}: {problem}" for problem in error.problems])
+    return UnsoundBoundError(f"{address(call)}: {error}")
 
 
 def as_interval(value: Value) -> Interval:

@@ -84,7 +84,8 @@ class DomainFamily:
                 self._lose(name, error)
                 continue
             found = domain.found_values(data[name])
-            supplied = {name: found, **supplied} if found else supplied
+            if found:
+                supplied = {name: found} | {key: given for key, given in supplied.items() if key != name}
         return data
 
     @property

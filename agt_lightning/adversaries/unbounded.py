@@ -32,7 +32,7 @@ class UnboundedAdversary:
         ValueError: if ``n`` is negative, ``kappa`` not positive and finite, or ``clip`` unknown.
 
     Reference:
-        Paper, appendix D, with the weighted form of theory: Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}.
+        Paper, appendix D, in the weighted form of docs/theory.md, eq. (5.1): Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}.
 
     Example:
         >>> UnboundedAdversary(n=2, kappa=0.5)

@@ -5,7 +5,7 @@ For a weight matrix with ``δ_i = Σ_t d_it ⊗ z_it`` the gain ``g_i = w_i (δ�
     g_i <= Σ_t (α_it x_it + β_it y_it),    α, β, x, y >= 0,
 
 with α and β of the output's size and x and y of the input's: the output gradient moves by α at an input of size x, and
-the input by y under an output gradient of size β. Derived in docs/theory.md, section 4.1.
+the input by y under an output gradient of size β. Derived in docs/theory.md, eq. (4.5) to (4.7).
 
 Columns of α and β are the output's units twice: for gains of the upper bound, then for those of the lower one.
 """

@@ -9,7 +9,7 @@ cut at a threshold τ of its unit, and what is above it counts as if all samples
 
     top-n(α x + β y) <= Σ (α - τ)⁺ x + top-n(min(α, τ) x + β y).
 
-Every τ is sound, and samples may differ in it. Derived in docs/theory.md, section 4.1.
+Every τ is sound, and samples may differ in it. Derived in docs/theory.md, eq. (4.3), (4.8), (4.9).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def ball_product(ball: LpBall, weight: Interval) -> Interval:
         Interval of shape (b, o).
 
     Reference:
-        Theory, "Aggregation, rules, optimizers": first op, p-ball.
+        docs/theory.md, eq. (7.1).
     """
     center = matmul(Interval.point(ball.nominal), weight)
     radius = dual_norm(weight.magnitude * ball.scale, ball.p)

@@ -92,7 +92,11 @@ def last_linear(program: Program, output: str) -> Call | None:
 
 
 def _linear_margins(z: Interval, weight: Interval, bias: Interval | None, target: Tensor) -> Interval:
-    """``(W_t - W_j) z + β_t - β_j``; rows of W are independent, so the difference of their boxes is exact."""
+    """``(W_t - W_j) z + β_t - β_j``; rows of W are independent, so the difference of their boxes is exact.
+
+    Reference:
+        docs/theory.md, eq. (9.2).
+    """
     lower = z.lower.new_empty(len(target), weight.shape[0])
     upper = torch.empty_like(lower)
     for label in target.unique().tolist():

@@ -156,7 +156,7 @@ class CertifiedModel:
             UnsoundBoundError: if the record of the training does not lead to the module's parameters.
 
         Reference:
-            docs/theory.md, "Exact influence of labels".
+            docs/theory.md, eq. (11.5).
         """
         program = self._program(x)
         counters = {name: h for name, h in self._heads(program).items() if isinstance(h, FlipCounter)}

@@ -151,6 +151,7 @@ def possible_classes(logits: Interval) -> Tensor:
     Reference:
         Paper, equation 18, whose printed form lacks :math:`j \ne i` and the strict inequality: as printed, a box of
         width zero excludes its own prediction, and the empty set that is left is inside every safe set.
+        Corrected in docs/theory.md, eq. (9.1).
 
     Example:
         >>> logits = Interval(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([[1.0, 3.0, 2.0]]))

@@ -33,7 +33,8 @@ class AbstractAdam(AbstractOptimizer):
     ``max_s v_s >= v``, so the cap stays.
 
     Reference:
-        `torch.optim.Adam`, `torch.optim.AdamW`. The cap: Cauchy-Schwarz, ``(Σ w_s g_s)² <= Σ (w_s² / u_s) Σ u_s g_s²``.
+        `torch.optim.Adam`, `torch.optim.AdamW`. The cap, docs/theory.md, eq. (6.2): Cauchy-Schwarz,
+        ``(Σ w_s g_s)² <= Σ (w_s² / u_s) Σ u_s g_s²``.
 
     Example:
         >>> group = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.5).param_groups[0]

@@ -25,7 +25,7 @@ class AbstractSGD(AbstractOptimizer):
     ``b ∋ λ θ`` is counted apart from θ: sound, and wider by a factor of order ``1 + 2 α λ μ / (1 - μ)`` a step.
 
     Reference:
-        `torch.optim.SGD`; paper, Algorithm 1 for plain SGD.
+        `torch.optim.SGD`; paper, Algorithm 1, and docs/theory.md, eq. (6.1), for plain SGD.
 
     Example:
         >>> import torch

@@ -22,6 +22,9 @@ def largest(coefficient: Tensor, value: Interval) -> Tensor:
     Returns:
         (b, r)
 
+    Reference:
+        docs/theory.md, eq. (12.5).
+
     Example:
         >>> largest(torch.tensor([[[1.0, -2.0]]]), Interval(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0, 2.0]])))
         tensor([[1.]])

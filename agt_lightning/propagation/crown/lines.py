@@ -38,7 +38,7 @@ def kinked(slope: Callable[[Site], float]) -> LinesOf:
     """``max(x, a x)`` for a in [0, 1]: relu and leaky relu.
 
     Over [l, u] with l < 0 < u the function is convex, so its chord is above it and each line through the origin with a
-    slope between a and 1 below it. Elsewhere it is a line itself.
+    slope between a and 1 below it (docs/theory.md, eq. (12.6)). Elsewhere it is a line itself.
 
     Example:
         >>> box = Interval(torch.tensor([[-1.0]]), torch.tensor([[3.0]]))
@@ -79,7 +79,8 @@ def _line_above(function: Function, derivative: Function, lower: Tensor, upper: 
     """Slope and offset of a line above f: a tangent at a point of the concave part, or the chord.
 
     The tangent at d >= 0 is above f on [0, u] since f is concave there; if it is above f at l as well, it is above f on
-    [l, 0] since f is convex there. If it is below f at l even for d = u, the chord is above f (docs/theory.md).
+    [l, 0] since f is convex there. If it is below f at l even for d = u, the chord is above f:
+    docs/theory.md, eq. (12.7).
     """
     at_lower, at_upper = function(lower), function(upper)
 

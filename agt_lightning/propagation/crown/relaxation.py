@@ -100,6 +100,7 @@ class Affine(Relaxation):
 
     ``Aᵀ Λ`` is the gradient of ``⟨Λ, y⟩`` with respect to x, so the rule's own backward pass bounds it, exactly for
     point coefficients; so convolutions go back by transposed convolutions. c is the call's value at x = 0.
+    Derived in docs/theory.md, eq. (12.3).
 
     Args:
         mixes: whether a result depends on several elements of one input.
@@ -154,6 +155,9 @@ def resolve(coefficient: Interval, box: Interval) -> Terms:
     Args:
         coefficient: Λ, (b, r, *shape).
         box: of x, (b, *shape).
+
+    Reference:
+        docs/theory.md, eq. (12.2).
 
     Example:
         >>> box = Interval(torch.tensor([[-1.0]]), torch.tensor([[3.0]]))

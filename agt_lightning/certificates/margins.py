@@ -7,7 +7,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic import matmul
 from agt_lightning.capture import Call
-from agt_lightning.certificates.objectives import is_single_logit
+from agt_lightning.certificates.goals import is_single_logit
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program
 from agt_lightning.propagation.crown import Substitution

@@ -13,8 +13,8 @@ from agt_lightning.adversaries.features import perturbed
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import Graph, capture, reached
 from agt_lightning.capture.replica import replica
+from agt_lightning.certificates.goals import possible_classes
 from agt_lightning.certificates.margins import last_linear, predicted_classes
-from agt_lightning.certificates.objectives import possible_classes
 from agt_lightning.certificates.predictions import Certification
 from agt_lightning.certificates.values import BoundedValues, frozen_values
 from agt_lightning.domains import DOMAINS, FlipCounter, ParameterSet

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.certificates.goals import is_single_logit
 from agt_lightning.certificates.margins import last_linear, output_margins, substituted_margins
-from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, refinement, substitution

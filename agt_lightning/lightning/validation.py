@@ -12,8 +12,8 @@ from torch import Tensor
 
 from agt_lightning.capture import LabelKind
 from agt_lightning.certificates import squared_error_bounds
+from agt_lightning.certificates.goals import is_single_logit
 from agt_lightning.certificates.margins import predicted_classes
-from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.engine import AbstractGradientEngine

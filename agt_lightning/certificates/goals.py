@@ -1,4 +1,4 @@
-"""Bounds on an attacker's goals, sample by sample, from bounds on the outputs (paper, appendices B and C.3).
+"""Bounds on an adversary's goals, sample by sample, from bounds on the outputs (paper, appendices B and C.3).
 
 Logits come as ``(batch, classes)`` with two classes or more, or as one logit a sample, ``(batch,)`` or ``(batch, 1)``,
 whose sign decides between class 0 and class 1. Every function trusts ``lower <= upper``; NaN and infinite bounds are
@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import softplus
 from agt_lightning.interval import Interval
 
 
@@ -126,8 +127,8 @@ def binary_cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
         )
     is_one = class_indices(logits, target) == 1
     low, high = logits.lower.reshape(-1), logits.upper.reshape(-1)
-    lower = _softplus(torch.where(is_one, -high, low))
-    upper = _softplus(torch.where(is_one, -low, high))
+    lower = softplus(torch.where(is_one, -high, low))
+    upper = softplus(torch.where(is_one, -low, high))
     return Interval.trusted(lower, torch.maximum(lower, upper), nonnegative=True)
 
 
@@ -290,9 +291,4 @@ def _cross_entropy(*, true_logits: Tensor, other_logits: Tensor, index: Tensor) 
     """Cross-entropy at the corner of the box where the true class has one bound and all others have the other."""
     column = index.unsqueeze(1)
     excess = other_logits - true_logits.gather(1, column)
-    return _softplus(excess.scatter(1, column, -torch.inf).logsumexp(dim=1))
-
-
-def _softplus(value: Tensor) -> Tensor:
-    """log(1 + exp(value)); torch's own softplus drops exp(-value) above its threshold and then falls below the loss."""
-    return torch.logaddexp(value, torch.zeros_like(value))
+    return softplus(excess.scatter(1, column, -torch.inf).logsumexp(dim=1))

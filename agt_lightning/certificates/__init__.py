@@ -1,4 +1,4 @@
-"""Certificates: what bounds on the parameters say about predictions and an adversary's goals (appendix B)."""
+"""Certificates of predictions and of an adversary's goals, from bounds on the parameters (appendix B)."""
 
 from agt_lightning.certificates.goals import (
     binary_cross_entropy_bounds,

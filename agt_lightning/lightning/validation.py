@@ -124,7 +124,7 @@ class ValidationCertificate:
         values = BoundedValues.of(
             bounded.program, inputs, roles.prediction, heads, bounded.skipped, engine.config.method
         )
-        self._count(values.deciding(), bounded.size(batch))
+        self._count(values.domain_shares(), bounded.size(batch))
         if roles.label_kind is LabelKind.NUMBER:
             return _error_results(as_interval(nominal[roles.prediction]), values, roles.target)
         if roles.label_kind is LabelKind.CLASS or is_single_logit(values.outputs):

@@ -172,8 +172,9 @@ class DomainFamily:
         return {key: value for domain in self.in_use.values() for key, value in domain.metrics().items()}
 
     def remarks(self) -> list[str]:
-        """Return sentences for the log about how bounds are computed."""
-        return [remark for domain in self.in_use.values() for remark in domain.remarks()]
+        """Return sentences for the log, without their subject: which domains are excluded, how bounds are computed."""
+        excluded = [f"goes on without the domain `{name}`. {reason}" for name, reason in self.excluded.items()]
+        return excluded + [remark for domain in self.in_use.values() for remark in domain.remarks()]
 
     def record(self) -> dict[str, object]:
         """Return what a certificate states about the domains: those in use, and the reasons why others are not."""

@@ -22,7 +22,7 @@ def squared_error_bounds(outputs: Interval, target: Tensor) -> Interval:
     r"""Return tight bounds on the squared error of every output.
 
     With the residual :math:`r = f - y \in [f^L - y, f^U - y]`, :math:`r^2` is at most
-    :math:`\max\{(f^L - y)^2, (f^U - y)^2\}` and at least the same with min, or 0 where the residual can be 0.
+    :math:`\max\{(f^L - y)^2, (f^U - y)^2\}`, and at least the smaller of the two, or 0 if the residual can be 0.
 
     Args:
         outputs: bounds on the outputs, of any shape, in units of the target.

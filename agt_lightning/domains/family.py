@@ -196,7 +196,7 @@ class DomainFamily:
         """Continue with the domains of a checkpoint; ``"auto"`` excludes all others.
 
         Raises:
-            BoundsMismatchError: if the checkpoint lacks a domain that was asked for.
+            BoundsMismatchError: if the checkpoint lacks a domain that was chosen by name or class.
         """
         missing = [name for name in self.in_use if name not in state]
         if missing and not self.automatic:

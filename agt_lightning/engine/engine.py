@@ -43,14 +43,14 @@ class AbstractGradientEngine:
 
     Guarantee: after each `step` every domain in use contains the parameters of every run on the same sequence of
     batches in which, at each step, the adversary changed up to n samples of the batch within its limits; in real
-    arithmetic, up to the rounding of the bounds' own computation in ``dtype``.
+    arithmetic, up to the rounding of the bounds' own computation in ``config.dtype``.
 
     `step` trains and bounds one step. A program that owns its training loop calls instead, at each step and in this
     order: its own backward pass, `bound_gradient`, `verify`, `clip` if it clips the mean gradient, its clipping and its
     optimizer step, `update`. It must call `problems` first, for every new kind of batch.
 
     Args:
-        module: the module in training; never changed.
+        module: the module in training. Only `step` moves its parameters; `verify` may write gradients.
         loss: maps a module and a batch to the scalar loss that training minimizes.
         adversary: the threat model.
         config: how bounds are computed. None means the box alone, by intervals and exact sums.
@@ -108,10 +108,10 @@ class AbstractGradientEngine:
         capture = partial(BoundedObjective.of, module, loss, table=rules)
         self._objectives = ProgramCache(capture, self.signature)
         self._nominal = NominalPass(module, adversary, self._objectives, self.config, processes)
-        self._trained = _copies(module)
-        self._approved: set[object] = set()
-        self._verified: dict[str, Tensor] = {}
-        self._buffers: dict[str, Tensor] = {}
+        self._approved: set[object] = set()  # kinds of batches that can be certified
+        self._trained = _copies(module)  # parameters as the optimizer left them
+        self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
+        self._buffers: dict[str, Tensor] = {}  # first values of the buffers that the loss reads
         processes.require_same(self._trained.values(), "initial parameters")
 
     # --- one step (Algorithm 1) --------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class CertifiedModel:
         return head.certified_flips(as_interval(frozen_values(program, inputs, {name: head})[head.head.input]))
 
     def deciding_domains(self, x: Tensor, epsilon: float = 0.0) -> dict[str, float]:
-        """Return the share of the bounds on outputs that is tightest by each domain, by its name.
+        """Return the share of the bounds on outputs that each domain decides by being the tightest, by its name.
 
         Args:
             x: inputs, (batch, ...).

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from agt_lightning import CertifiedModel, UnboundedAdversary
-from agt_lightning.certificates.objectives import squared_error_bounds
+from agt_lightning.certificates.goals import squared_error_bounds
 from recipes.attack_parameters import full_batches
 from recipes.attacks.poisons import Collision
 from recipes.attacks.reach import reachable, require_between, require_inside

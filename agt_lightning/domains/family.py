@@ -105,7 +105,7 @@ class DomainFamily:
 
     @property
     def use_poisoned_prefixes(self) -> bool:
-        """Whether some domain reads `BoundedBatch.frozen`."""
+        """Whether some domain reads `BoundedBatch.poisoned_prefix`."""
         return any(domain.uses_poisoned_prefix for domain in self.in_use.values())
 
     @property

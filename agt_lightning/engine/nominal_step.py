@@ -91,7 +91,7 @@ class NominalPass:
             batches: the micro-batches of this process.
             scale: factor in front of each micro-batch's loss.
             prefixes: whether to bound the values of poisonable samples that depend on no trained parameter, for domains
-                that read `BoundedBatch.frozen`.
+                that read `BoundedBatch.poisoned_prefix`.
 
         Raises:
             UncertifiableError: in every process, if processes share a poisonable sample or train different parameters.
@@ -175,10 +175,10 @@ class NominalPass:
         device = next(self.module.parameters()).device
         budget = fitting_memory_budget(self.config.memory_budget, device)
         weights = [sample_weights(part.bounded, part.batch, scale, self.config.dtype, device) for part in parts]
-        samples = sample_set(weights, [part.rows for part in parts])
+        samples = sample_set(weights, [part.poisonable for part in parts])
         keys = None
         if self.processes.size > 1:
-            keys = torch.cat([sample_keys(part.bounded, part.batch.data, part.ids) for part in parts])
+            keys = torch.cat([sample_keys(part.bounded, part.batch.data, part.sample_ids) for part in parts])
         return LocalGradients(stacked(gradients), samples, keys, budget)
 
 

@@ -114,7 +114,9 @@ class BallDomain(Domain[BallStep]):
         ball = self.around(part.bounded)
         head = ball.head
         clean = ball.bound_values(as_interval(part.nominal[head.input]))
-        poisoned = {} if part.frozen is None else ball.bound_values(as_interval(part.frozen[head.input]))
+        poisoned = (
+            {} if part.poisoned_prefix is None else ball.bound_values(as_interval(part.poisoned_prefix[head.input]))
+        )
         return ValueBounds(clean, poisoned)
 
     def around(self, bounded: BoundedObjective) -> HeadBall:

@@ -66,13 +66,13 @@ class BatchView:
             if self.bounds.clean:
                 entries[f"bounds/{number}"] = self.bounds.clean[layer.output]
         entries |= _target_entries("target", _target(nominal[self.objective.target]))
-        return entries if self.part.frozen is None else entries | self._poison(adversary)
+        return entries if self.part.poisoned_prefix is None else entries | self._poison(adversary)
 
     def _poison(self, adversary: Adversary) -> dict[str, Entry]:
-        assert self.part.frozen is not None
+        assert self.part.poisoned_prefix is not None
         name = self.objective.target
-        clean = _target(select(self.part.nominal[name], self.part.rows))
-        poisoned = _target(self.part.frozen[name])
+        clean = _target(select(self.part.nominal[name], self.part.poisonable))
+        poisoned = _target(self.part.poisoned_prefix[name])
         entries = _target_entries("clean", clean) | _target_entries("poisoned", poisoned)
         radius = self._label_radius(poisoned, adversary)
         if radius is not None:
@@ -101,11 +101,11 @@ class BatchView:
             epsilon = adversary.feature_radius(clean)
             ball = None if adversary.p == math.inf else epsilon
             return Perturbation(epsilon[None], ball, adversary.p) if adversary.perturbs_features else None
-        assert self.part.frozen is not None
-        poisoned = as_interval(self.part.frozen[name])
+        assert self.part.poisoned_prefix is not None
+        poisoned = as_interval(self.part.poisoned_prefix[name])
         if poisoned.is_point:
             return None
-        return Perturbation.between(clean if self.part.rows is None else clean[self.part.rows], poisoned)
+        return Perturbation.between(clean if self.part.poisonable is None else clean[self.part.poisonable], poisoned)
 
 
 def step_data(step: Step, batches: Sequence[Batch]) -> StepData:

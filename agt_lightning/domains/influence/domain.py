@@ -265,7 +265,7 @@ def _local_entries(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead])
         ),
         "targets": torch.cat([_targets(part, head) for part, head in zip(parts, heads, strict=True)]),
     }
-    ids = [part.ids.cpu() for part in parts if part.ids is not None]
+    ids = [part.sample_ids.cpu() for part in parts if part.sample_ids is not None]
     return {**entries, "ids": torch.cat(ids)} if len(ids) == len(parts) else entries
 
 

@@ -2,14 +2,19 @@
 
 import re
 import runpy
+import sys
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from agt_lightning import rules
+import agt_lightning
+from agt_lightning import BoundedAdversary, CertifiedTraining, rules
 from docs.support_table import document
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +72,51 @@ def test_every_home_of_a_statement_exists():
     assert homes
     for file, name in homes:
         attrgetter(name)(import_module(f"agt_lightning.{file.replace('/', '.')}"))
+
+
+class _Classifier(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def files_entered_by_a_step():
+    """Files of the package in the order of their calls, for the last batch of a training; a file can come again."""
+    package, entered = f"{Path(agt_lightning.__file__).parent}/", []
+
+    def record(frame, event, argument):
+        file, function = frame.f_code.co_filename, frame.f_code.co_name
+        if event == "call" and file.startswith(package):
+            if function == "on_train_batch_start":
+                entered.clear()
+            entered.append(file.removeprefix(package))
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01), domains=("box",))
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[certified], enable_model_summary=False, **quiet)
+    batches = DataLoader(TensorDataset(torch.randn(8, 3), torch.randint(0, 2, (8,))), batch_size=4)
+    sys.setprofile(record)
+    try:
+        trainer.fit(_Classifier(), batches)
+    finally:
+        sys.setprofile(None)
+    return entered
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_batch_walks_through_the_files_in_their_order():
+    rows = re.findall(
+        r"^\| \d+ \| `([\w/]+\.py)`", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) == 15
+    entered = iter(files_entered_by_a_step())
+    assert [file for file in rows if file not in entered] == []
 
 
 @pytest.mark.parametrize("name", ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md")))])

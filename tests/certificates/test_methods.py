@@ -1,4 +1,4 @@
-"""Certificates by linear bounds: sound, and never fewer than by intervals."""
+"""The certificates of a model, by each method: sound, and with linear bounds never fewer than by intervals."""
 
 import copy
 

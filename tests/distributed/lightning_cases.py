@@ -23,7 +23,7 @@ SIZE, BATCH = 24, 12
 
 
 class Existing(ClusterEnvironment):
-    """ProcessGroup that are there, in a group that is there."""
+    """Processes that are there, in a group that is there."""
 
     creates_processes_externally = True
     main_address, main_port = "", 0

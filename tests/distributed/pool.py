@@ -1,4 +1,4 @@
-"""ProcessGroup that wait for work, so that a test of several processes does not start Python several times."""
+"""Processes that wait for work, so that a test of several processes does not start Python several times."""
 
 from __future__ import annotations
 
@@ -28,12 +28,18 @@ class FailedError(Exception):
         self.errors = errors
 
 
+def forkserver() -> Any:
+    """Return a context whose processes start in milliseconds: torch and Lightning are imported once for all of them."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.cases"])
+    return context
+
+
 class Pool:
     """``run(world, function, ...)`` calls a function of a test module in so many processes of one gloo group."""
 
     def __init__(self, size: int, folder: Path) -> None:
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["tests.distributed.cases"])  # imports torch and Lightning once
+        context = forkserver()
         self.folder = folder
         self.serial = 0
         self.inboxes = [context.Queue() for _ in range(size)]
@@ -57,7 +63,7 @@ class Pool:
                 rank, content = self.outbox.get(timeout=PATIENCE)
                 results[rank] = torch.load(io.BytesIO(content), weights_only=False)
         except Empty:
-            raise TimeoutError(f"ProcessGroup {set(range(world)) - set(results)} hang.") from None
+            raise TimeoutError(f"Processes {set(range(world)) - set(results)} hang.") from None
         ordered = [results[rank] for rank in range(world)]
         errors = [result["error"] for result in ordered]
         if any(errors):

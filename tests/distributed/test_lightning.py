@@ -10,7 +10,7 @@ from torch.distributed.fsdp import MixedPrecision
 from agt_lightning import ParameterBounds, UnboundedAdversary
 from agt_lightning.lightning.distributed import strategy_problems
 from tests.distributed import lightning_cases as cases
-from tests.distributed.pool import FailedError
+from tests.distributed.pool import FailedError, forkserver
 from tests.distributed.test_same_bounds import assert_close, assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -141,9 +141,20 @@ def test_strategies_that_apply_another_gradient_are_refused(strategy, message):
     assert message in problem
 
 
-def test_spawned_processes_leave_a_certificate(tmp_path):
+class _Unshared(cases.Regressor):
+    """Has parameters of its own in each process, which Lightning sees to on the CPU with ``"spawn"`` alone."""
+
+    def setup(self, stage):
+        for parameter in self.parameters():
+            parameter.data = parameter.data.clone()
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_processes_that_lightning_starts_leave_a_certificate(start_method, tmp_path):
+    """Both methods hand over pickles; `forkserver` imports torch once for all processes."""
+    forkserver()
     made = cases.L.Trainer(
-        strategy="ddp_spawn",
+        strategy=DDPStrategy(start_method=start_method),
         accelerator="cpu",
         devices=2,
         max_epochs=1,
@@ -154,7 +165,7 @@ def test_spawned_processes_leave_a_certificate(tmp_path):
         enable_model_summary=False,
         callbacks=[cases.CertifiedTraining(cases.ADVERSARY, dirpath=tmp_path)],
     )
-    made.fit(cases.Regressor(), cases.DataLoader(cases.dataset(), cases.BATCH // 2))
+    made.fit(_Unshared(), cases.DataLoader(cases.dataset(), cases.BATCH // 2))
     bounds = ParameterBounds.load(tmp_path / "bounds.safetensors")
     assert bounds.mean_width() > 0
     assert bounds.contains(made.lightning_module)

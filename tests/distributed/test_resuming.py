@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from agt_lightning import BoundedAdversary
 from tests.distributed import resuming
+from tests.distributed.pool import forkserver
 from tests.distributed.test_same_bounds import assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -61,8 +61,7 @@ BALLAST = 30 * 2**20
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(kills, tmp_path):
     """Each run is killed at a random moment after its first checkpoint, and goes on from the last one."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tests.distributed.cases"])
+    context = forkserver()
     moments, killed = random.Random(kills), 0
     last = tmp_path / "last.ckpt"
     while killed < kills:

@@ -1,48 +1,128 @@
 """The documents say what the code does: their code runs, and the table of operations is the table of rules."""
 
 import re
-import subprocess
+import runpy
 import sys
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import agt_lightning
+from agt_lightning import BoundedAdversary, CertifiedTraining, rules
+from docs.support_table import document
+
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
-def run_python(code):
-    """In a process of its own, since rules that are registered stay registered."""
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture(autouse=True)
+def _no_trace():
+    """Start without the rule that the doctest of `register_rule` adds; end with rules and random numbers as before."""
+    table = rules._rules
+    before = dict(table)
+    table.pop(torch.ops.aten.exp2.default, None)
+    with torch.random.fork_rng():
+        yield
+    table.clear()
+    table.update(before)
+
+
+def blocks(name, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_script(path, code):
+    path.write_text(code, encoding="utf-8")
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def test_table_of_operations_is_up_to_date():
-    printed = run_python("from docs.support_table import document; import sys; sys.stdout.write(document())")
-    assert printed.returncode == 0, printed.stderr
-    committed = (ROOT / "docs" / "support.md").read_text(encoding="utf-8")
-    assert printed.stdout == committed, "Expected the table of the rules; run `python docs/support_table.py`."
+    committed = (DOCS / "support.md").read_text(encoding="utf-8")
+    assert document() == committed, "Expected the table of the rules; run `python docs/support_table.py`."
 
 
-def test_example_of_a_rule_obeys_the_laws():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rules.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
-    result = run_python("\n".join(blocks))
-    assert result.returncode == 0, result.stderr
+def test_example_of_a_rule_obeys_the_laws(tmp_path):
+    assert len(blocks("rules.md")) == 2
+    run_script(tmp_path / "bump.py", "\n".join(blocks("rules.md")))
+    assert torch.ops.example.bump.default in rules.RULES
 
 
-def test_example_with_a_wrong_turn_breaks_the_laws():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rules.md").read_text(encoding="utf-8"), re.DOTALL)
-    result = run_python("\n".join(blocks).replace("[(0.0, 1.0)]", "[(0.0, 0.5)]"))
-    assert "leaves its bounds" in result.stderr
+def test_example_with_a_wrong_turn_breaks_the_laws(tmp_path):
+    code = "\n".join(blocks("rules.md")).replace("[(0.0, 1.0)]", "[(0.0, 0.5)]")
+    with pytest.raises(AssertionError, match="leaves its bounds"):
+        run_script(tmp_path / "bump.py", code)
 
 
-def test_a_diagnosis_prints_what_the_document_shows(tmp_path):
+def test_a_diagnosis_prints_what_the_document_shows(tmp_path, capsys):
     """Numbers apart: other processors round otherwise."""
-    text = (ROOT / "docs" / "diagnose.md").read_text(encoding="utf-8")
-    script = tmp_path / "net.py"
-    script.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
-    result = run_python(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')")
-    assert result.returncode == 0, result.stderr
-    shown = "".join(re.findall(r"```text\n(.*?)```", text, re.DOTALL))
-    assert _without_numbers(result.stdout) == _without_numbers(shown)
+    run_script(tmp_path / "net.py", "\n".join(blocks("diagnose.md")))
+    shown = "".join(blocks("diagnose.md", "text"))
+    assert _without_numbers(capsys.readouterr().out) == _without_numbers(shown)
+
+
+def test_every_home_of_a_statement_exists():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    homes = re.findall(r"`([\w/]+)\.py::([\w.]+)`", text)
+    assert homes
+    for file, name in homes:
+        attrgetter(name)(import_module(f"agt_lightning.{file.replace('/', '.')}"))
+
+
+class _Classifier(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def files_entered_by_a_step():
+    """Files of the package in the order of their calls, for the last batch of a training; a file can come again."""
+    package, entered = f"{Path(agt_lightning.__file__).parent}/", []
+
+    def record(frame, event, argument):
+        file, function = frame.f_code.co_filename, frame.f_code.co_name
+        if event == "call" and file.startswith(package):
+            if function == "on_train_batch_start":
+                entered.clear()
+            entered.append(file.removeprefix(package))
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01), domains=("box",))
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[certified], enable_model_summary=False, **quiet)
+    batches = DataLoader(TensorDataset(torch.randn(8, 3), torch.randint(0, 2, (8,))), batch_size=4)
+    sys.setprofile(record)
+    try:
+        trainer.fit(_Classifier(), batches)
+    finally:
+        sys.setprofile(None)
+    return entered
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_batch_walks_through_the_files_in_their_order():
+    rows = re.findall(
+        r"^\| \d+ \| `([\w/]+\.py)`", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) == 15
+    entered = iter(files_entered_by_a_step())
+    assert [file for file in rows if file not in entered] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md")))])
+def test_every_link_leads_to_a_file(name):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
 
 
 def _without_numbers(text):

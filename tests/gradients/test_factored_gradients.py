@@ -1,4 +1,4 @@
-"""Every factored gradient says what the full (batch, parameter) bounds say."""
+"""Every factored gradient equals the full (batch, parameter) bounds."""
 
 import pytest
 import torch

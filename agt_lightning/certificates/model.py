@@ -191,7 +191,9 @@ class CertifiedModel:
     def _heads(self, program: Program) -> dict[str, HeadBounds]:
         """Return the bounds of other sets on the trained layers that this program ends in, by name of the domain."""
         names = {value: self._canonical[target] for value, target in program.graph.parameters.items()}
-        bounds = {name: each.on(program.graph, names, self.module, self.dtype) for name, each in self.sets.items()}
+        bounds = {
+            name: each.head_bounds(program.graph, names, self.module, self.dtype) for name, each in self.sets.items()
+        }
         return {name: head for name, head in bounds.items() if head is not None}
 
     @staticmethod

@@ -99,7 +99,9 @@ class ParameterSet(Protocol):
     @property
     def costly(self) -> bool: ...  # noqa: D102 - stands in the class docstring
 
-    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadBounds | None:
+    def head_bounds(
+        self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype
+    ) -> HeadBounds | None:
         """Return bounds for the trained layers that a graph ends in; None if it does not end in layers of this set.
 
         Args:

@@ -106,7 +106,7 @@ class AbstractGradientEngine:
         self.steps = 0
         rules = RULES if self.config.rules is None else self.config.rules
         capture = partial(BoundedObjective.of, module, loss, table=rules)
-        self._objectives = ProgramCache(capture, self.signature)
+        self._objectives = ProgramCache(capture, partial(signature, module))
         self._nominal = NominalPass(module, adversary, self._objectives, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified
         self._trained = _copies(module)  # parameters as the optimizer left them
@@ -162,7 +162,9 @@ class AbstractGradientEngine:
         with self.processes.collective_errors():
             self.require_untouched()
             require_constant(self.module, self._read_buffers(micro_batches), self._buffers)
-        step, local = self._nominal.step(micro_batches, scale, prefixes=self.domains.use_poisoned_prefixes)
+        step, local = self._nominal.step(
+            micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
+        )
         data = self.domains.bound_step(step)
         clipped = self._nominal.clipped_gradient(local)
         return StepBounds(
@@ -174,7 +176,7 @@ class AbstractGradientEngine:
         )
 
     descend = bound_gradient
-    """The name of `bound_gradient` up to version 0.1."""
+    """The name of `bound_gradient` before version 0.2."""
 
     def verify(self, bounds: StepBounds, batches: Sequence[object], scale: float | None = None) -> None:
         """Check that training's gradient is the certified one; with sample clipping, replace it by the clipped one.
@@ -280,7 +282,9 @@ class AbstractGradientEngine:
         """Return problems that depend on the values of a batch, by bounding a step that is then dropped."""
         prefixes = self.domains.use_poisoned_prefixes
         try:
-            step, _ = self._nominal.step([MicroBatch(batch, RandomState.now())], scale=1.0, prefixes=prefixes)
+            step, _ = self._nominal.step(
+                [MicroBatch(batch, RandomState.now())], scale=1.0, need_poisoned_prefixes=prefixes
+            )
             self.domains.bound_step(step)
         except UncertifiableError as error:
             return list(error.problems)
@@ -353,7 +357,7 @@ class AbstractGradientEngine:
         """
         dtype, alone = self.config.dtype, len(self.domains.in_use) == 1
         bounds = {
-            name: parameters.on(bounded.program.graph, bounded.parameters, self.module, dtype)
+            name: parameters.head_bounds(bounded.program.graph, bounded.parameters, self.module, dtype)
             for name, parameters in self.parameter_sets.items()
             if alone or not parameters.costly
         }

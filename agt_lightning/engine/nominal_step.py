@@ -84,14 +84,16 @@ class NominalPass:
     config: CertificationConfig
     processes: ProcessGroup
 
-    def step(self, batches: Sequence[MicroBatch], scale: float, *, prefixes: bool) -> tuple[Step, LocalGradients]:
+    def step(
+        self, batches: Sequence[MicroBatch], scale: float, *, need_poisoned_prefixes: bool
+    ) -> tuple[Step, LocalGradients]:
         """Return the step, and the gradients of this process's samples.
 
         Args:
             batches: the micro-batches of this process.
             scale: factor in front of each micro-batch's loss.
-            prefixes: whether to bound the values of poisonable samples that depend on no trained parameter, for domains
-                that read `BoundedBatch.poisoned_prefix`.
+            need_poisoned_prefixes: whether to bound the values of poisonable samples that depend on no trained
+                parameter, for domains that read `BoundedBatch.poisoned_prefix`.
 
         Raises:
             UncertifiableError: in every process, if processes share a poisonable sample or train different parameters.
@@ -101,7 +103,8 @@ class NominalPass:
             with record_function("agt: nominal pass"):
                 passes = [self._propagate(batch) for batch in batches]
             parts = [
-                self._part(batch, values, prefixes=prefixes) for batch, (values, _) in zip(batches, passes, strict=True)
+                self._part(batch, values, need_poisoned_prefixes=need_poisoned_prefixes)
+                for batch, (values, _) in zip(batches, passes, strict=True)
             ]
             local = self._local(parts, [gradients for _, gradients in passes], scale)
             sums = {name: local.sum(name).lower for name in local.gradients}
@@ -124,7 +127,7 @@ class NominalPass:
         Returns:
             The interval, and the tolerance for the sum over samples, whose rounding it does not contain.
         """
-        step, local = self.step(batches, scale, prefixes=False)
+        step, local = self.step(batches, scale, need_poisoned_prefixes=False)
         dtype = self.module.get_parameter(name).dtype
         with self.processes.collective_errors():
             gradients = stacked([self._propagate(batch, dtype)[1] for batch in batches])
@@ -159,11 +162,11 @@ class NominalPass:
         objective = objective if rounding is None else rounded(objective, rounding)
         return propagate_nominal(objective, self.module, batch, self.config.dtype)
 
-    def _part(self, batch: MicroBatch, values: Mapping[str, Value], *, prefixes: bool) -> BoundedBatch:
+    def _part(self, batch: MicroBatch, values: Mapping[str, Value], *, need_poisoned_prefixes: bool) -> BoundedBatch:
         objective = self.objectives(batch.data)
         size = objective.size(batch.data)
         rows = poisonable_rows(self.config.poisonable, batch.data, size)
-        needed = prefixes and poisonable_at_all(objective, self.adversary, rows)
+        needed = need_poisoned_prefixes and poisonable_at_all(objective, self.adversary, rows)
         prefix = PoisonedPrefix(objective, values, self.adversary, rows) if needed else None
         return BoundedBatch(
             objective, batch, rows, values, prefix, ids_of_samples(self.config.sample_ids, batch.data, size)

@@ -74,7 +74,7 @@ from agt_lightning.rules.shape import RESHAPES, Cast, Detach, OneHot, Reshape
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
 
 Pieces = PiecewiseMonotoneFunction
-"""The name of `PiecewiseMonotoneFunction` up to version 0.1."""
+"""The name of `PiecewiseMonotoneFunction` before version 0.2."""
 
 __all__ = [
     "RULES",

@@ -9,7 +9,7 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, misaligned, name_of, reduce_to
+from agt_lightning.rules.base import Rule, Site, Value, alignment_problem, as_interval, name_of, reduce_to
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Quotient(Rule):
 
     def problem(self, site: Site) -> str | None:
         """Refuse misaligned samples. Overloads with a rounding mode have no rule."""
-        return misaligned(site)
+        return alignment_problem(site)
 
     def _reciprocal(self, site: Site, inputs: Sequence[Value]) -> Interval:
         if len(inputs) == 1:

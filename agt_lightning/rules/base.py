@@ -77,7 +77,7 @@ class Rule(ABC):
 
         The default is for element-wise operations: only axis 0 may pair samples with each other.
         """
-        return misaligned(site)
+        return alignment_problem(site)
 
     @abstractmethod
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
@@ -118,7 +118,8 @@ class Rule(ABC):
         """
 
         def evaluate(rows: slice) -> Interval:
-            part = [value[rows] if has else value for value, has in zip(inputs, site.samples, strict=True)]  # type: ignore[index]
+            pairs = zip(inputs, site.samples, strict=True)
+            part = [value[rows] if has_samples else value for value, has_samples in pairs]  # type: ignore[index]
             gradient = self.backward(site, grad[rows], part, inputs[position])[position]
             assert gradient is not None
             return gradient
@@ -126,7 +127,7 @@ class Rule(ABC):
         return Deferred.where_large(evaluate, grad.shape[0], tuple(as_interval(inputs[position]).shape))
 
 
-def misaligned(site: Site) -> str | None:
+def alignment_problem(site: Site) -> str | None:
     """Return why a broadcast pairs different samples with each other, with a way out; None if it does not."""
     rank = max((len(shape) for shape in site.shapes), default=0)
     for shape, samples in zip(site.shapes, site.samples, strict=True):

@@ -16,7 +16,7 @@ from agt_lightning.arithmetic import multiply, softmax, softplus, surprisal
 from agt_lightning.capture.graph import SATURATING
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, misaligned, name_of
+from agt_lightning.rules.base import Rule, Site, Value, alignment_problem, as_interval, name_of
 from agt_lightning.rules.elementwise import Function, evaluate
 
 
@@ -36,7 +36,7 @@ class ResidualLoss(Rule):
         """Refuse weights, and broadcasts that pair different samples."""
         if site.call.arguments.get("weight") is not None:
             return _weighted(site)
-        return misaligned(site)
+        return alignment_problem(site)
 
     def _residual(self, inputs: Sequence[Value]) -> Interval:
         return as_interval(inputs[0]) - as_interval(inputs[1])
@@ -139,7 +139,7 @@ class BinaryCrossEntropy(Rule):
         """Refuse sample weights, misaligned samples and targets that are trained."""
         if site["weight"] is not None:
             return _weighted(site)
-        return misaligned(site) or _fixed_target(site)
+        return alignment_problem(site) or _fixed_target(site)
 
     def _positive_weight(self, site: Site, inputs: Sequence[Value]) -> Tensor:
         if site["pos_weight"] is None:

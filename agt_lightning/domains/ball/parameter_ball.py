@@ -86,7 +86,9 @@ class ParameterBall:
             bounds[name] = _around(center, self.radius) if moves else Interval.point(center)
         return bounds
 
-    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadBall | None:
+    def head_bounds(
+        self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype
+    ) -> HeadBall | None:
         """The ball around the trained layers of a graph; None if the graph does not end in them as a head.
 
         Args:

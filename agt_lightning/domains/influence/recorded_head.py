@@ -134,7 +134,9 @@ class RecordedHead:
         columns = [module.get_parameter(name).detach().double().cpu() for name in names]
         return torch.cat([column if column.ndim == 2 else column[:, None] for column in columns], dim=1)
 
-    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadInfluence | None:
+    def head_bounds(
+        self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype
+    ) -> HeadInfluence | None:
         """Return the record for the layer of a graph; None if the graph does not end in that layer.
 
         Args:

@@ -1,4 +1,4 @@
-"""Bounds on all parameters of a module: what a certified training leaves behind."""
+"""Bounds on all parameters of a module, the result of a certified training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _FORMAT = "agt_lightning bounds 1"
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all: the body writes to a path beside it, which is then renamed.
+    """Write a file completely or not at all: the body writes to a path beside it, which is then renamed.
 
-    If the body raises, the file stays as it was and nothing is left beside it.
+    If the body raises, the file is unchanged and nothing is left beside it.
 
     Args:
-        path: the file; missing folders are made.
+        path: the file; missing folders are created.
 
     Example:
         >>> import tempfile
@@ -45,10 +45,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 class ParameterBounds(Mapping[str, Interval]):
-    """Read-only mapping from parameter name to `Interval` (Definition 3.1).
+    """A read-only mapping from parameter name to `Interval` (Definition 3.1).
 
     Args:
-        intervals: bounds by parameter name, as `torch.nn.Module.named_parameters` gives it.
+        intervals: bounds by parameter name, as in `torch.nn.Module.named_parameters`.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -62,7 +62,7 @@ class ParameterBounds(Mapping[str, Interval]):
 
     @classmethod
     def point(cls, module: nn.Module) -> ParameterBounds:
-        """The parameters of ``module`` as they are, with width zero."""
+        """Return bounds of width zero around the present parameters of ``module``."""
         return cls({name: Interval.point(p.detach().clone()) for name, p in module.named_parameters()})
 
     def __getitem__(self, name: str) -> Interval:
@@ -78,15 +78,15 @@ class ParameterBounds(Mapping[str, Interval]):
         return len(self._intervals)
 
     def mean_width(self) -> float:
-        """``(1 / |θ|) Σ (θ_U - θ_L)`` over all parameters, in units of the parameters (figure 3)."""
+        """Compute ``(1 / |θ|) Σ (θ_U - θ_L)`` over all parameters, in units of the parameters (figure 3)."""
         total = sum(float(interval.width.double().sum()) for interval in self.values())
         return total / max(1, sum(interval.lower.numel() for interval in self.values()))
 
     def contains(self, module: nn.Module, slack: float = 0.0) -> bool:
-        """Whether every parameter of ``module`` lies in its interval.
+        """Return whether all parameters of ``module`` lie in their intervals.
 
         Args:
-            module: a module of the same parameters.
+            module: a module with the same parameters.
             slack: see `violations`.
 
         Raises:
@@ -98,10 +98,10 @@ class ParameterBounds(Mapping[str, Interval]):
         """Return the names of the parameters that leave their interval.
 
         Args:
-            module: a module of the same parameters.
-            slack: distance from the interval that is allowed, relative to the largest magnitude in the interval of
-                each parameter. The module that was trained with the bounds needs none; another run can leave bounds
-                that it attains by rounding, see `agt_lightning.rounding.training_roundoff`.
+            module: a module with the same parameters.
+            slack: distance from the interval that is allowed, relative to the largest magnitude in the interval of each
+                parameter. The module that was trained with the bounds needs none; another run that attains the bounds
+                can leave them by rounding, see `agt_lightning.rounding.training_roundoff`.
 
         Raises:
             BoundsMismatchError: if names or shapes differ.
@@ -132,7 +132,7 @@ class ParameterBounds(Mapping[str, Interval]):
         """Write ``name.lower`` and ``name.upper`` for each parameter, atomically.
 
         Args:
-            path: a ``.safetensors`` file; missing folders are made.
+            path: a ``.safetensors`` file; missing folders are created.
         """
         tensors = {}
         for name, interval in self.items():
@@ -143,7 +143,7 @@ class ParameterBounds(Mapping[str, Interval]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ParameterBounds:
-        """Read what `save` wrote and check it.
+        """Read and check a file that `save` wrote.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -154,15 +154,15 @@ class ParameterBounds(Mapping[str, Interval]):
             raise FileNotFoundError(f"Expected a file of bounds, but there is none at {path}.")
         try:
             with safe_open(path, framework="pt") as file:
-                kind = (file.metadata() or {}).get("format")
+                file_format = (file.metadata() or {}).get("format")
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except Exception as error:
             raise BoundsMismatchError(
                 f"Expected a complete safetensors file, but {path} is not one: {error}"
             ) from error
-        if kind != _FORMAT:
+        if file_format != _FORMAT:
             raise BoundsMismatchError(
-                f"Expected a file written by `ParameterBounds.save`, but {path} has format {kind}."
+                f"Expected a file written by `ParameterBounds.save`, but {path} has format {file_format}."
             )
         names = dict.fromkeys(key.rsplit(".", 1)[0] for key in tensors)
         missing = [key for name in names for key in (f"{name}.lower", f"{name}.upper") if key not in tensors]

@@ -1,26 +1,26 @@
-"""Errors, sorted by what the user can do about them."""
+"""Errors, one class for each remedy that the user has."""
 
 from collections.abc import Collection, Sequence
 
 
 class AgtError(Exception):
-    """Base of every error this package raises on purpose; the message says what to do."""
+    """An error that this package raises on purpose; its message contains a remedy."""
 
 
 class UnsoundBoundError(AgtError):
     """A bound was broken: a value left its interval, or a bound became NaN, infinite or empty.
 
     No certificate may be built on this run. Report it with the message; it names the tensor, the worst violation and
-    its index. Only numerical overflow of vacuous bounds is not a bug: there, train for fewer steps or with a weaker
+    its index. Only numerical overflow of vacuous bounds is not a bug: then train for fewer steps or with a weaker
     adversary. `agt_lightning.propagation.diagnose.diagnose` finds the call where it begins.
     """
 
 
 class UncertifiableError(AgtError):
-    r"""The setting cannot be certified as it stands. Raised before the first step, with every reason at once.
+    r"""The setting cannot be certified. Raised before the first step, with all reasons at once.
 
     Args:
-        problems: one line per reason, each with its way out.
+        problems: one line per reason, each with a remedy.
 
     Example:
         >>> str(UncertifiableError(["`momentum` is not supported. Set `momentum=0`."]))
@@ -42,14 +42,14 @@ class CaptureError(AgtError):
 
 
 class BoundsMismatchError(AgtError):
-    """Bounds and module do not belong together (names, shapes or values differ). Use the bounds of this very run."""
+    """Bounds and module do not match (names, shapes or values differ). Use the bounds of the same run."""
 
 
 def require_one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Refuse a setting with an unknown value.
+    """Require a setting to have one of the allowed values.
 
     Raises:
-        ValueError: naming the known ones.
+        ValueError: if it has another one; the message names those allowed.
 
     Example:
         >>> require_one_of("method", "fast", ("ibp", "crown"))
@@ -66,4 +66,4 @@ NOT_WHAT_IS_TRAINED = (
     "parameters (epoch, step, random numbers, a hook that changes gradients). Remove that, or mix in `CertifiedModule` "
     "and write `certified_objective(batch)`."
 )
-"""Advice where training left bounds that prove the captured loss to be the trained one."""
+"""Advice if training leaves the bounds by which the captured loss is checked against the trained one."""

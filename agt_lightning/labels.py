@@ -1,4 +1,4 @@
-"""Class labels an adversary may change: a set of reachable one-hot vectors per sample."""
+"""Class labels that an adversary can change: for each sample, a set of reachable classes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agt_lightning.interval import Interval
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """Integer labels and, per sample, the classes that an adversary could write in their place.
+    """A batch of integer labels and, for each, the classes by which an adversary could replace it.
 
     Args:
         index: the labels in the data, integers of shape (batch, ...).
-        sources: classes whose samples can be relabeled; None means all.
-        targets: classes that can be written; None means all. The true label always stays reachable.
         flippable: whether the adversary can change these labels at all.
+        sources: classes whose samples can be relabeled; None if all.
+        targets: classes that labels can become; None if all. The label in the data is always reachable.
 
     Example:
         >>> ClassLabels(torch.tensor([0, 2]), flippable=True, targets=(1,)).reachable(3)
@@ -33,11 +33,11 @@ class ClassLabels:
     targets: tuple[int, ...] | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ClassLabels:
-        """The same labels after a change of shape or integer type."""
+        """Return the same labels after a change of shape or integer type."""
         return ClassLabels(function(self.index), self.flippable, self.sources, self.targets)
 
     def reachable(self, classes: int) -> Tensor:
-        """Which classes each label can take, boolean of shape (batch, ..., classes).
+        """Return the classes that each label can become, as booleans of shape (batch, ..., classes).
 
         Raises:
             ValueError: if a label is not in ``0 .. classes - 1``.
@@ -54,7 +54,7 @@ class ClassLabels:
         return clean | (self._is_source()[..., None] & self._targets(classes))
 
     def one_hot(self, classes: int, dtype: torch.dtype) -> Interval:
-        """Bounds of the one-hot vector over all reachable labels, shape (batch, ..., classes)."""
+        """Bound the one-hot vectors of all reachable labels, of shape (batch, ..., classes)."""
         reachable = self.reachable(classes)
         upper = reachable.to(dtype)
         if not self.flippable:

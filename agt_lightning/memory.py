@@ -1,4 +1,4 @@
-"""How much memory temporary tensors may take, if nobody says."""
+"""The memory budget of temporary tensors, and its default."""
 
 import os
 from pathlib import Path
@@ -8,52 +8,52 @@ import torch
 _MEMINFO = Path("/proc/meminfo")
 
 _CACHED = 32 * 2**20
-"""Bytes on a CPU: larger blocks leave the caches and are no faster."""
+"""Default budget on a CPU, in bytes: larger blocks do not fit in the caches and are no faster."""
 
 _LAUNCHES = 2**30
-"""Bytes on a GPU, where few large kernels are faster than many small ones."""
+"""Default budget on a GPU, in bytes: few large kernels are faster than many small ones."""
 
 _SHARE = 16
-"""At most one part in so many of what is available: several tensors of this size may be alive at once."""
+"""Divisor of the available memory, for an upper limit on the default: several such tensors can exist at once."""
 
 _LEAST = 2**20
-"""Bytes below which blocks become so small that a step takes longer than waiting for memory."""
+"""Smallest default budget, in bytes; below it, the overhead of each block dominates."""
 
 
-def fitting_memory_budget(chosen: int | None, device: torch.device) -> int:
-    """Bytes for temporary tensors: those chosen, else a part of what is available.
+def fitting_memory_budget(budget: int | None, device: torch.device) -> int:
+    """Return the bytes for temporary tensors: the given budget, else a default that fits the device.
 
     Args:
-        chosen: by the user; None leaves it to the machine.
-        device: where the tensors will be.
+        budget: the user's budget, in bytes; None for the default.
+        device: device of the tensors.
 
     Raises:
-        ValueError: if it is not positive.
+        ValueError: if ``budget`` is not positive.
 
     Example:
         >>> fitting_memory_budget(2**24, torch.device("cpu")), fitting_memory_budget(None, torch.device("cpu")) <= 2**25
         (16777216, True)
     """
-    require_memory_budget(chosen)
-    if chosen is not None:
-        return chosen
+    require_memory_budget(budget)
+    if budget is not None:
+        return budget
     most = _LAUNCHES if device.type == "cuda" else _CACHED
     available = available_memory(device)
     return most if available is None else max(_LEAST, min(most, available // _SHARE))
 
 
-def require_memory_budget(chosen: int | None) -> None:
-    """Refuse a budget that nothing fits in.
+def require_memory_budget(budget: int | None) -> None:
+    """Require a positive budget, or None.
 
     Raises:
-        ValueError: if it is not positive.
+        ValueError: if ``budget`` is not positive.
     """
-    if chosen is not None and chosen <= 0:
-        raise ValueError(f"Expected `memory_budget` in bytes, above 0, or None for the default, but got {chosen}.")
+    if budget is not None and budget <= 0:
+        raise ValueError(f"Expected `memory_budget` in bytes, above 0, or None for the default, but got {budget}.")
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device, caches that can be dropped included; None if the system does not tell."""
+    """Return the free bytes on a device, including reclaimable caches; None if the system does not report them."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free

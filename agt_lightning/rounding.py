@@ -1,7 +1,7 @@
-"""Floating point: outward rounding, and how far a float program may stray from the real one.
+"""Floating point: outward rounding, and bounds on the rounding errors of a program.
 
-Bounds are sound for the program in real arithmetic and are computed in float64 by default. Where they are compared with
-what a float program did, the slack comes from here and from nowhere else.
+Bounds are sound for the program in real arithmetic and are computed in float64 by default. All slack for comparing them
+with the results of a program in floating point is defined here.
 """
 
 import math
@@ -14,7 +14,7 @@ CONFIDENCE = 8.0
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """Largest relative error of one rounding to nearest, u.
+    """Return u, the largest relative error of one rounding to nearest.
 
     Example:
         >>> unit_roundoff(torch.float64) == 2.0**-53
@@ -24,9 +24,9 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 
 def accumulated_roundoff(operations: int, dtype: torch.dtype) -> float:
-    """Relative error of a chain of ``operations`` roundings, with respect to the sum of magnitudes.
+    """Return the relative error of a chain of ``operations`` roundings, with respect to the sum of magnitudes.
 
-    The probabilistic bound ``exp(λ √k u + k u² / (1 - u)) - 1``, which holds for any order of summation.
+    It is the probabilistic bound ``exp(λ √k u + k u² / (1 - u)) - 1``, which holds for any order of summation.
 
     Args:
         operations: number k of roundings on the longest path from an input to the result.
@@ -51,8 +51,8 @@ def training_roundoff(dtype: torch.dtype) -> float:
     """Return how far a short training in ``dtype`` can be from the same training in real arithmetic.
 
     Bounds contain runs in real arithmetic. A run on hardware can leave a bound that it attains, by rounding alone. The
-    slack is relative to the largest magnitude of a parameter, not to each element: a float sum errs relative to the
-    sizes of its terms, and an element that they cancel to is no measure of them.
+    slack is relative to the largest magnitude of a parameter, not to each element: the error of a float sum is relative
+    to the magnitudes of its terms, which can cancel to a much smaller element.
 
     Example:
         >>> 1e-13 < training_roundoff(torch.float64) < 1e-12
@@ -62,12 +62,12 @@ def training_roundoff(dtype: torch.dtype) -> float:
 
 
 def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Largest tensor of ``dtype`` that is nowhere above ``value``."""
+    """Return the largest tensor of ``dtype`` that is nowhere above ``value``."""
     cast = value.to(dtype)
     return torch.where(cast > value, torch.nextafter(cast, torch.full_like(cast, -torch.inf)), cast)
 
 
 def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Smallest tensor of ``dtype`` that is nowhere below ``value``."""
+    """Return the smallest tensor of ``dtype`` that is nowhere below ``value``."""
     cast = value.to(dtype)
     return torch.where(cast < value, torch.nextafter(cast, torch.full_like(cast, torch.inf)), cast)

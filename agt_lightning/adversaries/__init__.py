@@ -1,4 +1,4 @@
-"""Threat models: what an adversary may do to the training data of one batch."""
+"""Threat models: the changes that an adversary can make to the training data of one batch."""
 
 from agt_lightning.adversaries.base import Adversary
 from agt_lightning.adversaries.bounded import BoundedAdversary

@@ -1,4 +1,4 @@
-"""The role of an adversary, and the validation that all of them share."""
+"""The protocol of an adversary, and validation for all adversaries."""
 
 import dataclasses
 import math
@@ -15,30 +15,30 @@ from agt_lightning.rules.base import Value
 
 
 class Adversary(Protocol):
-    """A threat model: up to ``n`` samples of each batch are changed, within limits of its own.
+    """A threat model: up to ``n`` samples of each batch are changed, within limits that the adversary defines.
 
-    A threat model of your own is a frozen dataclass, so that certificates can state its fields, with these properties
-    and methods. The box certifies it as it is; other domains state in their `problems` which adversaries they cover.
+    A custom threat model is a frozen dataclass with these properties and methods; certificates state its fields. The
+    box certifies any of them; the `problems` of other domains state which adversaries they cover.
     """
 
     @property
     def n(self) -> int:
-        """Largest number of poisoned samples per optimizer step."""
+        """The largest number of poisoned samples per optimizer step."""
 
     @property
     def sample_clipping(self) -> SampleClipping | None:
-        """How training must clip each sample's gradient (Theorem D.1).
+        """The clipping that training must apply to each sample's gradient (Theorem D.1).
 
-        None if it does not: then poisoned samples are bounded by `poisoned_features` and `poisoned_labels`
+        None if training does not clip: then poisoned samples are bounded by `poisoned_features` and `poisoned_labels`
         (Theorem 3.4).
         """
 
     @property
     def assumptions(self) -> Sequence[str]:
-        """Sentences that a certificate for this adversary adds to the usual assumptions."""
+        """Sentences that certificates for this adversary add to the usual assumptions."""
 
     def problems(self, label_kind: LabelKind, labels: int, features: int) -> list[str]:
-        """Why this adversary does not fit a training objective, with the way out.
+        """List the reasons why this adversary does not fit a training objective, each with a remedy.
 
         Args:
             label_kind: kind of the labels.
@@ -55,17 +55,17 @@ class Adversary(Protocol):
         """Whether a poisoned sample's label is bounded and can differ."""
 
     def poisoned_features(self, features: Value) -> Value:
-        """Every value that the features of poisoned samples can take."""
+        """Bound the features of poisoned samples."""
 
     def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
-        """Every value that the labels of poisoned samples can take."""
+        """Bound the labels of poisoned samples."""
 
 
 def require_adversary(adversary: object) -> None:
-    """Refuse what is no adversary.
+    """Require the attributes of an adversary.
 
     Raises:
-        TypeError: naming the missing attributes.
+        TypeError: if attributes are missing, which the message names, or it is not an instance of a dataclass.
     """
     needed = ("n", "perturbs_features", "perturbs_labels", "sample_clipping", "assumptions", "problems")
     missing = [name for name in (*needed, "poisoned_features", "poisoned_labels") if not hasattr(adversary, name)]
@@ -121,11 +121,11 @@ def check_radius(name: str, value: object) -> None:
 
 
 def check_order(name: str, value: object, allowed: Collection[float]) -> None:
-    """Require one of the norms that are supported.
+    """Require one of the supported norms.
 
     Raises:
         TypeError: if it is not a number.
-        ValueError: if it is another number.
+        ValueError: if it is not one of ``allowed``.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"Expected `{name}` to be a number, but got {value!r} ({type(value).__name__}).")

@@ -19,24 +19,25 @@ _INFINITY = math.inf
 
 @dataclass(frozen=True)
 class BoundedAdversary:
-    """Up to ``n`` samples of **each batch** have features moved by at most ε in ℓp and labels by at most ν in ℓq.
+    """An adversary that moves features by up to ε in ℓp and labels by up to ν in ℓq, in ``n`` samples of **each batch**.
 
-    Features and label of the same n samples are changed, and which samples those are may differ from batch to batch.
-    ``n`` larger than the batch means the whole batch.
+    Features and labels of the same samples are changed, at most n; the samples may differ from batch to batch. If ``n``
+    exceeds the size of a batch, all its samples can be changed.
 
     Args:
         n: number of poisoned samples per batch (per optimizer step, if gradients accumulate).
         epsilon: radius ε of the feature ball, in units of the features that enter `training_step`. A tensor gives each
-            feature a radius of its own: it is broadcast to the shape of one sample, and the ball is
+            feature its own radius: it is broadcast to the shape of one sample, and the ball is
             ``{x + ε ∘ u : ‖u‖_p <= 1}``.
         p: norm of the feature ball, 1, 2 or infinity. The first linear or convolution layer uses the dual norm, later
             operations the enclosing box.
-        nu: radius ν of the label ball; for class labels, whether they can be flipped (1) or not (0).
+        nu: radius ν of the label ball; for class labels, 1 if they can be flipped, else 0.
         q: norm of the label ball: 0 flips class or binary labels; 1, 2 and infinity move real-valued labels, of one or
-            several outputs (the enclosing box is propagated, in which each output alone moves as far as in the ball).
-        target_classes: for flips, the classes that can be written; None means all.
-        source_classes: for flips, the classes whose samples can be relabeled; None means all.
-        bounds: smallest and largest value that a feature can have, such as (0, 1) for pixels; the ball is cut to it.
+            several outputs (the enclosing box is propagated, which is exact for each output alone).
+        target_classes: for flips, the classes that labels can become; None if all.
+        source_classes: for flips, the classes whose samples can be relabeled; None if all.
+        bounds: smallest and largest value of a feature, such as (0, 1) for pixels; the ball is cut to this range. None
+            if there is no range.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -66,7 +67,7 @@ class BoundedAdversary:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Validate, so that every adversary that exists has a meaning."""
+        """Validate the fields, so that each instance is a meaningful threat model."""
         check_count("n", self.n)
         check_radius("epsilon", self.epsilon)
         check_order("p", self.p, {1, 2, _INFINITY})
@@ -120,16 +121,16 @@ class BoundedAdversary:
 
     @property
     def sample_clipping(self) -> None:
-        """None: gradients are bounded by features and labels, without clipping."""
+        """None, since gradients are bounded by features and labels, without clipping."""
         return None
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """Nothing beyond the usual assumptions."""
+        """Empty, since only the usual assumptions apply."""
         return ()
 
     def problems(self, label_kind: LabelKind, labels: int, features: int) -> list[str]:
-        """Combinations of adversary and objective that make no sense."""
+        """List the reasons why this adversary makes no sense for an objective."""
         problems: list[str] = []
         if self.n == 0:
             return problems
@@ -158,7 +159,7 @@ class BoundedAdversary:
         return problems
 
     def poisoned_features(self, features: Value) -> Value:
-        """``[x - ε, x + ε]`` cut to ``bounds``, with the ball for p below infinity; discrete features cannot move.
+        """Return ``[x - ε, x + ε]`` cut to ``bounds``, with the ball for p below infinity; discrete features stay.
 
         Raises:
             ValueError: if ``epsilon`` does not fit the features, or the features lie outside ``bounds``.
@@ -168,7 +169,7 @@ class BoundedAdversary:
         return perturbed(features.lower, self.epsilon, self.p, self.bounds)
 
     def feature_radius(self, features: Tensor) -> Tensor:
-        """ε of every feature, of the shape of one sample.
+        """Return ε of each feature, of the shape of one sample.
 
         Raises:
             ValueError: if ``epsilon`` does not fit the features.
@@ -176,7 +177,11 @@ class BoundedAdversary:
         return radius_of_sample(features, self.epsilon)
 
     def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
-        """``[y - ν, y + ν]``, or everything a flip can reach."""
+        """Return ``[y - ν, y + ν]``, or all labels that a flip can produce.
+
+        Raises:
+            ValueError: if binary labels are flipped that are not in [0, 1].
+        """
         if label_kind is LabelKind.CLASS:
             sources, targets = self.source_classes, self.target_classes
             return ClassLabels(

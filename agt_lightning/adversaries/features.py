@@ -1,4 +1,4 @@
-"""Perturbed features: a ball around each sample, cut to the values that exist."""
+"""Bounds on perturbed features: a ball around each sample, cut to the range of features."""
 
 import math
 
@@ -11,16 +11,16 @@ from agt_lightning.interval import Interval, LpBall
 def perturbed(
     features: Tensor, epsilon: float | Tensor, p: float = math.inf, bounds: tuple[float, float] | None = None
 ) -> Interval:
-    """All features within the ball ``{x + ε ∘ u : ‖u‖_p <= 1}`` and within ``bounds``.
+    """Bound the features within the ball ``{x + ε ∘ u : ‖u‖_p <= 1}`` and within ``bounds``.
 
     Args:
         features: x, (batch, ...).
-        epsilon: radius, a number or a tensor that broadcasts to the shape of one sample.
+        epsilon: radius ε, a number or a tensor that broadcasts to the shape of one sample.
         p: 1, 2 or infinity.
-        bounds: smallest and largest possible value of a feature.
+        bounds: smallest and largest possible value of a feature; None if there are none.
 
     Returns:
-        The enclosing interval, which carries the ball itself for p below infinity.
+        The enclosing interval, with the ball itself attached for p below infinity.
 
     Raises:
         ValueError: if ``epsilon`` does not fit one sample, or a feature lies outside ``bounds``.
@@ -45,10 +45,10 @@ def perturbed(
 
 
 def radius_of_sample(features: Tensor, epsilon: float | Tensor) -> Tensor:
-    """ε of every feature, of the shape of one sample.
+    """Return ε of each feature, of the shape of one sample.
 
     Raises:
-        ValueError: if ``epsilon`` does not broadcast to it.
+        ValueError: if ``epsilon`` does not broadcast to that shape.
     """
     radius = torch.as_tensor(epsilon, dtype=features.dtype, device=features.device)
     try:

@@ -1,4 +1,4 @@
-"""The unbounded adversary of section 2, made harmless by clipping (Theorem D.1)."""
+"""The unbounded adversary of section 2, whose influence is limited by clipping (Theorem D.1)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,10 +13,10 @@ from agt_lightning.rules.base import Value, as_interval
 
 @dataclass(frozen=True)
 class UnboundedAdversary:
-    """Up to ``n`` samples of **each batch** are substituted by arbitrary ones.
+    """An adversary that substitutes up to ``n`` samples of **each batch** by arbitrary ones.
 
-    Training is changed for this adversary: each sample's gradient is clipped, and the mean of the clipped gradients is
-    what the optimizer applies (Algorithm 1, purple). Without clipping no bound exists.
+    It changes training: each sample's gradient is clipped, and the optimizer applies the mean of the clipped gradients
+    (Algorithm 1, purple). Without clipping there is no bound.
 
     Theorem D.1 proves *substitution*. Insertion and deletion shift the samples of all later batches and are not
     covered, although section 2 of the paper speaks of adding and removing.
@@ -24,8 +24,8 @@ class UnboundedAdversary:
     Args:
         n: number of substituted samples per batch (per optimizer step, if gradients accumulate).
         kappa: clipping level κ, in units of the gradient of one sample's loss.
-        clip: ``"value"`` cuts every entry of a sample's gradient to [-κ, κ]; ``"norm"`` scales a sample's gradient,
-            over all trainable parameters, to Euclidean norm at most κ.
+        clip: ``"value"`` cuts each entry of a sample's gradient to [-κ, κ]; ``"norm"`` scales a sample's gradient, over
+            all trainable parameters, to Euclidean norm at most κ.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -48,7 +48,7 @@ class UnboundedAdversary:
     clip: Literal["value", "norm"] = "value"
 
     def __post_init__(self) -> None:
-        """Validate, so that every adversary that exists has a meaning."""
+        """Validate the fields, so that each instance is a meaningful threat model."""
         check_count("n", self.n)
         check_size("kappa", self.kappa, positive=True)
         if self.clip not in ("value", "norm"):
@@ -56,32 +56,32 @@ class UnboundedAdversary:
 
     @property
     def perturbs_features(self) -> bool:
-        """Substituted samples are bounded by clipping, not by their features."""
+        """False, since substituted samples are bounded by clipping, not by their features."""
         return False
 
     @property
     def perturbs_labels(self) -> bool:
-        """Substituted samples are bounded by clipping, not by their labels."""
+        """False, since substituted samples are bounded by clipping, not by their labels."""
         return False
 
     @property
     def sample_clipping(self) -> SampleClipping:
-        """Clipping of each sample's gradient to κ, by value or by norm."""
+        """The clipping of each sample's gradient to κ, by value or by norm."""
         return ValueClipping(self.kappa) if self.clip == "value" else SampleNormClipping(self.kappa)
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """Every run clips as this one."""
+        """The assumption that each run clips as this one."""
         return ("Every run clips the gradient of each sample as this one did.",)
 
     def problems(self, label_kind: LabelKind, labels: int, features: int) -> list[str]:
-        """Clipping suits every objective."""
+        """Return no problems, since clipping suits all objectives."""
         return []
 
     def poisoned_features(self, features: Value) -> Value:
-        """The features as they are."""
+        """Return the features unchanged."""
         return features
 
     def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
-        """The labels as they are."""
+        """Return the labels unchanged."""
         return as_interval(labels)

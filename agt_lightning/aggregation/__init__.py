@@ -1,4 +1,4 @@
-"""From per-sample gradient bounds to bounds on the descent direction (Theorems 3.4 and D.1).
+"""Aggregation of per-sample gradient bounds to bounds on the descent direction (Theorems 3.4 and D.1).
 
 Axis letters: ``e`` parameter elements, ``b`` samples.
 """

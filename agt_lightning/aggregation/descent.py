@@ -1,6 +1,6 @@
 """Bounds on the descent direction of one step, from per-sample bounds and an adversary.
 
-Weights w_i stand beside the per-sample gradients (1/b for a mean). Theorem 3.4 reads
+Each per-sample gradient has a weight w_i (1/b for a mean). Theorem 3.4 is
 
     Δ_U = Σ_i w_i δ_U,i + SEMax_n { w_i (δ̃_U,i - δ_U,i) },
 
@@ -8,8 +8,8 @@ and Theorem D.1, for gradients clipped to [-κ, κ],
 
     Δ_U = Σ_i w_i δ_U,i + SEMax_n { w_i (κ - δ_U,i) },
 
-both with the top-n over the samples that can be poisoned, and mirrored below. The parameter is expanded block by block
-with all samples at hand, so the top-n is exact and memory stays within a budget.
+both with the top-n over the samples that can be poisoned; the lower bounds mirror them. The parameter is expanded block
+by block, each block with all samples, so the top-n is exact and memory stays within a budget.
 """
 
 import torch
@@ -26,7 +26,7 @@ from agt_lightning.interval import Interval
 def bounded_descent(
     clean: FactoredGradient, poisoned: FactoredGradient | None, samples: SampleSet, n: int, budget: int
 ) -> Interval:
-    """Theorem 3.4: bounds on ``Σ w_i ∇ℓ_i`` if up to n samples are poisoned within the adversary's balls.
+    """Bound ``Σ w_i ∇ℓ_i`` if up to n samples are poisoned within the adversary's balls (Theorem 3.4).
 
     Args:
         clean: bounds for the data as it is (equation 6).
@@ -42,9 +42,9 @@ def bounded_descent(
     if poisoned is None or n == 0:
         return total
     if n >= samples.poisonable_count:
-        everywhere = sum_if_all_poisoned(clean, poisoned, samples, budget)
-        if everywhere is not None:
-            return everywhere.hull(total)  # which it contains but for rounding
+        all_poisoned = sum_if_all_poisoned(clean, poisoned, samples, budget)
+        if all_poisoned is not None:
+            return all_poisoned.hull(total)  # contains `total`, except for rounding
     increase, decrease = top_n_gains(clean, poisoned, samples, n, budget)
     return Interval.trusted(total.lower - decrease, total.upper + increase)
 
@@ -52,7 +52,7 @@ def bounded_descent(
 def unbounded_descent(
     gradient: FactoredGradient, samples: SampleSet, n: int, clipping: Clipping, budget: int
 ) -> Interval:
-    """Theorem D.1, weighted: bounds on the mean of clipped gradients if up to n samples are substituted.
+    """Bound the weighted mean of clipped gradients if up to n samples are substituted (Theorem D.1).
 
     Args:
         gradient: bounds before clipping, for the data as it is.
@@ -76,6 +76,6 @@ def unbounded_descent(
 
 
 def clipped_mean(gradient: FactoredGradient, weights: Tensor, clipping: Clipping, budget: int) -> Tensor:
-    """``Σ w_i clip(∇ℓ_i)`` for gradients that are points (Algorithm 1, line 6)."""
+    """Compute ``Σ w_i clip(∇ℓ_i)`` for gradients that are points (Algorithm 1, line 6)."""
     rows = [clipping(gradient.block(start, stop)).lower @ weights for start, stop in blocks(gradient, budget)]
     return torch.cat(rows).reshape(gradient.shape)

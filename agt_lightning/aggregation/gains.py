@@ -1,12 +1,12 @@
-"""The gains of poisoning, ``SEMax_n`` of Theorem 3.4: exact, computed in the cheapest of several ways.
+"""The gains of poisoning, ``SEMax_n`` of Theorem 3.4: exact, computed by the cheapest method that applies.
 
-The gain of sample i is by how much poisoning it moves the bounds of the sum outward,
+The gain of sample i is the amount by which poisoning it moves the bounds of the sum outward,
 
     up_i = w_i (δ̃_U,i - δ_U,i),   down_i = w_i (δ_L,i - δ̃_L,i);
 
-negative gains are never taken, for an adversary can leave a sample alone. Three shortcuts give the same sums: matrix
-products if every poisonable sample can be poisoned (`sum_if_all_poisoned`), a search by thresholds if all outputs of a
-layer share their inputs (`threshold_top_n`), and tiles of factored gains that stay in the cache
+negative gains are never counted, since an adversary can leave a sample alone. Three shortcuts give the same sums:
+matrix products if every poisonable sample can be poisoned (`sum_if_all_poisoned`), a search by thresholds if all
+outputs of a layer share their inputs (`threshold_top_n`), and tiles of factored gains that stay in the cache
 (`gradients.differences`).
 """
 
@@ -24,16 +24,16 @@ from agt_lightning.gradients import FactoredGradient, OuterDifferences, differen
 from agt_lightning.interval import Interval
 
 Sums = Callable[[FactoredGradient, FactoredGradient], tuple[Tensor, Tensor]]
-"""What is computed of clean and poisoned gradients: two tensors of the parameter's shape."""
+"""A function of clean and poisoned gradients that returns two tensors of the parameter's shape."""
 
 _LEAST = 2**20
-"""Gains from which on starting threads pays: they take a few milliseconds on one core."""
+"""Number of gains above which starting threads pays: one core takes a few milliseconds for them."""
 
 _CACHED = 2**17
-"""Entries of a tensor that stays in the cache of one CPU core, with the few others that a tile takes."""
+"""Entries of a tensor that fits in the cache of one CPU core, together with the few others that a tile needs."""
 
 _COMPARED = 256
-"""Samples whose factors are compared together: patches of images are many times as large as the images."""
+"""Samples whose factors are compared at once: patches of images are many times as large as the images."""
 
 
 def top_n_gains(
@@ -49,7 +49,7 @@ def top_n_gains(
         budget: memory for temporary tensors, in bytes.
 
     Returns:
-        Increase of the upper bound and decrease of the lower one, both >= 0, of the parameter's shape.
+        Increase of the upper bound and decrease of the lower bound, both >= 0, of the parameter's shape.
     """
     threads = torch.get_num_threads() if samples.weights.device.type == "cpu" else 1
 
@@ -65,7 +65,7 @@ def sum_if_all_poisoned(
 ) -> Interval | None:
     """Bound ``Σ w_i δ̃_i`` over the poisonable samples plus ``Σ w_i δ_i`` over all others.
 
-    Returns None if the sum has no closed form, or if a gain could be negative (negative gains are never taken).
+    Returns None if the sum has no closed form, or if a gain could be negative (negative gains are never counted).
     """
     total = poisoned.total(samples.select(samples.weights)) if _contains_clean(clean, poisoned, samples) else None
     if total is None or samples.poisonable is None:
@@ -75,7 +75,7 @@ def sum_if_all_poisoned(
 
 
 def _contains_clean(clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet) -> bool:
-    """Whether factors of each poisoned gradient contain those of the clean one, so its bounds do as well."""
+    """Return whether the factors of each poisoned gradient contain those of the clean one; then its bounds do, too."""
     inner, outer = clean.factors(), poisoned.factors()
     if inner is None or outer is None:
         return False
@@ -94,7 +94,7 @@ def _contains(wide: Interval, narrow: Interval) -> bool:
 def _top_n_sums(
     clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, n: int, budget: int
 ) -> tuple[Tensor, Tensor]:
-    """``SEMax_n`` of both gains, for the parameter as a matrix of its first axis and all others."""
+    """Compute ``SEMax_n`` of both gains, for the parameter as a matrix of its first axis and all others."""
     weights = samples.select(samples.weights)
     differences = differences_between(clean, poisoned, weights, samples.poisonable)
     on_cpu = weights.device.type == "cpu"
@@ -105,19 +105,19 @@ def _top_n_sums(
     up, down = (weights.new_zeros(clean.elements // clean.row, clean.row) for _ in range(2))
     entries = budget // (8 * COPIES)
     for tile in differences.tiles(min(entries, _CACHED) if on_cpu else entries):
-        place = (up if tile.up else down)[tile.rows, tile.columns]
-        place.copy_(top_n_sum(tile.gains, n).reshape(place.shape))
+        target = (up if tile.up else down)[tile.rows, tile.columns]
+        target.copy_(top_n_sum(tile.gains, n).reshape(target.shape))
     return up, down
 
 
 def in_slices(sums: Sums, clean: FactoredGradient, poisoned: FactoredGradient, threads: int) -> tuple[Tensor, Tensor]:
-    """Compute sums of every element, slices of the parameter side by side.
+    """Compute sums for all elements, on slices of the parameter in parallel.
 
     Args:
-        sums: each element on its own.
+        sums: a function that treats each element independently.
         clean: bounds of all samples.
         poisoned: bounds of the poisonable samples.
-        threads: how many; each computes on one core.
+        threads: number of threads; each computes on one core.
 
     Example:
         >>> from agt_lightning.gradients import Elementwise
@@ -139,14 +139,14 @@ def in_slices(sums: Sums, clean: FactoredGradient, poisoned: FactoredGradient, t
         return sums(part[0], part[1])
 
     with _one_core_each(), ThreadPoolExecutor(len(numbers)) as pool:
-        found = list(pool.map(slice_sums, numbers))
-    up, down = (torch.cat(slices, dim=axis) for slices in zip(*found, strict=True))
+        results = list(pool.map(slice_sums, numbers))
+    up, down = (torch.cat(slices, dim=axis) for slices in zip(*results, strict=True))
     return up, down
 
 
 @contextmanager
 def _one_core_each() -> Iterator[None]:
-    """Torch's operations take one thread inside; new threads begin with the number that is set."""
+    """Run the body with one thread per torch operation; threads that start inside inherit the setting."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

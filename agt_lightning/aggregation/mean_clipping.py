@@ -1,4 +1,8 @@
-"""Clipping of the mean gradient, as Lightning does it between backward and optimizer step."""
+"""Clipping of the mean gradient, as ``Trainer(gradient_clip_val=...)`` does it between backward and optimizer step.
+
+It works for each adversary but limits none: a poisoned sample still moves the mean before it is clipped. The clipping
+of each sample's gradient, which Theorem D.1 requires, is in `sample_clipping`.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,22 @@ from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
 _TORCH_SHIFT = 1e-6
-"""What `torch.nn.utils.clip_grad_norm_` adds to the norm."""
+"""The constant that `torch.nn.utils.clip_grad_norm_` adds to the norm."""
 
 
 class MeanClipping(Protocol):
-    """Clips one gradient over all parameters, and bounds on it."""
+    """A clipping of one gradient over all parameters, and of bounds on it."""
 
     def bounds(self, gradients: Mapping[str, Interval]) -> dict[str, Interval]:
-        """Bounds on the clipped gradient, by parameter."""
+        """Bound the clipped gradient, by parameter."""
 
     def clip(self, parameters: Sequence[Tensor]) -> None:
-        """Clip ``.grad`` in place, by torch's own function."""
+        """Clip ``.grad`` in place, by the function of torch."""
 
 
 @dataclass(frozen=True)
 class MeanValueClipping:
-    """Every entry cut to [-c, c]: monotone, so exact; ``Trainer(gradient_clip_algorithm="value")``.
+    """A clipping that cuts each entry to [-c, c]: monotone, so exact; ``Trainer(gradient_clip_algorithm="value")``.
 
     Args:
         limit: c.
@@ -41,25 +45,26 @@ class MeanValueClipping:
     limit: float
 
     def bounds(self, gradients: Mapping[str, Interval]) -> dict[str, Interval]:
-        """``[clip(l), clip(u)]``."""
+        """Return ``[clip(l), clip(u)]``."""
         return {
             name: interval.mapped(lambda bound: bound.clamp(-self.limit, self.limit))
             for name, interval in gradients.items()
         }
 
     def clip(self, parameters: Sequence[Tensor]) -> None:
-        """`torch.nn.utils.clip_grad_value_`."""
+        """Call `torch.nn.utils.clip_grad_value_`."""
         torch.nn.utils.clip_grad_value_(parameters, self.limit)
 
 
 @dataclass(frozen=True)
 class MeanNormClipping:
-    """``g min(1, c / (‖g‖ + 1e-6))`` with the norm over all parameters; ``Trainer(gradient_clip_algorithm="norm")``.
+    """A clipping to norm c over all parameters; ``Trainer(gradient_clip_algorithm="norm")``.
 
-    An entry rises with g_j (``x / (√(x² + r²) + e)`` has the derivative's sign of ``r² / S + e > 0``), and at a given
-    g_j its absolute value falls with the norm r of the other entries. So the upper bound is at ``g_j = u_j``, the
-    others at their smallest magnitude if ``u_j >= 0`` and at their largest if not: exact for the box of gradients, up
-    to the rounding of a difference of squares, which is rounded outward.
+    The result is ``g min(1, c / (‖g‖ + 1e-6))``. An entry rises with g_j (``x / (√(x² + r²) + e)`` has the derivative's
+    sign of ``r² / S + e > 0``), and at a given g_j its absolute value falls with the norm r of the other entries. So
+    the upper bound is at ``g_j = u_j``, with the others at their smallest magnitude if ``u_j >= 0`` and at their
+    largest if not: exact for a box of gradients, up to the rounding of a difference of squares, which is rounded
+    outward.
 
     Args:
         limit: c.
@@ -73,7 +78,7 @@ class MeanNormClipping:
     limit: float
 
     def bounds(self, gradients: Mapping[str, Interval]) -> dict[str, Interval]:
-        """Each entry at its own end, the others at theirs."""
+        """Bound each entry by the class's rule, with squared norms rounded outward."""
         if not gradients:
             return {}
         small = torch.stack([interval.mignitude.square().sum() for interval in gradients.values()]).sum()
@@ -86,7 +91,7 @@ class MeanNormClipping:
         }
 
     def clip(self, parameters: Sequence[Tensor]) -> None:
-        """`torch.nn.utils.clip_grad_norm_`."""
+        """Call `torch.nn.utils.clip_grad_norm_`."""
         torch.nn.utils.clip_grad_norm_(parameters, self.limit)
 
     def _clipped(self, interval: Interval, small: Tensor, large: Tensor) -> Interval:
@@ -104,15 +109,15 @@ class MeanNormClipping:
 def clipped_gradients(
     clipping: MeanClipping, names: Sequence[str], gradients: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What torch makes of these gradients, to the last bit.
+    """Clip these gradients by torch itself, so that the result agrees with training to the last bit.
 
     Args:
-        clipping: how to clip.
-        names: parameters in the order in which the optimizer holds them; it decides the order of the norm's sum.
-        gradients: by parameter; not changed.
+        clipping: the clipping that training applies.
+        names: parameters in the optimizer's order, which determines the order of summation in the norm.
+        gradients: gradients by parameter; not changed.
     """
-    twins = {name: torch.empty_like(gradients[name]) for name in names}
-    for name, twin in twins.items():
-        twin.grad = gradients[name].clone()
-    clipping.clip(list(twins.values()))
-    return {name: twin.grad for name, twin in twins.items() if twin.grad is not None}
+    stand_ins = {name: torch.empty_like(gradients[name]) for name in names}
+    for name, stand_in in stand_ins.items():
+        stand_in.grad = gradients[name].clone()
+    clipping.clip(list(stand_ins.values()))
+    return {name: stand_in.grad for name, stand_in in stand_ins.items() if stand_in.grad is not None}

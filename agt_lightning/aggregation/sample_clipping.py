@@ -1,4 +1,9 @@
-"""Bounds of clipped per-sample gradients (equation 24); on points, the clipped gradients themselves."""
+"""Clipping of each sample's gradient before the mean, as Theorem D.1 requires (equation 24).
+
+The unbounded adversary needs it: a clipped gradient is bounded whatever the sample is. Clipping maps bounds on
+gradients to bounds on clipped gradients, and points to points. It is not Lightning's ``gradient_clip_val``, which clips
+the mean: see `mean_clipping`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +19,11 @@ from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
 _ROUNDINGS = 16
-"""Of a squared norm: a product of two sums of squares, which torch adds in pairs, as deep as their logarithm."""
+"""Roundings of a squared norm: a product of two sums of squares, which torch adds pairwise, in logarithmic depth."""
 
 
 class Clipping(Protocol):
-    """Maps bounds on gradients to bounds on clipped gradients."""
+    """A map from bounds on gradients to bounds on clipped gradients."""
 
     @property
     def kappa(self) -> float:
@@ -29,19 +34,19 @@ class Clipping(Protocol):
 
 
 class SampleClipping(Protocol):
-    """How training clips the gradient of each sample; the adversary that needs it states it."""
+    """A rule by which training clips the gradient of each sample; the adversary supplies it."""
 
     def fitted(self, gradients: Sequence[FactoredGradient]) -> Clipping:
         """Return the clipping of one step.
 
         Args:
-            gradients: of all trainable parameters, with the same samples.
+            gradients: bounds on the gradients of all trainable parameters, for the same samples.
         """
 
 
 @dataclass(frozen=True)
 class SampleNormClipping:
-    """Scale each sample's whole gradient to Euclidean norm at most κ.
+    """A rule that scales each sample's whole gradient to Euclidean norm at most κ.
 
     Args:
         kappa: κ.
@@ -50,13 +55,13 @@ class SampleNormClipping:
     kappa: float
 
     def fitted(self, gradients: Sequence[FactoredGradient]) -> Clipping:
-        """Return the clipping by bounds on the norms of these gradients."""
+        """Return the clipping for the norms of these gradients."""
         return NormClipping.of(self.kappa, gradients)
 
 
 @dataclass(frozen=True)
 class ValueClipping:
-    """Every entry cut to [-κ, κ]: monotone, so exact.
+    """A rule, and its own clipping, that cuts each entry to [-κ, κ]: monotone, so exact.
 
     Example:
         >>> ValueClipping(1.0)(Interval(torch.tensor([[-3.0]]), torch.tensor([[0.5]])))
@@ -66,21 +71,21 @@ class ValueClipping:
     kappa: float
 
     def fitted(self, gradients: Sequence[FactoredGradient]) -> Clipping:
-        """Return this clipping, which depends on no norm."""
+        """Return this clipping, which does not depend on the gradients."""
         return self
 
     def __call__(self, block: Interval) -> Interval:
-        """``[clip(l), clip(u)]``."""
+        """Return ``[clip(l), clip(u)]``."""
         return block.mapped(lambda bound: bound.clamp(-self.kappa, self.kappa))
 
 
 @dataclass(frozen=True)
 class NormClipping:
-    """Each sample's whole gradient scaled to Euclidean norm at most κ; exact for the box of gradients.
+    """A clipping that scales each sample's whole gradient to Euclidean norm at most κ; exact for a box of gradients.
 
-    An entry ``g_j min(1, κ / ‖g‖)`` rises with g_j. At a given g_j its absolute value is largest where the other
-    entries are smallest. So the upper bound is at ``g_j = u_j`` with the others at their smallest magnitude if
-    ``u_j >= 0``, at their largest if not.
+    An entry ``g_j min(1, κ / ‖g‖)`` rises with g_j. At a given g_j its absolute value is largest if the other entries
+    are smallest. So the upper bound is at ``g_j = u_j``, with the others at their smallest magnitude if ``u_j >= 0``
+    and at their largest if not.
 
     Args:
         kappa: κ.
@@ -92,7 +97,7 @@ class NormClipping:
 
     @classmethod
     def of(cls, kappa: float, gradients: Sequence[FactoredGradient]) -> NormClipping:
-        """Clipping by the norm over several parameters.
+        """Return the clipping by the norm over several parameters.
 
         Args:
             kappa: κ.
@@ -104,7 +109,7 @@ class NormClipping:
         return cls(kappa, Interval.trusted(lower, upper, nonnegative=True))
 
     def __call__(self, block: Interval) -> Interval:
-        """Clip a block; its entries are part of ``square_norms``."""
+        """Clip a block, whose entries are part of ``square_norms``."""
         slack = accumulated_roundoff(_ROUNDINGS, block.dtype) * self.square_norms.upper  # a difference of large squares
         least = (self.square_norms.lower - block.mignitude.square() - slack).clamp(min=0)
         if block.is_point:

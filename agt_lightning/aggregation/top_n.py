@@ -1,4 +1,4 @@
-"""SEMax: the sum of the n largest entries, for each parameter element on its own."""
+"""SEMax: the sum of the n largest entries, separately for each parameter element."""
 
 from functools import lru_cache
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 _FEW = 256
-"""Fewer samples than that are selected from quickly, whatever they are."""
+"""Number of samples up to which selection is fast even if many entries are equal."""
 
 
 def top_n_sum(gains: Tensor, n: int) -> Tensor:
-    """``SEMax_n``: the largest sum of at most n entries per row; exact.
+    """Compute ``SEMax_n``, the largest sum of at most n entries of each row, exactly (but see `most_added`).
 
-    Entries below zero are never taken: an adversary that may change n samples may change fewer.
+    Entries below zero are never counted: an adversary that may change n samples may change fewer.
 
     Args:
         gains: (e, b); overwritten.
-        n: largest number of entries to take.
+        n: largest number of entries in the sum.
 
     Returns:
         (e,)
@@ -34,14 +34,14 @@ def top_n_sum(gains: Tensor, n: int) -> Tensor:
 
 
 def largest(gains: Tensor, n: int) -> Tensor:
-    """The n largest entries of each row in any order, none smaller than it is.
+    """Return the n largest entries of each row, in any order.
 
-    On a CPU entries about as small as the smallest normal number, and zeros beside positive ones, may come out larger
-    by b times that number; in a row without positive entries, those that come may be any numbers not above zero.
+    On a CPU, entries may differ from those of ``gains`` by as much as `most_added` states; in a row without positive
+    entries, they may be any numbers not above zero.
 
     Args:
         gains: (e, b); overwritten.
-        n: how many, 1 to b.
+        n: number of entries, 1 to b.
 
     Returns:
         (e, n)
@@ -55,14 +55,19 @@ def largest(gains: Tensor, n: int) -> Tensor:
         return torch.topk(gains, n, dim=1, sorted=False).values
     if samples <= _FEW:
         return _partitioned(gains, n)
-    taken = gains.amax(dim=1, keepdim=True) > 0
-    distinct = _distinct(samples, gains.dtype)
-    # Where something is taken, what ties are broken by is given back, so no gain comes out smaller than it is.
-    return _partitioned(gains.sub_(distinct), n).add_(taken * distinct[-1])
+    any_positive = gains.amax(dim=1, keepdim=True) > 0
+    offsets = _tie_breakers(samples, gains.dtype)
+    # The largest offset is added back wherever it matters, so a gain can decrease only by rounding: see `most_added`.
+    return _partitioned(gains.sub_(offsets), n).add_(any_positive * offsets[-1])
 
 
 def most_added(samples: int, dtype: torch.dtype) -> float:
-    """How much larger than they are entries can be that `largest` returns.
+    """Return how much `largest` can increase an entry, apart from rounding: b t, with the smallest normal number t.
+
+    `largest` breaks ties: it subtracts k t from the entry of sample k, selects, and adds b t. In exact arithmetic the
+    selected entries grow by (b - k) t. Both operations round, so a gain of up to 2⁵⁴ b t (in float64) can change by one
+    unit in its last place, at most 2 b t, in either direction. A sum of n gains can therefore be too low by 2 n b t: at
+    b = 10 000 samples that is n times 4e-304 in float64 and n times 2e-34 in float32. Larger gains do not change.
 
     Example:
         >>> most_added(10_000, torch.float64) < 1e-303
@@ -72,18 +77,19 @@ def most_added(samples: int, dtype: torch.dtype) -> float:
 
 
 def _partitioned(gains: Tensor, n: int) -> Tensor:
-    """On CPU, partitioning costs a fifth of `torch.topk` at 10 000 samples."""
+    """Select by `numpy`'s partition, which costs a fifth of `torch.topk` on a CPU at 10 000 samples."""
     start = gains.shape[1] - n
     gains.numpy().partition(start, axis=1)
     return gains[:, start:]
 
 
 @lru_cache(maxsize=4)
-def _distinct(samples: int, dtype: torch.dtype) -> Tensor:
-    """Numbers below the rounding of any gain that is not about to underflow, and all different.
+def _tie_breakers(samples: int, dtype: torch.dtype) -> Tensor:
+    """Return k t for sample k = 1 to b, with the smallest normal number t: offsets that make equal gains distinct.
 
-    `numpy` takes thirty times as long where four entries in five are equal, and gains are zero for every sample whose
-    unit is off. Subtracted, these numbers tell them apart, and leave gains above 2⁵⁴ b times the smallest normal number
-    (1e-287 at b = 10 000) as they are, to the last bit.
+    `numpy` takes thirty times as long if four entries in five are equal, and gains are zero for all samples whose unit
+    is inactive. Subtracting these numbers makes them distinct. It leaves gains above 2⁵⁴ b t (1e-287 at b = 10 000, in
+    float64) unchanged to the last bit; smaller ones change by up to 2 b t, of which `largest` gives back b t. What is
+    left can make a top-n sum too low, by the tiny amount that `most_added` states.
     """
     return torch.arange(1, samples + 1, dtype=dtype) * torch.finfo(dtype).tiny

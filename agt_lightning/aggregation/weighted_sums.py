@@ -1,4 +1,4 @@
-"""Samples of a step, and weighted sums of their gradients' bounds within a budget of memory."""
+"""The samples of a step, and weighted sums of their gradient bounds within a memory budget."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 
 COPIES = 10
-"""Temporary tensors of one block's size that are alive at once: both passes' bounds, their products, the gains."""
+"""Temporary tensors of the size of a block that exist at once: bounds of both passes, their products, the gains."""
 
 
 @dataclass(frozen=True)
@@ -19,24 +19,24 @@ class SampleSet:
 
     Args:
         weights: w_i >= 0, shape (b,), float64.
-        poisonable: positions of the samples that can be poisoned, shape (m,); None means all.
+        poisonable: positions of the samples that can be poisoned, shape (m,); None if all can be.
     """
 
     weights: Tensor
     poisonable: Tensor | None = None
 
     def select(self, values: Tensor) -> Tensor:
-        """Poisonable columns of a (..., b) tensor."""
+        """Select the columns of the poisonable samples, from (..., b) to (..., m)."""
         return values if self.poisonable is None else values[..., self.poisonable]
 
     @property
     def poisonable_count(self) -> int:
-        """Number m of samples that can be poisoned."""
+        """The number m of samples that can be poisoned."""
         return len(self.weights) if self.poisonable is None else len(self.poisonable)
 
 
 def weighted_sum(gradient: FactoredGradient, weights: Tensor, budget: int) -> Interval:
-    """Bound ``Σ w_i δ_i``: by matrix products if the gradient has a closed form, else block by block.
+    """Bound ``Σ w_i δ_i`` by matrix products if the gradient has a closed form, else block by block.
 
     Args:
         gradient: bounds δ_i of each sample.
@@ -58,7 +58,7 @@ def weighted_sum(gradient: FactoredGradient, weights: Tensor, budget: int) -> In
 
 
 def blocks(gradient: FactoredGradient, budget: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of elements whose expansion fits the budget: whole rows, or parts of one if a row is too large."""
+    """Yield ranges of elements whose expansion fits in the budget: whole rows, or parts of a row that is too large."""
     elements = max(1, budget // (gradient.samples * 8 * COPIES))
     if elements >= gradient.row:
         size = elements - elements % gradient.row

@@ -1,4 +1,4 @@
-"""From a module's own training step to one graph of ATen calls, with the role of each input."""
+"""Capture of a module's training step as one graph of ATen calls, with the role of each input."""
 
 from agt_lightning.capture.batch import flatten
 from agt_lightning.capture.export import capture

@@ -1,4 +1,4 @@
-"""Batches of any structure as a list of tensors and the way back."""
+"""Flattening of batches of any structure to a list of tensors, and its inverse."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 Rebuild = Callable[[Sequence[Tensor]], object]
+"""A function that makes a batch of the original structure from a list of tensors."""
 
 
 def flatten(batch: object) -> tuple[list[Tensor], Rebuild]:
     """Take the tensors out of a batch.
 
-    Tuples, named tuples, lists, mappings and dataclasses are entered, to any depth; everything else that is not a
-    tensor stays where it is. Fields of a dataclass that its constructor derives are derived anew, where
-    `lightning_utilities.apply_to_collection` would take them for tensors of the batch.
+    Tuples, named tuples, lists, mappings and dataclasses are traversed, to any depth; everything else that is not a
+    tensor is left as it is. Fields that the constructor of a dataclass derives are derived again, whereas
+    `lightning_utilities.apply_to_collection` would treat them as tensors of the batch.
 
     Returns:
-        The tensors, in order, and a function that puts others in their places.
+        The tensors, in order, and a function that rebuilds the batch with other tensors.
 
     Example:
         >>> import torch
@@ -37,8 +38,8 @@ def _enter(value: object, leaves: list[Tensor]) -> Rebuild:
         return lambda tensors: tensors[position]
     if isinstance(value, Mapping):
         entries = {key: _enter(item, leaves) for key, item in value.items()}
-        kind = type(value) if isinstance(value, dict) else dict
-        return lambda tensors: _as(kind, {key: rebuild(tensors) for key, rebuild in entries.items()})
+        mapping_type = type(value) if isinstance(value, dict) else dict
+        return lambda tensors: _as(mapping_type, {key: rebuild(tensors) for key, rebuild in entries.items()})
     if isinstance(value, tuple | list):
         items = [_enter(item, leaves) for item in value]
         make = type(value)._make if hasattr(value, "_make") else type(value)
@@ -49,5 +50,5 @@ def _enter(value: object, leaves: list[Tensor]) -> Rebuild:
     return lambda tensors: value
 
 
-def _as(kind: type, entries: dict[object, object]) -> object:
-    return entries if kind is dict else kind(entries)
+def _as(mapping_type: type, entries: dict[object, object]) -> object:
+    return entries if mapping_type is dict else mapping_type(entries)

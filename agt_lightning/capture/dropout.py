@@ -1,8 +1,8 @@
-"""Active dropout as what it is once its mask is drawn: a product with a fixed tensor.
+"""Active dropout as a product with a fixed tensor, the mask that was drawn.
 
 The mask does not depend on data or parameters, only on the state of the random number generator. So a poisoned run with
-the same seeds draws the same masks, and bounds for that mask cover it. The mask of a step is drawn again from the state
-in which its training step began.
+the same seeds draws the same masks, and bounds for these masks cover it. The masks of a step are drawn again, from the
+state of the generator at the beginning of that training step.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _DROPOUTS = frozenset({_aten.dropout.default, _aten.native_dropout.default, _ate
 
 @dataclass(frozen=True)
 class RandomState:
-    """State of the generators when a training step begins.
+    """A state of the random number generators, as at the beginning of a training step.
 
     Args:
         cpu: state of the CPU generator.
-        cuda: state of the current CUDA device's generator; None without one.
+        cuda: state of the generator of the current CUDA device; None if there is none.
     """
 
     cpu: Tensor
@@ -34,16 +34,16 @@ class RandomState:
 
     @classmethod
     def now(cls) -> RandomState:
-        """The state at this moment; reading it changes nothing."""
+        """Return the current state, without changing it."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
         return cls(torch.get_rng_state(), cuda)
 
 
 def masked(graph: Graph) -> Graph:
-    """Replace active dropout by a product with a mask, an input of the graph.
+    """Replace active dropout by a product with a mask that is an input of the graph.
 
     Returns:
-        The graph with one entry in ``masks`` for each active dropout, in the order in which they are drawn.
+        The graph, with one entry in ``masks`` for each active dropout, in the order of drawing.
     """
     masks: dict[str, Mask] = {}
     calls: list[Call] = []
@@ -61,13 +61,13 @@ def masked(graph: Graph) -> Graph:
 
 
 def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, state: RandomState) -> dict[str, Tensor]:
-    """The masks that the training step drew, by drawing them again in its order.
+    """Return the masks that the training step drew, by drawing them again in the same order.
 
     Args:
         masks: the masks of a graph, in order.
         samples: number of samples of the batch.
-        device: device of the training.
-        state: the generators' state when the step began; it is left as it is now.
+        device: device on which training runs.
+        state: state of the generators at the beginning of the step; their current state is restored afterwards.
     """
     devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -83,7 +83,7 @@ def _draw(mask: Mask, samples: int, device: torch.device) -> Tensor:
 
 
 def _drop_probability(call: Call) -> float | None:
-    """P of an active dropout; None for any other call, and for p = 1, whose mask is not a number."""
+    """Return p if the call is an active dropout; None for other calls, and for p = 1, whose scale is infinite."""
     if call.op not in _DROPOUTS or not call.arguments["train"] or call.arguments.get(ITEM, 0) != 0:
         return None
     p = call.arguments["p"]

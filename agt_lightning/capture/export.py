@@ -1,4 +1,4 @@
-"""Capture a computation with `torch.export` and bring it to normal form."""
+"""Capture of a computation with `torch.export`, in a normal form."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ _aten = torch.ops.aten
 
 
 class _Objective(nn.Module):
-    """A function of tensors as a module, so that `torch.export` finds the parameters of ``module``."""
+    """A module that wraps a function of tensors, so that `torch.export` finds the parameters of ``module``."""
 
     def __init__(self, module: nn.Module, function: Callable[[Sequence[Tensor]], Tensor]) -> None:
         super().__init__()
@@ -33,19 +33,19 @@ def capture(module: nn.Module, function: Callable[[Sequence[Tensor]], Tensor], l
     """Record the calls that ``function`` makes on tensors like ``leaves``.
 
     Args:
-        module: owner of the parameters and buffers; names in the graph are its own.
+        module: owner of the parameters and buffers, which the graph names as the module does.
         function: maps batch tensors to one tensor; it may use ``module``.
-        leaves: example tensors. Their shapes are fixed in the graph, their values are not looked at.
+        leaves: example tensors. The graph has their shapes; their values do not matter.
 
     Returns:
-        The graph of the result, without calls that do not reach it.
+        The graph of the result, without calls on which it does not depend.
 
     Raises:
-        CaptureError: if the code cannot be recorded; the message holds the reason and the line.
+        CaptureError: if the code cannot be recorded; the message quotes the reason and the line.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the training itself gives its warnings, once is enough
+            warnings.simplefilter("ignore")  # training shows the same warnings
             program = _exported(_Objective(module, as_forward(function)), tuple(leaves))
     except Exception as error:
         raise CaptureError(
@@ -63,7 +63,7 @@ def _exported(objective: nn.Module, leaves: tuple[Tensor, ...]) -> torch.export.
 
 
 def _nodes(module: nn.Module) -> Iterator[fx.Node]:
-    """All nodes, those of nested regions included."""
+    """Yield all nodes, including those of nested regions."""
     for part in module.modules():
         if isinstance(part, fx.GraphModule):
             yield from part.graph.nodes
@@ -102,7 +102,7 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
 
 
 def _fused(graph: Graph) -> Graph:
-    """Join calls whose bounds are exact as one rule and loose, or unknown, as two.
+    """Fuse pairs of calls whose bounds are exact by one rule, and loose or unknown by two.
 
     ``nll_loss(log_softmax(z))`` and ``binary_cross_entropy(sigmoid(z))`` have the gradient p - y; ``z @ W.T`` is a
     linear layer.
@@ -129,7 +129,7 @@ def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
 
 
 def _fused_one_hot(call: Call, producers: Mapping[str, Call]) -> Call:
-    """Probabilities that are one-hot vectors of labels are those labels."""
+    """Replace one-hot target probabilities by the labels that they encode."""
     target = producers.get(call.inputs[1])
     while target is not None and target.op in (_aten.to.dtype, _aten._to_copy.default):
         target = producers.get(target.inputs[0])
@@ -176,11 +176,11 @@ LOSSES = frozenset(
         _aten.smooth_l1_loss.default,
     }
 )
-"""Calls that reduce over the batch by an argument ``reduction`` (0 none, 1 mean, 2 sum)."""
+"""Calls with an argument ``reduction`` over the batch (0 none, 1 mean, 2 sum)."""
 
 
 def _reduced(graph: Graph) -> Graph:
-    """Write a loss with a reduction as the per-sample loss and a reduction of its own."""
+    """Split a loss with a reduction into the per-sample loss and a separate reduction."""
     calls: list[Call] = []
     shapes = dict(graph.shapes)
     for call in graph.calls:
@@ -197,7 +197,7 @@ def _reduced(graph: Graph) -> Graph:
 
 
 def _per_sample_shape(loss: Call, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of a loss before reduction: without the classes' axis, or that of prediction and target together."""
+    """Return the shape of a loss before reduction: without the class axis, or prediction and target broadcast."""
     prediction, target = (shapes[name] for name in loss.inputs[:2])
     if loss.op is _aten.cross_entropy_loss.default:
         return prediction[:1] + prediction[2:]
@@ -205,13 +205,13 @@ def _per_sample_shape(loss: Call, shapes: Mapping[str, tuple[int, ...]]) -> tupl
 
 
 def _over_classes(log_softmax: Call) -> bool:
-    """Whether the softmax runs over axis 1, where `nll_loss` has its classes."""
+    """Return whether the softmax runs over axis 1, the class axis of `nll_loss`."""
     dim = log_softmax.arguments["dim"]
     return isinstance(dim, int) and dim % len(log_softmax.shape) == 1
 
 
 def _live(graph: Graph) -> Graph:
-    """Drop calls that do not reach the result: what `self.log` and metrics computed."""
+    """Drop calls on which the result does not depend, such as those of `self.log` and metrics."""
     needed = {graph.output}
     calls: list[Call] = []
     for call in reversed(graph.calls):

@@ -1,4 +1,4 @@
-"""The captured computation: an immutable list of calls from parameters and batch to one result."""
+"""The captured computation: an immutable list of calls that computes one result from parameters and batch."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 ITEM = "getitem"
-"""Extra argument of a call to an op with several results: which of them this value is."""
+"""Extra argument of a call to an op with several results: the index of this value among them."""
 
 
 SATURATING = "saturating"
-"""Extra argument of a binary cross entropy that was written with a sigmoid: its gradient fades at large logits."""
+"""Extra argument of a binary cross-entropy that was written with a sigmoid: its gradient vanishes at large logits."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The place of a tensor among the arguments of a call, by the name of the value that stands there."""
+    """A tensor among the arguments of a call, given by the name of its value."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """One ATen call.
+    """A call of one ATen op.
 
     Args:
         name: unique name of its result.
         op: the ATen overload.
-        arguments: every argument of the overload's schema by name, defaults filled in; tensors are `Reference`.
+        arguments: all arguments of the overload's schema by name, with defaults; tensors are `Reference`.
         shape: shape of the result in the captured batch.
         dtype: type of the result.
         source: the line of user code that made the call, for messages.
@@ -48,7 +48,7 @@ class Call:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the tensor inputs, in the order of the schema."""
+        """The names of the tensor inputs, in the order of the schema."""
         return tuple(reference.name for argument in self.arguments.values() for reference in _references(argument))
 
 
@@ -57,10 +57,10 @@ class Mask:
     """A dropout mask that a training step draws.
 
     Args:
-        p: probability of a zero; entries that stay are 1 / (1 - p).
+        p: probability of a zero; the other entries are 1 / (1 - p).
         shape: shape in the captured batch.
-        dtype: type that the program draws it in.
-        whole_channels: whether channels drop as a whole (`Dropout1d` to `Dropout3d`).
+        dtype: type in which the program draws it.
+        whole_channels: whether entire channels are dropped (`Dropout1d` to `Dropout3d`).
     """
 
     p: float
@@ -71,17 +71,17 @@ class Mask:
 
 @dataclass(frozen=True)
 class Graph:
-    """A straight-line program.
+    """A straight-line program: calls without control flow.
 
     Args:
         calls: calls in an order in which each uses only earlier values.
         parameters: value name to parameter name in the module.
         buffers: value name to buffer name in the module.
-        constants: value name to a tensor that the code made.
+        constants: value name to a tensor that the code created.
         leaves: value name to the position of the batch tensor.
         shapes: value name to shape, for all values.
         output: name of the result.
-        masks: value name to the dropout mask that stands there, in the order in which they are drawn.
+        masks: value name to dropout mask, in the order of drawing.
     """
 
     calls: tuple[Call, ...]
@@ -94,16 +94,16 @@ class Graph:
     masks: Mapping[str, Mask] = field(default_factory=dict)
 
     def producer(self, name: str) -> Call | None:
-        """The call whose result is ``name``; None for an input."""
+        """Return the call whose result is ``name``; None if it is an input."""
         return next((call for call in self.calls if call.name == name), None)
 
     def users(self, name: str) -> tuple[Call, ...]:
-        """Calls that read ``name``."""
+        """Return the calls that have ``name`` as an input."""
         return tuple(call for call in self.calls if name in call.inputs)
 
 
 def map_references(argument: object, function: Callable[[Reference], object]) -> object:
-    """Replace every `Reference` in an argument, also inside lists."""
+    """Replace each `Reference` in an argument, also inside lists."""
     if isinstance(argument, Reference):
         return function(argument)
     if isinstance(argument, list | tuple):

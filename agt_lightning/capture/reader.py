@@ -1,4 +1,4 @@
-"""From the nodes of an exported program to calls."""
+"""Translation of the nodes of an exported program to calls."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ IDENTITIES = frozenset(
         _aten.lift_fresh_copy.default,
     }
 )
-"""Calls that return their first argument; they leave the graph. `detach` stays, since it stops gradients."""
+"""Calls that return their first argument; they are dropped. `detach` is kept, since it stops gradients."""
 
 
 class GraphReader:
-    """Translates one fx graph, node by node, with nested regions of `torch.no_grad` inlined.
+    """A translator of one fx graph, node by node, which inlines nested regions of `torch.no_grad`.
 
     Args:
         module: the graph and its regions.
-        calls: where calls go.
-        shapes: where shapes of values go.
-        prefix: of the names of this graph's values.
+        calls: list to which calls are appended; None for a new one.
+        shapes: mapping to which shapes of values are added; None for a new one.
+        prefix: prefix of the names of this graph's values.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class GraphReader:
         self.regions: dict[fx.Node, list[str]] = {}
 
     def read(self, inputs: Sequence[str] | None = None) -> list[str]:
-        """Translate everything.
+        """Translate all nodes.
 
         Args:
-            inputs: names of the values that the graph is called with; None to name them as the graph does.
+            inputs: names of the input values of the graph; None to name them as the graph does.
 
         Returns:
-            Names of its results.
+            Names of the results.
         """
         given = iter(inputs or ())
         for node in self.module.graph.nodes:
@@ -87,7 +87,7 @@ class GraphReader:
                 self._append(node, node.target, arguments)
 
     def _read_region(self, node: fx.Node, op: HigherOrderOperator) -> None:
-        """A block of code under a context manager; results of `torch.no_grad` carry no gradient."""
+        """Translate a block of code under a context manager; results of `torch.no_grad` have no gradient."""
         name = op.__name__
         if name != "wrap_with_set_grad_enabled" or (node.args[0] and self.prefix):
             raise CaptureError(
@@ -102,10 +102,10 @@ class GraphReader:
         self.regions[node] = results if enabled else [self._detached(result) for result in results]
 
     def _detached(self, name: str) -> str:
-        """A call to `detach` on a value."""
+        """Append a call to `detach` on a value, and return the name of its result."""
         call = next((call for call in self.calls if call.name == name), None)
         if call is None:
-            return name  # an input, which carries no gradient through this region
+            return name  # an input, through which no gradient flows in this region
         detached = f"{name}.detached"
         self.shapes[detached] = call.shape
         arguments = {"self": Reference(name)}
@@ -113,7 +113,7 @@ class GraphReader:
         return detached
 
     def _read_item(self, node: fx.Node) -> None:
-        """One of several results. Items of `broadcast_tensors` are its inputs: element-wise rules broadcast anyway."""
+        """Translate one of several results; those of `broadcast_tensors` are its inputs, as elementwise rules broadcast."""
         producer, index = node.args
         assert isinstance(producer, fx.Node)
         assert isinstance(index, int)
@@ -160,7 +160,7 @@ class GraphReader:
 
 
 def _module_of(node: fx.Node) -> str:
-    """Path of the submodule that made a call, without the attribute of the module that was exported."""
+    """Return the path of the submodule that made a call, without the attribute name of the exported module."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     path, _ = list(stack.values())[-1]
     return str(path).partition(".")[2]

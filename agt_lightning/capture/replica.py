@@ -1,4 +1,4 @@
-"""A stand-in for a module, on which its code can run without leaving a trace in the module itself."""
+"""Copies of a module on which its code can run without side effects on the module itself."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -12,15 +12,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def replica(module: M) -> M:
-    """A deep copy that shares the parameters, and so costs no memory for them.
+    """Return a deep copy that shares the parameters, so it needs no memory for them.
 
     Raises:
         CaptureError: if some attribute cannot be copied.
 
     Example:
         >>> layer = nn.Linear(2, 1)
-        >>> twin = replica(layer)
-        >>> twin is layer, twin.weight is layer.weight
+        >>> copied = replica(layer)
+        >>> copied is layer, copied.weight is layer.weight
         (False, True)
     """
     memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
@@ -37,7 +37,7 @@ def replica(module: M) -> M:
 
 
 def _intermediate_results(value: object) -> Iterator[Tensor]:
-    """Tensors that autograd made, such as losses kept for logging; Python cannot copy them."""
+    """Yield tensors with a gradient function, such as losses kept for logging; `copy.deepcopy` refuses them."""
     if isinstance(value, Tensor):
         if value.grad_fn is not None:
             yield value

@@ -1,8 +1,8 @@
-"""What a captured training step means: which batch entries are features and labels, and how samples make the loss.
+"""Roles in a captured training step: the features and labels of the batch, and the per-sample terms of the loss.
 
-The user names nothing. A batch entry that meets parameters directly is a *feature*; one that meets only predictions,
-values that depend on parameters and on the batch already, is a *label*. The loss must be a sum, or mean, over samples
-of per-sample terms, possibly scaled and added: that is what makes the influence of one sample local to its gradient.
+The user need not name them. A batch entry that meets parameters directly is a *feature*; one that meets only
+predictions, values that already depend on parameters and on the batch, is a *label*. The loss must be a sum, or mean,
+over samples of per-sample terms, possibly scaled and added: then one sample influences only its own gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 
 
 class LabelKind(Enum):
-    """What a label is, by the loss that reads it."""
+    """A kind of label, determined by the loss that uses it."""
 
     NONE = "no label"
     CLASS = "one of several classes"
@@ -27,10 +27,10 @@ class LabelKind(Enum):
 
 @dataclass(frozen=True)
 class LossTerm:
-    """``coefficient · Σ_i (sum of value_i)``, or the mean over all elements.
+    """A term ``coefficient · Σ_i (sum of value_i)`` of the loss, or the mean over all elements.
 
     Args:
-        value: name of the value with the sample axis in front.
+        value: name of the value, whose axis 0 counts samples.
         coefficient: factor in front of the reduction, not zero.
         mean: whether the reduction is a mean.
     """
@@ -51,11 +51,11 @@ class LossRoles:
         features: leaf names that meet parameters.
         labels: leaf names that meet predictions only.
         label_kinds: kind of each label.
-        prediction: name of the value that the label meets first; None without a label.
+        prediction: name of the value that the label meets first; None if there is no label.
         target: name of the label's value where it meets the prediction.
         terms: the loss as a sum of terms.
         reduced: names of values after the reduction over samples.
-        problems: what keeps this loss from being certified.
+        problems: reasons why this loss cannot be certified.
     """
 
     graph: Graph
@@ -72,12 +72,12 @@ class LossRoles:
 
     @property
     def label_kind(self) -> LabelKind:
-        """Kind of the label that meets the predictions first."""
+        """The kind of the label that meets the predictions first."""
         return next(iter(self.label_kinds.values()), LabelKind.NONE)
 
 
 def analyze(graph: Graph, batch_size: int, is_trainable: Callable[[str], bool]) -> LossRoles:
-    """Find roles and loss terms.
+    """Find the roles of the inputs and the terms of the loss.
 
     Args:
         graph: a captured loss.
@@ -113,7 +113,7 @@ def analyze(graph: Graph, batch_size: int, is_trainable: Callable[[str], bool]) 
 
 
 def reached(graph: Graph, sources: set[str], *, through_detach: bool = True) -> frozenset[str]:
-    """All values that depend on one of the sources, the sources included.
+    """Return all values that depend on one of the sources, including the sources.
 
     Args:
         graph: the graph.
@@ -129,7 +129,7 @@ def reached(graph: Graph, sources: set[str], *, through_detach: bool = True) -> 
 
 @dataclass(frozen=True)
 class _Meeting:
-    """A call where a leaf, possibly transformed, first meets something that depends on parameters."""
+    """A call in which a leaf, possibly transformed, first meets a value that depends on parameters."""
 
     leaf: str
     feature: bool
@@ -139,7 +139,7 @@ class _Meeting:
 
 
 def _meetings(graph: Graph, samples: frozenset[str], parameters: frozenset[str]) -> list[_Meeting]:
-    """Calls where values from leaves alone meet values with parameters."""
+    """Find the calls in which values of leaves alone meet values that depend on parameters."""
     origins: dict[str, set[str]] = {leaf: {leaf} for leaf in graph.leaves}
     meetings: list[_Meeting] = []
     for call in graph.calls:
@@ -168,7 +168,7 @@ def _label_kind(graph: Graph, meeting: _Meeting) -> LabelKind:
 
 
 class _Terms:
-    """Walks back from the loss to the reductions over samples, keeping the coefficient in front of each."""
+    """The terms of a loss, found by a walk back to the reductions over samples, with the coefficient of each."""
 
     def __init__(self, graph: Graph, samples: frozenset[str]) -> None:
         self.graph = graph
@@ -199,7 +199,7 @@ class _Terms:
         return self._visit_inputs(call, coefficient)
 
     def _is_reduction(self, call: Call) -> bool:
-        """A mean or sum of everything, or of all axes that there are."""
+        """Return whether the call is a mean or sum over all axes."""
         if call.op in (_aten.mean.default, _aten.sum.default):
             return call.inputs[0] not in self.reduced and self.graph.shapes[call.inputs[0]] != ()
         if call.op in (_aten.mean.dim, _aten.sum.dim_IntList):
@@ -219,7 +219,7 @@ class _Terms:
             self._visit(name, coefficient * factor)
 
     def _factors(self, call: Call) -> list[tuple[str, float]] | None:
-        """The call as a linear function of its tensor inputs; None if it is not one."""
+        """Return the factors of the call as a linear function of its tensor inputs; None if it is not linear."""
         arguments = call.arguments
         first = arguments.get("self")
         if call.op in (_aten.add.Tensor, _aten.sub.Tensor):
@@ -256,7 +256,7 @@ class _Terms:
         return _number(argument)
 
     def _visit_shared(self, name: str, call: Call | None) -> None:
-        """A summand without samples: harmless if constant, else a regularizer that no rule covers."""
+        """Visit a summand without samples: harmless if constant, else a regularizer without bounds."""
         if name in reached(self.graph, set(self.graph.parameters)):
             source = call.source if call else "the loss"
             self.problems.append(

@@ -13,9 +13,9 @@ _INTERNAL = tuple(str(Path(file).parent) + "/" for file in (torch.__file__, str(
 
 
 def as_forward(function: F) -> F:
-    """The same function or method under the name ``forward``.
+    """Return the same function or method under the name ``forward``.
 
-    `torch.export` keeps the source lines of frames with that name alone, and users write `training_step`.
+    `torch.export` records source lines only of frames with that name, but users write `training_step`.
 
     Example:
         >>> def double(x):
@@ -34,7 +34,7 @@ def as_forward(function: F) -> F:
 
 
 def source_of(stack_trace: str | None) -> str:
-    """The innermost line outside torch and this package: ``file.py:12 `code` ``."""
+    """Return the innermost line outside torch and this package: ``file.py:12 `code` ``."""
     lines = (stack_trace or "").splitlines()
     frames = [
         (line.strip(), lines[number + 1].strip())
@@ -43,6 +43,6 @@ def source_of(stack_trace: str | None) -> str:
     ]
     if not frames:
         return "unknown line"
-    place, code = frames[-1]
-    file, line, *_ = place.removeprefix("File ").split(", ")
+    location, code = frames[-1]
+    file, line, *_ = location.removeprefix("File ").split(", ")
     return f"{Path(file.strip(chr(34))).name}:{line.removeprefix('line ')} `{code}`"

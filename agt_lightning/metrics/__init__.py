@@ -1,4 +1,4 @@
-"""Certified metrics: torchmetrics of output bounds, summed over batches and processes."""
+"""Certified metrics for `torchmetrics`: they read bounds on outputs and accumulate over batches and processes."""
 
 from agt_lightning.metrics.backdoor_accuracy import BackdoorAccuracy
 from agt_lightning.metrics.certified_accuracy import CertifiedAccuracy

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from agt_lightning.metrics.certificate_metric import CertificateMetric
-from agt_lightning.metrics.functional.backdoor_accuracy import _backdoor_accuracy_compute, _backdoor_accuracy_update
+from agt_lightning.metrics.certified_accuracy import CertifiedAccuracy
 
 
-class BackdoorAccuracy(CertificateMetric):
-    r"""Fraction of samples classified correctly by every model within the bounds, whatever trigger is put on the input.
+class BackdoorAccuracy(CertifiedAccuracy):
+    r"""Compute the fraction of samples that every model within the bounds classifies correctly under every trigger.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(f_{y_i}^L > f_j^U \;\; \forall j \ne y_i\big), \qquad
         f^L \le f^\theta(x^*) \le f^U \;\; \forall x^* \in V(x_i), \theta \in [\theta^L, \theta^U]
 
-    The arithmetic is that of `CertifiedAccuracy`; the meaning is in the bounds, which the caller must compute over the
-    trigger ball V(x) around each input, as with ``bound_forward(x, epsilon=...)``. A `MetricCollection` gives the same
-    bounds to all its metrics: keep this one apart from those of plain inputs. One minus the result bounds the success
-    rate of every backdoor attack from above. Ties and samples with a NaN or infinite bound are not certified.
+    The formula is that of `CertifiedAccuracy`, applied to other bounds: the caller must compute them over the trigger
+    ball V(x) around each input, as with ``bound_forward(x, epsilon=...)``. A `MetricCollection` gives the same bounds
+    to all its metrics: keep this one apart from metrics of plain inputs. One minus the result bounds the success rate
+    of every backdoor attack from above. Ties and samples with a NaN or infinite bound are not certified.
 
     As input to ``forward`` and ``update``:
 
@@ -43,30 +39,11 @@ class BackdoorAccuracy(CertificateMetric):
         Paper, equation 13 and appendix B.2.
 
     Example:
+        >>> import torch
         >>> metric = BackdoorAccuracy()
         >>> lower, upper = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.0, 0.2, 2.0])
         >>> metric(lower, upper, torch.tensor([1, 0, 1]))
         tensor(0.3333)
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    plot_upper_bound: float = 1.0
-
-    backdoor_accuracy_certified: Tensor
-    backdoor_accuracy_total: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("backdoor_accuracy_certified", default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("backdoor_accuracy_total", default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, lower: Tensor, upper: Tensor, target: Tensor) -> None:
-        """Count the samples of a batch."""
-        certified, total = _backdoor_accuracy_update(lower, upper, target)
-        self.backdoor_accuracy_certified += certified
-        self.backdoor_accuracy_total += total
-
-    def compute(self) -> Tensor:
-        """Certified fraction of all samples so far."""
-        return _backdoor_accuracy_compute(self.backdoor_accuracy_certified, self.backdoor_accuracy_total)
+    _prefix: ClassVar[str] = "backdoor_accuracy"

@@ -1,4 +1,4 @@
-"""What the certified metrics share."""
+"""The base class of the certified metrics."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 
 class CertificateMetric(Metric):
-    """Base of the metrics of output bounds, which are averages over samples.
+    """A metric of output bounds that averages over samples.
 
-    A subclass names its states after itself. `torchmetrics.MetricCollection` takes metrics for one if the names and the
-    first values of their states agree, and from then on updates only one of them: shared names would let one metric
-    report another's value.
+    A subclass prefixes the names of its states with its own name. `torchmetrics.MetricCollection` merges metrics whose
+    states agree in name and in value after the first batch, and then updates only one of them: with shared names, one
+    metric would report the value of another.
     """
 
     full_state_update = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ from agt_lightning.metrics.functional.certified_accuracy import (
 
 
 class CertifiedAccuracy(CertificateMetric):
-    r"""Fraction of samples that every model within the bounds classifies correctly.
+    r"""Compute the fraction of samples that every model within the bounds classifies correctly.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(f_{y_i}^L(x_i) > f_j^U(x_i) \;\; \forall j \ne y_i\big)
 
-    A lower bound on the accuracy of every model whose logits lie in the bounds. Ties and samples with a NaN or infinite
-    bound are not certified.
+    The result is a lower bound on the accuracy of every model whose logits lie in the bounds. Ties and samples with a
+    NaN or infinite bound are not certified.
 
     As input to ``forward`` and ``update``:
 
@@ -54,20 +54,20 @@ class CertifiedAccuracy(CertificateMetric):
     higher_is_better = True
     plot_upper_bound: float = 1.0
 
-    certified_accuracy_certified: Tensor
-    certified_accuracy_total: Tensor
+    _prefix: ClassVar[str] = "certified_accuracy"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("certified_accuracy_certified", default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("certified_accuracy_total", default=torch.tensor(0), dist_reduce_fx="sum")
+        self._certified, self._total = f"{self._prefix}_certified", f"{self._prefix}_total"
+        self.add_state(self._certified, default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state(self._total, default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, lower: Tensor, upper: Tensor, target: Tensor) -> None:
         """Count the samples of a batch."""
         certified, total = _certified_accuracy_update(lower, upper, target)
-        self.certified_accuracy_certified += certified
-        self.certified_accuracy_total += total
+        setattr(self, self._certified, getattr(self, self._certified) + certified)
+        setattr(self, self._total, getattr(self, self._total) + total)
 
     def compute(self) -> Tensor:
-        """Certified fraction of all samples so far."""
-        return _certified_accuracy_compute(self.certified_accuracy_certified, self.certified_accuracy_total)
+        """Return the certified fraction of all samples so far."""
+        return _certified_accuracy_compute(getattr(self, self._certified), getattr(self, self._total))

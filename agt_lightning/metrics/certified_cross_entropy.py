@@ -15,7 +15,7 @@ from agt_lightning.metrics.functional.certified_cross_entropy import (
 
 
 class CertifiedCrossEntropy(CertificateMetric):
-    r"""Upper bound of the mean cross-entropy of every model within the bounds.
+    r"""Compute an upper bound on the mean cross-entropy of every model within the bounds.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \log\Big(1 + \sum_{j \ne y_i} e^{f_j^U(x_i) - f_{y_i}^L(x_i)}\Big)
@@ -67,5 +67,5 @@ class CertifiedCrossEntropy(CertificateMetric):
         self.certified_cross_entropy_total += total
 
     def compute(self) -> Tensor:
-        """Upper bound of the mean loss of all samples so far."""
+        """Return an upper bound on the mean loss of all samples so far."""
         return _certified_cross_entropy_compute(self.certified_cross_entropy_loss, self.certified_cross_entropy_total)

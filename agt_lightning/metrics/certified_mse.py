@@ -12,19 +12,19 @@ from agt_lightning.metrics.functional.certified_mse import _certified_mse_comput
 
 
 class CertifiedMSE(CertificateMetric):
-    r"""Upper bound of the mean squared error of every model within the bounds.
+    r"""Compute an upper bound on the mean squared error of every model within the bounds.
 
     .. math::
         \frac{1}{M} \sum_{i=1}^M \max\{(f_i^L - y_i)^2, (f_i^U - y_i)^2\}
 
-    over all M elements, outputs of one sample included. The sum is taken in float64 and rounded outward; a narrower
+    over all M elements; each output of a sample counts. The sum is taken in float64 and rounded outward; a narrower
     ``set_dtype`` voids that. A NaN or infinite bound or target makes the result infinite.
 
     As input to ``forward`` and ``update``:
 
     - ``lower``: lower bounds of the outputs, any shape, in units of the target.
     - ``upper``: upper bounds, of the same shape and dtype.
-    - ``target``: the values to predict, of exactly the same shape: ``(N, 1)`` and ``(N,)`` do not go together.
+    - ``target``: the values to predict, of exactly the same shape: ``(N, 1)`` does not match ``(N,)``.
 
     As output of ``forward`` and ``compute``: a float64 scalar in squared units of the target; infinite for no elements.
 
@@ -64,5 +64,5 @@ class CertifiedMSE(CertificateMetric):
         self.certified_mse_total += total
 
     def compute(self) -> Tensor:
-        """Upper bound of the mean squared error of all elements so far."""
+        """Return an upper bound on the mean squared error of all elements so far."""
         return _certified_mse_compute(self.certified_mse_squared_error, self.certified_mse_total)

@@ -12,18 +12,18 @@ from agt_lightning.metrics.functional.certified_rate import _certified_rate_comp
 
 
 class CertifiedRate(CertificateMetric):
-    r"""Fraction of samples whose prediction is the same for every model within the bounds, right or wrong.
+    r"""Compute the fraction of samples whose prediction is the same for every model within the bounds, right or wrong.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(|S'(x_i)| = 1\big)
 
-    with S' the set of possible classes. Ties and samples with a NaN or infinite bound are not certified.
+    where S' is the set of possible classes. Ties and samples with a NaN or infinite bound are not certified.
 
     As input to ``forward`` and ``update``:
 
     - ``lower``: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
     - ``upper``: upper bounds, of the same shape and dtype.
-    - ``target``: not read; taken so that the metric fits in a `MetricCollection` with those that need it.
+    - ``target``: ignored; accepted so that a `MetricCollection` can hold this metric beside others that need it.
 
     As output of ``forward`` and ``compute``: a scalar in [0, 1]; 0 for no samples.
 
@@ -65,5 +65,5 @@ class CertifiedRate(CertificateMetric):
         self.certified_rate_total += total
 
     def compute(self) -> Tensor:
-        """Certified fraction of all samples so far."""
+        """Return the certified fraction of all samples so far."""
         return _certified_rate_compute(self.certified_rate_certified, self.certified_rate_total)

@@ -18,13 +18,13 @@ from agt_lightning.metrics.functional.targeted_attack_success import (
 
 
 class TargetedAttackSuccess(CertificateMetric):
-    r"""Upper bound of the rate of predictions that an attacker can move out of their safe sets.
+    r"""Compute an upper bound on the rate of predictions that an attacker can move out of their safe sets.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(S'(x_i) \not\subseteq S(y_i)\big)
 
-    with S' the set of possible classes and S(y) the predictions that are safe for true class y. A sample that is
-    predicted wrongly without any attack counts too. Ties and NaN or infinite bounds count as success.
+    where S' is the set of possible classes and S(y) the set of predictions that are safe for true class y. A sample
+    that is predicted wrongly without any attack counts too. Ties and NaN or infinite bounds count as success.
 
     As input to ``forward`` and ``update``:
 
@@ -62,19 +62,19 @@ class TargetedAttackSuccess(CertificateMetric):
     def __init__(self, safe_classes: Sequence[Sequence[int]] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.safe_classes = None if safe_classes is None else checked_safe_classes(safe_classes)
-        # Metrics with other safe sets must not share state names: see `CertificateMetric`.
+        # Metrics with different safe sets must not share state names: see `CertificateMetric`.
         configuration = hashlib.sha256(repr(self.safe_classes).encode()).hexdigest()[:16]
-        self._reached = f"targeted_attack_success_reached_{configuration}"
+        self._hits = f"targeted_attack_success_reached_{configuration}"
         self._total = f"targeted_attack_success_total_{configuration}"
-        self.add_state(self._reached, default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state(self._hits, default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state(self._total, default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, lower: Tensor, upper: Tensor, target: Tensor) -> None:
         """Count the samples of a batch."""
-        reached, total = _targeted_attack_success_update(lower, upper, target, self.safe_classes)
-        setattr(self, self._reached, getattr(self, self._reached) + reached)
+        hits, total = _targeted_attack_success_update(lower, upper, target, self.safe_classes)
+        setattr(self, self._hits, getattr(self, self._hits) + hits)
         setattr(self, self._total, getattr(self, self._total) + total)
 
     def compute(self) -> Tensor:
-        """Bound of the success rate over all samples so far."""
-        return _targeted_attack_success_compute(getattr(self, self._reached), getattr(self, self._total))
+        """Return the upper bound on the success rate over all samples so far."""
+        return _targeted_attack_success_compute(getattr(self, self._hits), getattr(self, self._total))

@@ -1,4 +1,4 @@
-"""Abstract counterparts of `torch.optim`: one update of the box for each update of the parameters."""
+"""Abstract counterparts of `torch.optim`: they update the box of the parameters once for each step of the optimizer."""
 
 from agt_lightning.optimizers.adagrad import AbstractAdagrad
 from agt_lightning.optimizers.adam import AbstractAdam, AbstractAdamW

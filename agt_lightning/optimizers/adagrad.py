@@ -13,9 +13,12 @@ from agt_lightning.optimizers.state import OptimizerState
 
 
 class AbstractAdagrad(AbstractOptimizer):
-    """``S ← S + d²``, ``θ ← θ - α / (1 + (t - 1) η) · d / (√S + ε)`` with ``d = ±g + λ θ``, η = ``lr_decay``.
+    """An abstract `torch.optim.Adagrad`.
 
-    The quotient is written out in d and rises with it, so it is exact for independent S and d; it never exceeds 1.
+    ``S ← S + d²``, ``θ ← θ - α / (1 + (t - 1) η) · d / (√S + ε)`` with ``d = ±g + λ θ``, η = ``lr_decay``.
+
+    The quotient is written as a function of d and rises with it, so it is exact for independent S and d; it never
+    exceeds 1.
 
     Reference:
         `torch.optim.Adagrad`.
@@ -33,14 +36,14 @@ class AbstractAdagrad(AbstractOptimizer):
     moments: ClassVar[tuple[str, ...]] = ("sum",)
 
     def initial(self, group: Group, box: Interval) -> OptimizerState:
-        """The accumulator's initial value."""
+        """Return the accumulator at its initial value."""
         start = number_of(group, "initial_accumulator_value")
         return OptimizerState(0, {"sum": Interval.point(torch.full_like(box.lower, start), nonnegative=True)})
 
     def step(
         self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
     ) -> tuple[OptimizerState, Interval]:
-        """The updates above."""
+        """Apply the updates of the class docstring."""
         rate = number_of(group, "lr") / (1.0 + state.step * number_of(group, "lr_decay"))
         direction = slope(group, box, gradient, number_of(group, "weight_decay"))
         total, zero = nonnegative(state.moments["sum"]), Interval.point(torch.zeros_like(box.lower))

@@ -16,19 +16,21 @@ from agt_lightning.optimizers.state import OptimizerState
 
 
 class AbstractAdam(AbstractOptimizer):
-    r"""``m ← β1 m + (1 - β1) d``, ``v ← β2 v + (1 - β2) d²``, ``θ ← θ - α (m / c1) / (√(v / c2) + ε)``.
+    """An abstract `torch.optim.Adam`.
+
+    ``m ← β1 m + (1 - β1) d``, ``v ← β2 v + (1 - β2) d²``, ``θ ← θ - α (m / c1) / (√(v / c2) + ε)``.
 
     ``d = ±g + λ θ`` (``±g`` with decoupled decay, where ``θ ← (1 - α λ) θ`` first, evaluated jointly), c1 = 1 - β1ᵗ,
     c2 = 1 - β2ᵗ. The step is the intersection of two bounds.
 
-    1. The new m and v are written out in d, and ``(β1 m + (1 - β1) d) / (√(β2 v + (1 - β2) d²) + ε √c2)`` is bounded
-       exactly for independent m, v and d (`agt_lightning.optimizers.quotient`).
-    2. The ratio ``r = m / √v`` is an interval of its own, with ``r ← (β1 r + (1 - β1) y) / √(β2 + (1 - β2) y²)``,
-       ``y = d / √v``, bounded likewise; the step is ``r √v / (√v + ε √c2)`` up to the factor ``√c2 / c1``.
+    1. The new m and v are written as functions of d, and ``(β1 m + (1 - β1) d) / (√(β2 v + (1 - β2) d²) + ε √c2)`` is
+       bounded exactly for independent m, v and d (`agt_lightning.optimizers.quotient`).
+    2. The ratio ``r = m / √v`` has its own interval, with ``r ← (β1 r + (1 - β1) y) / √(β2 + (1 - β2) y²)``,
+       ``y = d / √v``, bounded in the same manner; the step is ``r √v / (√v + ε √c2)`` up to the factor ``√c2 / c1``.
 
-    Whatever the gradients, the second gives ``r² <= K_t``, ``K_t = (β1² / β2) K_{t-1} + (1 - β1)² / (1 - β2)``, K_0 =
-    0: the data-independent cap, ``C_t = √(K_t c2) / c1`` for the step, attained by ``g_s ∝ (β1 / β2)^(t - s)``. It
-    needs the zero initial state, and holds for moments that change from step to step. With AMSGrad the divisor uses
+    For all gradients, the second gives ``r² <= K_t``, ``K_t = (β1² / β2) K_{t-1} + (1 - β1)² / (1 - β2)``, K_0 = 0: the
+    data-independent cap, ``C_t = √(K_t c2) / c1`` for the step, attained by ``g_s ∝ (β1 / β2)^(t - s)``. It needs the
+    zero initial state, and holds for moments that change from step to step. With AMSGrad the divisor uses
     ``max_s v_s >= v``, so the cap stays.
 
     Reference:
@@ -49,7 +51,7 @@ class AbstractAdam(AbstractOptimizer):
     decoupled: ClassVar[bool] = False
 
     def initial(self, group: Group, box: Interval) -> OptimizerState:
-        """Moments of zero, and with them a ratio of zero."""
+        """Return moments of zero, and with them a ratio of zero."""
         zero = Interval.point(torch.zeros_like(box.lower), nonnegative=True)
         names = ["exp_avg", "exp_avg_sq", "ratio"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
         return OptimizerState(0, dict.fromkeys(names, zero))
@@ -57,7 +59,7 @@ class AbstractAdam(AbstractOptimizer):
     def step(
         self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
     ) -> tuple[OptimizerState, Interval]:
-        """Both bounds, intersected; then the new moments."""
+        """Intersect both bounds on the step, and update the moments."""
         beta1, beta2 = (float(beta) for beta in group["betas"])  # type: ignore[attr-defined]
         rate, decay, count = number_of(group, "lr"), number_of(group, "weight_decay"), state.step + 1
         decoupled = bool(group.get("decoupled_weight_decay", self.decoupled))
@@ -82,7 +84,7 @@ class AbstractAdam(AbstractOptimizer):
         return OptimizerState(count, moments), shrunk - move.scaled(rate * correction / (1.0 - beta1**count))
 
     def nominal(self, state: Mapping[str, object], step: int, dtype: torch.dtype) -> OptimizerState:
-        """The run's moments and their ratio, that of the smallest normal number where v underflowed."""
+        """Return the run's moments and their ratio, with the smallest normal number for v where v underflowed."""
         nominal, energy = super().nominal(state, step, dtype), state.get("exp_avg_sq")
         if not isinstance(energy, Tensor):
             return nominal
@@ -92,7 +94,7 @@ class AbstractAdam(AbstractOptimizer):
 
 
 class AbstractAdamW(AbstractAdam):
-    """Adam with decoupled decay; see `AbstractAdam`.
+    """An `AbstractAdam` with decoupled decay.
 
     Example:
         >>> group = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5, weight_decay=1.0).param_groups[0]
@@ -105,7 +107,7 @@ class AbstractAdamW(AbstractAdam):
 
 
 def _ratio(ratio: Interval, energy: Interval, direction: Interval, beta1: float, beta2: float) -> Interval:
-    """``m / √v`` after a step; where v = 0 any value is right, since m = 0 there."""
+    """Bound ``m / √v`` after a step; if v = 0, any value is right, since m = 0 then."""
     root = Interval.trusted(energy.lower.sqrt(), energy.upper.sqrt())
     y = Interval.trusted(
         _divided(direction.lower, torch.where(direction.lower >= 0, root.upper, root.lower)),
@@ -116,13 +118,13 @@ def _ratio(ratio: Interval, energy: Interval, direction: Interval, beta1: float,
 
 
 def _divided(value: Tensor, root: Tensor) -> Tensor:
-    """An infinite quotient becomes one whose square is still finite; the ratio is the same up to rounding."""
-    far = math.sqrt(torch.finfo(value.dtype).max) / 2**10
-    return (value / root).nan_to_num(nan=0.0).clamp(-far, far)
+    """Divide, with an infinite quotient cut to one whose square is finite; the ratio is the same up to rounding."""
+    limit = math.sqrt(torch.finfo(value.dtype).max) / 2**10
+    return (value / root).nan_to_num(nan=0.0).clamp(-limit, limit)
 
 
 def _from_ratio(moments: Mapping[str, Interval], largest: Interval | None, shift: float) -> Interval:
-    """``r s / (√max v + e)`` with ``s = √v`` and ``m = r s``.
+    """Bound ``r s / (√max v + e)`` with ``s = √v`` and ``m = r s``.
 
     For r > 0 it rises with r and s, and ``r s <= m_u`` keeps s below ``m_u / r_u``; for r < 0 it is largest at the
     smallest s. The divisor is at least s + e.
@@ -140,7 +142,7 @@ def _from_ratio(moments: Mapping[str, Interval], largest: Interval | None, shift
 
 
 def _tighter(first: Interval, second: Interval) -> Interval:
-    """Intersection; where two points differ by rounding, the first."""
+    """Intersect two intervals; where they do not meet, since both are points up to rounding, return the first."""
     if first.is_point:
         return first
     lower, upper = torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper)

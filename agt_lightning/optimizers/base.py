@@ -1,4 +1,4 @@
-"""The role of an abstract optimizer: one update of the box for each update of a parameter."""
+"""The base class of abstract optimizers, which update the box of a parameter once for each step of the optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.optimizers.state import OptimizerState
 
 Group = Mapping[str, object]
-"""Settings of a parameter group, as they are at the step."""
+"""Settings of a parameter group at the time of the step."""
 
 _NUMERICALLY_IRRELEVANT = frozenset({"foreach", "fused"})
 """Flags that choose an implementation: the same mathematics, other roundings."""
@@ -25,21 +25,21 @@ _REFUSED = {
 
 
 class AbstractOptimizer(ABC):
-    """Maps boxes of an optimizer's state, parameter and gradient to the boxes after one step.
+    """A map from boxes of an optimizer's state, a parameter and its gradient to the boxes after one step.
 
-    A pure function of what it is given; the engine keeps the states. Parameter, state and gradient are treated as
+    It is a pure function of its arguments; the engine keeps the states. Parameter, state and gradient are treated as
     independent.
 
     Attributes:
-        settings: the group's settings that the bounds follow; others are refused by name.
-        moments: names of the tensors in ``optimizer.state`` that are bounded, where torch has them.
+        settings: settings of a group for which there are bounds; others are refused by name.
+        moments: names of the tensors in ``optimizer.state`` that are bounded, if torch has them.
     """
 
     settings: ClassVar[frozenset[str]]
     moments: ClassVar[tuple[str, ...]]
 
     def problems(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """Settings without bounds, each with its way out."""
+        """List the settings that have no bounds, each with a remedy."""
         return [
             problem
             for number, group in enumerate(optimizer.param_groups)
@@ -47,7 +47,7 @@ class AbstractOptimizer(ABC):
         ]
 
     def _group_problems(self, name: str, number: int, group: Group, defaults: Group) -> list[str]:
-        """Flags that are on and have no bounds. Schedulers add keys to groups, so `defaults` says what is a flag."""
+        """List flags that are on and have no bounds; only keys of ``defaults`` are flags, as schedulers add others."""
         problems = []
         for flag in defaults:
             if flag in self.settings or flag in _NUMERICALLY_IRRELEVANT or not group.get(flag):
@@ -70,39 +70,39 @@ class AbstractOptimizer(ABC):
         return problems
 
     def reasons(self) -> Mapping[str, str]:
-        """Why flags have no bounds, where more can be said than that."""
+        """Return why flags have no bounds, for flags with a specific reason."""
         return _REFUSED
 
     def initial(self, group: Group, box: Interval) -> OptimizerState:
-        """The state before the first step: nothing is remembered."""
+        """Return the state before the first step, by default an empty one."""
         return OptimizerState()
 
     @abstractmethod
     def step(
         self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
     ) -> tuple[OptimizerState, Interval]:
-        """One step of one parameter.
+        """Apply one step to one parameter.
 
         Args:
-            group: settings of the parameter's group as they are at this step.
+            group: settings of the parameter's group at this step.
             state: intervals of the optimizer's state.
             box: bounds on the parameter.
-            gradient: bounds on the gradient of the loss, as it stands in ``.grad``.
+            gradient: bounds on the gradient of the loss in ``.grad``.
 
         Returns:
             State and box after the step.
         """
 
     def update(self, group: Group, box: Interval, gradient: Interval) -> Interval:
-        """The box after a first step."""
+        """Return the box after a first step."""
         return self.step(group, self.initial(group, box), box, gradient)[1]
 
     def nominal(self, state: Mapping[str, object], step: int, dtype: torch.dtype) -> OptimizerState:
-        """The state of a training run itself, as points.
+        """Return the state of the training run itself, as points.
 
         Args:
-            state: what torch keeps for the parameter in ``optimizer.state``.
-            step: number of steps, for optimizers that do not count them.
+            state: the entry of the parameter in ``optimizer.state``.
+            step: number of steps, used if the optimizer does not count them.
             dtype: floating point type of the bounds.
         """
         counted = state.get("step")
@@ -116,18 +116,18 @@ class AbstractOptimizer(ABC):
 
 
 def number_of(group: Group, name: str) -> float:
-    """A setting as a number; torch takes one-element tensors too."""
+    """Return a setting as a number; torch accepts one-element tensors as well."""
     return float(group[name])  # type: ignore[arg-type]
 
 
 def slope(group: Group, box: Interval, gradient: Interval, decay: float) -> Interval:
-    """``±g + λ θ``: what torch's optimizers use as gradient; ``maximize`` turns the sign of g, not of the decay."""
+    """Return ``±g + λ θ``, which torch uses as gradient; ``maximize`` flips the sign of g, not of the decay."""
     signed = -gradient if group.get("maximize") else gradient
     return signed + box.scaled(decay) if decay else signed
 
 
 def nonnegative(value: Interval) -> Interval:
-    """A second moment, cut at zero: it is a sum of squares, whatever slack its interval was given."""
+    """Cut a second moment at zero: it is a sum of squares, but its interval may have been widened below zero."""
     return value.mapped(lambda bound: bound.clamp(min=0), nonnegative=True)
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step of one parameter: the abstract update, and the proof that training made the same one."""
+"""The abstract update of one parameter in one step, with a check that training made the step that it bounds."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from agt_lightning.optimizers.base import Group
 from agt_lightning.rounding import unit_roundoff
 
 _UPDATE_ROUNDINGS = 32
-"""Roundings on the way through one update: decay, two moments, bias corrections, root, quotient, rate, two sums."""
+"""Roundings in one update: decay, two moments, bias corrections, root, quotient, rate, two sums."""
 
 
 @dataclass(frozen=True)
 class TrainedUpdate:
-    """What training did to one parameter in one step, in the floating point type of the bounds.
+    """An update that training made to one parameter in one step, in the floating point type of the bounds.
 
     Args:
         before: the parameter before the step.
         gradient: the gradient that the optimizer applied.
         after: the parameter after the step.
-        state_before: the optimizer's state before the step, as points; None if it was not seen.
-        state_after: the same after the step.
-        dtype: floating point type that training computes in.
+        state_before: the optimizer's state before the step, as points; None if it was not recorded.
+        state_after: the state after the step, as points.
+        dtype: floating point type in which training computes.
     """
 
     before: Tensor
@@ -47,13 +47,13 @@ class TrainedUpdate:
         state_after: OptimizerState,
         dtype: torch.dtype,
     ) -> TrainedUpdate:
-        """The step that led to a parameter as it is now, with the gradient that it still holds.
+        """Return the update that led to the present value of a parameter, with the gradient in its ``.grad``.
 
         Args:
-            parameter: after the step.
+            parameter: the parameter after the step.
             before: its value before the step.
-            state_before: as above.
-            state_after: as above.
+            state_before: see the class.
+            state_after: see the class.
             dtype: floating point type of the bounds.
         """
         assert parameter.grad is not None
@@ -68,32 +68,33 @@ def checked_update(
     state: OptimizerState,
     box: Interval,
     gradient: Interval,
-    seen: TrainedUpdate,
+    trained: TrainedUpdate,
 ) -> tuple[OptimizerState, Interval]:
-    """State and box after one step of a parameter.
+    """Return the state and the box after one step of a parameter, and check them against training.
 
-    Training must have made the step that its counterpart makes from the training's own state, parameter and gradient;
-    and the new parameter and state must lie in the new box and state intervals. Both up to rounding. The result
-    contains them exactly: the hull absorbs training's own rounding, so that it cannot pile up against the next check.
+    Up to rounding, training must have made the step that the counterpart makes from training's state, parameter and
+    gradient, and the new parameter and state must lie in the new box and state intervals. The result contains them
+    exactly: the hull absorbs the rounding errors of training, so that they cannot accumulate before the next check.
 
     Args:
-        name: the parameter's, for messages.
-        counterpart: of the optimizer.
-        group: its settings at this step.
+        name: name of the parameter, for messages.
+        counterpart: abstract counterpart of the optimizer.
+        group: settings of the parameter's group at this step.
         state: intervals of the optimizer's state.
         box: bounds on the parameter.
         gradient: bounds on the applied gradient in exact arithmetic.
-        seen: what training did.
+        trained: the update that training made.
 
     Raises:
-        UnsoundBoundError: naming the parameter or the state, the worst violation and its index.
+        UnsoundBoundError: if a check fails; the message names the parameter or state, the worst violation and its
+            index.
     """
-    applied = Interval.point(seen.gradient)
-    if seen.state_before is not None:
-        _require_step(name, counterpart, group, seen.state_before, Interval.point(seen.before), applied, seen)
-    _require_step(name, counterpart, group, state, box, gradient.hull(applied), seen)
+    applied = Interval.point(trained.gradient)
+    if trained.state_before is not None:
+        _require_step(name, counterpart, group, trained.state_before, Interval.point(trained.before), applied, trained)
+    _require_step(name, counterpart, group, state, box, gradient.hull(applied), trained)
     new_state, new_box = counterpart.step(group, state, box, gradient)
-    new_state, new_box = new_state.hull(seen.state_after), new_box.hull(Interval.point(seen.after))
+    new_state, new_box = new_state.hull(trained.state_after), new_box.hull(Interval.point(trained.after))
     check_finite_and_ordered(new_box, f"parameter `{name}`")
     for moment, interval in new_state.moments.items():
         check_finite_and_ordered(interval, f"optimizer state `{moment}` of `{name}`")
@@ -107,29 +108,29 @@ def _require_step(
     state: OptimizerState,
     box: Interval,
     gradient: Interval,
-    seen: TrainedUpdate,
+    trained: TrainedUpdate,
 ) -> None:
-    """Raise unless training's step is one from these intervals, in floating point.
+    """Raise unless the step of training is one from these intervals, in floating point.
 
-    A float program's update is the exact one for inputs that differ by a few relative roundings (and underflow), up to
-    a few relative roundings of the result. The division by a small root amplifies what happens to the inputs, so that
-    goes through the update; what happens to the result is a tolerance.
+    An update in floating point is the exact one for inputs that differ by a few relative roundings (and underflow), up
+    to a few relative roundings of the result. The division by a small root amplifies the errors of the inputs, so these
+    are propagated through the update; those of the result are a tolerance.
     """
     types = [value.dtype for value in group.values() if isinstance(value, Tensor)]  # a rate of coarser type
-    unit = _UPDATE_ROUNDINGS * max(unit_roundoff(dtype) for dtype in (seen.dtype, box.dtype, *types))
-    least = torch.finfo(seen.dtype).tiny
+    unit = _UPDATE_ROUNDINGS * max(unit_roundoff(dtype) for dtype in (trained.dtype, box.dtype, *types))
+    least = torch.finfo(trained.dtype).tiny
     moments = {moment: _with_rounding(interval, unit, least) for moment, interval in state.moments.items()}
     wide_state = OptimizerState(state.step, moments)
     new_state, new_box = counterpart.step(
         group, wide_state, _with_rounding(box, unit, 0.0), _with_rounding(gradient, unit, least)
     )
-    require_inside(name, seen.after, new_box, unit * (box.magnitude + new_box.magnitude), NOT_WHAT_IS_TRAINED)
-    if seen.state_after.step != new_state.step:
+    require_inside(name, trained.after, new_box, unit * (box.magnitude + new_box.magnitude), NOT_WHAT_IS_TRAINED)
+    if trained.state_after.step != new_state.step:
         raise UnsoundBoundError(
-            f"Expected the optimizer at step {new_state.step} of `{name}`, but it counts {seen.state_after.step}: its "
-            "state comes from elsewhere, or it steps without certification. Use a new optimizer."
+            f"Expected the optimizer at step {new_state.step} of `{name}`, but it counts {trained.state_after.step}: "
+            "its state comes from elsewhere, or it steps without certification. Use a new optimizer."
         )
-    for moment, after in seen.state_after.moments.items():
+    for moment, after in trained.state_after.moments.items():
         if moment in counterpart.moments:
             bounds = new_state.moments[moment]
             tolerance = unit * bounds.magnitude + least
@@ -137,28 +138,28 @@ def _require_step(
 
 
 def _with_rounding(interval: Interval, relative: float, absolute: float) -> Interval:
-    """Widen by rounding errors, which make no second moment negative."""
+    """Widen by rounding errors, which do not make a second moment negative."""
     return interval.widened(relative * interval.magnitude + absolute, nonnegative=interval.nonnegative)
 
 
 def foreign_state_problems(
     module: nn.Module, optimizer: torch.optim.Optimizer | None, states: Mapping[str, OptimizerState]
 ) -> list[str]:
-    """Whether the optimizer remembers steps that have no bounds."""
+    """Return a problem if the state of the optimizer contains steps that have no bounds."""
     if optimizer is None:
         return []
-    strangers = [
+    unbounded = [
         name
         for name, parameter in module.named_parameters()
-        if name not in states and _remembers(optimizer.state.get(parameter, {}))
+        if name not in states and _has_steps(optimizer.state.get(parameter, {}))
     ]
-    if not strangers:
+    if not unbounded:
         return []
     return [
-        f"The optimizer's state holds steps of {', '.join(f'`{name}`' for name in strangers)} that have no bounds. Use "
+        f"The optimizer's state holds steps of {', '.join(f'`{name}`' for name in unbounded)} that have no bounds. Use "
         "a new optimizer, or resume from a checkpoint that was written with `CertifiedTraining`."
     ]
 
 
-def _remembers(state: Mapping[str, object]) -> bool:
+def _has_steps(state: Mapping[str, object]) -> bool:
     return float(state.get("step", 0)) > 0 or state.get("momentum_buffer") is not None  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-r"""The quotient in every adaptive optimizer, bounded exactly: the gradient stands above and below the line.
+r"""Exact bounds on the quotient of adaptive optimizers, whose gradient is in numerator and denominator.
 
     f(x) = (A + a x) / (√max(M, V + b x²) + e),    a, b > 0,  V, M, e >= 0.
 
@@ -8,9 +8,9 @@ the two solutions of its squared equation
 
     (A² b - a² e²) b x² - 2 a A b V x + a² V (V - e²) = 0
 
-only the larger one, and only if A² b > a² e², solves the equation itself. While M is the larger one, f rises, so the
-peak is no earlier than √((M - V) / b). For A < 0, ``f(x; A) = -f(-x; -A)`` falls, then rises: its largest value over an
-interval is at an end. f rises with A; it falls with V and M where its numerator is positive and rises where it is
+only the larger one, and only if A² b > a² e², solves the equation itself. While ``M > V + b x²``, f rises, so the peak
+is at least √((M - V) / b). For A < 0, ``f(x; A) = -f(-x; -A)`` falls, then rises: its largest value over an interval is
+at one of the ends. f rises with A; it falls with V and M where its numerator is positive and rises where it is
 negative. So the largest value over boxes of A, V, M and x is one of three evaluations.
 """
 
@@ -31,16 +31,16 @@ def quotient(
     x: Interval,
     floor: Interval | None = None,
 ) -> Interval:
-    """Smallest interval of f for independent A, V, M and x.
+    """Return the smallest interval of f for independent A, V, M and x.
 
     Args:
         offset: A.
         slope: a > 0.
         base: V >= 0.
         curvature: b > 0.
-        shift: e >= 0; positive unless ``base`` is.
+        shift: e >= 0; positive unless ``base`` is positive.
         x: the gradient.
-        floor: M >= 0; None means 0.
+        floor: M >= 0; None if it is 0.
 
     Example:
         >>> zero, x = Interval.point(torch.zeros(1)), Interval(torch.tensor([-1.0]), torch.tensor([3.0]))
@@ -80,7 +80,7 @@ def _root(base: Tensor, curvature: float, shift: float, x: Tensor, floor: Tensor
 
 
 def _peak(offset: Tensor, slope: float, base: Tensor, curvature: float, shift: float) -> Tensor:
-    """x*; infinite where f rises for good."""
+    """Return x*, infinite if f rises everywhere."""
     excess = offset.square() * curvature - (slope * shift) ** 2
     falls = (offset > 0) & (excess > 0)
     rest = (excess + slope**2 * base).clamp(min=0)

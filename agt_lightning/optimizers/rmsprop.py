@@ -14,10 +14,13 @@ from agt_lightning.optimizers.state import OptimizerState
 
 
 class AbstractRMSprop(AbstractOptimizer):
-    """``v ← a v + (1 - a) d²``, ``b ← μ b + d / (√v + ε)``, ``θ ← θ - α b`` with ``d = ±g + λ θ``.
+    """An abstract `torch.optim.RMSprop`.
 
-    The quotient is written out in d and rises with it, so it is exact for independent v and d; it never exceeds
-    ``1 / √(1 - a)``. The momentum is linear in the quotients and is written out in θ's update as for SGD.
+    ``v ← a v + (1 - a) d²``, ``b ← μ b + d / (√v + ε)``, ``θ ← θ - α b`` with ``d = ±g + λ θ``.
+
+    The quotient is written as a function of d and rises with it, so it is exact for independent v and d; it never
+    exceeds ``1 / √(1 - a)``. The momentum is linear in the quotients and is substituted into the update of θ, as for
+    SGD.
 
     Reference:
         `torch.optim.RMSprop`; a is its ``alpha``, α its ``lr``.
@@ -33,12 +36,12 @@ class AbstractRMSprop(AbstractOptimizer):
     moments: ClassVar[tuple[str, ...]] = ("square_avg", "momentum_buffer")
 
     def reasons(self) -> Mapping[str, str]:
-        """A variance is a difference of moments, and nothing keeps it from zero."""
+        """Add ``centered``: a variance is a difference of moments, which no bound keeps away from zero."""
         centered = "divides by the root of a difference, which rounding can make negative"
         return {**super().reasons(), "centered": centered}
 
     def initial(self, group: Group, box: Interval) -> OptimizerState:
-        """Moments of zero."""
+        """Return moments of zero."""
         zero = Interval.point(torch.zeros_like(box.lower), nonnegative=True)
         momentum = number_of(group, "momentum") > 0
         return OptimizerState(
@@ -48,7 +51,7 @@ class AbstractRMSprop(AbstractOptimizer):
     def step(
         self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
     ) -> tuple[OptimizerState, Interval]:
-        """The updates above."""
+        """Apply the updates of the class docstring."""
         rate, decay, momentum = (number_of(group, name) for name in ("lr", "weight_decay", "momentum"))
         memory = number_of(group, "alpha")
         direction = slope(group, box, gradient, decay)

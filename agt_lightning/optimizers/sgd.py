@@ -10,18 +10,21 @@ from agt_lightning.optimizers.state import OptimizerState
 
 
 class AbstractSGD(AbstractOptimizer):
-    r"""``b ← μ b + (1 - τ) d``, ``θ ← θ - α b``, with Nesterov ``θ ← θ - α (d + μ b)``, where ``d = ±g + λ θ``.
+    """An abstract `torch.optim.SGD`.
+
+    ``b ← μ b + (1 - τ) d``, ``θ ← θ - α b``, with Nesterov ``θ ← θ - α (d + μ b)``, where ``d = ±g + λ θ``.
 
     The first step has ``b ← d``: no dampening. Decay is evaluated jointly with θ, so it shrinks the box, and the new b
-    is written out:
+    is substituted:
 
         θ ← (1 - α λ s) θ - α s (±g) - α m b,   s = 1 - τ (1 at the first step), m = μ;   Nesterov: s = 1 + μ, m = μ².
 
     Parameter and momentum come from the same gradients but are kept as independent intervals. Without decay this loses
     nothing: ``θ_t = θ_0 - Σ_s c_s (±g_s)`` and ``b_t = Σ_s e_s (±g_s)`` with coefficients that are products and sums of
     α, μ and 1 - τ. For α, μ >= 0 and τ <= 1 they are nonnegative, so one sequence, each g_s at the same end, reaches
-    the end of θ and, negated, of b at all times: the box is the smallest for independent gradients. With decay the sum
-    ``b ∋ λ θ`` is counted apart from θ: sound, and wider by a factor of order ``1 + 2 α λ μ / (1 - μ)`` a step.
+    the end of θ and, negated, of b at all times: the box is the smallest for independent gradients. With decay, b
+    contains terms ``λ θ`` that are treated as independent of θ: sound, but wider by a factor of order
+    ``1 + 2 α λ μ / (1 - μ)`` a step.
 
     Reference:
         `torch.optim.SGD`; paper, Algorithm 1, and docs/theory.md, eq. (6.1), for plain SGD.
@@ -42,7 +45,7 @@ class AbstractSGD(AbstractOptimizer):
     def step(
         self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
     ) -> tuple[OptimizerState, Interval]:
-        """The updates above; without momentum nothing is remembered, as in torch."""
+        """Apply the updates of the class docstring; without momentum the state has no buffer, as in torch."""
         rate, decay, momentum = (number_of(group, name) for name in ("lr", "weight_decay", "momentum"))
         signed = slope(group, box, gradient, 0.0)
         buffer = state.moments.get("momentum_buffer")
@@ -60,5 +63,5 @@ class AbstractSGD(AbstractOptimizer):
 
 
 def _moved(box: Interval, direction: Interval, rate: float, decay: float) -> Interval:
-    """``(1 - α λ) θ - α Δ``."""
+    """Compute ``(1 - α λ) θ - α Δ``."""
     return box.scaled(1.0 - rate * decay) - direction.scaled(rate)

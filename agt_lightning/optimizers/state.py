@@ -1,4 +1,4 @@
-"""What an optimizer remembers of a parameter, as intervals: momentum, moments and the number of steps."""
+"""The state of an optimizer for one parameter, as intervals: momentum, moments and the number of steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from agt_lightning.interval import Interval
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """State intervals of one parameter; they contain the optimizer's state in every poisoned run.
+    """A state of the optimizer for one parameter, whose intervals contain the state in each poisoned run.
 
     Args:
         step: number of steps so far.
-        moments: intervals of the parameter's shape, by the name that torch gives them in ``optimizer.state``.
+        moments: intervals of the parameter's shape, by their names in ``optimizer.state``.
 
     Example:
         >>> OptimizerState(1, {"momentum_buffer": Interval.point(torch.ones(2))}).plain()["step"]
@@ -28,7 +28,7 @@ class OptimizerState:
     moments: Mapping[str, Interval] = field(default_factory=dict)
 
     def plain(self) -> dict[str, object]:
-        """Numbers and tensors alone, for a checkpoint that loads with ``weights_only=True``."""
+        """Return the state as numbers and tensors, for a checkpoint that loads with ``weights_only=True``."""
         return {
             "step": self.step,
             "lower": {name: interval.lower for name, interval in self.moments.items()},
@@ -37,10 +37,10 @@ class OptimizerState:
 
     @classmethod
     def from_plain(cls, state: Mapping[str, object]) -> OptimizerState:
-        """What `plain` returned, checked.
+        """Read and check what `plain` returned.
 
         Raises:
-            BoundsMismatchError: if it is something else.
+            BoundsMismatchError: if ``state`` was not returned by `plain`.
         """
         step, lower, upper = (state.get(key) for key in ("step", "lower", "upper"))
         if not isinstance(step, int) or not isinstance(lower, Mapping) or not isinstance(upper, Mapping):
@@ -56,7 +56,7 @@ class OptimizerState:
         return OptimizerState(self.step, moments)
 
     def hull(self, other: OptimizerState) -> OptimizerState:
-        """Smallest intervals that contain both."""
+        """Return the smallest intervals that contain both states."""
         moments = {
             name: interval.hull(other.moments[name]) if name in other.moments else interval
             for name, interval in self.moments.items()

@@ -1,4 +1,4 @@
-"""Which optimizers have bounds."""
+"""The table of optimizers that have bounds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ OPTIMIZERS: Mapping[type[torch.optim.Optimizer], type[AbstractOptimizer]] = {
     torch.optim.RMSprop: AbstractRMSprop,
     torch.optim.Adagrad: AbstractAdagrad,
 }
-"""By exact class: a subclass could step differently."""
+"""Counterparts by exact class: a subclass could step differently."""
 
 
 def abstract_optimizer(optimizer: torch.optim.Optimizer) -> AbstractOptimizer | None:
-    """The counterpart of an optimizer of exactly this class; None if there is none.
+    """Return the abstract counterpart of an optimizer; None if its exact class has none.
 
     Example:
         >>> parameter = torch.nn.Parameter(torch.zeros(1))
@@ -32,16 +32,16 @@ def abstract_optimizer(optimizer: torch.optim.Optimizer) -> AbstractOptimizer | 
         >>> abstract_optimizer(torch.optim.Rprop([parameter])) is None
         True
     """
-    kind = OPTIMIZERS.get(type(optimizer))
-    return None if kind is None else kind()
+    counterpart = OPTIMIZERS.get(type(optimizer))
+    return None if counterpart is None else counterpart()
 
 
 def optimizer_problems(optimizer: torch.optim.Optimizer | None) -> list[str]:
-    """Why this optimizer has no bounds, each reason with its way out; none for no optimizer."""
+    """List the reasons why this optimizer has no bounds, each with a remedy; empty without an optimizer."""
     if optimizer is None:
         return []
     counterpart = abstract_optimizer(optimizer)
     if counterpart is not None:
         return counterpart.problems(optimizer)
-    known = ", ".join(f"`torch.optim.{kind.__name__}`" for kind in OPTIMIZERS)
-    return [f"`{type(optimizer).__name__}` has no bounds. Use one of {known} itself, not a subclass."]
+    supported = ", ".join(f"`torch.optim.{optimizer_type.__name__}`" for optimizer_type in OPTIMIZERS)
+    return [f"`{type(optimizer).__name__}` has no bounds. Use one of {supported} itself, not a subclass."]

@@ -1,4 +1,4 @@
-"""The certified metrics as pure functions of bounds and targets, for one batch."""
+"""Certified metrics as pure functions of bounds and targets, for one batch."""
 
 from agt_lightning.metrics.functional.backdoor_accuracy import backdoor_accuracy
 from agt_lightning.metrics.functional.certified_accuracy import certified_accuracy

@@ -1,4 +1,4 @@
-"""Averages over samples, which stay conservative under rounding and for no samples at all."""
+"""Averages over samples that stay conservative under rounding, and if there are no samples."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 ROUNDINGS_PER_SAMPLE = 2**16
-"""Rounding errors of one sample's loss that `mean_from_above` makes room for, in units of float64's ``eps``.
+"""Rounding errors of one sample's loss that `mean_from_above` allows for, in units of float64's ``eps``.
 
 A squared error has three; a cross-entropy at most about ``classes + 800``, since ``exp(x)`` amplifies an error of its
 argument by ``|x| < 746``."""
 
 
 def count_samples(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of true elements and number of elements, both ``torch.long``.
+    """Count the true elements and all elements, both as ``torch.long``.
 
     Example:
         >>> count_samples(torch.tensor([True, False, True]))
@@ -23,7 +23,7 @@ def count_samples(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rate(hits: Tensor, total: Tensor, *, empty: float) -> Tensor:
-    """Fraction ``hits / total`` in [0, 1], or ``empty`` where no sample was seen.
+    """Compute the fraction ``hits / total`` in [0, 1], or return ``empty`` if there are no samples.
 
     Example:
         >>> rate(torch.tensor(1), torch.tensor(4), empty=0.0), rate(torch.tensor(0), torch.tensor(0), empty=1.0)
@@ -33,7 +33,7 @@ def rate(hits: Tensor, total: Tensor, *, empty: float) -> Tensor:
 
 
 def sum_from_above(losses: Tensor) -> tuple[Tensor, Tensor]:
-    """Float64 sum of upper bounds of losses, with NaN read as infinity, and their ``torch.long`` number.
+    """Sum upper bounds on losses in float64, with NaN read as infinity, and count them as ``torch.long``.
 
     Example:
         >>> sum_from_above(torch.tensor([1.0, float("nan")]))
@@ -44,10 +44,10 @@ def sum_from_above(losses: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_from_above(loss_sum: Tensor, total: Tensor) -> Tensor:
-    """Upper bound of the mean of nonnegative losses, rounded outward; infinite where no sample was seen.
+    """Compute an upper bound on the mean of nonnegative losses, rounded outward; infinite if there are no samples.
 
     A sum of ``total`` nonnegative terms has a relative rounding error below ``total * eps`` in any order, also batch by
-    batch and process by process; underflow is not counted. The result is float64: a cast to float32 rounds to nearest
+    batch and process by process; underflow is not included. The result is float64: a cast to float32 rounds to nearest
     and can fall below it.
 
     Args:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from agt_lightning.metrics.functional.certified_accuracy import (
-    _certified_accuracy_compute,
-    _certified_accuracy_update,
-)
+from agt_lightning.metrics.functional.certified_accuracy import certified_accuracy
 
 
 def backdoor_accuracy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
-    r"""Fraction of samples classified correctly by every model within the bounds, whatever trigger is put on the input.
+    r"""Compute the fraction of samples that every model within the bounds classifies correctly under every trigger.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(f_{y_i}^L > f_j^U \;\; \forall j \ne y_i\big), \qquad
         f^L \le f^\theta(x^*) \le f^U \;\; \forall x^* \in V(x_i), \theta \in [\theta^L, \theta^U]
 
-    The arithmetic is that of `certified_accuracy`; the meaning is in the bounds, which the caller must compute over the
-    trigger ball V(x) around each input, as with ``bound_forward(x, epsilon=...)``. One minus the result bounds the
-    success rate of every backdoor attack from above. Ties and samples with a NaN or infinite bound are not certified.
+    The formula is that of `certified_accuracy`, applied to other bounds: the caller must compute them over the trigger
+    ball V(x) around each input, as with ``bound_forward(x, epsilon=...)``. One minus the result bounds the success rate
+    of every backdoor attack from above. Ties and samples with a NaN or infinite bound are not certified.
 
     Args:
         lower: lower bounds of the logits over the trigger ball, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
@@ -43,13 +40,4 @@ def backdoor_accuracy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
         >>> backdoor_accuracy(lower, upper, torch.tensor([1, 0, 1]))
         tensor(0.3333)
     """
-    return _backdoor_accuracy_compute(*_backdoor_accuracy_update(lower, upper, target))
-
-
-def _backdoor_accuracy_update(lower: Tensor, upper: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of samples certified correct under every trigger, and number of samples."""
-    return _certified_accuracy_update(lower, upper, target)
-
-
-def _backdoor_accuracy_compute(certified: Tensor, total: Tensor) -> Tensor:
-    return _certified_accuracy_compute(certified, total)
+    return certified_accuracy(lower, upper, target)

@@ -1,4 +1,4 @@
-"""The door through which a metric's bounds come in."""
+"""Validation of the bounds that a metric receives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agt_lightning.interval import Interval
 
 
 def checked_bounds(lower: Tensor, upper: Tensor) -> Interval:
-    """Make an interval of bounds that may be NaN or infinite, as no certificate holds there, but must not be crossed.
+    """Return an interval of bounds, which may be NaN or infinite (no certificate holds there) but not crossed.
 
     Args:
         lower: lower bounds of the outputs, any shape, floating point.

@@ -11,13 +11,14 @@ from agt_lightning.metrics.functional.bounds import checked_bounds
 
 
 def certified_accuracy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
-    r"""Fraction of samples that every model within the bounds classifies correctly.
+    r"""Compute the fraction of samples that every model within the bounds classifies correctly.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(f_{y_i}^L(x_i) > f_j^U(x_i) \;\; \forall j \ne y_i\big)
 
-    With one logit, class 1 needs :math:`f^L > 0` and class 0 needs :math:`f^U < 0`. It is a lower bound on the accuracy
-    of every model whose logits lie in the bounds. Ties and samples with a NaN or infinite bound are not certified.
+    With one logit, class 1 needs :math:`f^L > 0` and class 0 needs :math:`f^U < 0`. The result is a lower bound on the
+    accuracy of every model whose logits lie in the bounds. Ties and samples with a NaN or infinite bound are not
+    certified.
 
     Args:
         lower: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
@@ -46,7 +47,7 @@ def certified_accuracy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
 
 
 def _certified_accuracy_update(lower: Tensor, upper: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of samples certified correct, and number of samples."""
+    """Count the samples that are certified correct, and all samples."""
     logits = checked_bounds(lower, upper)
     possible = possible_classes(logits)
     correct = F.one_hot(class_indices(logits, target), possible.shape[1]).bool()

@@ -16,13 +16,13 @@ from agt_lightning.metrics.functional.bounds import checked_bounds
 
 
 def certified_cross_entropy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
-    r"""Upper bound of the mean cross-entropy of every model within the bounds.
+    r"""Compute an upper bound on the mean cross-entropy of every model within the bounds.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \log\Big(1 + \sum_{j \ne y_i} e^{f_j^U(x_i) - f_{y_i}^L(x_i)}\Big)
 
-    and the logistic loss for one logit. Attained if one model attains the worst case of every sample. The sum is taken
-    in float64 and rounded outward. A NaN or infinite bound makes the result infinite.
+    and the logistic loss for one logit. The bound is attained if one model attains the worst case of every sample. The
+    sum is taken in float64 and rounded outward. A NaN or infinite bound makes the result infinite.
 
     Args:
         lower: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
@@ -49,11 +49,11 @@ def certified_cross_entropy(lower: Tensor, upper: Tensor, target: Tensor) -> Ten
 
 
 def _certified_cross_entropy_update(lower: Tensor, upper: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the worst losses, and number of samples."""
+    """Sum the worst losses and count the samples."""
     logits = checked_bounds(lower, upper).to(dtype=torch.float64)
     loss_bounds = binary_cross_entropy_bounds if is_single_logit(logits) else cross_entropy_bounds
     worst = loss_bounds(logits, target).upper
-    # The worst case reads one bound of each logit; an overflow in the other voids the sample all the same.
+    # The worst case uses one bound of each logit; a sample is void if the other one overflows, too.
     return sum_from_above(torch.where(finite_samples(logits), worst, torch.inf))
 
 

@@ -11,18 +11,19 @@ from agt_lightning.metrics.functional.bounds import checked_bounds
 
 
 def certified_mse(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
-    r"""Upper bound of the mean squared error of every model within the bounds.
+    r"""Compute an upper bound on the mean squared error of every model within the bounds.
 
     .. math::
         \frac{1}{M} \sum_{i=1}^M \max\{(f_i^L - y_i)^2, (f_i^U - y_i)^2\}
 
-    over all M elements, outputs of one sample included. Attained if one model attains the worst case of every sample.
-    The sum is taken in float64 and rounded outward. A NaN or infinite bound or target makes the result infinite.
+    over all M elements; each output of a sample counts. The bound is attained if one model attains the worst case of
+    every sample. The sum is taken in float64 and rounded outward. A NaN or infinite bound or target makes the result
+    infinite.
 
     Args:
         lower: lower bounds of the outputs, any shape, in units of the target.
         upper: upper bounds, of the same shape and dtype.
-        target: the values to predict, of exactly the same shape: ``(N, 1)`` and ``(N,)`` do not go together.
+        target: the values to predict, of exactly the same shape: ``(N, 1)`` does not match ``(N,)``.
 
     Returns:
         Float64 scalar in squared units of the target; infinite for no elements.
@@ -44,7 +45,7 @@ def certified_mse(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
 
 
 def _certified_mse_update(lower: Tensor, upper: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the worst squared errors, and number of elements."""
+    """Sum the worst squared errors and count the elements."""
     outputs = checked_bounds(lower, upper).to(dtype=torch.float64)
     return sum_from_above(squared_error_bounds(outputs, target).upper)
 

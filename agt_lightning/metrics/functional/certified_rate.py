@@ -10,12 +10,12 @@ from agt_lightning.metrics.functional.bounds import checked_bounds
 
 
 def certified_rate(lower: Tensor, upper: Tensor) -> Tensor:
-    r"""Fraction of samples whose prediction is the same for every model within the bounds, right or wrong.
+    r"""Compute the fraction of samples whose prediction is the same for every model within the bounds, right or wrong.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(|S'(x_i)| = 1\big)
 
-    with S' the set of possible classes. Ties and samples with a NaN or infinite bound are not certified.
+    where S' is the set of possible classes. Ties and samples with a NaN or infinite bound are not certified.
 
     Args:
         lower: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
@@ -43,7 +43,7 @@ def certified_rate(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _certified_rate_update(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of samples with one possible class, and number of samples."""
+    """Count the samples with one possible class, and all samples."""
     return count_samples(possible_classes(checked_bounds(lower, upper)).sum(dim=1) == 1)
 
 

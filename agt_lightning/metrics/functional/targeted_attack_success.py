@@ -16,13 +16,13 @@ from agt_lightning.metrics.functional.bounds import checked_bounds
 def targeted_attack_success(
     lower: Tensor, upper: Tensor, target: Tensor, safe_classes: Sequence[Sequence[int]] | None = None
 ) -> Tensor:
-    r"""Upper bound of the rate of predictions that an attacker can move out of their safe sets.
+    r"""Compute an upper bound on the rate of predictions that an attacker can move out of their safe sets.
 
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(S'(x_i) \not\subseteq S(y_i)\big)
 
-    with S' the set of possible classes and S(y) the predictions that are safe for true class y. A sample that is
-    predicted wrongly without any attack counts too. Ties and NaN or infinite bounds count as success.
+    where S' is the set of possible classes and S(y) the set of predictions that are safe for true class y. A sample
+    that is predicted wrongly without any attack counts too. Ties and NaN or infinite bounds count as success.
 
     Args:
         lower: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
@@ -53,7 +53,7 @@ def targeted_attack_success(
 
 
 def checked_safe_classes(safe_classes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Check safe sets and write them in one way, sorted and without repetition.
+    """Check safe sets and return them sorted and without repetition.
 
     Raises:
         ValueError: if a safe prediction is none of the classes 0 to ``len(safe_classes) - 1``.
@@ -76,7 +76,7 @@ def checked_safe_classes(safe_classes: Sequence[Sequence[int]]) -> tuple[tuple[i
 def _targeted_attack_success_update(
     lower: Tensor, upper: Tensor, target: Tensor, safe_classes: Sequence[Sequence[int]] | None
 ) -> tuple[Tensor, Tensor]:
-    """Number of samples whose prediction can leave its safe set, and number of samples."""
+    """Count the samples whose prediction can leave its safe set, and all samples."""
     logits = checked_bounds(lower, upper)
     possible = possible_classes(logits)
     index = class_indices(logits, target)
@@ -87,12 +87,12 @@ def _targeted_attack_success_update(
     return count_samples(targeted_attack_reachable(possible, safe))
 
 
-def _targeted_attack_success_compute(reached: Tensor, total: Tensor) -> Tensor:
-    return rate(reached, total, empty=1.0)
+def _targeted_attack_success_compute(hits: Tensor, total: Tensor) -> Tensor:
+    return rate(hits, total, empty=1.0)
 
 
 def _safe_table(safe_classes: Sequence[Sequence[int]], classes: int) -> Tensor:
-    """Boolean ``(true class, prediction)``, true where the prediction is safe."""
+    """Return a boolean matrix ``(true class, prediction)`` that is true if the prediction is safe."""
     checked = checked_safe_classes(safe_classes)
     if len(checked) != classes:
         raise ValueError(

@@ -1,15 +1,18 @@
 """Bounds on the descent direction of one step, from per-sample bounds and an adversary.
 
-Each per-sample gradient has a weight w_i (1/b for a mean). Theorem 3.4 is
+``[δ_L,i, δ_U,i]`` bounds the gradient of sample i as it is (equation 6), ``[δ̃_L,i, δ̃_U,i]`` that of the poisoned sample
+(equation 7), and w_i is its weight in the loss, 1/b for a mean. Theorem 3.4 reads
 
     Δ_U = Σ_i w_i δ_U,i + SEMax_n { w_i (δ̃_U,i - δ_U,i) },
+    Δ_L = Σ_i w_i δ_L,i - SEMax_n { w_i (δ_L,i - δ̃_L,i) },
 
 and Theorem D.1, for gradients clipped to [-κ, κ],
 
     Δ_U = Σ_i w_i δ_U,i + SEMax_n { w_i (κ - δ_U,i) },
+    Δ_L = Σ_i w_i δ_L,i - SEMax_n { w_i (κ + δ_L,i) },
 
-both with the top-n over the samples that can be poisoned; the lower bounds mirror them. The parameter is expanded block
-by block, each block with all samples, so the top-n is exact and memory stays within a budget.
+both with SEMax_n, the sum of the n largest, element by element over the samples that can be poisoned. The parameter is
+expanded in blocks (elements, samples) of all samples, so the sums are exact and memory stays within a budget.
 """
 
 import torch

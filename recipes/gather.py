@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recipes.results import FILE, Result
+from recipes.runs.results import FILE, Result
 
 POINTS = "points.csv"
 _STRENGTHS = ("adversary.n", "adversary.epsilon", "adversary.nu", "adversary.kappa")

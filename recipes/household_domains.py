@@ -15,8 +15,8 @@ import hydra
 from omegaconf import DictConfig
 
 from recipes.figures.domain_comparison import draw_domain_comparison
-from recipes.run import Run
-from recipes.steps import recorded
+from recipes.runs.run import Run
+from recipes.runs.steps import recorded
 from recipes.table import table
 from recipes.train import run_experiment, train
 

@@ -18,9 +18,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from recipes.figures.flips_curve import draw_search
-from recipes.flips import CertifiedFlips
-from recipes.rates import mse_rate
-from recipes.run import Run
+from recipes.models.rates import mse_rate
+from recipes.runs.flips import CertifiedFlips
+from recipes.runs.run import Run
 from recipes.table import table
 from recipes.train import run_experiment, train
 

@@ -33,12 +33,12 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from agt_lightning.errors import AgtError
-from recipes.callbacks import certified_training
-from recipes.publish import publish
-from recipes.results import Result
-from recipes.run import Run
+from recipes.runs.callbacks import certified_training
+from recipes.runs.publish import publish
+from recipes.runs.results import Result
+from recipes.runs.run import Run
+from recipes.runs.sweep import at_point, point_name, unless_finished
 from recipes.strengths import describe
-from recipes.sweep import at_point, point_name, unless_finished
 from recipes.table import table
 from recipes.widths import write_widths
 

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from recipes.run import Run
+from recipes.runs.run import Run
 
 FILE = "widths.csv"
 COLUMNS = ("parameter", "shape", "mean width", "largest width", "mean magnitude")

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from recipes.flips import COLUMNS, CertifiedFlips
+from recipes.runs.flips import COLUMNS, CertifiedFlips
 
 Budget = Literal["each step", "whole data set"]
 

@@ -16,7 +16,7 @@ from typing_extensions import override
 from recipes.data import medmnist
 from recipes.data.mixing import mixed_batches
 from recipes.data.tensors import load_tensors, save_tensors
-from recipes.robust import RobustTraining, pixels
+from recipes.models.robust import RobustTraining, pixels
 
 _FORMAT = "agt_lightning scans 1"
 _HISTORY = "history"

@@ -11,8 +11,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import AbstractPathEffect, Normal, Stroke
 
 from recipes.figures.canvas import new_figure, save
-from recipes.regions import Regions
-from recipes.run import Run
+from recipes.runs.regions import Regions
+from recipes.runs.run import Run
 from recipes.strengths import describe
 
 _CLASS_COLORS = ("#0072B2", "#D55E00")  # blue and vermilion of Okabe and Ito, apart for color-blind readers too

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from recipes.figures.canvas import new_figure, plain, save
-from recipes.run import Run
-from recipes.steps import recorded
+from recipes.runs.run import Run
+from recipes.runs.steps import recorded
 from recipes.strengths import describe
 
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")

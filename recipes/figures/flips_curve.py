@@ -7,8 +7,8 @@ import torch
 from matplotlib.axes import Axes
 
 from recipes.figures.canvas import new_figure, plain, save
-from recipes.flips import CertifiedFlips
-from recipes.run import Run
+from recipes.runs.flips import CertifiedFlips
+from recipes.runs.run import Run
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, told apart by all readers
 _MARKERS = ("o", "s", "^", "D", "v", "P")

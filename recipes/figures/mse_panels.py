@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from recipes.figures.canvas import plain, save
 from recipes.figures.panels import Panels, Row, level_name, panel_axes, rows_of_panels
 from recipes.gather import read
-from recipes.steps import FILE
+from recipes.runs.steps import FILE
 
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # Okabe and Ito, told apart by all readers
 _STYLES = ("--", "-", "-.")

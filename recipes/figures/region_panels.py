@@ -5,7 +5,7 @@ from pathlib import Path
 from recipes.figures.canvas import save
 from recipes.figures.certified_regions import draw_plane
 from recipes.figures.panels import Panels, level_name, panel_axes, rows_of_panels
-from recipes.regions import FILE, Regions
+from recipes.runs.regions import FILE, Regions
 
 _SIZE = (6.0, 4.9)
 

@@ -11,7 +11,7 @@ from matplotlib.patches import Wedge
 
 from recipes.data.udacity import HEIGHT, WIDTH, read_frame
 from recipes.figures.canvas import new_figure, save
-from recipes.run import Run
+from recipes.runs.run import Run
 from recipes.strengths import describe
 
 _COLORS = {"true": "#F0E442", "nominal": "#0072B2", "certified": "#D55E00"}  # Okabe and Ito

@@ -8,13 +8,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UnboundedAdversary
-from recipes.callbacks import MSEOverSteps
 from recipes.data import HalfMoons, Household
 from recipes.data.mixing import is_new
 from recipes.models import Classifier, Regressor
-from recipes.robust import RobustTraining
-from recipes.schedules import InverseTimeDecay
-from recipes.sweep import at_point
+from recipes.models.robust import RobustTraining
+from recipes.models.schedules import InverseTimeDecay
+from recipes.runs.callbacks import MSEOverSteps
+from recipes.runs.sweep import at_point
 
 CONF = Path(__file__).parents[2] / "conf"
 ROLES = (

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from recipes.gather import finished, gather, main, read, summary
-from recipes.results import Result
+from recipes.runs.results import Result
 
 RESULT = Result("f", "c", "?", {"adversary.n": 1, "seed": 0}, {"certified accuracy": 0.5}, 2.0)
 

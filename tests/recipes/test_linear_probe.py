@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from recipes.certificates import flips_certificate
 from recipes.data.features import PCA, RandomReLU
 from recipes.data.mnist import SHA256, find_file
-from recipes.flips import CertifiedFlips
 from recipes.linear_probe import search, settled
-from recipes.rates import mse_rate
+from recipes.models.rates import mse_rate
+from recipes.runs.certificates import flips_certificate
+from recipes.runs.flips import CertifiedFlips
 from recipes.train import train
 
 ROOT = Path(__file__).parents[2]

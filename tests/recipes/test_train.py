@@ -8,7 +8,7 @@ from hydra.types import RunMode
 
 from agt_lightning import ParameterBounds
 from recipes import train as recipe
-from recipes.callbacks import MSEOverSteps
+from recipes.runs.callbacks import MSEOverSteps
 from recipes.train import run_experiment, train
 
 FILES = {

@@ -1,0 +1,1 @@
+"""What certification costs, in time and in memory."""

@@ -1,0 +1,1 @@
+"""What one training leaves behind, and the sweeps that collect it."""

@@ -1,16 +1,19 @@
 r"""Certified accuracy of MNIST against flipped labels: abstract gradient training beside other defenses (figure 5).
 
-All on the same 32 principal components, all really run. Writes ``flips.csv``, a row for each defense and test sample,
-after each defense; ``figure.png`` and ``table.md`` are made from that file alone.
+All on the same 32 principal components, all really run. Abstract gradient training for many n is a sweep of its own,
+which comes first. Writes ``flips.csv``, a row for each defense and test sample, after each defense; ``figure.png`` and
+``table.md`` are made from that file alone.
 
-    python -m recipes.mnist_labels data.root=path/to/data
-    python -m recipes.mnist_labels defenses.results=outputs/mnist_labels/TIME/flips.csv
+    python -m recipes.train -m sweep=mnist_labels data.root=path/to/data
+    python -m recipes.compare_defenses data.root=path/to/data
+    python -m recipes.compare_defenses defenses.results=outputs/mnist_labels/TIME/flips.csv
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
+import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -21,19 +24,23 @@ from recipes.baselines.defense import Budget, Defense, load, save
 from recipes.baselines.smoothing import LabelNoise, LeastSquares, certified_flips, log_thresholds
 from recipes.data.mnist import MNISTFeatures
 from recipes.figures.label_defenses import draw_label_defenses, markdown
-from recipes.linear_probe import settled
-from recipes.runs.flips import CertifiedFlips
-from recipes.train import run_experiment, train
+from recipes.figures.panels import rows_of_panels
+from recipes.models.rates import settled
+from recipes.runs.drawing import configuration, panels
+from recipes.runs.flips import PREDICTIONS, CertifiedFlips
+from recipes.runs.job import run_experiment
+from recipes.train import train
 
 
 def compare(config: DictConfig) -> list[Defense]:
-    """Run every defense, or read what they certified, and draw it.
+    """Run every defense, or read the certificates of an earlier run, and draw them.
 
     Args:
-        config: ``conf/mnist_labels.yaml``, composed.
+        config: ``conf/compare_defenses.yaml``, composed.
     """
     folder = Path(config.output_dir)
-    defenses = run(config, folder / "flips.csv") if config.defenses.results is None else load(_path(config))
+    earlier = config.defenses.results
+    defenses = run(config, folder / "flips.csv") if earlier is None else load(Path(earlier))
     draw_label_defenses(defenses, folder / "figure.png")
     table = markdown(defenses)
     (folder / "table.md").write_text(table + "\n")
@@ -41,48 +48,62 @@ def compare(config: DictConfig) -> list[Defense]:
     return defenses
 
 
-def _path(config: DictConfig) -> Path:
-    return Path(config.defenses.results)
-
-
 def run(config: DictConfig, path: Path) -> list[Defense]:
     """Run every defense and write all that are ready to ``path`` after each.
 
     Args:
-        config: ``conf/mnist_labels.yaml``, composed.
+        config: ``conf/compare_defenses.yaml``, composed.
         path: the file.
     """
+    defenses: list[Defense] = []
+
+    def add(defense: Defense) -> None:
+        defenses.append(defense)
+        save(defenses, path)
+        print(f"{defense.flips.label}: accuracy {defense.flips.accuracy:.4f}", flush=True)
+
+    for defense in abstract_gradients(Path(config.defenses.sweep)):
+        add(defense)
     datamodule = instantiate(config.data)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    defenses: list[Defense] = []
-    for kind in (abstract_gradients, influence, partitions, smoothing):
+    for kind in (influence, partitions, smoothing):
         for defense in kind(config, datamodule):
-            defenses.append(defense)
-            save(defenses, path)
-            print(f"{defense.flips.label}: accuracy {defense.flips.accuracy:.4f}", flush=True)
+            add(defense)
     return defenses
 
 
-def abstract_gradients(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense]:
-    """One training for each n and choice of domains. A sample withstands the largest n tried that leaves it certain."""
-    x, y = datamodule.splits["test"]
-    for name, domains in config.defenses.agt.domains.items():
-        flips = torch.full((len(x),), -1)
-        for n in config.defenses.agt.flips:
-            changes = {"adversary": {"n": n}, "callbacks": {"certified": {"domains": domains}}}
-            trained = train(_changed(config, f"{'-'.join(domains)}/n={n}", changes), datamodule)
-            certification = trained.model.certify(x)
-            flips[certification.certified] = n
-            if not certification.certified.any():
-                break  # nor does any larger n
-        yield _defense(name, flips, certification.label == y, "each step")
+def abstract_gradients(folder: Path) -> Iterator[Defense]:
+    """Return one defense per panel of the sweep; a sample withstands the largest n that leaves it certified.
+
+    Args:
+        folder: of ``sweep=mnist_labels``, gathered.
+
+    Raises:
+        FileNotFoundError: if it is not there or not gathered.
+    """
+    if not (folder / PREDICTIONS).is_file():
+        raise FileNotFoundError(
+            f"Expected {folder / PREDICTIONS}. Run `python -m recipes.train -m sweep=mnist_labels` before, or set "
+            "`defenses.sweep` to its folder."
+        )
+    chosen, predictions = panels(configuration(folder)), dict(list(pd.read_csv(folder / PREDICTIONS).groupby("point")))
+    for name, rows in rows_of_panels(folder, chosen).items():
+        table = predictions[rows[0]["point"]]
+        flips = torch.full((len(table),), -1)
+        for row in rows:
+            certified = torch.tensor(predictions[row["point"]]["certified"].to_numpy()).bool()
+            flips[certified] = int(chosen[name]["levels"][int(row["level"])])
+        correct, numbers = (torch.tensor(table[column].to_numpy()) for column in ("correct", "test_sample"))
+        yield _defense(chosen[name]["title"], flips, correct.bool(), "each step", numbers)
 
 
 def influence(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense]:
     """The exact number of flips of a head trained by squared error."""
-    changes = config.defenses.influence.overrides
-    trained = train(settled(_changed(config, "influence", changes), datamodule), datamodule)
+    changed = config.copy()
+    changed.merge_with(config.defenses.influence.overrides)
+    changed.output_dir = str(Path(config.output_dir) / "influence")
+    trained = train(settled(changed, datamodule), datamodule)
     numbers, x, y = _some(config, datamodule)
     correct = trained.module(x).argmax(dim=1) == y
     yield _defense("AGT, exact influence", trained.model.certified_flips(x), correct, "whole data set", numbers)
@@ -112,18 +133,10 @@ def smoothing(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense
 
 
 def _some(config: DictConfig, datamodule: MNISTFeatures) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers, features and classes of the test samples for costly certificates."""
+    """Return numbers, features and classes of the test samples for costly certificates."""
     x, y = datamodule.splits["test"]
     numbers = torch.arange(len(x))[:: config.defenses.every]
     return numbers, x[numbers], y[numbers]
-
-
-def _changed(config: DictConfig, folder: str, changes: object) -> DictConfig:
-    """The same experiment with other settings, in a subfolder of its own."""
-    changed = config.copy()
-    changed.merge_with(changes)
-    changed.output_dir = str(Path(config.output_dir) / folder)
-    return changed
 
 
 def _defense(name: str, flips: Tensor, correct: Tensor, budget: Budget, numbers: Tensor | None = None) -> Defense:
@@ -132,9 +145,9 @@ def _defense(name: str, flips: Tensor, correct: Tensor, budget: Budget, numbers:
     )
 
 
-@hydra.main(config_path="../conf", config_name="mnist_labels", version_base="1.3")
+@hydra.main(config_path="../conf", config_name="compare_defenses", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Entry point of ``python -m recipes.mnist_labels``."""
+    """Entry point of ``python -m recipes.compare_defenses``."""
     run_experiment(compare, config)
 
 

@@ -1,4 +1,4 @@
-"""What is certified about every step of a training, to hold attacked runs against."""
+"""Sets that contain every poisoned training after each step, against which attacked ones are checked."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,19 +12,19 @@ from agt_lightning.errors import UnsoundBoundError
 from recipes.attacks.task import Parameters, Task
 
 ROUNDING = 1e-10
-"""How far rounding takes a float64 run from the real one, in units of the largest parameter: some hundred steps of rate
+"""Distance of a float64 run from the one in real arithmetic, in units of the largest parameter: a hundred steps of rate
 1 or less with gradients off by n u = 1e-12 each, n = 10 000. Attacks move parameters by 1e-5 and more."""
 
 
 @dataclass(frozen=True)
 class Reachable:
-    """What contains the parameters of every run after one step.
+    """A set that contains the parameters of every run after one step.
 
     Args:
         center: the parameters without poison.
         box: an interval for each parameter; None without a box.
         radius: of a ball around the center, over all parameters together; None without a ball.
-        observed: whatever was asked of the certified model.
+        observed: values of the certified model, by name.
     """
 
     center: Parameters
@@ -33,7 +33,7 @@ class Reachable:
     observed: Mapping[str, float] = field(default_factory=dict)
 
     def excess(self, attacked: Parameters) -> float:
-        """How far these parameters lie outside, in their units; 0 if they lie inside, NaN if one of them is NaN."""
+        """Return the distance of parameters outside of the set, 0 if they lie inside, NaN if one of them is NaN."""
         outside = [0.0]
         if self.box is not None:
             for name, value in attacked.items():
@@ -44,7 +44,7 @@ class Reachable:
         return float(torch.tensor(outside).max())  # Python's own maximum loses NaN
 
     def farthest(self, direction: Parameters) -> float:
-        """Bound on how far any run is from the center along a direction, ``max ⟨direction, θ̃ − θ⟩``.
+        """Return a bound on the distance of any run from the center along a direction, ``max ⟨direction, θ̃ − θ⟩``.
 
         Args:
             direction: entries for some parameters or all.
@@ -66,12 +66,12 @@ class Reachable:
 def reachable(
     task: Task, domains: Sequence[str], observe: Callable[[CertifiedModel], Mapping[str, float]] | None = None
 ) -> list[Reachable]:
-    """What is certified before the first step and after each.
+    """Return the certified sets before the first step and after each.
 
     Args:
         task: the training and its adversary.
         domains: ``"box"``, ``"ball"`` or both.
-        observe: asked of the certified model each time.
+        observe: values of the certified model to keep with each set.
     """
     return list(_steps(task, domains, observe or (lambda model: {})))
 
@@ -88,16 +88,16 @@ def _steps(
             engine.step([task.batch(step - 1)], optimizer)
         center = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         seen = observe(CertifiedModel(module, engine.bounds, ball=engine.ball))
-        box = dict(engine.bounds) if "box" in domains else None
-        yield Reachable(center, box, engine.ball.radius if engine.ball else None, seen)
+        box, ball = dict(engine.bounds) if "box" in domains else None, engine.domains.in_use.get("ball")
+        yield Reachable(center, box, None if ball is None else ball.radius, seen)
 
 
 def require_inside(reach: Sequence[Reachable], path: Sequence[Parameters], attack: str) -> None:
-    """Raise if an attacked run leaves what is certified, after any step.
+    """Raise if an attacked run leaves the certified sets after any step.
 
     Args:
-        reach: what `reachable` returned.
-        path: what `Task.attacked` returned, of the same task.
+        reach: from `reachable`.
+        path: from `Task.attacked` of the same task.
         attack: its name.
 
     Raises:
@@ -111,7 +111,7 @@ def require_inside(reach: Sequence[Reachable], path: Sequence[Parameters], attac
 
 
 def require_between(observed: Mapping[str, float], value: float, attack: str) -> None:
-    """Raise if what an attack achieved is not between the certified ``lower`` and ``upper``.
+    """Raise if a value of an attacked model is not between the certified ``lower`` and ``upper``.
 
     Args:
         observed: bounds, as an ``observe`` of `reachable` returned them.
@@ -129,7 +129,7 @@ def require_between(observed: Mapping[str, float], value: float, attack: str) ->
 
 
 def along(direction: Parameters, attacked: Parameters, center: Parameters) -> float:
-    """``⟨direction, θ̃ − θ⟩``."""
+    """Return ``⟨direction, θ̃ − θ⟩``."""
     return sum(float((value * (attacked[name] - center[name])).sum()) for name, value in direction.items())
 
 

@@ -1,17 +1,10 @@
-r"""Attacks that push single parameters and pairs of them, inside what is certified (figure 7).
+"""Attacks that push single parameters and pairs of them, inside what is certified (figure 7)."""
 
-Household power consumption, 11 → 50 → 1, rate .02 / (1 + .5 t). Against each adversary the box of the paper and the box
-and ball together are computed, then for each pair of parameters eight attacks are trained, one for each ± and each
-diagonal. **An attack outside the bounds raises.** Writes ``trajectories.csv``, ``table.md`` and ``figure.png``.
-
-    python -m recipes.attack_parameters --root path/to/data
-    python -m recipes.attack_parameters --redraw outputs/attack_parameters/trajectories.csv
-"""
-
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,11 +13,10 @@ from agt_lightning import BoundedAdversary
 from recipes.attacks.certified import Reachable, along, reachable, require_inside
 from recipes.attacks.poisons import Push
 from recipes.attacks.task import Parameters, Task, untouched
-from recipes.attacks.tidy import read, write
 from recipes.data import Household
 from recipes.figures.parameter_attacks import draw_parameter_attacks
 from recipes.models.perceptron import perceptron
-from recipes.strengths import describe
+from recipes.runs.run import describe
 
 DOMAINS: Mapping[str, Sequence[str]] = {"box": ("box",), "box and ball": ("box", "ball")}
 PUSHES = {"+x": (1, 0), "−x": (-1, 0), "+y": (0, 1), "−y": (0, -1), "+x+y": (1, 1), "+x−y": (1, -1)} | {
@@ -37,60 +29,63 @@ Entry = tuple[str, int]
 """A parameter's name and an index into it, flattened."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``python -m recipes.attack_parameters``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=None, help="folder with the data of household power consumption")
-    parser.add_argument("--steps", type=int, default=30, help="steps of training")
-    parser.add_argument("--n", type=int, default=2000, help="poisoned samples of each batch")
-    parser.add_argument("--batch-size", type=int, default=10_000, help="samples of each batch")
-    parser.add_argument("--hidden", type=int, default=50, help="hidden units")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial parameters and the choice of pairs")
-    parser.add_argument("--output", type=Path, default=Path("outputs/attack_parameters"), help="folder to write")
-    parser.add_argument("--redraw", type=Path, default=None, help="trajectories to draw again, without training")
-    chosen = parser.parse_args(arguments)
-    path = chosen.output / "trajectories.csv"
-    if chosen.redraw is None:
-        ratios = run(chosen, path)
-        (chosen.output / "table.md").write_text(ratios + "\n")
-        print(ratios)
-    draw_parameter_attacks(read(chosen.redraw or path), chosen.output / "figure.png")
-    print(f"Written to {chosen.output}")
+@dataclass(frozen=True)
+class ParameterAttacks:
+    """Pushes of pairs of parameters while household power consumption is learned, rate 0.02 / (1 + 0.5 t).
+
+    Against moved features and against moved labels, the paper's box and the box and ball together are computed; then
+    for each pair of parameters eight attacks are trained, one for each ± and each diagonal.
+
+    Args:
+        n: poisoned samples of each batch.
+        steps: of training.
+        hidden: hidden units.
+        seed: of the initial parameters and of the choice of pairs.
+    """
+
+    n: int
+    steps: int
+    hidden: int
+    seed: int
+    file: str = "trajectories.csv"
+
+    def run(self, datamodule: Household, path: Path) -> str:
+        """Train all attacks, write their trajectories, and return the table of effects."""
+        batches = full_batches(datamodule)
+        rows: list[Mapping[str, object]] = []
+        lines = ["| adversary | pair | largest effect | box | ratio | box and ball | ratio |", f"|{'---|' * 7}"]
+        for adversary in (BoundedAdversary(n=self.n, epsilon=0.02), BoundedAdversary(n=self.n, nu=0.05)):
+            task = self._task(batches, adversary)
+            reaches = {name: reachable(task, domains) for name, domains in DOMAINS.items()}
+            for pair in pairs(task, self.seed):
+                found = paths(task, pair)
+                for reach in reaches.values():
+                    for attack, trajectory in found.items():
+                        require_inside(reach, trajectory, f"{attack} of {label(pair)}")
+                rows += tidy(describe(adversary), pair, found, reaches)
+                lines.append(ratio_line(describe(adversary), pair, found, reaches))
+                print(lines[-1], flush=True)
+                pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False)
+        return "\n".join(lines)
+
+    def _task(self, batches: Sequence[tuple[Tensor, Tensor]], adversary: BoundedAdversary) -> Task:
+        torch.manual_seed(self.seed)
+        network = perceptron([batches[0][0].shape[1], self.hidden, 1], torch.float64)
+        rates = [0.02 / (1 + 0.5 * step) for step in range(self.steps)]
+        return Task(network, F.mse_loss, batches, rates, adversary)
+
+    def draw(self, rows: pd.DataFrame, path: Path) -> Path:
+        """Draw trajectories and boxes."""
+        return draw_parameter_attacks(rows, path)
 
 
-def run(chosen: argparse.Namespace, path: Path) -> str:
-    """Train all attacks, write their trajectories, and return the table of effects."""
-    batches = full_batches(chosen.root, chosen.batch_size)
-    rows: list[Mapping[str, object]] = []
-    lines = ["| adversary | pair | largest effect | box | ratio | box and ball | ratio |", f"|{'---|' * 7}"]
-    for adversary in (BoundedAdversary(n=chosen.n, epsilon=0.02), BoundedAdversary(n=chosen.n, nu=0.05)):
-        torch.manual_seed(chosen.seed)
-        network = perceptron([batches[0][0].shape[1], chosen.hidden, 1], torch.float64)
-        rates = [0.02 / (1 + 0.5 * step) for step in range(chosen.steps)]
-        task = Task(network, F.mse_loss, batches, rates, adversary)
-        reaches = {name: reachable(task, domains) for name, domains in DOMAINS.items()}
-        for pair in pairs(task, chosen.seed):
-            found = paths(task, pair)
-            for reach in reaches.values():
-                for attack, trajectory in found.items():
-                    require_inside(reach, trajectory, f"{attack} of {label(pair)}")
-            rows += tidy(describe(adversary), pair, found, reaches)
-            lines.append(ratio_line(describe(adversary), pair, found, reaches))
-            print(lines[-1], flush=True)
-            write(path, COLUMNS, rows)
-    return "\n".join(lines)
-
-
-def full_batches(root: Path | None, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Training batches of household power consumption that have all their samples, targets ``(b, 1)``."""
-    data = Household(root=root, batch_size=size)
-    data.prepare_data()
-    data.setup("fit")
-    return [(x, y[:, None]) for x, y in data.train_dataloader() if len(x) == size]
+def full_batches(data: Household) -> list[tuple[Tensor, Tensor]]:
+    """Return the training batches that have all their samples, targets ``(b, 1)``."""
+    return [(x, y[:, None]) for x, y in data.train_dataloader() if len(x) == data.batch_size]
 
 
 def pairs(task: Task, seed: int) -> list[tuple[Entry, Entry]]:
-    """Two entries at random of the first weight, of its bias, and of the last weight."""
+    """Return two entries at random of the first weight, of its bias, and of the last weight."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {name: parameter.numel() for name, parameter in task.network.named_parameters()}
     names = [name for name, size in sizes.items() if size > 1]
@@ -99,7 +94,7 @@ def pairs(task: Task, seed: int) -> list[tuple[Entry, Entry]]:
 
 
 def paths(task: Task, pair: tuple[Entry, Entry]) -> dict[str, Sequence[Parameters]]:
-    """The training without poison and the eight attacks on a pair."""
+    """Return the training without poison and the eight attacks on a pair."""
     assert isinstance(task.adversary, BoundedAdversary)
     found: dict[str, Sequence[Parameters]] = {"clean": task.attacked(untouched)}
     for attack, signs in PUSHES.items():
@@ -109,7 +104,7 @@ def paths(task: Task, pair: tuple[Entry, Entry]) -> dict[str, Sequence[Parameter
 
 
 def direction(parameters: Parameters, pair: tuple[Entry, Entry], signs: tuple[int, int]) -> Parameters:
-    """The signs at the entries of a pair, zero elsewhere."""
+    """Return the signs at the entries of a pair, zero elsewhere."""
     entries = {name: torch.zeros_like(parameters[name]) for name, _ in pair}
     for (name, index), sign in zip(pair, signs, strict=True):
         entries[name].view(-1)[index] = sign
@@ -122,7 +117,7 @@ def ratio_line(
     found: Mapping[str, Sequence[Parameters]],
     reaches: Mapping[str, Sequence[Reachable]],
 ) -> str:
-    """The attack with the largest effect in relation to its bound after the last step, as a row of a table."""
+    """Return the attack with the largest effect in relation to its bound after the last step, as a row of a table."""
     parameters = found["clean"][-1]
     cells, effects = [], []
     for reach in reaches.values():
@@ -142,7 +137,7 @@ def tidy(
     found: Mapping[str, Sequence[Parameters]],
     reaches: Mapping[str, Sequence[Reachable]],
 ) -> Iterator[dict[str, object]]:
-    """Rows of ``trajectories.csv``: attacks as points, certified bounds as boxes, step by step."""
+    """Return the rows of ``trajectories.csv``: attacks as points, certified bounds as boxes, step by step."""
     common = {"adversary": adversary, "pair": label(pair)}
     for attack, trajectory in found.items():
         for step, parameters in enumerate(trajectory):
@@ -171,9 +166,5 @@ def _row(kind: str, name: str, step: int, ends: Sequence[float]) -> dict[str, ob
 
 
 def label(pair: tuple[Entry, Entry]) -> str:
-    """The entries of a pair, as in ``0.weight[3], 0.weight[7]``."""
+    """Return the entries of a pair, as in ``0.weight[3], 0.weight[7]``."""
     return ", ".join(f"{name}[{index}]" for name, index in pair)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,9 @@
-r"""What a step with the ball alone costs beside a plain one: CPU time of one thread, interleaved, median of repeats.
+"""Cost of a step with the ball alone beside a plain one: CPU time, interleaved, median of repeats.
 
-Batches of 10 000 normal samples in float64, 200 of them poisoned: 11 → 64 → 1 with squared error, 32 → 10 with softmax.
-
-    python -m recipes.ball_cost
+Normal samples in float64, 200 of them poisoned: 11 → 64 → 1 with squared error, 32 → 10 with softmax.
 """
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 from time import process_time
@@ -17,6 +14,7 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.propagation.samples import MicroBatch
+from recipes.benchmark.report import Row
 from recipes.models.perceptron import perceptron
 
 WARM_UP = 20
@@ -41,30 +39,32 @@ class Case:
     rate: float
 
     def batch(self, samples: int) -> tuple[Tensor, Tensor]:
-        """Normal features; numbers or classes as labels."""
+        """Return normal features, and numbers or classes as labels."""
         features = torch.randn(samples, self.sizes[0], dtype=torch.float64)
         if self.loss is cross_entropy:
             return features, torch.randint(0, self.sizes[-1], (samples,))
         return features, torch.rand(samples, self.sizes[-1], dtype=torch.float64)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``python -m recipes.ball_cost``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=10_000, help="samples of a batch")
-    parser.add_argument("--repeats", type=int, default=15, help="timed steps")
-    parser.add_argument("--rate", type=float, default=None, help="learning rate of all; each has its own by default")
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+def rows(samples: int, repeats: int, rate: float | None) -> list[Row]:
+    """Measure every case, and return one row for each.
+
+    Args:
+        samples: of a batch.
+        repeats: timed steps.
+        rate: learning rate of all; None for each case's own.
+    """
+    found: list[Row] = []
     for name, case in CASES.items():
-        timed = case if chosen.rate is None else replace(case, rate=chosen.rate)
-        plain, certified, radius = costs(timed, chosen.samples, chosen.repeats)
-        more = f"ball {certified * 1e3:.1f} ms more, {certified / plain:.1f} x"
-        print(f"{name}: plain step {plain * 1e3:.1f} ms, {more} at radius {radius:.1e}")
+        plain, certified, radius = costs(case if rate is None else replace(case, rate=rate), samples, repeats)
+        more = {"plain ms": 1e3 * plain, "ball ms more": 1e3 * certified, "ratio": certified / plain, "radius": radius}
+        found.append({"head and poison": name, **more})
+        print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in more.items()), flush=True)
+    return found
 
 
 def costs(case: Case, samples: int, repeats: int) -> tuple[float, float, float]:
-    """Seconds of forward and backward pass, and of everything that certification adds; the radius at the end."""
+    """Return seconds of forward and backward pass, and of everything that certification adds; the radius at the end."""
     torch.manual_seed(0)
     batch = case.batch(samples)
     network = perceptron(list(case.sizes), torch.float64)
@@ -86,17 +86,16 @@ def costs(case: Case, samples: int, repeats: int) -> tuple[float, float, float]:
         engine.update(descent, optimizer)
         plain.append(trained - start + stepped - looked)
         certified.append(looked - trained + process_time() - stepped)
-    assert engine.ball is not None
-    return median(plain), median(certified), engine.ball.radius
+    return median(plain), median(certified), engine.domains.in_use["ball"].radius
 
 
 def squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean squared error."""
+    """Return the mean squared error."""
     return F.mse_loss(module(batch[0]), batch[1])
 
 
 def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross entropy of the softmax."""
+    """Return the mean cross entropy of the softmax."""
     return F.cross_entropy(module(batch[0]), batch[1])
 
 
@@ -108,7 +107,3 @@ CASES = {
     "softmax labels": Case((32, 10), cross_entropy, BoundedAdversary(n=200, nu=1, q=0), rate=0.05),
     "softmax features": Case((32, 10), cross_entropy, FEATURES, rate=0.05),
 }
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,9 @@
-r"""What each method of propagation costs and gains on household power: 11 → 64 → 64 → 64 → 1, six certified steps.
+"""Cost and gain of each method of propagation on household power: 11 → 64 → 64 → 64 → 1, six certified steps.
 
-CPU time of one thread, the median over the last four steps; at the first, parameters are still known exactly. A tenth
-of each batch is poisoned with ε = 0.01. `"alpha-crown"` certifies outputs after a training by `"tightest"`.
-
-    python -m recipes.crown_cost --root path/to/data
+CPU time, the median over the last four steps; at the first, parameters are still known exactly. A tenth of each batch
+is poisoned with ε = 0.01. ``"alpha-crown"`` certifies outputs after a training by ``"tightest"``.
 """
 
-import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +16,7 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel
 from agt_lightning.propagation import METHODS, Method
+from recipes.benchmark.report import Row
 from recipes.data.household import Household
 from recipes.models.perceptron import perceptron
 
@@ -29,27 +27,31 @@ HELD_OUT = 100
 Batch = tuple[Tensor, Tensor]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``python -m recipes.crown_cost``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=None, help="folder of the data; AGT_DATA_ROOT if left out")
-    parser.add_argument("--samples", type=int, default=200, help="samples of a batch")
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    data = Household(chosen.root, batch_size=chosen.samples)
+def rows(root: Path | None, samples: int) -> list[Row]:
+    """Measure every method, and return one row for each.
+
+    Args:
+        root: folder of the data; None for the environment variable ``AGT_DATA_ROOT``.
+        samples: of a batch.
+    """
+    data = Household(root, batch_size=samples)
     data.prepare_data()
     data.setup()
     x, y = data.splits["train"]
-    batches = list(zip(x.split(chosen.samples)[:STEPS], y.split(chosen.samples)[:STEPS], strict=True))
+    batches = list(zip(x.split(samples)[:STEPS], y.split(samples)[:STEPS], strict=True))
     held_out = data.splits["test"][0][:HELD_OUT]
-    print(f"{'method':12} {'s per step':>10} {'mean width':>11} {'output width':>13} {'s per 100 outputs':>18}")
+    found: list[Row] = []
     for method in METHODS:
-        seconds, width, outputs, asked = costs(method, batches, held_out)
-        print(f"{method:12} {seconds:10.3f} {width:11.3g} {outputs:13.3g} {asked * 100 / HELD_OUT:18.3f}", flush=True)
+        seconds, width, outputs, certified = costs(method, batches, held_out)
+        values = {"s per step": seconds, "mean width": width, "output width": outputs}
+        values |= {"s per 100 outputs": certified * 100 / HELD_OUT}
+        found.append({"method": method, **values})
+        print(f"{method}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items()), flush=True)
+    return found
 
 
 def costs(method: Method, batches: Sequence[Batch], held_out: Tensor) -> tuple[float, float, float, float]:
-    """Seconds of a step, mean width of parameters, mean width of held-out outputs, and seconds for these."""
+    """Return seconds of a step, mean width of parameters, mean width of held-out outputs, and seconds for these."""
     torch.manual_seed(0)
     network = perceptron([11, 64, 64, 64, 1], torch.float64)
     adversary = BoundedAdversary(n=len(batches[0][0]) // 10, epsilon=0.01)
@@ -64,14 +66,10 @@ def costs(method: Method, batches: Sequence[Batch], held_out: Tensor) -> tuple[f
     model = CertifiedModel(copy.deepcopy(network), engine.bounds, method=method)
     start = process_time()
     outputs = model.bound_forward(held_out)
-    asked = process_time() - start
-    return median(seconds[-TIMED:]), engine.bounds.mean_width(), float(outputs.width.mean()), asked
+    certified = process_time() - start
+    return median(seconds[-TIMED:]), engine.bounds.mean_width(), float(outputs.width.mean()), certified
 
 
 def squared_error(module: nn.Module, batch: Batch) -> Tensor:
-    """Mean squared error of the only output."""
+    """Return the mean squared error of the only output."""
     return F.mse_loss(module(batch[0]).squeeze(-1), batch[1])
-
-
-if __name__ == "__main__":
-    main()

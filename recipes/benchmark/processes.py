@@ -1,13 +1,9 @@
-"""What certification costs in several processes: CPU time of a step and bytes sent, against DDP without certification.
+"""Cost of certification in several processes: CPU time of a step and bytes sent, against DDP without certification.
 
 Random data of the shape of MNIST, a network of 784-128-10, one batch divided among the processes, SGD, gloo. Times are
 of one process and of its CPU, the median over steps and the largest over processes.
-
-    python -m recipes.benchmark_processes
-    python -m recipes.benchmark_processes --batch 16 --steps 2      seconds, to see that it runs
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +18,7 @@ from torch import Tensor, nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.distributed import TorchProcessGroup
-from recipes.benchmark.__main__ import Row, write
+from recipes.benchmark.report import Row
 
 ADVERSARIES = {
     "labels": BoundedAdversary(n=5, nu=1, q=0),
@@ -33,7 +29,7 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one step in one process.
+    """Costs of one step in one process.
 
     Args:
         seconds: CPU time.
@@ -44,39 +40,38 @@ class Costs:
     sent: float
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``python -m recipes.benchmark_processes``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=512, help="samples of all processes together")
-    parser.add_argument("--steps", type=int, default=7, help="steps that are measured, after two that are not")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/benchmark"))
-    chosen = parser.parse_args(arguments)
-    rows: list[Row] = []
-    for size in chosen.sizes:
+def rows(sizes: Sequence[int], batch: int, steps: int) -> list[Row]:
+    """Measure both adversaries for every number of processes, and return one row for each.
+
+    Args:
+        sizes: numbers of processes.
+        batch: samples of all processes together.
+        steps: number of measured steps, after two others.
+    """
+    found: list[Row] = []
+    for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(measure, (size, chosen.batch, chosen.steps, folder), nprocs=size)
-            found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
-        plain = max(costs["plain"][0] for costs in found)
+            mp.spawn(measure, (size, batch, steps, folder), nprocs=size)
+            costs = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
+        plain = max(own["plain"][0] for own in costs)
         for name in ADVERSARIES:
-            seconds = max(costs[name][0] for costs in found)
-            rows.append(
+            seconds = max(own[name][0] for own in costs)
+            found.append(
                 {
                     "processes": size,
                     "poisoned": name,
                     "plain ms": 1e3 * plain,
                     "certified ms": 1e3 * seconds,
                     "ratio": seconds / plain,
-                    "plain MB sent": found[0]["plain"][1] / 1e6,
-                    "certified MB sent": found[0][name][1] / 1e6,
+                    "plain MB sent": costs[0]["plain"][1] / 1e6,
+                    "certified MB sent": costs[0][name][1] / 1e6,
                 }
             )
-    caption = f"CPU time and bytes sent per step and process; batch of {chosen.batch}, median of {chosen.steps} steps."
-    print(*write(rows, chosen.output_dir / "benchmark_processes", caption), sep="\n")
+    return found
 
 
 def measure(rank: int, size: int, batch: int, steps: int, folder: str) -> None:
-    """Measure all kinds of steps in one process, and write what was found to the folder.
+    """Measure all kinds of steps in one process, and write the costs to the folder.
 
     Args:
         rank: number of this process.
@@ -98,7 +93,7 @@ def measure(rank: int, size: int, batch: int, steps: int, folder: str) -> None:
 
 
 def costs_of(step: Step, sent: Callable[[], int], steps: int) -> Costs:
-    """The median time of a step and its mean number of bytes; two steps go before."""
+    """Return the median time of a step and its mean number of bytes, after two steps that are not measured."""
     for _ in range(2):
         step()
     before, times = sent(), []
@@ -110,7 +105,7 @@ def costs_of(step: Step, sent: Callable[[], int], steps: int) -> Costs:
 
 
 def plain_step(data: tuple[Tensor, Tensor]) -> tuple[Step, Callable[[], int]]:
-    """A step under DDP, which sends every gradient once."""
+    """Return a step under DDP, which sends every gradient once."""
     module = nn.parallel.DistributedDataParallel(network())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     taken = [0]
@@ -125,7 +120,7 @@ def plain_step(data: tuple[Tensor, Tensor]) -> tuple[Step, Callable[[], int]]:
 
 
 def certified_step(data: tuple[Tensor, Tensor], adversary: BoundedAdversary) -> tuple[Step, Callable[[], int]]:
-    """The same step, and that of the box."""
+    """Return the same step together with that of the box."""
     module, processes = network(), TorchProcessGroup(torch.device("cpu"))
     engine = AbstractGradientEngine(module, loss, adversary, processes=processes)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
@@ -133,15 +128,11 @@ def certified_step(data: tuple[Tensor, Tensor], adversary: BoundedAdversary) -> 
 
 
 def network() -> nn.Sequential:
-    """The same initial weights in every process."""
+    """Return the network, with the same initial weights in every process."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
 def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross entropy."""
+    """Return the cross entropy."""
     return nn.functional.cross_entropy(module(batch[0]), batch[1])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What a certified step costs beside a plain one, in time and in memory."""
+"""Cost of a certified step beside a plain one, in time and in memory."""
 
 import multiprocessing
 import resource
@@ -25,21 +25,21 @@ PLAIN_STEPS = 5
 
 
 PARTS = ("nominal pass", "clean pass", "poisoned pass", "sums over samples", "update")
-"""Parts of a certified step, as the package names them for profilers."""
+"""Parts of a certified step, by the package's labels for profilers."""
 
 PARTS_OF = "certified step"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How to train and to bound.
+    """Settings of training and bounds.
 
     Args:
-        device: where.
+        device: of training and bounds.
         training: type of the parameters, hence of the plain step.
         bounds: type that bounds are computed in.
         repeats: certified steps to take the median over.
-        aggregation: how gains of poisoned samples are summed.
+        aggregation: method of aggregation.
     """
 
     device: str
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one step: time on the wall, and of all threads of the process."""
+    """Duration of one step: on the wall, and CPU time of all threads of the process."""
 
     wall: float
     cpu: float
@@ -83,21 +83,21 @@ class StepCost:
 
 
 class Training:
-    """A workload's training, with its third step as often as one likes.
+    """A workload's training, whose third step can be repeated.
 
     Steps are those that Lightning's loop makes of a module: zero gradients, `training_step`, backward, optimizer. The
     loop's own overhead, which both kinds of step would share, is left out, so ratios are not flattered by it.
 
     Args:
         workload: what is trained.
-        setting: how.
+        setting: of training and bounds.
     """
 
     def __init__(self, workload: Workload, setting: Setting) -> None:
         self.setting = setting
         self.batch: Batch = tuple(part.to(setting.device) for part in workload.batch(setting.training))  # type: ignore[assignment]
-        self.module, self.twin = (workload.module(setting.training).to(setting.device) for _ in range(2))
-        self.optimizer, self.plain_optimizer = self.module.configure_optimizers(), self.twin.configure_optimizers()
+        self.module, self.replica = (workload.module(setting.training).to(setting.device) for _ in range(2))
+        self.optimizer, self.plain_optimizer = self.module.configure_optimizers(), self.replica.configure_optimizers()
         self.engine = AbstractGradientEngine(
             self.module,
             loss,
@@ -108,17 +108,17 @@ class Training:
         )
 
     def plain_step(self) -> None:
-        """A step of the twin, which nobody certifies."""
+        """Make a step of the replica, which is not certified."""
         self.plain_optimizer.zero_grad()
-        loss(self.twin, self.batch).backward()
+        loss(self.replica, self.batch).backward()
         self.plain_optimizer.step()
 
     def certified_step(self) -> None:
-        """The same step with the box moved beside it."""
+        """Make the same step with that of the box."""
         self.engine.step([self.batch], self.optimizer)
 
     def costs(self) -> StepCost:
-        """Plain and certified steps in turns; the training is set back after each certified one."""
+        """Return the medians of plain and certified steps in turns; each certified one is undone afterwards."""
         for _ in range(STEPS_BEFORE):
             self.plain_step()
             self.certified_step()
@@ -134,7 +134,7 @@ class Training:
         return StepCost(_median(plain), _median(certified), width)
 
     def parts(self) -> dict[str, float]:
-        """Milliseconds of each part of the third certified step, by `torch.profiler`; ``training`` is all else."""
+        """Return milliseconds of the parts of the third certified step, by `torch.profiler`; ``training`` is the rest."""
         for _ in range(STEPS_BEFORE):
             self.certified_step()
         with profile() as profiler, record_function(PARTS_OF):
@@ -157,20 +157,20 @@ class Training:
 
 
 def loss(module: nn.Module, batch: object) -> Tensor:
-    """The module's own training step."""
+    """Return the loss of the module's training step."""
     assert isinstance(module, Module)
     return module.training_step(batch, 0)  # type: ignore[arg-type]
 
 
 def extra_memory(workload: Callable[[], Workload], setting: Setting, threads: int) -> int:
-    """Bytes by which the peak of three certified steps exceeds that of three plain ones.
+    """Return the bytes by which the peak of three certified steps exceeds that of three plain ones.
 
     On a CPU the peak is that of a fresh process's resident memory, libraries and the recorded loss included in both;
     on CUDA, that of torch's allocator.
 
     Args:
         workload: a function that another process can find by name.
-        setting: how to train.
+        setting: of training and bounds.
         threads: of torch.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:

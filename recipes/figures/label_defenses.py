@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from recipes.baselines.defense import Defense
-from recipes.figures.canvas import new_figure, plain, save
+from recipes.figures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, new_figure, plain, save
 
 LARGEST = 600  # flips that the picture shows
 AT = (0, 20, 100, 300, 600)  # flips that the table shows
@@ -18,7 +18,7 @@ AUTHORS = {0: 0.78, 5: 0.735, 10: 0.655, 20: 0.53, 40: 0.30, 60: 0.19, 100: 0.05
 PUBLISHED = {"DPA, k = 1200": 448, "DPA, k = 3000": 509, "SS-DPA, k = 1200": 485}
 """Flips of the whole data set at which certified accuracy is one half (Levine and Feizi), of convolutional networks."""
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
+_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#999999", "#F0E442", "black")
 _DASHES = {"each step": "-", "whole data set": "--"}
 
 

@@ -1,6 +1,8 @@
 """Learning rates that follow from the features, never from the labels."""
 
+import lightning as L
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 _CHUNK = 16_384
@@ -8,11 +10,11 @@ _CHUNK = 16_384
 
 @torch.no_grad()
 def mse_rate(features: Tensor, outputs: int, weight_decay: float = 0.0) -> float:
-    """1 / λ, λ the largest eigenvalue of the Hessian of a linear head's mean squared error over the whole batch.
+    """Return 1 / λ, λ the largest eigenvalue of the Hessian of a linear head's mean squared error over the whole batch.
 
     For N rows x̂ = (x, 1) and K outputs, `torch.nn.functional.mse_loss` averages over N K squares, and the Hessian for
     each output is 2 / (N K) X̂ᵀX̂ plus ``weight_decay``. At this rate no step of gradient descent overshoots in any
-    direction. Labels have no part in it, so whoever flips them cannot change the rate.
+    direction. Labels have no part in it, so flipped labels do not change the rate.
 
     Args:
         features: training features ``(samples, width)`` of the full batch.
@@ -34,3 +36,22 @@ def mse_rate(features: Tensor, outputs: int, weight_decay: float = 0.0) -> float
         gram += rows.T @ rows
     largest = 2 / (len(features) * outputs) * float(torch.linalg.eigvalsh(gram)[-1])
     return 1 / (largest + weight_decay)
+
+
+def settled(config: DictConfig, datamodule: L.LightningDataModule) -> DictConfig:
+    """Return the configuration with the two settings of a linear head that depend on its features.
+
+    These are their number and the learning rate, which is multiplied by `mse_rate`.
+
+    Args:
+        config: with the learning rate in units of 1 / λ, λ the largest eigenvalue of the Hessian over all samples.
+        datamodule: features for a linear head; prepared and set up here.
+    """
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    features, _ = datamodule.splits["train"]
+    changed = config.copy()
+    changed.model.features = features.shape[1]
+    rate = mse_rate(features, config.model.classes, config.optimizer.weight_decay)
+    changed.optimizer.lr = config.optimizer.lr * rate
+    return changed

@@ -1,24 +1,27 @@
-"""How many flipped labels the predictions of one model withstand."""
+"""The number of flipped labels that the predictions of one model withstand, and their tables."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from recipes.runs.run import Run
+
+PREDICTIONS = "predictions.csv"
 COLUMNS = ("test_sample", "certified_flips", "correct")
 
 
 @dataclass(frozen=True)
 class CertifiedFlips:
-    """How many flipped labels each prediction withstands, of one trained model.
+    """Certified flips of the predictions of one trained model.
 
     Args:
         label: name in legends.
-        flips: certified flips of each test sample, integers ``(samples,)``: so many flipped training labels provably
-            do not change its prediction, be it right or wrong. Negative where nothing is certified.
+        flips: certified flips of each test sample, integers ``(samples,)``: the number of training labels whose flip
+            provably does not change its prediction, be it right or wrong. Negative if nothing is certified.
         correct: whether the prediction is right, ``(samples,)``.
     """
 
@@ -44,33 +47,40 @@ class CertifiedFlips:
         return self.flips.double().quantile(0.5).item()
 
     def certified_accuracy(self, n: float) -> float:
-        """Fraction of samples whose prediction is right and withstands ``n`` flips."""
+        """Return the fraction of samples whose prediction is right and withstands ``n`` flips."""
         return (self.correct & (self.flips >= n)).double().mean().item()
 
     def steps(self) -> tuple[list[float], list[float]]:
-        """Corners of certified accuracy as a function of n: it has each value up to and including its n."""
+        """Return the corners of certified accuracy over n, which has each value up to and including its n."""
         n, counts = np.unique(self.flips[self.correct & (self.flips >= 0)].numpy(), return_counts=True)
         values = np.concatenate([counts[::-1].cumsum()[::-1], [0]]) / len(self.flips)
         return [0.0, *map(float, n)], [float(values[0]), *map(float, values[:-1])]
 
     def save(self, path: Path, numbers: Tensor) -> Path:
-        """Write a row for each sample: its number, the flips, and whether the prediction is right (1) or not (0).
+        """Write a row for each sample: its number, the flips, and 1 if the prediction is right, else 0.
 
         Args:
             path: the file; missing folders are made.
-            numbers: which samples these are, integers ``(samples,)``.
+            numbers: of the samples, integers ``(samples,)``.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(zip(numbers.tolist(), self.flips.tolist(), self.correct.int().tolist(), strict=True))
+        columns = (numbers, self.flips, self.correct.int())
+        pd.DataFrame(dict(zip(COLUMNS, map(Tensor.numpy, columns), strict=True))).to_csv(path, index=False)
         return path
 
     @classmethod
     def load(cls, path: Path, label: str) -> "CertifiedFlips":
         """Read what `save` wrote."""
-        with path.open(newline="") as file:
-            rows = [{name: int(row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
-        flips, correct = (torch.tensor([row[name] for row in rows]) for name in COLUMNS[1:])
+        flips, correct = (torch.tensor(column.to_numpy()) for _, column in pd.read_csv(path)[[*COLUMNS[1:]]].items())
         return cls(label, flips, correct.bool())
+
+
+def record_predictions(run: Run) -> Path:
+    """Write ``predictions.csv`` to the folder of a run: for each test sample, if it is right and if it is certified."""
+    x, y = (torch.cat(parts) for parts in zip(*run.datamodule.test_dataloader(), strict=True))
+    certification = run.model.certify(x.to(run.module.device))
+    columns = {"correct": certification.label.cpu() == y, "certified": certification.certified.cpu()}
+    path = run.output_dir / PREDICTIONS
+    table = pd.DataFrame({name: values.int().numpy() for name, values in columns.items()})
+    table.rename_axis("test_sample").to_csv(path)
+    return path

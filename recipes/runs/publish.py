@@ -1,4 +1,4 @@
-"""What loggers get at the end of a run beside its curves: settings, results, widths, the figure and the certificate."""
+"""Settings, results, widths, figure and certificate of a finished run, handed to its loggers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,14 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes.runs.results import settings
 from recipes.runs.run import Run
-from recipes.widths import COLUMNS, widths
 
 ARTIFACT = "agt-certificate"
 CERTIFICATE = ("certificate.json", "bounds.safetensors", "config.yaml")
 
 
 def publish(run: Run, config: DictConfig, loggers: Iterable[Logger]) -> None:
-    """Hand over to Weights & Biases and TensorBoard what is already in the run's folder; other loggers get nothing.
+    """Hand what is in the run's folder to Weights & Biases and TensorBoard; other loggers get nothing.
 
     Args:
         run: a training whose files are written.
@@ -31,12 +30,12 @@ def publish(run: Run, config: DictConfig, loggers: Iterable[Logger]) -> None:
 
 
 def _to_wandb(run: Run, config: DictConfig, logger: WandbLogger) -> None:
-    """Settings, results, a table of widths, the figure, and the certificate with its bounds as an artifact."""
+    """Log settings, results, a table of widths, the figure, and the certificate with its bounds as an artifact."""
     import wandb
 
     logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     logger.experiment.summary.update(dict(run.results))
-    logger.log_table("widths", columns=list(COLUMNS), data=[list(row) for row in widths(run)])
+    logger.log_table("widths", dataframe=run.widths())
     for picture in _pictures(run):
         logger.log_image(picture.stem, [str(picture)])
     artifact = wandb.Artifact(f"{config.name}-{logger.experiment.id}", type=ARTIFACT, metadata=dict(run.results))
@@ -46,7 +45,7 @@ def _to_wandb(run: Run, config: DictConfig, logger: WandbLogger) -> None:
 
 
 def _to_tensorboard(run: Run, config: DictConfig, logger: TensorBoardLogger) -> None:
-    """Settings with results, and the figure."""
+    """Log settings with results, and the figure."""
     logger.log_hyperparams(settings(config), metrics=dict(run.results))
     for picture in _pictures(run):
         logger.experiment.add_image(picture.stem, imread(picture)[..., :3], dataformats="HWC")

@@ -1,4 +1,4 @@
-"""The file that tells a finished training from an interrupted one, and of what settings and code it is."""
+"""The file that marks a training as finished, with its settings and the code that made it."""
 
 import hashlib
 import json
@@ -25,17 +25,17 @@ NO_SETTINGS = (
     "trainer.enable_progress_bar",
     "trainer.default_root_dir",
 )
-"""Parts of the configuration that say where files go, what is shown, or how the point is called in a sweep."""
+"""Parts of the configuration for the place of files, what is shown, and the name of a point in its sweep."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one finished training found.
+    """The outcome of one finished training.
 
     Args:
         fingerprint: of settings and code, see `fingerprint`.
         code: digest of the package's source.
-        point: name of the point in its sweep, and of its folder.
+        point: name of the point in its sweep and of its folder.
         settings: of the configuration, by dotted name.
         values: certified quantities by name.
         seconds: of the training, on the wall.
@@ -54,15 +54,15 @@ class Result:
 
     @classmethod
     def of(cls, config: DictConfig, values: Mapping[str, float], seconds: float) -> "Result":
-        """The result of a training by its configuration."""
+        """Return the result of a training with this configuration."""
         point = Path(config.output_dir).name
         panel, level = config.panel, config.level
         return cls(fingerprint(config), code(), point, settings(config), dict(values), seconds, panel, level)
 
     def save(self, folder: Path) -> Path:
-        """Write the file to ``folder`` so that it is there as a whole or not at all, even if the machine stops.
+        """Write the file to ``folder`` as a whole or not at all, even if the machine stops.
 
-        It must be the last file of a run to be written: whoever finds it takes all others for finished.
+        It must be the last file of a run to be written: it marks all others as finished.
         """
         partial = folder / f".{FILE}.{os.getpid()}.partial"
         try:
@@ -97,7 +97,7 @@ class Result:
 
 
 def settings(config: DictConfig) -> dict[str, Any]:
-    """What a training depends on, by dotted name; lists are kept whole. Without `NO_SETTINGS`.
+    """Return the settings of a training by dotted name, lists as a whole, without `NO_SETTINGS`.
 
     Args:
         config: ``conf/train.yaml``, composed.
@@ -109,16 +109,16 @@ def settings(config: DictConfig) -> dict[str, Any]:
 
 
 def fingerprint(config: DictConfig) -> str:
-    """Digest of the settings and of the package's source: trainings that agree in it have the same result.
+    """Return a digest of the settings and of the package's source; equal digests mean equal results.
 
-    Data are named in the settings, not looked at: exchanged files under the same ``data.root`` go unnoticed.
+    Data enter by their settings alone: files exchanged under the same ``data.root`` go unnoticed.
     """
     return hashlib.sha256(json.dumps([settings(config), code()], sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def code() -> str:
-    """Digest of the source of agt_lightning: what another version of it certified is not the same result."""
+    """Return a digest of the source of agt_lightning, since another version can certify another result."""
     folder, digest = Path(agt_lightning.__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()

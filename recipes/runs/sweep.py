@@ -17,9 +17,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
-from recipes.figure import draw
-from recipes.gather import gather, summary
+from recipes.runs.drawing import draw
 from recipes.runs.results import FILE, Result, fingerprint
+from recipes.runs.tables import gather, summary
 
 START = "sweep.json"
 _LONGEST_NAME = 80
@@ -27,7 +27,7 @@ _NOT_IN_NAMES = ("output_dir", "data.root", "sweep", "debug", "logger", "experim
 
 
 def at_point(config: DictConfig) -> DictConfig:
-    """The settings of the chosen level of the chosen panel; without a panel, the configuration as it is.
+    """Return the settings of the chosen level of the chosen panel, or the configuration as it is if no panel is chosen.
 
     Args:
         config: ``conf/train.yaml``, composed. A panel has a ``setting``, by dotted name, its ``levels``, and settings
@@ -36,7 +36,7 @@ def at_point(config: DictConfig) -> DictConfig:
     Raises:
         ValueError: if there is no such panel or level.
     """
-    if config.panel is None:
+    if config.get("panel") is None:
         return config
     if config.panel not in config.panels:
         raise ValueError(f"Expected `panel` to be one of {list(config.panels)}, but got {config.panel!r}.")
@@ -50,24 +50,27 @@ def at_point(config: DictConfig) -> DictConfig:
 
 
 def point_name(overrides: Sequence[str]) -> str:
-    """A folder's name for one point of a sweep, by what was said on the command line.
+    """Return a folder's name for one point of a sweep, from the overrides of the command line.
+
+    Hydra's own ``override_dirname`` is not used: it keeps the brackets of lists, makes a folder of each ``/`` in
+    ``data/features=pca``, and has no limit, where a file system has one.
 
     Example:
         >>> point_name(["experiment=halfmoons", "adversary.n=50", "callbacks.certified.domains=[box]"])
         'adversary.n=50,callbacks.certified.domains=box'
     """
-    said = [item for item in overrides if not item.lstrip("+").startswith(tuple(f"{key}=" for key in _NOT_IN_NAMES))]
-    name = ",".join(said).translate(str.maketrans({"/": ".", **dict.fromkeys("[]{}'\" ", "")}))
+    named = [item for item in overrides if not item.lstrip("+").startswith(tuple(f"{key}=" for key in _NOT_IN_NAMES))]
+    name = ",".join(named).translate(str.maketrans({"/": ".", **dict.fromkeys("[]{}'\" ", "")}))
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{sha256(name.encode()).hexdigest()[:8]}"
     return name or "point"
 
 
 def unless_finished(train: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """Train a point of a sweep, unless it is finished already; then tell how far the sweep is.
+    """Train a point of a sweep unless it is finished already, and print the progress of the sweep.
 
-    A finished point has a result of the same settings and code. Another point's is copied if it has the same
-    fingerprint, since one setting can stand in several panels.
+    A point is finished if its folder has a result with the same fingerprint of settings and code. Another point's
+    result is copied if it has that fingerprint, since one setting can occur in several panels.
 
     Args:
         train: what to do with an unfinished point.
@@ -87,7 +90,7 @@ def unless_finished(train: Callable[[DictConfig], Any], config: DictConfig) -> N
 
 
 def _finished(folder: Path, wanted: str) -> Path | None:
-    """``folder`` or another one beside it with the finished result that is wanted."""
+    """Return ``folder``, or another one beside it, if its result has the wanted fingerprint; None if none has."""
     for candidate in [folder, *sorted(path.parent for path in folder.parent.glob(f"*/{FILE}"))]:
         result = Result.load(candidate)
         if result is not None and result.fingerprint == wanted:
@@ -104,7 +107,7 @@ def _copy(twin: Path, config: DictConfig) -> None:
 
 
 def _progress(folder: Path, number: int) -> str:
-    """How many points are behind and how long the others will take, as long as those since the start on average."""
+    """Return the number of this point and the time left, at the mean time of a point since the start."""
     if not (folder / START).is_file():
         return f"Point {number}"
     start = json.loads((folder / START).read_text())
@@ -115,7 +118,7 @@ def _progress(folder: Path, number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, or seconds if there are few.
+    """Return a duration in hours and minutes, in seconds below 100 of them.
 
     Example:
         >>> duration(42.0), duration(600.0), duration(7500.0)
@@ -128,11 +131,11 @@ def duration(seconds: float) -> str:
 
 
 class Sweep(Callback):
-    """Hydra's callback around a sweep: says how to resume it, gathers its results and draws them."""
+    """A Hydra callback around a sweep, which prints how to resume it, gathers its results and draws them."""
 
     @override
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the start, which the jobs need to tell the time left."""
+        """Write the number of points and the time of the start, from which the jobs compute the time left."""
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         points = _number_of_points(config)
@@ -154,7 +157,7 @@ class Sweep(Callback):
 
 
 def _number_of_points(config: DictConfig) -> int:
-    """Of the grid: the command line says more than the configuration."""
+    """Return the size of the grid; overrides on the command line replace those of the configuration."""
     params = [f"{name}={value}" for name, value in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
     swept = {item.get_key_element(): item for item in overrides}

@@ -1,81 +1,69 @@
-"""The three attack recipes, small enough for seconds."""
+"""The three families of attacks, small enough for seconds."""
 
-import csv
-
-import numpy as np
+import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from recipes.attacks import collision as attack_collision
-from recipes.attacks import flips as attack_flips
-from recipes.attacks import parameters as attack_parameters
+from recipes.attack import attack
+from recipes.attacks.parameters import DOMAINS, PUSHES
+from tests.recipes.conftest import ROOT
 
 FILES = {"figure.png", "table.md"}
-SMALL = ("--batch-size", "40", "--hidden", "4", "--steps", "3", "--n", "3")
-
-
-def rows(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_parameters_are_pushed_inside_their_bounds(household_root, tmp_path, capsys):
-    attack_parameters.main(["--root", str(household_root), "--output", str(tmp_path), *SMALL])
-    assert {path.name for path in tmp_path.iterdir()} >= FILES | {"trajectories.csv"}
-    ratios = [float(cell) for line in capsys.readouterr().out.splitlines()[:6] for cell in line.split("|")[5:8:2]]
-    assert all(0 < ratio <= 1 for ratio in ratios)
-    found = rows(tmp_path / "trajectories.csv")
-    assert {row["kind"] for row in found} == {"attack", "bounds", "ball"}
-    assert {row["name"] for row in found} == {"clean", *attack_parameters.PUSHES, *attack_parameters.DOMAINS}
-    again = tmp_path / "again"
-    path = tmp_path / "trajectories.csv"
-    attack_parameters.main(["--redraw", str(path), "--output", str(again)])
-    assert (again / "figure.png").stat().st_size > 0
-
-
-def test_a_collision_is_inside_its_bounds(household_root, tmp_path, capsys):
-    attack_collision.main(["--root", str(household_root), "--output", str(tmp_path), *SMALL])
-    assert {path.name for path in tmp_path.iterdir()} >= FILES | {"losses.csv"}
-    found = rows(tmp_path / "losses.csv")
-    bounds = {row["step"]: row for row in found if row["kind"] == "bounds"}
-    assert len(bounds) == 4
-    for row in found:
-        certified = bounds[row["step"]]
-        assert float(certified["lower"]) <= float(row["loss"]) <= float(certified["upper"])
-    attack_collision.main(["--redraw", str(tmp_path / "losses.csv"), "--output", str(tmp_path / "again")])
-    assert (tmp_path / "again" / "figure.png").stat().st_size > 0
 
 
 @pytest.fixture
-def pneumonia_root(tmp_path):
-    """A few noisy images, the ill ones brighter."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "data" / "medmnist"
-    folder.mkdir(parents=True)
-    arrays = {}
-    for split, count in (("train", 60), ("test", 12)):
-        labels = (np.arange(count) % 2).astype(np.uint8)[:, None]
-        arrays[f"{split}_images"] = (generator.integers(0, 90, (count, 28, 28)) + 100 * labels[:, :, None]).astype(
-            np.uint8
-        )
-        arrays[f"{split}_labels"] = labels
-    np.savez(folder / "pneumoniamnist.npz", **arrays)
-    return tmp_path / "data"
+def attacked(tmp_path):
+    """Run an application of small attacks, and return its folder."""
+
+    def run(name, *overrides):
+        folder = tmp_path / name
+        folder.mkdir()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            attack(compose("attack", [f"attack={name.split('.')[0]}", f"output_dir={folder}", *overrides]))
+        return folder
+
+    return run
 
 
-def test_flips_are_inside_their_bounds(pneumonia_root, tmp_path, capsys):
-    output = tmp_path / "run"
-    small = ["--strengths", "0", "2", "--pretraining", "20", "--samples", "20", "--attacks", "1"]
-    attack_flips.main(["--root", str(pneumonia_root), "--output", str(output), *small])
-    assert {path.name for path in output.iterdir()} == FILES | {"accuracies.csv"}
-    found = rows(output / "accuracies.csv")
-    assert [(row["n"], row["kind"]) for row in found] == [
-        (n, kind) for n in ("0", "2") for kind in ("bounds", "attack", "attack")
+def redrawn(attacked, folder, file):
+    """Draw the table of an earlier run again, without data."""
+    again = attacked(f"{folder.name}.again", f"redraw={folder / file}", "data.root=missing")
+    assert {path.name for path in again.iterdir()} == {"figure.png"}
+    assert (again / "figure.png").read_bytes() == (folder / "figure.png").read_bytes()
+
+
+def test_parameters_are_pushed_inside_their_bounds(attacked, household_root):
+    folder = attacked("parameters", "debug=fast", f"data.root={household_root}")
+    assert {path.name for path in folder.iterdir()} == FILES | {"trajectories.csv"}
+    lines = (folder / "table.md").read_text().splitlines()[2:]
+    ratios = [float(cell) for line in lines for cell in line.split("|")[5:8:2]]
+    assert all(0 < ratio <= 1 for ratio in ratios)
+    found = pd.read_csv(folder / "trajectories.csv")
+    assert set(found["kind"]) == {"attack", "bounds", "ball"}
+    assert set(found["name"]) == {"clean", *PUSHES, *DOMAINS}
+    redrawn(attacked, folder, "trajectories.csv")
+
+
+def test_a_collision_is_inside_its_bounds(attacked, household_root):
+    folder = attacked("collision", "debug=fast", f"data.root={household_root}")
+    assert {path.name for path in folder.iterdir()} == FILES | {"losses.csv"}
+    found = pd.read_csv(folder / "losses.csv")
+    bounds = found[found["kind"] == "bounds"].set_index("step")
+    assert len(bounds) == 4
+    certified = bounds.loc[found["step"]].reset_index()
+    assert (certified["lower"] <= found["loss"]).all()
+    assert (found["loss"] <= certified["upper"]).all()
+    redrawn(attacked, folder, "losses.csv")
+
+
+def test_flips_are_inside_their_bounds(attacked, pneumonia_root):
+    folder = attacked("flips", "debug=fast", f"data.root={pneumonia_root}")
+    assert {path.name for path in folder.iterdir()} == FILES | {"accuracies.csv"}
+    found = pd.read_csv(folder / "accuracies.csv")
+    assert list(zip(found["n"], found["kind"], strict=True)) == [
+        (n, kind) for n in (0, 2) for kind in ("bounds", "attack", "attack")
     ]
-    assert "| 2 | " in capsys.readouterr().out
-    attack_flips.main(["--redraw", str(output / "accuracies.csv"), "--output", str(tmp_path / "again")])
-    assert (tmp_path / "again" / "figure.png").stat().st_size > 0
-
-
-def test_missing_data_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Expected PneumoniaMNIST"):
-        attack_flips.main(["--root", str(tmp_path), "--output", str(tmp_path)])
+    assert "| 2 | " in (folder / "table.md").read_text()
+    redrawn(attacked, folder, "accuracies.csv")

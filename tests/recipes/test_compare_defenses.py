@@ -7,51 +7,61 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 
 from recipes.baselines.defense import Defense, load, save
-from recipes.compare_defenses import abstract_gradients, compare
+from recipes.compare_defenses import compare
 from recipes.data.mnist import SHA256, find_file
 from recipes.figures.label_defenses import AUTHORS, half, markdown
 from recipes.runs.flips import CertifiedFlips
+from recipes.runs.tables import read
 from recipes.train import train
 
 ROOT = Path(__file__).parents[2]
-FAST = ("debug=fast", "logger=none")
 
 
 @pytest.fixture
 def labels(tmp_path):
-    """Compose ``conf/mnist_labels.yaml`` with overrides and an output folder of this test."""
+    """Compose ``conf/compare_defenses.yaml`` with overrides and an output folder of this test."""
 
     def compose_config(*overrides):
+        (tmp_path / "compared").mkdir(exist_ok=True)
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("mnist_labels", [f"output_dir={tmp_path / 'run'}", *overrides])
+            return compose("compare_defenses", [f"output_dir={tmp_path / 'compared'}", *overrides])
 
     return compose_config
 
 
-def test_every_defense_is_run_written_and_drawn(labels, mnist_root, tmp_path):
-    defenses = compare(labels(*FAST, f"data.root={mnist_root}"))
+@pytest.fixture
+def sweep(swept, mnist_root):
+    """Folder of a sweep with n = 0 and 10."""
+    places = [(panel, level) for panel in ("AGT-box", "AGT-ball") for level in (0, 2)]
+    points = {f"{panel}{level}": [f"panel={panel}", f"level={level}"] for panel, level in places}
+    return swept("mnist_labels", points, "debug=fast", f"data.root={mnist_root}")
+
+
+def test_every_defense_is_run_written_and_drawn(labels, sweep, mnist_root, tmp_path):
+    defenses = compare(labels("debug=fast", "logger=none", f"data.root={mnist_root}", f"defenses.sweep={sweep}"))
     names = ["AGT, box", "AGT, ball", "AGT, exact influence", "partitions, k = 5", "partitions, k = 9"]
     assert [defense.flips.label for defense in defenses] == [*names, "smoothing, q = 0.05"]
     assert [defense.budget for defense in defenses] == ["each step"] * 2 + ["whole data set"] * 4
-    run = tmp_path / "run"
+    run = tmp_path / "compared"
     assert {"flips.csv", "figure.png", "table.md"} <= {path.name for path in run.iterdir()}
     assert (run / "table.md").read_text().count("\n") == 2 + len(defenses)
     again = compare(labels(f"defenses.results={run / 'flips.csv'}"))
     assert markdown(again) == markdown(defenses)
-
-
-def test_a_sample_withstands_the_largest_n_that_leaves_it_certain(labels, mnist_root):
-    config = labels(*FAST, f"data.root={mnist_root}", "defenses.agt.flips=[0,3]")
-    data = instantiate(config.data)
-    data.setup("fit")
-    box, ball = (defense.flips for defense in abstract_gradients(config, data))
-    assert set(box.flips.tolist()) <= {-1, 0, 3}
+    box, ball = (defense.flips for defense in defenses[:2])
+    assert set(box.flips.tolist()) <= {-1, 0, 10}
     assert bool((box.flips >= 0).all())
     assert box.certified_accuracy(0) == box.accuracy == ball.accuracy
+    for row in read(sweep):
+        flips = {"AGT-box": box, "AGT-ball": ball}[row["panel"]]
+        assert flips.certified_accuracy(int(row["adversary.n"])) == float(row["certified accuracy"])
+
+
+def test_the_sweep_comes_first(labels, tmp_path):
+    with pytest.raises(FileNotFoundError, match="-m sweep=mnist_labels"):
+        compare(labels(f"defenses.sweep={tmp_path}"))
 
 
 def test_files_keep_all(tmp_path):

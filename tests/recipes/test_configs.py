@@ -13,7 +13,7 @@ from recipes.data.mixing import is_new
 from recipes.models import Classifier, Regressor
 from recipes.models.robust import RobustTraining
 from recipes.models.schedules import InverseTimeDecay
-from recipes.runs.callbacks import MSEOverSteps
+from recipes.runs.steps import MSEOverSteps
 from recipes.runs.sweep import at_point
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -54,7 +54,7 @@ def test_every_choice_of_every_group_instantiates(composed, monkeypatch, role, c
 
 
 def test_no_group_is_left_out():
-    others = {"experiment", "hydra", "sweep", "debug", "variant"}
+    others = {"attack", "experiment", "hydra", "sweep", "debug", "variant"}
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*ROLES, *others}
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recipes.benchmark import __main__ as benchmark
-from recipes.benchmark.__main__ import markdown
+from recipes.benchmark.report import markdown
 from recipes.benchmark.step_cost import Seconds, Setting, StepCost, Training
 from recipes.benchmark.workloads import GROWTH, TABLE, along
 from recipes.figures.step_costs import slope
@@ -53,7 +53,7 @@ def test_measured_steps_start_from_the_same_state_and_keep_the_parameters_in_the
     assert training.engine.bounds.contains(training.module)
     assert training.engine.bounds.mean_width() > 0
     assert cost.certified.wall > 0
-    for name, parameter in training.twin.named_parameters():
+    for name, parameter in training.replica.named_parameters():
         assert parameter.requires_grad == training.module.get_parameter(name).requires_grad
 
 

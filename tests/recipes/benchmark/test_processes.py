@@ -1,9 +1,8 @@
-"""The recipe runs; figures are no tests."""
+"""The measurement runs; its figures are no tests."""
 
-from recipes.benchmark import processes as benchmark_processes
+from recipes.benchmark import processes
 
 
-def test_a_table_with_a_row_for_each_size_and_adversary(tmp_path):
-    benchmark_processes.main(["--batch", "12", "--steps", "1", "--sizes", "2", "--output-dir", str(tmp_path)])
-    table = (tmp_path / "benchmark_processes.csv").read_text()
-    assert all(f"2,{name}," in table for name in benchmark_processes.ADVERSARIES)
+def test_a_row_for_each_size_and_adversary():
+    rows = processes.rows([2], 12, 1)
+    assert [(row["processes"], row["poisoned"]) for row in rows] == [(2, name) for name in processes.ADVERSARIES]

@@ -52,7 +52,7 @@ def no_network(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a test reached for the network")
 
-    monkeypatch.setattr("recipes.data.download.urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
     monkeypatch.delenv("AGT_DATA_ROOT", raising=False)
 
 

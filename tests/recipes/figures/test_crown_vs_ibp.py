@@ -1,8 +1,7 @@
-"""Figure 3 and the table of costs, from small data."""
+"""Figure 3, from small data."""
 
 import csv
 
-from recipes.benchmark import methods as crown_cost
 from recipes.figures import crown_vs_ibp
 from recipes.figures.crown_vs_ibp import draw_crown_vs_ibp
 from recipes.runs.certificates import width_certificate
@@ -39,11 +38,3 @@ def test_a_point_of_the_sweep_is_trained_and_its_width_told(composed, household_
     assert run.model.method == "tightest"
     assert run.results == width_certificate(run.model, run.module, [])
     assert run.results["mean width"] > 0
-
-
-def test_costs_of_every_method_are_printed(household_root, capsys):
-    crown_cost.main(["--root", str(household_root), "--samples", "20"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["ibp", "crown", "tightest", "alpha-crown"]
-    widths = {row[0]: float(row[2]) for row in rows}
-    assert widths["tightest"] <= 0.8 * widths["ibp"]

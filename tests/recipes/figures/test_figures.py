@@ -15,9 +15,9 @@ from recipes.figures import certified_regions, mse_over_steps
 from recipes.figures.certified_regions import draw_certified_regions
 from recipes.figures.mse_over_steps import draw_mse_over_steps
 from recipes.models import Classifier
-from recipes.runs.callbacks import MSEOverSteps, certified_training
 from recipes.runs.regions import Regions, record_regions
-from recipes.runs.run import Run
+from recipes.runs.run import Run, certified_training
+from recipes.runs.steps import MSEOverSteps
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_configuration_fits_head_to_data_and_figure(composed):
     data, head = instantiate(config.data), instantiate(config.model)
     assert head.net.weight.dtype == data.dtype
     assert tuple(head.net.weight.shape) == (data.classes, data.features.components)
-    assert (data.target, head.loss) == ("class", "mse")
+    assert (data.target, head.loss) == ("class", squared_error)
     assert instantiate(config.figure).func.__name__ == "draw_flips_curve"
 
 

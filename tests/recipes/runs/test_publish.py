@@ -1,6 +1,5 @@
 """What loggers get, on real files of Weights & Biases and TensorBoard, without network."""
 
-import csv
 import json
 import struct
 from time import sleep
@@ -9,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from hydra.types import RunMode
 
-from recipes import train as recipe
-from recipes.train import run_experiment, train
-from recipes.widths import COLUMNS
+from recipes.runs import job as recipe_job
+from recipes.runs.job import run_experiment
+from recipes.train import train
 
 SMALL = ("debug=fast", "figure.resolution=8")
 BLOCK, HEADER = 1 << 15, 7
@@ -54,7 +53,7 @@ def keys(items):
 @pytest.fixture
 def job(composed, tmp_path, monkeypatch):
     folder = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "job")), mode=RunMode.RUN)
-    monkeypatch.setattr(recipe, "HydraConfig", SimpleNamespace(get=lambda: folder))
+    monkeypatch.setattr(recipe_job, "HydraConfig", SimpleNamespace(get=lambda: folder))
     (tmp_path / "job").mkdir()
     return composed
 
@@ -86,7 +85,7 @@ def test_wandb_offline_from_end_to_end(job, tmp_path, offline):
     assert float(summary["certified accuracy"]) == result["certified accuracy"]
     (table,) = path.parent.glob("files/media/table/widths*.json")
     content = json.loads(table.read_text())
-    assert content["columns"] == list(COLUMNS)
+    assert content["columns"] == ["parameter", "shape", "mean width", "largest width", "mean magnitude"]
     assert [row[0] for row in content["data"]] == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
     assert list(path.parent.glob("files/media/images/figure*.png"))
 
@@ -101,7 +100,7 @@ def test_wandb_shows_best_nominal_and_worst_error_after_every_step(job, tmp_path
 def test_offline_of_one_job_does_not_reach_the_next(job, monkeypatch, offline):
     monkeypatch.delenv("WANDB_MODE")
     run_experiment(train, job("debug=fast", "figure=none", "logger=wandb", "logger.wandb.offline=true"))
-    assert "WANDB_MODE" not in recipe.os.environ
+    assert "WANDB_MODE" not in recipe_job.os.environ
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -115,15 +114,3 @@ def test_tensorboard_has_curves_settings_and_the_figure(job, tmp_path):
     assert {"agt/val_certified_accuracy", "agt/mean_width", "certified accuracy"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["figure"]
     assert (tmp_path / "job" / "metrics.csv").is_file()
-
-
-def test_widths_of_every_parameter_are_written(composed, tmp_path):
-    run = train(composed("debug=fast", "figure=none", "logger=none"))
-    with (tmp_path / "run" / "widths.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    for row, (name, interval) in zip(rows, run.model.bounds.items(), strict=True):
-        assert row["parameter"] == name
-        assert float(row["mean width"]) == pytest.approx(float(interval.width.mean()))
-        assert float(row["largest width"]) == float(interval.width.max())
-        magnitude = dict(run.module.named_parameters())[name].detach().abs().mean()
-        assert float(row["mean magnitude"]) == pytest.approx(float(magnitude))

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from recipes.figure import main as figure
-from recipes.gather import read
 from recipes.runs import sweep
 from recipes.runs.results import FILE, Result
 from recipes.runs.sweep import START, at_point, point_name, unless_finished
+from recipes.runs.tables import read
 
 ROOT = Path(__file__).parents[3]
 TINY = ("sweep=halfmoons", "debug=fast", "panel=a,c", "level=0,1", "record.resolution=8", "logger=none")
@@ -169,6 +169,7 @@ def test_points_run_in_other_processes(tmp_path, launcher, plugin):
     assert [row["adversary.n"] for row in read(folder)] == ["1", "3"]
 
 
-def test_figure_needs_a_sweep(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Expected finished points"):
+def test_figure_needs_a_sweep(tmp_path, capsys):
+    with pytest.raises(SystemExit):
         figure([str(tmp_path)])
+    assert "error: Expected finished points" in capsys.readouterr().err

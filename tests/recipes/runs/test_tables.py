@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from recipes.gather import finished, gather, main, read, summary
+from recipes.gather import main
 from recipes.runs.results import Result
+from recipes.runs.tables import finished, gather, read, summary
 
 RESULT = Result("f", "c", "?", {"adversary.n": 1, "seed": 0}, {"certified accuracy": 0.5}, 2.0)
 

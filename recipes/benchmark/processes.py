@@ -4,6 +4,7 @@ Random data of the shape of MNIST, a network of 784-128-10, one batch divided am
 of one process and of its CPU, the median over steps and the largest over processes.
 """
 
+import pickle
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -50,12 +51,10 @@ def rows(sizes: Sequence[int], batch: int, steps: int) -> list[Row]:
     """
     found: list[Row] = []
     for size in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(measure, (size, batch, steps, folder), nprocs=size)
-            costs = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
-        plain = max(own["plain"][0] for own in costs)
+        costs = spawned(size, batch, steps)
+        plain = max(own["plain"].seconds for own in costs)
         for name in ADVERSARIES:
-            seconds = max(own[name][0] for own in costs)
+            seconds = max(own[name].seconds for own in costs)
             found.append(
                 {
                     "processes": size,
@@ -63,33 +62,42 @@ def rows(sizes: Sequence[int], batch: int, steps: int) -> list[Row]:
                     "plain ms": 1e3 * plain,
                     "certified ms": 1e3 * seconds,
                     "ratio": seconds / plain,
-                    "plain MB sent": costs[0]["plain"][1] / 1e6,
-                    "certified MB sent": costs[0][name][1] / 1e6,
+                    "plain MB sent": costs[0]["plain"].sent / 1e6,
+                    "certified MB sent": costs[0][name].sent / 1e6,
                 }
             )
     return found
 
 
-def measure(rank: int, size: int, batch: int, steps: int, folder: str) -> None:
-    """Measure all kinds of steps in one process, and write the costs to the folder.
+def spawned(size: int, batch: int, steps: int) -> list[dict[str, Costs]]:
+    """Return what `measure` returns in each of ``size`` new processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_in_group, (size, batch, steps, folder), nprocs=size)
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(size)]
 
-    Args:
-        rank: number of this process.
-        size: number of processes.
-        batch: samples of all processes together.
-        steps: number of steps that are measured.
-        folder: for the store of the process group, and the result.
-    """
+
+def _in_group(rank: int, size: int, batch: int, steps: int, folder: str) -> None:
+    """Form a process group, measure, and write the costs to the folder."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    generator = torch.Generator().manual_seed(rank)
-    own = batch // size
-    data = torch.rand(own, 784, generator=generator), torch.randint(0, 10, (own,), generator=generator)
-    found = {"plain": costs_of(*plain_step(data), steps)}
-    for name, adversary in ADVERSARIES.items():
-        found[name] = costs_of(*certified_step(data, adversary), steps)
-    torch.save({name: (costs.seconds, costs.sent) for name, costs in found.items()}, Path(folder) / f"{rank}.pt")
+    (Path(folder) / str(rank)).write_bytes(pickle.dumps(measure(batch, steps)))
     dist.destroy_process_group()
+
+
+def measure(batch: int, steps: int) -> dict[str, Costs]:
+    """Return the costs of all kinds of steps in this process of a process group.
+
+    Args:
+        batch: samples of all processes together.
+        steps: number of measured steps.
+    """
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    share = batch // dist.get_world_size()
+    data = torch.rand(share, 784, generator=generator), torch.randint(0, 10, (share,), generator=generator)
+    costs = {"plain": costs_of(*plain_step(data), steps)}
+    for name, adversary in ADVERSARIES.items():
+        costs[name] = costs_of(*certified_step(data, adversary), steps)
+    return costs
 
 
 def costs_of(step: Step, sent: Callable[[], int], steps: int) -> Costs:

@@ -1,18 +1,20 @@
 import csv
+from functools import partial
 
 import pytest
 import torch
 
 from recipes.benchmark import __main__ as benchmark
 from recipes.benchmark.report import markdown
-from recipes.benchmark.step_cost import Seconds, Setting, StepCost, Training
+from recipes.benchmark.step_cost import Seconds, Setting, StepCost, Training, extra_memory
 from recipes.benchmark.workloads import GROWTH, TABLE, along
 from recipes.figures.step_costs import slope
 
 SMALL = ["--scale", "0.005", "--repeats", "1", "--device", "cpu"]
 
 
-def test_table_is_written_and_its_paths_are_said(tmp_path, capsys):
+def test_table_is_written_and_its_paths_are_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "extra_memory", lambda workload, setting, threads: workload().samples)
     benchmark.main([*SMALL, "--parts", "table", "--workloads", "0", "1", "--output-dir", str(tmp_path)])
     said = capsys.readouterr().out
     for name in ("benchmark.csv", "benchmark.md", "benchmark.png"):
@@ -23,7 +25,13 @@ def test_table_is_written_and_its_paths_are_said(tmp_path, capsys):
     assert [row["workload"] for row in rows] == [workload.name for workload in TABLE[:2] for _ in range(2)]
     assert [row["aggregation"] for row in rows] == ["exact", "moment"] * 2
     assert all(float(rows[i + 1]["mean width"]) >= float(rows[i]["mean width"]) * (1 - 1e-12) for i in (0, 2))
-    assert all(float(row["ratio"]) > 1 and float(row["extra memory MB"]) >= 0 for row in rows)
+    assert all(float(row["ratio"]) > 1 for row in rows)
+    assert [float(row["extra memory MB"]) for row in rows] == [float(row["b"]) / 1e6 for row in rows]
+
+
+def test_extra_memory_is_that_of_another_process():
+    setting = Setting("cpu", torch.float64, torch.float64, 1)
+    assert extra_memory(partial(benchmark.paper_workload, 0, 0.005), setting, threads=1) >= 0
 
 
 def test_the_parts_of_a_step_are_all_of_it(tmp_path):

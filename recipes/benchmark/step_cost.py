@@ -134,7 +134,7 @@ class Training:
         return StepCost(_median(plain), _median(certified), width)
 
     def parts(self) -> dict[str, float]:
-        """Return milliseconds of each part of the third certified step by `torch.profiler`; ``training`` is the rest."""
+        """Return milliseconds of each part of the third certified step by `torch.profiler`; all else is "training"."""
         for _ in range(STEPS_BEFORE):
             self.certified_step()
         with profile() as profiler, record_function(PARTS_OF):

@@ -27,7 +27,7 @@ class Attack(Protocol):
 
     @property
     def file(self) -> str:
-        """Name of the table of trainings."""
+        """Return the name of the table of trainings."""
         ...
 
     def run(self, datamodule: L.LightningDataModule, path: Path) -> str:

@@ -74,7 +74,7 @@ def run(config: DictConfig, path: Path) -> list[Defense]:
 
 
 def abstract_gradients(folder: Path) -> Iterator[Defense]:
-    """Return one defense per panel of the sweep; a sample withstands the largest n that leaves it certified.
+    """Yield one defense per panel of the sweep; a sample withstands the largest n that leaves it certified.
 
     Args:
         folder: of ``sweep=mnist_labels``, gathered.
@@ -99,7 +99,7 @@ def abstract_gradients(folder: Path) -> Iterator[Defense]:
 
 
 def influence(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense]:
-    """The exact number of flips of a head trained by squared error."""
+    """Yield the exact number of flips of a head trained by squared error."""
     changed = config.copy()
     changed.merge_with(config.defenses.influence.overrides)
     changed.output_dir = str(Path(config.output_dir) / "influence")
@@ -110,7 +110,7 @@ def influence(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense
 
 
 def partitions(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense]:
-    """Votes of base models, each trained on its own part."""
+    """Yield the votes of base models, each trained on its own part."""
     (features, labels), (x, y) = datamodule.splits["train"], datamodule.splits["test"]
     for parts in config.defenses.dpa.parts:
         part = dpa.partition(features, parts)
@@ -121,7 +121,7 @@ def partitions(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defens
 
 
 def smoothing(config: DictConfig, datamodule: MNISTFeatures) -> Iterator[Defense]:
-    """Least squares under noise on its labels."""
+    """Yield least squares under noise on its labels, for each noise."""
     (features, labels), (numbers, x, y) = datamodule.splits["train"], _some(config, datamodule)
     settings = config.defenses.smoothing
     noises = [LabelNoise(flip, datamodule.classes) for flip in settings.flip]

@@ -1,1 +1,1 @@
-"""What certification costs, in time and in memory."""
+"""Measurements of the cost of certification, in time and in memory."""

@@ -1,4 +1,4 @@
-r"""What certification costs, in parts that can be chosen.
+r"""Measure the cost of certification, in parts.
 
 ``table`` measures certified against plain steps of the paper's table 1, ``profile`` the parts of a step, and ``growth``
 both kinds of step as batch, n and network grow: same process, in turns, median of repeats; random data of the same

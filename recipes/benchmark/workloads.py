@@ -33,12 +33,12 @@ class Module(L.LightningModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The batch's loss."""
+        """Return the loss of the batch."""
         return self.loss(self.network(batch[0]), batch[1])
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD on what is not frozen."""
+        """Return SGD on the parameters that are not frozen."""
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.rate)
 
 
@@ -69,60 +69,60 @@ class Workload:
     trusted: float = 0.0
 
     def module(self, dtype: torch.dtype) -> Module:
-        """The module at its initial parameters."""
+        """Return the module at its initial parameters."""
         torch.manual_seed(0)
         return Module(self.network(), self.loss, self.rate).to(dtype)
 
     def batch(self, dtype: torch.dtype) -> Batch:
-        """The batch; class indices stay integers."""
+        """Return the batch; class indices stay integers."""
         torch.manual_seed(1)
         x, y = self.features(self.samples), self.targets(self.samples)
         return x.to(dtype), y.to(dtype) if y.is_floating_point() else y
 
     def poisonable(self, batch: object) -> Tensor:
-        """Which samples can be poisoned, (batch,): the last ones."""
+        """Return the mask of samples that can be poisoned, (batch,): the last ones."""
         assert isinstance(batch, tuple)
         return torch.arange(len(batch[0]), device=batch[0].device) >= self.trusted * len(batch[0])
 
     def smaller(self, scale: float) -> "Workload":
-        """The same with a share of the samples, and of the poisoned ones."""
+        """Return the workload with a share of the samples, and of the poisoned ones."""
         n = max(1, round(self.adversary.n * scale))
         return replace(self, samples=max(4, round(self.samples * scale)), adversary=replace(self.adversary, n=n))
 
 
 def convolutional() -> nn.Module:
-    """The network of the paper's retinal images, with frozen convolutions."""
+    """Return the network of the paper's retinal images, with frozen convolutions."""
     frozen = nn.Sequential(nn.Conv2d(1, 16, 4, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 4), nn.ReLU(), nn.Flatten())
     return nn.Sequential(frozen.requires_grad_(False), nn.Linear(3200, 100), nn.ReLU(), nn.Linear(100, 1))
 
 
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Of one logit and zeros and ones."""
+    """Return the binary cross entropy of one logit and zeros and ones."""
     return F.binary_cross_entropy_with_logits(outputs, targets)
 
 
 def normal(width: int, size: float = 1.0) -> Callable[[int], Tensor]:
-    """Independent normal entries."""
+    """Return a source of independent normal entries."""
     return lambda samples: size * torch.randn(samples, width)
 
 
 def activations(width: int, size: float) -> Callable[[int], Tensor]:
-    """What a ReLU layer puts out: half of the entries are zero."""
+    """Return a source of outputs of a ReLU layer, half of which are zero."""
     return lambda samples: size * torch.randn(samples, width).relu()
 
 
 def uniform(*shape: int) -> Callable[[int], Tensor]:
-    """Entries between 0 and 1: pixels, or scaled targets."""
+    """Return a source of entries between 0 and 1, such as pixels or scaled targets."""
     return lambda samples: torch.rand(samples, *shape)
 
 
 def classes(count: int) -> Callable[[int], Tensor]:
-    """Class indices."""
+    """Return a source of class indices."""
     return lambda samples: torch.randint(count, (samples,))
 
 
 def bits(samples: int) -> Tensor:
-    """Zeros and ones, (samples, 1)."""
+    """Return zeros and ones, (samples, 1)."""
     return torch.randint(2, (samples, 1)).float()
 
 
@@ -173,7 +173,7 @@ TABLE = (
 
 
 def grown(width: int, depth: int, samples: int, n: int) -> Workload:
-    """Regression on 64 features by a perceptron, with features and labels poisoned.
+    """Return a regression on 64 features by a perceptron, with features and labels poisoned.
 
     Args:
         width: of each hidden layer.
@@ -196,11 +196,11 @@ GROWTH: dict[str, Sequence[int]] = {
     "width": (32, 64, 128, 256),
     "depth": (1, 2, 3, 4),
 }
-"""What grows, and its values; the others stay at width 64, depth 1, 4 000 samples and n = 100."""
+"""Growing quantities and their values; the others stay at width 64, depth 1, 4 000 samples and n = 100."""
 
 
 def along(axis: str) -> list[Workload]:
-    """The workloads in which one quantity grows.
+    """Return the workloads in which one quantity grows.
 
     Args:
         axis: a key of `GROWTH`.

@@ -100,12 +100,12 @@ class Pneumonia(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The images whose labels can be flipped, in one batch."""
+        """Return the images whose labels can be flipped, in one batch."""
         return self._batch("train")
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The test images, in one batch."""
+        """Return the test images, in one batch."""
         return self._batch("test")
 
     def _batch(self, part: str) -> DataLoader[tuple[Tensor, ...]]:

@@ -26,7 +26,7 @@ def draw_accuracy_panels(folder: Path, panels: Panels, path: Path, dataset: str,
         panels: of the configuration, each a curve: with the title of its panel, its name there, levels that are
             numbers, and the quantity to draw, certified accuracy by default.
         path: the file to write.
-        dataset: what was trained on; another one than OCTMNIST is named as a stand-in.
+        dataset: of the training; any but OCTMNIST is named as a stand-in.
         domains: names in the legend by choice of domains, as the table has it.
 
     Returns:

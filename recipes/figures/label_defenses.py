@@ -63,7 +63,7 @@ def _draw_curve(axes: Axes, defense: Defense, color: str) -> None:
 
 
 def _legend(axes: Axes) -> list[Line2D]:
-    """All curves, then what the lines and markers mean: the threat models are not the same."""
+    """Return all curves, then the meaning of lines and markers: the threat models are not the same."""
     curves = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     meanings = [
         Line2D([], [], color="gray", linestyle="-", label="n labels at each step"),
@@ -77,7 +77,7 @@ def _legend(axes: Axes) -> list[Line2D]:
 
 
 def half(defense: Defense) -> int:
-    """The largest n at which certified accuracy is at least one half; -1 if there is none."""
+    """Return the largest n at which certified accuracy is at least one half; -1 if there is none."""
     flips = defense.flips.flips.where(defense.flips.correct, -1)
     return max(-1, int(flips.sort(descending=True).values[(len(flips) + 1) // 2 - 1]))
 

@@ -67,7 +67,7 @@ def _styled(domains: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _curves(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Columns of the steps of each point."""
+    """Return the columns of the steps of each point."""
     curves: dict[str, dict[str, list[float]]] = {}
     for row in read(folder, FILE):
         columns = curves.setdefault(row["point"], {})

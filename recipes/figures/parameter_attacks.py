@@ -17,7 +17,7 @@ _EDGES = {"box": ":", "box and ball": "-"}
 def draw_parameter_attacks(rows: pd.DataFrame, path: Path) -> Path:
     """Draw one panel for each adversary and pair: trajectories in black, certified boxes in color.
 
-    The ball is that of all parameters together, far larger than what two of them can do: its radius is told.
+    The ball is over all parameters together, far larger than the reach of two of them: its radius is in the title.
 
     Args:
         rows: what ``trajectories.csv`` of `recipes.attacks.parameters` has.
@@ -40,7 +40,7 @@ def draw_parameter_attacks(rows: pd.DataFrame, path: Path) -> Path:
 
 
 def _radius(rows: pd.DataFrame, adversary: str) -> float:
-    """Of the ball after the last step."""
+    """Return the radius of the ball after the last step."""
     balls = rows[(rows["adversary"] == adversary) & (rows["kind"] == "ball") & (rows["step"] == rows["step"].max())]
     return float((balls["x_upper"] - balls["x_lower"]).iloc[0] / 2)
 

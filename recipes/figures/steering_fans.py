@@ -53,7 +53,7 @@ def draw_steering_fans(runs: Sequence[Run], path: Path, frames: int = 6) -> Path
 
 
 def _draw_frame(axes: Axes, frame: Path, true: float, predicted: tuple[float, float, float]) -> None:
-    """One frame with its angles in radians: the true one; the smallest, the nominal and the largest predicted one."""
+    """Draw one frame with its angles in radians: the true one, and the smallest, nominal and largest predicted ones."""
     low, nominal, high = predicted
     axes.imshow(read_frame(frame).permute(1, 2, 0).numpy(), extent=(0, WIDTH, 0, HEIGHT))
     start = (WIDTH / 2, 0.0)

@@ -62,7 +62,7 @@ def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Least squares slope of the logarithms: 1 is linear growth.
+    """Return the least squares slope of the logarithms: 1 is linear growth.
 
     Args:
         points: at least two pairs of positive numbers.

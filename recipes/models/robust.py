@@ -63,7 +63,7 @@ class RobustTraining:
         return network, torch.tensor(history)
 
     def _step(self, network: nn.Sequential, batch: Batch, width: GradientWidth, optimizer: torch.optim.Adam) -> float:
-        """One step; the cross-entropy before it."""
+        """Make one step, and return the cross-entropy before it."""
         optimizer.zero_grad()
         loss = cross_entropy(network, batch)
         (loss + self.penalty * width(batch) if self.penalty else loss).backward()
@@ -72,7 +72,7 @@ class RobustTraining:
 
 
 def balanced(abnormal: Tensor) -> Tensor:
-    """As many random positions as there are images, each class with the same chance, ``(images,)``.
+    """Return as many random positions as there are images, each class with the same chance, ``(images,)``.
 
     Example:
         >>> drawn = balanced(torch.arange(1000) < 10)
@@ -84,10 +84,10 @@ def balanced(abnormal: Tensor) -> Tensor:
 
 
 def pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bytes ``(batch, 28, 28)`` as numbers from 0 to 1, ``(batch, 1, 28, 28)``."""
+    """Return bytes ``(batch, 28, 28)`` as numbers from 0 to 1, ``(batch, 1, 28, 28)``."""
     return images[:, None].to(dtype) / 255
 
 
 def cross_entropy(network: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of a batch of images and classes 0 and 1, in nats."""
+    """Return the mean cross-entropy of a batch of images and classes 0 and 1, in nats."""
     return F.binary_cross_entropy_with_logits(network(batch[0]).squeeze(-1), batch[1])

@@ -1,1 +1,1 @@
-"""What one training leaves behind, and the sweeps that collect it."""
+"""Files of one training, and the sweeps that collect them."""

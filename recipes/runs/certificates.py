@@ -1,4 +1,4 @@
-"""What is certified about a trained model on its test set, as one number per name."""
+"""Certified quantities of a trained model on its test set, as one number per name."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from recipes.runs.flips import CertifiedFlips
 def accuracy_certificate(
     model: CertifiedModel, module: L.LightningModule, batches: Iterable[tuple[Tensor, Tensor]], epsilon: float = 0.0
 ) -> dict[str, float]:
-    """Accuracy of the nominal model and a lower bound on that of every model within the bounds.
+    """Return the accuracy of the nominal model and a lower bound on that of every model within the bounds.
 
     A sample counts as certified if its nominal prediction is right and no model within the bounds predicts otherwise;
     that is decided by bounds on differences of logits (`CertifiedModel.certify`), tighter than those of the logits.
@@ -45,7 +45,7 @@ def _rate(outcomes: list[Tensor]) -> float:
 def scans_certificate(
     model: CertifiedModel, module: L.LightningModule, batches: Iterable[Sequence[Tensor]], epsilon: float = 0.0
 ) -> dict[str, float]:
-    """Accuracy and certified accuracy of all scans, of the new class and of the others; certified backdoor accuracy.
+    """Return nominal and certified accuracy of all scans, of the new class and of the others, and backdoor accuracy.
 
     Args:
         model: the module under its parameter bounds.
@@ -72,7 +72,7 @@ def scans_certificate(
 def width_certificate(
     model: CertifiedModel, module: L.LightningModule, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
-    """Mean width of the parameters' bounds, ``(1 / |θ|) Σ (θ_U - θ_L)`` of figure 3.
+    """Return the mean width of the parameters' bounds, ``(1 / |θ|) Σ (θ_U - θ_L)`` of figure 3.
 
     Args:
         model: the module under its parameter bounds.
@@ -86,7 +86,7 @@ def width_certificate(
 def mse_certificate(
     model: CertifiedModel, module: L.LightningModule, batches: Iterable[tuple[Tensor, Tensor]], epsilon: float = 0.0
 ) -> dict[str, float]:
-    """Mean squared error of the nominal model, and the bounds between which that of every other model lies.
+    """Return the mean squared error of the nominal model, and bounds on that of every model within the bounds.
 
     Args:
         model: the module under its parameter bounds.
@@ -118,7 +118,7 @@ def flips_certificate(
     every: int = 1,
     at: Sequence[int] = (),
 ) -> dict[str, float]:
-    """How many labels of the whole training set can be flipped before predictions change, and what that leaves certain.
+    """Return certified numbers of flipped labels of the whole training set, and the certified accuracy at some of them.
 
     The median is over all certified test samples, wrong predictions with their flips as they are: certified is that
     the prediction stays, not that it is right. Certified accuracy counts right predictions alone.
@@ -130,7 +130,7 @@ def flips_certificate(
         path: the file to write, one row for each certified test sample.
         every: distance of the test samples that are certified: 1 for all, 10 for every tenth. The accuracy without
             flips is that of all.
-        at: numbers of flips for which the certified accuracy is told.
+        at: numbers of flips for which the certified accuracy is returned.
     """
     if every < 1:
         raise ValueError(f"Expected `every` to be at least 1, but got {every}.")

@@ -1,4 +1,4 @@
-"""Where in the plane the predictions of a trained model are certified, as data for pictures."""
+"""The region of the plane where the predictions of a trained model are certified, as data for pictures."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -3,8 +3,8 @@
 No map depends on a label. A certificate against label flips of a head that is trained on the features therefore covers
 the whole predictor, map included. It does not cover poisoned inputs, which would move the map itself.
 
-Inputs are ``(samples, ...)``, flattened to ``(samples, inputs)`` unless stated otherwise. Bytes are pixels and divided by
-255, floating point numbers are taken as they are. Everything is computed in float64, some thousand samples at a time.
+Inputs are ``(samples, ...)``, flattened to ``(samples, inputs)`` unless stated otherwise. Bytes are pixels and divided
+by 255, floating point numbers are taken as they are. Everything is computed in float64, some thousand samples at a time.
 """
 
 import copy

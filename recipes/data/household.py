@@ -149,7 +149,7 @@ class Household(L.LightningDataModule):
 
 
 def find_file(root: Path) -> Path | None:
-    """Return the text file, or the first zip with it, in ``root/household_power`` or ``root``; None if there is none."""
+    """Return the text file, or the first zip with it, in ``root/household_power`` or ``root``; None if not found."""
     for folder in (root / FOLDER, root):
         if (folder / MEMBER).is_file():
             return folder / MEMBER

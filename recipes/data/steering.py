@@ -23,9 +23,9 @@ class Steering(L.LightningDataModule):
     """A drive in three parts, by time: clean frames, new ones, and frames for the test.
 
     PilotNet is trained on the clean frames first. Its convolutions are then frozen and applied to all frames, once:
-    what this module serves are their features. Neither depends on an angle of the new frames, so a certificate against moved
-    angles of new frames for the head that is trained on these features holds for the whole predictor. It does
-    not cover moved pixels.
+    this module serves their features. Neither depends on an angle of the new frames, so a certificate against moved
+    angles of new frames for the head that is trained on these features holds for the whole predictor. It does not cover
+    moved pixels.
 
     A training batch is ``(features, angles, is_new)``: 30 % new frames, 70 % clean ones beside them, which are used
     again where there are too few. Every epoch has the same batches. Test batches are ``(features, angles)``.

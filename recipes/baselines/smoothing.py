@@ -63,8 +63,8 @@ class LabelNoise:
     def __post_init__(self) -> None:
         if self.classes < 2 or not 0 < self.flip < 1 - 1 / self.classes:
             raise ValueError(
-                f"Expected `flip` between 0 and 1 - 1 / classes, so that a label has information, but got {self.flip} for "
-                f"{self.classes} classes."
+                f"Expected `flip` between 0 and 1 - 1 / classes, so that a label has information, but got {self.flip} "
+                f"for {self.classes} classes."
             )
 
     @property

@@ -4,7 +4,7 @@ No map depends on a label. A certificate against label flips of a head that is t
 the whole predictor, map included. It does not cover poisoned inputs, which would move the map itself.
 
 Inputs are ``(samples, ...)``, flattened to ``(samples, inputs)`` unless stated otherwise. Bytes are pixels and divided
-by 255, floating point numbers are taken as they are. Everything is computed in float64, some thousand samples at a time.
+by 255, floating point numbers are taken as they are. Everything is computed in float64, thousands of samples at a time.
 """
 
 import copy

@@ -96,6 +96,10 @@ def test_regions_of_every_level_are_nested_in_their_panel(tmp_path, figures):
     (axes,) = figures[0].axes
     assert labels(axes)[:2] == ["n = 5: certified 0.600", "n = 10: certified 0.300"]
     assert "0.900" in figures[0].get_suptitle()
+    figures[0].draw_without_rendering()
+    (title,) = figures[0].texts
+    corners = title.get_window_extent().transformed(figures[0].transFigure.inverted()).extents
+    assert 0 <= min(corners) < max(corners) <= 1, "the title is cut off"
 
 
 def test_a_table_without_the_panels_is_refused(tmp_path):

@@ -50,6 +50,7 @@ def attack(config: DictConfig) -> None:
         config: ``conf/attack.yaml``, composed.
     """
     folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     chosen: Attack = instantiate(config.attack)
     path = folder / chosen.file
     if config.redraw is None:

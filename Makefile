@@ -20,8 +20,9 @@ demo: install
 test: install
 	$(BIN)/ruff format --check agt_lightning recipes tests
 	$(BIN)/ruff check agt_lightning recipes tests
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=30 -m "not slow"
 
 clean:
 	rm -rf $(VENV) outputs

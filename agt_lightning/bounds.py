@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -15,6 +15,33 @@ from agt_lightning.errors import BoundsMismatchError
 from agt_lightning.interval import Interval
 
 _FORMAT = "agt_lightning bounds 1"
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file whole or not at all: the body writes to a path beside it, which is then renamed.
+
+    If the body raises, the file stays as it was and nothing is left beside it.
+
+    Args:
+        path: the file; missing folders are made.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_path(f"{folder}/new/note.txt") as partial:
+        ...         _ = partial.write_text("hello")
+        ...     Path(f"{folder}/new/note.txt").read_text(), os.listdir(f"{folder}/new")
+        ('hello', ['note.txt'])
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class ParameterBounds(Mapping[str, Interval]):
@@ -55,16 +82,26 @@ class ParameterBounds(Mapping[str, Interval]):
         total = sum(float(interval.width.double().sum()) for interval in self.values())
         return total / max(1, sum(interval.lower.numel() for interval in self.values()))
 
-    def contains(self, module: nn.Module) -> bool:
+    def contains(self, module: nn.Module, slack: float = 0.0) -> bool:
         """Whether every parameter of ``module`` lies in its interval.
+
+        Args:
+            module: a module of the same parameters.
+            slack: see `violations`.
 
         Raises:
             BoundsMismatchError: if names or shapes differ.
         """
-        return not self.violations(module)
+        return not self.violations(module, slack)
 
-    def violations(self, module: nn.Module) -> list[str]:
-        """Names of the parameters that leave their interval.
+    def violations(self, module: nn.Module, slack: float = 0.0) -> list[str]:
+        """Return the names of the parameters that leave their interval.
+
+        Args:
+            module: a module of the same parameters.
+            slack: distance from the interval that is allowed, relative to the largest magnitude in the interval of
+                each parameter. The module that was trained with the bounds needs none; another run can leave bounds
+                that it attains by rounding, see `agt_lightning.rounding.training_roundoff`.
 
         Raises:
             BoundsMismatchError: if names or shapes differ.
@@ -74,7 +111,7 @@ class ParameterBounds(Mapping[str, Interval]):
         return [
             name
             for name, parameter in parameters.items()
-            if not self[name].to(device=parameter.device).contains(parameter)
+            if not self[name].to(device=parameter.device).contains(parameter, slack * _largest(self[name]))
         ]
 
     def _check_names(self, parameters: Mapping[str, Tensor]) -> None:
@@ -97,15 +134,12 @@ class ParameterBounds(Mapping[str, Interval]):
         Args:
             path: a ``.safetensors`` file; missing folders are made.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for name, interval in self.items():
             tensors[f"{name}.lower"] = interval.lower.detach().cpu().contiguous().clone()
             tensors[f"{name}.upper"] = interval.upper.detach().cpu().contiguous().clone()
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(tensors, partial, metadata={"format": _FORMAT})
-        os.replace(partial, path)
+        with atomic_path(path) as partial:
+            save_file(tensors, partial, metadata={"format": _FORMAT})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ParameterBounds:
@@ -134,10 +168,9 @@ class ParameterBounds(Mapping[str, Interval]):
         missing = [key for name in names for key in (f"{name}.lower", f"{name}.upper") if key not in tensors]
         if missing:
             raise BoundsMismatchError(f"Expected both bounds of each parameter in {path}, but {missing} are missing.")
-        return cls({name: _interval(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})
+        return cls({name: Interval.checked(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})
 
 
-def _interval(lower: Tensor, upper: Tensor) -> Interval:
-    """A checked interval, marked as a point where it is one."""
-    checked = Interval(lower, upper)
-    return Interval.point(lower) if torch.equal(lower, upper) else checked
+def _largest(interval: Interval) -> float:
+    """Return the largest magnitude in an interval; zero if it has no elements."""
+    return float(interval.magnitude.max()) if interval.lower.numel() else 0.0

@@ -1,6 +1,6 @@
 """Errors, sorted by what the user can do about them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class AgtError(Exception):
@@ -12,7 +12,7 @@ class UnsoundBoundError(AgtError):
 
     No certificate may be built on this run. Report it with the message; it names the tensor, the worst violation and
     its index. Only numerical overflow of vacuous bounds is not a bug: there, train for fewer steps or with a weaker
-    adversary.
+    adversary. `agt_lightning.propagation.diagnose.diagnose` finds the call where it begins.
     """
 
 
@@ -43,6 +43,22 @@ class CaptureError(AgtError):
 
 class BoundsMismatchError(AgtError):
     """Bounds and module do not belong together (names, shapes or values differ). Use the bounds of this very run."""
+
+
+def require_one_of(name: str, value: object, allowed: Collection[object]) -> None:
+    """Refuse a setting with an unknown value.
+
+    Raises:
+        ValueError: naming the known ones.
+
+    Example:
+        >>> require_one_of("method", "fast", ("ibp", "crown"))
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected `method` to be one of ('ibp', 'crown'), but got 'fast'.
+    """
+    if value not in allowed:
+        raise ValueError(f"Expected `{name}` to be one of {allowed}, but got {value!r}.")
 
 
 NOT_WHAT_IS_TRAINED = (

@@ -1,4 +1,4 @@
-"""The value that all bounds travel as: one interval per tensor element."""
+"""The type of all bounds: one interval per tensor element."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch import Tensor
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.rounding import round_down, round_up
 
+Index = int | slice | Tensor | None
+"""An index along one axis; None adds an axis."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LpBall:
-    """All ``x + scale ∘ u`` with ``‖u‖_p <= 1``: what an interval cannot say of a perturbation in ℓ1 or ℓ2.
+    """All ``x + scale ∘ u`` with ``‖u‖_p <= 1``, a perturbation in ℓ1 or ℓ2 that no interval represents exactly.
 
     Args:
         nominal: x, (batch, ...).
@@ -27,16 +30,16 @@ class LpBall:
     p: float
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LpBall:
-        """The same ball after a change of shape that keeps the sample axis."""
+        """Return the same ball after a change of shape that keeps the sample axis."""
         return LpBall(function(self.nominal), function(self.scale.unsqueeze(0)).squeeze(0), self.p)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Interval:
-    """Element-wise interval ``[lower, upper]``; it represents every tensor ``x`` with ``lower <= x <= upper``.
+    """An element-wise interval ``[lower, upper]``, which represents every tensor ``x`` with ``lower <= x <= upper``.
 
-    An interval that exists is valid: the constructor checks it, `Interval.trusted` is for rules whose result is valid
-    by proof. ``lower is upper`` (the same tensor) marks a point, on which rules save work.
+    An interval that exists is valid: the constructor checks it, and `Interval.trusted` is for rules whose result is
+    valid by proof. ``lower is upper`` (the same tensor) marks a point, on which rules save work.
 
     Args:
         lower: lower bounds, any shape, floating point.
@@ -68,7 +71,7 @@ class Interval:
     balanced: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check what every rule relies on."""
+        """Check the facts that every rule relies on."""
         _check_compatible(self.lower, self.upper)
         check_finite_and_ordered(self, "interval")
         if self.nonnegative and not bool((self.lower >= 0).all()):
@@ -95,20 +98,46 @@ class Interval:
 
     @classmethod
     def point(cls, value: Tensor, *, nonnegative: bool = False) -> Interval:
-        """The interval of width zero around ``value``."""
+        """Return the interval of width zero around ``value``."""
         return cls.trusted(value, value, nonnegative=nonnegative)
 
     @classmethod
-    def cat(cls, parts: Sequence[Interval]) -> Interval:
-        """Intervals one after another along the first axis; a point if all are.
+    def checked(cls, lower: Tensor, upper: Tensor) -> Interval:
+        """Return a checked interval, marked as a point if all its bounds are equal; for bounds that were stored.
+
+        Args:
+            lower: lower bounds, as the constructor takes them.
+            upper: upper bounds.
+
+        Raises:
+            TypeError: as the constructor does.
+            ValueError: as the constructor does.
+            UnsoundBoundError: as the constructor does.
+
+        Example:
+            >>> Interval.checked(torch.ones(2), torch.ones(2)).is_point
+            True
+        """
+        interval = cls(lower, upper)
+        return cls.point(lower) if torch.equal(lower, upper) else interval
+
+    @classmethod
+    def cat(cls, parts: Sequence[Interval], dim: int = 0) -> Interval:
+        """Concatenate intervals along an axis; the result is a point if all parts are.
+
+        Args:
+            parts: at least one; a single one is returned as it is.
+            dim: the axis.
 
         Example:
             >>> parts = [Interval.point(torch.ones(1)), Interval(torch.zeros(2), torch.ones(2))]
             >>> Interval.cat(parts)
             Interval(lower=tensor([1., 0., 0.]), upper=tensor([1., 1., 1.]))
         """
-        lower = torch.cat([part.lower for part in parts])
-        upper = lower if all(part.is_point for part in parts) else torch.cat([part.upper for part in parts])
+        if len(parts) == 1:
+            return parts[0]
+        lower = torch.cat([part.lower for part in parts], dim)
+        upper = lower if all(part.is_point for part in parts) else torch.cat([part.upper for part in parts], dim)
         return cls.trusted(lower, upper, nonnegative=all(part.nonnegative for part in parts))
 
     @property
@@ -118,22 +147,27 @@ class Interval:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the represented tensor."""
+        """The shape of the represented tensor."""
         return self.lower.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating point type of the bounds."""
+        """The floating point type of the bounds."""
         return self.lower.dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of the bounds."""
+        """The device of the bounds."""
         return self.lower.device
 
     @property
+    def mT(self) -> Interval:  # noqa: N802
+        """The last two axes exchanged, as `torch.Tensor.mT` has them."""
+        return self.rearranged(lambda bound: bound.mT)
+
+    @property
     def center(self) -> Tensor:
-        """Midpoint, ``(lower + upper) / 2``."""
+        """The midpoint, ``(lower + upper) / 2``."""
         return (self.lower + self.upper) / 2
 
     @property
@@ -148,45 +182,115 @@ class Interval:
 
     @property
     def magnitude(self) -> Tensor:
-        """Largest absolute value in the interval, element-wise."""
+        """The largest absolute value in the interval, element-wise."""
         return self.lower.abs() if self.is_point else torch.maximum(self.lower.abs(), self.upper.abs())
 
     @property
     def mignitude(self) -> Tensor:
-        """Smallest absolute value in the interval, element-wise; zero where it contains zero."""
+        """The smallest absolute value in the interval, element-wise; zero if the interval contains zero."""
         return self.lower.abs() if self.is_point else torch.maximum(self.lower, -self.upper).clamp(min=0)
 
     def contains(self, value: Tensor, tolerance: float = 0.0) -> bool:
-        """Whether every element of ``value`` lies in ``[lower - tolerance, upper + tolerance]``; NaN never does."""
+        """Return whether all of ``value`` lies in ``[lower - tolerance, upper + tolerance]``; NaN never does."""
         inside = (value >= self.lower - tolerance) & (value <= self.upper + tolerance)
         return bool(inside.all())
 
-    def __getitem__(self, index: int | slice | Tensor) -> Interval:
-        """Select along the leading axis."""
-        lower = self.lower[index]
-        return Interval.trusted(lower, lower if self.is_point else self.upper[index], nonnegative=self.nonnegative)
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> Interval:
+        """Select elements, as the index of a tensor does."""
+        return self.rearranged(lambda bound: bound[index])
 
     def __neg__(self) -> Interval:
         lower = -self.upper
         return Interval.trusted(lower, lower if self.is_point else -self.lower)
 
     def __add__(self, other: Interval) -> Interval:
-        """Sum of independent intervals; exact."""
+        """Return the sum of independent intervals; exact."""
         lower = self.lower + other.lower
         upper = lower if self.is_point and other.is_point else self.upper + other.upper
         return Interval.trusted(lower, upper, nonnegative=self.nonnegative and other.nonnegative)
 
     def __sub__(self, other: Interval) -> Interval:
-        """Difference of independent intervals; exact."""
+        """Return the difference of independent intervals; exact."""
         lower = self.lower - other.upper
         upper = lower if self.is_point and other.is_point else self.upper - other.lower
         return Interval.trusted(lower, upper)
 
+    def mapped(self, function: Callable[[Tensor], Tensor], *, nonnegative: bool = False) -> Interval:
+        """Return ``[f(lower), f(upper)]``, the image under a non-decreasing function; each bound is attained.
+
+        Args:
+            function: f, non-decreasing in every element, such as ``tanh``, a sum over an axis or an added constant.
+            nonnegative: whether the results are known to be nonnegative. Other facts are not carried over.
+
+        Example:
+            >>> Interval(torch.tensor([-1.0]), torch.tensor([2.0])).mapped(torch.relu, nonnegative=True)
+            Interval(lower=tensor([0.]), upper=tensor([2.]))
+        """
+        lower = function(self.lower)
+        return Interval.trusted(lower, lower if self.is_point else function(self.upper), nonnegative=nonnegative)
+
+    def rearranged(self, function: Callable[[Tensor], Tensor]) -> Interval:
+        """Return the interval of a rearranged tensor; exact.
+
+        Points stay points and ``nonnegative`` is kept. ``ball`` and ``balanced`` are about one order of the elements,
+        so they are dropped.
+
+        Args:
+            function: moves, drops or repeats elements, and may put zeros beside them; such as a transpose or a slice.
+
+        Example:
+            >>> Interval(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 3.0]])).rearranged(lambda bound: bound.T)
+            Interval(lower=tensor([[0.],
+                    [1.]]), upper=tensor([[2.],
+                    [3.]]))
+        """
+        return self.mapped(function, nonnegative=self.nonnegative)
+
+    def scaled(self, factor: float) -> Interval:
+        """Return ``factor · x``; exact. Bounds change places if the factor is negative.
+
+        Example:
+            >>> Interval(torch.tensor([1.0]), torch.tensor([2.0])).scaled(-3.0)
+            Interval(lower=tensor([-6.]), upper=tensor([-3.]))
+        """
+        if factor == 1.0:
+            return self
+        lower = self.lower * factor
+        upper = lower if self.is_point else self.upper * factor
+        if factor < 0:
+            return Interval.trusted(upper, lower)
+        return Interval.trusted(lower, upper, nonnegative=self.nonnegative)
+
+    def square(self) -> Interval:
+        """Return ``x²``, in ``[mignitude², magnitude²]``; exact, where the product of independent factors is not.
+
+        Example:
+            >>> Interval(torch.tensor([-1.0]), torch.tensor([2.0])).square()
+            Interval(lower=tensor([0.]), upper=tensor([4.]))
+        """
+        if self.is_point:
+            return Interval.point(self.lower.square(), nonnegative=True)
+        return Interval.trusted(self.mignitude.square(), self.magnitude.square(), nonnegative=True)
+
+    def widened(self, by: Tensor | float, *, nonnegative: bool = False) -> Interval:
+        """Return ``[lower - by, upper + by]``, which contains everything within that distance of a contained tensor.
+
+        Args:
+            by: distance, at least zero; a number, or a tensor that broadcasts to the interval's shape.
+            nonnegative: whether what the result must contain is known to be nonnegative; then it is cut at zero.
+
+        Example:
+            >>> Interval(torch.tensor([1.0]), torch.tensor([2.0])).widened(3.0, nonnegative=True)
+            Interval(lower=tensor([0.]), upper=tensor([5.]))
+        """
+        lower = self.lower - by
+        return Interval.trusted(lower.clamp(min=0) if nonnegative else lower, self.upper + by, nonnegative=nonnegative)
+
     def intersect(self, other: Interval) -> Interval:
-        """Intersection of two enclosures of the same value.
+        """Return the intersection of two enclosures of the same value.
 
         Raises:
-            UnsoundBoundError: if they do not meet, since then one of them cannot be an enclosure.
+            UnsoundBoundError: if they do not meet, which means that one of them is no enclosure.
         """
         lower, upper = torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
         tight = Interval.trusted(lower, upper, nonnegative=self.nonnegative or other.nonnegative)
@@ -194,11 +298,13 @@ class Interval:
         return tight
 
     def hull(self, other: Interval) -> Interval:
-        """Smallest interval that contains both."""
+        """Return the smallest interval that contains both."""
         return Interval.trusted(torch.minimum(self.lower, other.lower), torch.maximum(self.upper, other.upper))
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Interval:
-        """Move or cast; a narrowing cast rounds outward, so the result contains this interval.
+        """Return the interval in another type or on another device.
+
+        A narrowing cast rounds outward, so the result contains this interval.
 
         Example:
             >>> third = Interval.point(torch.tensor(1 / 3, dtype=torch.float64)).to(dtype=torch.float32)
@@ -223,7 +329,7 @@ def check_finite_and_ordered(interval: Interval, name: str) -> None:
 
     Args:
         interval: the bounds to check.
-        name: what they bound, for the message.
+        name: name of the bounded quantity, for the message.
 
     Raises:
         UnsoundBoundError: with the worst violation and its index.
@@ -262,11 +368,11 @@ def require_inside(name: str, value: Tensor, bounds: Interval, tolerance: float 
     """Raise unless ``bounds`` contain ``value`` up to rounding; NaN is never inside.
 
     Args:
-        name: what is bounded, for the message.
-        value: what training computed.
-        bounds: of the same shape.
-        tolerance: what rounding can add, one number or one per element.
-        advice: what to do, for the message.
+        name: name of the bounded quantity, for the message.
+        value: the value that training computed.
+        bounds: bounds of the same shape.
+        tolerance: largest rounding error, one number or one per element.
+        advice: a way out, for the message.
 
     Raises:
         UnsoundBoundError: with the worst violation and its index.

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agt_lightning.errors import UnsoundBoundError
-from agt_lightning.interval import Interval, check_finite_and_ordered
+from agt_lightning.interval import Interval, LpBall, check_finite_and_ordered
 
 ONES, ZEROS = torch.ones(2), torch.zeros(2)
 
@@ -179,3 +179,138 @@ def test_indexing_selects_rows():
     assert box[1].upper.tolist() == [2.0, 3.0]
     assert box[torch.tensor([2, 0])].upper.tolist() == [[4.0, 5.0], [0.0, 1.0]]
     assert box[:2].shape == (2, 2)
+    assert box[:, 1].upper.tolist() == [1.0, 3.0, 5.0]
+    assert box[1:, None].shape == (2, 1, 2)
+
+
+MONOTONE = {
+    "tanh": torch.tanh,
+    "a sum": lambda bound: bound.sum(dim=0, keepdim=True),
+    "added constants": lambda bound: bound + torch.arange(len(bound)),
+}
+REARRANGED = {
+    "reversed": lambda bound: bound.flip(0),
+    "repeated": lambda bound: bound.repeat(3),
+    "some of them": lambda bound: bound[::2],
+    "beside zeros": lambda bound: torch.nn.functional.pad(bound, (1, 1)),
+}
+EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
+SHARES = st.floats(0, 1)
+
+
+def inside(box, share):
+    return torch.minimum(box.upper, box.lower + share * box.width)
+
+
+@pytest.mark.parametrize("name", MONOTONE)
+@EXAMPLES
+@given(box=boxes(), share=SHARES)
+def test_mapped_contains_the_image_of_every_point(name, box, share):
+    function = MONOTONE[name]
+    image = box.mapped(function)
+    assert image.contains(function(inside(box, share)))
+    assert torch.equal(image.lower, function(box.lower))
+    assert torch.equal(image.upper, function(box.upper))
+
+
+@pytest.mark.parametrize("name", REARRANGED)
+@EXAMPLES
+@given(box=boxes(), share=SHARES)
+def test_rearranged_moves_both_bounds_alike(name, box, share):
+    function = REARRANGED[name]
+    moved = box.rearranged(function)
+    assert moved.contains(function(inside(box, share)))
+    assert torch.equal(moved.width, function(box.width))
+
+
+@EXAMPLES
+@given(boxes(), st.floats(-10, 10), SHARES)
+def test_scaled_and_square_contain_every_point_and_are_attained(box, factor, share):
+    point = inside(box, share)
+    assert box.scaled(factor).contains(factor * point, 1e-12 * float(box.magnitude.max()) * abs(factor))
+    assert torch.equal(box.scaled(factor).magnitude, box.magnitude * abs(factor))
+    assert box.square().contains(point.square())
+    ends = torch.maximum(box.lower.square(), box.upper.square())
+    assert torch.equal(box.square().upper, ends)
+    assert bool((box.square().lower[(box.lower <= 0) & (box.upper >= 0)] == 0).all())
+
+
+@EXAMPLES
+@given(boxes(), st.floats(0, 10), SHARES, st.floats(-1, 1))
+def test_widened_contains_everything_within_the_distance(box, by, share, direction):
+    near = inside(box, share) + by * direction
+    rounding = 1e-12 * float(1 + box.magnitude.max())
+    assert box.widened(by).contains(near, rounding)
+    assert box.widened(torch.full_like(box.lower, by)).contains(near, rounding)
+    square = box.square()
+    near = (inside(square, share) + by * direction).clamp(min=0)
+    rounding = 1e-12 * float(1 + square.magnitude.max())
+    assert square.widened(by, nonnegative=True).contains(near, rounding)
+
+
+def test_widened_is_cut_at_zero_only_where_the_values_are_nonnegative():
+    positive = Interval(ZEROS, ONES, nonnegative=True)
+    assert positive.widened(1.0).lower.tolist() == [-1.0, -1.0]
+    assert not positive.widened(1.0).nonnegative
+    cut = positive.widened(1.0, nonnegative=True)
+    assert cut.lower.tolist() == [0.0, 0.0]
+    assert cut.nonnegative
+
+
+def test_changed_points_stay_points():
+    point = Interval.point(ONES)
+    assert point.mapped(torch.tanh).is_point
+    assert point.rearranged(torch.clone).is_point
+    assert point.scaled(-2.0).is_point
+    assert point.square().is_point
+    assert Interval.point(torch.ones(2, 3)).mT.is_point
+    assert not Interval(ZEROS, ONES).rearranged(torch.clone).is_point
+    assert not Interval(ONES, ONES.clone()).mapped(torch.tanh).is_point
+
+
+def test_facts_are_kept_only_where_they_stay_true():
+    ball = LpBall(ONES[None], ONES, 2.0)
+    value = Interval.trusted(ZEROS[None], ONES[None], nonnegative=True, ball=ball, balanced=True)
+    changed = (
+        value.rearranged(torch.clone),
+        value.mapped(torch.clone),
+        value.mapped(torch.clone, nonnegative=True),
+        value.scaled(2.0),
+        value.scaled(0.0),
+        value.scaled(-1.0),
+        value.square(),
+        value.widened(0.0),
+        Interval.cat([value, value]),
+    )
+    assert [result.nonnegative for result in changed] == [True, False, True, True, True, False, True, False, True]
+    assert not any(result.ball or result.balanced for result in changed)
+    assert value.scaled(1.0) is value
+    assert not Interval.cat([value, Interval(-ONES[None], ONES[None])]).nonnegative
+
+
+def test_transposed_exchanges_the_last_axes():
+    box = Interval(torch.zeros(2, 3, 1), torch.arange(6.0).reshape(2, 3, 1))
+    assert torch.equal(box.mT.upper, box.upper.mT)
+
+
+@EXAMPLES
+@given(boxes(), boxes(), SHARES)
+def test_concatenation_contains_concatenated_points(first, second, share):
+    together = Interval.cat([first, second])
+    assert together.contains(torch.cat([inside(first, share), inside(second, share)]))
+    side_by_side = Interval.cat([first[None], first[None]], dim=1)
+    assert side_by_side.shape == (1, 2 * len(first.lower))
+
+
+def test_concatenation_is_a_point_only_if_all_parts_are():
+    point, box = Interval.point(ONES), Interval(ZEROS, ONES)
+    assert Interval.cat([point, point]).is_point
+    assert not Interval.cat([point, box]).is_point
+    assert Interval.cat([box]) is box
+
+
+def test_checked_bounds_are_a_point_only_if_they_are_equal():
+    assert Interval.checked(ONES, ONES.clone()).is_point
+    assert not Interval.checked(torch.tensor([0.0, 1.0]), ONES).is_point
+    with pytest.raises(UnsoundBoundError, match=r"lower <= upper for interval, but got \[1.0, 0.0\]"):
+        Interval.checked(ONES, ZEROS)

@@ -1,23 +1,41 @@
 """The role of an adversary, and the validation that all of them share."""
 
+import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from agt_lightning.aggregation import SampleClipping
 from agt_lightning.capture.roles import LabelKind
 from agt_lightning.rules.base import Value
 
 
 class Adversary(Protocol):
-    """A threat model: up to ``n`` samples of each batch are changed, within limits of its own."""
+    """A threat model: up to ``n`` samples of each batch are changed, within limits of its own.
+
+    A threat model of your own is a frozen dataclass, so that certificates can state its fields, with these properties
+    and methods. The box certifies it as it is; other domains state in their `problems` which adversaries they cover.
+    """
 
     @property
     def n(self) -> int:
         """Largest number of poisoned samples per optimizer step."""
+
+    @property
+    def sample_clipping(self) -> SampleClipping | None:
+        """How training must clip each sample's gradient (Theorem D.1).
+
+        None if it does not: then poisoned samples are bounded by `poisoned_features` and `poisoned_labels`
+        (Theorem 3.4).
+        """
+
+    @property
+    def assumptions(self) -> Sequence[str]:
+        """Sentences that a certificate for this adversary adds to the usual assumptions."""
 
     def problems(self, label_kind: LabelKind, labels: int, features: int) -> list[str]:
         """Why this adversary does not fit a training objective, with the way out.
@@ -41,6 +59,22 @@ class Adversary(Protocol):
 
     def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
         """Every value that the labels of poisoned samples can take."""
+
+
+def require_adversary(adversary: object) -> None:
+    """Refuse what is no adversary.
+
+    Raises:
+        TypeError: naming the missing attributes.
+    """
+    needed = ("n", "perturbs_features", "perturbs_labels", "sample_clipping", "assumptions", "problems")
+    missing = [name for name in (*needed, "poisoned_features", "poisoned_labels") if not hasattr(adversary, name)]
+    if missing or not dataclasses.is_dataclass(adversary) or isinstance(adversary, type):
+        lacks = f" It lacks {', '.join(f'`{name}`' for name in missing)}." if missing else ""
+        raise TypeError(
+            "Expected `adversary` to be a `BoundedAdversary`, an `UnboundedAdversary` or a frozen dataclass with the "
+            f"attributes of `agt_lightning.adversaries.Adversary`, but got {type(adversary).__name__}.{lacks}"
+        )
 
 
 def check_count(name: str, value: object) -> None:

@@ -118,6 +118,16 @@ class BoundedAdversary:
         """Whether ν > 0."""
         return self.nu > 0
 
+    @property
+    def sample_clipping(self) -> None:
+        """None: gradients are bounded by features and labels, without clipping."""
+        return None
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Nothing beyond the usual assumptions."""
+        return ()
+
     def problems(self, label_kind: LabelKind, labels: int, features: int) -> list[str]:
         """Combinations of adversary and objective that make no sense."""
         problems: list[str] = []

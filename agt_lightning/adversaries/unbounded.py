@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from agt_lightning.adversaries.base import check_count, check_size
+from agt_lightning.aggregation import SampleClipping, SampleNormClipping, ValueClipping
 from agt_lightning.capture.roles import LabelKind
 from agt_lightning.rules.base import Value, as_interval
 
@@ -31,7 +32,7 @@ class UnboundedAdversary:
         ValueError: if ``n`` is negative, ``kappa`` not positive and finite, or ``clip`` unknown.
 
     Reference:
-        Paper, appendix D, with the weighted form of theory: Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}.
+        Paper, appendix D, in the weighted form of docs/theory.md, eq. (5.1): Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}.
 
     Example:
         >>> UnboundedAdversary(n=2, kappa=0.5)
@@ -62,6 +63,16 @@ class UnboundedAdversary:
     def perturbs_labels(self) -> bool:
         """Substituted samples are bounded by clipping, not by their labels."""
         return False
+
+    @property
+    def sample_clipping(self) -> SampleClipping:
+        """Clipping of each sample's gradient to κ, by value or by norm."""
+        return ValueClipping(self.kappa) if self.clip == "value" else SampleNormClipping(self.kappa)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Every run clips as this one."""
+        return ("Every run clips the gradient of each sample as this one did.",)
 
     def problems(self, label_kind: LabelKind, labels: int, features: int) -> list[str]:
         """Clipping suits every objective."""

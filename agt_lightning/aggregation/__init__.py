@@ -13,7 +13,13 @@ from agt_lightning.aggregation.methods import (
     require_aggregation,
 )
 from agt_lightning.aggregation.moments import moment_descent
-from agt_lightning.aggregation.sample_clipping import Clipping, NormClipping, ValueClipping
+from agt_lightning.aggregation.sample_clipping import (
+    Clipping,
+    NormClipping,
+    SampleClipping,
+    SampleNormClipping,
+    ValueClipping,
+)
 from agt_lightning.aggregation.top_n import top_n_sum
 from agt_lightning.aggregation.weighted_sums import SampleSet
 
@@ -23,6 +29,8 @@ __all__ = [
     "Aggregation",
     "Clipping",
     "NormClipping",
+    "SampleClipping",
+    "SampleNormClipping",
     "SampleSet",
     "SumMethod",
     "ValueClipping",

@@ -98,8 +98,8 @@ def _top_n_sums(
     weights = samples.select(samples.weights)
     differences = differences_between(clean, poisoned, weights, samples.poisonable)
     on_cpu = weights.device.type == "cpu"
-    if on_cpu and isinstance(differences, OuterDifferences) and differences.shared_points is not None:
-        sums = shared_input_sums(*differences.moves(), differences.shared_points, n)
+    if on_cpu and isinstance(differences, OuterDifferences) and differences.shared_inputs is not None:
+        sums = shared_input_sums(*differences.output_gains(), differences.shared_inputs, n)
         if sums is not None:
             return sums
     up, down = (weights.new_zeros(clean.elements // clean.row, clean.row) for _ in range(2))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
-from agt_lightning.rules.base import map_bounds
 
 _TORCH_SHIFT = 1e-6
 """What `torch.nn.utils.clip_grad_norm_` adds to the norm."""
@@ -44,7 +43,7 @@ class MeanValueClipping:
     def bounds(self, gradients: Mapping[str, Interval]) -> dict[str, Interval]:
         """``[clip(l), clip(u)]``."""
         return {
-            name: map_bounds(interval, lambda bound: bound.clamp(-self.limit, self.limit))
+            name: interval.mapped(lambda bound: bound.clamp(-self.limit, self.limit))
             for name, interval in gradients.items()
         }
 

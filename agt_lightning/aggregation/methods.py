@@ -1,4 +1,4 @@
-"""Which way of aggregation each parameter takes."""
+"""The method by which each parameter's gains are summed."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol, get_args
@@ -6,6 +6,7 @@ from typing import Literal, Protocol, get_args
 from agt_lightning.aggregation.descent import bounded_descent
 from agt_lightning.aggregation.moments import moment_descent, part_gains
 from agt_lightning.aggregation.weighted_sums import SampleSet
+from agt_lightning.errors import require_one_of
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 
@@ -13,7 +14,7 @@ SumMethod = Literal["exact", "moment"]
 """``"exact"``: the n largest gains of each element; ``"moment"``: a bound on their sum by matrix products alone."""
 
 Aggregation = Literal["exact", "moment", "auto"]
-"""A way for all parameters, or ``"auto"``: exact while it is cheap."""
+"""A method for all parameters, or ``"auto"``: exact while it is cheap."""
 
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
@@ -28,12 +29,12 @@ AFFORDABLE = 1.0
 
 
 class BoundedDescent(Protocol):
-    """What `bounded_descent` and `moment_descent` are."""
+    """A bound on the descent direction under a bounded adversary: `bounded_descent` or `moment_descent`."""
 
     def __call__(
         self, clean: FactoredGradient, poisoned: FactoredGradient | None, samples: SampleSet, n: int, budget: int
     ) -> Interval:
-        """Bounds on the descent direction of one parameter."""
+        """Bound the descent direction of one parameter."""
 
 
 DESCENTS: Mapping[SumMethod, BoundedDescent] = {"exact": bounded_descent, "moment": moment_descent}
@@ -45,13 +46,13 @@ def choose(
     poisoned: Mapping[str, FactoredGradient],
     samples: SampleSet,
 ) -> dict[str, SumMethod]:
-    """The way of each parameter, by name.
+    """Choose the method for each parameter, by name.
 
-    Where gains have no factors the sum is exact, whatever is asked for. ``"auto"`` takes parameters in order of the
-    cost of exact sums and stops where these would outweigh the passes.
+    If gains have no factors, the sum is exact in any case. ``"auto"`` goes through the parameters in order of the cost
+    of exact sums and takes moments from where these would outweigh the passes.
 
     Args:
-        aggregation: what the user asked for.
+        aggregation: the user's choice.
         clean: bounds for the data as it is.
         poisoned: bounds for poisonable samples; empty if nothing can be poisoned.
         samples: weights and poisonable samples.
@@ -83,11 +84,10 @@ def require_aggregation(aggregation: str) -> None:
     Raises:
         ValueError: naming the known ones.
     """
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"Expected `aggregation` to be one of {AGGREGATIONS}, but got {aggregation!r}.")
+    require_one_of("aggregation", aggregation, AGGREGATIONS)
 
 
 def _passes(gradient: FactoredGradient) -> int:
-    """Estimated cost of both passes through one parameter's layer."""
+    """Estimate the cost of both passes through one parameter's layer."""
     outputs = gradient.elements // gradient.row
     return gradient.samples * (gradient.elements + ACTIVATIONS * (outputs + gradient.row))

@@ -9,7 +9,7 @@ cut at a threshold τ of its unit, and what is above it counts as if all samples
 
     top-n(α x + β y) <= Σ (α - τ)⁺ x + top-n(min(α, τ) x + β y).
 
-Every τ is sound, and samples may differ in it. Derived in docs/theory.md, section 4.1.
+Every τ is sound, and samples may differ in it. Derived in docs/theory.md, eq. (4.3), (4.8), (4.9).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation.descent import bounded_descent
-from agt_lightning.aggregation.moment_terms import Extent, Gains, Term
+from agt_lightning.aggregation.moment_terms import FactorRanges, Gains, Term
 from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
@@ -68,26 +68,26 @@ class MomentSums:
     terms: int
 
     @classmethod
-    def of(cls, gains: Gains, extent: Extent, taken: int, exponents: Sequence[int]) -> MomentSums:
+    def of(cls, gains: Gains, ranges: FactorRanges, taken: int, exponents: Sequence[int]) -> MomentSums:
         """Sum up the gains of some samples, in one pass.
 
         Args:
             gains: of all poisonable samples.
-            extent: of these.
-            taken: how many the threshold lets through.
+            ranges: of their factors.
+            taken: number of gains in the sum, for which the threshold is chosen.
             exponents: powers of two; one alone if the inputs move.
         """
-        tau = threshold(gains.sample_of_rises(_THRESHOLD_ROWS), taken / gains.rows)
-        unit = torch.where(extent.outputs > 0, 2 * extent.outputs, 1.0)
-        sums = _RunningSums.none(unit.repeat(2), extent.inputs, gains.columns(extent), exponents)
-        for terms in gains.terms(extent):
+        tau = threshold(gains.sampled_alpha(_THRESHOLD_ROWS), taken / gains.rows)
+        unit = torch.where(ranges.outputs > 0, 2 * ranges.outputs, 1.0)
+        sums = _RunningSums.none(unit.repeat(2), ranges.inputs, gains.columns(ranges), exponents)
+        for terms in gains.terms(ranges):
             for term in terms:
                 sums.add(term, tau)
         return cls(
-            gains.folded(sums.excess, extent),
-            {p: gains.folded(power, extent) for p, power in sums.powers.items()},
-            gains.folded(sums.largest(), extent, largest=True),
-            (unit * extent.inputs)[:, None],
+            gains.folded(sums.excess, ranges),
+            {p: gains.folded(power, ranges) for p, power in sums.powers.items()},
+            gains.folded(sums.largest(), ranges, largest=True),
+            (unit * ranges.inputs)[:, None],
             2 * gains.rows * (max(exponents) + 1),
         )
 
@@ -107,7 +107,7 @@ class MomentSums:
         """Upper bounds on the sum of any ``taken`` gains, (2, o, k), rounded up.
 
         Args:
-            taken: how many samples and positions the adversary can take.
+            taken: number of samples and positions that the adversary can take.
         """
         roundings = self.terms + _ROUNDINGS * max(self.powers)
         outward = 1 + 2 * roundings * unit_roundoff(torch.float64)
@@ -120,27 +120,27 @@ class MomentSums:
 
 @dataclass(frozen=True)
 class _RunningSums:
-    """Sums over the terms seen so far, changed in place; (2 o, columns of x).
+    """Sums and maxima over the terms so far, changed in place; sums are (2 o, columns of x).
 
     Args:
         excess: ``Σ (α - τ)⁺ x``.
         powers: by exponent, of scaled gains.
         unit: what outputs are divided by, (2 o,).
         scale: what inputs are divided by.
-        rise: largest α, (2 o,).
-        reach: largest β, (2 o,).
-        size: largest x, (k,).
-        shift: largest y, (k,).
+        alpha: largest α, (2 o,).
+        beta: largest β, (2 o,).
+        x: largest x, (k,).
+        y: largest y, (k,).
     """
 
     excess: Tensor
     powers: Mapping[int, Tensor]
     unit: Tensor
     scale: float
-    rise: Tensor
-    reach: Tensor
-    size: Tensor
-    shift: Tensor
+    alpha: Tensor
+    beta: Tensor
+    x: Tensor
+    y: Tensor
 
     @classmethod
     def none(cls, unit: Tensor, scale: float, columns: int, exponents: Sequence[int]) -> _RunningSums:
@@ -151,23 +151,23 @@ class _RunningSums:
 
     def add(self, term: Term, tau: Tensor) -> None:
         """Add a chunk of samples, with α cut at ``tau``."""
-        rest = torch.minimum(term.rise, tau)
-        self.excess.addmm_((term.rise - rest).T, term.size)
-        torch.maximum(self.rise, term.rise.amax(dim=0), out=self.rise)
-        torch.maximum(self.size, term.size.amax(dim=0), out=self.size)
-        a, x = rest / self.unit, term.size / self.scale
-        if term.shift is None:
+        cut = torch.minimum(term.alpha, tau)
+        self.excess.addmm_((term.alpha - cut).T, term.x)
+        torch.maximum(self.alpha, term.alpha.amax(dim=0), out=self.alpha)
+        torch.maximum(self.x, term.x.amax(dim=0), out=self.x)
+        alpha, x = cut / self.unit, term.x / self.scale
+        if term.y is None:
             for p, total in self.powers.items():
-                total.addmm_(_raised(a, p).T, _raised(x, p))
+                total.addmm_(_raised(alpha, p).T, _raised(x, p))
             return
-        torch.maximum(self.reach, term.reach.amax(dim=0), out=self.reach)
-        torch.maximum(self.shift, term.shift.amax(dim=0), out=self.shift)
+        torch.maximum(self.beta, term.beta.amax(dim=0), out=self.beta)
+        torch.maximum(self.y, term.y.amax(dim=0), out=self.y)
         for p, total in self.powers.items():
-            _add_binomial(total, (a, term.reach / self.unit), (x, term.shift / self.scale), p)
+            _add_binomial(total, (alpha, term.beta / self.unit), (x, term.y / self.scale), p)
 
     def largest(self) -> Tensor:
-        """An upper bound on each gain: the largest of each factor."""
-        return torch.outer(self.rise, self.size) + torch.outer(self.reach, self.shift)
+        """Return an upper bound on each gain: the largest of each factor."""
+        return torch.outer(self.alpha, self.x) + torch.outer(self.beta, self.y)
 
 
 def moment_descent(
@@ -204,11 +204,11 @@ def moment_descent(
     if parts is None:
         return bounded_descent(clean, poisoned, samples, n, budget)
     total = bounded_descent(clean, None, samples, 0, budget)
-    extents = [gains.extent() for gains in parts]
+    all_ranges = [gains.ranges() for gains in parts]
     taken = n * max(gains.positions for gains in parts)
-    several = not any(extent.move for extent in extents)
+    several = not any(ranges.inputs_move for ranges in all_ranges)
     exponents = exponents_for(taken, sum(gains.rows for gains in parts), several=several)
-    sums = [MomentSums.of(gains, extent, taken, exponents) for gains, extent in zip(parts, extents, strict=True)]
+    sums = [MomentSums.of(gains, ranges, taken, exponents) for gains, ranges in zip(parts, all_ranges, strict=True)]
     upper, lower = functools.reduce(operator.add, sums).top_n(taken).reshape(2, *clean.shape)
     return Interval.trusted(
         round_down(total.lower.double() - lower, total.dtype), round_up(total.upper.double() + upper, total.dtype)
@@ -216,7 +216,7 @@ def moment_descent(
 
 
 def part_gains(clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet) -> list[Gains] | None:
-    """The gains of each micro-batch, or None where some have no factors.
+    """Return the gains of each micro-batch; None if some have no factors.
 
     Args:
         clean: bounds for the data as it is.
@@ -225,14 +225,14 @@ def part_gains(clean: FactoredGradient, poisoned: FactoredGradient, samples: Sam
     """
     if isinstance(clean, Stacked) and isinstance(poisoned, Stacked):
         return _stacked_gains(clean, poisoned, samples)
-    before, after = clean.factors(), poisoned.factors()
-    if before is None or after is None:
+    inner, outer = clean.factors(), poisoned.factors()
+    if inner is None or outer is None:
         return None
-    return [Gains(before, after, samples.select(samples.weights).double(), samples.poisonable)]
+    return [Gains(inner, outer, samples.select(samples.weights).double(), samples.poisonable)]
 
 
 def _stacked_gains(clean: Stacked, poisoned: Stacked, samples: SampleSet) -> list[Gains] | None:
-    """Of micro-batches one by one; None if the poisonable samples do not come in the same order."""
+    """Return the gains of micro-batches one by one; None if poisonable samples do not come in the same order."""
     if len(clean.parts) != len(poisoned.parts):
         return None
     found: list[Gains] = []
@@ -253,9 +253,9 @@ def _stacked_gains(clean: Stacked, poisoned: Stacked, samples: SampleSet) -> lis
 
 
 def exponents_for(taken: int, rows: int, *, several: bool) -> tuple[int, ...]:
-    """Powers of two near the exponent at which the bound is tightest.
+    """Return powers of two near the exponent at which the bound is tightest.
 
-    It is ``ln(rows / taken)`` for gains with exponential tails and about twice that for normal ones.
+    That is ``ln(rows / taken)`` for gains with exponential tails and about twice that for normal ones.
 
     Args:
         taken: number of gains in the sum.
@@ -273,17 +273,17 @@ def exponents_for(taken: int, rows: int, *, several: bool) -> tuple[int, ...]:
     return (first, 2 * first) if several else (first,)
 
 
-def threshold(rises: Tensor, share: float) -> Tensor:
-    """The entry of each column that about this share of them exceeds; zero if all are taken.
+def threshold(alphas: Tensor, share: float) -> Tensor:
+    """Return, for each column, the entry that about this share of its entries exceeds; zero if all are taken.
 
     Args:
-        rises: (rows, columns), nonnegative.
+        alphas: (rows, columns), nonnegative.
         share: of entries that are taken.
     """
     if share >= 1:
-        return rises.new_zeros(rises.shape[1])
-    rank = max(1, round(share * len(rises)))
-    return rises.kthvalue(len(rises) - rank + 1, dim=0).values
+        return alphas.new_zeros(alphas.shape[1])
+    rank = max(1, round(share * len(alphas)))
+    return alphas.kthvalue(len(alphas) - rank + 1, dim=0).values
 
 
 def _add_binomial(total: Tensor, outputs: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor], p: int) -> None:

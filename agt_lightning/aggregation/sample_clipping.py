@@ -1,5 +1,7 @@
 """Bounds of clipped per-sample gradients (equation 24); on points, the clipped gradients themselves."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +28,32 @@ class Clipping(Protocol):
         """Clip a block of shape (e, b)."""
 
 
+class SampleClipping(Protocol):
+    """How training clips the gradient of each sample; the adversary that needs it states it."""
+
+    def fitted(self, gradients: Sequence[FactoredGradient]) -> Clipping:
+        """Return the clipping of one step.
+
+        Args:
+            gradients: of all trainable parameters, with the same samples.
+        """
+
+
+@dataclass(frozen=True)
+class SampleNormClipping:
+    """Scale each sample's whole gradient to Euclidean norm at most κ.
+
+    Args:
+        kappa: κ.
+    """
+
+    kappa: float
+
+    def fitted(self, gradients: Sequence[FactoredGradient]) -> Clipping:
+        """Return the clipping by bounds on the norms of these gradients."""
+        return NormClipping.of(self.kappa, gradients)
+
+
 @dataclass(frozen=True)
 class ValueClipping:
     """Every entry cut to [-κ, κ]: monotone, so exact.
@@ -37,10 +65,13 @@ class ValueClipping:
 
     kappa: float
 
+    def fitted(self, gradients: Sequence[FactoredGradient]) -> Clipping:
+        """Return this clipping, which depends on no norm."""
+        return self
+
     def __call__(self, block: Interval) -> Interval:
         """``[clip(l), clip(u)]``."""
-        lower = block.lower.clamp(-self.kappa, self.kappa)
-        return Interval.trusted(lower, lower if block.is_point else block.upper.clamp(-self.kappa, self.kappa))
+        return block.mapped(lambda bound: bound.clamp(-self.kappa, self.kappa))
 
 
 @dataclass(frozen=True)
@@ -60,7 +91,7 @@ class NormClipping:
     square_norms: Interval
 
     @classmethod
-    def of(cls, kappa: float, gradients: Sequence[FactoredGradient]) -> "NormClipping":
+    def of(cls, kappa: float, gradients: Sequence[FactoredGradient]) -> NormClipping:
         """Clipping by the norm over several parameters.
 
         Args:

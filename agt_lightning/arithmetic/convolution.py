@@ -1,8 +1,8 @@
 """Exact convolutions of intervals, and their adjoints.
 
 A convolution is a sum of products in which every image entry and every weight occurs at most once per result, so the
-interval of each result is the sum of the products' intervals: no excess width. Where one factor is a point or known to
-be nonnegative, sign splitting gives it by native convolutions; where both may straddle zero, by the exact matrix
+interval of each result is the sum of the products' intervals: no excess width. If one factor is a point or known to be
+nonnegative, it is computed by native convolutions with sign splitting; if both may straddle zero, by the exact matrix
 product of the image's patches.
 
 Axis letters: ``b`` samples, ``c`` channels of the image, ``o`` channels of the result, ``t`` positions of the window,
@@ -11,19 +11,19 @@ Axis letters: ``b`` samples, ``c`` channels of the image, ``o`` channels of the 
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agt_lightning.arithmetic.order import require_uncrossed, uncrossed
-from agt_lightning.arithmetic.products import matmul
+from agt_lightning.arithmetic.order import require_uncrossed
+from agt_lightning.arithmetic.products import product, split_product, splits
 from agt_lightning.interval import Interval, LpBall
 
 PATCH_BUDGET = 64 * 2**20
-"""Bytes that unfolded patches may take at once; more samples than that are handled in turn."""
+"""Bytes that unfolded patches may take at once; more samples are handled in chunks."""
 
 _COPIES = 8
 """Tensors of the patches' size that are alive during an exact product: both bounds, each split by sign, stacked."""
@@ -31,13 +31,13 @@ _COPIES = 8
 
 @dataclass(frozen=True)
 class Windows:
-    """How a window moves over an image; all tuples have one entry per spatial axis.
+    """The positions of a window on an image; all tuples have one entry per spatial axis.
 
     Args:
-        kernel: entries of the window.
+        kernel: size of the window.
         stride: step from one position to the next.
         dilation: distance between neighboring entries.
-        before: padding in front of the image; behind it, as much as the last position needs.
+        before: padding in front of the image; behind it, as much is added as the last position needs.
         image: size of the image.
         positions: number of positions.
         groups: number g of independent groups of channels.
@@ -61,32 +61,32 @@ class Windows:
 
     @property
     def spans(self) -> tuple[int, ...]:
-        """Extent of the window on the image, ``d (k - 1) + 1``."""
+        """The extent of the window on the image, ``d (k - 1) + 1``."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
     @property
     def canvas(self) -> tuple[int, ...]:
-        """Size of the image with its padding, without entries that no window meets."""
+        """The size of the image with its padding, without entries that are in no window."""
         return tuple((t - 1) * s + w for t, s, w in zip(self.positions, self.stride, self.spans, strict=True))
 
     def _padding(self) -> list[int]:
-        """As `torch.nn.functional.pad` wants it, last axis first; negative where entries are left out."""
+        """The argument of `torch.nn.functional.pad`, last axis first; negative where entries are left out."""
         axes = zip(self.before, self.canvas, self.image, strict=True)
         pairs = [(before, canvas - image - before) for before, canvas, image in axes]
         return [side for pair in reversed(pairs) for side in pair]
 
     def pad(self, image: Tensor, fill: float = 0.0) -> Tensor:
-        """(b, c, *image) to (b, c, *canvas)."""
+        """Pad an image: (b, c, *image) to (b, c, *canvas)."""
         padding = self._padding()
         return F.pad(image, padding, value=fill) if any(padding) else image
 
     def crop(self, canvas: Tensor) -> Tensor:
-        """The adjoint of `pad`: (b, c, *canvas) to (b, c, *image)."""
+        """Apply the adjoint of `pad`: (b, c, *canvas) to (b, c, *image)."""
         padding = [-side for side in self._padding()]
         return F.pad(canvas, padding) if any(padding) else canvas
 
     def patches(self, image: Tensor, fill: float = 0.0) -> Tensor:
-        """``P[b, t, (c, j)] = image[b, c, s t + d j]``: (b, c, *image) to (b, t, c · kernel)."""
+        """Return the patches ``P[b, t, (c, j)] = image[b, c, s t + d j]``: (b, c, *image) to (b, t, c · kernel)."""
         rank = len(self.kernel)
         view = self.pad(image, fill)
         for axis, (span, stride) in enumerate(zip(self.spans, self.stride, strict=True)):
@@ -96,7 +96,7 @@ class Windows:
         return view.permute(0, *positions, 1, *entries).reshape(len(image), math.prod(self.positions), -1)
 
     def fold(self, columns: Tensor) -> Tensor:
-        """The adjoint of `patches`: each image entry sums its copies; (b, t, c · kernel) to (b, c, *image)."""
+        """Apply the adjoint of `patches`, summing copies of an image entry: (b, t, c · kernel) to (b, c, *image)."""
         rank = len(self.kernel)
         channels = columns.shape[2] // math.prod(self.kernel)
         spread = columns.reshape(len(columns), *self.positions, channels, -1).movedim(1 + rank, 1)
@@ -109,12 +109,12 @@ class Windows:
 
 
 def convolve(image: Interval, weight: Interval, windows: Windows) -> Interval:
-    """``y[b, o, t] = Σ_{c, j} W[o, c, j] image[b, c, s t + d j]``; exact.
+    """Return bounds on ``y[b, o, t] = Σ_{c, j} W[o, c, j] image[b, c, s t + d j]``; exact.
 
     Args:
         image: (b, c, *image).
         weight: (o, c/g, *kernel), independent of the image.
-        windows: how the kernel moves.
+        windows: positions of the kernel.
 
     Returns:
         Interval of shape (b, o, *positions).
@@ -128,18 +128,18 @@ def convolve(image: Interval, weight: Interval, windows: Windows) -> Interval:
     if splits(image, weight) and has_exact_kernels(image.lower):
         return split_product(lambda x, w: _native(windows.pad(x), w, windows, transposed=False), image, weight)
     parts = [_convolve_patches(image[chunk], weight, windows) for chunk in chunks(image, windows)]
-    return require_uncrossed(_concatenated(parts, dim=0))
+    return require_uncrossed(Interval.cat(parts, dim=0))
 
 
 def convolve_adjoint(values: Interval, weight: Interval, windows: Windows) -> Interval:
-    """``x[b, c, i] = Σ_{o, t, j: s t + d j = i} W[o, c, j] values[b, o, t]``; exact.
+    """Return bounds on ``x[b, c, i] = Σ_{o, t, j: s t + d j = i} W[o, c, j] values[b, o, t]``; exact.
 
-    The gradient of `convolve` with respect to its image, and the transposed convolution.
+    This is the gradient of `convolve` with respect to its image, and the transposed convolution.
 
     Args:
         values: (b, o, *positions).
         weight: (o, c/g, *kernel), independent of the values.
-        windows: how the kernel moves.
+        windows: positions of the kernel.
 
     Returns:
         Interval of shape (b, c, *image).
@@ -155,19 +155,19 @@ def convolve_adjoint(values: Interval, weight: Interval, windows: Windows) -> In
     entries = math.prod(windows.positions) * weight.lower[0].numel()
     size = entries * values.lower.element_size()
     parts = [_fold_products(values[chunk], weight, windows) for chunk in chunks_of(values.shape[0], size)]
-    return require_uncrossed(_concatenated(parts, dim=0))
+    return require_uncrossed(Interval.cat(parts, dim=0))
 
 
 def ball_convolve(ball: LpBall, weight: Interval, windows: Windows) -> Interval:
-    """Bounds on `convolve` of the images ``x + scale ∘ u`` with ``‖u‖_p <= 1`` by every kernel in ``weight``.
+    """Return bounds on `convolve` of the images ``x + scale ∘ u`` with ``‖u‖_p <= 1`` by every kernel in ``weight``.
 
-    The interval of the convolution of x, plus or minus ``‖scale_t ∘ max(|W_L|, |W_U|)‖_{p*}`` for the patch at each
-    position t. An enclosure, exact for a point W.
+    They are the interval of the convolution of x, plus or minus ``‖scale_t ∘ max(|W_L|, |W_U|)‖_{p*}`` for the patch at
+    each position t: an enclosure, exact for a point W.
 
     Args:
-        ball: images, nominal of shape (b, c, *image) and scale of shape (c, *image).
+        ball: the images, with nominal (b, c, *image) and scale (c, *image).
         weight: (o, c/g, *kernel).
-        windows: how the kernel moves.
+        windows: positions of the kernel.
 
     Returns:
         Interval of shape (b, o, *positions).
@@ -180,13 +180,13 @@ def ball_convolve(ball: LpBall, weight: Interval, windows: Windows) -> Interval:
     """
     center = convolve(Interval.point(ball.nominal), weight, windows)
     radius = _dual_norms(ball.scale.unsqueeze(0), weight.magnitude, windows, ball.p)
-    return Interval.trusted(center.lower - radius, center.upper + radius)
+    return center.widened(radius)
 
 
 def _dual_norms(scale: Tensor, magnitude: Tensor, windows: Windows, p: float) -> Tensor:
     """``‖scale_t ∘ |W_o|‖_{p*}`` for each position and kernel, (1, o, *positions)."""
     if p == 1:
-        rows = _rows(Interval.point(magnitude), windows.groups)
+        rows = _kernel_matrices(Interval.point(magnitude), windows.groups)
         parts = []
         for group, kernels in enumerate(rows):
             patches = windows.patches(by_group(Interval.point(scale), windows.groups, group).lower)[0]
@@ -197,49 +197,23 @@ def _dual_norms(scale: Tensor, magnitude: Tensor, windows: Windows, p: float) ->
     return sums.clamp(min=0) ** (1 / power)
 
 
-def splits(a: Interval, b: Interval) -> bool:
-    """Whether no pair of factors can straddle zero twice, so that sign splitting is exact."""
-    return a.is_point or b.is_point or a.nonnegative or b.nonnegative
-
-
 def has_exact_kernels(tensor: Tensor) -> bool:
-    """Whether native convolutions compute in the tensor's own precision; cuDNN cuts float32 to 10 bits by default."""
+    """Return whether native convolutions keep the tensor's precision; cuDNN cuts float32 to 10 bits by default."""
     return tensor.dtype == torch.float64 or not tensor.is_cuda
 
 
-def split_product(product: Callable[[Tensor, Tensor], Tensor], a: Interval, b: Interval) -> Interval:
-    """Any bilinear map with nonnegative coefficients, of factors that `splits` accepts; exact.
-
-    For a point a: center ``a·b_c`` and radius ``|a|·b_r``. For a ≥ 0: upper ``au·bu⁺ - al·bu⁻``, lower
-    ``al·bl⁺ - au·bl⁻``.
-
-    Example:
-        >>> half = Interval(torch.zeros(1, 1), torch.ones(1, 1), nonnegative=True)
-        >>> split_product(torch.mm, half, Interval.point(torch.tensor([[-2.0]])))
-        Interval(lower=tensor([[-2.]]), upper=tensor([[0.]]))
-    """
-    if a.is_point and b.is_point:
-        return Interval.point(product(a.lower, b.lower), nonnegative=a.nonnegative and b.nonnegative)
-    if not (a.is_point or (a.nonnegative and not b.is_point)):
-        return split_product(lambda first, second: product(second, first), b, a)
-    if a.is_point and not a.nonnegative:
-        center, radius = product(a.lower, b.center), product(a.lower.abs(), b.radius)
-        return Interval.trusted(center - radius, center + radius)
-    if a.is_point or b.nonnegative:
-        return Interval.trusted(product(a.lower, b.lower), product(a.upper, b.upper), nonnegative=b.nonnegative)
-    upper = product(a.upper, b.upper.clamp(min=0)) + product(a.lower, b.upper.clamp(max=0))
-    lower = product(a.lower, b.lower.clamp(min=0)) + product(a.upper, b.lower.clamp(max=0))
-    return uncrossed(lower, upper)
-
-
 def chunks(image: Interval, windows: Windows) -> Iterator[slice]:
-    """Ranges of samples whose patches fit `PATCH_BUDGET`."""
+    """Yield ranges of samples whose patches fit `PATCH_BUDGET`."""
     entries = math.prod(windows.positions) * math.prod(windows.kernel) * image.shape[1] // windows.groups
     return chunks_of(image.shape[0], entries * image.lower.element_size())
 
 
 def chunks_of(samples: int, size: int) -> Iterator[slice]:
-    """Ranges of samples, each of which takes ``size`` bytes per copy, that fit `PATCH_BUDGET`.
+    """Yield ranges of samples that fit `PATCH_BUDGET`.
+
+    Args:
+        samples: number of samples.
+        size: bytes of one sample's patches.
 
     Example:
         >>> list(chunks_of(3, 2**22))
@@ -250,15 +224,9 @@ def chunks_of(samples: int, size: int) -> Iterator[slice]:
 
 
 def by_group(value: Interval, groups: int, group: int) -> Interval:
-    """Channels (axis 1) of one group."""
+    """Return the channels (axis 1) of one group."""
     size = value.shape[1] // groups
-    return mapped(value, lambda bound: bound[:, group * size : (group + 1) * size])
-
-
-def mapped(value: Interval, function: Callable[[Tensor], Tensor]) -> Interval:
-    """Move elements about, the same way for both bounds."""
-    lower = function(value.lower)
-    return Interval.trusted(lower, lower if value.is_point else function(value.upper), nonnegative=value.nonnegative)
+    return value[:, group * size : (group + 1) * size]
 
 
 def _native(values: Tensor, weight: Tensor, windows: Windows, *, transposed: bool) -> Tensor:
@@ -270,35 +238,30 @@ def _native(values: Tensor, weight: Tensor, windows: Windows, *, transposed: boo
 def _convolve_patches(image: Interval, weight: Interval, windows: Windows) -> Interval:
     """Patches (b t, k) times weights (o/g, k), group by group."""
     samples, parts = image.shape[0], []
-    for group, rows in enumerate(_rows(weight, windows.groups)):
-        patches = mapped(by_group(image, windows.groups, group), windows.patches)
-        parts.append(matmul(mapped(patches, lambda bound: bound.flatten(0, 1)), rows))
-    product = _concatenated(parts, dim=1)
-    return mapped(product, lambda bound: bound.unflatten(0, (samples, *windows.positions)).movedim(-1, 1))
+    for group, rows in enumerate(_kernel_matrices(weight, windows.groups)):
+        patches = by_group(image, windows.groups, group).rearranged(windows.patches)
+        parts.append(product(patches.rearranged(lambda bound: bound.flatten(0, 1)), rows.mT))
+    return Interval.cat(parts, dim=1).rearranged(
+        lambda bound: bound.unflatten(0, (samples, *windows.positions)).movedim(-1, 1)
+    )
 
 
 def _fold_products(values: Interval, weight: Interval, windows: Windows) -> Interval:
     """Values (b t, o/g) times transposed weights (k, o/g), folded back, group by group."""
     samples, parts = values.shape[0], []
-    for group, rows in enumerate(_rows(weight, windows.groups)):
-        columns = mapped(by_group(values, windows.groups, group), lambda bound: bound.movedim(1, -1).flatten(0, -2))
-        products = matmul(columns, mapped(rows, lambda bound: bound.T))
-        parts.append(mapped(products, lambda bound: windows.fold(bound.unflatten(0, (samples, -1)))))
-    return _concatenated(parts, dim=1)
+
+    def fold(bound: Tensor) -> Tensor:
+        return windows.fold(bound.unflatten(0, (samples, -1)))
+
+    for group, rows in enumerate(_kernel_matrices(weight, windows.groups)):
+        columns = by_group(values, windows.groups, group).rearranged(lambda bound: bound.movedim(1, -1).flatten(0, -2))
+        products = product(columns, rows)
+        parts.append(products.mapped(fold, nonnegative=products.nonnegative))
+    return Interval.cat(parts, dim=1)
 
 
-def _rows(weight: Interval, groups: int) -> list[Interval]:
+def _kernel_matrices(weight: Interval, groups: int) -> list[Interval]:
     """The weight as one matrix (o/g, k) per group."""
     size = weight.shape[0] // groups
-    flat = mapped(weight, lambda bound: bound.flatten(1))
+    flat = weight.rearranged(lambda bound: bound.flatten(1))
     return [flat[group * size : (group + 1) * size] for group in range(groups)]
-
-
-def _concatenated(parts: list[Interval], dim: int) -> Interval:
-    if len(parts) == 1:
-        return parts[0]
-    lower = torch.cat([part.lower for part in parts], dim)
-    if all(part.is_point for part in parts):
-        return Interval.point(lower, nonnegative=all(part.nonnegative for part in parts))
-    upper = torch.cat([part.upper for part in parts], dim)
-    return Interval.trusted(lower, upper, nonnegative=all(part.nonnegative for part in parts))

@@ -5,15 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic.products import matmul
+from agt_lightning.arithmetic.products import product
 from agt_lightning.interval import Interval, LpBall
 
 
 def dual_norm(rows: Tensor, p: float) -> Tensor:
-    """``‖row‖_{p*}`` with 1/p + 1/p* = 1: the largest ``row · u`` over ``‖u‖_p <= 1``.
+    """Return ``‖row‖_{p*}`` with 1/p + 1/p* = 1, the largest ``row · u`` over ``‖u‖_p <= 1``.
 
     Args:
-        rows: (o, k).
+        rows: one vector per row, (o, k).
         p: 1, 2 or infinity.
 
     Returns:
@@ -30,21 +30,22 @@ def dual_norm(rows: Tensor, p: float) -> Tensor:
 
 
 def ball_product(ball: LpBall, weight: Interval) -> Interval:
-    """Bounds on ``W (x + scale ∘ u)`` for W in ``weight`` and ``‖u‖_p <= 1``.
+    """Return bounds on ``W (x + scale ∘ u)`` for W in ``weight`` and ``‖u‖_p <= 1``.
 
-    The interval of W x, plus or minus ``‖scale ∘ max(|W_L|, |W_U|)‖_{p*}`` for each row. Around the midpoint of W alone
-    the same radius would be unsound, since x meets the whole interval of W. An enclosure, exact for a point W.
+    They are the interval of W x, plus or minus ``‖scale ∘ max(|W_L|, |W_U|)‖_{p*}`` for each row: an enclosure, exact
+    for a point W. Around the midpoint of W alone the same radius would be unsound, since every W in the interval is
+    multiplied by x.
 
     Args:
-        ball: inputs, nominal of shape (b, k) and scale of shape (k,).
-        weight: (o, k).
+        ball: the inputs, with nominal (b, k) and scale (k,).
+        weight: bounds on W, (o, k).
 
     Returns:
         Interval of shape (b, o).
 
     Reference:
-        Theory, "Aggregation, rules, optimizers": first op, p-ball.
+        docs/theory.md, eq. (7.1).
     """
-    center = matmul(Interval.point(ball.nominal), weight)
+    center = product(Interval.point(ball.nominal), weight.mT)
     radius = dual_norm(weight.magnitude * ball.scale, ball.p)
-    return Interval.trusted(center.lower - radius, center.upper + radius)
+    return center.widened(radius)

@@ -1,4 +1,4 @@
-"""Bounds that meet in real arithmetic and crossed by rounding."""
+"""Bounds that are ordered in real arithmetic but may be crossed by rounding."""
 
 import torch
 from torch import Tensor
@@ -8,16 +8,20 @@ from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
 _LONGEST_SUM = 10**7
-"""Summands of the longest sum that bounds are made of; float64 keeps its rounding below 3e-12 of their size."""
+"""Number of summands of the longest sum in a bound; in float64 its rounding error stays below 3e-12 of their size."""
 
 
 def uncrossed(lower: Tensor, upper: Tensor) -> Interval:
-    """The interval between two bounds; where rounding crossed them, they change places.
+    """Return the interval between two bounds; where rounding crossed them, they change places.
 
     Only for results whose formula proves ``lower <= upper``.
 
+    Args:
+        lower: lower bounds, up to rounding.
+        upper: upper bounds, of the same shape.
+
     Example:
-        >>> ordered(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999])).lower
+        >>> uncrossed(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999])).lower
         tensor([1.0000, 2.0000])
     """
     if _in_order(lower, upper):
@@ -26,13 +30,16 @@ def uncrossed(lower: Tensor, upper: Tensor) -> Interval:
 
 
 def require_uncrossed(value: Interval) -> Interval:
-    """The same bounds in order; points stay points.
+    """Return the same bounds in order; points stay points.
+
+    Args:
+        value: bounds that may be crossed by rounding.
 
     Raises:
-        UnsoundBoundError: if they crossed by more than rounding: some rule is wrong.
+        UnsoundBoundError: if they cross by more than rounding, which means that a rule is wrong.
 
     Example:
-        >>> settled(Interval.trusted(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999]))).lower
+        >>> require_uncrossed(Interval.trusted(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.9999999]))).lower
         tensor([1.0000, 2.0000])
     """
     if value.is_point or _in_order(value.lower, value.upper):
@@ -42,12 +49,27 @@ def require_uncrossed(value: Interval) -> Interval:
     if excess > size * accumulated_roundoff(_LONGEST_SUM, value.dtype):
         raise UnsoundBoundError(
             f"Expected lower bounds below upper ones up to rounding, but they cross by {excess:.3g} at size {size:.3g}."
-            " A rule is wrong: please report it with the layer that has it."
+            " A rule is wrong: please report this message."
         )
     result = uncrossed(value.lower, value.upper)
     return Interval.trusted(result.lower, result.upper, nonnegative=value.nonnegative)
 
 
+def intersection(a: Interval, b: Interval) -> Interval:
+    """Return the intersection of two enclosures; where rounding made them miss each other, the gap between them.
+
+    Args:
+        a: bounds.
+        b: other bounds on the same values.
+
+    Example:
+        >>> a = Interval(torch.tensor([0.0]), torch.tensor([2.0]))
+        >>> intersection(a, Interval(torch.tensor([1.0]), torch.tensor([3.0])))
+        Interval(lower=tensor([1.]), upper=tensor([2.]))
+    """
+    return uncrossed(torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper))
+
+
 def _in_order(lower: Tensor, upper: Tensor) -> bool:
-    """Whether no lower bound exceeds its upper one; with NaN they are not in order."""
+    """Return whether no lower bound exceeds its upper one; bounds with NaN are not in order."""
     return not lower.numel() or float((upper - lower).detach().min()) >= 0

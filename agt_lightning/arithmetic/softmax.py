@@ -1,8 +1,8 @@
 """Bounds of the softmax over a box of logits.
 
 ``p_k = 1 / (1 + Σ_{j≠k} exp(z_j - z_k))`` rises with z_k and falls with every other z_j, so its extremes over a box are
-at two corners and the bounds below are attained. The own term is exactly 1: the paper's printed upper bound
-(appendix C.3) has ``exp(z_k^L - z_k^U)`` there, which is loose.
+at two corners and the bounds below are attained. The term of k itself is exactly 1: the upper bound printed in the
+paper (appendix C.3) has ``exp(z_k^L - z_k^U)`` there, which is loose.
 """
 
 import math
@@ -14,7 +14,7 @@ from agt_lightning.interval import Interval
 
 
 def softmax(logits: Interval) -> Interval:
-    """Bounds on the probabilities, classes on axis 1; exact for each class.
+    """Return bounds on the probabilities, classes on axis 1; exact for each class.
 
     Example:
         >>> softmax(Interval(torch.zeros(1, 2), torch.zeros(1, 2))).upper
@@ -31,7 +31,7 @@ def softmax(logits: Interval) -> Interval:
 
 
 def surprisal(logits: Interval) -> Interval:
-    """Bounds on ``-log p_k``, classes on axis 1; exact for each class."""
+    """Return bounds on ``-log p_k``, classes on axis 1; exact for each class."""
     if logits.is_point:
         return Interval.point(-logits.lower.log_softmax(dim=1), nonnegative=True)
     lower = softplus(logsumexp_of_others(logits.lower) - logits.upper)
@@ -40,12 +40,12 @@ def surprisal(logits: Interval) -> Interval:
 
 
 def softplus(values: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` without the threshold of `torch.nn.functional.softplus`, above which it is 2e-9 too small."""
+    """Return ``log(1 + exp(x))``; `torch.nn.functional.softplus` has a threshold above which it is 2e-9 too small."""
     return torch.logaddexp(values, torch.zeros_like(values))
 
 
 def logsumexp_of_others(values: Tensor) -> Tensor:
-    """``log Σ_{j≠k} exp(v_j)`` for every k along axis 1, without cancellation and without a table of pairs.
+    """Return ``log Σ_{j≠k} exp(v_j)`` for every k along axis 1, without cancellation and without a table of pairs.
 
     Example:
         >>> logsumexp_of_others(torch.tensor([[1.0, 5.0]]))
@@ -56,18 +56,18 @@ def logsumexp_of_others(values: Tensor) -> Tensor:
     return shares.log_().add_(largest).scatter_(1, position, rest)
 
 
-def _odds_against(own: Tensor, others: Tensor) -> Tensor:
-    """``Σ_{j≠k} exp(others_j - own_k)`` for every k along axis 1; infinite where it is too large for its type."""
+def _odds_against(logits: Tensor, others: Tensor) -> Tensor:
+    """``Σ_{j≠k} exp(others_j - logits_k)`` for every k along axis 1; infinite if it overflows."""
     largest, position, shares = _others(others)
-    if bool((largest - own.gather(1, position) > math.log(torch.finfo(own.dtype).max) / 2).any()):
-        return (logsumexp_of_others(others) - own).exp_()  # the shares beside the largest value may have vanished
-    return (largest - own).exp_().mul_(shares)
+    if bool((largest - logits.gather(1, position) > math.log(torch.finfo(logits.dtype).max) / 2).any()):
+        return (logsumexp_of_others(others) - logits).exp_()  # the shares beside the largest value may have vanished
+    return (largest - logits).exp_().mul_(shares)
 
 
 def _others(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest value m along axis 1, where it is first, and ``Σ_{j≠k} exp(v_j - m)`` for every k.
+    """The largest value m along axis 1, its first position, and ``Σ_{j≠k} exp(v_j - m)`` for every k.
 
-    Only beside k = m itself this can be less than one; elsewhere a difference of sums loses nothing beside the one.
+    The sum can be less than one only at that position; elsewhere a difference of sums loses nothing beside the one.
     """
     largest, position = values.max(dim=1, keepdim=True)
     shares = (values - largest).exp_().scatter_(1, position, 0.0)

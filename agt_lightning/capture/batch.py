@@ -14,7 +14,8 @@ def flatten(batch: object) -> tuple[list[Tensor], Rebuild]:
     """Take the tensors out of a batch.
 
     Tuples, named tuples, lists, mappings and dataclasses are entered, to any depth; everything else that is not a
-    tensor stays where it is.
+    tensor stays where it is. Fields of a dataclass that its constructor derives are derived anew, where
+    `lightning_utilities.apply_to_collection` would take them for tensors of the batch.
 
     Returns:
         The tensors, in order, and a function that puts others in their places.

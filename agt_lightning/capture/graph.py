@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Call:
         shape: shape of the result in the captured batch.
         dtype: type of the result.
         source: the line of user code that made the call, for messages.
+        module: path of the submodule whose `forward` made the call, such as ``net.0``; empty outside of submodules.
     """
 
     name: str
@@ -43,19 +44,12 @@ class Call:
     shape: tuple[int, ...]
     dtype: torch.dtype
     source: str
+    module: str = ""
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensor inputs, in the order of the schema."""
         return tuple(reference.name for argument in self.arguments.values() for reference in _references(argument))
-
-    def renamed(self, names: Mapping[str, str]) -> Call:
-        """The same call with inputs replaced by name."""
-        arguments = {
-            key: map_references(value, lambda reference: Reference(names.get(reference.name, reference.name)))
-            for key, value in self.arguments.items()
-        }
-        return replace(self, arguments=arguments)
 
 
 @dataclass(frozen=True)

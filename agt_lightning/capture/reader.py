@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -108,7 +109,7 @@ class GraphReader:
         detached = f"{name}.detached"
         self.shapes[detached] = call.shape
         arguments = {"self": Reference(name)}
-        self.calls.append(Call(detached, _aten.detach.default, arguments, call.shape, call.dtype, call.source))
+        self.calls.append(replace(call, name=detached, op=_aten.detach.default, arguments=arguments))
         return detached
 
     def _read_item(self, node: fx.Node) -> None:
@@ -154,4 +155,12 @@ class GraphReader:
     def _append(self, node: fx.Node, op: OpOverload, arguments: Mapping[str, object]) -> None:
         self._note_shape(node)
         name, source = self._name(node), source_of(node.meta.get("stack_trace"))
-        self.calls.append(Call(name, op, dict(arguments), self.shapes[name], node.meta["val"].dtype, source))
+        dtype, module = node.meta["val"].dtype, _module_of(node)
+        self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, module))
+
+
+def _module_of(node: fx.Node) -> str:
+    """Path of the submodule that made a call, without the attribute of the module that was exported."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    path, _ = list(stack.values())[-1]
+    return str(path).partition(".")[2]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic import matmul
+from agt_lightning.arithmetic import product
 from agt_lightning.capture import Call
 from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.interval import Interval
@@ -92,12 +92,16 @@ def last_linear(program: Program, output: str) -> Call | None:
 
 
 def _linear_margins(z: Interval, weight: Interval, bias: Interval | None, target: Tensor) -> Interval:
-    """``(W_t - W_j) z + β_t - β_j``; rows of W are independent, so the difference of their boxes is exact."""
+    """``(W_t - W_j) z + β_t - β_j``; rows of W are independent, so the difference of their boxes is exact.
+
+    Reference:
+        docs/theory.md, eq. (9.2).
+    """
     lower = z.lower.new_empty(len(target), weight.shape[0])
     upper = torch.empty_like(lower)
     for label in target.unique().tolist():
         rows = (target == label).nonzero().squeeze(1)
-        margin = matmul(z[rows], _row_differences(weight, label))
+        margin = product(z[rows], _row_differences(weight, label).mT)
         if bias is not None:
             margin = margin + _row_differences(bias, label)
         lower[rows], upper[rows] = margin.lower, margin.upper

@@ -17,12 +17,12 @@ from agt_lightning.certificates.margins import last_linear, predicted_classes
 from agt_lightning.certificates.objectives import possible_classes
 from agt_lightning.certificates.predictions import Certification
 from agt_lightning.certificates.values import BoundedValues, frozen_values
-from agt_lightning.domains.ball import ParameterBall
-from agt_lightning.domains.head import HeadBounds, unshaped
-from agt_lightning.domains.influence import HeadInfluence, RecordedHead
+from agt_lightning.domains import DOMAINS, FlipCounter, ParameterSet
+from agt_lightning.domains.head import Head, HeadBounds, unshaped
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, require_method
+from agt_lightning.propagation.objective import ProgramCache, canonical_names, graph_inputs
 from agt_lightning.rules import RULES, RuleTable, Value
 from agt_lightning.rules.base import as_interval
 
@@ -40,10 +40,9 @@ class CertifiedModel:
     Args:
         module: the trained module; `forward` is what is bounded.
         bounds: bounds on its parameters, which contain them.
-        ball: a Euclidean ball that contains the same parameters, for tighter bounds on a head; None without one.
-        influence: the record of a linear head's training, for exact bounds on it where only labels can be poisoned, and
-            for `certified_flips`; None without one.
-        excluded: why the training went on without some domains, by name, to be told to who asks for one.
+        sets: other sets that contain the same parameters, by name of their domain, for tighter bounds on a head and for
+            `certified_flips`; see `AbstractGradientEngine.parameter_sets`.
+        excluded: by name of a domain, why the training went on without it, for messages.
         method: how bounds are propagated, see `CertifiedTraining`.
         dtype: floating point type to compute in.
         rules: bound rules by overload.
@@ -65,8 +64,7 @@ class CertifiedModel:
         bounds: ParameterBounds,
         method: Method = "ibp",
         *,
-        ball: ParameterBall | None = None,
-        influence: RecordedHead | None = None,
+        sets: Mapping[str, ParameterSet] | None = None,
         excluded: Mapping[str, str] | None = None,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
@@ -81,12 +79,11 @@ class CertifiedModel:
         self.module = module
         self.bounds = bounds
         self.method: Method = method
-        self.ball = ball
-        self.influence = influence
+        self.sets = dict(sets or {})
         self.excluded = dict(excluded or {})
         self.dtype = dtype
         self.rules = rules
-        self._programs: dict[object, Program] = {}
+        self._program = ProgramCache(self._capture, lambda x: (tuple(x.shape[1:]), x.dtype))
 
     def bound_forward(self, x: Tensor, epsilon: float = 0.0, p: float = math.inf) -> Interval:
         """Bounds on ``module(x̃)`` for every reachable parameter and every x̃ with ``‖x̃ - x‖_p <= epsilon``.
@@ -159,14 +156,15 @@ class CertifiedModel:
             UnsoundBoundError: if the record of the training does not lead to the module's parameters.
 
         Reference:
-            docs/theory.md, "Exact influence of labels".
+            docs/theory.md, eq. (11.5).
         """
         program = self._program(x)
-        head = self._head_influence(program)
-        if head is None or not self._ends_in(program, head):
-            raise UncertifiableError([self._why_no_influence()])
+        counters = {name: h for name, h in self._heads(program).items() if isinstance(h, FlipCounter)}
+        name, head = next(iter(counters.items()), ("", None))
+        if not isinstance(head, FlipCounter) or not self._ends_in(program, head.head):
+            raise UncertifiableError([self._why_no_flips()])
         inputs = self._inputs(program, self._box(), x, 0.0, math.inf)
-        return head.certified_flips(as_interval(frozen_values(program, inputs, {"influence": head})[head.head.input]))
+        return head.certified_flips(as_interval(frozen_values(program, inputs, {name: head})[head.head.input]))
 
     def deciding_domains(self, x: Tensor, epsilon: float = 0.0) -> dict[str, float]:
         """Which domain's bound on the outputs is the tighter one: a share of all bounds by name.
@@ -188,66 +186,45 @@ class CertifiedModel:
         return {name: _pointed(bounds.to(dtype=self.dtype)) for name, bounds in self.bounds.items()}
 
     def _heads(self, program: Program) -> dict[str, HeadBounds]:
-        """What other domains know of the trained layers that this program ends in, by name."""
-        heads: dict[str, HeadBounds] = {}
-        if self.ball is not None:
-            ball = self.ball.on(program.graph, self._names(program), self.module, self.dtype)
-            heads |= {} if ball is None else {"ball": ball}
-        influence = self._head_influence(program)
-        return heads if influence is None else {**heads, "influence": influence}
-
-    def _head_influence(self, program: Program) -> HeadInfluence | None:
-        """The record of the layer that this program ends in, if there is one."""
-        if self.influence is None:
-            return None
-        return self.influence.on(program.graph, self._names(program), self.module)
+        """Return the bounds of other sets on the trained layers that this program ends in, by name of the domain."""
+        names = {value: self._canonical[target] for value, target in program.graph.parameters.items()}
+        found = {name: each.on(program.graph, names, self.module, self.dtype) for name, each in self.sets.items()}
+        return {name: head for name, head in found.items() if head is not None}
 
     @staticmethod
-    def _ends_in(program: Program, head: HeadInfluence) -> bool:
-        """Whether the layer's outputs are read as classes: nothing follows that could change the largest one."""
+    def _ends_in(program: Program, head: Head) -> bool:
+        """Return whether the head's outputs are read as classes: nothing follows that could change the largest one."""
         last, producers = last_linear(program, program.graph.output), {c.name: c for c in program.graph.calls}
         name = unshaped(producers, program.graph.output) if last is None else last.name
-        return name == head.head.output
+        return name == head.output
 
-    def _why_no_influence(self) -> str:
-        if self.influence is not None:
+    def _why_no_flips(self) -> str:
+        counting = [name for name, kind in DOMAINS.items() if kind.counts_flips]
+        if any(name in self.sets for name in counting):
             return "`certified_flips` needs a `forward` that ends in the trained linear layer. Return its outputs."
-        reason = self.excluded.get("influence", "It was not in use, or no step was made.")
-        return f"`certified_flips` needs the domain `influence`: {reason} Use `domains='auto'`, or name it."
-
-    def _names(self, program: Program) -> dict[str, str]:
-        """Names of parameters in the module by value name, tied ones under their first name."""
-        first = {id(parameter): name for name, parameter in self.module.named_parameters()}
-        names = {name: first[id(p)] for name, p in self.module.named_parameters(remove_duplicate=False)}
-        return {value: names[target] for value, target in program.graph.parameters.items()}
+        reasons = " ".join(self.excluded.get(name, "It was not in use, or no step was made.") for name in counting)
+        names = " or ".join(f"`{name}`" for name in counting)
+        return f"`certified_flips` needs the domain {names}: {reasons} Use `domains='auto'`, or name it."
 
     def _inputs(
         self, program: Program, parameters: Mapping[str, Interval], x: Tensor, epsilon: float, p: float
     ) -> dict[str, Value]:
-        graph = program.graph
-        buffers = dict(self.module.named_buffers(remove_duplicate=False))
-        values: dict[str, Value] = {value: parameters[name] for value, name in self._names(program).items()}
-        fixed = {value: buffers[target] for value, target in graph.buffers.items()} | dict(graph.constants)
-        for value, tensor in fixed.items():
-            values[value] = Interval.point(tensor.to(self.dtype)) if tensor.is_floating_point() else tensor
-        for leaf in graph.leaves:
-            values[leaf] = self._ball(x.detach(), epsilon, p)
-        return values
+        names = {value: self._canonical[target] for value, target in program.graph.parameters.items()}
+        values = graph_inputs(program.graph, self.module, names, parameters, self.dtype)
+        return values | {leaf: self._leaf(x.detach(), epsilon, p) for leaf in program.graph.leaves}
 
-    def _ball(self, x: Tensor, epsilon: float, p: float) -> Value:
+    @property
+    def _canonical(self) -> dict[str, str]:
+        return canonical_names(self.module)
+
+    def _leaf(self, x: Tensor, epsilon: float, p: float) -> Value:
         if not x.is_floating_point():
             return x
         wide = x.to(self.dtype)
         return Interval.point(wide) if epsilon == 0 else perturbed(wide, epsilon, p)
 
-    def _program(self, x: Tensor) -> Program:
-        """The captured forward pass, recorded once per shape of a sample."""
-        key = (tuple(x.shape[1:]), x.dtype)
-        if key not in self._programs:
-            self._programs[key] = self._capture(x)
-        return self._programs[key]
-
     def _capture(self, x: Tensor) -> Program:
+        """Record the forward pass for samples like these."""
         twin = replica(self.module).eval()
         # Two samples: a batch of one can lose its axis to `.squeeze()`.
         example = x[:1].repeat(2, *[1] * (x.ndim - 1))

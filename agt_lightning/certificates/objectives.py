@@ -47,11 +47,7 @@ def squared_error_bounds(outputs: Interval, target: Tensor) -> Interval:
             "one to the other, as with `target.reshape(lower.shape)`: broadcasting would compare outputs with the "
             "targets of other samples."
         )
-    lower = outputs.lower - target
-    residual = Interval.trusted(lower, lower if outputs.is_point else outputs.upper - target)
-    if residual.is_point:
-        return Interval.point(lower.square(), nonnegative=True)
-    return Interval.trusted(residual.mignitude.square(), residual.magnitude.square(), nonnegative=True)
+    return outputs.mapped(lambda bound: bound - target).square()
 
 
 def cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
@@ -151,6 +147,7 @@ def possible_classes(logits: Interval) -> Tensor:
     Reference:
         Paper, equation 18, whose printed form lacks :math:`j \ne i` and the strict inequality: as printed, a box of
         width zero excludes its own prediction, and the empty set that is left is inside every safe set.
+        Corrected in docs/theory.md, eq. (9.1).
 
     Example:
         >>> logits = Interval(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([[1.0, 3.0, 2.0]]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from agt_lightning.adversaries import Adversary, UnboundedAdversary
+from agt_lightning.adversaries import Adversary
 
 PACKAGES = ("agt-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
@@ -35,18 +35,16 @@ _ASSUMPTIONS = (
 
 def assumptions(adversary: Adversary) -> list[str]:
     """Everything a certificate for this adversary takes for granted, in words."""
-    if isinstance(adversary, UnboundedAdversary):
-        return [*_ASSUMPTIONS, "Every run clips the gradient of each sample as this one did."]
-    return list(_ASSUMPTIONS)
+    return [*_ASSUMPTIONS, *adversary.assumptions]
 
 
 def describe(adversary: Adversary) -> str:
     """An adversary in words that tell it from every other: tensors are written out in full.
 
     Example:
-        >>> from agt_lightning import UnboundedAdversary
-        >>> describe(UnboundedAdversary(n=1, kappa=0.5))
-        "UnboundedAdversary(n=1, kappa=0.5, clip='value')"
+        >>> from agt_lightning import BoundedAdversary
+        >>> describe(BoundedAdversary(n=1, epsilon=0.5))[:32]
+        'BoundedAdversary(n=1, epsilon=0.'
     """
     fields = {field.name: getattr(adversary, field.name) for field in dataclasses.fields(adversary)}  # type: ignore[arg-type]
     plain = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""The processes that train one model together, each on its own part of every batch."""
+"""The group of processes that train one model: collectives, errors that all of them raise, fingerprints."""
 
 from agt_lightning.distributed.errors import ProcessError
 from agt_lightning.distributed.group import SINGLE_PROCESS, ProcessGroup, SingleProcess

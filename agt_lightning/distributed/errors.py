@@ -1,4 +1,4 @@
-"""Errors of one process, told to the others: what stops one stops all, with one message."""
+"""Errors of one process, raised in all others as well: what stops one stops all, with one message."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from agt_lightning.errors import AgtError, UncertifiableError
 
 
 class ProcessError(AgtError):
-    """Another process stopped for a reason outside this package. Look at the message, which names it."""
+    """Another process failed with an error that did not come from this package; the message quotes it."""
 
 
 def encode_error(error: Exception | None) -> str:
-    r"""An error as text; empty for none.
+    r"""Return an error as text; an empty text if there is none.
 
     Example:
-        >>> heard([told(None), told(UncertifiableError(["`x` is odd. Remove it."]))])
+        >>> decode_error([encode_error(None), encode_error(UncertifiableError(["`x` is odd. Remove it."]))])
         UncertifiableError('This training cannot be certified:\n  1. `x` is odd. Remove it.')
     """
     if error is None:
@@ -26,10 +26,10 @@ def encode_error(error: Exception | None) -> str:
 
 
 def decode_error(texts: Sequence[str]) -> Exception | None:
-    """The error that all processes raise together; None if none was told.
+    """Return the error that all processes raise; None if no process failed.
 
     Args:
-        texts: what each process told, by rank.
+        texts: what `encode_error` returned in each process, by rank.
     """
     errors = [(rank, json.loads(text)) for rank, text in enumerate(texts) if text]
     if not errors:

@@ -1,4 +1,4 @@
-"""A number that tells tensors of different content apart, computed where they are."""
+"""Fingerprints: integers that differ if tensors do, computed on the tensors' own device."""
 
 from __future__ import annotations
 
@@ -15,36 +15,35 @@ _ROUNDS = ((30, -4658895280553007687), (27, -7723592293110705685))
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:
-    """A 64-bit mark of the bits of all tensors, their order and their types.
+    """Return a 64-bit fingerprint of the bits of all tensors, their order and their types.
 
-    Equal tensors have equal marks. A single element that changes always changes the mark, more of them but by a chance
-    of about 2⁻⁶⁴.
+    Equal tensors have equal fingerprints. A change of one element always changes the fingerprint; a change of several
+    goes unnoticed with probability about 2⁻⁶⁴.
 
     Example:
         >>> one = torch.tensor([1.0, 2.0])
         >>> fingerprint([one]) == fingerprint([one.clone()]), fingerprint([one]) == fingerprint([one.flip(0)])
         (True, False)
     """
-    mark = 0
+    combined = 0
     for tensor in tensors:
-        own = int(_mixed(_integers(tensor)).sum()) if tensor.numel() else 0
-        mark = (mark * 31 + own + tensor.dtype.itemsize) % 2**64
-    return mark
+        mixed = int(_mixed(_integers(tensor)).sum()) if tensor.numel() else 0
+        combined = (combined * 31 + mixed + tensor.dtype.itemsize) % 2**64
+    return combined
 
 
 def row_fingerprints(tensors: Iterable[Tensor]) -> Tensor:
-    """The same for each row of tensors (b, ...) together, int64 (b,)."""
-    marks: Tensor | None = None
+    """Return a fingerprint of each sample, over tensors (b, ...) with the samples along the first axis; int64 (b,)."""
+    combined: Tensor | None = None
     for tensor in tensors:
-        rows = _integers(tensor).reshape(len(tensor), -1)
-        own = _mixed(rows).sum(dim=1)
-        marks = own if marks is None else marks * 31 + own
-    assert marks is not None
-    return marks
+        mixed = _mixed(_integers(tensor).reshape(len(tensor), -1)).sum(dim=1)
+        combined = mixed if combined is None else combined * 31 + mixed
+    assert combined is not None
+    return combined
 
 
 def _integers(tensor: Tensor) -> Tensor:
-    """The bits of each element as an integer."""
+    """Return the bits of each element as an integer."""
     if tensor.dtype == torch.bool or not tensor.is_floating_point():
         return tensor.detach().long()
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -52,7 +51,7 @@ def _integers(tensor: Tensor) -> Tensor:
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """Numbers that depend on value and place along the last axis, so that the sum tells order apart."""
+    """Return integers that depend on value and position along the last axis, so that their sum depends on the order."""
     place = torch.arange(1, numbers.shape[-1] + 1, device=numbers.device) if numbers.ndim else numbers.new_ones(())
     mixed = numbers + place * _STEP
     for shift, factor in _ROUNDS:  # each round can be undone, so no difference is lost
@@ -61,5 +60,5 @@ def _mixed(numbers: Tensor) -> Tensor:
 
 
 def _shifted(numbers: Tensor, places: int) -> Tensor:
-    """Shifted right without regard to the sign."""
+    """Shift right, the sign bit like any other."""
     return torch.bitwise_and(numbers >> places, 2 ** (64 - places) - 1)

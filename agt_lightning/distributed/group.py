@@ -1,4 +1,4 @@
-"""What the engine asks of the processes that train together; it knows of no other."""
+"""The group of processes that train one model, each on its own part of every batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from agt_lightning.errors import UnsoundBoundError
 
 
 class ProcessGroup(ABC):
-    """All processes of a training, one of them this one.
+    """A group of processes, of which this is one.
 
-    Every method is a collective: each process must call it, in the same order. What can fail in one process alone must
-    therefore be inside `collective_errors`, which lets all of them fail, instead of leaving the others to wait forever.
+    Every method is a collective: each process must call it, in the same order. Code that can fail in one process alone
+    therefore runs inside `collective_errors`, which lets all of them fail instead of leaving the others to wait.
     """
 
     @property
@@ -34,18 +34,18 @@ class ProcessGroup(ABC):
 
     @abstractmethod
     def gather(self, message: Message) -> tuple[Mapping[str, Entry], ...]:
-        """The messages of all processes, by rank; names, shapes and types may differ between them."""
+        """Return the messages of all processes, by rank; names, shapes and types may differ between them."""
 
     @abstractmethod
     def sum(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the processes, the same bits in each of them; names, shapes and types must agree."""
+        """Return sums over the processes, the same bits in each of them; names, shapes and types must agree."""
 
     @contextmanager
     def collective_errors(self) -> Iterator[None]:
-        """Raise in every process what one raises inside; there must be no collective inside.
+        """If the body raises in any process, raise in all of them. The body must not call a collective.
 
         Raises:
-            ProcessError: if another process stopped for a reason of its own; its own error if it is one of ours.
+            ProcessError: if another process failed with an error that is not this package's; else that error itself.
         """
         error: Exception | None = None
         try:
@@ -59,16 +59,16 @@ class ProcessGroup(ABC):
             raise shared from error
 
     def union(self, names: Iterable[str]) -> list[str]:
-        """Names that some process has, in order of rank."""
+        """Return the names that any process gives, in order of rank."""
         texts = self._texts(json.dumps(list(names)))
         return list(dict.fromkeys(name for text in texts for name in json.loads(text)))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in some process."""
+        """Return whether the flag is true in any process."""
         return bool(self.union(["yes"] if flag else []))
 
     def require_same(self, tensors: Iterable[Tensor], what: str) -> None:
-        """Raise unless these tensors have the same bits in all processes; compares fingerprints.
+        """Raise unless these tensors have the same bits in all processes, by comparing fingerprints.
 
         Args:
             tensors: the same number in each process.
@@ -77,9 +77,10 @@ class ProcessGroup(ABC):
         Raises:
             UnsoundBoundError: in every process.
         """
-        marks = [str(entry["mark"]) for entry in self.gather({"mark": str(fingerprint(tensors))})]
-        if len(set(marks)) > 1:
-            others = [rank for rank, mark in enumerate(marks) if mark != marks[0]]
+        received = self.gather({"fingerprint": str(fingerprint(tensors))})
+        fingerprints = [str(message["fingerprint"]) for message in received]
+        if len(set(fingerprints)) > 1:
+            others = [rank for rank, each in enumerate(fingerprints) if each != fingerprints[0]]
             raise UnsoundBoundError(
                 f"Expected {what} with the same bits in all processes, but those of {others} differ from process 0. "
                 "Different hardware or libraries, or a hook that acts in some processes only, can cause this."
@@ -90,7 +91,7 @@ class ProcessGroup(ABC):
 
 
 class SingleProcess(ProcessGroup):
-    """A training in this process alone.
+    """A training in a single process.
 
     Example:
         >>> SINGLE_PROCESS.size, SINGLE_PROCESS.gather({"note": "hello"}), SINGLE_PROCESS.union(["b", "a"])
@@ -108,20 +109,20 @@ class SingleProcess(ProcessGroup):
         return 1
 
     def gather(self, message: Message) -> tuple[Mapping[str, Entry], ...]:
-        """The message itself."""
+        """Return the message itself."""
         return (message,)
 
     def sum(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors themselves."""
+        """Return the tensors themselves."""
         return dict(tensors)
 
     @contextmanager
     def collective_errors(self) -> Iterator[None]:
-        """Nothing to agree on."""
+        """Let errors pass: there is nobody to agree with."""
         yield
 
     def require_same(self, tensors: Iterable[Tensor], what: str) -> None:
-        """Nothing to compare with."""
+        """Do nothing: there is nobody to compare with."""
 
 
 SINGLE_PROCESS = SingleProcess()

@@ -1,4 +1,8 @@
-"""What one process tells all others: tensors, intervals and text by name, as one run of bytes."""
+"""Messages between processes: tensors, intervals and text by name, as one run of bytes.
+
+`torch.distributed.all_gather_object` sends the same by pickling, which moves GPU tensors through the CPU and, as torch
+warns, is slow; it would also send a tensor that stands in several parts once for each of them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ _ALIGNMENT = 16
 
 
 def packed(message: Message, device: torch.device) -> Tensor:
-    """A message as bytes, uint8 (length,) on ``device``; `unpacked` reads it.
+    """Return a message as bytes, uint8 (length,) on ``device``; `unpacked` reads it.
 
     A tensor that stands in several parts is sent once.
 
@@ -45,7 +49,7 @@ def packed(message: Message, device: torch.device) -> Tensor:
 
 
 def unpacked(content: Tensor, device: torch.device) -> dict[str, Entry]:
-    """The message that `packed` made, its tensors on ``device``."""
+    """Return the message that `packed` made, with its tensors on ``device``."""
     size = int.from_bytes(bytes(content[:_LENGTH].tolist()), "little")
     header = json.loads(bytes(content[_LENGTH : _LENGTH + size].cpu().numpy()))
     tensors = _tensors(content[_LENGTH + size :].to(device), header["tensors"])
@@ -53,7 +57,7 @@ def unpacked(content: Tensor, device: torch.device) -> dict[str, Entry]:
 
 
 def _described(entry: Entry, tensors: dict[int, Tensor]) -> dict[str, Any]:
-    """What the header says of a part; its tensors join those of other parts."""
+    """Return the header's entry for a part, and add its tensors to those of other parts."""
     if isinstance(entry, str):
         return {"text": entry}
     bounds = (entry, entry) if isinstance(entry, Tensor) else (entry.lower, entry.upper)
@@ -77,7 +81,7 @@ def _entry(described: dict[str, Any], tensors: list[Tensor]) -> Entry:
 
 
 def _tensors(content: Tensor, forms: list[tuple[str, list[int]]]) -> list[Tensor]:
-    """Tensors of the given types and shapes, one after another."""
+    """Read tensors of the given types and shapes, one after another."""
     tensors, position = [], 0
     for name, shape in forms:
         dtype = getattr(torch, name)

@@ -65,7 +65,7 @@ class TorchProcessGroup(ProcessGroup):
         return tuple(unpacked(content[:length], self.device) for content, length in zip(contents, lengths, strict=True))
 
     def _exchanged(self, content: Tensor, length: int) -> list[Tensor]:
-        """What each process gave, filled up to one length."""
+        """Return what each process gave, padded to one length."""
         own = torch.nn.functional.pad(content, (0, length - len(content)))
         received = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(received, own)

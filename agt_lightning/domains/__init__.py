@@ -1,25 +1,24 @@
 """Domains: families of parameter sets that contain every run an adversary could have caused."""
 
-from agt_lightning.domains.ball import BallDomain, HeadBall, ParameterBall
-from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
-from agt_lightning.domains.box import BoxDomain, BoxStep
-from agt_lightning.domains.family import Choice, DomainFamily
-from agt_lightning.domains.influence import InfluenceDomain, RecordedHead
+from agt_lightning.domains.base import (
+    Domain,
+    DomainLostError,
+    FlipCounter,
+    OptimizerStep,
+    ParameterSet,
+    Step,
+    TrainingSetup,
+)
+from agt_lightning.domains.family import DOMAINS, DomainFamily
 
 __all__ = [
-    "OptimizerStep",
-    "BallDomain",
-    "BoxDomain",
-    "BoxStep",
-    "Choice",
+    "DOMAINS",
     "Domain",
     "DomainFamily",
     "DomainLostError",
-    "HeadBall",
-    "InfluenceDomain",
-    "ParameterBall",
-    "RecordedHead",
-    "TrainingSetup",
+    "FlipCounter",
+    "OptimizerStep",
+    "ParameterSet",
     "Step",
-    "BoundedBatch",
+    "TrainingSetup",
 ]

@@ -1,11 +1,11 @@
-"""What a domain is: a family of parameter sets that an abstract training step stays in."""
+"""A domain: a family of parameter sets that an abstract training step stays in."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,19 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation import SampleSet
 from agt_lightning.aggregation.mean_clipping import MeanClipping
+from agt_lightning.capture import Graph
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
+from agt_lightning.domains.head import HeadBounds
 from agt_lightning.errors import AgtError
 from agt_lightning.interval import Interval
+from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.propagation.passes import PoisonedPrefix, ValueBounds
-from agt_lightning.propagation.samples import MicroBatch
-from agt_lightning.rules.base import Value
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a domain must know before the first step to say whether it applies.
+    """A training before its first step, by which a domain decides whether it applies.
 
     Args:
         module: the module in training.
@@ -39,33 +40,6 @@ class TrainingSetup:
     adversary: Adversary
     optimizer: torch.optim.Optimizer | None
     clipping: MeanClipping | None
-
-
-@dataclass(frozen=True)
-class BoundedBatch:
-    """One micro-batch of a step.
-
-    Args:
-        bounded: its captured loss.
-        batch: the data.
-        rows: positions of its poisonable samples; None means all.
-        nominal: all values of the loss at the module's own parameters, on the data as it is.
-        frozen: values for poisonable samples within the adversary's reach, those that depend on no trained parameter;
-            None where no domain asks for them.
-        ids: integers that name the samples in all epochs, (b,); None if they have no names.
-    """
-
-    bounded: BoundedObjective
-    batch: MicroBatch
-    rows: Tensor | None
-    nominal: Mapping[str, Value]
-    frozen: PoisonedPrefix | None = None
-    ids: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return self.bounded.size(self.batch.data)
 
 
 @dataclass(frozen=True)
@@ -106,12 +80,45 @@ class OptimizerStep:
     optimizer: torch.optim.Optimizer
 
     def updates(self) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-        """Name, settings and remembered state of every parameter that was moved."""
+        """Yield name, settings and optimizer state of every parameter that was moved."""
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     yield names[id(parameter)], group, self.optimizer.state.get(parameter, {})
+
+
+class ParameterSet(Protocol):
+    """A set of parameters that certificates can bound outputs over, beside the box.
+
+    Attributes:
+        costly: whether bounds take a replay of the training, so that they are computed only on request.
+    """
+
+    @property
+    def costly(self) -> bool: ...  # noqa: D102 - stands in the class docstring
+
+    def on(self, graph: Graph, names: Mapping[str, str], module: nn.Module, dtype: torch.dtype) -> HeadBounds | None:
+        """Return bounds for the trained layers that a graph ends in; None if it does not end in layers of this set.
+
+        Args:
+            graph: a captured graph of the module.
+            names: names of parameters in the module by value name.
+            module: owner of the parameters.
+            dtype: floating point type to compute in.
+        """
+
+
+@runtime_checkable
+class FlipCounter(HeadBounds, Protocol):
+    """Bounds of a head from which the number of harmless label flips follows."""
+
+    def certified_flips(self, inputs: Interval) -> Tensor:
+        """Return the largest number of labels of the whole data set whose change alters no prediction, (b,).
+
+        Args:
+            inputs: features that enter the head, (b, d), known exactly.
+        """
 
 
 class DomainLostError(AgtError):
@@ -122,34 +129,52 @@ StepData = TypeVar("StepData")
 
 
 class Domain(ABC, Generic[StepData]):
-    """Keeps a set that contains the parameters of every run an adversary could have caused.
+    """A set that contains the parameters of every run an adversary could have caused, kept while a module trains.
 
-    A step has two halves, for training makes its own between them: `bound_step` looks at the batch with the parameters
-    before the step, `update` moves the set once the optimizer has moved the parameters.
+    A step has two halves, for training makes its own between them: `bound_step` reads the batch at the parameters
+    before the step, `update` moves the set once the optimizer has moved the parameters. Eight methods are abstract;
+    the others are for domains that help others or log something.
+
+    A class of your own is used by `CertifiedTraining(adversary, domains=["box", MyDomain])`.
     """
 
     name: ClassVar[str]
+    """Key of this domain in checkpoints, certificates and logs."""
+
     uses_poisoned_prefix: ClassVar[bool] = True
     """Whether it reads `BoundedBatch.frozen`."""
 
+    reads_value_bounds: ClassVar[bool] = True
+    """Whether `bound_step` uses the bounds of other domains on layer outputs."""
+
+    follows_clipping: ClassVar[bool] = False
+    """Whether `clip` covers clipping of the mean gradient; other domains must refuse it in `problems`."""
+
+    tightens: ClassVar[bool] = False
+    """Whether its bounds are cut to those of all other domains after each step, by `tighten`."""
+
+    counts_flips: ClassVar[bool] = False
+    """Whether the bounds of its parameter set are a `FlipCounter`."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
+        """Return the domain at a module's initial parameters: the set of that one point."""
+
     @abstractmethod
     def problems(self, setup: TrainingSetup) -> list[str]:
-        """Every reason why this domain does not apply, each with its way out."""
-
-    def bound_values(self, step: Step) -> list[ValueBounds]:
-        """What it knows of values before the box looks at them, one per micro-batch; empty if nothing."""
-        return []
+        """Return every reason why this domain does not apply, each with its way out."""
 
     @abstractmethod
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> StepData:
-        """What the coming update needs.
+        """Return all that `update` needs of the step's batches.
 
         Args:
             step: the step.
-            value_bounds: what other domains know of values, one per micro-batch; none if nothing is known.
+            value_bounds: bounds of other domains on layer outputs, one per micro-batch; empty if there are none.
 
         Raises:
-            DomainLostError: if the set has grown out of all bounds.
+            DomainLostError: if the set has grown out of all bounds, or the step is none that the domain covers.
         """
 
     @abstractmethod
@@ -162,24 +187,69 @@ class Domain(ABC, Generic[StepData]):
 
     @abstractmethod
     def box(self) -> dict[str, Interval] | None:
-        """Bounds on the parameters it knows, by name; None if it bounds none one by one."""
-
-    def exact_box(self) -> dict[str, Interval]:
-        """Bounds on all parameters that take more work than a step, by name; those of `box` without such."""
-        return self.box() or {}
-
-    def record(self) -> dict[str, object]:
-        """What a certificate says of it, beside its name."""
-        return {}
+        """Return the interval of each parameter, by name; None if the domain does not keep them at every step."""
 
     @abstractmethod
     def fingerprint_tensors(self) -> Iterator[Tensor]:
-        """Tensors that are the same in all processes exactly if the set is."""
+        """Yield tensors that identify the set: equal across processes if and only if the sets are."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Tensors, numbers and strings that a checkpoint keeps."""
+        """Return all that a checkpoint must keep: tensors, numbers and strings."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from the `state` of an interrupted run."""
+
+    def exact_box(self) -> dict[str, Interval]:
+        """Return the interval of each parameter, by name, even if that takes more work than a step."""
+        return self.box() or {}
+
+    def parameter_set(self) -> ParameterSet | None:
+        """Return the set for certificates of outputs; None if the box is all that this domain knows."""
+        return None
+
+    def bound_values(self, step: Step) -> list[ValueBounds]:
+        """Return bounds on layer outputs that other domains can use in this step, one per micro-batch.
+
+        Returns:
+            A list that is empty if there are none.
+        """
+        return []
+
+    def found_values(self, data: StepData) -> list[ValueBounds]:
+        """Return what `bound_step` found of the layer outputs that it was given bounds for, one per micro-batch.
+
+        Returns:
+            A list that is empty if there is nothing new.
+        """
+        return []
+
+    def gradient_bounds(self, data: StepData) -> Mapping[str, Interval]:
+        """Return bounds on the gradient that the optimizer will apply, by parameter name; empty if there are none."""
+        return {}
+
+    def clip(self, data: StepData, clipping: MeanClipping, names: Sequence[str]) -> StepData:
+        """Return the step's data after training clips the mean gradient.
+
+        Args:
+            data: from `bound_step`.
+            clipping: how training clips.
+            names: parameters that are clipped together.
+        """
+        return data
+
+    def tighten(self, other: Mapping[str, Interval]) -> None:  # noqa: B027 - most domains keep no intervals
+        """Cut the set to intervals of another domain, which contain the same runs."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return numbers that are logged after each step as ``agt/<name>``."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """Return sentences for the log about how bounds are computed, without their subject, `CertifiedTraining`."""
+        return []
+
+    def record(self) -> dict[str, object]:
+        """Return what a certificate states about this domain, ready for JSON."""
+        return {}

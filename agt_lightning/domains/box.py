@@ -5,44 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 from typing_extensions import override
 
-from agt_lightning.adversaries import Adversary, UnboundedAdversary
-from agt_lightning.aggregation import (
-    DESCENTS,
-    Aggregation,
-    Clipping,
-    NormClipping,
-    SumMethod,
-    ValueClipping,
-    choose,
-    require_aggregation,
-    unbounded_descent,
-)
+from agt_lightning.adversaries import Adversary
+from agt_lightning.aggregation import DESCENTS, Clipping, NormClipping, SumMethod, choose, unbounded_descent
+from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.domains.base import Domain, OptimizerStep, Step, TrainingSetup
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient, all_gathered, partitioned
 from agt_lightning.interval import Interval, check_finite_and_ordered
+from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
 from agt_lightning.optimizers.checked_update import TrainedUpdate, checked_update, foreign_state_problems
-from agt_lightning.propagation import Method
-from agt_lightning.propagation.passes import Pass, ValueBounds, propagate
+from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.passes import GradientBounds, ValueBounds, propagate
 from agt_lightning.propagation.samples import stacked
 
 
 @dataclass(frozen=True)
 class BoxStep:
-    """What one step's batches say about the gradient, for parameters anywhere in the box.
+    """Bounds on the gradient of one step, for parameters anywhere in the box.
 
     Args:
         bounds: interval of the applied gradient, by parameter name.
-        values: bounds on values of each micro-batch that other domains read.
+        values: bounds on layer outputs of each micro-batch, for other domains.
     """
 
     bounds: Mapping[str, Interval]
@@ -50,41 +42,36 @@ class BoxStep:
 
 
 class BoxDomain(Domain[BoxStep]):
-    """Valid parameter-space bounds (Definition 3.1), and intervals for what the optimizer remembers.
+    """Valid parameter-space bounds (Definition 3.1), and intervals for the optimizer's state.
 
     Args:
         module: at its initial parameters.
-        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds.
-        dtype: floating point type of the bounds' computation.
-        method: how bounds are propagated forward.
-        aggregation: how per-sample bounds become bounds of the sum; gradients that are clipped are summed exactly.
-
-    Raises:
-        ValueError: if ``aggregation`` is unknown.
+        config: how bounds are propagated forward, in which type and memory, and how per-sample bounds become bounds of
+            the sum; gradients that are clipped per sample are summed exactly.
 
     Attributes:
-        sum_methods: the way of aggregation that each parameter took in the last step, by name.
+        intervals: bounds on the parameters, by name.
+        states: bounds on what the optimizer remembers, by parameter name.
+        sum_methods: the method of aggregation that each parameter took in the last step, by name.
     """
 
     name: ClassVar[str] = "box"
+    uses_poisoned_prefix: ClassVar[bool] = False
+    follows_clipping: ClassVar[bool] = True
+    tightens: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        module: nn.Module,
-        memory_budget: int,
-        dtype: torch.dtype,
-        method: Method = "ibp",
-        aggregation: Aggregation = "exact",
-    ) -> None:
-        require_aggregation(aggregation)
-        self.method: Method = method
-        self.aggregation: Aggregation = aggregation
+    def __init__(self, module: nn.Module, config: CertificationConfig) -> None:
+        self.config = config
+        self.dtype = config.dtype
         self.sum_methods: dict[str, SumMethod] = {}
-        self.memory_budget = memory_budget
-        self.dtype = dtype
-        self.intervals = {n: Interval.point(p.detach().to(dtype, copy=True)) for n, p in module.named_parameters()}
+        self.intervals = {n: Interval.point(p.detach().to(self.dtype, copy=True)) for n, p in module.named_parameters()}
         self.states: dict[str, OptimizerState] = {}
         self._remembered: dict[str, OptimizerState] = {}
+
+    @classmethod
+    @override
+    def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
+        return cls(module, config)
 
     @override
     def problems(self, setup: TrainingSetup) -> list[str]:
@@ -96,75 +83,64 @@ class BoxDomain(Domain[BoxStep]):
     @override
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BoxStep:
         with step.processes.collective_errors():
-            passes = self.passes(step, value_bounds)
-            own_clean = stacked([part.clean for part in passes])
-            own_poisoned = stacked([part.poisoned for part in passes if part.poisoned])
-            clipping = self.clipping(step.adversary, own_clean)
+            passes = self._passes(step, value_bounds)
+            local_clean = stacked([bounds.clean for bounds in passes])
+            local_poisoned = stacked([bounds.poisoned for bounds in passes if bounds.poisoned])
+            rule = step.adversary.sample_clipping
+            clipping = None if rule is None else rule.fitted(list(local_clean.values()))
         clipping = _of_all_samples(clipping, step.processes)
-        clean, poisoned = all_gathered(step.processes, own_clean, own_poisoned)
+        clean, poisoned = all_gathered(step.processes, local_clean, local_poisoned)
 
         with record_function("agt: sums over samples"):
-            bounds = self._bounds(step, clean, poisoned, clipping)
+            bounds = self._gradient_bounds(step, clean, poisoned, clipping)
         for name, interval in bounds.items():
             check_finite_and_ordered(interval, f"the gradient of `{name}`")
-        return BoxStep(bounds, tuple(part.values for part in passes))
+        return BoxStep(bounds, tuple(each.values for each in passes))
 
-    def _bounds(
+    def _passes(self, step: Step, value_bounds: Sequence[ValueBounds]) -> list[GradientBounds]:
+        """Bound the gradients of each micro-batch, with the parameters anywhere in the box."""
+        known = value_bounds or [ValueBounds()] * len(step.parts)
+        return [
+            propagate(part, step.module, self.intervals, step.adversary, self.config, values)
+            for part, values in zip(step.parts, known, strict=True)
+        ]
+
+    def _gradient_bounds(
         self,
         step: Step,
         clean: Mapping[str, FactoredGradient],
         poisoned: Mapping[str, FactoredGradient],
         clipping: Clipping | None,
     ) -> dict[str, Interval]:
-        """The descent direction of every parameter, each the way that is chosen for it."""
-        self.sum_methods = choose(self.aggregation if clipping is None else "exact", clean, poisoned, step.samples)
+        """Bound the descent direction of every parameter, each by the method that is chosen for it."""
+        budget = fitting_memory_budget(self.config.memory_budget, step.samples.weights.device)
+        aggregation = self.config.aggregation if clipping is None else "exact"
+        self.sum_methods = choose(aggregation, clean, poisoned, step.samples)
 
-        def bound(way: SumMethod, gradient: FactoredGradient, reachable: FactoredGradient | None) -> Interval:
+        def bound(method: SumMethod, clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
             if clipping is None:
-                return DESCENTS[way](gradient, reachable, step.samples, step.adversary.n, self.memory_budget)
-            return unbounded_descent(gradient, step.samples, step.adversary.n, clipping, self.memory_budget)
+                return DESCENTS[method](clean, poisoned, step.samples, step.adversary.n, budget)
+            return unbounded_descent(clean, step.samples, step.adversary.n, clipping, budget)
 
         bounds: dict[str, Interval] = {}
-        for way in dict.fromkeys(self.sum_methods.values()):
-            names = [name for name, chosen in self.sum_methods.items() if chosen == way]
-            before, after = ({name: group[name] for name in names if name in group} for group in (clean, poisoned))
-            bounds |= partitioned(step.processes, before, after, partial(bound, way))
+        for method in dict.fromkeys(self.sum_methods.values()):
+            names = [name for name, chosen in self.sum_methods.items() if chosen == method]
+            inner, outer = ({name: group[name] for name in names if name in group} for group in (clean, poisoned))
+            bounds |= partitioned(step.processes, inner, outer, partial(bound, method))
         return {name: bounds[name] for name in clean}
 
-    def passes(self, step: Step, value_bounds: Sequence[ValueBounds]) -> list[Pass]:
-        """Clean and poisoned pass over each micro-batch, with the parameters anywhere in the box.
+    @override
+    def found_values(self, data: BoxStep) -> list[ValueBounds]:
+        return list(data.values)
 
-        Args:
-            step: the step.
-            value_bounds: what other domains know of each micro-batch's values; none if empty.
-        """
-        known = value_bounds or [ValueBounds()] * len(step.parts)
-        return [
-            propagate(
-                part.bounded,
-                step.module,
-                part.batch,
-                self.intervals,
-                step.adversary,
-                scale=step.scale,
-                rows=part.rows,
-                dtype=self.dtype,
-                nominal=part.nominal,
-                known=enclosure,
-                method=self.method,
-                memory_budget=self.memory_budget,
-            )
-            for part, enclosure in zip(step.parts, known, strict=True)
-        ]
+    @override
+    def gradient_bounds(self, data: BoxStep) -> Mapping[str, Interval]:
+        return data.bounds
 
-    @staticmethod
-    def clipping(adversary: Adversary, gradients: Mapping[str, FactoredGradient]) -> Clipping | None:
-        """How each sample's gradient is clipped; None if it is not."""
-        if not isinstance(adversary, UnboundedAdversary):
-            return None
-        if adversary.clip == "value":
-            return ValueClipping(adversary.kappa)
-        return NormClipping.of(adversary.kappa, list(gradients.values()))
+    @override
+    def clip(self, data: BoxStep, clipping: MeanClipping, names: Sequence[str]) -> BoxStep:
+        before = {name: data.bounds[name] for name in names if name in data.bounds}
+        return replace(data, bounds={**data.bounds, **clipping.bounds(before)})
 
     @override
     def update(self, data: BoxStep, optimizer_step: OptimizerStep) -> None:
@@ -187,7 +163,7 @@ class BoxDomain(Domain[BoxStep]):
             self._remembered[name] = after
 
     def tighten(self, other: Mapping[str, Interval]) -> None:
-        """Intersect with the bounds of another domain, which contain the same runs."""
+        """Cut the box to bounds of another domain, which contain the same runs."""
         for name, interval in other.items():
             if not self.intervals[name].is_point:  # which stays one, and is computed with as one
                 self.intervals[name] = self.intervals[name].intersect(interval)
@@ -209,6 +185,14 @@ class BoxDomain(Domain[BoxStep]):
         return {"aggregation": dict(self.sum_methods)}
 
     @override
+    def remarks(self) -> list[str]:
+        names = {m: sorted(n for n, taken in self.sum_methods.items() if taken == m) for m in ("exact", "moment")}
+        if not names["moment"]:
+            return []
+        used = "; ".join(f"{method}: {', '.join(parameters)}" for method, parameters in names.items() if parameters)
+        return [f"aggregates with {self.config.aggregation!r}. {used[0].upper()}{used[1:]}."]
+
+    @override
     def state(self) -> dict[str, Any]:
         return {
             "lower": {name: interval.lower for name, interval in self.intervals.items()},
@@ -218,7 +202,7 @@ class BoxDomain(Domain[BoxStep]):
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
-        box = {name: _interval(lower, state["upper"][name]) for name, lower in state["lower"].items()}
+        box = {name: Interval.checked(lower, state["upper"][name]) for name, lower in state["lower"].items()}
         states = {name: OptimizerState.from_plain(plain) for name, plain in state["optimizer"].items()}
         self.adopt(box, states)
 
@@ -240,11 +224,6 @@ class BoxDomain(Domain[BoxStep]):
         self.intervals = {name: box[name].to(dtype=self.dtype, device=device[name]) for name in device}
         self.states = {name: s.to(dtype=self.dtype, device=device[name]) for name, s in states.items()}
         self._remembered = {}
-
-
-def _interval(lower: Tensor, upper: Tensor) -> Interval:
-    checked = Interval(lower, upper)
-    return Interval.point(lower) if torch.equal(lower, upper) else checked
 
 
 def _of_all_samples(clipping: Clipping | None, processes: ProcessGroup) -> Clipping | None:

@@ -1,157 +1,176 @@
-"""All domains of one training, kept side by side and helping each other."""
+"""All domains of one training, kept side by side: each may use what the others found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.aggregation import Aggregation
+from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains.ball import BallDomain
-from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
-from agt_lightning.domains.box import BoxDomain, BoxStep
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, ParameterSet, Step, TrainingSetup
+from agt_lightning.domains.box import BoxDomain
 from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.propagation import Method
+from agt_lightning.propagation.config import CertificationConfig, DomainChoice
 from agt_lightning.propagation.passes import ValueBounds
 
-Choice = Literal["auto"] | Sequence[str]
-"""Names of domains, or ``"auto"`` for all that apply."""
-
-NAMES = ("box", "ball", "influence")
+DOMAINS: Mapping[str, type[Domain[Any]]] = {kind.name: kind for kind in (BoxDomain, BallDomain, InfluenceDomain)}
+"""The built-in domains by name, in the order in which a step goes through them."""
 
 
 class DomainFamily:
-    """The domains that are in use, and why the others are not.
+    """The domains in use, and why the others are not.
 
     Args:
-        choice: names of domains, of which each must apply; or ``"auto"`` for those that do.
         module: at its initial parameters.
         adversary: the threat model.
-        memory_budget: bytes for temporary tensors.
-        dtype: floating point type of the bounds' computation.
-        method: how the box propagates bounds forward.
-        aggregation: how the box turns per-sample bounds into bounds of their sum.
+        config: its ``domains`` are names or classes of domains, of which each must apply; or ``"auto"`` for all
+            built-in ones that do.
         processes: all that train together; they keep the same domains.
 
     Raises:
-        ValueError: if a name is unknown, repeated, or none is given.
+        ValueError: if a domain is unknown or repeated, or none is given.
 
     Attributes:
         in_use: domains by name.
-        excluded: reason by name of a domain that ``"auto"`` does not use.
+        excluded: by name, the reason why ``"auto"`` does not use a domain.
     """
 
     def __init__(
         self,
-        choice: Choice,
         module: nn.Module,
         adversary: Adversary,
-        memory_budget: int,
-        dtype: torch.dtype,
-        method: Method = "ibp",
-        aggregation: Aggregation = "exact",
+        config: CertificationConfig,
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        names = domain_names(choice)
         self.processes = processes
-        self.automatic = choice == "auto"
-        self.in_use: dict[str, Domain[Any]] = {}
-        if "box" in names:
-            self.in_use["box"] = BoxDomain(module, memory_budget, dtype, method, aggregation)
-        if "ball" in names:
-            self.in_use["ball"] = BallDomain(module, dtype)
-        if "influence" in names:
-            self.in_use["influence"] = InfluenceDomain(module, adversary)
+        self.automatic = config.domains == "auto"
+        self.in_use: dict[str, Domain[Any]] = {
+            name: kind.build(module, adversary, config) for name, kind in chosen_domains(config.domains).items()
+        }
         self.excluded: dict[str, str] = {}
 
-    @property
-    def box_domain(self) -> BoxDomain | None:
-        """The box, if it is in use."""
-        domain = self.in_use.get("box")
-        return domain if isinstance(domain, BoxDomain) else None
-
-    @property
-    def others(self) -> dict[str, Domain[Any]]:
-        """All domains in use but the box."""
-        return {name: domain for name, domain in self.in_use.items() if name != "box"}
+    # --- one step ------------------------------------------------------------------------------------------------
 
     def problems(self, setup: TrainingSetup) -> list[str]:
-        """Why the chosen domains do not apply; with ``"auto"`` only if none does, else they are left out."""
+        """Return why the chosen domains do not apply; with ``"auto"``, only if none does: else they are excluded."""
         with self.processes.collective_errors():
-            own = {name: domain.problems(setup) for name, domain in self.in_use.items()}
-        found = {name: self.processes.union(problems) for name, problems in own.items()}
+            local = {name: domain.problems(setup) for name, domain in self.in_use.items()}
+        found = {name: self.processes.union(problems) for name, problems in local.items()}
         failing = {name: problems for name, problems in found.items() if problems}
         if not self.automatic:
             return [problem for problems in failing.values() for problem in problems]
         if len(failing) == len(found):
             return next(iter(failing.values()), [])
         for name, problems in failing.items():
-            self._leave_out(name, " ".join(problems))
+            self._exclude(name, " ".join(problems))
         return []
 
     def bound_step(self, step: Step) -> dict[str, object]:
-        """What each domain in use needs for the coming update, by name."""
+        """Return the data that each domain in use needs for the coming update, by name."""
+        with self.processes.collective_errors():
+            supplied = {name: domain.bound_values(step) for name, domain in self.in_use.items() if self._helps(name)}
         data: dict[str, object] = {}
-        known: list[ValueBounds] = []
-        if self.box_domain is not None:
-            with self.processes.collective_errors():
-                for domain in self.others.values():
-                    known = domain.bound_values(step) or known
-            box_step = self.box_domain.bound_step(step, known)
-            data["box"], known = box_step, list(box_step.values)
-        for name, domain in self.others.items():
+        for name, domain in list(self.in_use.items()):
+            others: list[ValueBounds] = next((v for n, v in supplied.items() if v and n != name), [])
             try:
-                data[name] = domain.bound_step(step, known)
+                data[name] = domain.bound_step(step, others)
             except DomainLostError as error:
                 self._lose(name, error)
+                continue
+            found = domain.found_values(data[name])
+            supplied = {name: found, **supplied} if found else supplied
         return data
 
+    @property
+    def use_poisoned_prefixes(self) -> bool:
+        """Whether some domain reads `BoundedBatch.frozen`."""
+        return any(domain.uses_poisoned_prefix for domain in self.in_use.values())
+
+    @property
+    def follow_clipping(self) -> bool:
+        """Whether every domain covers clipping of the mean gradient by its `clip`."""
+        return all(domain.follows_clipping for domain in self.in_use.values())
+
+    def gradient_bounds(self, data: Mapping[str, object]) -> dict[str, Interval]:
+        """Return bounds on the applied gradient, by parameter name: those of all domains that have some."""
+        return _intersection([domain.gradient_bounds(data[name]) for name, domain in self._stepping(data)])
+
+    def clip(self, data: Mapping[str, object], clipping: MeanClipping, names: list[str]) -> dict[str, object]:
+        """Return the data of a step whose mean gradient is clipped.
+
+        Args:
+            data: from `bound_step`.
+            clipping: how training clips.
+            names: parameters that are clipped together.
+        """
+        return {name: domain.clip(data[name], clipping, names) for name, domain in self._stepping(data)}
+
     def update(self, data: Mapping[str, object], optimizer_step: OptimizerStep) -> None:
-        """Move every set, and cut the box to what the others allow."""
-        if self.box_domain is not None:
-            box_step = data["box"]
-            assert isinstance(box_step, BoxStep)
-            self.box_domain.update(box_step, optimizer_step)
-        for name, domain in self.others.items():
+        """Move every set, and cut those that can be tightened to what the others allow."""
+        for name, domain in self._stepping(data):
             try:
                 domain.update(data[name], optimizer_step)
             except DomainLostError as error:
                 self._lose(name, error)
-        if self.box_domain is None:
-            return
-        for domain in self.others.values():
-            allowed = domain.box()
-            if allowed is not None:
-                self.box_domain.tighten(allowed)
+        for name, domain in self.in_use.items():
+            if domain.tightens:
+                boxes = [other.box() for key, other in self.in_use.items() if key != name]
+                for box in filter(None, boxes):
+                    domain.tighten(box)
+
+    def _helps(self, name: str) -> bool:
+        """Whether another domain reads the value bounds of this one."""
+        return any(domain.reads_value_bounds for key, domain in self.in_use.items() if key != name)
+
+    def _stepping(self, data: Mapping[str, object]) -> list[tuple[str, Domain[Any]]]:
+        return [(name, domain) for name, domain in self.in_use.items() if name in data]
+
+    # --- results ---------------------------------------------------------------------------------------------------
 
     def cheap_box(self) -> dict[str, Interval]:
-        """Bounds on the parameters by name, the tightest that domains keep at every step; empty if none does."""
-        if self.box_domain is not None:
-            return self.box_domain.intervals
+        """Return the tightest interval of each parameter that is kept at every step; empty if no domain keeps any."""
+        tightest = next((domain for domain in self.in_use.values() if domain.tightens), None)
+        if tightest is not None:
+            return tightest.box() or {}
         return _intersection([domain.box() or {} for domain in self.in_use.values()])
 
     def box(self) -> dict[str, Interval]:
-        """The same, with bounds that take more work where no domain keeps any."""
+        """Return the tightest interval of each parameter, even if that takes more work than a step."""
         return self.cheap_box() or _intersection([domain.exact_box() for domain in self.in_use.values()])
 
+    def parameter_sets(self) -> dict[str, ParameterSet]:
+        """Return the sets that certificates can use beside the box, by name of their domain."""
+        sets = {name: domain.parameter_set() for name, domain in self.in_use.items()}
+        return {name: parameters for name, parameters in sets.items() if parameters is not None}
+
+    def metrics(self) -> dict[str, float]:
+        """Return the numbers that domains log after each step, by name."""
+        return {key: value for domain in self.in_use.values() for key, value in domain.metrics().items()}
+
+    def remarks(self) -> list[str]:
+        """Return sentences for the log about how bounds are computed."""
+        return [remark for domain in self.in_use.values() for remark in domain.remarks()]
+
     def record(self) -> dict[str, object]:
-        """What a certificate says of the domains: those in use, and why the others are not."""
+        """Return what a certificate states about the domains: those in use, and why the others are not."""
         used = {name: domain.record() for name, domain in self.in_use.items()}
         return {"in_use": used, "left_out": dict(self.excluded)}
 
+    # --- checkpoints and processes ---------------------------------------------------------------------------------
+
     def fingerprint_tensors(self) -> Iterator[Tensor]:
-        """Tensors that are the same in all processes exactly if all sets are."""
+        """Yield tensors that identify all sets: equal across processes if and only if the sets are."""
         for domain in self.in_use.values():
             yield from domain.fingerprint_tensors()
 
     def state(self) -> dict[str, Any]:
-        """State of each domain in use, by name."""
+        """Return the state of each domain in use, by name."""
         return {name: domain.state() for name, domain in self.in_use.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -167,43 +186,53 @@ class DomainFamily:
                 "there. Resume with the `domains` of the interrupted training."
             )
         for name in missing:
-            self._leave_out(name, "It was not in use before the training was resumed.")
+            self._exclude(name, "It was not in use before the training was resumed.")
         for name, domain in self.in_use.items():
             domain.restore(state[name])
 
     def _lose(self, name: str, error: DomainLostError) -> None:
-        """A domain that stops to apply is left out with ``"auto"`` while another one remains; else training ends."""
+        """With ``"auto"``, exclude a domain that no longer applies if another remains; otherwise raise."""
         if not self.automatic or len(self.in_use) == 1:
             raise UncertifiableError([f"The domain `{name}` is lost: {error}"])
-        self._leave_out(name, str(error))
+        self._exclude(name, str(error))
 
-    def _leave_out(self, name: str, reason: str) -> None:
+    def _exclude(self, name: str, reason: str) -> None:
         del self.in_use[name]
         self.excluded[name] = reason
 
 
-def domain_names(choice: Choice) -> tuple[str, ...]:
-    """The names that a choice stands for.
+def chosen_domains(choice: DomainChoice) -> dict[str, type[Domain[Any]]]:
+    """Return the chosen domains by name, in the order in which a step goes through them.
+
+    Args:
+        choice: names, classes, or ``"auto"``.
 
     Raises:
-        ValueError: if a name is unknown, repeated, or none is given.
+        ValueError: if a name is unknown, a domain is repeated, or none is given.
 
     Example:
-        >>> domain_names("auto"), domain_names(["ball"])
-        (('box', 'ball', 'influence'), ('ball',))
+        >>> list(chosen_domains(["ball", "box"]))
+        ['box', 'ball']
     """
     if choice == "auto":
-        return NAMES
-    names = (choice,) if isinstance(choice, str) else tuple(choice)
-    if not names or len(set(names)) < len(names) or not set(names) <= set(NAMES):
-        raise ValueError(f"Expected `domains` to be 'auto' or distinct names out of {NAMES}, but got {choice!r}.")
-    return names
+        return dict(DOMAINS)
+    entries = [choice] if isinstance(choice, str) else list(choice)
+    known = [DOMAINS.get(entry) if isinstance(entry, str) else entry for entry in entries]
+    kinds = [kind for kind in known if isinstance(kind, type) and issubclass(kind, Domain)]
+    names = [kind.name for kind in kinds]
+    if not entries or len(kinds) < len(entries) or len(set(names)) < len(names):
+        raise ValueError(
+            f"Expected `domains` to be 'auto' or distinct names out of {tuple(DOMAINS)} or subclasses of `Domain`, but "
+            f"got {choice!r}."
+        )
+    order = [*DOMAINS, *names]
+    return {kind.name: kind for kind in sorted(kinds, key=lambda kind: order.index(kind.name))}
 
 
-def _intersection(boxes: Sequence[Mapping[str, Interval]]) -> dict[str, Interval]:
-    """What all of these bounds allow, by name."""
-    bounds: dict[str, Interval] = {}
+def _intersection(boxes: list[Mapping[str, Interval]]) -> dict[str, Interval]:
+    """Return what all boxes allow of each parameter that some of them bounds."""
+    allowed: dict[str, Interval] = {}
     for box in boxes:
         for name, interval in box.items():
-            bounds[name] = bounds[name].intersect(interval) if name in bounds else interval
-    return bounds
+            allowed[name] = allowed[name].intersect(interval) if name in allowed else interval
+    return allowed

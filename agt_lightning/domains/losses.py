@@ -1,8 +1,11 @@
-"""Losses at the end of a head: gradient and curvature in the outputs, and their suprema over reachable outputs.
+"""Losses at the end of a head: gradient and curvature in the outputs, and their suprema over bounded outputs.
 
-Each loss is convex in the outputs f of one sample, ``ℓ(f, y)`` with f of shape (K,). What the ball domain asks is how
-far its gradient moves and how strongly it curves while f stays in a `Reach`; evaluated there and not over all outputs,
-since a global constant such as 1/4 for the logistic loss makes few large steps look unstable.
+Each loss ``ℓ(f, y)`` is convex in the outputs f of one sample, (K,). Changes of its gradient, and its curvature, are
+bounded over the outputs in an `OutputBounds` and not over all outputs: a global constant, such as 1/4 for the logistic
+loss, would make few large steps look unstable.
+
+Reference:
+    docs/theory.md, section 10.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ _SOFTMAX_LIPSCHITZ = 0.5
 
 
 @dataclass(frozen=True)
-class Reach:
-    """Where the outputs of each sample can be: in a Euclidean ball and in a box, both around the nominal outputs.
+class OutputBounds:
+    """Bounds on the outputs of each sample: a Euclidean ball and a box, both around the nominal outputs.
 
     Args:
         center: nominal outputs f, (b, K).
@@ -41,8 +44,14 @@ class Reach:
     box: Interval
 
     @classmethod
-    def around(cls, center: Tensor, radius: Tensor, box: Interval | None = None) -> Reach:
-        """The ball, and its enclosing box intersected with ``box``; either can be the smaller one."""
+    def around(cls, center: Tensor, radius: Tensor, box: Interval | None = None) -> OutputBounds:
+        """Return the ball, and its enclosing box intersected with ``box``; each is cut to the other.
+
+        Args:
+            center: nominal outputs, (b, K).
+            radius: of the ball, (b,).
+            box: further bounds on the outputs, (b, K); None if there are none.
+        """
         lower, upper = center - radius[:, None], center + radius[:, None]
         if box is None:
             return cls(center, radius, Interval.trusted(lower, upper))
@@ -54,30 +63,30 @@ class Reach:
 
     @cached_property
     def probabilities(self) -> Interval:
-        """Of the softmax over the box, (b, K)."""
+        """Bounds on the softmax over the box, (b, K)."""
         return softmax(self.box)
 
     @cached_property
     def largest_variance(self) -> Tensor:
-        """``max_k p_k (1 - p_k)`` of these probabilities, (b,)."""
+        """Upper bound on ``max_k p_k (1 - p_k)`` of these probabilities, (b,)."""
         above, below = self.probabilities.lower - 0.5, 0.5 - self.probabilities.upper
         nearest = torch.maximum(above, below, out=above).amin(dim=1).clamp_(min=0)
         return 0.25 - nearest.square()
 
-    def grown(self, by: Tensor) -> Reach:
-        """Everything within ``by``, (b,), of this set."""
+    def grown(self, by: Tensor) -> OutputBounds:
+        """Return bounds on everything within the Euclidean distance ``by``, (b,), of this set."""
         box = Interval.trusted(self.box.lower - by[:, None], self.box.upper + by[:, None])
-        return Reach(self.center, self.radius + by, box)
+        return OutputBounds(self.center, self.radius + by, box)
 
 
 @dataclass(frozen=True)
-class LabelReach:
-    """What the adversary can write in place of the targets of some samples.
+class LabelPerturbation:
+    """The targets that the adversary can write in place of those of some samples.
 
     Args:
         clean: targets as they are: an `Interval`, or `ClassLabels`.
-        poisoned: everything within the adversary's reach, of the same kind.
-        radius: largest Euclidean norm of a change, where it is less than that of the enclosing box; else None.
+        poisoned: all targets allowed by the adversary, of the same kind.
+        radius: largest Euclidean norm of a change; None if it is that of the enclosing box.
     """
 
     clean: Interval | ClassLabels
@@ -85,7 +94,7 @@ class LabelReach:
     radius: float | None = None
 
     def distance(self) -> Tensor:
-        """Largest ``‖ỹ - y‖₂``, (b,): that of the box, or the radius if it is smaller."""
+        """Return the largest ``‖ỹ - y‖₂``, (b,): that of the box, or the radius if it is smaller."""
         clean, poisoned = self.clean, self.poisoned
         assert isinstance(clean, Interval)
         assert isinstance(poisoned, Interval)
@@ -94,7 +103,11 @@ class LabelReach:
         return distance if self.radius is None else distance.clamp(max=self.radius)
 
     def flippable(self, classes: int) -> Tensor:
-        """Whether a class label can change, (b,)."""
+        """Return whether each class label can change, boolean (b,).
+
+        Args:
+            classes: number of classes.
+        """
         assert isinstance(self.poisoned, ClassLabels)
         if not self.poisoned.flippable:
             return torch.zeros_like(self.poisoned.index, dtype=torch.bool)
@@ -113,7 +126,7 @@ class HeadLoss(ABC):
 
     @abstractmethod
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
-        """``∂ℓ/∂f``, (b, K).
+        """Return ``∂ℓ/∂f``, (b, K).
 
         Args:
             outputs: f, (b, K).
@@ -121,33 +134,43 @@ class HeadLoss(ABC):
         """
 
     @abstractmethod
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
-        """Smallest and largest eigenvalue of ``∂²ℓ/∂f²`` over the reach, a lower and an upper bound, each (b,)."""
+    def curvature(self, bounds: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
+        """Return a lower and an upper bound on the eigenvalues of ``∂²ℓ/∂f²`` over the outputs, each (b,)."""
 
     @abstractmethod
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
-        """Upper bound on ``‖∂ℓ/∂f(f̃) - ∂ℓ/∂f(f)‖₂`` over f̃ in the reach, (b,)."""
+    def gradient_change(self, bounds: OutputBounds, target: Target) -> Tensor:
+        """Return an upper bound on ``‖∂ℓ/∂f(f̃) - ∂ℓ/∂f(f)‖₂`` over all f̃ in the bounds, (b,)."""
 
     @abstractmethod
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
-        """Upper bound on ``‖∂ℓ/∂f(f, ỹ) - ∂ℓ/∂f(f, y)‖₂`` over the adversary's labels and all f, (b,)."""
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
+        """Return an upper bound on ``‖∂ℓ/∂f(f, ỹ) - ∂ℓ/∂f(f, y)‖₂`` over the adversary's labels and all f, (b,).
 
-    def energy(self, feature_change: Tensor, reach: Reach, labels: LabelReach) -> Tensor:
-        """Upper bound on ``qᵀ H⁻¹ q`` for every change q of the gradient and every average H of the curvature, (b,).
+        Args:
+            labels: the labels that the adversary can write.
+            outputs: number of outputs, K.
+        """
 
-        Infinite where the curvature is not bounded away from zero.
+    def energy(self, feature_change: Tensor, bounds: OutputBounds, labels: LabelPerturbation) -> Tensor:
+        """Bound ``qᵀ H⁻¹ q`` from above for every change q of the gradient and average H of the curvature, (b,).
+
+        It is infinite if the curvature is not bounded away from zero.
 
         Args:
             feature_change: upper bound on the part of ‖q‖₂ that features cause, (b,).
-            reach: where the outputs of the sample as it is can be; H is an average of curvatures there.
-            labels: what the adversary can write, which causes the rest of q.
+            bounds: on the outputs of the clean sample; H is an average of curvatures there.
+            labels: the labels that the adversary can write, which cause the rest of q.
         """
-        change = feature_change + self.label_change(labels, reach.center.shape[1])
-        low, _ = self.curvature(reach, labels.clean)
+        change = feature_change + self.label_change(labels, bounds.center.shape[1])
+        low, _ = self.curvature(bounds, labels.clean)
         return torch.where(change > 0, change.square() / low, torch.zeros_like(change))
 
-    def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
-        """Upper bound on ``‖∂ℓ/∂f‖₂`` for all outputs and these labels; infinity if there is none."""
+    def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
+        """Return an upper bound on ``‖∂ℓ/∂f‖₂`` for all outputs and these labels; infinity if there is none.
+
+        Args:
+            labels: the labels that the adversary can write.
+            outputs: number of outputs, K.
+        """
         return math.inf
 
 
@@ -155,20 +178,20 @@ class SquaredError(HeadLoss):
     """``scale · Σ_k (f_k - y_k)²``: gradient 2(f - y), curvature 2."""
 
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
-        """``2 (f - y)``."""
+        """Return ``2 (f - y)``."""
         return 2 * self.scale * (outputs - _point(target))
 
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
-        """The constant 2."""
-        constant = torch.full_like(reach.radius, 2 * self.scale)
+    def curvature(self, bounds: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
+        """Return the constant 2."""
+        constant = torch.full_like(bounds.radius, 2 * self.scale)
         return constant, constant
 
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
-        """``2 ‖f̃ - f‖``."""
-        return 2 * self.scale * reach.radius
+    def gradient_change(self, bounds: OutputBounds, target: Target) -> Tensor:
+        """Return ``2 ‖f̃ - f‖``."""
+        return 2 * self.scale * bounds.radius
 
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
-        """``2 ‖ỹ - y‖``."""
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
+        """Return ``2 ‖ỹ - y‖``."""
         return 2 * self.scale * labels.distance()
 
 
@@ -190,32 +213,32 @@ class HuberError(HeadLoss):
         return self.scale * self.slope * residual.clamp(-self.delta, self.delta)
 
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
-        """``clamp(f - y, -δ, δ)``, times the slope."""
+        """Return ``clamp(f - y, -δ, δ)``, times the slope."""
         return self._slope_of(outputs - _point(target))
 
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
-        """The slope where the residual can be small, and zero where it can be large."""
-        lower, upper = reach.box.lower - _point(target), reach.box.upper - _point(target)
+    def curvature(self, bounds: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
+        """Return the slope if all residuals are small, zero if all are large, and both as bounds otherwise."""
+        lower, upper = bounds.box.lower - _point(target), bounds.box.upper - _point(target)
         quadratic = (lower >= -self.delta) & (upper <= self.delta)
         linear = (lower >= self.delta) | (upper <= -self.delta)
         slope = self.scale * self.slope
         return slope * quadratic.all(dim=1).to(lower.dtype), slope * (~linear.all(dim=1)).to(lower.dtype)
 
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
-        """By monotonicity, attained at the ends of the box."""
-        own, residual = self.gradient(reach.center, target), _point(target)
-        up = self._slope_of(reach.box.upper - residual) - own
-        down = own - self._slope_of(reach.box.lower - residual)
+    def gradient_change(self, bounds: OutputBounds, target: Target) -> Tensor:
+        """Evaluate the ends of the box, where the maximum lies by monotonicity."""
+        nominal, residual = self.gradient(bounds.center, target), _point(target)
+        up = self._slope_of(bounds.box.upper - residual) - nominal
+        down = nominal - self._slope_of(bounds.box.lower - residual)
         ends = torch.maximum(up, down).norm(dim=1)
-        return torch.minimum(ends, self.scale * self.slope * reach.radius)
+        return torch.minimum(ends, self.scale * self.slope * bounds.radius)
 
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
-        """Lipschitz in the label, and never more than from one end to the other."""
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
+        """Return the Lipschitz bound in the label, at most ``2 δ √K`` times the slope."""
         steepest = 2 * self.scale * self.slope * self.delta * math.sqrt(outputs)
         return (self.scale * self.slope * labels.distance()).clamp(max=steepest)
 
-    def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
-        """``δ √K``, times the slope."""
+    def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
+        """Return ``δ √K``, times the slope."""
         return self.scale * self.slope * self.delta * math.sqrt(outputs)
 
 
@@ -223,27 +246,27 @@ class LogisticLoss(HeadLoss):
     """``scale · Σ_k`` binary cross entropy of logit f_k: gradient σ(f) - y, curvature σ'."""
 
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
-        """``σ(f) - y``."""
+        """Return ``σ(f) - y``."""
         return self.scale * (outputs.sigmoid() - _point(target))
 
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
-        """σ' falls with the distance from zero."""
-        nearest, farthest = reach.box.mignitude, reach.box.magnitude
+    def curvature(self, bounds: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
+        """Evaluate σ' farthest from and nearest to zero: it falls with the distance from zero."""
+        nearest, farthest = bounds.box.mignitude, bounds.box.magnitude
         return self.scale * _bell(farthest).amin(dim=1), self.scale * _bell(nearest).amax(dim=1)
 
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
-        """σ is monotone: attained at the ends of the box."""
-        own = reach.center.sigmoid()
-        ends = torch.maximum(reach.box.upper.sigmoid() - own, own - reach.box.lower.sigmoid()).norm(dim=1)
-        _, steepest = self.curvature(reach, target)
-        return torch.minimum(self.scale * ends, steepest * reach.radius)
+    def gradient_change(self, bounds: OutputBounds, target: Target) -> Tensor:
+        """Evaluate the ends of the box, where the maximum lies since σ is monotone."""
+        nominal = bounds.center.sigmoid()
+        ends = torch.maximum(bounds.box.upper.sigmoid() - nominal, nominal - bounds.box.lower.sigmoid()).norm(dim=1)
+        _, steepest = self.curvature(bounds, target)
+        return torch.minimum(self.scale * ends, steepest * bounds.radius)
 
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
-        """``‖ỹ - y‖``, at most 1 for a flip."""
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
+        """Return ``‖ỹ - y‖``, at most 1 for a flip."""
         return self.scale * labels.distance()
 
-    def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
-        """``√K`` for labels in [0, 1]; labels outside, which a ball of labels can reach, pull without limit."""
+    def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
+        """Return ``√K`` for labels in [0, 1], and infinity if a label can lie outside."""
         poisoned = labels.poisoned
         assert isinstance(poisoned, Interval)
         proper = bool((poisoned.lower >= 0).all() and (poisoned.upper <= 1).all())
@@ -254,52 +277,55 @@ class SoftmaxLoss(HeadLoss):
     """``scale ·`` cross entropy of the softmax over f with class labels: gradient p - e_y, curvature diag(p) - p pᵀ."""
 
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
-        """``p - e_y``."""
+        """Return ``p - e_y``."""
         assert isinstance(target, ClassLabels)
-        own = target.index.long()[:, None]
-        difference = softmax(Interval.point(outputs)).lower.scatter_add(1, own, outputs.new_full(own.shape, -1.0))
+        label = target.index.long()[:, None]
+        difference = softmax(Interval.point(outputs)).lower.scatter_add(1, label, outputs.new_full(label.shape, -1.0))
         return self.scale * difference
 
-    def curvature(self, reach: Reach, target: Target) -> tuple[Tensor, Tensor]:
-        """By Gershgorin at most ``2 max_k p_k (1 - p_k)``; zero below, in the direction of equal logits."""
-        largest = 2 * reach.largest_variance
+    def curvature(self, bounds: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
+        """Return zero, attained in the direction of equal logits, and ``2 max_k p_k (1 - p_k)`` by Gershgorin."""
+        largest = 2 * bounds.largest_variance
         return torch.zeros_like(largest), self.scale * largest.clamp(max=_SOFTMAX_LIPSCHITZ)
 
-    def gradient_change(self, reach: Reach, target: Target) -> Tensor:
-        """The Lipschitz bound, and the extremes of every probability over the box."""
-        probability, own = reach.probabilities, softmax(Interval.point(reach.center)).lower
-        up, down = probability.upper - own, own - probability.lower
+    def gradient_change(self, bounds: OutputBounds, target: Target) -> Tensor:
+        """Return the smaller of the Lipschitz bound and that from the extremes of each probability over the box."""
+        probability, nominal = bounds.probabilities, softmax(Interval.point(bounds.center)).lower
+        up, down = probability.upper - nominal, nominal - probability.lower
         ends = torch.maximum(up, down, out=up).norm(dim=1)
-        _, steepest = self.curvature(reach, target)
-        return torch.minimum(self.scale * ends, steepest * reach.radius)
+        _, steepest = self.curvature(bounds, target)
+        return torch.minimum(self.scale * ends, steepest * bounds.radius)
 
-    def label_change(self, labels: LabelReach, outputs: int) -> Tensor:
-        """``‖e_y - e_ỹ‖ = √2`` where the label can be flipped."""
+    def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
+        """Return ``‖e_y - e_ỹ‖ = √2`` if the label can be flipped, else 0."""
         return self.scale * math.sqrt(2) * labels.flippable(outputs).to(torch.float64)
 
-    def energy(self, feature_change: Tensor, reach: Reach, labels: LabelReach) -> Tensor:
-        """``qᵀ H⁺ q = 1/p_y + 1/p_ỹ`` for ``q = e_y - e_ỹ``, convex in H: the largest over the reach bounds averages.
+    def energy(self, feature_change: Tensor, bounds: OutputBounds, labels: LabelPerturbation) -> Tensor:
+        """Return the largest ``qᵀ H⁺ q = 1/p_y + 1/p_ỹ`` for ``q = e_y - e_ỹ``.
 
-        A change of features has no such form: infinite.
+        It is convex in H, so the largest over the outputs bounds that of averages. It is infinite if features change.
+
+        Reference:
+            docs/theory.md, eq. (10.22).
         """
         assert isinstance(labels.poisoned, ClassLabels)
         infinite = torch.full_like(feature_change, math.inf)
         if bool((feature_change > 0).all()):
             return infinite
-        own, least = labels.poisoned.index.long()[:, None], reach.probabilities.lower
-        others = labels.poisoned.reachable(reach.center.shape[1]).scatter_(1, own, False)
+        label, least = labels.poisoned.index.long()[:, None], bounds.probabilities.lower
+        others = labels.poisoned.reachable(bounds.center.shape[1]).scatter_(1, label, False)
         rarest = least.masked_fill(~others, math.inf).amin(dim=1)
-        energy = self.scale * (1 / least.gather(1, own).squeeze(1) + 1 / rarest)
+        energy = self.scale * (1 / least.gather(1, label).squeeze(1) + 1 / rarest)
         energy = torch.where(others.any(dim=1), energy, torch.zeros_like(energy))
         return torch.where(feature_change > 0, infinite, energy)
 
-    def largest_gradient(self, labels: LabelReach, outputs: int) -> float:
-        """``‖p - e_y‖ <= √2``."""
+    def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
+        """Return √2, for ``‖p - e_y‖ <= √2``."""
         return self.scale * math.sqrt(2)
 
 
 def _bell(distance: Tensor) -> Tensor:
-    """``σ'`` at a distance from zero, without cancellation."""
+    """Return ``σ'`` at a distance from zero, without cancellation."""
     return torch.sigmoid(distance) * torch.sigmoid(-distance)
 
 

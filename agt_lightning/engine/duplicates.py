@@ -1,4 +1,4 @@
-"""Samples that several processes train on in one step: poisoning one of them would count several times."""
+"""Duplicates: samples that several processes train on in one step, so that poisoning one counts several times."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.propagation.objective import BoundedObjective
 
 
-def sample_marks(bounded: BoundedObjective, batch: object, ids: Tensor | None) -> Tensor:
-    """A number for each sample of a batch, the same for the same sample in every process, int64 (b,).
+def sample_keys(bounded: BoundedObjective, batch: object, ids: Tensor | None) -> Tensor:
+    """Return an integer for each sample of a batch, the same in every process, int64 (b,).
 
     Args:
         bounded: the captured loss.
         batch: the data.
-        ids: names of the samples; None marks them by all that the loss reads of them.
+        ids: names of the samples; None identifies them by all that the loss reads of them.
     """
     if ids is not None:
         return ids
@@ -30,17 +30,17 @@ def sample_marks(bounded: BoundedObjective, batch: object, ids: Tensor | None) -
     return row_fingerprints(read)
 
 
-def require_distinct(marks: Sequence[Tensor]) -> None:
+def require_distinct(keys: Sequence[Tensor]) -> None:
     """Raise if two processes share a sample.
 
     Args:
-        marks: of the samples of each process that can be poisoned, by rank.
+        keys: of the samples of each process that can be poisoned, by rank.
 
     Raises:
         UncertifiableError: with the way out.
     """
-    owned = torch.cat([own.unique() for own in marks])
-    _, counts = owned.unique(return_counts=True)
+    distinct = torch.cat([each.unique() for each in keys])
+    _, counts = distinct.unique(return_counts=True)
     repeated = int((counts > 1).sum())
     if repeated:
         raise UncertifiableError(

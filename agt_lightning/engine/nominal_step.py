@@ -1,97 +1,209 @@
-"""A step at the module's own parameters: the part of this process, and what all processes make of it."""
+"""A step at the module's own parameters, on the data as it is: values, gradients and samples, in all processes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
+from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation import Clipping, SampleSet, bounded_descent, clipped_mean
 from agt_lightning.distributed import Entry, ProcessGroup
-from agt_lightning.engine.duplicates import require_distinct
-from agt_lightning.engine.step_bounds import Tolerance
+from agt_lightning.domains import Step
+from agt_lightning.engine.duplicates import require_distinct, sample_keys
+from agt_lightning.engine.self_checks import Tolerance
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
+from agt_lightning.interval import Interval
+from agt_lightning.memory import fitting_memory_budget
+from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.objective import BoundedObjective, ProgramCache, rounded
+from agt_lightning.propagation.passes import BoundedBatch, PoisonedPrefix, poisonable_at_all, propagate_nominal
+from agt_lightning.propagation.samples import (
+    MicroBatch,
+    ids_of_samples,
+    poisonable_rows,
+    sample_set,
+    sample_weights,
+    stacked,
+)
+from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.rules import Value
 
 
 @dataclass(frozen=True)
-class OwnPart:
-    """The samples of one process in a step, with their gradients at the module's own parameters.
+class LocalGradients:
+    """The samples of this process in a step, with their gradients at the module's own parameters.
 
     Args:
         gradients: of each sample, by parameter name.
         samples: weights in the step's loss over all processes, and which samples can be poisoned.
-        marks: numbers that tell samples apart, (b,); None where there is one process.
+        keys: integers that identify samples across processes, (b,); None with one process.
+        budget: memory for temporary tensors, in bytes.
     """
 
     gradients: Mapping[str, FactoredGradient]
     samples: SampleSet
-    marks: Tensor | None = None
+    keys: Tensor | None
+    budget: int
 
-    def mean(self, name: str, budget: int) -> Tensor:
-        """This part's share of the gradient."""
-        return bounded_descent(self.gradients[name], None, self.samples, 0, budget).lower
+    def sum(self, name: str) -> Interval:
+        """Bound this process's share of a parameter's gradient; a point unless rounding was followed."""
+        return bounded_descent(self.gradients[name], None, self.samples, 0, self.budget)
 
-    def clipped_mean(self, name: str, clipping: Clipping, budget: int) -> Tensor:
-        """The same if each sample's gradient is clipped."""
-        return clipped_mean(self.gradients[name], self.samples.weights, clipping, budget)
+    def clipped_sum(self, name: str, clipping: Clipping) -> Tensor:
+        """Return the same share if each sample's gradient is clipped."""
+        return clipped_mean(self.gradients[name], self.samples.weights, clipping, self.budget)
 
-    def scale(self, name: str) -> Tensor:
-        """Size that rounding errors of the share are relative to, a number."""
+    def magnitude(self, name: str) -> Tensor:
+        """Return the sum of magnitudes that rounding errors of the share are relative to, a scalar."""
         weights = self.samples.weights
         return weights.new_tensor(self.gradients[name].scale(weights))
 
 
-def all_samples(processes: ProcessGroup, own: OwnPart) -> SampleSet:
-    """The samples of all processes, by rank.
+@dataclass(frozen=True)
+class NominalPass:
+    """Evaluates optimizer steps at the module's own parameters.
+
+    Args:
+        module: the module in training.
+        adversary: the threat model.
+        objectives: captured losses.
+        config: type and memory of the computation; which samples can be poisoned, and their names.
+        processes: all that make a step together, each with its own micro-batches.
+    """
+
+    module: nn.Module
+    adversary: Adversary
+    objectives: ProgramCache[BoundedObjective]
+    config: CertificationConfig
+    processes: ProcessGroup
+
+    def step(self, batches: Sequence[MicroBatch], scale: float, *, prefixes: bool) -> tuple[Step, LocalGradients]:
+        """Return the step, and the gradients of this process's samples.
+
+        Args:
+            batches: the micro-batches of this process.
+            scale: factor in front of each micro-batch's loss.
+            prefixes: whether some domain reads `BoundedBatch.frozen`.
+
+        Raises:
+            UncertifiableError: in every process, if processes share a sample or train different parameters.
+        """
+        scale = scale / self.processes.size
+        with self.processes.collective_errors():
+            with record_function("agt: nominal pass"):
+                passes = [self._propagate(batch) for batch in batches]
+            parts = [
+                self._part(batch, values, prefixes=prefixes) for batch, (values, _) in zip(batches, passes, strict=True)
+            ]
+            local = self._local(parts, [gradients for _, gradients in passes], scale)
+            sums = {name: local.sum(name).lower for name in local.gradients}
+        samples = all_samples(self.processes, local)
+        gradient = self.processes.sum(sums)
+        return Step(self.module, self.adversary, tuple(parts), scale, samples, gradient, self.processes), local
+
+    def rounded_gradient(
+        self, name: str, batches: Sequence[MicroBatch], scale: float
+    ) -> tuple[Interval, dict[str, Tolerance]]:
+        """Bound one parameter's gradient with training's rounding followed through every call.
+
+        A unit whose input is zero in real arithmetic can be on or off in floating point; this bound contains both.
+
+        Returns:
+            The interval, and the tolerance for the sum over samples that remains.
+        """
+        step, local = self.step(batches, scale, prefixes=False)
+        dtype = self.module.get_parameter(name).dtype
+        with self.processes.collective_errors():
+            gradients = stacked([self._propagate(batch, dtype)[1] for batch in batches])
+            wide = LocalGradients({name: gradients[name]}, local.samples, local.keys, local.budget)
+            bounds = wide.sum(name)
+        sums = self.processes.sum({"lower": bounds.lower, "upper": bounds.upper})
+        return Interval.trusted(sums["lower"], sums["upper"]), self.tolerances(wide, step.samples)
+
+    def clipped_gradient(self, local: LocalGradients) -> dict[str, Tensor] | None:
+        """Return the mean of gradients clipped per sample (Algorithm 1, line 6); None if the adversary needs none."""
+        rule = self.adversary.sample_clipping
+        if rule is None:
+            return None
+        clipping = rule.fitted(list(local.gradients.values()))
+        return self.processes.sum({name: local.clipped_sum(name, clipping) for name in local.gradients})
+
+    def tolerances(self, local: LocalGradients, samples: SampleSet) -> dict[str, Tolerance]:
+        """Return how far a float program's sums over samples and processes can be from the real ones, by name."""
+        parameters = dict(self.module.named_parameters())
+        terms = len(samples.weights) + self.processes.size + sum(max(p.shape, default=1) for p in parameters.values())
+        relative = {name: accumulated_roundoff(terms, parameters[name].dtype) for name in local.gradients}
+        if self.processes.size == 1:  # the magnitudes cost a pass over all gradients: only on demand
+            return {name: Tolerance(relative[name], partial(_magnitude, local, name)) for name in local.gradients}
+        magnitudes = self.processes.sum({name: local.magnitude(name) for name in local.gradients})
+        return {name: Tolerance(relative[name], partial(float, size)) for name, size in magnitudes.items()}
+
+    def _propagate(
+        self, batch: MicroBatch, rounding: torch.dtype | None = None
+    ) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
+        """Return values and per-sample gradients; with ``rounding``, bounds on what a program in that type computes."""
+        objective = self.objectives(batch.data)
+        objective = objective if rounding is None else rounded(objective, rounding)
+        return propagate_nominal(objective, self.module, batch, self.config.dtype)
+
+    def _part(self, batch: MicroBatch, values: Mapping[str, Value], *, prefixes: bool) -> BoundedBatch:
+        objective = self.objectives(batch.data)
+        size = objective.size(batch.data)
+        rows = poisonable_rows(self.config.poisonable, batch.data, size)
+        needed = prefixes and poisonable_at_all(objective, self.adversary, rows)
+        prefix = PoisonedPrefix(objective, values, self.adversary, rows) if needed else None
+        return BoundedBatch(
+            objective, batch, rows, values, prefix, ids_of_samples(self.config.sample_ids, batch.data, size)
+        )
+
+    def _local(
+        self, parts: Sequence[BoundedBatch], gradients: Sequence[Mapping[str, FactoredGradient]], scale: float
+    ) -> LocalGradients:
+        device = next(self.module.parameters()).device
+        budget = fitting_memory_budget(self.config.memory_budget, device)
+        weights = [sample_weights(part.bounded, part.batch, scale, self.config.dtype, device) for part in parts]
+        samples = sample_set(weights, [part.rows for part in parts])
+        keys = None
+        if self.processes.size > 1:
+            keys = torch.cat([sample_keys(part.bounded, part.batch.data, part.ids) for part in parts])
+        return LocalGradients(stacked(gradients), samples, keys, budget)
+
+
+def all_samples(processes: ProcessGroup, local: LocalGradients) -> SampleSet:
+    """Return the samples of all processes, by rank.
 
     Raises:
         UncertifiableError: in every process, if they share a sample or train different parameters.
     """
     if processes.size == 1:
-        return own.samples
-    rows = own.samples.poisonable
-    assert own.marks is not None
-    message: dict[str, Entry] = {"weights": own.samples.weights, "marks": own.marks}
-    message["parameters"] = json.dumps(sorted(own.gradients))
-    received = processes.gather(message if rows is None else {**message, "rows": rows})
+        return local.samples
+    poisonable = local.samples.poisonable
+    assert local.keys is not None
+    message: dict[str, Entry] = {"weights": local.samples.weights, "keys": local.keys}
+    message["parameters"] = json.dumps(sorted(local.gradients))
+    received = processes.gather(message if poisonable is None else {**message, "poisonable": poisonable})
     if len({str(part["parameters"]) for part in received}) > 1:
         raise UncertifiableError(
             ["The processes of a step use different parameters. Use the same code in all of them."]
         )
     weights = [_tensor(part["weights"]) for part in received]
-    rows_of = [
-        _tensor(part["rows"]) if "rows" in part else torch.arange(len(own_weights), device=own_weights.device)
-        for part, own_weights in zip(received, weights, strict=True)
+    positions = [
+        _tensor(part["poisonable"]) if "poisonable" in part else torch.arange(len(each), device=each.device)
+        for part, each in zip(received, weights, strict=True)
     ]
-    require_distinct([_tensor(part["marks"])[own_rows] for part, own_rows in zip(received, rows_of, strict=True)])
-    if all("rows" not in part for part in received):
+    require_distinct([_tensor(part["keys"])[chosen] for part, chosen in zip(received, positions, strict=True)])
+    if all("poisonable" not in part for part in received):
         return SampleSet(torch.cat(weights))
-    starts = torch.tensor([0, *(len(part) for part in weights)]).cumsum(0).tolist()
-    positions = [start + own_rows for start, own_rows in zip(starts, rows_of, strict=False)]
-    return SampleSet(torch.cat(weights), torch.cat(positions))
-
-
-def tolerances(processes: ProcessGroup, own: OwnPart, relative: Mapping[str, float]) -> dict[str, Tolerance]:
-    """How far sums over the samples of all processes can stray; with one process, sizes are summed up when asked for.
-
-    Args:
-        processes: all of them.
-        own: this process's part.
-        relative: rounding with respect to the sum of the gradients' sizes, by parameter name.
-    """
-    if processes.size == 1:
-        return {name: Tolerance(relative[name], partial(_size, own, name)) for name in own.gradients}
-    sizes = processes.sum({name: own.scale(name) for name in own.gradients})
-    return {name: Tolerance(relative[name], partial(float, size)) for name, size in sizes.items()}
-
-
-def _size(own: OwnPart, name: str) -> float:
-    return float(own.scale(name))
+    starts = torch.tensor([0, *(len(each) for each in weights)]).cumsum(0).tolist()
+    shifted = [start + chosen for start, chosen in zip(starts, positions, strict=False)]
+    return SampleSet(torch.cat(weights), torch.cat(shifted))
 
 
 def average_gradients(module: nn.Module, processes: ProcessGroup) -> None:
@@ -100,9 +212,13 @@ def average_gradients(module: nn.Module, processes: ProcessGroup) -> None:
         return
     parameters = dict(module.named_parameters())
     used = processes.union(name for name, parameter in parameters.items() if parameter.grad is not None)
-    own = {name: _gradient(parameters[name]) for name in used}
-    for name, total in processes.sum(own).items():
+    local = {name: _gradient(parameters[name]) for name in used}
+    for name, total in processes.sum(local).items():
         parameters[name].grad = total / processes.size
+
+
+def _magnitude(local: LocalGradients, name: str) -> float:
+    return float(local.magnitude(name))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

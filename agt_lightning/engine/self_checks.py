@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, UnsoundBoundError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a float program's sum of per-sample gradients can be from the real one, in each element.
+
+    Args:
+        relative: rounding with respect to the sum of the gradients' sizes.
+        sizes: computes that sum, no less than any element of the gradients' sum.
+
+    Example:
+        >>> import torch
+        >>> tolerance = Tolerance(0.5, lambda: 3.0)
+        >>> tolerance.largest, [tolerance.covers(torch.tensor([error]), total=torch.ones(1)) for error in (1.4, 1.6)]
+        (1.5, [True, False])
+    """
+
+    relative: float
+    sizes: Callable[[], float]
+
+    @cached_property
+    def largest(self) -> float:
+        """The tolerance itself; costs a pass over all gradients."""
+        return self.relative * self.sizes()
+
+    def covers(self, error: Tensor, total: Tensor) -> bool:
+        """Whether an error is within it; NaN never is.
+
+        Args:
+            error: absolute, of any shape.
+            total: the gradients' sum. Its largest element is no more than the sum of sizes and mostly decides already.
+        """
+        worst = float(error.max())
+        return worst <= self.relative * float(total.abs().max()) or worst <= self.largest
 
 
 def require_both(name: str, applied: Tensor | None, expected: Tensor | None) -> None:
@@ -23,6 +59,25 @@ def require_both(name: str, applied: Tensor | None, expected: Tensor | None) -> 
             f"Expected the captured training step and the training itself to use the same parameters, but `{name}` "
             f"has a gradient only in {where}. {NOT_WHAT_IS_TRAINED}"
         )
+
+
+def differs(name: str, gradient: Tensor | None, expected: Tensor | None, tolerance: Tolerance | None) -> bool:
+    """Return whether training's gradient differs from that of the captured program by more than rounding of sums.
+
+    Args:
+        name: the parameter's.
+        gradient: training's; None if the parameter has none.
+        expected: the captured program's; None if it does not use the parameter.
+        tolerance: what rounding allows; given wherever ``expected`` is.
+
+    Raises:
+        UnsoundBoundError: if only one of them has a gradient that is not zero.
+    """
+    if gradient is None or expected is None or tolerance is None:
+        require_both(name, gradient, expected)
+        return False
+    error = (gradient.detach().to(expected.dtype) - expected).abs()
+    return not tolerance.covers(error, expected)
 
 
 def require_untouched(module: nn.Module, trained: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weigh
 """
 
 from agt_lightning.gradients.all_gather import all_gathered
-from agt_lightning.gradients.base import FactoredGradient, Factors, Piece
+from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf
 from agt_lightning.gradients.composite import Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
@@ -13,6 +13,7 @@ from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.gradients.outer_differences import OuterDifferences, differences_between
 from agt_lightning.gradients.outer_product import OuterProduct
 from agt_lightning.gradients.partition import divisible_axis, partitioned, slice_of
+from agt_lightning.gradients.rows import RowGradient
 
 __all__ = [
     "Deferred",
@@ -20,17 +21,18 @@ __all__ = [
     "Elementwise",
     "FactoredGradient",
     "Factors",
+    "Leaf",
     "OuterDifferences",
     "OuterProduct",
     "PatchProduct",
-    "Piece",
+    "RowGradient",
     "Stacked",
     "Summed",
     "Tile",
-    "differences_between",
-    "partitioned",
-    "divisible_axis",
     "all_gathered",
+    "differences_between",
+    "divisible_axis",
+    "partitioned",
     "slice_of",
     "stack",
 ]

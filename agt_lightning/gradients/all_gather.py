@@ -1,4 +1,4 @@
-"""Gradients of the samples of all processes: their factors travel, never the gradients."""
+"""Gradients of the samples of all processes: their factors are sent, never the gradients."""
 
 from __future__ import annotations
 
@@ -15,103 +15,102 @@ from agt_lightning.gradients.composite import stack
 from agt_lightning.interval import Interval
 
 Gradients = Mapping[str, FactoredGradient]
-"""By parameter name."""
+"""Gradients by parameter name."""
 
 
 def all_gathered(processes: ProcessGroup, *groups: Gradients) -> tuple[dict[str, FactoredGradient], ...]:
-    """The same with the samples of all processes, by rank.
+    """Return the same gradients for the samples of all processes, ordered by rank.
 
     Args:
-        processes: all of which give theirs.
-        groups: several sets of gradients that travel together; in a process without samples of one, it is empty.
+        processes: the processes; each of them calls this.
+        groups: several sets of gradients, sent in one message; a set is empty in a process without samples of it.
 
     Raises:
-        UncertifiableError: in every process, if one uses a parameter that another with samples does not use.
+        UncertifiableError: in every process, if one uses a parameter that another one with samples does not use.
     """
     if processes.size == 1:
         return tuple(dict(group) for group in groups)
     received = processes.gather(_message(groups))
-    sent = [[_Sent(message, number) for number in range(len(groups))] for message in received]
-    templates = {_encoded_structure(gradient): gradient for group in groups for gradient in group.values()}
-    common = set.intersection(*({kind for part in parts for kind in part.kinds.values()} for parts in sent))
-    known = {kind: gradient for kind, gradient in templates.items() if kind in common and kind}
+    by_rank = [[_Received(message, number) for number in range(len(groups))] for message in received]
+    common = set.intersection(*({s for part in parts for s in part.structures.values()} for parts in by_rank))
+    local = {_encoded_structure(gradient): gradient for group in groups for gradient in group.values()}
+    templates = {structure: gradient for structure, gradient in local.items() if structure in common and structure}
     return tuple(
-        _joined(processes, group, [parts[number] for parts in sent], known) for number, group in enumerate(groups)
+        _of_all_processes(processes, group, [parts[number] for parts in by_rank], templates)
+        for number, group in enumerate(groups)
     )
 
 
 def _message(groups: Sequence[Gradients]) -> Message:
-    """Kind, number of pieces and samples, and shape of each gradient; and the pieces."""
+    """Structure, number of leaves, number of samples and shape of each gradient; and the leaves."""
     message: dict[str, Entry] = {}
     for number, group in enumerate(groups):
-        forms = {}
+        headers = {}
         for name, gradient in group.items():
-            pieces = () if gradient.kind is None else gradient.pieces
-            forms[name] = (_encoded_structure(gradient), len(pieces), gradient.samples, gradient.shape)
-            message |= {f"{number}/{name}/{position}": piece for position, piece in enumerate(pieces)}
-        message[f"{number}"] = json.dumps(forms)
+            leaves = () if gradient.structure is None else gradient.leaves
+            headers[name] = (_encoded_structure(gradient), len(leaves), gradient.samples, gradient.shape)
+            message |= {f"{number}/{name}/{position}": leaf for position, leaf in enumerate(leaves)}
+        message[f"{number}"] = json.dumps(headers)
     return message
 
 
 def _encoded_structure(gradient: FactoredGradient) -> str:
-    """The kind as text; empty if there is none."""
-    return "" if gradient.kind is None else repr(gradient.kind)
+    """The structure as text; empty if there is none."""
+    return "" if gradient.structure is None else repr(gradient.structure)
 
 
-class _Sent:
-    """What one process sent of one set of gradients."""
+class _Received:
+    """One set of gradients, as one process sent it."""
 
     def __init__(self, message: Mapping[str, Entry], number: int) -> None:
-        forms: dict[str, tuple[str, int, int, list[int]]] = json.loads(str(message[f"{number}"]))
-        self.kinds = {name: kind for name, (kind, _, _, _) in forms.items()}
-        self.samples = {name: samples for name, (_, _, samples, _) in forms.items()}
-        self.shapes = {name: tuple(shape) for name, (_, _, _, shape) in forms.items()}
+        headers: dict[str, tuple[str, int, int, list[int]]] = json.loads(str(message[f"{number}"]))
+        self.structures = {name: structure for name, (structure, _, _, _) in headers.items()}
+        self.samples = {name: samples for name, (_, _, samples, _) in headers.items()}
+        self.shapes = {name: tuple(shape) for name, (_, _, _, shape) in headers.items()}
         entries = {
             name: [message[f"{number}/{name}/{position}"] for position in range(count)]
-            for name, (_, count, _, _) in forms.items()
+            for name, (_, count, _, _) in headers.items()
         }
-        self.pieces = {
-            name: [factor for factor in factors if not isinstance(factor, str)] for name, factors in entries.items()
-        }
+        self.leaves = {name: [leaf for leaf in leaves if not isinstance(leaf, str)] for name, leaves in entries.items()}
 
 
-def _joined(
-    processes: ProcessGroup, own: Gradients, sent: Sequence[_Sent], templates: Mapping[str, FactoredGradient]
+def _of_all_processes(
+    processes: ProcessGroup, local: Gradients, received: Sequence[_Received], templates: Mapping[str, FactoredGradient]
 ) -> dict[str, FactoredGradient]:
-    """One set of gradients; ``templates`` are those of this process by kinds that all processes have."""
-    holders = [part for part in sent if part.kinds]
-    names = list(dict.fromkeys(name for part in holders for name in part.kinds))
-    missing = [name for name in names if any(name not in part.kinds for part in holders)]
+    """One set of gradients; ``templates`` are those of this process by structures that all processes have."""
+    holders = [part for part in received if part.structures]
+    names = list(dict.fromkeys(name for part in holders for name in part.structures))
+    missing = [name for name in names if any(name not in part.structures for part in holders)]
     if missing:
         raise UncertifiableError(
             [f"`{name}` is used in some processes of a step and not in others. Use the same code." for name in missing]
         )
     result: dict[str, FactoredGradient] = {}
     for name in names:
-        if all(part.kinds[name] in templates for part in holders):
-            result[name] = stack([templates[part.kinds[name]].of(part.pieces[name]) for part in holders])
+        if all(part.structures[name] in templates for part in holders):
+            result[name] = stack([templates[part.structures[name]].with_leaves(part.leaves[name]) for part in holders])
         else:
-            counts = [part.samples.get(name, 0) for part in sent]
-            result[name] = ShardedGradient(own.get(name), processes, counts, holders[0].shapes[name])
+            counts = [part.samples.get(name, 0) for part in received]
+            result[name] = ShardedGradient(local.get(name), processes, counts, holders[0].shapes[name])
     return result
 
 
 class ShardedGradient(FactoredGradient):
-    """Gradients that stay in their processes because they have no pieces; blocks of them travel when asked for.
+    """Gradients that stay in their processes because they have no leaves; their blocks are sent when they are needed.
 
     Every method is a collective: all processes must call it, in the same order.
 
     Args:
-        own: of this process's samples; None if it has none.
-        processes: all of them.
-        counts: number of samples in each.
+        local: gradients of this process's samples; None if it has none.
+        processes: all processes.
+        counts: number of samples of each process.
         shape: shape of the parameter.
     """
 
     def __init__(
-        self, own: FactoredGradient | None, processes: ProcessGroup, counts: Sequence[int], shape: tuple[int, ...]
+        self, local: FactoredGradient | None, processes: ProcessGroup, counts: Sequence[int], shape: tuple[int, ...]
     ) -> None:
-        self.own = own
+        self.local = local
         self.processes = processes
         self.counts = list(counts)
         self._shape = shape
@@ -130,21 +129,20 @@ class ShardedGradient(FactoredGradient):
     def block(self, start: int, stop: int) -> Interval:
         message: dict[str, Entry] = {}
         with self.processes.collective_errors():
-            if self.own is not None:
-                message["block"] = self.own.block(start, stop)
+            if self.local is not None:
+                message["block"] = self.local.block(start, stop)
         blocks = [sent["block"] for sent in self.processes.gather(message) if "block" in sent]
-        transposed = [_samples_first(block) for block in blocks if isinstance(block, Interval)]
-        return _samples_first(Interval.cat(transposed))
+        return Interval.cat([block for block in blocks if isinstance(block, Interval)], dim=1)
 
     @override
     def total(self, weights: Tensor) -> Interval | None:
-        own = weights.split(self.counts)[self.processes.rank]
+        share = weights.split(self.counts)[self.processes.rank]
         message: dict[str, Entry] = {}
         with self.processes.collective_errors():
-            total = None if self.own is None else self.own.total(own)
+            total = None if self.local is None else self.local.total(share)
             if total is not None:
                 message["total"] = total
-            elif self.own is not None:
+            elif self.local is not None:
                 message["unknown"] = ""
         received = self.processes.gather(message)
         if any("unknown" in sent for sent in received):
@@ -154,15 +152,9 @@ class ShardedGradient(FactoredGradient):
 
     @override
     def scale(self, weights: Tensor) -> float:
-        own = weights.split(self.counts)[self.processes.rank]
-        scale = 0.0 if self.own is None else self.own.scale(own)
-        return float(self.processes.sum({"scale": own.new_tensor(scale)})["scale"])
-
-
-def _samples_first(block: Interval) -> Interval:
-    """(e, b) as (b, e), and back."""
-    lower = block.lower.T.contiguous()
-    return Interval.trusted(lower, lower if block.is_point else block.upper.T.contiguous())
+        share = weights.split(self.counts)[self.processes.rank]
+        scale = 0.0 if self.local is None else self.local.scale(share)
+        return float(self.processes.sum({"scale": share.new_tensor(scale)})["scale"])
 
 
 def _summed(intervals: Sequence[Interval]) -> Interval:

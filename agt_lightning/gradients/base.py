@@ -1,4 +1,4 @@
-"""The questions that every factored gradient answers."""
+"""The interface of factored gradients: what the aggregation needs of the gradients of one parameter."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from agt_lightning.interval import Interval
 
-Piece = Tensor | Interval
-"""A part of a gradient that holds some numbers of each sample, the samples along its first axis."""
+Leaf = Tensor | Interval
+"""A tensor or interval that a gradient is made of, with the samples along its first axis."""
 
 _BLOCK_BUDGET = 16 * 2**20
-"""Bytes of one bound of a block that is expanded only to be summed up."""
+"""Bytes of one bound of a block that is expanded only to be summed."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Factors of ``δ_i = Σ_t d_it ⊗ z_it``, where the parameter is a matrix (o, k).
+    """The factors of ``δ_i = Σ_t d_it ⊗ z_it``, where the parameter is a matrix (o, k).
 
     Args:
         outputs: bounds on d, (b, t, o).
-        inputs: bounds on z of some samples, (rows, t, k), by their range or positions.
+        inputs: maps a range or the positions of some samples to bounds on their z, (samples, t, k).
     """
 
     outputs: Interval
@@ -35,8 +35,11 @@ class Factors:
 class FactoredGradient(ABC):
     """Bounds ``[δ_L, δ_U]`` on the gradient of each sample with respect to one parameter tensor.
 
-    The parameter's elements are numbered in memory order. Blocks of them are expanded one after another, so memory does
-    not grow with batch x parameters.
+    The parameter's elements are numbered in memory order. They are expanded block by block, so memory does not grow
+    with batch x parameters.
+
+    As a pytree, a gradient is its `structure` and its `leaves`: gradients of one structure can be sent to other
+    processes and stacked leaf by leaf.
     """
 
     @property
@@ -61,11 +64,19 @@ class FactoredGradient(ABC):
 
     @abstractmethod
     def block(self, start: int, stop: int) -> Interval:
-        """Per-sample bounds of elements ``start`` to ``stop``, shape (e, b): samples last, ready for top-n."""
+        """Return per-sample bounds of some elements, samples last, as the sum of the n largest takes them.
+
+        Args:
+            start: first element.
+            stop: element behind the last one; the range holds whole rows, or lies in one.
+
+        Returns:
+            Interval of shape (stop - start, b).
+        """
 
     @abstractmethod
     def total(self, weights: Tensor) -> Interval | None:
-        """Exact bounds on ``Σ_i w_i δ_i`` by matrix products alone, or None if only blocks can tell.
+        """Return exact bounds on ``Σ_i w_i δ_i`` by matrix products alone; None if that takes expanded blocks.
 
         Args:
             weights: (b,), nonnegative.
@@ -73,32 +84,49 @@ class FactoredGradient(ABC):
 
     @abstractmethod
     def scale(self, weights: Tensor) -> float:
-        """``Σ_i w_i max |δ_i|``, or a little more: the size that rounding errors of the sum are relative to."""
+        """Return ``Σ_i w_i max |δ_i|`` or a little more, which rounding errors of the sum are relative to.
+
+        Args:
+            weights: (b,), nonnegative.
+        """
 
     def factors(self) -> Factors | None:
-        """The factors that the bounds are products of, or None if there are none."""
+        """Return the factors that the bounds are products of; None if there are none."""
         return None
 
     @property
-    def kind(self) -> Hashable | None:
-        """All that makes this gradient beside its pieces; None if there are no pieces with one entry a sample."""
+    def structure(self) -> Hashable | None:
+        """Everything but the leaves; None if the gradient cannot be split into leaves."""
         return None
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """What it is made of, the samples along the first axis."""
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The tensors and intervals of the gradient, with the samples along the first axis."""
         return ()
 
-    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
-        """The gradient of this kind with other pieces."""
-        raise NotImplementedError(f"`{type(self).__name__}` has no pieces.")
+    def with_leaves(self, leaves: Sequence[Leaf]) -> FactoredGradient:
+        """Return the gradient of this structure with other leaves.
+
+        Args:
+            leaves: as many as `leaves`, of any number of samples.
+
+        Raises:
+            NotImplementedError: if `structure` is None.
+        """
+        raise NotImplementedError(f"`{type(self).__name__}` has no leaves.")
 
     def narrow(self, axis: int, start: int, length: int) -> FactoredGradient | None:
-        """Some elements of the parameter, as `torch.Tensor.narrow` takes them; None if the pieces do not allow it."""
+        """Return the gradient of some elements of the parameter; None if it cannot be divided along this axis.
+
+        Args:
+            axis: axis of the parameter, as in `torch.Tensor.narrow`.
+            start: first index.
+            length: number of indices.
+        """
         return None
 
     def square_sums(self) -> Interval:
-        """Bounds on the squared Euclidean norm of each sample's gradient over the box, shape (b,)."""
+        """Return bounds on the squared Euclidean norm of each sample's gradient over its box, (b,)."""
         rows = max(1, _BLOCK_BUDGET // max(1, self.row * self.samples * 8))
         blocks = [
             self.block(start, min(start + rows * self.row, self.elements))

@@ -4,20 +4,17 @@ from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from agt_lightning.arithmetic import multiply
+from agt_lightning.arithmetic import multiply, product, split_product, splits
 from agt_lightning.arithmetic.convolution import (
     Windows,
     by_group,
     chunks,
     has_exact_kernels,
-    mapped,
-    split_product,
-    splits,
 )
 from agt_lightning.arithmetic.order import require_uncrossed
-from agt_lightning.gradients.base import FactoredGradient, Factors, Piece
-from agt_lightning.gradients.outer_product import contract
+from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf
 from agt_lightning.interval import Interval
 
 
@@ -27,7 +24,7 @@ class PatchProduct(FactoredGradient):
     Args:
         outputs: bounds on d, the gradient at the convolution's output, (b, o, *positions).
         image: bounds on z, its input, (b, c, *image).
-        windows: how the kernel moves.
+        windows: positions of the kernel.
 
     Example:
         >>> windows = Windows((2,), (1,), (1,), (0,), (3,), (2,))
@@ -42,50 +39,47 @@ class PatchProduct(FactoredGradient):
         self.windows = windows
 
     @property
+    @override
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight, (o, c/g, *kernel)."""
         return (self.outputs.shape[1], self.image.shape[1] // self.windows.groups, *self.windows.kernel)
 
     @property
+    @override
     def samples(self) -> int:
-        """Number of samples."""
         return self.outputs.shape[0]
 
+    @override
     def block(self, start: int, stop: int) -> Interval:
-        """Elements of the weight, expanded: exact products of intervals, summed over positions."""
+        """Return elements of the weight: exact products of intervals, summed over positions."""
         first, last = start // self.row, (stop - 1) // self.row + 1
         columns = slice(start - first * self.row, stop - (last - 1) * self.row)
         parts = [self._expanded(chunk, range(first, last), columns) for chunk in chunks(self.image, self.windows)]
-        lower = torch.cat([part.lower for part in parts], dim=1)
-        if parts[0].is_point:
-            return Interval.point(lower)
-        return Interval.trusted(lower, torch.cat([part.upper for part in parts], dim=1))
+        return Interval.cat(parts, dim=1)
 
     def _expanded(self, chunk: slice, rows: range, columns: slice) -> Interval:
-        """Rows of the weight for some samples, (rows · columns, b)."""
-        outputs = mapped(self.outputs[chunk], lambda bound: bound.flatten(2))
+        """Return rows of the weight for some samples, (rows · columns, b)."""
+        outputs = self.outputs[chunk].rearranged(lambda bound: bound.flatten(2))
         size = self.shape[0] // self.windows.groups
         parts = []
         for group in range(rows.start // size, (rows.stop - 1) // size + 1):
             image = by_group(self.image[chunk], self.windows.groups, group)
-            patches = mapped(image, lambda bound: self.windows.patches(bound)[:, :, columns])
+            patches = image.rearranged(lambda bound: self.windows.patches(bound)[:, :, columns])
             units = slice(max(rows.start, group * size), min(rows.stop, (group + 1) * size))
-            parts.append(contract(_units(outputs, units), patches))
-        lower = torch.cat([_samples_last(part.lower) for part in parts])
-        if parts[0].is_point:
-            return Interval.point(lower)
-        return Interval.trusted(lower, torch.cat([_samples_last(part.upper) for part in parts]))
+            parts.append(product(outputs[:, units], patches).rearranged(_samples_last))
+        return Interval.cat(parts)
 
+    @override
     def total(self, weights: Tensor) -> Interval | None:
-        """One native weight gradient per pair of split factors; only where no pair straddles zero twice."""
+        """Return native weight gradients of split factors; None if some pair of factors may straddle zero twice."""
         if not splits(self.outputs, self.image) or not has_exact_kernels(self.outputs.lower):
             return None
         shares = weights.reshape(-1, *[1] * (len(self.outputs.shape) - 1)).to(self.outputs.dtype)
         weighted = multiply(self.outputs, Interval.point(shares, nonnegative=True))
-        return split_product(self._native_total, weighted, mapped(self.image, self.windows.pad))
+        return split_product(self._native_total, weighted, self.image.rearranged(self.windows.pad))
 
     def _native_total(self, outputs: Tensor, canvas: Tensor) -> Tensor:
-        """``Σ_i Σ_t d ⊗ z`` of tensors."""
+        """Return ``Σ_i Σ_t d ⊗ z`` of tensors."""
         none = [0] * len(self.windows.kernel)
         stride, dilation, groups = list(self.windows.stride), list(self.windows.dilation), self.windows.groups
         weight = outputs.new_empty(self.shape)
@@ -94,48 +88,47 @@ class PatchProduct(FactoredGradient):
         )
         return gradients[1]
 
+    @override
     def factors(self) -> Factors | None:
-        """D and the patches of z, of a convolution whose channels form one group."""
+        """Return d and the patches of z; None if the channels form several groups."""
         if self.windows.groups > 1:
             return None
-        outputs = mapped(self.outputs, lambda bound: bound.flatten(2).transpose(1, 2))
-        return Factors(outputs, lambda rows: mapped(self.image[rows], self.windows.patches))
+        outputs = self.outputs.rearranged(lambda bound: bound.flatten(2).transpose(1, 2))
+        return Factors(outputs, lambda rows: self.image[rows].rearranged(self.windows.patches))
 
+    @override
     def scale(self, weights: Tensor) -> float:
-        """``Σ_i w_i Σ_t max_o |d_it| max |patch_it|``."""
+        """Return ``Σ_i w_i Σ_t max_o |d_it| max |patch_it|``."""
         outputs = self.outputs.magnitude.amax(dim=1).flatten(1)
         patches = self.windows.patches(self.image.magnitude.amax(dim=1, keepdim=True)).amax(dim=2)
         return float((outputs * patches).sum(dim=1) @ weights.to(outputs.dtype))
 
     @property
-    def kind(self) -> Hashable:
-        """How the kernel moves."""
+    @override
+    def structure(self) -> Hashable:
         return ("PatchProduct", self.windows)
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """The gradients at the output, d, and the inputs, z."""
+    @override
+    def leaves(self) -> tuple[Leaf, ...]:
         return (self.outputs, self.image)
 
-    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
-        """Other d and z."""
-        outputs, image = pieces
+    @override
+    def with_leaves(self, leaves: Sequence[Leaf]) -> FactoredGradient:
+        outputs, image = leaves
         assert isinstance(outputs, Interval)
         assert isinstance(image, Interval)
         return PatchProduct(outputs, image, self.windows)
 
+    @override
     def narrow(self, axis: int, start: int, length: int) -> FactoredGradient | None:
-        """Some channels, of the output or of the input; not with groups, which tie them to each other."""
+        """Return the gradient of some channels, of the output or of the input; None if groups tie them together."""
         if axis > 1 or self.windows.groups > 1:
             return None
-        part = mapped((self.outputs, self.image)[axis], lambda bound: bound.narrow(1, start, length))
+        part = (self.outputs, self.image)[axis].rearranged(lambda bound: bound.narrow(1, start, length))
         if axis == 0:
             return PatchProduct(part, self.image, self.windows)
         return PatchProduct(self.outputs, part, self.windows)
-
-
-def _units(outputs: Interval, units: slice) -> Interval:
-    return mapped(outputs, lambda bound: bound[:, units])
 
 
 def _samples_last(block: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The fallback for parameters whose gradients have no factors: computed again for a few samples at a time."""
+"""The fallback for gradients without factors: computed for a few samples at a time, whenever they are used."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agt_lightning.gradients.base import FactoredGradient
 from agt_lightning.gradients.elementwise import Elementwise
@@ -13,13 +14,13 @@ BUDGET = 64 * 2**20
 """Bytes of expanded gradients that are alive at once."""
 
 _BYTES_PER_ELEMENT = 64
-"""Both bounds in double precision, and the products they are taken from."""
+"""Of one element of one sample: both bounds in double precision, and the products they are computed from."""
 
 
 class Deferred(FactoredGradient):
-    """Gradients that are expanded for a range of samples when they are asked for, and forgotten again.
+    """Gradients that are expanded for a range of samples whenever they are used, and not kept.
 
-    Memory stays within a budget whatever batch x parameters is; the price is one evaluation per block.
+    Memory stays within a budget whatever batch x parameters is, at the cost of one evaluation per block.
 
     Args:
         evaluate: maps a range of samples to bounds of shape (samples, *parameter shape).
@@ -42,31 +43,29 @@ class Deferred(FactoredGradient):
     def where_large(
         cls, evaluate: Callable[[slice], Interval], samples: int, shape: tuple[int, ...]
     ) -> FactoredGradient:
-        """Deferred if all samples together exceed the budget, else the values themselves."""
+        """Return deferred gradients if all samples together exceed the budget, otherwise the values themselves."""
         if samples * torch.Size(shape).numel() * _BYTES_PER_ELEMENT <= BUDGET:
             return Elementwise(evaluate(slice(0, samples)))
         return cls(evaluate, samples, shape)
 
     @property
+    @override
     def shape(self) -> tuple[int, ...]:
-        """Shape of the parameter."""
         return self._shape
 
     @property
+    @override
     def samples(self) -> int:
-        """Number of samples."""
         return self._samples
 
+    @override
     def block(self, start: int, stop: int) -> Interval:
-        """Elements of the parameter, samples last."""
-        blocks = [part.block(start, stop) for _, part in self._parts()]
-        lower = torch.cat([block.lower for block in blocks], dim=1)
-        if all(block.is_point for block in blocks):
-            return Interval.point(lower)
-        return Interval.trusted(lower, torch.cat([block.upper for block in blocks], dim=1))
+        """Return elements of the parameter, samples last."""
+        return Interval.cat([part.block(start, stop) for _, part in self._parts()], dim=1)
 
+    @override
     def total(self, weights: Tensor) -> Interval:
-        """Weighted sums of both bounds."""
+        """Return the weighted sums of both bounds."""
         total: Interval | None = None
         for rows, part in self._parts():
             term = part.total(weights[rows])
@@ -74,15 +73,14 @@ class Deferred(FactoredGradient):
         assert total is not None
         return total
 
+    @override
     def scale(self, weights: Tensor) -> float:
-        """``Σ_i w_i max |δ_i|``."""
+        """Return ``Σ_i w_i max |δ_i|``."""
         return sum(part.scale(weights[rows]) for rows, part in self._parts())
 
+    @override
     def square_sums(self) -> Interval:
-        """Norms of a few samples at a time."""
-        sums = [part.square_sums() for _, part in self._parts()]
-        lower = torch.cat([bounds.lower for bounds in sums])
-        return Interval.trusted(lower, torch.cat([bounds.upper for bounds in sums]), nonnegative=True)
+        return Interval.cat([part.square_sums() for _, part in self._parts()])
 
     def _parts(self) -> Iterator[tuple[slice, Elementwise]]:
         rows = max(1, BUDGET // (_BYTES_PER_ELEMENT * max(1, self.elements)))

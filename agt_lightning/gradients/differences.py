@@ -1,4 +1,4 @@
-"""What poisoning can add to the gradient of each sample: the differences that Theorem 3.4 takes top-n sums of.
+"""What poisoning can add to the gradient of each sample: the differences in the top-n sums of Theorem 3.4.
 
 For each element of a parameter and each poisonable sample i
 
@@ -22,13 +22,13 @@ from agt_lightning.gradients.elementwise import Elementwise
 
 @dataclass(frozen=True)
 class Tile:
-    """Gains of one bound at some elements of a parameter, seen as a matrix of its first axis and all others.
+    """Gains of one bound at some elements of a parameter, as a matrix with its first axis as rows.
 
     Args:
-        rows: of the matrix.
-        columns: of the matrix.
-        up: whether of the upper bound.
-        gains: (rows · columns, m); may be overwritten, and is by the next tile.
+        rows: rows of that matrix.
+        columns: columns of that matrix.
+        up: whether the gains are those of the upper bound.
+        gains: (rows · columns, m). The caller may overwrite them; the next tile does.
     """
 
     rows: slice
@@ -38,49 +38,49 @@ class Tile:
 
 
 class Differences(ABC):
-    """Differences between poisoned and clean bounds."""
+    """Differences between the poisoned and clean bounds of one parameter's gradients."""
 
     @abstractmethod
     def tiles(self, entries: int) -> Iterator[Tile]:
-        """Gains of all elements, each element once for each bound.
+        """Yield the gains of all elements, each element once for each bound.
 
         Args:
-            entries: size that ``gains`` should have at most; a tile has one element at least.
+            entries: largest number of entries of ``gains``; a tile has one element at least.
         """
 
 
 @dataclass(frozen=True)
 class ExpandedDifferences(Differences):
-    """Gains of gradients of any kind: both bounds are expanded, then subtracted.
+    """Gains of gradients of any type: both bounds are expanded, then subtracted.
 
     Args:
         clean: bounds of all samples.
         poisoned: bounds of the poisonable samples.
         weights: w_i of the poisonable samples, (m,).
-        positions: which samples these are; None means all.
+        poisonable: indices of the poisonable samples, (m,); None if all are.
     """
 
     clean: FactoredGradient
     poisoned: FactoredGradient
     weights: Tensor
-    positions: Tensor | None
+    poisonable: Tensor | None
 
     def tiles(self, entries: int) -> Iterator[Tile]:
-        """Whole rows, or parts of one row."""
+        """Yield whole rows, or parts of one row."""
         row = self.clean.row
         for rows, columns in tiling(self.clean.elements // row, row, entries // self.clean.samples):
             start, stop = rows.start * row + columns.start, (rows.stop - 1) * row + columns.stop
-            block, worst = self.clean.block(start, stop), self.poisoned.block(start, stop)
-            yield Tile(rows, columns, True, (worst.upper - self._select(block.upper)) * self.weights)
-            yield Tile(rows, columns, False, (self._select(block.lower) - worst.lower) * self.weights)
+            clean, poisoned = self.clean.block(start, stop), self.poisoned.block(start, stop)
+            yield Tile(rows, columns, True, (poisoned.upper - self._select(clean.upper)) * self.weights)
+            yield Tile(rows, columns, False, (self._select(clean.lower) - poisoned.lower) * self.weights)
 
     def _select(self, bound: Tensor) -> Tensor:
-        return bound if self.positions is None else bound[:, self.positions]
+        return bound if self.poisonable is None else bound[:, self.poisonable]
 
 
 @dataclass(frozen=True)
 class ElementwiseDifferences(Differences):
-    """Gains of gradients that are kept as they are.
+    """Gains of gradients that are stored as they are.
 
     Args:
         up: (elements, m).
@@ -94,16 +94,16 @@ class ElementwiseDifferences(Differences):
 
     @classmethod
     def between(
-        cls, clean: Elementwise, poisoned: Elementwise, weights: Tensor, positions: Tensor | None
+        cls, clean: Elementwise, poisoned: Elementwise, weights: Tensor, poisonable: Tensor | None
     ) -> ElementwiseDifferences:
-        """Subtracted before the samples move to the last axis; arguments as those of `ExpandedDifferences`."""
-        own = clean.values if positions is None else clean.values[positions]
-        up, down = poisoned.values.upper - own.upper, own.lower - poisoned.values.lower
+        """Subtract before the samples move to the last axis; arguments as those of `ExpandedDifferences`."""
+        same = clean.values if poisonable is None else clean.values[poisonable]
+        up, down = poisoned.values.upper - same.upper, same.lower - poisoned.values.lower
         flat = [gain.reshape(len(weights), -1) * weights[:, None] for gain in (up, down)]
         return cls(samples_last(flat[0]), samples_last(flat[1]), clean.row)
 
     def tiles(self, entries: int) -> Iterator[Tile]:
-        """Rows of both tensors."""
+        """Yield rows of both tensors."""
         for rows, columns in tiling(len(self.up) // self.row, self.row, entries // self.up.shape[1]):
             places = slice(rows.start * self.row + columns.start, (rows.stop - 1) * self.row + columns.stop)
             yield Tile(rows, columns, True, self.up[places])
@@ -111,9 +111,14 @@ class ElementwiseDifferences(Differences):
 
 
 def tiling(rows: int, columns: int, elements: int) -> Iterator[tuple[slice, slice]]:
-    """Parts of a matrix with at most so many elements (but at least one): whole rows, or parts of one row.
+    """Yield parts of a matrix: whole rows, or parts of one row.
 
-    All rows follow each other for the same columns, so that what belongs to columns can be kept.
+    All rows of some columns follow each other, so that what is computed of columns can be reused.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        elements: largest number of elements of a part; it has at least one.
 
     Example:
         >>> list(tiling(rows=2, columns=3, elements=2))[:2]
@@ -127,13 +132,13 @@ def tiling(rows: int, columns: int, elements: int) -> Iterator[tuple[slice, slic
 
 
 _ROWS, _COLUMNS = 512, 64
-"""Tile of a matrix that is transposed at a time: read and written from the cache."""
+"""Size of the tiles in which a matrix is transposed; a tile stays in the cache."""
 
 
 def samples_last(values: Tensor) -> Tensor:
-    """A matrix (b, p) as a contiguous one of shape (p, b).
+    """Return the transpose of a matrix (b, p) as a contiguous one of shape (p, b).
 
-    On a CPU tile by tile: reading a large matrix column by column misses the cache with every entry.
+    On a CPU it is copied tile by tile, since reading a large matrix column by column misses the cache at every entry.
 
     Example:
         >>> samples_last(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))

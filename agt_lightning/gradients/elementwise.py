@@ -4,15 +4,15 @@ from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from agt_lightning.arithmetic.convolution import mapped
 from agt_lightning.arithmetic.order import require_uncrossed
-from agt_lightning.gradients.base import FactoredGradient, Piece
+from agt_lightning.gradients.base import FactoredGradient, Leaf
 from agt_lightning.interval import Interval
 
 
 class Elementwise(FactoredGradient):
-    """Gradients kept as they are, since they are no larger than the activations they meet.
+    """Gradients that are stored as they are, since they are no larger than the activations.
 
     Args:
         values: bounds of shape (b, *parameter shape).
@@ -27,52 +27,51 @@ class Elementwise(FactoredGradient):
         self.values = require_uncrossed(values)
 
     @property
+    @override
     def shape(self) -> tuple[int, ...]:
-        """Shape of the parameter."""
         return tuple(self.values.shape[1:])
 
     @property
+    @override
     def samples(self) -> int:
-        """Number of samples."""
         return self.values.shape[0]
 
+    @override
     def block(self, start: int, stop: int) -> Interval:
-        """Elements of the parameter, samples last."""
+        """Return elements of the parameter, samples last."""
 
         def samples_last(bound: Tensor) -> Tensor:
             return bound.reshape(self.samples, -1)[:, start:stop].T.contiguous()
 
-        lower = samples_last(self.values.lower)
-        return Interval.trusted(lower, lower if self.values.is_point else samples_last(self.values.upper))
+        return self.values.rearranged(samples_last)
 
+    @override
     def total(self, weights: Tensor) -> Interval:
-        """Weighted sums of both bounds."""
-        lower = torch.tensordot(weights, self.values.lower, dims=1)
-        if self.values.is_point:
-            return Interval.point(lower)
-        return Interval.trusted(lower, torch.tensordot(weights, self.values.upper, dims=1))
+        """Return the weighted sums of both bounds."""
+        return self.values.mapped(lambda bound: torch.tensordot(weights, bound, dims=1))
 
+    @override
     def scale(self, weights: Tensor) -> float:
-        """``Σ_i w_i max |δ_i|``."""
+        """Return ``Σ_i w_i max |δ_i|``."""
         lower, upper = (bound.reshape(self.samples, -1) for bound in (self.values.lower, self.values.upper))
         return float(torch.maximum(upper.amax(dim=1), -lower.amin(dim=1)) @ weights)
 
     @property
-    def kind(self) -> Hashable:
-        """Nothing but values."""
+    @override
+    def structure(self) -> Hashable:
         return "Elementwise"
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """The values."""
+    @override
+    def leaves(self) -> tuple[Leaf, ...]:
         return (self.values,)
 
-    def of(self, pieces: Sequence[Piece]) -> FactoredGradient:
-        """Other values."""
-        (values,) = pieces
+    @override
+    def with_leaves(self, leaves: Sequence[Leaf]) -> FactoredGradient:
+        (values,) = leaves
         assert isinstance(values, Interval)
         return Elementwise(values)
 
+    @override
     def narrow(self, axis: int, start: int, length: int) -> FactoredGradient:
-        """Some of the values."""
-        return Elementwise(mapped(self.values, lambda bound: bound.narrow(axis + 1, start, length)))
+        return Elementwise(self.values.rearranged(lambda bound: bound.narrow(axis + 1, start, length)))

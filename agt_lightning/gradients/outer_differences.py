@@ -1,4 +1,4 @@
-"""Gains of weight matrices, from factors: no bound is expanded, only the difference of two.
+"""Gains of weight matrices, computed from factors: only the difference of two bounds is expanded, neither of them.
 
 With ``a⁺ = max(a, 0)`` and ``a⁻ = max(-a, 0)``, the bounds ``[L, U]`` of a product of intervals d and z are
 
@@ -34,26 +34,30 @@ from agt_lightning.gradients.outer_product import OuterProduct
 from agt_lightning.interval import Interval
 
 _BAND = 16
-"""Tiles of memory that each part of the outputs takes: as many rows are prepared together."""
+"""Rows are prepared together until each part of their outputs is as large as this many tiles."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is read of a factor: one bound of one pass, its positive or negative part, or all of it.
+    """The name of one bound a of a factor, or of its positive or negative part.
 
     Args:
-        worst: whether of the poisoned pass.
-        upper: whether the upper bound.
+        poisoned: whether the bound is that of the poisoned pass.
+        upper: whether it is the upper bound.
         sign: +1 for ``a⁺``, -1 for ``a⁻``, 0 for ``a``.
     """
 
-    worst: bool
+    poisoned: bool
     upper: bool
     sign: int
 
     def of(self, factors: Mapping[bool, Interval]) -> Tensor:
-        """The part of a factor, given for both passes."""
-        bound = factors[self.worst].upper if self.upper else factors[self.worst].lower
+        """Return the part of a factor.
+
+        Args:
+            factors: bounds by pass, as in `BothPasses`.
+        """
+        bound = factors[self.poisoned].upper if self.upper else factors[self.poisoned].lower
         if self.sign == 0:
             return bound
         return bound.clamp(min=0) if self.sign > 0 else bound.clamp(max=0).neg_()
@@ -61,10 +65,10 @@ class Part:
 
 @dataclass(frozen=True)
 class BothPasses:
-    """One factor of both passes, and what is known of all its entries.
+    """One factor in both passes, with facts about all its entries.
 
     Args:
-        bounds: by pass: False for the clean one, True for the poisoned one; for the same samples.
+        bounds: bounds for the same samples by pass: False for the clean one, True for the poisoned one.
         same: whether both passes have the same bounds.
         nonnegative: by pass, whether no entry is below zero.
     """
@@ -74,27 +78,27 @@ class BothPasses:
     nonnegative: Mapping[bool, bool]
 
     @classmethod
-    def of(cls, clean: Interval, worst: Interval) -> BothPasses:
-        """Look at all entries once."""
-        bounds = {False: clean, True: worst}
-        same = torch.equal(clean.lower, worst.lower) and torch.equal(clean.upper, worst.upper)
+    def of(cls, clean: Interval, poisoned: Interval) -> BothPasses:
+        """Find the facts by reading all entries once."""
+        bounds = {False: clean, True: poisoned}
+        same = torch.equal(clean.lower, poisoned.lower) and torch.equal(clean.upper, poisoned.upper)
         nonnegative = {name: value.nonnegative or _is_nonnegative(value.lower) for name, value in bounds.items()}
         return cls(bounds, same, nonnegative)
 
-    def part(self, worst: bool, upper: bool, sign: int) -> Part | None:
-        """The name of a part, the same one for equal parts; None if it is zero."""
-        if sign < 0 and self.nonnegative[worst]:
+    def part(self, poisoned: bool, upper: bool, sign: int) -> Part | None:
+        """Return the name of a part, the same for parts that are equal; None if it is zero."""
+        if sign < 0 and self.nonnegative[poisoned]:
             return None
-        sign = 0 if self.nonnegative[worst] else sign
-        return Part(worst and not self.same, upper or self.bounds[worst].is_point, sign)
+        sign = 0 if self.nonnegative[poisoned] else sign
+        return Part(poisoned and not self.same, upper or self.bounds[poisoned].is_point, sign)
 
-    def splits(self, worst: bool) -> bool:
-        """Whether no entry straddles zero."""
-        return self.nonnegative[worst] or self.bounds[worst].is_point
+    def splits(self, poisoned: bool) -> bool:
+        """Return whether no entry straddles zero."""
+        return self.nonnegative[poisoned] or self.bounds[poisoned].is_point
 
 
 Product = tuple[Part, Part]
-"""Parts of both factors."""
+"""Parts of the outputs and of the inputs, multiplied with each other."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ class Formula:
     """``Σ_j (Σ c a) ⊗ b_j + Σ ± max(a ⊗ b, a' ⊗ b')`` with parts a of outputs and b of inputs.
 
     Args:
-        sums: for each part of inputs, parts of outputs with their coefficients.
-        maxima: pairs of products, with their signs.
+        sums: for each part of the inputs, parts of the outputs with their coefficients.
+        maxima: signs, and the two products whose maximum is taken.
     """
 
     sums: Mapping[Part, Mapping[Part, int]]
@@ -111,12 +115,18 @@ class Formula:
 
     @classmethod
     def of(cls, outputs: BothPasses, inputs: BothPasses, *, up: bool) -> Formula:
-        """The gain of the upper bound, or of the lower one: the poisoned bound less the clean one."""
+        """Return the gain of one bound: the poisoned bound less the clean one.
+
+        Args:
+            outputs: the factor d.
+            inputs: the factor z.
+            up: whether the bound is the upper one; if not, it is minus the lower one.
+        """
         sums: dict[Part, dict[Part, int]] = {}
         maxima: list[tuple[int, Product, Product]] = []
-        for worst, sign in ((True, 1), (False, -1)):
-            alternatives, others = _products(outputs, inputs, worst, up)
-            if len(alternatives) == 2 and not outputs.splits(worst) and not inputs.splits(worst):
+        for poisoned, sign in ((True, 1), (False, -1)):
+            alternatives, others = _products(outputs, inputs, poisoned, up)
+            if len(alternatives) == 2 and not outputs.splits(poisoned) and not inputs.splits(poisoned):
                 maxima.append((sign, alternatives[0], alternatives[1]))
                 alternatives = []
             signed = [*((product, sign) for product in alternatives), *((product, -sign) for product in others)]
@@ -127,14 +137,14 @@ class Formula:
 
     @property
     def inputs(self) -> set[Part]:
-        """All parts of inputs that are read."""
+        """All parts of the inputs in the formula."""
         return {*self.sums, *(b for _, *products in self.maxima for _, b in products)}
 
     def over(self, outputs: Callable[[Part], Tensor]) -> Evaluator:
-        """With everything computed that outputs alone decide.
+        """Return the formula for some rows, with everything computed that depends on outputs alone.
 
         Args:
-            outputs: the value of each part of the outputs for some rows, (rows, m).
+            outputs: maps a part of the outputs to its value for these rows, (rows, m).
         """
         sums = [(*_combined(terms, outputs), part) for part, terms in self.sums.items()]
         maxima = [
@@ -146,22 +156,22 @@ class Formula:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A formula for some rows.
+    """A formula whose outputs are given, for some rows.
 
     Args:
-        sums: coefficient, factor (rows, m) and the part of inputs that it is multiplied by; positive ones first.
-        maxima: as the formula's, with values (rows, m) for parts of outputs.
+        sums: coefficient, factor (rows, m) and the part of the inputs that it is multiplied by; positive ones first.
+        maxima: as in `Formula`, with values (rows, m) for parts of the outputs.
     """
 
     sums: tuple[tuple[int, Tensor, Part], ...]
     maxima: tuple[tuple[int, tuple[Tensor, Part], tuple[Tensor, Part]], ...]
 
     def __call__(self, rows: slice, inputs: Mapping[Part, Tensor], memory: Sequence[Tensor]) -> Tensor:
-        """The gains of a tile.
+        """Return the gains of a tile, (rows, columns, m).
 
         Args:
-            rows: of those at hand.
-            inputs: parts of the tile's columns of the inputs, (columns, m).
+            rows: which of the given rows.
+            inputs: for the tile's columns, value of each part of the inputs, (columns, m).
             memory: three tensors (rows, columns, m), which are overwritten; the result is the first.
         """
         total, *pair = memory
@@ -180,8 +190,8 @@ class Evaluator:
         return total
 
 
-def _products(outputs: BothPasses, inputs: BothPasses, worst: bool, up: bool) -> tuple[list[Product], list[Product]]:
-    """The two products that the maximum is taken of, and the two that are subtracted, without those that are zero.
+def _products(outputs: BothPasses, inputs: BothPasses, poisoned: bool, up: bool) -> tuple[list[Product], list[Product]]:
+    """Return the two products whose maximum is taken and the two that are subtracted, without those that are zero.
 
     The lower bound is minus the upper one of ``-d``, whose ``U⁺`` is ``dL⁻``, and so on.
     """
@@ -190,25 +200,25 @@ def _products(outputs: BothPasses, inputs: BothPasses, worst: bool, up: bool) ->
     subtracted = [(not up, sign, True, -1), (up, -sign, False, 1)]
 
     def present(products: list[tuple[bool, int, bool, int]]) -> list[Product]:
-        pairs = [(outputs.part(worst, *product[:2]), inputs.part(worst, *product[2:])) for product in products]
+        pairs = [(outputs.part(poisoned, *product[:2]), inputs.part(poisoned, *product[2:])) for product in products]
         return [(a, b) for a, b in pairs if a is not None and b is not None]
 
     return present(alternatives), present(subtracted)
 
 
 def _simplified(terms: Mapping[Part, int]) -> dict[Part, int]:
-    """``c a⁺ - c a⁻ = c a``, without zeros."""
+    """Combine ``c a⁺ - c a⁻`` to ``c a`` and drop zeros."""
     left = {part: coefficient for part, coefficient in terms.items() if coefficient}
     for part in [part for part in left if part.sign > 0]:
-        twin = Part(part.worst, part.upper, -1)
-        if left.get(twin) == -left[part]:
-            left[Part(part.worst, part.upper, 0)] = left.pop(part)
-            del left[twin]
+        negative = Part(part.poisoned, part.upper, -1)
+        if left.get(negative) == -left[part]:
+            left[Part(part.poisoned, part.upper, 0)] = left.pop(part)
+            del left[negative]
     return left
 
 
 def _combined(terms: Mapping[Part, int], outputs: Callable[[Part], Tensor]) -> tuple[int, Tensor]:
-    """``Σ c a`` as a coefficient and a tensor (rows, m)."""
+    """Return ``Σ c a`` as a coefficient and a tensor (rows, m)."""
     (first, coefficient), *rest = sorted(terms.items(), key=lambda term: -term[1])
     value = outputs(first)
     if not rest:
@@ -224,8 +234,8 @@ class OuterDifferences(Differences):
     """Gains of a weight matrix with one position per sample.
 
     Args:
-        outputs: w_i d of both passes, (o, m).
-        inputs: z of both passes, (m, k).
+        outputs: w_i d in both passes, (o, m).
+        inputs: z in both passes, (m, k).
     """
 
     outputs: BothPasses
@@ -233,26 +243,26 @@ class OuterDifferences(Differences):
 
     @classmethod
     def between(
-        cls, clean: OuterProduct, poisoned: OuterProduct, weights: Tensor, positions: Tensor | None
+        cls, clean: OuterProduct, poisoned: OuterProduct, weights: Tensor, poisonable: Tensor | None
     ) -> OuterDifferences:
-        """Weighted outputs with the samples last; arguments as those of `ExpandedDifferences`."""
-        own_d, own_z = (_only(factor, positions) for factor in (clean.outputs, clean.inputs))
-        outputs = [_weighted(d, weights) for d in (own_d, _only(poisoned.outputs, None))]
-        return cls(BothPasses.of(*outputs), BothPasses.of(own_z, _only(poisoned.inputs, None)))
+        """Weight the outputs and put their samples last; arguments as those of `ExpandedDifferences`."""
+        d, z = (_of_samples(factor, poisonable) for factor in (clean.outputs, clean.inputs))
+        outputs = [_weighted(factor, weights) for factor in (d, _of_samples(poisoned.outputs, None))]
+        return cls(BothPasses.of(*outputs), BothPasses.of(z, _of_samples(poisoned.inputs, None)))
 
     @property
-    def shared_points(self) -> Tensor | None:
-        """The inputs, (m, k), if they are the same points in both passes."""
+    def shared_inputs(self) -> Tensor | None:
+        """The inputs, (m, k); None unless they are the same points in both passes."""
         clean = self.inputs.bounds[False]
         return clean.lower if self.inputs.same and clean.is_point else None
 
-    def moves(self) -> tuple[Tensor, Tensor]:
-        """How far w_i d moves up at its upper end and down at its lower one, (o, m)."""
-        clean, worst = self.outputs.bounds[False], self.outputs.bounds[True]
-        return worst.upper - clean.upper, clean.lower - worst.lower
+    def output_gains(self) -> tuple[Tensor, Tensor]:
+        """Return the gains of the outputs alone, ``w_i (d̃_U - d_U)`` and ``w_i (d_L - d̃_L)``, each (o, m)."""
+        clean, poisoned = self.outputs.bounds[False], self.outputs.bounds[True]
+        return poisoned.upper - clean.upper, clean.lower - poisoned.lower
 
     def tiles(self, entries: int) -> Iterator[Tile]:
-        """Bands of rows, whose outputs are prepared together; in each, columns, whose inputs are as well."""
+        """Yield bands of rows, whose outputs are prepared together; within them columns, whose inputs are as well."""
         formulas = {up: Formula.of(self.outputs, self.inputs, up=up) for up in (True, False)}
         needed = formulas[True].inputs | formulas[False].inputs
         (rows, samples), columns = self.outputs.bounds[False].shape, self.inputs.bounds[False].shape[1]
@@ -263,40 +273,34 @@ class OuterDifferences(Differences):
             outputs = {name: value[top : top + height] for name, value in self.outputs.bounds.items()}
             value = cache(partial(Part.of, factors=outputs))
             evaluators = {up: formula.over(value) for up, formula in formulas.items()}
-            held: slice | None = None
+            current: slice | None = None
             for block, section in tiling(len(outputs[False].lower), columns, entries // max(1, samples)):
-                if section != held:
-                    parts, held = self._parts(needed, section), section
+                if section != current:
+                    parts, current = self._parts(needed, section), section
                 size = block.stop - block.start, section.stop - section.start, samples
                 for up, evaluate in evaluators.items():
                     gains = evaluate(block, parts, [part[: math.prod(size)].view(size) for part in memory])
                     yield Tile(slice(top + block.start, top + block.stop), section, up, gains.flatten(0, 1))
 
     def _parts(self, names: set[Part], section: slice) -> dict[Part, Tensor]:
-        columns = {name: _columns(value, section) for name, value in self.inputs.bounds.items()}
+        columns = {name: _section(value, section) for name, value in self.inputs.bounds.items()}
         return {name: name.of(columns) for name in names}
 
 
-def _only(factor: Interval, positions: Tensor | None) -> Interval:
-    """(b, 1, units) as (m, units)."""
-    single = _mapped(factor, lambda bound: bound[:, 0])
-    return single if positions is None else single[positions]
+def _of_samples(factor: Interval, poisonable: Tensor | None) -> Interval:
+    """A factor (b, 1, units) of some samples as (m, units)."""
+    single = factor[:, 0]
+    return single if poisonable is None else single[poisonable]
 
 
 def _weighted(factor: Interval, weights: Tensor) -> Interval:
-    """w_i times a factor (m, units), as (units, m)."""
-    return _mapped(factor, lambda bound: samples_last(bound * weights[:, None]))
+    """``w_i`` times a factor (m, units), as (units, m)."""
+    return factor.mapped(lambda bound: samples_last(bound * weights[:, None]), nonnegative=factor.nonnegative)
 
 
-def _columns(factor: Interval, section: slice) -> Interval:
-    """Units of a factor (m, units), as (units, m)."""
-    return _mapped(factor, lambda bound: samples_last(bound[:, section]))
-
-
-def _mapped(factor: Interval, function: Callable[[Tensor], Tensor]) -> Interval:
-    """A change that keeps order and sign of both bounds."""
-    lower = function(factor.lower)
-    return Interval.trusted(lower, lower if factor.is_point else function(factor.upper), nonnegative=factor.nonnegative)
+def _section(factor: Interval, section: slice) -> Interval:
+    """Some units of a factor (m, units), as (units, m)."""
+    return factor.rearranged(lambda bound: samples_last(bound[:, section]))
 
 
 def _is_nonnegative(values: Tensor) -> bool:
@@ -304,15 +308,15 @@ def _is_nonnegative(values: Tensor) -> bool:
 
 
 def differences_between(
-    clean: FactoredGradient, poisoned: FactoredGradient, weights: Tensor, positions: Tensor | None
+    clean: FactoredGradient, poisoned: FactoredGradient, weights: Tensor, poisonable: Tensor | None
 ) -> Differences:
-    """What poisoning can add to weighted gradients.
+    """Return what poisoning can add to weighted gradients, computed in the cheapest way for their type.
 
     Args:
         clean: bounds of all samples.
         poisoned: bounds of the poisonable samples.
         weights: w_i >= 0 of the poisonable samples, (m,).
-        positions: which samples these are; None means all.
+        poisonable: indices of the poisonable samples, (m,); None if all are.
 
     Example:
         >>> import torch
@@ -323,7 +327,7 @@ def differences_between(
         tensor([[2., 2.]])
     """
     if isinstance(clean, Elementwise) and isinstance(poisoned, Elementwise):
-        return ElementwiseDifferences.between(clean, poisoned, weights, positions)
+        return ElementwiseDifferences.between(clean, poisoned, weights, poisonable)
     if isinstance(clean, OuterProduct) and isinstance(poisoned, OuterProduct) and clean.outputs.shape[1] == 1:
-        return OuterDifferences.between(clean, poisoned, weights, positions)
-    return ExpandedDifferences(clean, poisoned, weights, positions)
+        return OuterDifferences.between(clean, poisoned, weights, poisonable)
+    return ExpandedDifferences(clean, poisoned, weights, poisonable)

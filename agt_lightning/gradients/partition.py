@@ -1,10 +1,8 @@
-"""The shares of a parameter's elements that processes bound, each one of them with all samples at hand."""
+"""Split the elements of a parameter among processes or threads; each of them has all samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-
-import torch
 
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.gradients.all_gather import Gradients
@@ -12,30 +10,33 @@ from agt_lightning.gradients.base import FactoredGradient
 from agt_lightning.interval import Interval
 
 Bound = Callable[[FactoredGradient, FactoredGradient | None], Interval]
-"""Bounds on a weighted sum from clean and poisoned gradients of all samples; each element on its own."""
+"""Maps clean and poisoned gradients of all samples to bounds on a weighted sum, element by element."""
 
 
 def partitioned(processes: ProcessGroup, clean: Gradients, poisoned: Gradients, bound: Bound) -> dict[str, Interval]:
-    """Apply a bound to every parameter, each process to its share of the elements; all get all of it.
+    """Bound every parameter, with its elements split among the processes; all of them get all bounds.
 
     Args:
-        processes: each with the gradients of all samples, see `all_gathered`.
-        clean: by parameter name.
-        poisoned: by parameter name; parameters that cannot be poisoned are left out.
-        bound: what to compute.
+        processes: processes that have the gradients of all samples, see `all_gathered`.
+        clean: gradients by parameter name.
+        poisoned: gradients by parameter name, without parameters that cannot be poisoned.
+        bound: bounds the sum of one parameter's gradients.
+
+    Returns:
+        Bounds by parameter name.
     """
     pairs = {name: (gradient, poisoned.get(name)) for name, gradient in clean.items()}
     if processes.size == 1:
         return {name: bound(*pair) for name, pair in pairs.items()}
     axes = {name: divisible_axis(pair) for name, pair in pairs.items()}
-    own: dict[str, Interval] = {}
+    local: dict[str, Interval] = {}
     with processes.collective_errors():
         for name, pair in pairs.items():
             axis = axes[name]
             share = None if axis is None else slice_of(pair, axis, processes.rank, processes.size)
             if share is not None:
-                own[name] = bound(*share)
-    received = processes.gather(own)
+                local[name] = bound(*share)
+    received = processes.gather(local)
     return {
         name: bound(*pair) if axes[name] is None else _assembled(received, name, axes[name])
         for name, pair in pairs.items()
@@ -45,21 +46,17 @@ def partitioned(processes: ProcessGroup, clean: Gradients, poisoned: Gradients, 
 def _assembled(received: Sequence[Mapping[str, object]], name: str, axis: int | None) -> Interval:
     assert axis is not None
     shares = [message[name] for message in received if name in message]
-    parts = [share for share in shares if isinstance(share, Interval)]
-    lower = torch.cat([part.lower for part in parts], dim=axis)
-    if all(part.is_point for part in parts):
-        return Interval.point(lower)
-    return Interval.trusted(lower, torch.cat([part.upper for part in parts], dim=axis))
+    return Interval.cat([share for share in shares if isinstance(share, Interval)], dim=axis)
 
 
 Pair = tuple[FactoredGradient, FactoredGradient | None]
-"""Clean and poisoned gradients of one parameter; None if nothing can be poisoned."""
+"""Clean and poisoned gradients of one parameter; the latter are None if no sample of it can be poisoned."""
 
 
 def divisible_axis(pair: Pair) -> int | None:
-    """The longest axis along which both can be divided; None if there is none.
+    """Return the longest axis along which both gradients can be divided; None if there is none.
 
-    `ShardedGradient` ones cannot: every process must ask for the same blocks of them.
+    A `ShardedGradient` cannot be divided, since every process must request the same blocks of it.
 
     Example:
         >>> import torch
@@ -77,13 +74,13 @@ def divisible_axis(pair: Pair) -> int | None:
 
 
 def slice_of(pair: Pair, axis: int, number: int, count: int) -> Pair | None:
-    """One of so many slices of about the same size; None if it is empty, as some are of few elements.
+    """Return one of ``count`` slices of about equal size; None if it is empty, as happens with few elements.
 
     Args:
         pair: gradients that can be divided along the axis.
-        axis: of the parameter.
-        number: of the slice, from 0.
-        count: of all slices.
+        axis: axis of the parameter.
+        number: which slice, from 0.
+        count: number of slices.
     """
     size = pair[0].shape[axis]
     start, stop = (size * position // count for position in (number, number + 1))

@@ -15,15 +15,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
-from agt_lightning.aggregation import Aggregation, require_aggregation
+from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.base import require_adversary
+from agt_lightning.aggregation import Aggregation
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import certificate, describe, write_certificate
-from agt_lightning.domains import Choice
-from agt_lightning.domains.family import domain_names
+from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
 from agt_lightning.engine.step_bounds import StepBounds
@@ -33,8 +33,8 @@ from agt_lightning.lightning.checks import mean_clipping, trainer_problems
 from agt_lightning.lightning.distributed import processes_of, sampler_problems, strategy_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation
-from agt_lightning.memory import require_memory_budget
-from agt_lightning.propagation import Method, require_method
+from agt_lightning.propagation import Method
+from agt_lightning.propagation.config import CertificationConfig, DomainChoice
 from agt_lightning.propagation.samples import MicroBatch, Poisonable, SampleIds
 
 _CHECKPOINT_KEY = "agt_bounds"
@@ -93,7 +93,7 @@ class CertifiedTraining(Callback):
         *,
         method: Method = "ibp",
         aggregation: Aggregation = "exact",
-        domains: Choice = "auto",
+        domains: DomainChoice = "auto",
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
         dirpath: str | os.PathLike[str] | None = None,
@@ -101,24 +101,19 @@ class CertifiedTraining(Callback):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
-        if not isinstance(adversary, BoundedAdversary | UnboundedAdversary):
-            raise TypeError(
-                "Expected `adversary` to be a `BoundedAdversary` or an `UnboundedAdversary`, but got "
-                f"{type(adversary).__name__}."
-            )
-        require_method(method)
-        require_aggregation(aggregation)
-        require_memory_budget(memory_budget)
+        require_adversary(adversary)
+        chosen_domains(domains)
         self.adversary = adversary
-        self.method: Method = method
-        self.aggregation: Aggregation = aggregation
-        domain_names(domains)
-        self.domains = domains
-        self.poisonable = poisonable
-        self.sample_ids = sample_ids
+        self.config = CertificationConfig(
+            method=method,
+            aggregation=aggregation,
+            domains=domains,
+            poisonable=poisonable,
+            sample_ids=sample_ids,
+            memory_budget=memory_budget,
+            dtype=dtype,
+        )
         self.dirpath = dirpath
-        self.memory_budget = memory_budget
-        self.dtype = dtype
         self._engine: AbstractGradientEngine | None = None
         self._loss: TrainingLoss | None = None
         self._batches: list[MicroBatch] = []
@@ -162,9 +157,8 @@ class CertifiedTraining(Callback):
         return CertifiedModel(
             module,
             self.bounds,
-            method=self.method,
-            ball=engine.ball,
-            influence=engine.recorded_head,
+            method=self.config.method,
+            sets=engine.parameter_sets,
             excluded=engine.domains.excluded,
         )
 
@@ -181,11 +175,11 @@ class CertifiedTraining(Callback):
             steps=self.engine.steps,
             results={"mean_width": self.bounds.mean_width(), **self._results},
             settings={
-                "method": self.method,
+                "method": self.config.method,
                 "domains": self.engine.domains.record() | {"decided_validation_bounds": self._deciding},
-                "aggregation": self.aggregation,
-                "dtype": str(self.dtype).removeprefix("torch."),
-                "all_samples_poisonable": self.poisonable is None,
+                "aggregation": self.config.aggregation,
+                "dtype": str(self.config.dtype).removeprefix("torch."),
+                "all_samples_poisonable": self.config.poisonable is None,
                 "clipping_of_the_mean_gradient": None if self._clipping is None else repr(self._clipping),
             },
         )
@@ -215,15 +209,9 @@ class CertifiedTraining(Callback):
             pl_module,
             self._loss,
             self.adversary,
-            poisonable=self.poisonable,
-            sample_ids=self.sample_ids,
-            memory_budget=self.memory_budget,
-            dtype=self.dtype,
-            domains=self.domains,
+            self.config,
             clipping=mean_clipping(trainer),
-            method=self.method,
             processes=processes_of(trainer),
-            aggregation=self.aggregation,
         )
         self._batches, self._step_bounds, self._approved, self._results, self._announced = [], None, set(), {}, set()
         self._clipping = self._engine.clipping
@@ -287,8 +275,8 @@ class CertifiedTraining(Callback):
         box = self.engine.domains.cheap_box()
         if box:
             pl_module.log("agt/mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
-        if self.engine.ball is not None:
-            pl_module.log("agt/radius", self.engine.ball.radius, prog_bar=True)
+        for name, value in self.engine.domains.metrics().items():
+            pl_module.log(f"agt/{name}", value, prog_bar=True)
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -368,24 +356,16 @@ class CertifiedTraining(Callback):
         if problems:
             raise UncertifiableError(list(dict.fromkeys(problems)))
         self._approved.add(signature)
-        self._announce_excluded_domains()
-        self._announce_sum_methods()
+        self._announce()
 
-    def _announce_excluded_domains(self) -> None:
-        for name, reason in self.engine.domains.excluded.items():
-            if name not in self._announced:
-                rank_zero_info(f"`CertifiedTraining` goes on without the domain `{name}`. {reason}")
-                self._announced.add(name)
-
-    def _announce_sum_methods(self) -> None:
-        sum_methods = self.engine.sum_methods
-        names = {
-            way: sorted(name for name, taken in sum_methods.items() if taken == way) for way in ("exact", "moment")
-        }
-        said = "; ".join(f"{way}: {', '.join(of_way)}" for way, of_way in names.items() if of_way)
-        if names["moment"] and said not in self._announced:
-            rank_zero_info(f"`CertifiedTraining` aggregates with {self.aggregation!r}. {said[0].upper()}{said[1:]}.")
-            self._announced.add(said)
+    def _announce(self) -> None:
+        """Log, once each, which domains are excluded and how bounds are computed."""
+        domains = self.engine.domains
+        excluded = [f"goes on without the domain `{name}`. {reason}" for name, reason in domains.excluded.items()]
+        for remark in (*excluded, *domains.remarks()):
+            if remark not in self._announced:
+                rank_zero_info(f"`CertifiedTraining` {remark}")
+                self._announced.add(remark)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         with complete(state):

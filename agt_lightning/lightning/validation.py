@@ -116,12 +116,14 @@ class ValidationCertificate:
             raise UncertifiableError(bounded.problems)
         if roles.prediction is None or roles.target is None:
             return {}
-        engine, module, dtype = self.engine, self.engine.module, self.engine.dtype
+        engine, module, dtype = self.engine, self.engine.module, self.engine.config.dtype
         points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
         nominal = bounded.forward(bounded.inputs(module, batch, points, dtype))
         inputs = bounded.inputs(module, batch, self.engine.box, dtype)
-        heads = self.engine.heads(bounded)
-        values = BoundedValues.of(bounded.program, inputs, roles.prediction, heads, bounded.skipped, engine.method)
+        heads = self.engine.head_bounds(bounded)
+        values = BoundedValues.of(
+            bounded.program, inputs, roles.prediction, heads, bounded.skipped, engine.config.method
+        )
         self._count(values.deciding(), bounded.size(batch))
         if roles.label_kind is LabelKind.NUMBER:
             return _error_results(as_interval(nominal[roles.prediction]), values, roles.target)

@@ -7,10 +7,9 @@ from typing import ClassVar
 import torch
 
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope, square
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope
 from agt_lightning.optimizers.quotient import quotient
 from agt_lightning.optimizers.state import OptimizerState
-from agt_lightning.rules.arithmetic import scaled
 
 
 class AbstractAdagrad(AbstractOptimizer):
@@ -46,4 +45,4 @@ class AbstractAdagrad(AbstractOptimizer):
         direction = slope(group, box, gradient, number_of(group, "weight_decay"))
         total, zero = nonnegative(state.moments["sum"]), Interval.point(torch.zeros_like(box.lower))
         move = quotient(zero, 1.0, total, 1.0, number_of(group, "eps"), direction)
-        return OptimizerState(state.step + 1, {"sum": total + square(direction)}), box - scaled(move, rate)
+        return OptimizerState(state.step + 1, {"sum": total + direction.square()}), box - move.scaled(rate)

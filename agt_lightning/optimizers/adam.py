@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope, square
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope
 from agt_lightning.optimizers.quotient import quotient
 from agt_lightning.optimizers.state import OptimizerState
-from agt_lightning.rules.arithmetic import scaled
 
 
 class AbstractAdam(AbstractOptimizer):
@@ -33,7 +32,8 @@ class AbstractAdam(AbstractOptimizer):
     ``max_s v_s >= v``, so the cap stays.
 
     Reference:
-        `torch.optim.Adam`, `torch.optim.AdamW`. The cap: Cauchy-Schwarz, ``(Σ w_s g_s)² <= Σ (w_s² / u_s) Σ u_s g_s²``.
+        `torch.optim.Adam`, `torch.optim.AdamW`. The cap, docs/theory.md, eq. (6.2): Cauchy-Schwarz,
+        ``(Σ w_s g_s)² <= Σ (w_s² / u_s) Σ u_s g_s²``.
 
     Example:
         >>> group = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.5).param_groups[0]
@@ -66,20 +66,20 @@ class AbstractAdam(AbstractOptimizer):
         largest = nonnegative(state.moments["max_exp_avg_sq"]) if group["amsgrad"] else None
         correction = math.sqrt(1.0 - beta2**count)
         shift = number_of(group, "eps") * correction
-        kept, decayed = scaled(mean, beta1), scaled(energy, beta2)
+        kept, decayed = mean.scaled(beta1), energy.scaled(beta2)
         move = quotient(kept, 1.0 - beta1, decayed, 1.0 - beta2, shift, direction, largest)
         moments = {
             **state.moments,
-            "exp_avg": kept + scaled(direction, 1.0 - beta1),
-            "exp_avg_sq": decayed + scaled(square(direction), 1.0 - beta2),
+            "exp_avg": kept + direction.scaled(1.0 - beta1),
+            "exp_avg_sq": decayed + direction.square().scaled(1.0 - beta2),
         }
         if largest is not None:
             moments["max_exp_avg_sq"] = _maximum(largest, moments["exp_avg_sq"])
         if beta2 > 0:
             moments["ratio"] = _ratio(state.moments["ratio"], energy, direction, beta1, beta2)
             move = _tighter(move, _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift))
-        shrunk = scaled(box, 1.0 - rate * decay) if decoupled else box
-        return OptimizerState(count, moments), shrunk - scaled(move, rate * correction / (1.0 - beta1**count))
+        shrunk = box.scaled(1.0 - rate * decay) if decoupled else box
+        return OptimizerState(count, moments), shrunk - move.scaled(rate * correction / (1.0 - beta1**count))
 
     def nominal(self, state: Mapping[str, object], step: int, dtype: torch.dtype) -> OptimizerState:
         """The run's moments and their ratio, that of the smallest normal number where v underflowed."""
@@ -112,7 +112,7 @@ def _ratio(ratio: Interval, energy: Interval, direction: Interval, beta1: float,
         _divided(direction.upper, torch.where(direction.upper >= 0, root.lower, root.upper)),
     )
     base = Interval.point(torch.full_like(root.lower, beta2))
-    return quotient(scaled(ratio, beta1), 1.0 - beta1, base, 1.0 - beta2, 0.0, y)
+    return quotient(ratio.scaled(beta1), 1.0 - beta1, base, 1.0 - beta2, 0.0, y)
 
 
 def _divided(value: Tensor, root: Tensor) -> Tensor:

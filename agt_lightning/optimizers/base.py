@@ -11,7 +11,6 @@ from torch import Tensor
 
 from agt_lightning.interval import Interval
 from agt_lightning.optimizers.state import OptimizerState
-from agt_lightning.rules.arithmetic import scaled
 
 Group = Mapping[str, object]
 """Settings of a parameter group, as they are at the step."""
@@ -124,20 +123,12 @@ def number_of(group: Group, name: str) -> float:
 def slope(group: Group, box: Interval, gradient: Interval, decay: float) -> Interval:
     """``±g + λ θ``: what torch's optimizers use as gradient; ``maximize`` turns the sign of g, not of the decay."""
     signed = -gradient if group.get("maximize") else gradient
-    return signed + scaled(box, decay) if decay else signed
-
-
-def square(value: Interval) -> Interval:
-    """``[mig², mag²]``; exact."""
-    if value.is_point:
-        return Interval.point(value.lower.square(), nonnegative=True)
-    return Interval.trusted(value.mignitude.square(), value.magnitude.square(), nonnegative=True)
+    return signed + box.scaled(decay) if decay else signed
 
 
 def nonnegative(value: Interval) -> Interval:
     """A second moment, cut at zero: it is a sum of squares, whatever slack its interval was given."""
-    lower = value.lower.clamp(min=0)
-    return Interval.trusted(lower, lower if value.is_point else value.upper.clamp(min=0), nonnegative=True)
+    return value.mapped(lambda bound: bound.clamp(min=0), nonnegative=True)
 
 
 def _off(value: object) -> object:

@@ -118,9 +118,11 @@ def _require_step(
     types = [value.dtype for value in group.values() if isinstance(value, Tensor)]  # a rate of coarser type
     unit = _UPDATE_ROUNDINGS * max(unit_roundoff(dtype) for dtype in (seen.dtype, box.dtype, *types))
     least = torch.finfo(seen.dtype).tiny
-    moments = {moment: _widened(interval, unit, least) for moment, interval in state.moments.items()}
+    moments = {moment: _with_rounding(interval, unit, least) for moment, interval in state.moments.items()}
     wide_state = OptimizerState(state.step, moments)
-    new_state, new_box = counterpart.step(group, wide_state, _widened(box, unit, 0.0), _widened(gradient, unit, least))
+    new_state, new_box = counterpart.step(
+        group, wide_state, _with_rounding(box, unit, 0.0), _with_rounding(gradient, unit, least)
+    )
     require_inside(name, seen.after, new_box, unit * (box.magnitude + new_box.magnitude), NOT_WHAT_IS_TRAINED)
     if seen.state_after.step != new_state.step:
         raise UnsoundBoundError(
@@ -134,12 +136,9 @@ def _require_step(
             require_inside(f"optimizer state {moment} of {name}", after.lower, bounds, tolerance, NOT_WHAT_IS_TRAINED)
 
 
-def _widened(interval: Interval, relative: float, absolute: float) -> Interval:
-    slack = relative * interval.magnitude + absolute
-    lower = interval.lower - slack
-    return Interval.trusted(
-        lower.clamp(min=0) if interval.nonnegative else lower, interval.upper + slack, nonnegative=interval.nonnegative
-    )
+def _with_rounding(interval: Interval, relative: float, absolute: float) -> Interval:
+    """Widen by rounding errors, which make no second moment negative."""
+    return interval.widened(relative * interval.magnitude + absolute, nonnegative=interval.nonnegative)
 
 
 def foreign_state_problems(

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope, square
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope
 from agt_lightning.optimizers.quotient import quotient
 from agt_lightning.optimizers.state import OptimizerState
-from agt_lightning.rules.arithmetic import scaled
 
 
 class AbstractRMSprop(AbstractOptimizer):
@@ -53,11 +52,11 @@ class AbstractRMSprop(AbstractOptimizer):
         rate, decay, momentum = (number_of(group, name) for name in ("lr", "weight_decay", "momentum"))
         memory = number_of(group, "alpha")
         direction = slope(group, box, gradient, decay)
-        kept = scaled(nonnegative(state.moments["square_avg"]), memory)
+        kept = nonnegative(state.moments["square_avg"]).scaled(memory)
         zero = Interval.point(torch.zeros_like(box.lower))
         move = quotient(zero, 1.0, kept, 1.0 - memory, number_of(group, "eps"), direction)
-        moments = {**state.moments, "square_avg": kept + scaled(square(direction), 1.0 - memory)}
+        moments = {**state.moments, "square_avg": kept + direction.square().scaled(1.0 - memory)}
         if momentum > 0:
-            move = scaled(state.moments["momentum_buffer"], momentum) + move
+            move = state.moments["momentum_buffer"].scaled(momentum) + move
             moments["momentum_buffer"] = move
-        return OptimizerState(state.step + 1, moments), box - scaled(move, rate)
+        return OptimizerState(state.step + 1, moments), box - move.scaled(rate)

@@ -7,7 +7,6 @@ from typing import ClassVar
 from agt_lightning.interval import Interval
 from agt_lightning.optimizers.base import AbstractOptimizer, Group, number_of, slope
 from agt_lightning.optimizers.state import OptimizerState
-from agt_lightning.rules.arithmetic import scaled
 
 
 class AbstractSGD(AbstractOptimizer):
@@ -25,7 +24,7 @@ class AbstractSGD(AbstractOptimizer):
     ``b ∋ λ θ`` is counted apart from θ: sound, and wider by a factor of order ``1 + 2 α λ μ / (1 - μ)`` a step.
 
     Reference:
-        `torch.optim.SGD`; paper, Algorithm 1 for plain SGD.
+        `torch.optim.SGD`; paper, Algorithm 1, and docs/theory.md, eq. (6.1), for plain SGD.
 
     Example:
         >>> import torch
@@ -50,16 +49,16 @@ class AbstractSGD(AbstractOptimizer):
         if momentum == 0:
             return OptimizerState(state.step + 1, state.moments), _moved(box, signed, rate, decay)
         share = 1.0 if buffer is None else 1.0 - number_of(group, "dampening")
-        new = scaled(slope(group, box, gradient, decay), share)
+        new = slope(group, box, gradient, decay).scaled(share)
         if buffer is not None:
-            new = scaled(buffer, momentum) + new
+            new = buffer.scaled(momentum) + new
         weight, carried = (1.0 + momentum * share, momentum**2) if group["nesterov"] else (share, momentum)
-        moved = _moved(box, scaled(signed, weight), rate, decay * weight)
+        moved = _moved(box, signed.scaled(weight), rate, decay * weight)
         if buffer is not None:
-            moved = moved - scaled(buffer, rate * carried)
+            moved = moved - buffer.scaled(rate * carried)
         return OptimizerState(state.step + 1, {"momentum_buffer": new}), moved
 
 
 def _moved(box: Interval, direction: Interval, rate: float, decay: float) -> Interval:
     """``(1 - α λ) θ - α Δ``."""
-    return scaled(box, 1.0 - rate * decay) - scaled(direction, rate)
+    return box.scaled(1.0 - rate * decay) - direction.scaled(rate)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from agt_lightning.errors import BoundsMismatchError
 from agt_lightning.interval import Interval
@@ -49,7 +48,7 @@ class OptimizerState:
                 f"Expected an optimizer's state with `step`, `lower` and `upper`, but got {sorted(state)}. Resume from "
                 "a checkpoint that was written with `CertifiedTraining`."
             )
-        return cls(step, {name: _interval(bound, upper[name]) for name, bound in lower.items()})
+        return cls(step, {name: Interval.checked(bound, upper[name]) for name, bound in lower.items()})
 
     def to(self, *, dtype: torch.dtype, device: torch.device) -> OptimizerState:
         """Move or cast, rounding outward."""
@@ -63,8 +62,3 @@ class OptimizerState:
             for name, interval in self.moments.items()
         }
         return OptimizerState(self.step, moments)
-
-
-def _interval(lower: Tensor, upper: Tensor) -> Interval:
-    checked = Interval(lower, upper)
-    return Interval.point(lower) if torch.equal(lower, upper) else checked

@@ -1,4 +1,4 @@
-"""How far a loss's gradient can move when inputs and parameters do: a penalty for networks that are certified later.
+"""The width of a loss's gradient over inputs and parameters: a penalty for networks that are certified later.
 
 The bounds are those that certify a training: the package's own passes forward and backward, through which torch
 differentiates. Where they are tight, a poisoned sample can push a later training little.
@@ -7,7 +7,7 @@ differentiates. Where they are tight, a poisoned sample can push a later trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import BoundedAdversary
 from agt_lightning.adversaries.base import check_size
 from agt_lightning.aggregation import SampleSet, bounded_descent
-from agt_lightning.capture import flatten
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.objective import BoundedObjective, Loss
+from agt_lightning.propagation.objective import BoundedObjective, Loss, ProgramCache, signature
 from agt_lightning.rules import RULES, RuleTable, Value
 
 _MEMORY_BUDGET = 32 * 2**20
@@ -26,7 +25,7 @@ _MEMORY_BUDGET = 32 * 2**20
 
 
 class GradientWidth:
-    r"""Root mean square of ``g_U - g_L`` over all trained parameters, differentiable in them.
+    r"""A penalty: the root mean square of ``g_U - g_L`` over all trained parameters, differentiable in them.
 
     ``[g_L, g_U]`` contains the gradient of the loss of a batch for **all** its inputs within ℓ∞ distance ``epsilon`` of
     where they are, cut to ``bounds``, and every parameter p moved by up to ``spread · |p|``; in real arithmetic. Where
@@ -79,10 +78,10 @@ class GradientWidth:
         self.spread = spread
         self.dtype = dtype
         self.rules = rules
-        self._objectives: dict[Hashable, BoundedObjective] = {}
+        self._objective = ProgramCache(self._recorded, partial(signature, module))
 
     def __call__(self, batch: object) -> Tensor:
-        """The width for one batch, a scalar.
+        """Compute the width for one batch, a scalar.
 
         Raises:
             UncertifiableError: if the loss has an operation without a bound, or is no sum over samples.
@@ -92,7 +91,7 @@ class GradientWidth:
         return norm / math.sqrt(widths.numel())
 
     def interval(self, batch: object) -> dict[str, Interval]:
-        """``[g_L, g_U]`` by parameter name; its bounds require grad where the module's parameters do.
+        """Compute ``[g_L, g_U]`` by parameter name; the bounds require grad where the module's parameters do.
 
         Raises:
             UncertifiableError: if the loss has an operation without a bound, or is no sum over samples.
@@ -110,20 +109,15 @@ class GradientWidth:
             for name, gradient in gradients.items()
         }
 
-    def _objective(self, batch: object) -> BoundedObjective:
-        """The captured loss for batches of this structure, recorded once."""
-        leaves, _ = flatten(batch)
-        key = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves)
-        if key not in self._objectives:
-            bounded = BoundedObjective.capture(self.module, self.loss, batch, self.rules)
-            if bounded.problems:
-                raise UncertifiableError(list(bounded.problems))
-            self._objectives[key] = bounded
-        return self._objectives[key]
+    def _recorded(self, batch: object) -> BoundedObjective:
+        bounded = BoundedObjective.of(self.module, self.loss, batch, self.rules)
+        if bounded.problems:
+            raise UncertifiableError(list(bounded.problems))
+        return bounded
 
 
 def _spread(parameter: Tensor, spread: float) -> Interval:
-    """``p ± spread |p|``; a parameter that is frozen or does not move is a point."""
+    """Return ``p ± spread |p|``, a point if the parameter is frozen or ``spread`` is zero."""
     if not spread or not parameter.requires_grad:
         return Interval.point(parameter)
     radius = spread * parameter.abs()

@@ -7,15 +7,18 @@ from torch import Tensor
 
 from agt_lightning.capture import Call
 from agt_lightning.capture.graph import ITEM, Reference, map_references
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import FactoredGradient, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.program import Program
-from agt_lightning.rules.base import Value, as_interval
+from agt_lightning.rules.base import Value, address, as_interval, located
 
 Refinement = Callable[[Mapping[str, Value], Call, Interval], Interval]
-"""Other bounds of a call's result, from all values before it, the call, and its interval bounds (among the values)."""
+"""Computes other bounds of a call's result from all values up to it, the call, and its interval bounds."""
+
+Observer = Callable[[Call, Interval], None]
+"""Receives each call with bounds of the gradient with respect to its result."""
 
 
 def propagate_forward(
@@ -27,21 +30,25 @@ def propagate_forward(
     within: Mapping[str, Interval] | None = None,
     refine: Refinement | None = None,
 ) -> dict[str, Value]:
-    """Bounds of every value, given those of all inputs.
+    """Compute bounds of every value from those of all inputs.
 
     Args:
         program: a program without problems.
         inputs: parameters, buffers, constants and batch leaves by value name.
-        skip: values that nobody asks for.
+        skip: names of values to leave out.
         known: values that were computed before on the same inputs.
         within: other bounds on some values, which theirs are intersected with.
-        refine: makes other bounds of those of each call; None for interval bounds alone.
+        refine: makes other bounds of those of each call. None if interval bounds are all that is wanted.
 
     Returns:
         Bounds by value name; sound if the inputs' are, exact call by call.
+
+    Raises:
+        UnsoundBoundError: naming the call, if two enclosures of its result do not meet.
+        UncertifiableError: naming the call, if its rule cannot bound these inputs.
     """
     values: dict[str, Value] = dict(inputs)
-    known = known or {}
+    known, within = known or {}, within or {}
     dtype = next((value.dtype for value in inputs.values() if isinstance(value, Interval)), torch.float64)
     for call in program.graph.calls:
         if call.name in skip:
@@ -49,27 +56,49 @@ def propagate_forward(
         if call.name in known:
             values[call.name] = known[call.name]
         elif call.name in program.rules:
-            operands = [values[name] for name in call.inputs]
-            result = program.rules[call.name].forward(program.sites[call.name], operands)
-            values[call.name] = result.to(dtype=dtype) if isinstance(result, Interval) else result
-            if refine is not None and isinstance(result, Interval):
-                values[call.name] = refine(values, call, as_interval(values[call.name]))
-            if within and call.name in within:
-                values[call.name] = as_interval(values[call.name]).intersect(within[call.name])
+            values[call.name] = _bounded_call(program, call, values, dtype, within.get(call.name), refine)
         elif call.name not in program.samples:
-            values[call.name] = _evaluate(call, values, dtype)
+            values[call.name] = evaluate(call, values, dtype)
     return values
 
 
+def _bounded_call(
+    program: Program,
+    call: Call,
+    values: Mapping[str, Value],
+    dtype: torch.dtype,
+    within: Interval | None,
+    refine: Refinement | None,
+) -> Value:
+    """Bound the result of one call by its rule, and by whatever else is known of it."""
+    try:
+        result = program.rules[call.name].forward(program.sites[call.name], [values[name] for name in call.inputs])
+        bounds = result.to(dtype=dtype) if isinstance(result, Interval) else result
+        if refine is not None and isinstance(bounds, Interval):
+            bounds = refine({**values, call.name: bounds}, call, bounds)
+        return bounds if within is None else as_interval(bounds).intersect(within)
+    except (UnsoundBoundError, UncertifiableError) as error:
+        raise located(error, call) from error
+
+
 def propagate_backward(
-    program: Program, values: Mapping[str, Value], seeds: Mapping[str, Interval]
+    program: Program,
+    values: Mapping[str, Value],
+    seeds: Mapping[str, Interval],
+    observe: Observer | None = None,
 ) -> dict[str, FactoredGradient]:
-    """Bounds of the gradient of each sample's loss, by name of the parameter's value.
+    """Compute bounds of the gradient of each sample's loss, by name of the parameter's value.
 
     Args:
         program: a program without problems.
         values: result of `propagate_forward`.
         seeds: gradient of the per-sample loss with respect to some values, from which all others follow.
+        observe: called for each call on the way, last one first. None if nothing but the parameters' gradients is
+            wanted.
+
+    Raises:
+        UnsoundBoundError: naming the call, if bounds of a gradient are crossed by more than rounding.
+        UncertifiableError: naming the call, if its rule cannot bound the gradient.
     """
     gradients: dict[str, Interval] = dict(seeds)
     parameters: dict[str, list[FactoredGradient]] = {}
@@ -77,7 +106,12 @@ def propagate_backward(
         gradient = gradients.pop(call.name, None)
         if gradient is None or call.name not in program.trainable:
             continue
-        _backward_call(program, call, gradient, values, gradients, parameters)
+        if observe is not None:
+            observe(call, gradient)
+        try:
+            _backward_call(program, call, gradient, values, gradients, parameters)
+        except (UnsoundBoundError, UncertifiableError) as error:
+            raise located(error, call) from error
     return {name: uses[0] if len(uses) == 1 else Summed(uses) for name, uses in parameters.items()}
 
 
@@ -106,13 +140,22 @@ def _backward_call(
         gradients[name] = gradients[name] + towards if name in gradients else towards
 
 
-def _evaluate(call: Call, values: Mapping[str, Value], dtype: torch.dtype) -> Value:
-    """Run a call on fixed values, as the program does."""
+def evaluate(call: Call, values: Mapping[str, Value], dtype: torch.dtype) -> Value:
+    """Run a call on fixed values, as the program does.
+
+    Args:
+        call: the call.
+        values: points, labels or discrete tensors by name.
+        dtype: floating point type of a result that is not discrete.
+
+    Raises:
+        UncertifiableError: if an input is a parameter that has bounds.
+    """
 
     def concrete(reference: Reference) -> Tensor:
         value = values[reference.name]
         if isinstance(value, Interval) and not value.is_point:
-            raise UncertifiableError([f"`{call.op}` at {call.source} changes a parameter that has bounds; no rule."])
+            raise UncertifiableError([f"{address(call)} changes a parameter that has bounds; it has no rule."])
         return value.index if isinstance(value, ClassLabels) else value if isinstance(value, Tensor) else value.lower
 
     arguments = {name: map_references(argument, concrete) for name, argument in call.arguments.items()}

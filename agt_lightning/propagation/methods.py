@@ -1,4 +1,4 @@
-"""Which forward propagation is used: interval bounds, backward substitution, or both."""
+"""Methods of forward propagation: interval bounds, backward substitution, or both."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from agt_lightning.capture import Call
+from agt_lightning.errors import require_one_of
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.crown import (
     DEFAULT_MEMORY_BUDGET,
@@ -25,7 +26,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 
 def substitution(method: Method, program: Program, memory_budget: int = DEFAULT_MEMORY_BUDGET) -> Substitution | None:
-    """How linear forms are bounded; None for a method without.
+    """Return what bounds linear forms; None if the method is interval bounds alone.
 
     Raises:
         ValueError: if the method is unknown.
@@ -44,13 +45,13 @@ def refinement(
     wanted: frozenset[str] = frozenset(),
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Refinement | None:
-    """What `propagate_forward` does to interval bounds on the way; None for nothing.
+    """Return how `propagate_forward` tightens interval bounds; None if the method is interval bounds alone.
 
     Args:
         method: one of `METHODS`.
         program: the program.
-        skip: values that nobody asks for.
-        wanted: values whose own bounds somebody asks for.
+        skip: values that are not computed.
+        wanted: values whose own bounds are results.
         memory_budget: bytes for coefficients.
 
     Raises:
@@ -71,17 +72,16 @@ def refinement(
 
 
 def require_method(method: str) -> None:
-    """Refuse an unknown method.
+    """Raise unless the method is known.
 
     Raises:
-        ValueError: naming the known ones.
+        ValueError: if it is unknown; the message names the known ones.
     """
-    if method not in METHODS:
-        raise ValueError(f"Expected `method` to be one of {METHODS}, but got {method!r}.")
+    require_one_of("method", method, METHODS)
 
 
 def _replaced(bounds: Interval, other: Interval) -> Interval:
-    """The other bounds, and what is known of the sign."""
+    """Return the other bounds, with the sign that the first ones are known to have."""
     if not bounds.nonnegative:
         return other
     return Interval.trusted(other.lower.clamp(min=0), other.upper.clamp(min=0), nonnegative=True)

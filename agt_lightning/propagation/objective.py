@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.capture import LabelKind, LossRoles, analyze, capture, flatten, reached
+from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, capture, flatten, reached
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.source import as_forward
@@ -59,6 +60,21 @@ class BoundedObjective:
         return tuple(dict.fromkeys(problems))
 
     @classmethod
+    def of(cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable) -> BoundedObjective:
+        """Record a loss for batches of this kind; see `capture`.
+
+        A single sample can lose its axis to `.squeeze()`. The code for two samples is the same code, so a batch of one
+        that leads to problems is recorded with its sample twice.
+
+        Raises:
+            CaptureError: if the code cannot be recorded.
+        """
+        bounded = cls.capture(module, loss, batch, table)
+        if not bounded.problems or bounded.size(batch) != 1:
+            return bounded
+        return cls.capture(module, loss, _doubled(batch), table)
+
+    @classmethod
     def capture(cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable) -> BoundedObjective:
         """Record a loss on a batch, on a replica of the module.
 
@@ -75,7 +91,7 @@ class BoundedObjective:
         twin = replica(module)
         traced = as_forward(loss)
         graph = capture(twin, lambda tensors: traced(twin, rebuild(tensors)), leaves)
-        names = _canonical_names(module)
+        names = canonical_names(module)
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         size = _batch_size([leaves[position] for position in graph.leaves.values()])
         objective = analyze(graph, size, lambda target: names[target] in trainable)
@@ -106,10 +122,7 @@ class BoundedObjective:
         """
         graph = self.program.graph
         leaves, _ = flatten(batch)
-        buffers = dict(module.named_buffers(remove_duplicate=False))
-        fixed = {name: buffers[target] for name, target in graph.buffers.items()} | dict(graph.constants)
-        values: dict[str, Value] = {value: parameters[name] for value, name in self.parameters.items()}
-        values |= {name: _value(tensor, dtype) for name, tensor in fixed.items()}
+        values = graph_inputs(graph, module, self.parameters, parameters, dtype)
         for name, position in graph.leaves.items():
             values[name] = self._leaf(name, leaves[position].detach(), dtype)
         return values | self._masks(self.size(batch), next(iter(parameters.values())).device, dtype, state)
@@ -242,6 +255,75 @@ def select(value: Value, rows: Tensor | None) -> Value:
     return value[rows]
 
 
+def canonical_names(module: nn.Module) -> dict[str, str]:
+    """Return the name that `named_parameters` gives each parameter, by every name it has, tied ones included."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in module.named_parameters(remove_duplicate=False)}
+
+
+def graph_inputs(
+    graph: Graph,
+    module: nn.Module,
+    names: Mapping[str, str],
+    parameters: Mapping[str, Interval],
+    dtype: torch.dtype,
+) -> dict[str, Value]:
+    """Return the inputs of a captured graph besides the batch: parameters, buffers and constants, by value name.
+
+    Args:
+        graph: captured from ``module``.
+        module: owner of the buffers.
+        names: names of parameters in the module by value name.
+        parameters: bounds by parameter name.
+        dtype: floating point type to compute in.
+    """
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    fixed = {name: buffers[target] for name, target in graph.buffers.items()} | dict(graph.constants)
+    values: dict[str, Value] = {value: parameters[name] for value, name in names.items()}
+    return values | {name: _value(tensor, dtype) for name, tensor in fixed.items()}
+
+
+def signature(module: nn.Module, batch: object) -> Hashable:
+    """Return all that captured code can depend on: shapes and types of a batch, modes and trained parameters."""
+    leaves, _ = flatten(batch)
+    shapes = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves)
+    modes = tuple(submodule.training for submodule in module.modules())
+    return shapes, modes, tuple(parameter.requires_grad for parameter in module.parameters())
+
+
+Recorded = TypeVar("Recorded")
+
+
+class ProgramCache(Generic[Recorded]):
+    """Captured programs, each recorded when a batch of its kind comes for the first time.
+
+    Args:
+        record: captures a batch.
+        kind: returns equal values for batches that share a program.
+
+    Example:
+        >>> cache = ProgramCache(record=lambda batch: f"program of {batch}", kind=len)
+        >>> cache("ab"), cache("cd"), cache("abc")
+        ('program of ab', 'program of ab', 'program of abc')
+    """
+
+    def __init__(self, record: Callable[[Any], Recorded], kind: Callable[[Any], Hashable]) -> None:
+        self._record = record
+        self._kind = kind
+        self._recorded: dict[Hashable, Recorded] = {}
+
+    def __call__(self, batch: object) -> Recorded:
+        """Return the program for a batch; whatever its recording raises is raised."""
+        kind = self._kind(batch)
+        if kind not in self._recorded:
+            self._recorded[kind] = self._record(batch)
+        return self._recorded[kind]
+
+    def forget(self) -> None:
+        """Drop all programs, so that the next batch of each kind is recorded again."""
+        self._recorded.clear()
+
+
 def _tensor(value: Value) -> Tensor:
     if isinstance(value, ClassLabels):
         return value.index
@@ -259,12 +341,6 @@ def _extent(program: Program, values: Mapping[str, Value]) -> tuple[int, torch.d
     return tensor.shape[0], tensor.device
 
 
-def _canonical_names(module: nn.Module) -> dict[str, str]:
-    """Every name of a parameter, tied ones included, to the name `named_parameters` gives it."""
-    first = {id(parameter): name for name, parameter in module.named_parameters()}
-    return {name: first[id(parameter)] for name, parameter in module.named_parameters(remove_duplicate=False)}
-
-
 def _batch_size(leaves: Sequence[Tensor]) -> int:
     """The leading size that most batch entries of the loss share."""
     sizes = Counter(leaf.shape[0] for leaf in leaves if leaf.ndim > 0)
@@ -275,3 +351,9 @@ def rounded(bounded: BoundedObjective, dtype: torch.dtype) -> BoundedObjective:
     """The same loss with bounds that also contain what a program in ``dtype`` computes, in any order of summation."""
     rules = {call: Rounded(rule, dtype) for call, rule in bounded.program.rules.items()}
     return replace(bounded, program=replace(bounded.program, rules=rules))
+
+
+def _doubled(batch: object) -> object:
+    """Return the batch with its single sample twice."""
+    leaves, rebuild = flatten(batch)
+    return rebuild([torch.cat([leaf, leaf]) if leaf.ndim and leaf.shape[0] == 1 else leaf for leaf in leaves])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +15,39 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import reached
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
-from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET, Method, propagate_forward
+from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET, propagate_forward
+from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective, select
-from agt_lightning.propagation.samples import MicroBatch, sample_weights
+from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules.base import Value, as_interval
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Per-sample gradient bounds of one micro-batch.
+class BoundedBatch:
+    """One micro-batch of a step, with all that is the same for every domain.
 
     Args:
-        clean: by parameter, for the data as it is, with the parameters anywhere in their box.
-        poisoned: the same for poisonable samples within the adversary's balls; empty if nothing can be poisoned.
-        weights: weight w_i of each sample in the applied gradient, (b,).
-        poisonable: positions of the poisonable samples; None means all.
-        values: bounds on those values of the loss about which something else was known.
+        bounded: its captured loss.
+        batch: the data.
+        rows: positions of its poisonable samples; None means all.
+        nominal: all values of the loss at the module's own parameters, on the data as it is; empty if
+            unknown.
+        frozen: bounds on the values of poisonable samples that depend on no trained parameter; None if nothing can be
+            poisoned or no domain reads them.
+        ids: integers that name the samples in all epochs, (b,); None if they have no names.
     """
 
-    clean: Mapping[str, FactoredGradient]
-    poisoned: Mapping[str, FactoredGradient]
-    weights: Tensor
-    poisonable: Tensor | None
-    values: ValueBounds
+    bounded: BoundedObjective
+    batch: MicroBatch
+    rows: Tensor | None
+    nominal: Mapping[str, Value]
+    frozen: PoisonedPrefix | None = None
+    ids: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return self.bounded.size(self.batch.data)
 
 
 @dataclass(frozen=True)
@@ -45,56 +56,88 @@ class ValueBounds:
 
     Args:
         clean: for the data as it is.
-        poisoned: for poisonable samples within the adversary's reach.
+        poisoned: for poisonable samples under the adversary.
     """
 
     clean: Mapping[str, Interval] = field(default_factory=dict)
     poisoned: Mapping[str, Interval] = field(default_factory=dict)
 
 
-def propagate(
-    bounded: BoundedObjective,
-    module: nn.Module,
-    batch: MicroBatch,
-    box: Mapping[str, Interval],
-    adversary: Adversary,
-    *,
-    scale: float,
-    rows: Tensor | None,
-    dtype: torch.dtype,
-    nominal: Mapping[str, Value] | None = None,
-    known: ValueBounds | None = None,
-    method: Method = "ibp",
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
-) -> Pass:
-    """Both passes over one micro-batch; the poisoned one keeps what the adversary cannot touch.
+@dataclass(frozen=True)
+class GradientBounds:
+    """Bounds on the gradient of each sample of one micro-batch, with the parameters anywhere in their box.
 
     Args:
-        bounded: the captured loss of this batch.
+        clean: by parameter name, for the data as it is (equation 6).
+        poisoned: the same for poisonable samples under the adversary (equation 7); empty if nothing can be poisoned.
+        values: bounds on those values of the loss that other bounds were given for.
+    """
+
+    clean: Mapping[str, FactoredGradient]
+    poisoned: Mapping[str, FactoredGradient]
+    values: ValueBounds
+
+
+def propagate(
+    part: BoundedBatch,
+    module: nn.Module,
+    box: Mapping[str, Interval],
+    adversary: Adversary,
+    config: CertificationConfig,
+    known: ValueBounds | None = None,
+) -> GradientBounds:
+    """Bound the gradients of one micro-batch by both passes.
+
+    Args:
+        part: the micro-batch. Nominal values that depend on no parameter with a box are not computed again.
         module: owner of the buffers.
-        batch: the batch.
         box: bounds by parameter name.
         adversary: the threat model.
-        scale: factor in front of this micro-batch's loss.
-        rows: positions of the poisonable samples; None means all.
-        dtype: floating point type to compute in.
-        nominal: values on the data as it is at the module's own parameters, if they are at hand: those that depend on
-            no parameter with a box are not computed again.
+        config: how bounds are propagated forward, in which type and memory; backward they always are intervals.
         known: other bounds on some values, with which those of the box are intersected.
-        method: how bounds are propagated forward; backward, they always are intervals.
-        memory_budget: bytes for the coefficients of linear bounds.
     """
     known = known or ValueBounds()
-    size = bounded.size(batch.data)
-    with record_function("agt: clean pass"):
-        inputs = bounded.inputs(module, batch.data, box, dtype, batch.state)
-        unmoved = {} if nominal is None else _unmoved(bounded, inputs, nominal)
-        values = bounded.forward(inputs, unmoved, within=known.clean, method=method, memory_budget=memory_budget)
-        clean = bounded.gradients(values, size, dtype)
-    weights = sample_weights(bounded, batch, scale, dtype, next(iter(box.values())).device)
+    values, clean = _clean_pass(part, module, box, config, known)
     kept = {name: as_interval(values[name]) for name in known.clean}
-    if not poisonable_at_all(bounded, adversary, rows):
-        return Pass(clean, {}, weights, rows, ValueBounds(kept))
+    if not poisonable_at_all(part.bounded, adversary, part.rows):
+        return GradientBounds(clean, {}, ValueBounds(kept))
+    reachable, poisoned = _poisoned_pass(part, values, adversary, config, known)
+    return GradientBounds(clean, poisoned, ValueBounds(kept, {n: as_interval(reachable[n]) for n in known.poisoned}))
+
+
+def _clean_pass(
+    part: BoundedBatch,
+    module: nn.Module,
+    box: Mapping[str, Interval],
+    config: CertificationConfig,
+    known: ValueBounds,
+) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
+    """Bound values and gradients for the data as it is and every parameter in the box (equation 6)."""
+    bounded, size = part.bounded, part.size
+    with record_function("agt: clean pass"):
+        inputs = bounded.inputs(module, part.batch.data, box, config.dtype, part.batch.state)
+        unmoved = _unmoved(bounded, inputs, part.nominal)
+        values = bounded.forward(inputs, unmoved, within=known.clean, **_forward_settings(config))
+        return values, bounded.gradients(values, size, config.dtype)
+
+
+def _poisoned_pass(
+    part: BoundedBatch,
+    values: Mapping[str, Value],
+    adversary: Adversary,
+    config: CertificationConfig,
+    known: ValueBounds,
+) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
+    """Bound them for poisonable samples and all that the adversary can make of these (equation 7).
+
+    Args:
+        part: the micro-batch.
+        values: of the clean pass; those that the adversary cannot change are kept.
+        adversary: the threat model.
+        config: as above.
+        known: as above.
+    """
+    bounded, rows = part.bounded, part.rows
     with record_function("agt: poisoned pass"):
         inputs = bounded.poisoned(values, adversary, rows)
         touched = reached(bounded.program.graph, bounded.perturbed_leaves(adversary))
@@ -103,10 +146,12 @@ def propagate(
             for name, value in values.items()
             if name not in touched and name not in inputs
         }
-        reachable = bounded.forward(inputs, same, within=known.poisoned, method=method, memory_budget=memory_budget)
-        poisoned = bounded.gradients(reachable, size, dtype)
-    kept_poisoned = {name: as_interval(reachable[name]) for name in known.poisoned}
-    return Pass(clean, poisoned, weights, rows, ValueBounds(kept, kept_poisoned))
+        reachable = bounded.forward(inputs, same, within=known.poisoned, **_forward_settings(config))
+        return reachable, bounded.gradients(reachable, part.size, config.dtype)
+
+
+def _forward_settings(config: CertificationConfig) -> dict[str, Any]:
+    return {"method": config.method, "memory_budget": config.memory_budget or DEFAULT_MEMORY_BUDGET}
 
 
 def _unmoved(bounded: BoundedObjective, inputs: Mapping[str, Value], nominal: Mapping[str, Value]) -> dict[str, Value]:
@@ -114,6 +159,8 @@ def _unmoved(bounded: BoundedObjective, inputs: Mapping[str, Value], nominal: Ma
 
     Whether a parameter is trained at present does not matter: one that was before keeps its box.
     """
+    if not nominal:
+        return {}
     graph = bounded.program.graph
     moved = {
         name for name in graph.parameters if not _same_point(as_interval(inputs[name]), as_interval(nominal[name]))
@@ -141,9 +188,9 @@ def propagate_nominal(
 
 
 class PoisonedPrefix:
-    """Values of poisonable samples within the adversary's reach, as far as they depend on no trained parameter.
+    """Bounds on the frozen part of the network for poisoned samples: values that depend on no trained parameter.
 
-    What the adversary cannot touch is at hand; the rest is computed when the first of it is asked for.
+    Values that the adversary cannot change are copied from the nominal pass; the others are computed on first access.
 
     Args:
         bounded: the captured loss of this batch.

@@ -28,7 +28,7 @@ class Program:
         rules: for each call with a rule, that rule.
         trainable: names of values that depend on a trainable parameter.
         samples: names of values whose axis 0 counts samples.
-        problems: reasons, with their way out, why this graph cannot be certified.
+        problems: why this graph cannot be certified, each with its way out.
     """
 
     graph: Graph
@@ -48,14 +48,14 @@ class Program:
         trainable: frozenset[str],
         reduced: frozenset[str] = frozenset(),
     ) -> Program:
-        """Look up a rule for each call and collect what stands against it.
+        """Look up a rule for each call and collect the problems.
 
         Args:
             graph: the captured graph.
             table: the rules to use.
             samples: names of values whose axis 0 counts samples.
             trainable: names of values that depend on a trainable parameter.
-            reduced: values after the reduction over samples; they need no rule.
+            reduced: values after the reduction over samples, which need no rule.
         """
         sites: dict[str, Site] = {}
         rules: dict[str, Rule] = {}
@@ -89,7 +89,7 @@ def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozense
 
 
 def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
-    """Calls without samples run as they are, so they must be repeatable and free of trainable parameters."""
+    """Refuse calls without samples that cannot run as they are: random ones, and those on trainable parameters."""
     if torch.Tag.nondeterministic_seeded in call.op.tags:
         return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once, outside `training_step`."]
     if call.name in trainable:

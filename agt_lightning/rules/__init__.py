@@ -242,7 +242,7 @@ RULES: RuleTable = MappingProxyType(_rules)
 
 
 def register_rule(op: OpOverload) -> Callable[[Rule], Rule]:
-    """Add a rule for an operation of your own.
+    """Add a rule for an operation of your own to `RULES`.
 
     The rule must be sound: a wrong one voids every certificate. Give it the law tests of ``tests/rules``.
 
@@ -250,7 +250,7 @@ def register_rule(op: OpOverload) -> Callable[[Rule], Rule]:
         op: the overload, such as ``torch.ops.aten.mish.default``.
 
     Returns:
-        A function that takes the rule, enters it and returns it.
+        A function that adds a rule and returns it.
 
     Raises:
         ValueError: if the overload has a rule already.
@@ -258,7 +258,7 @@ def register_rule(op: OpOverload) -> Callable[[Rule], Rule]:
     Example:
         >>> import torch
         >>> from agt_lightning.rules import Monotone, RULES, register_rule
-        >>> power = Monotone(lambda site, x: x.exp2(), lambda site, x: 0.6931471805599453 * x.exp2())
+        >>> power = Monotone(torch.exp2, lambda x: 0.6931471805599453 * x.exp2())
         >>> rule = register_rule(torch.ops.aten.exp2.default)(power)
         >>> RULES[torch.ops.aten.exp2.default] is rule
         True

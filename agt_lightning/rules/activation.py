@@ -1,7 +1,7 @@
 """Activation functions and other functions of one real number; value and derivative are exact over every interval.
 
-Turns that have no closed form are roots of a derivative, found by bisection down to neighboring floating point numbers
-when the module is imported. At an extremum an error of ε in its place changes the value by O(ε²), less than rounding.
+Turns without a closed form are roots of a derivative, found by bisection down to neighboring floating point numbers
+when the module is imported. An error ε in the position of an extremum changes the value by O(ε²), less than rounding.
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor
 from agt_lightning.arithmetic import softplus as exact_softplus
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Site
-from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction, Turn, always
+from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction, Turn
 
 relu = Monotone(
-    function=lambda site, x: torch.clamp(x, min=0),
-    derivative=lambda site, x: (x > 0).to(x.dtype),
+    function=lambda x: torch.clamp(x, min=0),
+    derivative=lambda x: (x > 0).to(x.dtype),
     nonnegative=True,
     product=lambda gradient, x: torch.ops.aten.threshold_backward(gradient, x, 0),
 )
@@ -25,7 +25,12 @@ relu = Monotone(
 
 
 def root(function: Callable[[Tensor], Tensor], low: float, high: float) -> float:
-    """The sign change of a function between ``low`` and ``high``, to the last bit.
+    """Return the root of a function between ``low`` and ``high``, to the last bit.
+
+    Args:
+        function: a function with one change of sign in between.
+        low: lower end.
+        high: upper end.
 
     Example:
         >>> abs(root(lambda x: x.square() - 2, 1.0, 2.0) - math.sqrt(2)) < 1e-15
@@ -42,12 +47,12 @@ def _at(function: Callable[[Tensor], Tensor], x: float) -> float:
 
 
 def _turn(function: Callable[[Tensor], Tensor], point: float) -> Turn:
-    """A turn of a continuous function."""
+    """Return a point and the value of a continuous function there."""
     return point, _at(function, point)
 
 
-def _single(number: float) -> float:
-    """The nearest number of single precision."""
+def _single_precision(number: float) -> float:
+    """Return the nearest number in single precision."""
     return float(torch.tensor(number, dtype=torch.float32))
 
 
@@ -56,7 +61,7 @@ def _single(number: float) -> float:
 leaky_relu = PiecewiseMonotone(
     value=PiecewiseMonotoneFunction(
         lambda site, x: torch.where(x > 0, x, x * site.number("negative_slope")),
-        turns=lambda site: [(0.0, 0.0)],
+        turns=[(0.0, 0.0)],
     ),
     slope=PiecewiseMonotoneFunction(
         lambda site, x: torch.where(x > 0, torch.ones_like(x), site.number("negative_slope")),
@@ -66,10 +71,10 @@ leaky_relu = PiecewiseMonotone(
 """``x`` above zero, ``a x`` elsewhere; derivative a at zero."""
 
 
-def _ramp(
+def _slope_between(
     limits: Callable[[Site], tuple[float, float]], gain: float = 1.0, *, closed: bool = False
 ) -> PiecewiseMonotoneFunction:
-    """Derivative ``gain`` between two limits, zero outside; on the limits themselves only if ``closed``."""
+    """Return the derivative that is ``gain`` between two limits, on them only if ``closed``, and zero elsewhere."""
 
     def slope(site: Site, x: Tensor) -> Tensor:
         low, high = limits(site)
@@ -80,11 +85,11 @@ def _ramp(
         low, high = limits(site)
         return [((low + high) / 2, gain)] if -math.inf < low < high < math.inf else []
 
-    return PiecewiseMonotoneFunction(slope, turns, nonnegative=always)
+    return PiecewiseMonotoneFunction(slope, turns, nonnegative=True)
 
 
 def _limits(low: str, high: str) -> Callable[[Site], tuple[float, float]]:
-    """Limits that are arguments of the call, infinite where left out."""
+    """Return limits that are arguments of the call, infinite if they are left out."""
 
     def limits(site: Site) -> tuple[float, float]:
         given = site.call.arguments
@@ -103,7 +108,8 @@ def _clamped(limits: Callable[[Site], tuple[float, float]], *, closed: bool) -> 
         return x.clamp(min=low, max=high)
 
     return PiecewiseMonotone(
-        PiecewiseMonotoneFunction(value, nonnegative=lambda site: min(limits(site)) >= 0), _ramp(limits, closed=closed)
+        PiecewiseMonotoneFunction(value, nonnegative=lambda site: min(limits(site)) >= 0),
+        _slope_between(limits, closed=closed),
     )
 
 
@@ -117,16 +123,16 @@ clamp = _clamped(_limits("min", "max"), closed=True)
 """``min(max(x, a), b)``; derivative one at the limits."""
 
 hardsigmoid = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: (x + 3).clamp(0, 6) / 6, nonnegative=always),
-    _ramp(lambda site: (-3.0, 3.0), _single(1 / 6)),
+    PiecewiseMonotoneFunction(lambda x: (x + 3).clamp(0, 6) / 6, nonnegative=True),
+    _slope_between(lambda site: (-3.0, 3.0), _single_precision(1 / 6)),
 )
 """``min(max(x + 3, 0), 6) / 6``; derivative zero at the limits, and inside 1/6 as torch has it, in single precision."""
 
 hardswish = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: x * ((x + 3).clamp(0, 6) / 6), turns=lambda site: [(-1.5, -0.375)]),
+    PiecewiseMonotoneFunction(lambda x: x * ((x + 3).clamp(0, 6) / 6), turns=[(-1.5, -0.375)]),
     PiecewiseMonotoneFunction(
-        lambda site, x: torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0)),
-        turns=lambda site: [(-3.0, 0.0), (-3.0, -0.5), (3.0, 1.5), (3.0, 1.0)],
+        lambda x: torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0)),
+        turns=[(-3.0, 0.0), (-3.0, -0.5), (3.0, 1.5), (3.0, 1.0)],
     ),
 )
 """``x min(max(x + 3, 0), 6) / 6``; the derivative jumps at ±3, where versions of torch differ and both values count."""
@@ -150,13 +156,15 @@ def _elu(
         alpha, scale, rate = of_slope(site)
         return torch.where(x > 0, scale, torch.exp(x.clamp(max=0) * rate) * (alpha * scale * rate))
 
-    def edge(site: Site) -> float:
+    def slope_at_zero(site: Site) -> float:
         return math.prod(of_slope(site))
 
     return PiecewiseMonotone(
-        PiecewiseMonotoneFunction(value, lambda site: [(0.0, 0.0)]),
+        PiecewiseMonotoneFunction(value, [(0.0, 0.0)]),
         PiecewiseMonotoneFunction(
-            slope, lambda site: [(0.0, edge(site))], lambda site: edge(site) >= 0 and settings(site)[1] >= 0
+            slope,
+            lambda site: [(0.0, slope_at_zero(site))],
+            lambda site: slope_at_zero(site) >= 0 and settings(site)[1] >= 0,
         ),
     )
 
@@ -171,7 +179,7 @@ selu = _elu(lambda site: (_SELU_ALPHA, _SELU_SCALE, 1.0))
 
 celu = _elu(
     lambda site: (site.number("alpha"), 1.0, 1 / site.number("alpha")),
-    lambda site: (site.number("alpha"), 1.0, 1 / _single(site.number("alpha"))),
+    lambda site: (site.number("alpha"), 1.0, 1 / _single_precision(site.number("alpha"))),
 )
 """``x`` above zero, ``α (exp(x / α) - 1)`` elsewhere; torch rounds α to single precision in the derivative's rate."""
 
@@ -181,20 +189,20 @@ def _sech_squared(x: Tensor) -> Tensor:
 
 
 tanh = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: x.tanh()),
-    PiecewiseMonotoneFunction(lambda site, x: _sech_squared(x), lambda site: [(0.0, 1.0)], always),
+    PiecewiseMonotoneFunction(torch.tanh),
+    PiecewiseMonotoneFunction(_sech_squared, [(0.0, 1.0)], nonnegative=True),
 )
 """``tanh x`` with derivative ``1 / cosh² x``, largest at zero."""
 
 sigmoid = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: x.sigmoid(), nonnegative=always),
-    PiecewiseMonotoneFunction(lambda site, x: x.sigmoid() * (-x).sigmoid(), lambda site: [(0.0, 0.25)], always),
+    PiecewiseMonotoneFunction(torch.sigmoid, nonnegative=True),
+    PiecewiseMonotoneFunction(lambda x: x.sigmoid() * (-x).sigmoid(), [(0.0, 0.25)], nonnegative=True),
 )
 """``σ(x)`` with derivative ``σ(x) σ(-x)``, largest at zero."""
 
 log_sigmoid = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: -exact_softplus(-x)),
-    PiecewiseMonotoneFunction(lambda site, x: (-x).sigmoid(), nonnegative=always),
+    PiecewiseMonotoneFunction(lambda x: -exact_softplus(-x)),
+    PiecewiseMonotoneFunction(lambda x: (-x).sigmoid(), nonnegative=True),
 )
 """``log σ(x)`` with derivative ``σ(-x)``."""
 
@@ -210,7 +218,7 @@ def _softplus_slope(site: Site, x: Tensor) -> Tensor:
 
 
 def _softplus_jump(site: Site) -> Sequence[Turn]:
-    """Above the threshold torch drops to x itself."""
+    """Both sides of the jump at the threshold, above which torch returns x itself."""
     beta, threshold = site.number("beta"), site.number("threshold")
     return [(threshold / beta, threshold / beta), (threshold / beta, _at(exact_softplus, threshold) / beta)]
 
@@ -224,7 +232,7 @@ softplus = PiecewiseMonotone(
     PiecewiseMonotoneFunction(
         _softplus, _softplus_jump, lambda site: site.number("beta") > 0 and site.number("threshold") >= 0
     ),
-    PiecewiseMonotoneFunction(_softplus_slope, _softplus_slope_jump, always),
+    PiecewiseMonotoneFunction(_softplus_slope, _softplus_slope_jump, nonnegative=True),
 )
 """``log(1 + exp(β x)) / β``, and x where torch puts it, above ``β x = threshold``, both sides of that jump included."""
 
@@ -245,25 +253,25 @@ _SILU_STEEPEST = root(lambda x: x * torch.tanh(x / 2) - 2, 1.0, 4.0)
 _SILU_SLOPE_TURNS = [_turn(_silu_slope, -_SILU_STEEPEST), _turn(_silu_slope, _SILU_STEEPEST)]
 
 silu = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: _silu(x), lambda site: [_SILU_MINIMUM]),
-    PiecewiseMonotoneFunction(lambda site, x: _silu_slope(x), lambda site: _SILU_SLOPE_TURNS),
+    PiecewiseMonotoneFunction(_silu, [_SILU_MINIMUM]),
+    PiecewiseMonotoneFunction(_silu_slope, _SILU_SLOPE_TURNS),
 )
 """``x σ(x)``, least at x = -1.278; derivative ``σ(x) (1 + x σ(-x))`` with turns where ``x tanh(x / 2) = 2``."""
 
 
-def _area(x: Tensor) -> Tensor:
+def _normal_cdf(x: Tensor) -> Tensor:
     """``Φ(x)``, the normal distribution function, accurate in both tails."""
-    area: Tensor = torch.special.ndtr(x)
-    return area
+    cdf: Tensor = torch.special.ndtr(x)
+    return cdf
 
 
 def _gelu(x: Tensor) -> Tensor:
-    return x * _area(x)
+    return x * _normal_cdf(x)
 
 
 def _gelu_slope(x: Tensor) -> Tensor:
     """``Φ(x) + x φ(x)``."""
-    return _area(x) + x * torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+    return _normal_cdf(x) + x * torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
 
 
 _TANH_GELU_CUBE = 0.044715
@@ -283,7 +291,7 @@ def _tanh_gelu_slope(x: Tensor) -> Tensor:
     return torch.sigmoid(2 * v) + 2 * x * rate * torch.sigmoid(2 * v) * torch.sigmoid(-2 * v)
 
 
-def _tanh_gelu_bend(x: Tensor) -> Tensor:
+def _tanh_gelu_curvature(x: Tensor) -> Tensor:
     """The second derivative over ``1 / cosh² v``: ``v' + x (v'' / 2 - v'² tanh v)``."""
     v = _TANH_GELU_RATE * (x + _TANH_GELU_CUBE * x * x.square())
     rate = _TANH_GELU_RATE * (1 + 3 * _TANH_GELU_CUBE * x.square())
@@ -291,7 +299,7 @@ def _tanh_gelu_bend(x: Tensor) -> Tensor:
 
 
 _GELU_STEEPEST = math.sqrt(2)
-_TANH_GELU_STEEPEST = root(_tanh_gelu_bend, 1.0, 2.0)
+_TANH_GELU_STEEPEST = root(_tanh_gelu_curvature, 1.0, 2.0)
 _GELUS = {"none": (_gelu, _gelu_slope), "tanh": (_tanh_gelu, _tanh_gelu_slope)}
 _GELU_TURNS = {kind: [_turn(value, root(slope, -1.0, -0.5))] for kind, (value, slope) in _GELUS.items()}
 _GELU_SLOPE_TURNS = {
@@ -300,13 +308,17 @@ _GELU_SLOPE_TURNS = {
 }
 
 
-def _kind(site: Site) -> str:
+def _approximation(site: Site) -> str:
     return str(site["approximate"])
 
 
 gelu = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: _GELUS[_kind(site)][0](x), lambda site: _GELU_TURNS[_kind(site)]),
-    PiecewiseMonotoneFunction(lambda site, x: _GELUS[_kind(site)][1](x), lambda site: _GELU_SLOPE_TURNS[_kind(site)]),
+    PiecewiseMonotoneFunction(
+        lambda site, x: _GELUS[_approximation(site)][0](x), lambda site: _GELU_TURNS[_approximation(site)]
+    ),
+    PiecewiseMonotoneFunction(
+        lambda site, x: _GELUS[_approximation(site)][1](x), lambda site: _GELU_SLOPE_TURNS[_approximation(site)]
+    ),
 )
 """``x Φ(x)``, least at x = -0.752; derivative ``Φ(x) + x φ(x)`` with turns at ±√2; or its form with tanh."""
 
@@ -322,43 +334,43 @@ def _one_sided(x: Interval) -> Tensor:
     return (x.lower > 0) | (x.upper < 0)
 
 
-exponential = Monotone(function=lambda site, x: x.exp(), derivative=lambda site, x: x.exp(), nonnegative=True)
+exponential = Monotone(function=torch.exp, derivative=torch.exp, nonnegative=True)
 """``exp x``."""
 
 logarithm = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: x.log()),
-    PiecewiseMonotoneFunction(lambda site, x: 1 / x, nonnegative=always),
+    PiecewiseMonotoneFunction(torch.log),
+    PiecewiseMonotoneFunction(torch.reciprocal, nonnegative=True),
     _positive,
 )
 """``log x`` of positive values."""
 
 square_root = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: x.sqrt(), nonnegative=always),
-    PiecewiseMonotoneFunction(lambda site, x: 0.5 / x.sqrt(), nonnegative=always),
+    PiecewiseMonotoneFunction(torch.sqrt, nonnegative=True),
+    PiecewiseMonotoneFunction(lambda x: 0.5 / x.sqrt(), nonnegative=True),
     _positive,
 )
 """``√x`` of positive values."""
 
 reciprocal_root = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: x.rsqrt(), nonnegative=always),
-    PiecewiseMonotoneFunction(lambda site, x: -0.5 * x.rsqrt() / x),
+    PiecewiseMonotoneFunction(torch.rsqrt, nonnegative=True),
+    PiecewiseMonotoneFunction(lambda x: -0.5 * x.rsqrt() / x),
     _positive,
 )
 """``1 / √x`` of positive values."""
 
 reciprocal = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: 1 / x),
-    PiecewiseMonotoneFunction(lambda site, x: -1 / x.square()),
+    PiecewiseMonotoneFunction(torch.reciprocal),
+    PiecewiseMonotoneFunction(lambda x: -1 / x.square()),
     _one_sided,
 )
 """``1 / x`` on one side of zero."""
 
 error_function = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda site, x: x.erf()),
+    PiecewiseMonotoneFunction(torch.erf),
     PiecewiseMonotoneFunction(
-        lambda site, x: torch.exp(-x.square()) * (2 / math.sqrt(math.pi)),
-        lambda site: [(0.0, 2 / math.sqrt(math.pi))],
-        always,
+        lambda x: torch.exp(-x.square()) * (2 / math.sqrt(math.pi)),
+        [(0.0, 2 / math.sqrt(math.pi))],
+        nonnegative=True,
     ),
 )
 """``erf x`` with derivative ``2 exp(-x²) / √π``, largest at zero."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, misaligned, name_of, reduce_to
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, misaligned, name_of, reduce_to
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Sum(Rule):
             if position is None:
                 constant += coefficient * number
                 continue
-            term = scaled(as_interval(inputs[position]), coefficient)
+            term = as_interval(inputs[position]).scaled(coefficient)
             result = term if result is None else result + term
         assert result is not None
-        return map_bounds(result, lambda bound: bound + constant) if constant else result
+        return result.mapped(lambda bound: bound + constant) if constant else result
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, scaled, summed over repeated axes."""
         return [
-            reduce_to(scaled(grad, coefficient), as_interval(inputs[position]).shape, samples=site.samples[position])
+            reduce_to(grad.scaled(coefficient), as_interval(inputs[position]).shape, samples=site.samples[position])
             for position, coefficient, _ in self._terms(site)
             if position is not None
         ]
@@ -76,11 +76,11 @@ class ReverseDifference(Rule):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``c - a x``."""
         constant = site.number("other")
-        return map_bounds(scaled(as_interval(inputs[0]), -site.number("alpha")), lambda bound: bound + constant)
+        return as_interval(inputs[0]).scaled(-site.number("alpha")).mapped(lambda bound: bound + constant)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``-a g``."""
-        return [scaled(grad, -site.number("alpha"))]
+        return [grad.scaled(-site.number("alpha"))]
 
 
 class Product(Rule):
@@ -89,15 +89,15 @@ class Product(Rule):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """All corner products."""
         if len(inputs) == 1:
-            return scaled(as_interval(inputs[0]), site.number("other"))
+            return as_interval(inputs[0]).scaled(site.number("other"))
         if site.call.inputs[0] == site.call.inputs[1]:
-            return _square(as_interval(inputs[0]))
+            return as_interval(inputs[0]).square()
         return multiply(as_interval(inputs[0]), as_interval(inputs[1]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g y`` for x and ``g x`` for y."""
         if len(inputs) == 1:
-            return [scaled(grad, site.number("other"))]
+            return [grad.scaled(site.number("other"))]
         values = [as_interval(value) for value in inputs]
         return [
             reduce_to(multiply(grad, other), value.shape, samples=samples)
@@ -109,7 +109,7 @@ class Quotient(Rule):
     """``div`` by a number or by a tensor of fixed values; exact."""
 
     def problem(self, site: Site) -> str | None:
-        """No rounding mode: it has no gradient."""
+        """Refuse misaligned samples. Overloads with a rounding mode have no rule."""
         return misaligned(site)
 
     def _reciprocal(self, site: Site, inputs: Sequence[Value]) -> Interval:
@@ -135,7 +135,7 @@ class Quotient(Rule):
         towards = [reduce_to(multiply(grad, reciprocal), dividend.shape, samples=site.samples[0])]
         if len(inputs) == 1:
             return towards
-        slope = -multiply(dividend, _square(reciprocal))
+        slope = -multiply(dividend, reciprocal.square())
         return [*towards, reduce_to(multiply(grad, slope), as_interval(inputs[1]).shape, samples=site.samples[1])]
 
 
@@ -143,7 +143,7 @@ class Power(Rule):
     """``pow`` with exponent 2, as in a hand-written squared error; exact."""
 
     def problem(self, site: Site) -> str | None:
-        """Only the square is monotone in the right way."""
+        """Refuse exponents other than 1 and 2."""
         if site.number("exponent") in (1.0, 2.0):
             return None
         return (
@@ -154,29 +154,29 @@ class Power(Rule):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[mig², mag²]``."""
         value = as_interval(inputs[0])
-        return value if site.number("exponent") == 1.0 else _square(value)
+        return value if site.number("exponent") == 1.0 else value.square()
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``2 x g``."""
         if site.number("exponent") == 1.0:
             return [grad]
-        return [multiply(grad, scaled(as_interval(inputs[0]), 2.0))]
+        return [multiply(grad, as_interval(inputs[0]).scaled(2.0))]
 
 
 class Square(Power):
     """``square``: x², the call without an exponent."""
 
     def problem(self, site: Site) -> str | None:
-        """No restriction."""
+        """Accept every call."""
         return None
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[mig², mag²]``."""
-        return _square(as_interval(inputs[0]))
+        return as_interval(inputs[0]).square()
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``2 x g``."""
-        return [multiply(grad, scaled(as_interval(inputs[0]), 2.0))]
+        return [multiply(grad, as_interval(inputs[0]).scaled(2.0))]
 
 
 class Absolute(Rule):
@@ -191,7 +191,7 @@ class Absolute(Rule):
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g [sign l, sign u]``."""
-        return [multiply(grad, map_bounds(as_interval(inputs[0]), torch.sign))]
+        return [multiply(grad, as_interval(inputs[0]).mapped(torch.sign))]
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Extremum(Rule):
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g H(x - y)`` for x and ``g H(y - x)`` for y, with H(0) = 1/2."""
         first, second = map(as_interval, inputs)
-        lead = scaled(first - second, self.sign)
+        lead = (first - second).scaled(self.sign)
         return [
             reduce_to(multiply(grad, _step(difference)), value.shape, samples=samples)
             for difference, value, samples in zip((lead, -lead), (first, second), site.samples, strict=True)
@@ -225,9 +225,9 @@ class Extremum(Rule):
 
 
 def _step(value: Interval) -> Interval:
-    """Heaviside's function, one half at zero."""
+    """Heaviside's function, which is one half at zero."""
     half = value.lower.new_tensor(0.5)
-    return map_bounds(value, lambda bound: torch.heaviside(bound, half), nonnegative=True)
+    return value.mapped(lambda bound: torch.heaviside(bound, half), nonnegative=True)
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Reduction(Rule):
         return [int(dim) % rank for dim in dims]
 
     def problem(self, site: Site) -> str | None:
-        """The samples' axis is reduced by the loss alone."""
+        """Refuse a reduction over the samples, which only the loss may do."""
         if not site.has_samples or 0 not in self._dims(site):
             return None
         return (
@@ -261,12 +261,10 @@ class Reduction(Rule):
         """Bounds reduce like values."""
         value = as_interval(inputs[0])
         dims, keep = self._dims(site), bool(site.call.arguments.get("keepdim"))
-        return map_bounds(
-            value, lambda bound: self.reduce(bound, dim=dims, keepdim=keep), nonnegative=value.nonnegative
-        )
+        return value.mapped(lambda bound: self.reduce(bound, dim=dims, keepdim=keep), nonnegative=value.nonnegative)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """The gradient, repeated (and divided by the count for a mean)."""
+        """The gradient, repeated; for a mean, divided by the count."""
         shape = as_interval(inputs[0]).shape
         dims = self._dims(site)
         count = 1
@@ -274,20 +272,4 @@ class Reduction(Rule):
             count *= shape[dim]
         scale = 1.0 if self.reduce is torch.sum else 1.0 / count
         kept = [1 if axis in dims else size for axis, size in enumerate(shape)]
-        return [map_bounds(scaled(grad, scale), lambda bound: bound.reshape(kept).expand(shape))]
-
-
-def scaled(value: Interval, factor: float) -> Interval:
-    """``factor · value``; exact."""
-    if factor == 1.0:
-        return value
-    lower = value.lower * factor
-    upper = lower if value.is_point else value.upper * factor
-    nonnegative = value.nonnegative and factor >= 0
-    return Interval.trusted(*((lower, upper) if factor >= 0 else (upper, lower)), nonnegative=nonnegative)
-
-
-def _square(value: Interval) -> Interval:
-    if value.is_point:
-        return Interval.point(value.lower.square(), nonnegative=True)
-    return Interval.trusted(value.mignitude.square(), value.magnitude.square(), nonnegative=True)
+        return [grad.scaled(scale).rearranged(lambda bound: bound.reshape(kept).expand(shape))]

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, bounded as the calls it stands for.
+"""Scaled dot-product attention, bounded like the calls that it consists of.
 
 Axis letters: ``t`` queries, ``s`` keys, ``d`` their size; batch axes in front, of which the first counts samples.
 """
@@ -8,11 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from agt_lightning.arithmetic import softmax
+from agt_lightning.arithmetic import product, softmax
 from agt_lightning.interval import Interval
-from agt_lightning.rules.arithmetic import scaled
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
-from agt_lightning.rules.bilinear import product, transposed
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
 from agt_lightning.rules.softmax import softmax_gradient
 
 _MASKED = -1e30
@@ -23,7 +21,7 @@ class Attention(Rule):
     """``scaled_dot_product_attention``: softmax(c Q Kᵀ) V, exact call by call but for the softmax's gradient."""
 
     def problem(self, site: Site) -> str | None:
-        """Queries, keys and values have samples and as many heads each; no dropout, no mask but the causal one."""
+        """Refuse masks other than the causal one, dropout, and factors with different samples or heads."""
         ranks = {len(shape) for shape in site.shapes}
         heads = {shape[:-2] for shape in site.shapes}
         plain = site["attn_mask"] is None and not site["dropout_p"] and all(site.samples)
@@ -39,10 +37,10 @@ class Attention(Rule):
 
     def _probabilities(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``P = softmax(c Q Kᵀ)`` over keys."""
-        scores = scaled(product(as_interval(inputs[0]), transposed(as_interval(inputs[1]))), self._scale(site))
+        scores = product(as_interval(inputs[0]), as_interval(inputs[1]).mT).scaled(self._scale(site))
         if site["is_causal"]:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(diagonal=1)
-            scores = map_bounds(scores, lambda bound: bound.masked_fill(hidden, _MASKED))
+            scores = scores.mapped(lambda bound: bound.masked_fill(hidden, _MASKED))
         return _last(softmax(_second(scores)))
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
@@ -53,16 +51,16 @@ class Attention(Rule):
         """``∂L/∂V = Pᵀ G``; with ``S`` the softmax's gradient of ``G Vᵀ``, ``c S K`` for Q and ``c Sᵀ Q`` for K."""
         query, key, value = map(as_interval, inputs)
         probabilities = self._probabilities(site, inputs)
-        towards = product(grad, transposed(value))
-        scores = scaled(_last(softmax_gradient(_second(probabilities), _second(towards))), self._scale(site))
-        return [product(scores, key), product(transposed(scores), query), product(transposed(probabilities), grad)]
+        towards = product(grad, value.mT)
+        scores = _last(softmax_gradient(_second(probabilities), _second(towards))).scaled(self._scale(site))
+        return [product(scores, key), product(scores.mT, query), product(probabilities.mT, grad)]
 
 
 def _second(value: Interval) -> Interval:
-    """The last axis moved to the place where the softmax has its classes."""
-    return map_bounds(value, lambda bound: bound.movedim(-1, 1), nonnegative=value.nonnegative)
+    """Move the last axis to axis 1, over which the softmax is taken."""
+    return value.rearranged(lambda bound: bound.movedim(-1, 1))
 
 
 def _last(value: Interval) -> Interval:
-    """The way back."""
-    return map_bounds(value, lambda bound: bound.movedim(1, -1), nonnegative=value.nonnegative)
+    """Move axis 1 to the last place."""
+    return value.rearranged(lambda bound: bound.movedim(1, -1))

@@ -1,4 +1,4 @@
-"""What a rule is: forward bounds, backward bounds and parameter gradients of one ATen overload.
+"""The interface of a rule: forward bounds, backward bounds and parameter gradients of one ATen overload.
 
 Axis letters: ``b`` samples (always axis 0 of a value that depends on the batch), ``k`` inputs, ``o`` outputs.
 """
@@ -6,7 +6,7 @@ Axis letters: ``b`` samples (always axis 0 of a value that depends on the batch)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.capture.graph import Call
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import Deferred, FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -25,7 +25,7 @@ Value = Interval | ClassLabels | Tensor
 
 @dataclass(frozen=True)
 class Site:
-    """A call together with what is known about its inputs before any value is.
+    """A call site: a captured call, with the facts about its inputs that hold whatever their values are.
 
     Args:
         call: the captured call.
@@ -40,17 +40,17 @@ class Site:
     trainable: tuple[bool, ...]
 
     def __getitem__(self, name: str) -> object:
-        """An argument of the call by its name in the ATen schema."""
+        """Return an argument of the call by its name in the ATen schema."""
         return self.call.arguments[name]
 
     def integer(self, name: str) -> int:
-        """An integer argument."""
+        """Return an integer argument."""
         value = self[name]
         assert isinstance(value, int)
         return value
 
     def number(self, name: str) -> float:
-        """A numeric argument."""
+        """Return a numeric argument."""
         value = self[name]
         assert isinstance(value, int | float)
         return float(value)
@@ -62,44 +62,63 @@ class Site:
 
 
 class Rule(ABC):
-    """Bounds of one operation; stateless.
+    """The bounds of one operation; stateless.
 
     Every result must contain the exact real-arithmetic result for all inputs in the given intervals. Values with a
-    sample axis may have fewer samples than the captured batch, so a rule reads all sizes but the first from the call.
+    sample axis may have another number of samples than the captured batch, so a rule takes all sizes but the first from
+    the call.
     """
 
     is_contraction: ClassVar[bool] = False
-    """Whether results are sums of products of inputs, whose rounding errors are relative to the sum of magnitudes."""
+    """Whether results are sums of products of inputs, so that rounding errors are relative to the sum of magnitudes."""
 
     def problem(self, site: Site) -> str | None:
-        """Why this call cannot be certified, with the way out; None if it can.
+        """Return why this call cannot be certified, with a way out; None if it can.
 
-        The default is right for element-wise operations: samples must meet samples along axis 0 only.
+        The default is for element-wise operations: only axis 0 may pair samples with each other.
         """
         return misaligned(site)
 
     @abstractmethod
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
-        """Bounds of the result."""
+        """Return bounds on the result.
+
+        Args:
+            site: the call.
+            inputs: bounds on its tensor inputs.
+        """
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """Bounds of the per-sample gradient with respect to each input, given those of the result.
+        """Return bounds on the per-sample gradient with respect to each input.
 
-        For an input with a sample axis the shape is that of the input; for a shared one the gradient of each sample
-        is kept, with a sample axis in front. None where no gradient flows.
+        Args:
+            site: the call.
+            grad: bounds on the gradient with respect to the result.
+            inputs: bounds on the call's tensor inputs.
+            output: bounds on the result.
+
+        Returns:
+            One interval per input, of the input's shape if that has a sample axis; if it is shared, with a sample axis
+            in front. None for an input that gets no gradient.
         """
         raise NotImplementedError(f"{type(self).__name__} has no gradient.")
 
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
-        """Per-sample gradient with respect to a shared input (a parameter), in factored form.
+        """Return the per-sample gradient with respect to a shared input (a parameter), in factored form.
 
-        The default asks `backward` for a few samples at a time, so any rule has a gradient of bounded memory.
+        The default calls `backward` for a few samples at a time, so every rule has a gradient of bounded memory.
+
+        Args:
+            site: the call.
+            position: which of the inputs.
+            grad: bounds on the gradient with respect to the result.
+            inputs: bounds on the call's tensor inputs.
         """
 
         def evaluate(rows: slice) -> Interval:
-            part = [value[rows] if own else value for value, own in zip(inputs, site.samples, strict=True)]  # type: ignore[index]
+            part = [value[rows] if has else value for value, has in zip(inputs, site.samples, strict=True)]  # type: ignore[index]
             gradient = self.backward(site, grad[rows], part, inputs[position])[position]
             assert gradient is not None
             return gradient
@@ -108,7 +127,7 @@ class Rule(ABC):
 
 
 def misaligned(site: Site) -> str | None:
-    """Refuse a broadcast that lets samples meet each other."""
+    """Return why a broadcast pairs different samples with each other, with a way out; None if it does not."""
     rank = max((len(shape) for shape in site.shapes), default=0)
     for shape, samples in zip(site.shapes, site.samples, strict=True):
         if samples and len(shape) < rank or not samples and site.has_samples and _spans_samples(shape, rank):
@@ -125,12 +144,24 @@ def _spans_samples(shape: tuple[int, ...], rank: int) -> bool:
 
 
 def name_of(call: Call) -> str:
-    """The op as its documentation names it, such as ``aten.linear``."""
+    """Return the name of the op in documentation, such as ``aten.linear``."""
     return str(call.op).rsplit(".", 1)[0]
 
 
+def address(call: Call) -> str:
+    """Return the op, source line and submodule of a call, for messages."""
+    return f"`{name_of(call)}` at {call.source}" + (f" in `{call.module}`" if call.module else "")
+
+
+def located(error: UnsoundBoundError | UncertifiableError, call: Call) -> UnsoundBoundError | UncertifiableError:
+    """Return an error that the rule of a call raised, with the call's address in front of its message."""
+    if isinstance(error, UncertifiableError):
+        return UncertifiableError([f"{address(call)}: {problem}" for problem in error.problems])
+    return UnsoundBoundError(f"{address(call)}: {error}")
+
+
 def as_interval(value: Value) -> Interval:
-    """The value as an interval; discrete data becomes a point in double precision.
+    """Return the value as an interval; discrete data become a point in double precision.
 
     Raises:
         UncertifiableError: for class labels that an adversary can flip: their index is not a quantity.
@@ -149,12 +180,12 @@ def as_interval(value: Value) -> Interval:
 
 
 def reduce_to(gradient: Interval, shape: torch.Size, *, samples: bool) -> Interval:
-    """Undo broadcasting: sum over the axes that were repeated.
+    """Undo broadcasting of a gradient: sum over the axes that were repeated.
 
     Args:
         gradient: bounds of shape (b, ...), the shape of the broadcast result.
         shape: shape of the input.
-        samples: whether the input has the sample axis itself; if not, that axis stays in front.
+        samples: whether the input has a sample axis; if not, that of the gradient stays in front.
     """
     target = tuple(shape) if samples else (gradient.shape[0], *shape)
     if not samples and len(shape) == len(gradient.shape):
@@ -163,12 +194,6 @@ def reduce_to(gradient: Interval, shape: torch.Size, *, samples: bool) -> Interv
     dims = list(range(1, 1 + extra))
     rest = gradient.shape[1 + extra :]
     dims += [1 + extra + axis for axis, (have, want) in enumerate(zip(rest, target[1:], strict=True)) if have != want]
-    summed = map_bounds(gradient, lambda bound: bound.sum(dim=dims, keepdim=True)) if dims else gradient
+    summed = gradient.mapped(lambda bound: bound.sum(dim=dims, keepdim=True)) if dims else gradient
     final = tuple(shape) if samples else (gradient.shape[0], *shape)
-    return map_bounds(summed, lambda bound: bound.reshape(final)) if tuple(summed.shape) != final else summed
-
-
-def map_bounds(value: Interval, function: Callable[[Tensor], Tensor], *, nonnegative: bool = False) -> Interval:
-    """Apply a monotone non-decreasing function to both bounds; exact."""
-    lower = function(value.lower)
-    return Interval.trusted(lower, lower if value.is_point else function(value.upper), nonnegative=nonnegative)
+    return summed.rearranged(lambda bound: bound.reshape(final)) if tuple(summed.shape) != final else summed

@@ -1,4 +1,4 @@
-"""Matrix products in which both factors move: attention scores, mixtures of tokens, products with a stack of weights.
+"""Matrix products of two intervals: attention scores, mixtures of tokens, products with a stack of weights.
 
 Axis letters: ``m`` rows of the left factor, ``k`` inner dimension, ``n`` columns of the right one; axes in front of
 these are batch axes, of which the first counts samples.
@@ -6,12 +6,12 @@ these are batch axes, of which the first counts samples.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import product
 from agt_lightning.gradients import FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of, reduce_to
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of, reduce_to
 from agt_lightning.rules.linear import MatrixProduct
 
 
@@ -21,7 +21,7 @@ class BatchedProduct(Rule):
     is_contraction = True
 
     def problem(self, site: Site) -> str | None:
-        """Samples meet along axis 0 only."""
+        """Refuse products that pair different samples, or a shared factor that is not applied to each sample."""
         ranks = [len(shape) for shape in site.shapes]
         if all(site.samples) and ranks[0] == ranks[1] >= 3:
             return None
@@ -41,7 +41,7 @@ class BatchedProduct(Rule):
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂A = G Bᵀ`` and ``∂L/∂B = Aᵀ G``."""
         left, right = as_interval(inputs[0]), as_interval(inputs[1])
-        gradients = (product(grad, transposed(right)), product(transposed(left), grad))
+        gradients = (product(grad, right.mT), product(left.mT, grad))
         return [
             reduce_to(gradient, value.shape, samples=samples)
             for gradient, value, samples in zip(gradients, (left, right), site.samples, strict=True)
@@ -52,7 +52,7 @@ class BatchedProduct(Rule):
     ) -> FactoredGradient:
         """``Σ g ⊗ x`` over columns for one matrix from the left; a stack of matrices is kept sample by sample."""
         if position == 0 and len(site.shapes[0]) == 2:
-            return OuterProduct(_columns(grad), _columns(as_interval(inputs[1])))
+            return OuterProduct(_columns_as_positions(grad), _columns_as_positions(as_interval(inputs[1])))
         return super().parameter_gradient(site, position, grad, inputs)
 
 
@@ -68,7 +68,7 @@ class Matmul(Rule):
         return self._weight if weight else self._batched
 
     def problem(self, site: Site) -> str | None:
-        """That of the product in question."""
+        """As the rule that applies."""
         return self._rule(site).problem(site)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
@@ -82,77 +82,21 @@ class Matmul(Rule):
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
-        """That of the product in question."""
+        """As the rule that applies."""
         return self._rule(site).parameter_gradient(site, position, grad, inputs)
 
 
-def product(a: Interval, b: Interval) -> Interval:
-    """Matrix products of independent intervals, with broadcast batch axes; exact.
-
-    Args:
-        a: (..., m, k).
-        b: (..., k, n).
-
-    Example:
-        >>> a = Interval(-torch.ones(1, 1, 2), torch.ones(1, 1, 2))
-        >>> b = Interval(-torch.ones(1, 2, 1), torch.ones(1, 2, 1))
-        >>> product(a, b).upper
-        tensor([[[2.]]])
-    """
-    if a.is_point and b.is_point:
-        return Interval.point(a.lower @ b.lower, nonnegative=a.nonnegative and b.nonnegative)
-    if a.nonnegative or a.is_point:
-        return _known_sign_product(a, b)
-    if b.nonnegative or b.is_point:
-        return transposed(_known_sign_product(transposed(b), transposed(a)))
-    return Interval.trusted(-_largest_products(a, -b), _largest_products(a, b))
-
-
-def transposed(value: Interval) -> Interval:
-    """The last two axes exchanged."""
-    return map_bounds(value, lambda bound: bound.mT, nonnegative=value.nonnegative)
-
-
-def _known_sign_product(a: Interval, b: Interval) -> Interval:
-    """``a >= 0`` or a point: upper ``au bu⁺ - al bu⁻`` with ends of a exchanged where a is a negative point."""
-    if a.is_point:
-        rising, falling = a.lower.clamp(min=0), a.lower.clamp(max=0)
-        return Interval.trusted(rising @ b.lower + falling @ b.upper, rising @ b.upper + falling @ b.lower)
-    upper = a.upper @ b.upper.clamp(min=0) + a.lower @ b.upper.clamp(max=0)
-    lower = a.lower @ b.lower.clamp(min=0) + a.upper @ b.lower.clamp(max=0)
-    return Interval.trusted(lower, upper, nonnegative=b.nonnegative)
-
-
-def _largest_products(a: Interval, b: Interval) -> Tensor:
-    """``Σ_k max a_k b_k``: sign splitting, less the smaller product of like ends where both factors straddle zero."""
-    total = a.upper.clamp(min=0) @ b.upper.clamp(min=0) + a.lower.clamp(max=0) @ b.lower.clamp(max=0)
-    total = total + a.lower.clamp(min=0) @ b.upper.clamp(max=0) + a.upper.clamp(max=0) @ b.lower.clamp(min=0)
-    for k in _doubly_straddling(a, b):
-        both_high = a.upper[..., :, k, None].clamp(min=0) * b.upper[..., k, None, :].clamp(min=0)
-        both_low = a.lower[..., :, k, None].clamp(max=0) * b.lower[..., k, None, :].clamp(max=0)
-        total -= torch.minimum(both_high, both_low)
-    return total
-
-
-def _doubly_straddling(a: Interval, b: Interval) -> list[int]:
-    """Inner indices at which some entry of both factors straddles zero."""
-    in_a = ((a.lower < 0) & (a.upper > 0)).flatten(0, -2).any(dim=0)
-    in_b = ((b.lower < 0) & (b.upper > 0)).mT.flatten(0, -2).any(dim=0)
-    indices: list[int] = (in_a & in_b).nonzero().squeeze(1).tolist()
-    return indices
-
-
 def _is_shared(site: Site, position: int) -> bool:
-    """Whether the factor without samples broadcasts over them, and the other one has a matrix for each."""
-    shared, own = site.shapes[position], site.shapes[1 - position]
-    broadcast = 2 <= len(shared) < len(own) or (len(shared) == len(own) and shared[0] == 1)
-    return broadcast and len(own) >= 3
+    """Return whether the factor without samples broadcasts over them, and the other has a matrix for each sample."""
+    shared, other = site.shapes[position], site.shapes[1 - position]
+    broadcast = 2 <= len(shared) < len(other) or (len(shared) == len(other) and shared[0] == 1)
+    return broadcast and len(other) >= 3
 
 
-def _columns(value: Interval) -> Interval:
+def _columns_as_positions(value: Interval) -> Interval:
     """(b, ..., m, n) as (b, t, m) with one position per column."""
 
     def reshape(bound: Tensor) -> Tensor:
         return bound.mT.reshape(bound.shape[0], -1, bound.shape[-2])
 
-    return map_bounds(value, reshape, nonnegative=value.nonnegative)
+    return value.rearranged(reshape)

@@ -7,14 +7,13 @@ other's forward pass and both weights have the same gradient, with input and out
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic.convolution import Windows, ball_convolve, convolve, convolve_adjoint
-from agt_lightning.arithmetic.order import uncrossed
+from agt_lightning.arithmetic.order import intersection
 from agt_lightning.gradients import Elementwise, FactoredGradient, PatchProduct
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Convolution(Rule):
     Forward, backward and the weight's gradient are exact interval products.
 
     Args:
-        transposed: whether the call is a transposed convolution; None where the call says.
+        transposed: whether the call is a transposed convolution; None if an argument of the call decides.
     """
 
     transposed: bool | None = False
@@ -32,7 +31,7 @@ class Convolution(Rule):
     is_contraction = True
 
     def problem(self, site: Site) -> str | None:
-        """The input carries the samples in front of its channels, weight and bias do not."""
+        """Refuse a weight or bias with samples, and an input without them or without channels."""
         batched = len(site.shapes[0]) == len(site.shapes[1])
         if site.samples[0] and batched and not any(site.samples[1:]):
             return None
@@ -43,13 +42,13 @@ class Convolution(Rule):
         )
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """``W * z + β``; for inputs in a ball, the convolution also keeps to the dual-norm bound."""
+        """``W * z + β``; for inputs in a ball, the convolution is intersected with the dual-norm bound."""
         product = self._product(site, as_interval(inputs[0]), as_interval(inputs[1]))
         if len(inputs) < 3:
             return product
         shape = (-1, *[1] * (len(site.call.shape) - 2))
         bias = as_interval(inputs[2])
-        return product + map_bounds(bias, lambda bound: bound.reshape(shape), nonnegative=bias.nonnegative)
+        return product + bias.rearranged(lambda bound: bound.reshape(shape))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂z``: the adjoint of the forward pass, applied to d."""
@@ -61,7 +60,7 @@ class Convolution(Rule):
     ) -> FactoredGradient:
         """``∂L/∂W = Σ_t d ⊗ patch`` and ``∂L/∂β = Σ_t d``."""
         if position == 2:
-            return Elementwise(map_bounds(grad, _sum_of_positions, nonnegative=grad.nonnegative))
+            return Elementwise(grad.mapped(_sum_of_positions, nonnegative=grad.nonnegative))
         outputs, image = grad, as_interval(inputs[0])
         if self._is_transposed(site):
             outputs, image = image, outputs
@@ -74,12 +73,8 @@ class Convolution(Rule):
         product = convolve(z, weight, windows)
         if z.ball is None or z.ball.scale.shape != z.shape[1:]:
             return product
-        round_bounds = ball_convolve(z.ball, weight, windows)
-        lower, upper = (
-            torch.maximum(product.lower, round_bounds.lower),
-            torch.minimum(product.upper, round_bounds.upper),
-        )
-        return uncrossed(lower, upper)  # patches that no perturbation reaches have width zero up to rounding
+        # Patches that no perturbation changes have width zero up to rounding.
+        return intersection(product, ball_convolve(z.ball, weight, windows))
 
     def _is_transposed(self, site: Site) -> bool:
         return bool(site["transposed"]) if self.transposed is None else self.transposed
@@ -95,7 +90,7 @@ class Convolution(Rule):
 
 
 def sizes(site: Site, name: str, rank: int) -> tuple[int, ...]:
-    """An argument with one number per spatial axis, or one for all."""
+    """Return an argument that has one number per spatial axis, or one for all."""
     value = site[name]
     if isinstance(value, int):
         return (value,) * rank
@@ -105,7 +100,7 @@ def sizes(site: Site, name: str, rank: int) -> tuple[int, ...]:
 
 
 def _padding_before(site: Site, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """Padding in front; ``same`` puts the odd one behind."""
+    """Padding in front; ``same`` adds an odd one behind."""
     if site["padding"] == "same":
         return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
     if site["padding"] == "valid":

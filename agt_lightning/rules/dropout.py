@@ -8,7 +8,7 @@ class InactiveDropout(Cast):
     """``dropout`` in evaluation mode or with p = 0: the identity."""
 
     def problem(self, site: Site) -> str | None:
-        """Refuse a dropout that drops."""
+        """Refuse active dropout."""
         if not site["train"] or site["p"] == 0:
             return None
         return (

@@ -1,7 +1,10 @@
-"""The shared forms of element-wise functions of one input: bounds of the function and of its derivative."""
+"""The shared forms of element-wise functions of one input: bounds on the function and on its derivative."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,11 +12,42 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
 
-Function = Callable[[Site, Tensor], Tensor]
+Function = Callable[[Tensor], Tensor] | Callable[[Site, Tensor], Tensor]
+"""A function of x, element by element, or one of the call site and x if it depends on the settings of the call."""
+
 Turn = tuple[float, float]
-"""A point and a value that the function takes there, or comes close to from one side."""
+"""A point, and a value that the function takes there or approaches from one side."""
+
+
+@lru_cache(maxsize=1024)
+def _takes_site(function: Function) -> bool:
+    """Return whether one argument is too few; functions written in C, such as `torch.tanh`, take x alone."""
+    try:
+        inspect.signature(function).bind("x")
+    except ValueError:  # no signature
+        return False
+    except TypeError:
+        return True
+    return False
+
+
+def evaluate(function: Function, site: Site, x: Tensor) -> Tensor:
+    """Evaluate a function of x, or of the site and x.
+
+    Args:
+        function: f.
+        site: the call, which has the settings.
+        x: of any shape.
+
+    Example:
+        >>> evaluate(torch.square, None, torch.tensor(3.0)), evaluate(lambda site, x: x + 1, None, torch.tensor(3.0))
+        (tensor(9.), tensor(4.))
+    """
+    if _takes_site(function):
+        return cast("Callable[[Site, Tensor], Tensor]", function)(site, x)
+    return cast("Callable[[Tensor], Tensor]", function)(x)
 
 
 @dataclass(frozen=True)
@@ -23,10 +57,10 @@ class Monotone(Rule):
     ``f([l, u]) = [f(l), f(u)]`` and ``f'([l, u]) = [f'(l), f'(u)]``; both exact.
 
     Args:
-        function: f, applied to tensors; it receives the site for its settings.
+        function: f, a function of tensors x; or of the site and x if it depends on settings of the call.
         derivative: f', likewise, equal to what autograd uses, also at kinks.
         nonnegative: whether f >= 0.
-        product: ``g f'(x)`` of tensors g and x, if it can be had without a tensor of f'.
+        product: ``g f'(x)`` of tensors g and x, if it can be computed without a tensor of f'.
     """
 
     function: Function
@@ -36,25 +70,22 @@ class Monotone(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[f(l), f(u)]``."""
-        return map_bounds(
-            as_interval(inputs[0]), lambda bound: self.function(site, bound), nonnegative=self.nonnegative
-        )
+        x = as_interval(inputs[0])
+        return x.mapped(lambda bound: evaluate(self.function, site, bound), nonnegative=self.nonnegative)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g f'``; a monotone f has ``f' >= 0``."""
         x = as_interval(inputs[0])
         if self.product is not None:
             return [_at_ends(self.product, grad, x)]
-        slope = map_bounds(x, lambda bound: self.derivative(site, bound), nonnegative=True)
+        slope = x.mapped(lambda bound: evaluate(self.derivative, site, bound), nonnegative=True)
         return [multiply(grad, slope)]
 
 
 def _at_ends(product: Callable[[Tensor, Tensor], Tensor], grad: Interval, x: Interval) -> Interval:
     """``g f'`` for f' >= 0 non-decreasing: each bound of g at the end of x that makes it larger, or smaller."""
     if x.is_point:
-        lower = product(grad.lower, x.lower)
-        upper = lower if grad.is_point else product(grad.upper, x.lower)
-        return Interval.trusted(lower, upper, nonnegative=grad.nonnegative)
+        return grad.mapped(lambda bound: product(bound, x.lower), nonnegative=grad.nonnegative)
     at_lower, at_upper = product(grad.upper, x.lower), product(grad.upper, x.upper)
     upper = torch.maximum(at_lower, at_upper)
     if not grad.is_point:
@@ -62,57 +93,42 @@ def _at_ends(product: Callable[[Tensor, Tensor], Tensor], grad: Interval, x: Int
     return Interval.trusted(torch.minimum(at_lower, at_upper), upper, nonnegative=grad.nonnegative)
 
 
-def _no_turns(site: Site) -> Sequence[Turn]:
-    return ()
-
-
-def always(site: Site) -> bool:
-    """Whatever the settings."""
-    return True
-
-
-def never(site: Site) -> bool:
-    """For no settings."""
-    return False
-
-
 @dataclass(frozen=True)
 class PiecewiseMonotoneFunction:
-    """A function that rises or falls between its turns, so both ends and the turns between them span its range.
+    """A function that is monotone between its turns, so its values at the turns and at both ends span its range.
 
     ``f([l, u]) = hull {f(l), f(u)} ∪ {v : (p, v) is a turn, l <= p <= u}``; exact up to rounding, jumps included if
     their one-sided limits are listed.
 
     Args:
-        function: f, applied to tensors.
-        turns: extrema and jumps, which may depend on the settings of the call.
-        nonnegative: whether f >= 0 with these settings.
+        function: f, a function of tensors x; or of the site and x if it depends on settings of the call.
+        turns: extrema and jumps; a function of the site if they depend on settings of the call.
+        nonnegative: whether f >= 0; a function of the site if that depends on settings of the call.
 
     Example:
-        >>> parabola = PiecewiseMonotoneFunction(
-        ...     lambda site, x: x.square(), lambda site: [(0.0, 0.0)], nonnegative=always
-        ... )
+        >>> parabola = PiecewiseMonotoneFunction(torch.square, turns=[(0.0, 0.0)], nonnegative=True)
         >>> parabola.over(None, Interval(torch.tensor([-1.0, 1.0]), torch.tensor([2.0, 3.0])))
         Interval(lower=tensor([0., 1.]), upper=tensor([4., 9.]))
     """
 
     function: Function
-    turns: Callable[[Site], Sequence[Turn]] = _no_turns
-    nonnegative: Callable[[Site], bool] = never
+    turns: Sequence[Turn] | Callable[[Site], Sequence[Turn]] = ()
+    nonnegative: bool | Callable[[Site], bool] = False
 
     def over(self, site: Site, x: Interval) -> Interval:
-        """The range over each element's interval."""
-        at_lower = self.function(site, x.lower)
+        """Return the range over each element's interval."""
+        nonnegative = self.nonnegative(site) if callable(self.nonnegative) else self.nonnegative
+        at_lower = evaluate(self.function, site, x.lower)
         if x.is_point:
-            return Interval.point(at_lower, nonnegative=self.nonnegative(site))
-        at_upper = self.function(site, x.upper)
+            return Interval.point(at_lower, nonnegative=nonnegative)
+        at_upper = evaluate(self.function, site, x.upper)
         # Ordered here, so that rounding of a function that is nearly flat cannot exchange the bounds.
         lower, upper = torch.minimum(at_lower, at_upper), torch.maximum(at_lower, at_upper)
-        for point, value in self.turns(site):
+        for point, value in self.turns(site) if callable(self.turns) else self.turns:
             between = (x.lower <= point) & (x.upper >= point)
             lower = torch.where(between, lower.clamp(max=value), lower)
             upper = torch.where(between, upper.clamp(min=value), upper)
-        return Interval.trusted(lower, upper, nonnegative=self.nonnegative(site))
+        return Interval.trusted(lower, upper, nonnegative=nonnegative)
 
 
 def _everywhere(x: Interval) -> Tensor:
@@ -126,7 +142,7 @@ class PiecewiseMonotone(Rule):
     Args:
         value: f.
         slope: f', equal to what autograd uses, also at kinks.
-        domain: which intervals f is defined and finite on.
+        domain: maps an interval to whether f is defined and finite on it, element by element.
     """
 
     value: PiecewiseMonotoneFunction

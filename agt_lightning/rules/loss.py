@@ -1,11 +1,11 @@
-"""Per-sample losses. Their reductions over the batch are the objective's business.
+"""Per-sample losses; their reductions over the batch belong to the objective.
 
 Targets are inputs like any other: a regression label is an interval, a class label a set of reachable one-hot vectors.
 Gradients are those of appendix C.3, each bound attained at a corner of the box of predictions and labels.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,8 @@ from agt_lightning.arithmetic import multiply, softmax, softplus, surprisal
 from agt_lightning.capture.graph import SATURATING
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.arithmetic import scaled
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, misaligned, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, misaligned, name_of
+from agt_lightning.rules.elementwise import Function, evaluate
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class ResidualLoss(Rule):
     """``ℓ(f, y) = h(f - y)`` for an even convex h: squared, absolute and Huber errors.
 
     Args:
-        value: h.
-        slope: h', non-decreasing, equal to what autograd uses at kinks.
+        value: h, a function of tensors r; or of the site and r if it depends on settings of the call.
+        slope: h', likewise, non-decreasing and equal to what autograd uses at kinks.
     """
 
-    value: Callable[[Site, Tensor], Tensor]
-    slope: Callable[[Site, Tensor], Tensor]
+    value: Function
+    slope: Function
 
     def problem(self, site: Site) -> str | None:
-        """Samples must meet along axis 0, and no weights."""
+        """Refuse weights, and broadcasts that pair different samples."""
         if site.call.arguments.get("weight") is not None:
             return _weighted(site)
         return misaligned(site)
@@ -45,21 +45,21 @@ class ResidualLoss(Rule):
         """``[h(mig r), h(mag r)]`` of the residual r."""
         residual = self._residual(inputs)
         if residual.is_point:
-            return Interval.point(self.value(site, residual.lower), nonnegative=True)
-        lower, upper = self.value(site, residual.mignitude), self.value(site, residual.magnitude)
-        return Interval.trusted(lower, upper, nonnegative=True)
+            return Interval.point(evaluate(self.value, site, residual.lower), nonnegative=True)
+        ends = (evaluate(self.value, site, end) for end in (residual.mignitude, residual.magnitude))
+        return Interval.trusted(*ends, nonnegative=True)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g h'(r)`` for the prediction, its negative for the target."""
-        slope = map_bounds(self._residual(inputs), lambda bound: self.slope(site, bound))
+        slope = self._residual(inputs).mapped(lambda bound: evaluate(self.slope, site, bound))
         towards = multiply(grad, slope)
         return [towards, -towards]
 
 
-squared_error = ResidualLoss(value=lambda site, r: r.square(), slope=lambda site, r: 2 * r)
+squared_error = ResidualLoss(value=torch.square, slope=lambda r: 2 * r)
 """``mse_loss`` before reduction: gradient 2(f - y), C.3."""
 
-absolute_error = ResidualLoss(value=lambda site, r: r.abs(), slope=lambda site, r: torch.sign(r))
+absolute_error = ResidualLoss(value=torch.abs, slope=torch.sign)
 """``l1_loss``: gradient sign(f - y)."""
 
 huber = ResidualLoss(
@@ -79,7 +79,7 @@ class CrossEntropy(Rule):
     """``cross_entropy_loss`` with class labels or probabilities on axis 1: gradient p - y."""
 
     def problem(self, site: Site) -> str | None:
-        """No class weights, no ignored class: their mean divides by a number that every label enters."""
+        """Refuse class weights and an ignored class, whose mean divides by a number that depends on every label."""
         if site["weight"] is not None:
             return _weighted(site)
         if 0 <= site.integer("ignore_index") < (site.shapes[0][1:2] or (0,))[0]:
@@ -96,13 +96,13 @@ class CrossEntropy(Rule):
         target = _as_labels(target)
         if isinstance(target, ClassLabels):
             bounds = target.one_hot(classes, logits.dtype)
-            bounds = map_bounds(bounds, lambda bound: bound.movedim(-1, 1), nonnegative=True)
+            bounds = bounds.rearranged(lambda bound: bound.movedim(-1, 1))
         else:
             bounds = as_interval(target)
         smoothing = site.number("label_smoothing")
         if smoothing == 0.0:
             return bounds
-        return map_bounds(scaled(bounds, 1 - smoothing), lambda bound: bound + smoothing / classes, nonnegative=True)
+        return bounds.scaled(1 - smoothing).mapped(lambda bound: bound + smoothing / classes, nonnegative=True)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``Σ_k y_k (-log p_k)``, and for class labels the extremes over the reachable ones."""
@@ -114,7 +114,7 @@ class CrossEntropy(Rule):
             lower = torch.where(reachable, cost.lower, torch.inf).amin(dim=1)
             upper = torch.where(reachable, cost.upper, -torch.inf).amax(dim=1)
             return Interval.trusted(lower, upper, nonnegative=True)
-        return map_bounds(multiply(self._target(site, logits, target), cost), lambda bound: bound.sum(dim=1))
+        return multiply(self._target(site, logits, target), cost).mapped(lambda bound: bound.sum(dim=1))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g (p - y)``; for probabilities as targets ``g (p Σ_k y_k - y)``. Both add up to zero over the classes."""
@@ -122,9 +122,9 @@ class CrossEntropy(Rule):
         target = self._target(site, logits, inputs[1])
         probabilities = softmax(logits)
         if not isinstance(_as_labels(inputs[1]), ClassLabels):
-            mass = map_bounds(target, lambda bound: bound.sum(dim=1, keepdim=True), nonnegative=target.nonnegative)
+            mass = target.mapped(lambda bound: bound.sum(dim=1, keepdim=True), nonnegative=target.nonnegative)
             probabilities = multiply(probabilities, mass)
-        towards = map_bounds(grad, lambda bound: bound.unsqueeze(1), nonnegative=grad.nonnegative)
+        towards = grad.rearranged(lambda bound: bound.unsqueeze(1))
         gradient = multiply(towards, probabilities - target)
         return [Interval.trusted(gradient.lower, gradient.upper, balanced=True), None]
 
@@ -136,7 +136,7 @@ class BinaryCrossEntropy(Rule):
     """
 
     def problem(self, site: Site) -> str | None:
-        """No sample weights; a positive weight is a shared constant."""
+        """Refuse sample weights, misaligned samples and targets that are trained."""
         if site["weight"] is not None:
             return _weighted(site)
         return misaligned(site) or _fixed_target(site)
@@ -150,8 +150,8 @@ class BinaryCrossEntropy(Rule):
         """``w y softplus(-z) + (1 - y) softplus(z)``, each summand on its own: an enclosure, exact for points."""
         logits, target = as_interval(inputs[0]), as_interval(inputs[1])
         weight = self._positive_weight(site, inputs)
-        positive = map_bounds(-logits, softplus, nonnegative=True)
-        negative = map_bounds(logits, softplus, nonnegative=True)
+        positive = (-logits).mapped(softplus, nonnegative=True)
+        negative = logits.mapped(softplus, nonnegative=True)
         ones = Interval.point(torch.ones_like(target.lower))
         return multiply(multiply(Interval.point(weight), target), positive) + multiply(ones - target, negative)
 
@@ -180,7 +180,7 @@ _FADING = math.log(1e12) - 1e-3
 
 
 def _faded(slope: Interval, logits: Interval) -> Interval:
-    """Beyond that size torch's gradient is the slope times p (1 - p) / 1e-12, anything between zero and the slope."""
+    """For larger logits torch's gradient is the slope times p (1 - p) / 1e-12: anything between zero and the slope."""
     large = logits.magnitude > _FADING
     lower = torch.where(large, slope.lower.clamp(max=0), slope.lower)
     upper = torch.where(large, slope.upper.clamp(min=0), slope.upper)
@@ -188,7 +188,7 @@ def _faded(slope: Interval, logits: Interval) -> Interval:
 
 
 def _as_labels(target: Value) -> Value:
-    """Integers that no adversary can change are class labels too."""
+    """Return integers that no adversary can change as class labels."""
     discrete = isinstance(target, Tensor) and not target.is_floating_point()
     return ClassLabels(target) if isinstance(target, Tensor) and discrete else target
 

@@ -21,7 +21,7 @@ from agt_lightning.arithmetic.order import uncrossed
 from agt_lightning.capture.graph import ITEM, Reference
 from agt_lightning.gradients import Elementwise, FactoredGradient
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
 
 BATCH_STATISTICS = (
     "is batch normalization in training mode: it uses statistics of the whole batch, so one sample reaches all "
@@ -31,10 +31,10 @@ BATCH_STATISTICS = (
 
 
 class Normalization(Rule):
-    """``y = n γ + β``: the part that all kinds share, after and before n."""
+    """``y = n γ + β``, which all normalizations share; a subclass bounds n and its gradient."""
 
     def problem(self, site: Site) -> str | None:
-        """Samples come in through the input alone, and only the first result has bounds."""
+        """Refuse parameters that depend on the batch, and results other than the first one."""
         if not site.samples[0] or any(site.samples[1:]):
             return f"`{name_of(site.call)}` at {site.call.source} has parameters that depend on the batch. Fix them."
         if site.call.arguments.get(ITEM, 0) != 0:
@@ -43,14 +43,14 @@ class Normalization(Rule):
 
     @abstractmethod
     def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """Bounds on n, in the input's shape."""
+        """Return bounds on n, in the input's shape."""
 
     @abstractmethod
     def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
-        """Bounds on the gradient with respect to the input, given h."""
+        """Return bounds on the gradient with respect to the input, given h."""
 
     def affine_shape(self, site: Site) -> tuple[int, ...]:
-        """Shape in which γ and β meet the last axes of the input: one per channel, axis 1."""
+        """Return the shape in which γ and β broadcast with the input; the default is one entry per channel, axis 1."""
         return (-1, *[1] * (len(site.shapes[0]) - 2))
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
@@ -80,18 +80,18 @@ class Normalization(Rule):
         def summed(bound: Tensor) -> Tensor:
             return (bound.sum(dim=shared) if shared else bound).reshape(final)
 
-        return Elementwise(map_bounds(grad, summed, nonnegative=grad.nonnegative))
+        return Elementwise(grad.mapped(summed, nonnegative=grad.nonnegative))
 
     def _parameter(self, site: Site, inputs: Sequence[Value], name: str) -> Interval | None:
         position = _position(site, name)
         if position is None:
             return None
         value, shape = as_interval(inputs[position]), self.affine_shape(site)
-        return map_bounds(value, lambda bound: bound.reshape(shape), nonnegative=value.nonnegative)
+        return value.rearranged(lambda bound: bound.reshape(shape))
 
 
 def _position(site: Site, name: str) -> int | None:
-    """Place of an argument among the tensor inputs; None if it is not given."""
+    """Return the position of an argument among the tensor inputs; None if it is not given."""
     given = [key for key, value in site.call.arguments.items() if isinstance(value, Reference)]
     return given.index(name) if name in given else None
 
@@ -108,15 +108,15 @@ class BatchNormalization(Normalization):
     def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``(x - μ) / √(v + ε)``."""
         mean, factor = self._statistics(site, inputs)
-        return map_bounds(as_interval(inputs[0]), lambda bound: (bound - mean) * factor)
+        return as_interval(inputs[0]).mapped(lambda bound: (bound - mean) * factor)
 
     def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
         """``h / √(v + ε)``."""
         _, factor = self._statistics(site, inputs)
-        return map_bounds(grad, lambda bound: bound * factor, nonnegative=grad.nonnegative)
+        return grad.mapped(lambda bound: bound * factor, nonnegative=grad.nonnegative)
 
     def _statistics(self, site: Site, inputs: Sequence[Value]) -> tuple[Tensor, Tensor]:
-        """μ and ``1 / √(v + ε)``, in the shape that meets the input."""
+        """μ and ``1 / √(v + ε)``, in the shape that broadcasts with the input."""
         mean, variance = self._parameter(site, inputs, "running_mean"), self._parameter(site, inputs, "running_var")
         assert mean is not None
         assert mean.is_point
@@ -130,31 +130,31 @@ class OwnStatistics(Normalization):
 
     @abstractmethod
     def entries(self, site: Site) -> int:
-        """Number N of entries of a group; groups are contiguous."""
+        """Return the number N of entries of a group; groups are contiguous."""
 
     def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """Each n on its own, by `standardize`."""
+        """Bounds on each entry of n, by `standardize`."""
         value = as_interval(inputs[0])
         result = standardize(self._grouped(site, value), site.number("eps")).values
-        return map_bounds(result, lambda bound: bound.reshape(value.shape))
+        return result.rearranged(lambda bound: bound.reshape(value.shape))
 
     def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
         """The Jacobian of the normalization, by `standardize_backward`."""
         standardized = standardize(self._grouped(site, as_interval(inputs[0])), site.number("eps"))
         result = standardize_backward(self._grouped(site, grad), standardized)
-        return map_bounds(result, lambda bound: bound.reshape(grad.shape))
+        return result.rearranged(lambda bound: bound.reshape(grad.shape))
 
     def _grouped(self, site: Site, value: Interval) -> Interval:
         """(b, ...) as (b, m, N)."""
         entries = self.entries(site)
-        return map_bounds(value, lambda bound: bound.reshape(bound.shape[0], -1, entries))
+        return value.rearranged(lambda bound: bound.reshape(bound.shape[0], -1, entries))
 
 
 class LayerNormalization(OwnStatistics):
     """``layer_norm`` over the last axes."""
 
     def problem(self, site: Site) -> str | None:
-        """The samples' axis is not normalized."""
+        """Refuse a normalization over the samples."""
         if len(self.affine_shape(site)) < len(site.shapes[0]):
             return super().problem(site)
         return (
@@ -178,7 +178,7 @@ class GroupNormalization(OwnStatistics):
     """``group_norm`` over groups of channels.
 
     Args:
-        groups: name of the argument that counts them.
+        groups: name of the argument with the number of groups.
     """
 
     groups: str = "num_groups"
@@ -192,7 +192,7 @@ class InstanceNormalization(OwnStatistics):
     """``instance_norm``: one group per channel."""
 
     def problem(self, site: Site) -> str | None:
-        """Running statistics mix samples."""
+        """Refuse running statistics, which mix samples."""
         if site["use_input_stats"] and _position(site, "running_mean") is None:
             return super().problem(site)
         return (
@@ -207,7 +207,7 @@ class InstanceNormalization(OwnStatistics):
 
 @dataclass(frozen=True)
 class Standardized:
-    """Groups of entries, normalized.
+    """Bounds on normalized groups of entries.
 
     Args:
         values: n, (b, m, N).
@@ -219,7 +219,7 @@ class Standardized:
 
 
 def standardize(x: Interval, epsilon: float) -> Standardized:
-    """Bounds on n and 1 / σ over a box; exact on points.
+    """Return bounds on n and 1 / σ over a box; exact on points.
 
     With ``d = x_i - m`` and V the least variance over the box, the variance is at least V and at least
     ``d² / (N - 1)``, since the other entries balance d. For d > 0, ``n_i = d / σ`` rises with d and falls with σ, so
@@ -248,13 +248,13 @@ def standardize(x: Interval, epsilon: float) -> Standardized:
 
 def _normalized_upper(deviations: Tensor, variance: Interval, epsilon: float) -> Tensor:
     """Largest ``d / √(v + ε)`` for d up to ``deviations`` and any variance that goes with it."""
-    own = deviations.square() / max(1, deviations.shape[-1] - 1)
-    largest = deviations * (torch.maximum(variance.lower, own) + epsilon).rsqrt()
+    least = torch.maximum(variance.lower, deviations.square() / max(1, deviations.shape[-1] - 1))
+    largest = deviations * (least + epsilon).rsqrt()
     return torch.where(deviations >= 0, largest, deviations * (variance.upper + epsilon).rsqrt())
 
 
 def deviation(x: Interval) -> Interval:
-    """``x_i - mean(x)``, along the last axis; exact for each entry.
+    """Return bounds on ``x_i - mean(x)`` along the last axis; exact for each entry.
 
     Example:
         >>> deviation(Interval(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 1.0]))).upper
@@ -269,7 +269,7 @@ def deviation(x: Interval) -> Interval:
 
 
 def variance_bounds(x: Interval) -> Interval:
-    """Bounds on the variance along the last axis, (..., 1); the lower one is exact.
+    """Return bounds on the variance along the last axis, (..., 1); the lower one is exact.
 
     It is the least mean square distance to a constant. Below: to the constant that is closest to all intervals. Above:
     to any constant, here the mean of the centers, from the far ends.
@@ -300,8 +300,8 @@ def _closest_constant(low: Tensor, high: Tensor) -> Tensor:
     behind = (slope < 0).sum(dim=-1, keepdim=True).clamp(max=ends.shape[-1] - 1)
     before = (behind - 1).clamp(min=0)
     left, right = ends.gather(-1, before), ends.gather(-1, behind)
-    rise = slope.gather(-1, behind) - slope.gather(-1, before)
-    share = torch.where(rise > 0, slope.gather(-1, behind) / rise.clamp(min=torch.finfo(rise.dtype).tiny), 0.0)
+    change = slope.gather(-1, behind) - slope.gather(-1, before)
+    share = torch.where(change > 0, slope.gather(-1, behind) / change.clamp(min=torch.finfo(change.dtype).tiny), 0.0)
     return right - share * (right - left)
 
 
@@ -314,7 +314,7 @@ def _excess(points: Tensor, values: Tensor) -> Tensor:
 
 
 def standardize_backward(grad: Interval, standardized: Standardized) -> Interval:
-    """``(h_i - mean(h) - n_i mean(h n)) / σ``, cut to what its norm allows; exact on points.
+    """Return bounds on ``(h_i - mean(h) - n_i mean(h n)) / σ``, limited by its norm; exact on points.
 
     The Jacobian of n lies between 0 and the projection off the mean, divided by σ, so every entry of the result is at
     most ``√(1 - 1/N) ‖h - mean(h)‖ / σ``.
@@ -347,12 +347,12 @@ def _mean_product(h: Interval, n: Interval) -> Interval:
     of the largest ``Σ h_k n_k`` over the box of n and the plane ``Σ n = 0``.
     """
     if n.is_point:
-        shift = h.center.mean(dim=-1, keepdim=True)
-        product = multiply(map_bounds(h, lambda bound: bound - shift), n)
-        return map_bounds(product, lambda bound: bound.mean(dim=-1, keepdim=True))
-    spread = deviation(h).magnitude.square().mean(dim=-1, keepdim=True).sqrt()
-    upper = torch.minimum(_largest_mean_product(h, n), spread)
-    lower = torch.maximum(-_largest_mean_product(-h, n), -spread)
+        constant = h.center.mean(dim=-1, keepdim=True)
+        product = multiply(h.mapped(lambda bound: bound - constant), n)
+        return product.mapped(lambda bound: bound.mean(dim=-1, keepdim=True))
+    deviation_norm = deviation(h).magnitude.square().mean(dim=-1, keepdim=True).sqrt()
+    upper = torch.minimum(_largest_mean_product(h, n), deviation_norm)
+    lower = torch.maximum(-_largest_mean_product(-h, n), -deviation_norm)
     return uncrossed(lower, upper)
 
 

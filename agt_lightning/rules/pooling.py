@@ -16,7 +16,7 @@ from torch import Tensor
 from agt_lightning.arithmetic.convolution import Windows, chunks_of
 from agt_lightning.capture.graph import ITEM
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
 from agt_lightning.rules.convolution import sizes
 
 _aten = torch.ops.aten
@@ -35,7 +35,7 @@ class AveragePool(Rule):
     is_contraction = True
 
     def problem(self, site: Site) -> str | None:
-        """A divisor of one's own must be positive."""
+        """Refuse a negative divisor."""
         divisor = site.call.arguments.get("divisor_override")
         if divisor is None or (isinstance(divisor, int) and divisor > 0):
             return None
@@ -46,20 +46,17 @@ class AveragePool(Rule):
         value = as_interval(inputs[0])
         pool = _aten.avg_pool3d if self.rank == 3 else _aten.avg_pool2d
         settings = self._settings(site)
-        return map_bounds(
-            value,
-            lambda bound: _as_image(bound, self.rank, lambda x: pool(x, *settings)),
-            nonnegative=value.nonnegative,
+        return value.mapped(
+            lambda bound: _as_image(bound, self.rank, lambda x: pool(x, *settings)), nonnegative=value.nonnegative
         )
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """Each entry gets its share of every window that holds it."""
+        """Each entry gets its share of the gradient of every window that contains it."""
         image = _unfold_rank(as_interval(inputs[0]).lower, self.rank)
         adjoint = _aten.avg_pool3d_backward if self.rank == 3 else _aten.avg_pool2d_backward
         settings = self._settings(site)
         return [
-            map_bounds(
-                grad,
+            grad.mapped(
                 lambda bound: _as_image(bound, self.rank, lambda d: adjoint(d, image, *settings)),
                 nonnegative=grad.nonnegative,
             )
@@ -89,7 +86,7 @@ class AdaptiveAveragePool(Rule):
     is_contraction = True
 
     def problem(self, site: Site) -> str | None:
-        """No restriction."""
+        """Accept every call."""
         return None
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
@@ -98,17 +95,16 @@ class AdaptiveAveragePool(Rule):
         size = list(site.call.shape[len(site.call.shape) - self.rank :])
         size = [1, *size] if self.rank == 1 else size
         pool = _aten._adaptive_avg_pool3d if self.rank == 3 else _aten._adaptive_avg_pool2d
-        return map_bounds(
-            value, lambda bound: _as_image(bound, self.rank, lambda x: pool(x, size)), nonnegative=value.nonnegative
+        return value.mapped(
+            lambda bound: _as_image(bound, self.rank, lambda x: pool(x, size)), nonnegative=value.nonnegative
         )
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """Each entry gets its share of every window that holds it."""
+        """Each entry gets its share of the gradient of every window that contains it."""
         image = _unfold_rank(as_interval(inputs[0]).lower, self.rank)
         adjoint = _aten._adaptive_avg_pool3d_backward if self.rank == 3 else _aten._adaptive_avg_pool2d_backward
         return [
-            map_bounds(
-                grad,
+            grad.mapped(
                 lambda bound: _as_image(bound, self.rank, lambda d: adjoint(d.contiguous(), image)),
                 nonnegative=grad.nonnegative,
             )
@@ -130,7 +126,7 @@ class MaxPool(Rule):
     rank: int
 
     def problem(self, site: Site) -> str | None:
-        """The indices of the largest entries have no bounds."""
+        """Refuse the indices of the largest entries, which have no bounds."""
         if site.call.arguments.get(ITEM, 0) == 0:
             return None
         return (
@@ -143,22 +139,20 @@ class MaxPool(Rule):
         value = as_interval(inputs[0])
         settings = self._settings(site)
         pool = _aten.max_pool3d_with_indices if self.rank == 3 else _aten.max_pool2d_with_indices
-        return map_bounds(
-            value,
-            lambda bound: _as_image(bound, self.rank, lambda x: pool(x, *settings)[0]),
-            nonnegative=value.nonnegative,
+        return value.mapped(
+            lambda bound: _as_image(bound, self.rank, lambda x: pool(x, *settings)[0]), nonnegative=value.nonnegative
         )
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """To entries that are, or may be, the largest of a window."""
+        """Each window's gradient, to entries that are or may be its largest."""
         value = as_interval(inputs[0])
         if value.is_point:
             return [self._point_backward(site, grad, value.lower)]
         windows = self._windows(site)
         size = value.lower[:1].numel() * math.prod(windows.kernel) * value.lower.element_size()
-        parts = [_routed(grad[chunk], value[chunk], windows) for chunk in chunks_of(value.shape[0], size)]
-        lower = torch.cat([part.lower for part in parts])
-        return [Interval.trusted(lower, torch.cat([part.upper for part in parts]), nonnegative=grad.nonnegative)]
+        return [
+            Interval.cat([_routed(grad[chunk], value[chunk], windows) for chunk in chunks_of(value.shape[0], size)])
+        ]
 
     def _point_backward(self, site: Site, grad: Interval, value: Tensor) -> Interval:
         settings = self._settings(site)
@@ -166,8 +160,7 @@ class MaxPool(Rule):
         pool = _aten.max_pool3d_with_indices if self.rank == 3 else _aten.max_pool2d_with_indices
         adjoint = _aten.max_pool3d_with_indices_backward if self.rank == 3 else _aten.max_pool2d_with_indices_backward
         indices = pool(image, *settings)[1]
-        return map_bounds(
-            grad,
+        return grad.mapped(
             lambda bound: _as_image(bound, self.rank, lambda d: adjoint(d, image, *settings, indices)),
             nonnegative=grad.nonnegative,
         )
@@ -194,7 +187,7 @@ class MaxPool(Rule):
 
 
 def _routed(grad: Interval, value: Interval, windows: Windows) -> Interval:
-    """Gradients of window maxima, to the entries of the image."""
+    """Add the gradients of window maxima to the entries of the image that are or may be the largest."""
     rank = len(windows.kernel)
 
     def window_entries(bound: Tensor) -> Tensor:
@@ -203,16 +196,17 @@ def _routed(grad: Interval, value: Interval, windows: Windows) -> Interval:
 
     wins, may_win = _winners(window_entries(value.lower), window_entries(value.upper))
 
-    def towards(bound: Tensor, unsure: Tensor) -> Tensor:
-        share = torch.where(wins, bound, torch.where(may_win, unsure, 0.0))
+    def towards(bound: Tensor, possible: Tensor) -> Tensor:
+        share = torch.where(wins, bound, torch.where(may_win, possible, 0.0))
         return windows.fold(share).reshape(value.shape)
 
     lower, upper = (bound.reshape(wins.shape[0], -1, 1) for bound in (grad.lower, grad.upper))
-    return Interval.trusted(towards(lower, lower.clamp(max=0)), towards(upper, upper.clamp(min=0)))
+    bounds = towards(lower, lower.clamp(max=0)), towards(upper, upper.clamp(min=0))
+    return Interval.trusted(*bounds, nonnegative=grad.nonnegative)
 
 
 def _winners(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Which entries are always, and which are ever, the first largest along the last axis.
+    """Return which entries are always, and which can be, the first largest one along the last axis.
 
     Entry j always wins if ``l_j > u_k`` for all k before it and ``l_j >= u_k`` for all k behind it; it may win if
     ``u_j > l_k`` and ``u_j >= l_k``.
@@ -232,7 +226,7 @@ def _largest_behind(values: Tensor) -> Tensor:
 
 
 def _unfold_rank(image: Tensor, rank: int) -> Tensor:
-    """An image for the kernels that exist, of two or three dimensions."""
+    """Add an axis to images of one dimension, which have no kernels of their own."""
     return image.unsqueeze(-2) if rank == 1 else image
 
 

@@ -1,7 +1,7 @@
-"""The rules for the program as floating point hardware runs it, in any order of summation.
+"""The rules for a program that runs in floating point arithmetic, in any order of summation.
 
-The same bounds, widened by what rounding can do to each result. Only the self-check of a training run asks for them,
-where a unit that is zero up to rounding may be on for the hardware and off in real arithmetic.
+The bounds are those in real arithmetic, widened by the rounding error of each result. Only the self-check of a training
+run uses them, since a unit that is zero up to rounding may be on for the hardware and off in real arithmetic.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules.base import Rule, Site, Value, as_interval
 
 _CALL_ROUNDINGS = 16
-"""Roundings inside one element-wise call: sixteen cover exp, log and their few surrounding operations."""
+"""Roundings inside one element-wise call; sixteen cover exp, log and the few operations around them."""
 
 
 @dataclass(frozen=True)
 class Rounded(Rule):
-    """A rule whose results also contain what a float program computes.
+    """A rule whose results also contain those of a floating point program.
 
     Args:
         rule: the rule in real arithmetic.
-        dtype: type that the program computes in.
+        dtype: floating point type of the program.
     """
 
     rule: Rule
     dtype: torch.dtype
 
     def problem(self, site: Site) -> str | None:
-        """The rule's."""
+        """As the rule in real arithmetic."""
         return self.rule.problem(site)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
@@ -46,7 +46,7 @@ class Rounded(Rule):
             size = as_interval(self.rule.forward(site, sizes)).magnitude
         else:
             size = torch.maximum(output.magnitude, _largest_row(operands[0], output, site.samples[0]))
-        return self._widened(output, size, max(_longest(operand) for operand in operands))
+        return self._rounded(output, size, max(_longest(operand) for operand in operands))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The rule's bounds, widened likewise."""
@@ -57,31 +57,29 @@ class Rounded(Rule):
             sizes = self.rule.backward(site, Interval.point(grad.magnitude, nonnegative=True), magnitudes, output)
         terms = _longest(grad)
         return [
-            None if gradient is None or size is None else self._widened(gradient, size.magnitude, terms)
+            None if gradient is None or size is None else self._rounded(gradient, size.magnitude, terms)
             for gradient, size in zip(gradients, sizes, strict=True)
         ]
 
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
-        """The rule's factors; the sum over samples is rounded by whoever adds it up."""
+        """The rule's factors; the aggregation accounts for the rounding of sums over samples."""
         return self.rule.parameter_gradient(site, position, grad, inputs)
 
-    def _widened(self, value: Interval, size: Tensor, terms: int) -> Interval:
+    def _rounded(self, value: Interval, size: Tensor, terms: int) -> Interval:
+        """Widen by rounding errors, which make no sum of nonnegative numbers negative."""
         slack = size * accumulated_roundoff(terms + _CALL_ROUNDINGS, self.dtype)
-        lower = value.lower - slack
-        return Interval.trusted(
-            lower.clamp(min=0) if value.nonnegative else lower, value.upper + slack, nonnegative=value.nonnegative
-        )
+        return value.widened(slack, nonnegative=value.nonnegative)
 
 
 def _longest(value: Interval) -> int:
-    """Number of elements of one sample: at least as long as any sum that is taken of them."""
+    """The number of elements of one sample, which no sum of them exceeds in length."""
     return max(1, value.lower[0].numel()) if value.lower.ndim else 1
 
 
 def _largest_row(operand: Interval, output: Interval, samples: bool) -> Tensor:
-    """The largest entry of each sample's first operand, or of the one all samples share, shaped to meet the output."""
+    """The largest entry of each sample's first operand, or of the one all samples share, broadcast to the output."""
     if not samples:
         return operand.magnitude.amax().expand_as(output.lower)
     largest = operand.magnitude.flatten(1).amax(dim=1) if operand.lower.ndim > 1 else operand.magnitude

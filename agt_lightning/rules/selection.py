@@ -12,7 +12,7 @@ from torch import Tensor
 from agt_lightning.capture.graph import ITEM, map_references
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
 from agt_lightning.rules.shape import map_value
 
 
@@ -20,7 +20,7 @@ class Selection(Rule):
     """A call on one value that moves, drops or repeats elements within each sample; exact."""
 
     def problem(self, site: Site) -> str | None:
-        """Every sample's elements stay in its own row, tried out on rows that carry their number."""
+        """Refuse calls that move elements from one sample to another, found by a trial on numbered samples."""
         if not site.samples[0] or any(site.samples[1:]) or any(site.trainable[1:]):
             return (
                 f"`{name_of(site.call)}` at {site.call.source} takes positions from the batch or from parameters. "
@@ -29,7 +29,7 @@ class Selection(Rule):
         return None if self._keeps_rows(site) else _moved(site)
 
     def _keeps_rows(self, site: Site) -> bool:
-        """Whether one sample, and one more than captured, each come out as a row of their own."""
+        """Return whether every sample keeps its row, both for one sample and for one more than captured."""
         for samples in (1, site.shapes[0][0] + 1):
             rows = torch.arange(samples, dtype=torch.float64)
             try:
@@ -41,16 +41,16 @@ class Selection(Rule):
         return True
 
     def _probes(self, site: Site, rows: Tensor) -> list[Tensor]:
-        """Inputs whose every element is the number of its sample, and position zero for indices."""
+        """Return inputs whose elements are the number of their sample, and zero for indices."""
         others = [torch.zeros(shape, dtype=torch.int64) for shape in site.shapes[1:]]
         return [_numbered(rows, site.shapes[0]), *others]
 
     def arguments(self, site: Site, samples: int) -> dict[str, object]:
-        """The call's arguments for this many samples."""
+        """Return the call's arguments for this many samples."""
         return dict(site.call.arguments)
 
     def _call(self, site: Site, tensors: Sequence[Tensor]) -> Tensor:
-        """The call itself on other tensors."""
+        """Apply the call to other tensors."""
         supply = iter(tensors)
         arguments = self.arguments(site, tensors[0].shape[0])
         item = arguments.pop(ITEM, None)
@@ -64,24 +64,24 @@ class Selection(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """The elements in their new places."""
-        others = [_positions(value) for value in inputs[1:]]
+        others = [_fixed_indices(value) for value in inputs[1:]]
         return map_value(inputs[0], lambda tensor: self._call(site, [tensor, *others]))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient carried back to where each element came from, summed over its copies."""
-        shape, others = as_interval(inputs[0]).shape, [_positions(value) for value in inputs[1:]]
+        shape, others = as_interval(inputs[0]).shape, [_fixed_indices(value) for value in inputs[1:]]
 
         def carried(bound: Tensor) -> Tensor:
             return _transpose(lambda tensors: self._call(site, [*tensors, *others]), [shape], bound)[0]
 
-        return [map_bounds(grad, carried, nonnegative=grad.nonnegative), *[None] * len(others)]
+        return [grad.mapped(carried, nonnegative=grad.nonnegative), *[None] * len(others)]
 
 
 class Expansion(Selection):
     """``expand``: axes of size one repeated, the samples' axis left as it is; exact."""
 
     def arguments(self, site: Site, samples: int) -> dict[str, object]:
-        """The sample axis has the size that the value has."""
+        """Return the arguments with the value's number of samples."""
         size = site["size"]
         assert isinstance(size, list)
         whole = size[:1] in ([-1], [site.shapes[0][0]])
@@ -92,17 +92,17 @@ class Padding(Selection):
     """``pad``: a frame of one number, or of copies of elements, around axes other than the samples'; exact."""
 
     def _keeps_rows(self, site: Site) -> bool:
-        """The widths, two for each axis from the last, do not reach axis 0."""
+        """Return whether the widths, two for each axis from the last, leave axis 0 out."""
         widths = site["pad"]
         assert isinstance(widths, list)
         return len(widths) <= 2 * (len(site.shapes[0]) - 1)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
-        """The elements and their frame; a negative number in it ends what is known of the sign."""
+        """The elements and their frame; they are no longer known to be nonnegative if its number is negative."""
         framed = super().forward(site, inputs)
         fill = site["value"]
         if isinstance(framed, Interval) and isinstance(fill, int | float) and fill < 0:
-            return map_bounds(framed, lambda bound: bound)
+            return framed.mapped(lambda bound: bound)
         return framed
 
 
@@ -110,7 +110,7 @@ class Join(Selection):
     """``cat`` and ``stack`` of values that all have samples, along another axis; exact."""
 
     def problem(self, site: Site) -> str | None:
-        """All parts carry samples, each in its own row."""
+        """Refuse parts without samples, and joins along the samples' axis."""
         if not all(site.samples):
             return (
                 f"`{name_of(site.call)}` at {site.call.source} joins samples with a value that is shared by all. Add "
@@ -119,7 +119,7 @@ class Join(Selection):
         return None if self._keeps_rows(site) else _moved(site)
 
     def _probes(self, site: Site, rows: Tensor) -> list[Tensor]:
-        """All parts numbered alike."""
+        """Return parts with the same numbers."""
         return [_numbered(rows, shape) for shape in site.shapes]
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
@@ -144,7 +144,7 @@ class Join(Selection):
 def _transpose(
     linear: Callable[[Sequence[Tensor]], Tensor], shapes: Sequence[torch.Size], gradient: Tensor
 ) -> tuple[Tensor, ...]:
-    """The transpose of a linear function, applied to a gradient.
+    """Apply the transpose of a linear function to a gradient.
 
     Its matrix has entries zero and one, so it is non-decreasing and maps bounds to bounds.
     """
@@ -154,12 +154,12 @@ def _transpose(
 
 
 def _numbered(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """Each sample's number in all of its elements."""
+    """Return a tensor whose elements are the number of their sample."""
     return rows.reshape(-1, *[1] * (len(shape) - 1)).expand(len(rows), *shape[1:])
 
 
-def _positions(value: Value) -> Tensor:
-    """Indices that are the same for every sample."""
+def _fixed_indices(value: Value) -> Tensor:
+    """Return indices that are the same for every sample."""
     tensor = value.lower if isinstance(value, Interval) else value.index if isinstance(value, ClassLabels) else value
     return tensor if tensor.dtype == torch.bool else tensor.long()
 

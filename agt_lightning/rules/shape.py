@@ -11,7 +11,7 @@ from torch import Tensor
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
 
 _aten = torch.ops.aten
 
@@ -33,7 +33,7 @@ class Reshape(Rule):
     """``view``, ``reshape``, ``flatten``, ``squeeze``, ``unsqueeze``: the same elements in the same order."""
 
     def problem(self, site: Site) -> str | None:
-        """Axis 0 stays whole; then each sample's elements stay with it, since order is kept."""
+        """Refuse a change of axis 0; if that is kept, each sample keeps its elements, since their order is kept."""
         before, after = site.shapes[0], site.call.shape
         if not site.has_samples or (after and after[0] == before[0]):
             return None
@@ -60,7 +60,7 @@ class Reshape(Rule):
         """The gradient in the input's shape."""
         shape = as_interval(inputs[0]).shape
         full = shape if site.has_samples else (grad.shape[0], *shape)
-        return [map_bounds(grad, lambda bound: bound.reshape(full), nonnegative=grad.nonnegative)]
+        return [grad.rearranged(lambda bound: bound.reshape(full))]
 
 
 class Cast(Rule):
@@ -70,7 +70,7 @@ class Cast(Rule):
     """
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
-        """The input; labels and other discrete data become numbers where the program makes them so."""
+        """The input; discrete data become numbers if the program casts them to a floating point type."""
         value = inputs[0]
         if isinstance(value, Interval):
             return value if site.call.dtype.is_floating_point else _truncated(site, value)
@@ -79,7 +79,7 @@ class Cast(Rule):
         return as_interval(value)
 
     def problem(self, site: Site) -> str | None:
-        """No restriction: a cast is element-wise."""
+        """Accept every call: a cast is element-wise."""
         return None
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
@@ -88,7 +88,7 @@ class Cast(Rule):
 
 
 def _truncated(site: Site, value: Interval) -> Tensor:
-    """Numbers as integers: harmless for fixed data, without bounds for data that can move."""
+    """Return fixed data as integers; raise for data that an adversary or the training can change."""
     if not value.is_point:
         raise UncertifiableError(
             [
@@ -122,7 +122,7 @@ class OneHot(Rule):
 def map_value(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
     """Apply a change of shape or discrete type to any kind of value."""
     if isinstance(value, Interval):
-        return map_bounds(value, function, nonnegative=value.nonnegative)
+        return value.rearranged(function)
     if isinstance(value, ClassLabels):
         return value.map(function)
     return function(value)

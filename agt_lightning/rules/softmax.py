@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import multiply, softmax, surprisal
+from agt_lightning.arithmetic.order import intersection
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, map_bounds, name_of
+from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
 
 
 class _OverAxis(Rule):
-    """What both share: the axis, which the arithmetic wants second."""
+    """The axis of the classes, which the arithmetic expects second."""
 
     def problem(self, site: Site) -> str | None:
-        """The axis is not the samples'."""
+        """Refuse the samples' axis."""
         rank = len(site.shapes[0])
         if rank > 1 and site.integer("dim") % rank != 0:
             return None
@@ -25,11 +26,11 @@ class _OverAxis(Rule):
 
     def _to_front(self, site: Site, value: Interval) -> Interval:
         dim = site.integer("dim")
-        return map_bounds(value, lambda bound: bound.movedim(dim, 1), nonnegative=value.nonnegative)
+        return value.rearranged(lambda bound: bound.movedim(dim, 1))
 
     def _back(self, site: Site, value: Interval) -> Interval:
         dim = site.integer("dim")
-        return map_bounds(value, lambda bound: bound.movedim(1, dim), nonnegative=value.nonnegative)
+        return value.rearranged(lambda bound: bound.movedim(1, dim))
 
 
 class Softmax(_OverAxis):
@@ -59,7 +60,7 @@ class LogSoftmax(_OverAxis):
 
 
 def log_softmax_gradient(probabilities: Interval, grad: Interval) -> Interval:
-    """Bounds on ``g_k (1 - p_k) - p_k Σ_{j≠k} g_j``, classes on axis 1; exact.
+    """Return bounds on ``g_k (1 - p_k) - p_k Σ_{j≠k} g_j``, classes on axis 1; exact.
 
     Both coefficients are known in sign, so for each p_k the extremes are at the ends of all g; what remains is linear
     in p_k, so its extremes are at the ends of p_k.
@@ -73,7 +74,7 @@ def log_softmax_gradient(probabilities: Interval, grad: Interval) -> Interval:
 
 
 def softmax_gradient(probabilities: Interval, grad: Interval) -> Interval:
-    """Bounds on ``p_k Σ_j p_j (g_k - g_j)``, classes on axis 1; the intersection of two enclosures.
+    """Return bounds on ``p_k Σ_j p_j (g_k - g_j)``, classes on axis 1; the intersection of two enclosures.
 
     With ``s_k = p_k (1 - p_k)``, which is exact over p_k, these are
 
@@ -86,28 +87,22 @@ def softmax_gradient(probabilities: Interval, grad: Interval) -> Interval:
     if probabilities.is_point and grad.is_point:
         p, g = probabilities.lower, grad.lower
         return Interval.point(p * (g - (p * g).sum(dim=1, keepdim=True)))
-    spread = _spread(probabilities)
+    variance = _bernoulli_variance(probabilities)
     products = multiply(probabilities, grad)
     others = Interval.trusted(_sum_of_others(products.lower), _sum_of_others(products.upper))
-    apart = multiply(spread, grad) - multiply(probabilities, others)
+    apart = multiply(variance, grad) - multiply(probabilities, others)
     if grad.shape[1] == 1:
         return apart
     hull = Interval.trusted(-_largest_of_others(-grad.lower), _largest_of_others(grad.upper))
-    return _common(apart, multiply(spread, grad - hull))
+    return intersection(apart, multiply(variance, grad - hull))
 
 
-def _spread(p: Interval) -> Interval:
+def _bernoulli_variance(p: Interval) -> Interval:
     """``p (1 - p)``, largest at one half."""
     at_lower, at_upper = p.lower * (1 - p.lower), p.upper * (1 - p.upper)
     half = (p.lower <= 0.5) & (p.upper >= 0.5)
     upper = torch.where(half, 0.25, torch.maximum(at_lower, at_upper))
     return Interval.trusted(torch.minimum(at_lower, at_upper).clamp(min=0), upper, nonnegative=True)
-
-
-def _common(a: Interval, b: Interval) -> Interval:
-    """Intersection of two enclosures that meet but for rounding; where they miss, what lies between them."""
-    lower, upper = torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper)
-    return Interval.trusted(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
 
 def _sum_of_others(values: Tensor) -> Tensor:
@@ -121,5 +116,5 @@ def _sum_of_others(values: Tensor) -> Tensor:
 def _largest_of_others(values: Tensor) -> Tensor:
     """``max_{j≠k} v_j`` along axis 1, for at least two entries."""
     best = values.topk(2, dim=1)
-    own = torch.arange(values.shape[1], device=values.device).reshape(-1, *[1] * (values.ndim - 2))
-    return torch.where(best.indices[:, :1] == own, best.values[:, 1:], best.values[:, :1])
+    classes = torch.arange(values.shape[1], device=values.device).reshape(-1, *[1] * (values.ndim - 2))
+    return torch.where(best.indices[:, :1] == classes, best.values[:, 1:], best.values[:, :1])

@@ -87,7 +87,7 @@ def _steps(
             optimizer.param_groups[0]["lr"] = task.rates[step - 1]
             engine.step([task.batch(step - 1)], optimizer)
         center = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-        seen = observe(CertifiedModel(module, engine.bounds, ball=engine.ball))
+        seen = observe(CertifiedModel(module, engine.bounds, sets=engine.parameter_sets))
         box, ball = dict(engine.bounds) if "box" in domains else None, engine.domains.in_use.get("ball")
         yield Reachable(center, box, None if ball is None else ball.radius, seen)
 

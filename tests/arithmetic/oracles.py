@@ -13,7 +13,7 @@ from agt_lightning.rounding import unit_roundoff
 ROUNDINGS = 64
 """Roundings of a product sum of fewer than 12 terms in four parts and a correction, with room to spare."""
 
-Matmul = Callable[[Interval, Interval], Interval]
+Product = Callable[[Interval, Interval], Interval]
 
 
 @st.composite
@@ -50,9 +50,9 @@ def corner_products(a: Interval, b: Interval) -> Interval:
     return Interval(stacked.amin(dim=0), stacked.amax(dim=0))
 
 
-def slow_matmul(a: Interval, b: Interval) -> Interval:
-    """Every term ``a_ik b_ok`` at its own best corner, summed over k."""
-    terms = corner_products(_axis(a, 1), _axis(b, 0))
+def slow_product(a: Interval, b: Interval) -> Interval:
+    """Every term ``a_mk b_kn`` at its own best corner, summed over k."""
+    terms = corner_products(_axis(a, 1), _axis(b.mT, 0))
     return Interval(terms.lower.sum(dim=-1), terms.upper.sum(dim=-1))
 
 
@@ -62,14 +62,14 @@ def _axis(value: Interval, dim: int) -> Interval:
 
 def midpoint_radius(a: Interval, b: Interval) -> Interval:
     """Rump's product: ``m_a m_b`` with radius ``|m_a| r_b + r_a (|m_b| + r_b)``."""
-    center = a.center @ b.center.T
-    radius = a.center.abs() @ b.radius.T + a.radius @ (b.center.abs() + b.radius).T
+    center = a.center @ b.center
+    radius = a.center.abs() @ b.radius + a.radius @ (b.center.abs() + b.radius)
     return Interval(center - radius, center + radius)
 
 
 def magnitude_products(a: Interval, b: Interval) -> Tensor:
-    """``Σ_k max |a_ik| max |b_ok|``, which rounding errors are relative to."""
-    return a.magnitude @ b.magnitude.T
+    """``Σ_k max |a_mk| max |b_kn|``, which rounding errors are relative to."""
+    return a.magnitude @ b.magnitude
 
 
 def require_equal(what: str, got: Interval, expected: Interval, size: Tensor) -> None:
@@ -80,9 +80,9 @@ def require_equal(what: str, got: Interval, expected: Interval, size: Tensor) ->
         assert bool((error <= tolerance).all()), f"{what}: {name} differs from the oracle by {error.max().item():.3g}"
 
 
-def check_matmul(matmul: Matmul, a: Interval, b: Interval) -> None:
+def check_product(product: Product, a: Interval, b: Interval) -> None:
     """The product equals the slow one, and is nowhere wider than midpoint-radius."""
-    got, size = matmul(a, b), magnitude_products(a, b)
-    require_equal("matmul", got, slow_matmul(a, b), size)
+    got, size = product(a, b), magnitude_products(a, b)
+    require_equal("product", got, slow_product(a, b), size)
     excess = got.width - midpoint_radius(a, b).width
     assert bool((excess <= 2 * ROUNDINGS * unit_roundoff(got.dtype) * size).all()), "wider than midpoint-radius"

@@ -5,7 +5,7 @@ import torch
 
 from agt_lightning.adversaries import BoundedAdversary
 from agt_lightning.adversaries.features import perturbed
-from agt_lightning.arithmetic import ball_product, dual_norm, matmul
+from agt_lightning.arithmetic import ball_product, dual_norm, product
 from agt_lightning.interval import Interval
 
 ROUNDING = 1e-12
@@ -43,7 +43,7 @@ def test_ball_product_contains_every_product(p, radius):
         w = center + radius * (2 * torch.rand(2, 3, dtype=torch.float64, generator=generator) - 1).sign()
         moved = x + scale * surface(p, 5, 3, generator)
         assert bounds.contains(moved @ w.T, ROUNDING)
-    box = matmul(features, weight)
+    box = product(features, weight.mT)
     assert bool((box.intersect(bounds).width <= box.width).all())
     assert bool((bounds.width < box.width).any())
 

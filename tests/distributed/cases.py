@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agt_lightning import AbstractGradientEngine
 from agt_lightning.distributed import SINGLE_PROCESS, TorchProcessGroup
-from tests.engine.test_soundness import LOSSES
+from tests.engine.attacks import LOSSES
 
 FEATURES, BATCH, STEPS = 4, 6, 3
 
@@ -100,7 +100,7 @@ def train(case: Case, processes=None) -> dict[str, Any]:
     return {
         "lower": {name: interval.lower for name, interval in box.items()},
         "upper": {name: interval.upper for name, interval in box.items()},
-        "radius": None if engine.ball is None else engine.ball.radius,
+        "radius": engine.domains.metrics().get("radius"),
         "parameters": {name: p.detach() for name, p in module.named_parameters()},
         "sent": getattr(processes, "sent", 0),
         "state": engine.state(),

@@ -4,7 +4,6 @@ import pytest
 import torch.distributed as dist
 
 import agt_lightning.domains.box as box
-import agt_lightning.engine.engine as engine
 import agt_lightning.engine.nominal_step as nominal
 from agt_lightning.distributed import TorchProcessGroup
 from tests.distributed.cases import Case, train
@@ -37,20 +36,20 @@ def _one_poisoned_sample_less_in_other_processes():
 
 
 def test_n_counts_the_whole_step(pool):
-    """With all of n in each process, or a share of it, the bounds are others."""
+    """Own samples alone do not fit the weights of all; with a share of n in each process, the bounds are others."""
     alone = train(CASES["mse"])
-    for fault in (_own_samples_only, _one_poisoned_sample_less_in_other_processes):
-        with pytest.raises((AssertionError, FailedError)):
-            assert_close(pool.run(2, fault)[0], alone)
+    assert_raises_everywhere(pool, _own_samples_only, "must match the size of tensor")
+    with pytest.raises(AssertionError):
+        assert_close(pool.run(2, _one_poisoned_sample_less_in_other_processes)[0], alone)
 
 
 def _own_samples_only():
-    return _train_with(box, "gathered", lambda processes, *groups: groups)
+    return _train_with(box, "all_gathered", lambda processes, *groups: groups)
 
 
 def _weights_without_the_number_of_processes():
-    original = engine.sample_weights
-    return _train_with(engine, "sample_weights", lambda *args: original(*args) * dist.get_world_size())
+    original = nominal.sample_weights
+    return _train_with(nominal, "sample_weights", lambda *args: original(*args) * dist.get_world_size())
 
 
 def test_weights_hold_the_number_of_processes(pool):
@@ -93,7 +92,7 @@ def test_without_that_rule_they_are_not(pool):
 
 def _mirrored_and_unnoticed():
     original = nominal.require_distinct
-    nominal.require_distinct = lambda marks: None
+    nominal.require_distinct = lambda keys: None
     try:
         return train(MIRRORED)
     finally:

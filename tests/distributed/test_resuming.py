@@ -1,4 +1,7 @@
-"""A resumed training has the bounds of an uninterrupted one, to the last bit, even after SIGKILL."""
+"""A resumed training has the bounds of an uninterrupted one, to the last bit, even after SIGKILL.
+
+Both run on the same machine with one thread; nothing is promised across machines.
+"""
 
 import random
 import time
@@ -81,5 +84,5 @@ def test_killed_at_any_moment(kills, tmp_path):
     worker.start()
     worker.join()
     assert worker.exitcode == 0
-    whole = resuming.run(ballast=BALLAST, momentum=0.9)
+    whole = resuming.run(ballast=BALLAST, **resuming.ONE_EPOCH)
     assert_resumed([torch.load(tmp_path / "result.pt", weights_only=True)], whole)

@@ -32,3 +32,19 @@ def test_example_with_a_wrong_turn_breaks_the_laws():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rules.md").read_text(encoding="utf-8"), re.DOTALL)
     result = run_python("\n".join(blocks).replace("[(0.0, 1.0)]", "[(0.0, 0.5)]"))
     assert "leaves its bounds" in result.stderr
+
+
+def test_a_diagnosis_prints_what_the_document_shows(tmp_path):
+    """Numbers apart: other processors round otherwise."""
+    text = (ROOT / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    script = tmp_path / "net.py"
+    script.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+    result = run_python(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')")
+    assert result.returncode == 0, result.stderr
+    shown = "".join(re.findall(r"```text\n(.*?)```", text, re.DOTALL))
+    assert _without_numbers(result.stdout) == _without_numbers(shown)
+
+
+def _without_numbers(text):
+    """Words of each line; digits, and the line numbers of the joined blocks, are left out."""
+    return [re.sub(r"[\d.e+-]+", "#", line).split() for line in text.splitlines()]

@@ -15,9 +15,9 @@ from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.domains.losses import (
     HeadLoss,
     HuberError,
-    LabelReach,
+    LabelPerturbation,
     LogisticLoss,
-    Reach,
+    OutputBounds,
     SoftmaxLoss,
     SquaredError,
     Target,
@@ -96,7 +96,7 @@ class Case:
         if boxed:
             sides = torch.rand(2, BATCH, k, generator=generator).double() * radius[:, None]
             box = Interval(self.center - sides[0], self.center + sides[1])
-        self.reach = Reach.around(self.center, radius, box)
+        self.reach = OutputBounds.around(self.center, radius, box)
         directions = self.noise(POINTS, BATCH, k)
         directions[: POINTS // 4] = directions[: POINTS // 4].sign()  # corners
         axes = torch.eye(k).double().repeat(POINTS // (4 * k), 1)[:, None]
@@ -116,17 +116,17 @@ class Case:
         """Targets once for each point."""
         return self.values.expand(POINTS, *self.values.shape)
 
-    def labels(self, kind: str) -> tuple[LabelReach, Tensor]:
+    def labels(self, kind: str) -> tuple[LabelPerturbation, Tensor]:
         """A reach of labels, and targets all over it, (points, b, ...)."""
         if kind == "ce":
             poisoned = ClassLabels(self.index, flippable=True, sources=(0, 1))
             choices = torch.randint(0, self.k, (POINTS, BATCH), generator=self.generator)
             allowed = poisoned.reachable(self.k).expand(POINTS, -1, -1).gather(2, choices[..., None]).squeeze(2)
-            return LabelReach(self.target, poisoned), torch.where(allowed, choices, self.index)
+            return LabelPerturbation(self.target, poisoned), torch.where(allowed, choices, self.index)
         nu = 0.4
         directions = self.noise(POINTS, BATCH, self.k)
         ball = self.values + nu * directions / directions.norm(dim=2, keepdim=True)
-        return LabelReach(self.target, Interval(self.values - nu, self.values + nu), nu), ball
+        return LabelPerturbation(self.target, Interval(self.values - nu, self.values + nu), nu), ball
 
 
 CASES = [
@@ -232,15 +232,15 @@ def test_label_distance_is_attained_in_box_and_ball():
     poisoned = Interval(torch.zeros(2, 2).double(), torch.ones(2, 2).double())
     corners = torch.tensor([[i, j] for i in (0.0, 1.0) for j in (0.0, 1.0)]).double()
     farthest = (corners[:, None] - clean.lower).norm(dim=2).amax(dim=0)
-    torch.testing.assert_close(LabelReach(clean, poisoned).distance(), farthest)
-    torch.testing.assert_close(LabelReach(clean, poisoned, 0.5).distance(), torch.full((2,), 0.5).double())
+    torch.testing.assert_close(LabelPerturbation(clean, poisoned).distance(), farthest)
+    torch.testing.assert_close(LabelPerturbation(clean, poisoned, 0.5).distance(), torch.full((2,), 0.5).double())
 
 
 def test_labels_beyond_zero_and_one_pull_without_limit():
     """A logistic loss with labels in a ball that leaves [0, 1]: ‖g̃'‖ is not bounded by one."""
     weight, nu, epsilon = torch.tensor([[40.0]]).double(), 0.3, 0.5
     inputs, target = torch.ones(1, 1).double(), Interval.point(torch.zeros(1, 1).double())
-    labels = LabelReach(target, Interval(target.lower - nu, target.upper + nu))
+    labels = LabelPerturbation(target, Interval(target.lower - nu, target.upper + nu))
     moves = Perturbation(torch.full((1, 1), epsilon).double())
     constants = linear_constants(
         LinearLayer(weight, False, 0.0),

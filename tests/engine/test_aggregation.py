@@ -61,7 +61,7 @@ def mask(batch):
 def test_box_of_moments_contains_the_exact_one(kind, adversary, poisonable, micro_batches):
     exact = trained(kind, adversary, "exact", micro_batches, poisonable)
     moment = trained(kind, adversary, "moment", micro_batches, poisonable)
-    assert {way for name, way in moment.sum_methods.items() if "weight" in name} == {"moment"}
+    assert {way for name, way in moment.domains.in_use["box"].sum_methods.items() if "weight" in name} == {"moment"}
     for name, interval in exact.box.items():
         assert bool((moment.box[name].lower <= interval.lower + ROUNDING).all())
         assert bool((moment.box[name].upper >= interval.upper - ROUNDING).all())
@@ -72,16 +72,16 @@ def test_auto_gives_the_exact_box_while_it_is_cheap(monkeypatch):
     adversary = ADVERSARIES["features"]
     monkeypatch.setattr(choice, "AFFORDABLE", 100.0)
     exact, cheap = (trained("relu", adversary, aggregation) for aggregation in ("exact", "auto"))
-    assert set(cheap.sum_methods.values()) == {"exact"}
+    assert set(cheap.domains.in_use["box"].sum_methods.values()) == {"exact"}
     assert all(torch.equal(cheap.box[name].upper, interval.upper) for name, interval in exact.box.items())
     monkeypatch.setattr(choice, "AFFORDABLE", 0.0)
-    assert "moment" in trained("relu", adversary, "auto").sum_methods.values()
+    assert "moment" in trained("relu", adversary, "auto").domains.in_use["box"].sum_methods.values()
 
 
 def test_clipped_gradients_are_summed_exactly():
     adversary = UnboundedAdversary(n=2, kappa=0.5)
     exact, moment = (trained("relu", adversary, aggregation) for aggregation in ("exact", "moment"))
-    assert set(moment.sum_methods.values()) == {"exact"}
+    assert set(moment.domains.in_use["box"].sum_methods.values()) == {"exact"}
     assert all(torch.equal(moment.box[name].upper, interval.upper) for name, interval in exact.box.items())
 
 

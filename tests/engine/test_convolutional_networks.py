@@ -6,15 +6,12 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedTraining
 from agt_lightning.errors import UncertifiableError
+from tests.engine.attacks import Attacks, assert_contained
 from tests.lightning.conftest import NOISE
-
-ROUNDING = 1e-9
-"""Far above float64 rounding of these short runs, far below any bound that is broken on purpose."""
 
 ZERO = 1e-11
 """Width that rounding leaves without poison, where parameters are of size one."""
@@ -182,65 +179,8 @@ def test_no_width_without_poison(name):
         assert box.contains(module.get_parameter(parameter).detach(), ZERO)
 
 
-class Attacks:
-    """Parallel poisoned trainings; run r follows attack r modulo four: random, corner, and twice gradient ascent."""
-
-    def __init__(self, module, adversary, generator):
-        self.module, self.adversary, self.generator = module, adversary, generator
-        self.fixed = {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
-        self.runs = {
-            k: p.detach().expand(RUNS, *p.shape).clone() for k, p in module.named_parameters() if p.requires_grad
-        }
-        self.direction = {k: self.noise(p.shape) for k, p in self.runs.items()}
-        for r in range(0, RUNS, 3):  # one coordinate of one parameter alone
-            name = list(self.runs)[r // 3 % len(self.runs)]
-            for d in self.direction.values():
-                d[r] = 0
-            self.direction[name][r].view(-1)[r % self.direction[name][r].numel()] = 1.0 if r % 2 else -1.0
-        self.attack = torch.arange(RUNS) % 4
-
-    def noise(self, shape):
-        return torch.randn(shape, dtype=torch.float64, generator=self.generator)
-
-    def loss(self, parameters, x, y):
-        return nn.functional.cross_entropy(functional_call(self.module, parameters | self.fixed, (x[None],)), y[None])
-
-    def push(self, parameters, direction, x, y):
-        """How much one sample's gradient step moves the parameters along the direction."""
-        gradient = grad(self.loss)(parameters, x, y)
-        return -sum((gradient[k] * direction[k]).sum() for k in gradient)
-
-    def step(self, x: Tensor, y: Tensor) -> None:
-        x, y = x.expand(RUNS, *x.shape), y.expand(RUNS, *y.shape)
-        clean, worst = self.gradients(x, y), self.gradients(*self.poison(x, y))
-        gain = -sum(((worst[k] - clean[k]) * self.direction[k].unsqueeze(1)).flatten(2).sum(2) for k in clean)
-        gain[self.attack == 0] = torch.rand(gain[self.attack == 0].shape, dtype=gain.dtype, generator=self.generator)
-        chosen = torch.zeros_like(gain, dtype=torch.bool)
-        chosen.scatter_(1, gain.topk(self.adversary.n, dim=1).indices, value=True)
-        for k, p in self.runs.items():
-            mask = chosen.view(*chosen.shape, *[1] * (p.ndim - 1))
-            self.runs[k] = p - RATE * torch.where(mask, worst[k], clean[k]).mean(1)
-
-    def gradients(self, x, y):
-        return vmap(vmap(grad(self.loss), in_dims=(None, 0, 0)))(self.runs, x, y)
-
-    def poison(self, x, y):
-        interior = 2 * torch.rand(x.shape, dtype=torch.float64, generator=self.generator) - 1
-        slope = vmap(vmap(grad(self.push, argnums=2), in_dims=(None, None, 0, 0)))
-        ascent = torch.sign(slope(self.runs, self.direction, x, y))
-        move = torch.stack([interior, torch.sign(self.noise(x.shape)), ascent, ascent])
-        if self.adversary.p == 2:
-            move = torch.stack([interior, move[1], slope(self.runs, self.direction, x, y), ascent][:4])
-            move = move / move.flatten(3).norm(dim=3).clamp(min=1e-30).reshape(*move.shape[:3], *[1] * (x.ndim - 2))
-        bad = x + self.adversary.epsilon * move[self.attack, torch.arange(RUNS)]
-        return bad, self.poisoned_labels(bad, y) if self.adversary.nu else y
-
-    def poisoned_labels(self, x, y):
-        push = vmap(vmap(self.push, in_dims=(None, None, 0, 0)))
-        choices = torch.stack([torch.full_like(y, label) for label in range(CLASSES)])
-        best = torch.stack([push(self.runs, self.direction, x, choice) for choice in choices]).argmax(0)
-        best[self.attack == 0] = torch.randint(0, CLASSES, best[self.attack == 0].shape, generator=self.generator)
-        return best
+def attacks_on(module: nn.Module, adversary: BoundedAdversary, generator: torch.Generator) -> Attacks:
+    return Attacks(module, "ce", adversary, RATE, 0.0, generator, count=RUNS, alone=3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -251,21 +191,14 @@ def test_bounds_contain_every_poisoned_run(name):
         batches = data(name, generator)
         optimizer = optimizer_for(module)
         engine = engine_for(module, NETWORKS[name].adversary, batches[0], optimizer)
-        attacks = Attacks(module, NETWORKS[name].adversary, generator)
+        attacks = attacks_on(module, NETWORKS[name].adversary, generator)
         for x, y in batches:
             attacks.step(x, y)
             engine.step([(x, y)], optimizer)
-            require_contained(engine, attacks.runs)
+            assert_contained(engine, attacks.runs)
             reached = max(reached, largest_reach(engine, module, attacks.runs))
     # The attacks are not idle: they use a part of the room that the bounds leave.
     assert reached > 0.01
-
-
-def require_contained(engine, runs):
-    for name, values in runs.items():
-        box = engine.box[name]
-        outside = torch.maximum(box.lower - values, values - box.upper)
-        assert float(outside.max()) <= ROUNDING, f"{name} left its bounds by {float(outside.max())}"
 
 
 def largest_reach(engine, module, runs):
@@ -283,11 +216,11 @@ def test_an_attack_beyond_the_adversary_leaves_the_bounds():
     batches = data("frozen backbone", generator)
     optimizer = optimizer_for(module)
     engine = engine_for(module, BoundedAdversary(n=1, nu=1, q=0), batches[0], optimizer)
-    attacks = Attacks(module, BoundedAdversary(n=5, nu=1, q=0), generator)
+    attacks = attacks_on(module, BoundedAdversary(n=5, nu=1, q=0), generator)
     attacks.step(*batches[0])
     engine.step([batches[0]], optimizer)
     with pytest.raises(AssertionError, match="left its bounds"):
-        require_contained(engine, attacks.runs)
+        assert_contained(engine, attacks.runs)
 
 
 class Classifier(L.LightningModule):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
-from tests.engine.test_soundness import LOSSES, Attacks, assert_contained, data
+from tests.engine.attacks import LOSSES, Attacks, assert_contained, data
 
 WIDTH = 4
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, UnboundedAdversary
 from agt_lightning.propagation.crown import Substitution
-from tests.engine.test_soundness import LOSSES, ROUNDING, Attacks, assert_contained, data, network
+from tests.engine.attacks import LOSSES, ROUNDING, Attacks, assert_contained, data, network
 
 ADVERSARIES = [
     pytest.param("mse", BoundedAdversary(n=2, epsilon=0.1, nu=0.3), id="mse-both"),
@@ -33,7 +33,7 @@ def test_bounds_contain_every_poisoned_run(kind, adversary, hidden, method):
         module, rate = network(kind, hidden), (0.05, 0.3)[seed]
         loss = loss_of(kind)
         engine = AbstractGradientEngine(module, loss, adversary, method=method)
-        engine._objectives = captured
+        engine._objectives._recorded = captured
         optimizer = torch.optim.SGD(module.parameters(), lr=rate)
         attacks = Attacks(module, kind, adversary, rate, 0.0, generator)
         for x, y in data(kind, generator):

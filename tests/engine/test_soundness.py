@@ -1,154 +1,10 @@
-"""Real poisoned trainings stay inside the bounds: thousands of them, by four kinds of attack.
-
-Each attack trains for real, in float64, with plain torch gradients and the adversary's own means: up to n samples of
-each batch, features in the ε-ball, labels in the ν-ball or flipped, or samples replaced outright and clipped.
-"""
+"""Real poisoned trainings stay inside the bounds: thousands of them, by four kinds of attack."""
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, UnboundedAdversary
-
-ROUNDING = 1e-9
-"""Far above float64 rounding of these short runs (1e-13), far below any bound that is broken on purpose (1e-4)."""
-
-RUNS = 60
-FEATURES, CLASSES, BATCH, STEPS = 3, 3, 6, 5
-
-LOSSES = {
-    "mse": lambda out, y: nn.functional.mse_loss(out, y),
-    "huber": lambda out, y: nn.functional.huber_loss(out, y, delta=0.3),
-    "ce": lambda out, y: nn.functional.cross_entropy(out, y),
-    "bce": lambda out, y: nn.functional.binary_cross_entropy_with_logits(out, y),
-}
-
-
-def network(kind: str, hidden: tuple[int, ...]) -> nn.Sequential:
-    widths = [FEATURES, *hidden, 1 if kind == "bce" else CLASSES]
-    layers = [nn.Linear(i, o, dtype=torch.float64) for i, o in zip(widths[:-1], widths[1:], strict=True)]
-    return nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
-
-
-def data(kind: str, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    batches = []
-    for step in range(STEPS):
-        size = BATCH if step % 3 < 2 else 4  # a short batch now and then
-        x = torch.randn(size, FEATURES, dtype=torch.float64, generator=generator)
-        if kind == "bce":
-            x = x.clamp(-4, 0.2)  # the range that one of the adversaries has to keep
-        index = torch.randint(0, CLASSES, (size,), generator=generator)
-        y = {"ce": index, "bce": (index > 0).double()[:, None]}.get(kind)
-        batches.append((x, torch.randn(size, CLASSES, dtype=torch.float64, generator=generator) if y is None else y))
-    return batches
-
-
-class Attacks:
-    """Parallel poisoned trainings; run r follows attack r modulo four: random, corner, and twice gradient ascent."""
-
-    def __init__(self, module, kind, adversary, rate, decay, generator):
-        self.module, self.kind, self.adversary = module, kind, adversary
-        self.rate, self.decay, self.generator = rate, decay, generator
-        self.runs = {k: p.detach().expand(RUNS, *p.shape).clone() for k, p in module.named_parameters()}
-        # Each run pushes the parameters along a direction of its own; some along a single coordinate.
-        self.direction = {k: self.noise(p.shape) for k, p in self.runs.items()}
-        for r in range(0, RUNS, 5):
-            name = list(self.runs)[r // 5 % len(self.runs)]
-            for d in self.direction.values():
-                d[r] = 0
-            flat = self.direction[name][r].view(-1)
-            flat[r % len(flat)] = 1.0 if r % 2 else -1.0
-        self.attack = torch.arange(RUNS) % 4
-
-    def noise(self, shape):
-        return torch.randn(shape, dtype=torch.float64, generator=self.generator)
-
-    def loss(self, parameters, x, y):
-        return LOSSES[self.kind](functional_call(self.module, parameters, (x[None],)), y[None])
-
-    def push(self, parameters, direction, x, y):
-        """How much one sample's gradient step moves the parameters along the direction."""
-        gradient = grad(self.loss)(parameters, x, y)
-        return -sum((gradient[k] * direction[k]).sum() for k in gradient)
-
-    def gradients(self, x, y):
-        """Per run and sample; data of shape (runs, b, ...)."""
-        return vmap(vmap(grad(self.loss), in_dims=(None, 0, 0)))(self.runs, x, y)
-
-    def pushes(self, x, y):
-        return vmap(vmap(self.push, in_dims=(None, None, 0, 0)))(self.runs, self.direction, x, y)
-
-    def gain(self, worst, clean):
-        """What poisoning each sample adds along each run's direction, (runs, b)."""
-        return -sum(((worst[k] - clean[k]) * self.direction[k].unsqueeze(1)).flatten(2).sum(2) for k in clean)
-
-    def step(self, x: Tensor, y: Tensor) -> None:
-        x, y = x.expand(RUNS, *x.shape), y.expand(RUNS, *y.shape)
-        clean = self.gradients(x, y)
-        if isinstance(self.adversary, UnboundedAdversary):
-            clean, worst = self.substituted(clean)
-        else:
-            worst = self.gradients(*self.poison(x, y))
-        n = min(self.adversary.n, x.shape[1])
-        gain = self.gain(worst, clean)
-        gain[self.attack == 0] = torch.rand(gain[self.attack == 0].shape, dtype=gain.dtype, generator=self.generator)
-        chosen = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, gain.topk(n, dim=1).indices, value=True)
-        for k, p in self.runs.items():
-            mask = chosen.view(*chosen.shape, *[1] * (clean[k].ndim - 2))
-            mean = torch.where(mask, worst[k], clean[k]).mean(1)
-            self.runs[k] = (1 - self.rate * self.decay) * p - self.rate * mean
-
-    def poison(self, x, y):
-        interior = 2 * torch.rand(x.shape, dtype=torch.float64, generator=self.generator) - 1
-        slope = vmap(vmap(grad(self.push, argnums=2), in_dims=(None, None, 0, 0)))
-        slope_value = slope(self.runs, self.direction, x, y)
-        ascent = torch.sign(slope_value)
-        move = torch.stack([interior, torch.sign(self.noise(x.shape)), ascent, ascent])
-        if self.adversary.p != float("inf"):
-            move = inside_ball(torch.stack([interior, self.noise(x.shape), slope_value, slope_value]), self.adversary.p)
-        bad_x = x + self.adversary.epsilon * move[self.attack, torch.arange(RUNS)]
-        if self.adversary.bounds is not None:
-            bad_x = bad_x.clamp(*self.adversary.bounds)
-        return bad_x, self.poisoned_labels(bad_x, y) if self.adversary.nu else y
-
-    def poisoned_labels(self, x, y):
-        if self.kind in ("ce", "bce"):
-            kinds = range(CLASSES) if self.kind == "ce" else (0.0, 1.0)
-            choices = torch.stack([torch.full_like(y, value) for value in kinds])
-        else:
-            choices = torch.stack([y + self.adversary.nu * self.unit(self.noise(y.shape)) for _ in range(4)])
-        best = torch.stack([self.pushes(x, choice) for choice in choices]).argmax(0)
-        best[self.attack == 0] = torch.randint(0, len(choices), best[self.attack == 0].shape, generator=self.generator)
-        rows, samples = torch.meshgrid(torch.arange(RUNS), torch.arange(x.shape[1]), indexing="ij")
-        return choices[best, rows, samples]
-
-    def unit(self, move):
-        q = self.adversary.q
-        return torch.sign(move) if q == float("inf") else inside_ball(move, q)
-
-    def substituted(self, clean):
-        """Clipped gradients, and the gradient within the clip that serves each run's direction best."""
-        kappa = self.adversary.kappa
-        if self.adversary.clip == "value":
-            clean = {k: v.clamp(-kappa, kappa) for k, v in clean.items()}
-            best = {k: -kappa * torch.sign(d) for k, d in self.direction.items()}
-        else:
-            norm = sum(v.flatten(2).square().sum(2) for v in clean.values()).sqrt()
-            scale = (kappa / norm).clamp(max=1)
-            clean = {k: v * scale.view(*scale.shape, *[1] * (v.ndim - 2)) for k, v in clean.items()}
-            size = sum(d.flatten(1).square().sum(1) for d in self.direction.values()).sqrt()
-            best = {k: -kappa * d / size.view(-1, *[1] * (d.ndim - 1)) for k, d in self.direction.items()}
-        return clean, {k: best[k].unsqueeze(1).expand_as(v) for k, v in clean.items()}
-
-
-def inside_ball(move: Tensor, p: float) -> Tensor:
-    """Directions scaled to the surface of the unit ball; for p = 1 along the largest coordinate."""
-    if p == 2:
-        return move / move.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    largest = nn.functional.one_hot(move.abs().argmax(-1), move.shape[-1])
-    return torch.sign(move) * largest
-
+from tests.engine.attacks import LOSSES, Attacks, assert_contained, data, network
 
 ADVERSARIES = [
     pytest.param("mse", BoundedAdversary(n=2, epsilon=0.3, p=2), id="mse-l2"),
@@ -192,7 +48,7 @@ def largest_reach(kind, adversary, hidden, seed, captured):
     module = network(kind, hidden)
     rate, decay = (0.05, 0.3)[seed % 2], (0.0, 0.2)[seed // 2]
     engine = AbstractGradientEngine(module, lambda m, batch: LOSSES[kind](m(batch[0]), batch[1]), adversary)
-    engine._objectives = captured
+    engine._objectives._recorded = captured
     optimizer = torch.optim.SGD(module.parameters(), lr=rate, weight_decay=decay)
     attacks = Attacks(module, kind, adversary, rate, decay, generator)
     for x, y in data(kind, generator):
@@ -207,12 +63,6 @@ def largest_reach(kind, adversary, hidden, seed, captured):
         )
         for name, box in engine.box.items()
     )
-
-
-def assert_contained(engine, runs):
-    for name, box in engine.box.items():
-        outside = torch.maximum(box.lower - runs[name], runs[name] - box.upper)
-        assert float(outside.max()) <= ROUNDING, f"{name} left its bounds by {float(outside.max())}"
 
 
 def test_an_attack_beyond_the_adversary_leaves_the_bounds():

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from agt_lightning.distributed import TorchProcessGroup
-from agt_lightning.gradients import Deferred, Elementwise, all_gathered, partitioned, stack
+from agt_lightning.gradients import Deferred, Elementwise, RowGradient, all_gathered, partitioned, stack
 from agt_lightning.interval import Interval
-from agt_lightning.rules.embedding import RowGradient
 from tests.gradients.oracles import Case, cases
 
 CLOSE = 1e-12
@@ -38,11 +37,11 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_factors_make_the_gradient_again(case):
     gradient = case.gradient
-    if gradient.kind is None:
+    if gradient.structure is None:
         pytest.skip("has no factors")
-    assert all(len(piece.lower if isinstance(piece, Interval) else piece) for piece in gradient.pieces)
-    assert_same(whole(gradient.of(gradient.pieces)), whole(gradient))
-    assert gradient.of(gradient.pieces).kind == gradient.kind
+    assert all(len(leaf.lower if isinstance(leaf, Interval) else leaf) for leaf in gradient.leaves)
+    assert_same(whole(gradient.with_leaves(gradient.leaves)), whole(gradient))
+    assert gradient.with_leaves(gradient.leaves).structure == gradient.structure
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

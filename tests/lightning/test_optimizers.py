@@ -61,9 +61,9 @@ def test_a_resumed_training_has_the_same_bounds_to_the_last_bit(make, fit, loade
     for name, box in whole.engine.box.items():
         assert torch.equal(box.lower, second.engine.box[name].lower)
         assert torch.equal(box.upper, second.engine.box[name].upper)
-        for moment, interval in whole.engine.states[name].moments.items():
-            assert torch.equal(interval.upper, second.engine.states[name].moments[moment].upper)
-    assert second.engine.states.keys() == whole.engine.states.keys()
+        for moment, interval in whole.engine.domains.in_use["box"].states[name].moments.items():
+            assert torch.equal(interval.upper, second.engine.domains.in_use["box"].states[name].moments[moment].upper)
+    assert second.engine.domains.in_use["box"].states.keys() == whole.engine.domains.in_use["box"].states.keys()
 
 
 def test_checkpoints_load_without_code(fit, loader, regressor, tmp_path):
@@ -94,7 +94,7 @@ def test_a_short_last_window_steps_once(make, fit, loader, regressor):
     certified = CertifiedTraining(ADVERSARY)
     fit(module, loader(size=12), certified, accumulate_grad_batches=2)
     assert certified.engine.steps == 2
-    assert {state.step for state in certified.engine.states.values()} == {2}
+    assert {state.step for state in certified.engine.domains.in_use["box"].states.values()} == {2}
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), module.parameters(), strict=True))
     assert certified.bounds.contains(module)
 

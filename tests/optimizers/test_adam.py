@@ -14,7 +14,7 @@ DOUBLE = torch.float64
 
 
 def cap(beta1, beta2, step):
-    """C_t of theory.md section 8."""
+    """C_t of docs/theory.md, eq. (6.2)."""
     rho = beta1**2 / beta2
     geometric = step if rho == 1 else (1 - rho**step) / (1 - rho)
     return (1 - beta1) / (1 - beta1**step) * math.sqrt((1 - beta2**step) / (1 - beta2) * geometric)

@@ -33,8 +33,14 @@ def test_wider_gradients_are_never_tighter(setting):
 
 
 @every_setting
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bounds_are_finite_and_ordered_in_every_type(setting, dtype):
+def test_bounds_are_finite_and_ordered_in_every_type(setting, subtests):
+    for dtype in (torch.float32, torch.float64):
+        with subtests.test(dtype=dtype):
+            require_ordered_bounds(setting, dtype)
+
+
+def require_ordered_bounds(setting, dtype):
+    """Raise unless the boxes and moments of a run are intervals of finite numbers of this type."""
     gradients = [interval.to(dtype=dtype) for interval in gradient_boxes(6, 12, 2.0)]
     state, boxes = abstract_run(setting, Interval.point(torch.zeros(12, dtype=dtype)), gradients)
     for interval in (*boxes, *state.moments.values()):
@@ -43,8 +49,14 @@ def test_bounds_are_finite_and_ordered_in_every_type(setting, dtype):
 
 
 @every_setting
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-12, 1e12])
-def test_gradients_of_any_size_are_bounded(setting, size):
+def test_gradients_of_any_size_are_bounded(setting, subtests):
+    for size in (0.0, 1e-30, 1e-12, 1e12):
+        with subtests.test(size=size):
+            require_bounded(setting, size)
+
+
+def require_bounded(setting, size):
+    """Raise unless gradients multiplied by ``size`` leave boxes that are intervals of finite numbers."""
     gradients = [
         Interval.trusted(size * interval.lower, size * interval.upper) for interval in gradient_boxes(7, 5, 2.0)
     ]

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from agt_lightning import BoundedAdversary
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import passes
+from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.propagation.passes import PoisonedPrefix, propagate, propagate_nominal
+from agt_lightning.propagation.passes import BoundedBatch, PoisonedPrefix, propagate, propagate_nominal
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
 
@@ -97,8 +98,8 @@ def gradients(bounded, width, nominal):
     module = Behind()
     batch = MicroBatch((torch.randn(5, 2).double(), torch.rand(5, 1).double()))
     adversary = BoundedAdversary(n=1, epsilon=0.1, nu=0.1)
-    kinds = {"scale": 1.0, "rows": None, "dtype": torch.float64, "nominal": nominal}
-    found = propagate(bounded, module, batch, boxes(module, width), adversary, **kinds)
+    part = BoundedBatch(bounded, batch, rows=None, nominal=nominal)
+    found = propagate(part, module, boxes(module, width), adversary, CertificationConfig())
     return [
         bound
         for part in (found.clean, found.poisoned)
@@ -109,7 +110,7 @@ def gradients(bounded, width, nominal):
 
 def check_nominal_values(captured, width):
     bounded, nominal = captured
-    pairs = zip(gradients(bounded, width, nominal), gradients(bounded, width, None), strict=True)
+    pairs = zip(gradients(bounded, width, nominal), gradients(bounded, width, {}), strict=True)
     assert all(torch.equal(*pair) for pair in pairs), "gradients depend on whether nominal values are at hand"
 
 

@@ -118,8 +118,9 @@ def captured(setting: Setting) -> Graph:
 
 
 def build(setting: Setting, table: RuleTable) -> Program:
-    """The setting joined with rules."""
+    """The setting joined with rules; its op must be among the calls."""
     graph = captured(setting)
+    assert setting.op in {call.op for call in graph.calls}, f"{setting}: the graph does not call the op"
     program = Program.build(
         graph,
         table,

@@ -1,5 +1,7 @@
 """Ranges of activation functions, against dense samples and against autograd."""
 
+import functools
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.rules import RULES
-from agt_lightning.rules.elementwise import PiecewiseMonotone
+from agt_lightning.rules.elementwise import PiecewiseMonotone, PiecewiseMonotoneFunction, evaluate
 from tests.rules.laws import Box, Setting, build
 from tests.rules.settings_elementwise import ACTIVATIONS
 
@@ -26,11 +28,17 @@ def first_site(op, function):
     return next(program.sites[call.name] for call in program.graph.calls if call.op is op)
 
 
-@pytest.mark.parametrize("ends", ENDS, ids=str)
 @pytest.mark.parametrize(("op", "use", "function"), ACTIVATIONS, ids=NAMES)
-def test_range_of_value_and_derivative_is_the_smallest(op, use, function, ends):
+def test_range_of_value_and_derivative_is_the_smallest(op, use, function, subtests):
     rule, site = RULES[op], first_site(op, function)
     assert isinstance(rule, PiecewiseMonotone)
+    for ends in ENDS:
+        with subtests.test(ends=ends):
+            require_smallest_range(rule, site, function, ends)
+
+
+def require_smallest_range(rule, site, function, ends):
+    """Raise unless the bounds over an interval are the extremes of value and derivative."""
     x = torch.linspace(*ends, SAMPLES, dtype=torch.float64, requires_grad=True)
     value = function(x)
     (slope,) = torch.autograd.grad(value.sum(), x)
@@ -49,10 +57,16 @@ def assert_close_unless_jump(bounds, points):
     assert float(bounds.upper) <= float(points.max()) + spacing
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("op", "use", "function"), ACTIVATIONS, ids=NAMES)
-def test_bounds_are_finite_and_ordered_at_every_size(op, use, function, dtype):
-    rule, site = RULES[op], first_site(op, function)
+def test_bounds_are_finite_and_ordered_at_every_size(op, use, function, subtests):
+    site = first_site(op, function)
+    for dtype in (torch.float64, torch.float32):
+        with subtests.test(dtype=dtype):
+            require_ordered_bounds(RULES[op], site, dtype)
+
+
+def require_ordered_bounds(rule, site, dtype):
+    """Raise unless the bounds of the narrowest and of the widest boxes are finite and ordered."""
     sizes = torch.tensor([0.0, 1e-30, 1e-8, 0.75179152, 1.27846454, 3.0, 20.0, 90.0, 800.0, 1e18, 1e36], dtype=dtype)
     centers = torch.cat([-sizes, sizes])
     neighbors = torch.nextafter(centers, torch.full_like(centers, torch.inf))
@@ -93,3 +107,29 @@ def test_values_outside_the_domain_are_refused(function):
     inputs = {**dict.fromkeys(graph.leaves, box), **dict.fromkeys(graph.parameters, shift)}
     with pytest.raises(UncertifiableError, match=f"`aten.{function.__name__}`.*Add a positive constant"):
         propagate_forward(program, inputs)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.square,
+        torch.ops.aten.square,
+        lambda x: x.square(),
+        lambda x, power=2: x**power,
+        lambda x, **settings: x.square(),
+        lambda site, x: x.square(),
+        functools.partial(lambda power, site, x: x**power, 2),
+    ],
+    ids=["written in C", "an op", "of x", "with a default", "with keywords", "of site and x", "partial"],
+)
+def test_functions_may_leave_out_the_site(function):
+    assert evaluate(function, None, torch.tensor(3.0)).item() == 9.0
+
+
+def test_turns_and_sign_may_depend_on_the_site():
+    box = Interval(torch.tensor([-1.0]), torch.tensor([2.0]))
+    fixed = PiecewiseMonotoneFunction(torch.square, [(0.0, 0.0)], nonnegative=True)
+    by_site = PiecewiseMonotoneFunction(lambda site, x: x.square(), lambda site: [(0.0, 0.0)], lambda site: True)
+    for parabola in (fixed, by_site):
+        bounds = parabola.over(None, box)
+        assert (bounds.lower.item(), bounds.upper.item(), bounds.nonnegative) == (0.0, 4.0, True)

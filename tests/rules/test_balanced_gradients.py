@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from agt_lightning.arithmetic import matmul
+from agt_lightning.arithmetic import product
 from agt_lightning.capture import capture, reached
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -52,7 +52,7 @@ def head_gradient(classes, logits_radius, weight_radius, smoothing=0.0, seed=0):
     below = program.rules[linear.name].backward(program.sites[linear.name], towards, operands[1], values[linear.name])[
         0
     ]
-    plain = matmul(towards, Interval.trusted(weight.lower.T, weight.upper.T))
+    plain = product(towards, weight)
     return below, plain, features, weight, towards
 
 

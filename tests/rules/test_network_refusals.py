@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from agt_lightning.capture import capture, reached
 from agt_lightning.errors import UncertifiableError
+from agt_lightning.gradients import RowGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation import Program, propagate_forward
 from agt_lightning.rules import RULES
-from agt_lightning.rules.embedding import RowGradient
 
 BATCH = 4
 X = torch.ones(BATCH, 2, 3)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.domains.ball.deep import DeepHead, deep_constants
 from agt_lightning.domains.ball.gathered import gathered
 from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
-from agt_lightning.domains.ball.settings import plain_sgd_problems, settings_of
 from agt_lightning.domains.ball.view import HeadView, joined_poison, joined_samples, joined_targets
-from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
-from agt_lightning.domains.head import Head, HeadError, read_objective
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.head import Head, HeadError
+from agt_lightning.domains.head_loss import match_head_loss
+from agt_lightning.domains.sgd import plain_sgd_problems, plain_sgd_settings
 from agt_lightning.interval import Interval
+from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import as_interval
 
@@ -72,6 +74,11 @@ class BallDomain(Domain[BallStep]):
         self.dtype = dtype
         self.ball = ParameterBall(0.0, {})
 
+    @classmethod
+    @override
+    def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
+        return cls(module, config.dtype)
+
     @property
     def radius(self) -> float:
         """R, in units of the parameters."""
@@ -85,12 +92,12 @@ class BallDomain(Domain[BallStep]):
         if setup.clipping is not None:
             problems.append("The ball domain does not cover clipping of the mean gradient. Leave it out.")
         try:
-            head = read_objective(setup.bounded).head
+            head = match_head_loss(setup.bounded).head
         except HeadError as error:
             return [*problems, f"The ball domain does not apply: {error}."]
         if self.ball.parameters not in ((), head.parameters):
             problems.append("The ball domain does not apply: other parameters are trained than before.")
-        return [*problems, *plain_sgd_problems(setup.optimizer, setup.module, head)]
+        return [*problems, *plain_sgd_problems(self.name, setup, head.parameters)]
 
     @override
     def bound_values(self, step: Step) -> list[ValueBounds]:
@@ -105,7 +112,7 @@ class BallDomain(Domain[BallStep]):
 
     def around(self, bounded: BoundedObjective) -> HeadBall:
         """The ball around the trained layers of a captured loss."""
-        head = read_objective(bounded).head
+        head = match_head_loss(bounded).head
         layers = self.ball.layers(head, self.module, self.dtype)
         return HeadBall(head, layers, self.radius, bounded.dependent)
 
@@ -113,7 +120,7 @@ class BallDomain(Domain[BallStep]):
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BallStep:
         with step.processes.collective_errors():
             views = [
-                HeadView(part, read_objective(part.bounded), box)
+                HeadView(part, match_head_loss(part.bounded), box)
                 for part, box in zip(step.parts, value_bounds or [ValueBounds()] * len(step.parts), strict=True)
             ]
             self._require_one_head(views)
@@ -141,7 +148,7 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def update(self, data: BallStep, optimizer_step: OptimizerStep) -> None:
-        rate, decay = settings_of(optimizer_step, data.head)
+        rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
         radius = next_radius(self.radius, data.constants, rate, decay)
         radius += _strayed(data.gradient, optimizer_step, data.head, rate, decay)
         if not radius < _LARGEST_RADIUS:  # NaN is not below it
@@ -151,6 +158,14 @@ class BallDomain(Domain[BallStep]):
     @override
     def box(self) -> dict[str, Interval]:
         return self.ball.box(self.module, self.dtype)
+
+    @override
+    def parameter_set(self) -> ParameterBall:
+        return self.ball
+
+    @override
+    def metrics(self) -> dict[str, float]:
+        return {"radius": self.radius}
 
     @override
     def record(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic import matmul
+from agt_lightning.arithmetic import product
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
@@ -31,7 +31,7 @@ class Layer:
     def nominal(self, inputs: Interval) -> Interval:
         """Bounds on ``W z + β`` over a box of inputs, widened by the rounding of this computation."""
         weight = Interval.point(self.weight)
-        result = matmul(inputs, weight)
+        result = product(inputs, weight.mT)
         offset = torch.zeros_like(self.weight[:, 0]) if self.bias is None else self.bias
         size = inputs.magnitude @ self.weight.abs().T + offset.abs()
         slack = accumulated_roundoff(self.weight.shape[1] + 2, self.weight.dtype) * size

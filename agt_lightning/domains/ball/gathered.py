@@ -16,7 +16,7 @@ from agt_lightning.distributed import Entry
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.domains.base import Step
-from agt_lightning.domains.losses import LabelReach, Target
+from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -85,7 +85,7 @@ def _poison(holders: Received, step: Step, layers: int) -> Poison:
     every = torch.arange(len(step.samples.weights), device=step.samples.weights.device)
     radii = [float(radius) for radius in _tensors(holders, "radius")]
     radius = max(radii) if len(radii) == len(holders) else None
-    labels = LabelReach(_target(holders, "moved/clean"), _target(holders, "moved/poisoned"), radius)
+    labels = LabelPerturbation(_target(holders, "moved/clean"), _target(holders, "moved/poisoned"), radius)
     boxes = _boxes(holders, "moved/box", layers)
     return Poison(every if rows is None else rows, step.adversary.n, labels, _moves(holders), boxes)
 

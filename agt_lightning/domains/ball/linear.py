@@ -12,7 +12,7 @@ from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_sizes import PoisonSizes, poison_sums
 from agt_lightning.domains.ball.radius import StepConstants
 from agt_lightning.domains.ball.samples import Poison, Samples
-from agt_lightning.domains.losses import HeadLoss, Reach, Target
+from agt_lightning.domains.losses import HeadLoss, OutputBounds, Target
 from agt_lightning.rounding import accumulated_roundoff
 
 
@@ -52,7 +52,7 @@ class LinearReach:
         self.size = length * layer.weight.norm() + samples.outputs.norm(dim=1)
         doubt = accumulated_roundoff(samples.inputs.shape[1] + 2, samples.inputs.dtype) * self.size
         moved = layer.radius * self.input_norm
-        self.outputs = Reach.around(samples.outputs, moved + 2 * doubt, samples.output_box)
+        self.outputs = OutputBounds.around(samples.outputs, moved + 2 * doubt, samples.output_box)
 
 
 def linear_constants(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from agt_lightning.capture import Graph, reached
+from agt_lightning.capture import Graph
 from agt_lightning.domains.ball.enclosure import Layer, enclosures, margin_enclosure
-from agt_lightning.domains.head import Head, HeadError, read_head
+from agt_lightning.domains.head import Head, match_trained
 from agt_lightning.interval import Interval
-
-_aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ class ParameterBall:
     radius: float
     centers: Mapping[str, Tensor]
 
+    costly: ClassVar[bool] = False
+
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the trained parameters."""
@@ -93,14 +94,11 @@ class ParameterBall:
             module: owner of the parameters.
             dtype: floating point type to compute in.
         """
-        values = {value for value, name in names.items() if name in self.centers and value in graph.shapes}
-        dependent = reached(graph, values)
-        last = [call.name for call in graph.calls if call.op is _aten.linear.default and values & set(call.inputs)]
-        try:
-            head = read_head(graph, last[-1] if last else graph.output, names, dependent)
-        except HeadError:
+        match = match_trained(graph, names, self.centers)
+        if match is None:
             return None
-        return HeadBall(head, self.layers(head, module, dtype), self.radius, dependent - values)
+        head, dependent = match
+        return HeadBall(head, self.layers(head, module, dtype), self.radius, dependent)
 
     def layers(self, head: Head, module: nn.Module, dtype: torch.dtype) -> tuple[Layer, ...]:
         """The layers of a head at the center of the ball.

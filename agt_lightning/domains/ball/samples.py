@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball.perturbation import Perturbation
-from agt_lightning.domains.losses import LabelReach
+from agt_lightning.domains.losses import LabelPerturbation
 from agt_lightning.interval import Interval
 
 
@@ -56,7 +56,7 @@ class Poison:
 
     rows: Tensor
     n: int
-    labels: LabelReach
+    labels: LabelPerturbation
     moves: Perturbation | None = None
     boxes: tuple[Interval, ...] | None = None
 

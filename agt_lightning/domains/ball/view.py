@@ -12,13 +12,13 @@ from torch import Tensor
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.samples import Poison, Samples
-from agt_lightning.domains.base import BoundedBatch, Step
-from agt_lightning.domains.head import HeadObjective
-from agt_lightning.domains.losses import LabelReach, Target
+from agt_lightning.domains.base import Step
+from agt_lightning.domains.head_loss import HeadLossPattern
+from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.objective import select
-from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rules.base import Value, as_interval
 
 
@@ -33,7 +33,7 @@ class HeadView:
     """
 
     part: BoundedBatch
-    objective: HeadObjective
+    objective: HeadLossPattern
     known: ValueBounds
 
     @property
@@ -107,19 +107,19 @@ def joined_poison(views: Sequence[HeadView], step: Step) -> Poison | None:
     )
 
 
-def _joined_labels(views: Sequence[HeadView], adversary: Adversary) -> LabelReach:
+def _joined_labels(views: Sequence[HeadView], adversary: Adversary) -> LabelPerturbation:
     clean, poisoned = [], []
     for view in views:
         name = view.objective.target
         assert view.part.frozen is not None
         clean.append(_target(select(view.part.nominal[name], view.part.rows)))
         poisoned.append(_target(view.part.frozen[name]))
-    together = LabelReach(_joined(clean), _joined(poisoned))
+    together = LabelPerturbation(_joined(clean), _joined(poisoned))
     radius = _label_radius(together, views[0].objective, adversary)
-    return LabelReach(together.clean, together.poisoned, radius)
+    return LabelPerturbation(together.clean, together.poisoned, radius)
 
 
-def _label_radius(labels: LabelReach, objective: HeadObjective, adversary: Adversary) -> float | None:
+def _label_radius(labels: LabelPerturbation, objective: HeadLossPattern, adversary: Adversary) -> float | None:
     """Where a change of labels is Euclidean shorter than the diagonal of its box."""
     if not isinstance(labels.poisoned, Interval) or not isinstance(adversary, BoundedAdversary):
         return None

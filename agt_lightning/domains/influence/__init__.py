@@ -8,39 +8,7 @@ Axis letters: ``Q`` queries (test points), ``N`` samples (distinct training samp
 ``d`` features, ``D`` inputs of the head (``d``, and 1 for the bias), ``K`` outputs, ``C`` classes.
 """
 
-from agt_lightning.domains.influence.bounds import margin_bounds, prediction_bounds
-from agt_lightning.domains.influence.codes import ClassCodes
-from agt_lightning.domains.influence.curve import certified_accuracy_curve
 from agt_lightning.domains.influence.domain import InfluenceDomain
-from agt_lightning.domains.influence.flips import FlipAttack, certified_flips, strongest_flips
-from agt_lightning.domains.influence.label_sets import LabelBall, LabelFlips, LabelSet
-from agt_lightning.domains.influence.linear import Budget, LinearInLabels, Predictions, Round
-from agt_lightning.domains.influence.record import HeadRecorder
 from agt_lightning.domains.influence.recorded_head import HeadInfluence, RecordedHead
-from agt_lightning.domains.influence.replay import LabelInfluence
-from agt_lightning.domains.influence.ridge import RidgeInfluence
-from agt_lightning.domains.influence.update import SGDSettings
 
-__all__ = [
-    "Budget",
-    "ClassCodes",
-    "FlipAttack",
-    "HeadInfluence",
-    "HeadRecorder",
-    "InfluenceDomain",
-    "LabelBall",
-    "LabelFlips",
-    "LabelInfluence",
-    "LabelSet",
-    "LinearInLabels",
-    "Predictions",
-    "RecordedHead",
-    "RidgeInfluence",
-    "Round",
-    "SGDSettings",
-    "certified_accuracy_curve",
-    "certified_flips",
-    "margin_bounds",
-    "prediction_bounds",
-    "strongest_flips",
-]
+__all__ = ["HeadInfluence", "InfluenceDomain", "RecordedHead"]

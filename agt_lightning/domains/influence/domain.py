@@ -1,10 +1,10 @@
-"""The influence domain: a record of the training of a linear head, from which the effect of labels follows exactly."""
+"""The influence domain: a record of the training of a linear head, which determines the exact effect of labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +12,37 @@ from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.distributed import Entry
-from agt_lightning.domains.base import BoundedBatch, Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import HeadError
-from agt_lightning.domains.influence.reading import LabelledHead, reach_problems, read_labelled_head
-from agt_lightning.domains.influence.record import HeadRecorder
+from agt_lightning.domains.influence.applicability import (
+    LabelledHead,
+    adversary_problems,
+    layer_settings,
+    match_labelled_head,
+)
+from agt_lightning.domains.influence.label_sets import allowed_labels
 from agt_lightning.domains.influence.recorded_head import RecordedHead
-from agt_lightning.domains.influence.settings import settings_of, sgd_problems
-from agt_lightning.domains.influence.threat import reachable_labels
+from agt_lightning.domains.influence.recorder import HeadRecorder
+from agt_lightning.domains.sgd import sgd_problems
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rules.base import as_interval
 
 
 @dataclass(frozen=True, eq=False)
 class InfluenceStep:
-    """What one step's batches hold for the record.
+    """One step of the training, ready to be recorded.
 
     Args:
-        head: the layer and where its targets come from.
-        features: what enters the layer, (b, d), in the type of its parameters.
+        head: the layer and the source of its targets.
+        features: inputs of the layer, (b, d), in the type of its parameters.
         targets: y, (b, K) in float64.
         slopes: c_i, (b,).
         poisonable: samples whose label can be changed, boolean (b,); None for all.
-        ids: names of the samples, integers (b,); None if they are known by their content.
+        ids: integers that identify the samples, (b,); None to identify them by their content.
         epoch: number of the epoch.
     """
 
@@ -50,15 +56,15 @@ class InfluenceStep:
 
 
 class InfluenceDomain(Domain[InfluenceStep]):
-    """All heads that changed labels could have led to, as an exact function of the labels.
+    """The set of all heads that changed labels could have led to, as an exact function of the labels.
 
     It covers one trained linear layer on frozen features, mean or sum of squared errors, `torch.optim.SGD` with any
-    schedule, momentum, Nesterov and weight decay, and an adversary that changes labels alone. Its bounds are attained.
+    schedule, momentum, Nesterov and weight decay, and an adversary that changes labels alone. The bounds are tight.
 
-    A step costs reading the batch. Bounds cost a replay of the whole training, so they are computed where they are
-    asked for, and not at every step. The record lies in memory of the CPU: every distinct sample's features, in the
-    type of the parameters, and 16 bytes for each position of each batch. Features of a frozen part that are the same up
-    to rounding in float64 are mostly the same in float32; `ids` settle it where content does not.
+    A training step only records the batch. Bounds cost a replay of the whole training, so they are computed on demand
+    and not at every step. The record lies in memory of the CPU: every distinct sample's features, in the type of the
+    parameters, and 16 bytes for each position of each batch. Features of a frozen part that agree up to rounding in
+    float64 are mostly equal in float32; give ``ids`` if content does not identify samples.
 
     Args:
         module: at its initial parameters.
@@ -68,20 +74,27 @@ class InfluenceDomain(Domain[InfluenceStep]):
         recorder: the steps so far; None before the first one.
 
     Reference:
-        docs/theory.md, "Exact influence of labels".
+        docs/theory.md, section 11.
     """
 
     name: ClassVar[str] = "influence"
     uses_poisoned_prefix: ClassVar[bool] = False
+    reads_value_bounds: ClassVar[bool] = False
+    counts_flips: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module, adversary: Adversary) -> None:
         self.module = module
         self.adversary = adversary
         self.recorder: HeadRecorder | None = None
         self._names: tuple[str, str | None] = ("", None)
-        self._codes: Tensor | None = None
+        self._codewords: Tensor | None = None
         self._recorded_head: RecordedHead | None = None
         self._bounds: dict[str, Interval] | None = None
+
+    @classmethod
+    @override
+    def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
+        return cls(module, adversary)
 
     @override
     def problems(self, setup: TrainingSetup) -> list[str]:
@@ -89,58 +102,52 @@ class InfluenceDomain(Domain[InfluenceStep]):
         if setup.clipping is not None:
             problems.append("The influence domain does not cover clipping of the mean gradient. Leave it out.")
         try:
-            head = read_labelled_head(setup.bounded, setup.module)
+            head = match_labelled_head(setup.bounded, setup.module)
         except HeadError as error:
-            return [
-                *problems,
-                *_adversary_problems(setup.adversary),
-                f"The influence domain does not apply: {error}.",
-            ]
-        problems += reach_problems(head, setup.adversary)
+            problems += adversary_problems(setup.adversary, None)
+            return [*problems, f"The influence domain does not apply: {error}."]
+        problems += adversary_problems(setup.adversary, head)
         started = self.recorder is not None
         if started and self._names != (head.layer.weight, head.layer.bias):
             problems.append("The influence domain does not apply: another layer is trained than before.")
-        return [*problems, *sgd_problems(setup.optimizer, setup.module, head.layer, started=started)]
+        return [*problems, *sgd_problems(self.name, setup, head.layer.parameters, started=started)]
 
     @override
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> InfluenceStep:
         with step.processes.collective_errors():
-            heads = [read_labelled_head(part.bounded, step.module) for part in step.parts]
-            first = heads[0]
-            own = _own_entries(step.parts, heads)
-        received = step.processes.gather(own)
-        features, targets = _joined(received, "features"), _joined(received, "targets")
+            heads = [match_labelled_head(part.bounded, step.module) for part in step.parts]
+            entries = _local_entries(step.parts, heads)
+        head = heads[0]
+        gathered = step.processes.gather(entries)
+        features, targets = _concatenated(gathered, "features"), _concatenated(gathered, "targets")
         assert features is not None
         assert targets is not None
-        dtype = step.module.get_parameter(first.layer.weight).dtype
         targets = targets.double().cpu()
-        self._require_readable_targets(targets, first.codes, step.adversary)
+        _require_valid_targets(step.adversary, targets, head.codewords)
         return InfluenceStep(
-            first,
-            features.to(device="cpu", dtype=dtype),
-            targets,
-            (first.factor * step.samples.weights).double().cpu(),
-            _mask(step),
-            _joined(received, "ids"),
-            step.parts[0].batch.epoch,
+            head=head,
+            features=features.to(device="cpu", dtype=step.module.get_parameter(head.layer.weight).dtype),
+            targets=targets,
+            slopes=(head.factor * step.samples.weights).double().cpu(),
+            poisonable=_poisonable_mask(step),
+            ids=_concatenated(gathered, "ids"),
+            epoch=step.parts[0].batch.epoch,
         )
 
     @override
-    def update(self, pending: InfluenceStep, optimizer_step: OptimizerStep) -> None:
-        layer = pending.head.layer
-        self._begin(pending, optimizer_step)
-        assert self.recorder is not None
-        weight, bias = settings_of(optimizer_step, layer)
+    def update(self, data: InfluenceStep, optimizer_step: OptimizerStep) -> None:
+        recorder = self._recorder_of(data.head, optimizer_step)
+        weight, bias = layer_settings(optimizer_step, data.head.layer)
         try:
-            self.recorder.append(
-                pending.features,
-                pending.targets,
-                pending.slopes,
+            recorder.append(
+                data.features,
+                data.targets,
+                data.slopes,
                 weight,
                 bias_settings=bias,
-                ids=pending.ids,
-                epoch=pending.epoch,
-                poisonable=pending.poisonable,
+                ids=data.ids,
+                epoch=data.epoch,
+                poisonable=data.poisonable,
             )
         except (UncertifiableError, ValueError) as error:
             raise DomainLostError(str(error)) from error
@@ -148,15 +155,19 @@ class InfluenceDomain(Domain[InfluenceStep]):
 
     @override
     def box(self) -> dict[str, Interval] | None:
-        """None: bounds take a replay of the training, see `exact_box`."""
+        """Return None, since bounds need a replay of the training; `exact_box` computes them."""
         return None
 
     @override
     def exact_box(self) -> dict[str, Interval]:
-        """The smallest box around all heads, by parameter name; computed once after a step."""
+        """Return the smallest box around all heads, by parameter name; computed once after a step."""
         if self._bounds is None:
-            self._bounds = self._boxed()
+            self._bounds = self._compute_box()
         return self._bounds
+
+    @override
+    def parameter_set(self) -> RecordedHead | None:
+        return self.recorded_head
 
     @property
     def recorded_head(self) -> RecordedHead | None:
@@ -166,7 +177,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
             weight, bias = self._names
             dtype = self.module.get_parameter(weight).dtype
             self._recorded_head = RecordedHead(
-                self.recorder.influence(), self.adversary, weight, bias, self._codes, dtype
+                self.recorder.influence(), self.adversary, weight, bias, self._codewords, dtype
             )
         return self._recorded_head
 
@@ -196,29 +207,33 @@ class InfluenceDomain(Domain[InfluenceStep]):
             return {}
         weight, bias = self._names
         state = {"recorder": self.recorder.state(), "weight": weight, "bias": bias or ""}
-        return state if self._codes is None else {**state, "codes": self._codes}
+        return state if self._codewords is None else {**state, "codes": self._codewords}
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
         self._recorded_head = self._bounds = None
         self.recorder = HeadRecorder.restored(state["recorder"]) if state else None
         if state:
-            self._names, self._codes = (state["weight"], state["bias"] or None), state.get("codes")
+            self._names, self._codewords = (state["weight"], state["bias"] or None), state.get("codes")
 
-    def _begin(self, pending: InfluenceStep, optimizer_step: OptimizerStep) -> None:
-        """Start the record with the parameters before the first step; later steps must train the same layer."""
-        layer, codes = pending.head.layer, pending.head.codes
+    def _recorder_of(self, head: LabelledHead, optimizer_step: OptimizerStep) -> HeadRecorder:
+        """Return the recorder, which starts with the parameters before the first step.
+
+        Raises:
+            DomainLostError: if a later step trains another layer, or has other targets of classes.
+        """
+        layer = head.layer
         if self.recorder is None:
             names = (layer.weight,) if layer.bias is None else (layer.weight, layer.bias)
             before = [optimizer_step.before.get(name, self.module.get_parameter(name)).detach().cpu() for name in names]
             columns = [values if values.ndim == 2 else values[:, None] for values in before]
             self.recorder = HeadRecorder(torch.cat(columns, dim=1), bias=layer.bias is not None)
-            self._names, self._codes = (layer.weight, layer.bias), codes
-        same_codes = codes is self._codes is None or codes is not None and _equal(codes, self._codes)
-        if self._names != (layer.weight, layer.bias) or not same_codes:
+            self._names, self._codewords = (layer.weight, layer.bias), head.codewords
+        if self._names != (layer.weight, layer.bias) or not _equal(head.codewords, self._codewords):
             raise DomainLostError("another layer is trained than before, or the targets of classes have changed")
+        return self.recorder
 
-    def _boxed(self) -> dict[str, Interval]:
+    def _compute_box(self) -> dict[str, Interval]:
         box = {name: Interval.point(p.detach().double()) for name, p in self.module.named_parameters()}
         recorded_head = self.recorded_head
         if recorded_head is None:
@@ -232,53 +247,48 @@ class InfluenceDomain(Domain[InfluenceStep]):
             box[recorded_head.bias] = Interval.trusted(lower[:, inputs], upper[:, inputs])
         return box
 
-    @staticmethod
-    def _require_readable_targets(targets: Tensor, codes: Tensor | None, adversary: Adversary) -> None:
-        assert isinstance(adversary, BoundedAdversary)
-        try:
-            reachable_labels(adversary, targets, codes)
-        except ValueError as error:
-            raise DomainLostError(str(error)) from error
+
+def _require_valid_targets(adversary: Adversary, targets: Tensor, codewords: Tensor | None) -> None:
+    """Raise `DomainLostError` if the adversary flips labels and a target is not a codeword."""
+    assert isinstance(adversary, BoundedAdversary)
+    try:
+        allowed_labels(adversary, targets, codewords)
+    except ValueError as error:
+        raise DomainLostError(str(error)) from error
 
 
-def _adversary_problems(adversary: Adversary) -> list[str]:
-    """What can be said of an adversary without a head."""
-    if isinstance(adversary, BoundedAdversary):
-        return []
-    return ["The influence domain needs a `BoundedAdversary` that changes labels alone."]
-
-
-def _own_entries(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead]) -> dict[str, Entry]:
-    """Features, targets and names of this process's samples."""
-    views = list(zip(parts, heads, strict=True))
+def _local_entries(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead]) -> dict[str, Entry]:
+    """Return features, targets and, if there are any, ids of this process's samples."""
     entries: dict[str, Entry] = {
-        "features": torch.cat([as_interval(part.nominal[head.input]).lower for part, head in views]),
-        "targets": torch.cat([_targets(part, head) for part, head in views]),
+        "features": torch.cat(
+            [as_interval(part.nominal[head.input]).lower for part, head in zip(parts, heads, strict=True)]
+        ),
+        "targets": torch.cat([_targets(part, head) for part, head in zip(parts, heads, strict=True)]),
     }
-    ids = _ids(parts)
-    return entries if ids is None else {**entries, "ids": ids}
+    ids = [part.ids.cpu() for part in parts if part.ids is not None]
+    return {**entries, "ids": torch.cat(ids)} if len(ids) == len(parts) else entries
 
 
-def _joined(received: Sequence[Mapping[str, Entry]], name: str) -> Tensor | None:
-    """One entry with the samples of all processes; None if some have none."""
-    entries = [message.get(name) for message in received]
+def _concatenated(gathered: Sequence[Mapping[str, Entry]], name: str) -> Tensor | None:
+    """Return one entry with the samples of all processes; None if some processes lack it."""
+    entries = [message.get(name) for message in gathered]
     tensors = [entry for entry in entries if isinstance(entry, Tensor)]
     return torch.cat(tensors) if len(tensors) == len(entries) else None
 
 
 def _targets(part: BoundedBatch, head: LabelledHead) -> Tensor:
-    """Targets of one micro-batch, (b, K)."""
+    """Return the targets of one micro-batch, (b, K); those of class labels must be their codewords."""
     target = as_interval(part.nominal[head.target]).lower
     target = target.reshape(len(target), -1)
     label = part.nominal[head.label]
-    if head.codes is not None and isinstance(label, ClassLabels):
-        expected = head.codes.to(target)[label.index.reshape(-1).long()]
+    if head.codewords is not None and isinstance(label, ClassLabels):
+        expected = head.codewords.to(target)[label.index.reshape(-1).long()]
         if not torch.equal(target, expected):
             raise DomainLostError("the targets of samples are not those of their classes")
     return target
 
 
-def _mask(step: Step) -> Tensor | None:
+def _poisonable_mask(step: Step) -> Tensor | None:
     rows = step.samples.poisonable
     if rows is None:
         return None
@@ -287,10 +297,7 @@ def _mask(step: Step) -> Tensor | None:
     return mask
 
 
-def _ids(parts: Sequence[BoundedBatch]) -> Tensor | None:
-    ids = [part.ids.cpu() for part in parts if part.ids is not None]
-    return torch.cat(ids) if len(ids) == len(parts) else None
-
-
-def _equal(codes: Tensor, others: Tensor | None) -> bool:
-    return others is not None and torch.equal(codes, others)
+def _equal(codewords: Tensor | None, others: Tensor | None) -> bool:
+    if codewords is None or others is None:
+        return codewords is others
+    return torch.equal(codewords, others)

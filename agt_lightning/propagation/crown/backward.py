@@ -1,4 +1,7 @@
-"""Backward substitution: linear forms of one value, carried to what it depends on."""
+"""Backward substitution: linear forms of one value, expressed by the values that it depends on.
+
+See docs/theory.md, section "CROWN with interval parameters".
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ Box = Callable[[str], Value]
 
 @dataclass(frozen=True)
 class Substitution:
-    """Bounds by backward substitution through one program.
+    """Computes bounds by backward substitution through one program.
 
     Args:
         program: the program.
-        slopes: choice of lower lines.
+        slopes: slopes of the lines below kinked functions.
         memory_budget: bytes for coefficients; samples, and then rows, are handled in parts that fit.
     """
 
@@ -45,12 +48,12 @@ class Substitution:
     memory_budget: int = DEFAULT_MEMORY_BUDGET
 
     def bounds(self, values: Mapping[str, Value], name: str, like: Interval) -> Interval:
-        """Bounds of every element of a call's result.
+        """Compute bounds of every element of a call's result.
 
         Args:
-            values: bounds of everything up to the call.
-            name: of its result.
-            like: other bounds of it, for their shape and type.
+            values: bounds of all values up to the call.
+            name: name of its result.
+            like: other bounds of the result, for their shape and type.
         """
         units = like.shape[1:].numel()
         step = self._fitting(2 * like.lower.element_size(), units)
@@ -62,11 +65,11 @@ class Substitution:
         return Interval.trusted(-negative, upper)
 
     def largest(self, values: Mapping[str, Value], name: str, rows: Tensor) -> Tensor:
-        """Upper bounds of ``⟨rows_r, v⟩`` for the value v of this name.
+        """Compute upper bounds of ``⟨rows_r, v⟩`` for the value v of this name.
 
         Args:
-            values: bounds of everything that v depends on, and of v.
-            name: of v.
+            values: bounds of all values that v depends on, and of v.
+            name: name of v.
             rows: (b, r, *shape), or (1, r, *shape) for all samples.
 
         Returns:
@@ -80,11 +83,11 @@ class Substitution:
         )
 
     def _part(self, box: Box, name: str, rows: Tensor) -> Tensor:
-        """The bounds for some samples."""
+        """Compute the bounds for some samples."""
         return self._walk(box, name, rows, self.slopes)
 
     def _walk(self, box: Box, name: str, rows: Tensor, slopes: Slopes) -> Tensor:
-        """The substitution itself, with some choice of lower lines."""
+        """Substitute call by call, last one first, with the given slopes of lower lines."""
         forms = Forms.start(name, rows)
         for call in reversed(self.program.graph.calls):
             if call.name in forms.coefficients:
@@ -94,7 +97,7 @@ class Substitution:
         return forms.constant + forms.magnitude * self._roundoff(rows.dtype)
 
     def _expressed(self, box: Box, call: Call, forms: Forms, slopes: Slopes) -> Forms:
-        """A call by its inputs; by its own box where that says all, or where it has no relaxation."""
+        """Express a call by its inputs, or by its own box if that is a point or if the call has no relaxation."""
         known, operands = as_interval(box(call.name)), [box(name) for name in call.inputs]
         relaxation, site = RELAXATIONS.get(call.op), self.program.sites[call.name]
         if known.is_point or relaxation is None or not relaxation.applies(site, operands):
@@ -104,20 +107,20 @@ class Substitution:
         return forms.replace(call.name, call.inputs, terms)
 
     def _box(self, values: Mapping[str, Value], part: slice) -> Box:
-        """Values of some samples; what has no samples as it is."""
+        """Return bounds by name for some samples; values without a sample axis are shared."""
         samples = self.program.samples
         return lambda name: rows_of(values[name], part) if name in samples else values[name]
 
     def _fitting(self, size: int, most: int) -> int:
-        """How many items whose coefficients take ``size`` bytes per unit of the widest value fit the budget."""
+        """Return how many items fit the budget whose coefficients take ``size`` bytes per unit of the widest value."""
         return max(1, min(most, self.memory_budget // (_COPIES * size * self._widest)))
 
     @cached_property
     def _widest(self) -> int:
-        """Elements per sample of the largest value."""
+        """Number of elements per sample of the largest value."""
         shapes = self.program.graph.shapes
         return max(torch.Size(shapes[name][1:]).numel() for name in self.program.samples)
 
     def _roundoff(self, dtype: torch.dtype) -> float:
-        """Of a substitution through all calls, relative to the sum of magnitudes."""
+        """Return the rounding of a substitution through all calls, relative to the sum of magnitudes."""
         return accumulated_roundoff(self._widest * len(self.program.graph.calls), dtype)

@@ -1,4 +1,4 @@
-"""The largest value of a linear form over what is known of a value: its box, and its ball if it has one."""
+"""The largest value of a linear form over the box of a value, and over its ball if it has one."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from agt_lightning.rules import Value
 
 
 def largest(coefficient: Tensor, value: Interval) -> Tensor:
-    """``max ⟨Λ_r, v⟩`` over v in its box, and in its ball: the smaller of both maxima.
+    """Return ``max ⟨Λ_r, v⟩`` over v in its box, or in its ball if that is smaller.
 
     Over the box it is ``⟨Λ, center⟩ + ⟨|Λ|, radius⟩``; over a ball ``x + s ∘ u`` it is ``⟨Λ, x⟩ + ‖Λ ∘ s‖_{p*}``, the
     dual norm.
@@ -21,6 +21,9 @@ def largest(coefficient: Tensor, value: Interval) -> Tensor:
 
     Returns:
         (b, r)
+
+    Reference:
+        docs/theory.md, eq. (12.5).
 
     Example:
         >>> largest(torch.tensor([[[1.0, -2.0]]]), Interval(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0, 2.0]])))
@@ -33,7 +36,7 @@ def largest(coefficient: Tensor, value: Interval) -> Tensor:
 
 
 def inner(coefficient: Tensor, value: Tensor) -> Tensor:
-    """``⟨Λ_r, v⟩``: (b, r, *shape) and (b, *shape) to (b, r).
+    """Return ``⟨Λ_r, v⟩``: (b, r, *shape) and (b, *shape) to (b, r).
 
     Example:
         >>> inner(torch.ones(1, 2, 3), torch.ones(4, 3)).shape
@@ -48,18 +51,18 @@ def inner(coefficient: Tensor, value: Tensor) -> Tensor:
 
 
 def flat_rows(coefficient: Tensor) -> Tensor:
-    """(b, r, *shape) as (b, r, k), also for values of one number per sample."""
+    """Flatten (b, r, *shape) to (b, r, k), also for values of one number per sample."""
     return coefficient.reshape(*coefficient.shape[:2], -1)
 
 
 def _largest_in_ball(coefficient: Tensor, ball: LpBall) -> Tensor:
-    reach = flat_rows(coefficient * ball.scale)
-    radius = dual_norm(reach.flatten(0, 1), ball.p).reshape(reach.shape[:2])
+    scaled = flat_rows(coefficient * ball.scale)
+    radius = dual_norm(scaled.flatten(0, 1), ball.p).reshape(scaled.shape[:2])
     return inner(coefficient, ball.nominal) + radius
 
 
 def rows_of(value: Value, rows: slice) -> Value:
-    """Some samples of a value, with what is known of their ball."""
+    """Select some samples of a value, of its ball too."""
     if isinstance(value, ClassLabels):
         return value.map(lambda index: index[rows])
     if isinstance(value, Tensor) or value.ball is None:

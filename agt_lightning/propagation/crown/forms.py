@@ -19,10 +19,10 @@ from agt_lightning.propagation.crown.concretize import inner, largest
 
 @dataclass(frozen=True)
 class Terms:
-    """What one call contributes when its result is expressed by its inputs.
+    """The linear form that replaces one call's result when it is expressed by the call's inputs.
 
     Args:
-        coefficients: for each tensor input of the call (b, r, *shape), or None where nothing flows.
+        coefficients: of each tensor input of the call, (b, r, *shape); None if the result is not expressed by it.
         constant: (b, r).
     """
 
@@ -32,7 +32,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Forms:
-    """``f_r <= Σ_v ⟨Λ_v[r], v⟩ + c_r`` for all parameters and inputs in their boxes.
+    """Upper bounds ``f_r <= Σ_v ⟨Λ_v[r], v⟩ + c_r``, for all parameters and inputs in their boxes.
 
     The coefficients are numbers, not intervals: an uncertain parameter is resolved to its worst value as soon as it
     comes in (see `resolve`), because the sign of what it multiplies is known by then.
@@ -49,7 +49,7 @@ class Forms:
 
     @classmethod
     def start(cls, name: str, coefficient: Tensor) -> Forms:
-        """The quantities ``⟨coefficient[r], v⟩`` of one value v.
+        """Return the quantities ``⟨coefficient[r], v⟩`` of one value v.
 
         Example:
             >>> Forms.start("f", torch.eye(2)[None]).constant
@@ -67,7 +67,7 @@ class Forms:
         return Forms(coefficients, self.constant + terms.constant, self.magnitude + terms.constant.abs())
 
     def settle(self, name: str, value: Interval) -> Forms:
-        """Take the largest value over what is known of the value ``name``."""
+        """Replace the value ``name`` by its worst case: the largest of its form over its box and ball."""
         coefficients = dict(self.coefficients)
         coefficient = coefficients.pop(name)
         constant = self.constant + largest(coefficient, value)
@@ -75,12 +75,12 @@ class Forms:
 
 
 def unit_rows(shape: Sequence[int], first: int, last: int, like: Tensor) -> Tensor:
-    """Rows for upper bounds of the elements ``first`` to ``last`` of a value, then rows for their lower bounds.
+    """Return rows for upper bounds of the elements ``first`` to ``last`` of a value, then rows for their lower bounds.
 
     Args:
-        shape: of one sample.
-        first: flat number of the first element.
-        last: flat number behind the last element.
+        shape: shape of one sample.
+        first: flat index of the first element.
+        last: flat index behind the last element.
         like: a tensor of the wanted type and device.
 
     Returns:

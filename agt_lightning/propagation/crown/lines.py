@@ -19,7 +19,7 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Lines:
-    """``below_slope · x + below_offset <= f(x) <= above_slope · x + above_offset`` on an interval of x.
+    """Two lines, ``below_slope · x + below_offset <= f(x) <= above_slope · x + above_offset`` on an interval of x.
 
     Slopes are of shape (b, r, *shape) or broadcast to it, offsets of shape (b, 1, *shape).
     """
@@ -31,14 +31,14 @@ class Lines:
 
 
 LinesOf = Callable[[Site, Interval, Tensor], Lines]
-"""Lines of a call over the box (b, *shape) of its argument, given α of `slopes`."""
+"""Computes the lines of a call over the box (b, *shape) of its argument, given α of `slopes`."""
 
 
 def kinked(slope: Callable[[Site], float]) -> LinesOf:
-    """``max(x, a x)`` for a in [0, 1]: relu and leaky relu.
+    """Return lines of ``max(x, a x)`` for a in [0, 1]: relu and leaky relu.
 
     Over [l, u] with l < 0 < u the function is convex, so its chord is above it and each line through the origin with a
-    slope between a and 1 below it. Elsewhere it is a line itself.
+    slope between a and 1 below it (docs/theory.md, eq. (12.6)). Elsewhere it is a line itself.
 
     Example:
         >>> box = Interval(torch.tensor([[-1.0]]), torch.tensor([[3.0]]))
@@ -61,7 +61,7 @@ def kinked(slope: Callable[[Site], float]) -> LinesOf:
 
 
 def sigmoidal(function: Function, derivative: Function) -> LinesOf:
-    """A rising function that is convex below zero, concave above zero, and odd up to a constant: tanh and sigmoid.
+    """Return lines of a rising function, convex below zero, concave above, odd up to a constant: tanh and sigmoid.
 
     The line below comes from the line above of ``-f(-x)``, a function of the same kind with the same derivative.
     """
@@ -76,10 +76,11 @@ def sigmoidal(function: Function, derivative: Function) -> LinesOf:
 
 
 def _line_above(function: Function, derivative: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and offset of a line above f: a tangent at a point of the concave part, or the chord.
+    """Return slope and offset of a line above f: a tangent at a point of the concave part, or the chord.
 
     The tangent at d >= 0 is above f on [0, u] since f is concave there; if it is above f at l as well, it is above f on
-    [l, 0] since f is convex there. If it is below f at l even for d = u, the chord is above f (docs/theory.md).
+    [l, 0] since f is convex there. If it is below f at l even for d = u, the chord is above f:
+    docs/theory.md, eq. (12.7).
     """
     at_lower, at_upper = function(lower), function(upper)
 

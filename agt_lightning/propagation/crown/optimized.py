@@ -20,7 +20,7 @@ from agt_lightning.propagation.crown.slopes import Slopes
 
 @dataclass(frozen=True)
 class OptimizedSubstitution(Substitution):
-    """Bounds by backward substitution, each the least of those met on the way of a search over its own lower lines.
+    """Computes bounds by backward substitution, each the least of those met in a search over its own lower lines.
 
     Any slope in [0, 1] is sound, so the search may stop at any time, and its first bound is that of `Substitution`.
 
@@ -59,21 +59,21 @@ class OptimizedSubstitution(Substitution):
 
 
 class _Shares:
-    """α of every kinked call, one for each sample, row and unit."""
+    """Holds α of every kinked call, one for each sample, row and unit."""
 
     def __init__(self, start: Slopes, rows: int) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._start, self._rows = start, rows
 
     def __call__(self, name: str, box: Interval) -> Tensor:
-        """The current α of a call."""
+        """Return the current α of a call."""
         if name not in self.tensors:
             start = self._start(name, box)
             self.tensors[name] = start.expand(-1, self._rows, *start.shape[2:]).clone().requires_grad_()
         return self.tensors[name]
 
     def project(self) -> None:
-        """Back to [0, 1]."""
+        """Move every α back to [0, 1]."""
         with torch.no_grad():
             for share in self.tensors.values():
                 share.clamp_(0, 1)

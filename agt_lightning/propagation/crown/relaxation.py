@@ -1,4 +1,4 @@
-"""What a linear relaxation is: how a linear form of a call's result becomes one of its inputs."""
+"""Linear relaxations: a linear form of a call's result, bounded by a linear form of its inputs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ from agt_lightning.propagation.crown.forms import Terms
 from agt_lightning.propagation.crown.lines import LinesOf
 from agt_lightning.propagation.crown.slopes import Slopes
 from agt_lightning.rules import Rule, Site, Value
-from agt_lightning.rules.base import as_interval, map_bounds
-from agt_lightning.rules.elementwise import always
+from agt_lightning.rules.base import as_interval
 
 
 class Relaxation(ABC):
     """A linear relaxation of one operation; stateless.
 
-    For all inputs and parameters in their boxes, ``⟨Λ_r, y⟩ <= Σ ⟨Λ'_r, x⟩ + c_r``.
+    It maps Λ to Λ' and c with ``⟨Λ_r, y⟩ <= Σ ⟨Λ'_r, x⟩ + c_r`` for all inputs and parameters in their boxes.
     """
 
     affine: ClassVar[bool] = True
     """Whether the operation is affine in its inputs with samples."""
 
     def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
-        """Whether this call has a relaxation with these inputs; if not, its own box takes its place."""
+        """Whether this call has a relaxation with these inputs; otherwise its own box takes its place."""
         return True
 
     def combines(self, site: Site) -> bool:
-        """Whether a result depends on several elements, so that interval bounds forget what they share."""
+        """Whether a result depends on several elements, whose dependence interval bounds lose."""
         return False
 
     def weighs(self, site: Site) -> bool:
@@ -50,8 +49,12 @@ class Relaxation(ABC):
             rule: its interval rule.
             coefficient: Λ, (b, r, *shape of y).
             inputs: bounds of the call's tensor inputs.
-            slopes: choice of lower lines.
+            slopes: slopes of the lines below kinked functions.
         """
+
+
+def _any_settings(site: Site) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,20 @@ class Elementwise(Relaxation):
     """A function of each element between two lines: the upper one where Λ >= 0, the lower one elsewhere.
 
     Args:
-        lines: of the function.
-        covers: for which settings of the call they are proved.
+        lines: computes the two lines of the function.
+        covers: whether the lines are proved for the settings of a call.
     """
 
     lines: LinesOf
-    covers: Callable[[Site], bool] = always
+    covers: Callable[[Site], bool] = _any_settings
     affine: ClassVar[bool] = False
 
     def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
-        """For the settings that the lines cover."""
+        """Whether the lines cover the settings of this call."""
         return self.covers(site)
 
     def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
-        """``Λ⁺ (s x + t) - Λ⁻ (s' x + t')``."""
+        """Return ``Λ⁺ (s x + t) - Λ⁻ (s' x + t')``."""
         box = as_interval(inputs[0])
         lines = self.lines(site, box, slopes(site.call.name, box))
         slope = torch.where(coefficient >= 0, lines.above_slope, lines.below_slope)
@@ -83,23 +86,24 @@ class Elementwise(Relaxation):
 
 
 class Identity(Relaxation):
-    """Casts, `detach`, dropout that is switched off: the value itself."""
+    """The relaxation of casts, `detach` and dropout that is switched off: the value itself."""
 
     def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
-        """Between floating point values."""
+        """Whether input and result are floating point values."""
         return isinstance(inputs[0], Interval) and site.call.dtype.is_floating_point
 
     def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
-        """``Λ x``."""
+        """Return ``Λ x``."""
         return Terms([coefficient], coefficient.new_zeros(coefficient.shape[:2]))
 
 
 @dataclass(frozen=True)
 class Affine(Relaxation):
-    """``y = A x + c`` where the parameters choose A and c: ``⟨Λ, y⟩ = ⟨Aᵀ Λ, x⟩ + ⟨Λ, c⟩``.
+    """The relaxation of ``y = A x + c``, with A and c given by parameters: ``⟨Λ, y⟩ = ⟨Aᵀ Λ, x⟩ + ⟨Λ, c⟩``.
 
     ``Aᵀ Λ`` is the gradient of ``⟨Λ, y⟩`` with respect to x, so the rule's own backward pass bounds it, exactly for
-    point coefficients; so convolutions go back by transposed convolutions. c is the call's value at x = 0.
+    point coefficients; convolutions become transposed convolutions. c is the call's value at x = 0.
+    Derived in docs/theory.md, eq. (12.3).
 
     Args:
         mixes: whether a result depends on several elements of one input.
@@ -110,21 +114,21 @@ class Affine(Relaxation):
     multiplies: bool = False
 
     def applies(self, site: Site, inputs: Sequence[Value]) -> bool:
-        """Not for products of two values with samples."""
+        """Whether at most one factor has samples."""
         return not self.multiplies or sum(site.samples) == 1
 
     def combines(self, site: Site) -> bool:
-        """Also sums of two values with samples."""
+        """Whether a result depends on several elements of one input, or on two inputs with samples."""
         return self.mixes or sum(site.samples) > 1
 
     def weighs(self, site: Site) -> bool:
-        """With a trained factor."""
+        """Whether the factor is trained."""
         return self.multiplies and any(
             trains and not own for trains, own in zip(site.trainable, site.samples, strict=True)
         )
 
     def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
-        """``Aᵀ Λ`` resolved over the box of x, and the largest ``⟨Λ, c⟩``."""
+        """Return ``Aᵀ Λ`` resolved over the box of x, and the largest ``⟨Λ, c⟩``."""
         b, r = coefficient.shape[:2]
         gradient = Interval.point(coefficient.flatten(0, 1))
         shapes = [_rows(value, b * r) if own else value for value, own in zip(inputs, site.samples, strict=True)]
@@ -137,14 +141,14 @@ class Affine(Relaxation):
             if not own or towards is None:
                 coefficients.append(None)
                 continue
-            resolved = resolve(map_bounds(towards, lambda bound: bound.unflatten(0, (b, r))), as_interval(value))
+            resolved = resolve(towards.rearranged(lambda bound: bound.unflatten(0, (b, r))), as_interval(value))
             coefficients.append(resolved.coefficients[0])
             constant = constant + resolved.constant
         return Terms(coefficients, constant)
 
 
 def resolve(coefficient: Interval, box: Interval) -> Terms:
-    """The tightest linear upper bound in x of ``max Λ x`` over Λ in an interval, for x in its box.
+    """Return the tightest linear upper bound in x of ``max Λ x`` over Λ in an interval, for x in its box.
 
     For Λ in [L, U] and x in [l, u] the maximum is max(L x, U x), convex in x; its least linear bound from above is the
     line through both ends: U x if l >= 0, L x if u <= 0, else with ``a = -l / (u - l)``
@@ -153,7 +157,10 @@ def resolve(coefficient: Interval, box: Interval) -> Terms:
 
     Args:
         coefficient: Λ, (b, r, *shape).
-        box: of x, (b, *shape).
+        box: box of x, (b, *shape).
+
+    Reference:
+        docs/theory.md, eq. (12.2).
 
     Example:
         >>> box = Interval(torch.tensor([[-1.0]]), torch.tensor([[3.0]]))
@@ -170,12 +177,12 @@ def resolve(coefficient: Interval, box: Interval) -> Terms:
 
 
 def _rows(value: Value, count: int) -> Interval:
-    """Something of the value's shape with this many samples, for rules that read the shape alone."""
+    """Return zeros of the value's shape with this many samples, for rules that read the shape alone."""
     bounds = as_interval(value)
     return Interval.point(bounds.lower.new_zeros(()).expand(count, *bounds.shape[1:]))
 
 
 def _origin(value: Value) -> Interval:
-    """One sample of zeros."""
+    """Return one sample of zeros."""
     bounds = as_interval(value)
     return Interval.point(bounds.lower.new_zeros(1, *bounds.shape[1:]))

@@ -1,4 +1,4 @@
-"""Linear relaxations by ATen overload. An overload that is not here stops the substitution at its own box."""
+"""Linear relaxations by ATen overload. The substitution stops at the box of an overload that is not listed."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -72,7 +72,7 @@ _SAME = (
 
 
 def _leak(site: Site) -> float:
-    """Slope below zero; beyond [0, 1] the function is not convex and rising."""
+    """Return the slope below zero; outside of [0, 1] the function is not both convex and rising."""
     return site.number("negative_slope")
 
 

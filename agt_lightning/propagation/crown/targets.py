@@ -1,4 +1,4 @@
-"""Which values are worth a backward substitution."""
+"""The choice of values that are bounded by backward substitution."""
 
 from agt_lightning.capture import Call
 from agt_lightning.propagation.crown.relaxation import Relaxation
@@ -9,16 +9,16 @@ from agt_lightning.propagation.program import Program
 def tightened_values(
     program: Program, skip: frozenset[str] = frozenset(), wanted: frozenset[str] = frozenset()
 ) -> frozenset[str]:
-    """Names of the values that get bounds of their own: what a nonlinear call or a trained product reads.
+    """Return the names of the values to bound: inputs of nonlinear calls and of products with trained parameters.
 
-    Interval bounds lose tightness where an affine call combines elements that share something; the first one from the
-    inputs on shares nothing. Between such calls and the next reader that needs a box, affine calls are substituted in
-    one piece and their results stay as they are.
+    Interval bounds lose tightness where an affine call combines elements that depend on the same inputs; the elements
+    of the inputs themselves do not. Affine calls between such a call and the next reader that needs a box are
+    substituted in one piece, and their own results keep interval bounds.
 
     Args:
         program: the program.
-        skip: values that nobody asks for.
-        wanted: values whose own bounds somebody asks for.
+        skip: values that are not computed.
+        wanted: values whose own bounds are results.
     """
     kept = [call for call in program.graph.calls if call.name in program.rules and call.name not in skip]
     mixed: set[str] = set()

@@ -22,7 +22,7 @@ from agt_lightning.domains.ball.samples import Poison, Samples
 from agt_lightning.domains.losses import (
     HeadLoss,
     HuberError,
-    LabelReach,
+    LabelPerturbation,
     LogisticLoss,
     SoftmaxLoss,
     SquaredError,
@@ -131,17 +131,17 @@ class Problems:
         values = self.targets[g] if rows is None else self.targets[g][rows]
         return ClassLabels(values) if self.form.loss == "softmax" else Interval.point(values)
 
-    def label_reach(self, g: int, rows: Tensor) -> LabelReach:
+    def label_reach(self, g: int, rows: Tensor) -> LabelPerturbation:
         """What can be written in place of the targets."""
         clean, kind, nu = self.target(g, rows), self.form.labels, float(self.nu[g])
         if isinstance(clean, ClassLabels):
-            return LabelReach(clean, ClassLabels(clean.index, flippable=kind is not None))
+            return LabelPerturbation(clean, ClassLabels(clean.index, flippable=kind is not None))
         if kind is None:
-            return LabelReach(clean, clean)
+            return LabelPerturbation(clean, clean)
         if kind == "flip":
-            return LabelReach(clean, Interval(torch.zeros_like(clean.lower), torch.ones_like(clean.lower)))
+            return LabelPerturbation(clean, Interval(torch.zeros_like(clean.lower), torch.ones_like(clean.lower)))
         around = Interval(clean.lower - nu, clean.upper + nu)
-        return LabelReach(clean, around, nu if kind == "ball" else None)
+        return LabelPerturbation(clean, around, nu if kind == "ball" else None)
 
     def moves(self, g: int, rows: Tensor) -> Perturbation | None:
         """How features can move."""

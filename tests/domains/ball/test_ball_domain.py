@@ -40,16 +40,16 @@ def test_the_center_stays_where_training_ended():
     module = network()
     engine, _ = trained(module)
     x = torch.randn(5, 2, dtype=torch.float64)
-    ball = engine.ball
-    expected = CertifiedModel(module, engine.bounds, ball=ball).bound_forward(x)
+    ball = engine.parameter_sets["ball"]
+    expected = CertifiedModel(module, engine.bounds, sets={"ball": ball}).bound_forward(x)
     moved = copy.deepcopy(module)
     with torch.no_grad():
         moved[2].bias += ball.radius / 2
-    around_moved = CertifiedModel(moved, engine.bounds, ball=ball).bound_forward(x)
+    around_moved = CertifiedModel(moved, engine.bounds, sets={"ball": ball}).bound_forward(x)
     assert torch.allclose(around_moved.lower, expected.lower, rtol=0, atol=1e-12)
     with torch.no_grad():
         module[2].bias += ball.radius / 2  # the module itself, after training
-    kept = CertifiedModel(module, engine.bounds, ball=engine.ball).bound_forward(x)
+    kept = CertifiedModel(module, engine.bounds, sets={"ball": engine.parameter_sets["ball"]}).bound_forward(x)
     assert torch.allclose(kept.lower, expected.lower, rtol=0, atol=1e-12)
 
 
@@ -58,7 +58,7 @@ def test_a_resumed_ball_knows_which_parameters_it_is_for():
     engine, _ = trained(module)
     resumed = AbstractGradientEngine(module, loss, BoundedAdversary(n=2, nu=0.3), domains=("ball",))
     resumed.restore(engine.state())
-    assert resumed.ball.radius == engine.ball.radius
+    assert resumed.parameter_sets["ball"].radius == engine.parameter_sets["ball"].radius
     module[0].requires_grad_(False)
     optimizer = torch.optim.SGD(module[2].parameters(), lr=0.1)
     assert any("other parameters" in problem for problem in resumed.problems(batch(), optimizer))
@@ -91,7 +91,7 @@ def test_beside_a_box_it_is_left_out_instead():
     engine.step([batch()], optimizer)
     optimizer.param_groups[1]["lr"] = 0.2
     engine.step([batch(1)], optimizer)
-    assert engine.ball is None
+    assert "ball" not in engine.parameter_sets
     assert "different settings" in engine.domains.excluded["ball"]
     assert engine.bounds.contains(module)
 
@@ -120,7 +120,7 @@ def test_truncated_labels_do_not_keep_their_radius():
         for parameter in twin.parameters():
             parameter -= 0.1 * parameter.grad
     distance = torch.cat([(p - q).flatten() for p, q in zip(twin.parameters(), module.parameters(), strict=True)])
-    assert float(distance.norm()) <= engine.ball.radius * (1 + 1e-9)
+    assert float(distance.norm()) <= engine.parameter_sets["ball"].radius * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("p", [1, 2, float("inf")])
@@ -134,7 +134,7 @@ def test_moves_of_raw_features_are_those_of_the_box_around_them(p):
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         for step in range(3):
             engine.step([batch(step)], optimizer)
-        return engine.ball.radius
+        return engine.parameter_sets["ball"].radius
 
     for epsilon in (0.1, torch.tensor([0.05, 0.2])):
         assert radius(epsilon) == pytest.approx(radius(epsilon, bounds=(-100.0, 100.0)), rel=1e-12)

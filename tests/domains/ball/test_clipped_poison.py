@@ -15,7 +15,7 @@ from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import next_radius
 from agt_lightning.domains.ball.samples import Poison, Samples
-from agt_lightning.domains.losses import HuberError, LabelReach
+from agt_lightning.domains.losses import HuberError, LabelPerturbation
 from agt_lightning.interval import Interval
 
 ROUNDING = 1e-9
@@ -65,6 +65,6 @@ def certified(parameters: tuple[Tensor, Tensor, Tensor], inputs: Tensor, step: T
     target = Interval.point(targets(parameters))
     layer = HiddenLayer(first, bias, second, True, False, 0.0)
     samples = Samples(inputs, (inputs @ first.T + bias, outputs(parameters, inputs)))
-    poison = Poison(torch.arange(1), 1, LabelReach(target, target), Perturbation(step))
+    poison = Poison(torch.arange(1), 1, LabelPerturbation(target, target), Perturbation(step))
     constants = hidden_constants(layer, samples, target, torch.ones(1).double(), HuberError(1.0, 1.0), poison)
     return next_radius(0.0, constants, rate=1.0, decay=0.0)

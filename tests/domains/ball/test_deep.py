@@ -19,7 +19,7 @@ from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
 from agt_lightning.domains.ball.samples import Poison, Samples
-from agt_lightning.domains.losses import LabelReach, Target
+from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from tests.domains.ball.attacks import slope
@@ -102,12 +102,12 @@ class Problem:
             return None
         clean, kind = self.target, self.form.labels
         if isinstance(clean, ClassLabels):
-            labels = LabelReach(clean, ClassLabels(clean.index, flippable=kind is not None))
+            labels = LabelPerturbation(clean, ClassLabels(clean.index, flippable=kind is not None))
         elif kind == "flip":
-            labels = LabelReach(clean, Interval(torch.zeros_like(clean.lower), torch.ones_like(clean.lower)))
+            labels = LabelPerturbation(clean, Interval(torch.zeros_like(clean.lower), torch.ones_like(clean.lower)))
         else:
             nu = self.nu if kind else 0.0
-            labels = LabelReach(clean, Interval(clean.lower - nu, clean.upper + nu))
+            labels = LabelPerturbation(clean, Interval(clean.lower - nu, clean.upper + nu))
         moves = None
         if self.form.p is not None:
             widths = torch.full_like(self.inputs, self.epsilon)

@@ -10,7 +10,7 @@ from agt_lightning.distributed.group import SingleProcess
 from agt_lightning.domains.ball.gathered import gathered
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.samples import Poison, Samples
-from agt_lightning.domains.losses import LabelReach
+from agt_lightning.domains.losses import LabelPerturbation
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 
@@ -39,7 +39,7 @@ def together(change, moves=MOVES):
         samples=SampleSet(torch.full((6,), 1 / 6, dtype=torch.float64)),
         adversary=SimpleNamespace(n=2),
     )
-    poison = Poison(torch.arange(3), 2, LabelReach(TARGET, TARGET), moves)
+    poison = Poison(torch.arange(3), 2, LabelPerturbation(TARGET, TARGET), moves)
     return gathered(step, Samples(INPUTS, (INPUTS[:, :1],)), TARGET, poison)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.errors import UncertifiableError
-from tests.engine.test_soundness import LOSSES, RUNS, Attacks, assert_contained, data, network
+from tests.engine.attacks import LOSSES, RUNS, Attacks, assert_contained, data, network
 
 ROUNDING = 1e-9
 """Far above float64 rounding of these short runs (1e-13)."""

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.influence import HeadRecorder, LabelInfluence, SGDSettings
+from agt_lightning.domains.influence.recorder import HeadRecorder
+from agt_lightning.domains.influence.replay import LabelInfluence
+from agt_lightning.domains.sgd import SGDSettings
 
 F64 = torch.float64
 
@@ -112,7 +114,7 @@ def _settings(rate: float, options: dict[str, Any]) -> SGDSettings:
     return SGDSettings.of_group(group)
 
 
-def codes(classes: int, *, binary: bool) -> Tensor:
+def codewords(classes: int, *, binary: bool) -> Tensor:
     return torch.tensor([[-1.0], [1.0]], dtype=F64) if binary else torch.eye(classes, dtype=F64)
 
 
@@ -123,7 +125,7 @@ def random_training(seed: int, *, samples: int = 6, classes: int = 3, **options:
     labels = torch.arange(samples) % classes
     batches = [part for _ in range(2) for part in torch.randperm(samples, generator=generator).split([2, samples - 2])]
     rates = [0.4, 0.3, 0.3, 0.2]
-    table = codes(classes, binary=classes == 2)
+    table = codewords(classes, binary=classes == 2)
     return Training(features, table[labels], batches, rates, options)
 
 
@@ -143,13 +145,13 @@ def survived_flips(training: Training, queries: Tensor, allowed: Tensor | None =
     ``allowed`` (L,) leaves out labelings, (N,) flags samples that can be changed.
     """
     classes = 2 if training.targets.shape[1] == 1 else training.targets.shape[1]
-    table = codes(classes, binary=classes == 2)
+    table = codewords(classes, binary=classes == 2)
     own = torch.cdist(training.targets, table).argmin(dim=1)
     labelings = class_labelings(classes, len(own))
     changed = labelings != own
     if allowed is not None:
-        reachable = ~(changed & ~allowed).any(dim=1)
-        labelings, changed = labelings[reachable], changed[reachable]
+        permitted = ~(changed & ~allowed).any(dim=1)
+        labelings, changed = labelings[permitted], changed[permitted]
     outputs = training.outputs(table[labelings], queries)
     nominal = read_classes(training.outputs(training.targets[None], queries))
     altered = read_classes(outputs) != nominal

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from agt_lightning.domains.influence import HeadRecorder, LabelFlips, RidgeInfluence, SGDSettings, certified_flips
+from agt_lightning.domains.influence.certified_flips import certified_flips
+from agt_lightning.domains.influence.label_sets import LabelFlips
+from agt_lightning.domains.influence.recorder import HeadRecorder
+from agt_lightning.domains.sgd import SGDSettings
+from tests.domains.influence.ridge import RidgeInfluence
 
 pytestmark = pytest.mark.slow
 EVERY = 10

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agt_lightning.domains.influence import SGDSettings
+from agt_lightning.domains.influence.sgd_map import UpdateFactors
 from tests.domains.influence.oracles import F64, Training, random_queries, random_training
 
 EXACT = 1e-11
@@ -105,23 +105,23 @@ def test_rounding_is_covered_by_the_slack():
     assert float(slack.max()) < 1e-10
 
 
-def _dampened_at_first(self, *, started):
-    return _coefficients(self, started=True)
+_factors = UpdateFactors.of_settings
 
 
-def _without_decay(self, *, started):
-    return *_coefficients(self, started=started)[:4], 0.0
+def _dampened_at_first(settings, *, started):
+    return _factors(settings, started=True)
 
 
-def _without_lookahead(self, *, started):
-    return _coefficients(replace(self, nesterov=False), started=started)
+def _without_decay(settings, *, started):
+    return _factors(settings, started=started)._replace(decay=0.0)
 
 
-def _without_buffer(self, *, started):
-    return _coefficients(replace(self, momentum=0.0), started=started)
+def _without_lookahead(settings, *, started):
+    return _factors(replace(settings, nesterov=False), started=started)
 
 
-_coefficients = SGDSettings.coefficients
+def _without_buffer(settings, *, started):
+    return _factors(replace(settings, momentum=0.0), started=started)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ _coefficients = SGDSettings.coefficients
 def test_planted_fault_is_noticed(fault, options, monkeypatch):
     training = random_training(3, **options)
     check_against_training(training)
-    monkeypatch.setattr(SGDSettings, "coefficients", fault)
+    monkeypatch.setattr(UpdateFactors, "of_settings", fault)
     with pytest.raises(AssertionError):
         check_against_training(training)
 

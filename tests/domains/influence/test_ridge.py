@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from agt_lightning.domains.influence import LabelFlips, RidgeInfluence, certified_flips
+from agt_lightning.domains.influence.certified_flips import certified_flips
+from agt_lightning.domains.influence.label_sets import LabelFlips
 from agt_lightning.errors import UncertifiableError
 from tests.domains.influence.oracles import class_labelings, random_queries, random_training
+from tests.domains.influence.ridge import RidgeInfluence
 
 QUERIES = random_queries(15)
 TRAINING = random_training(1)
@@ -38,7 +40,7 @@ def test_certificate_is_exact():
 def test_poisonable_samples_alone_count():
     poisonable = torch.tensor([True, False, False, False, False, False])
     ridge = RidgeInfluence(TRAINING.features, TRAINING.targets, penalty=0.3, bias=True, poisonable=poisonable)
-    assert ridge.round_sizes("dataset") == [1]
+    assert ridge.group_sizes("dataset") == [1]
     assert int(certified_flips(ridge, QUERIES, LabelFlips.of_targets(TRAINING.targets)).max()) == 1
 
 
@@ -48,4 +50,4 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="`features` of shape"):
         RidgeInfluence(TRAINING.features, TRAINING.targets[:2], penalty=1.0, bias=True)
     with pytest.raises(UncertifiableError, match="no batches"):
-        RidgeInfluence(TRAINING.features, TRAINING.targets, penalty=1.0, bias=True).round_sizes("batch")
+        RidgeInfluence(TRAINING.features, TRAINING.targets, penalty=1.0, bias=True).group_sizes("batch")

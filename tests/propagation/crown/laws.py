@@ -5,9 +5,10 @@ from torch import Tensor
 
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import propagate_forward
-from agt_lightning.propagation.crown import SLOPES, Substitution
+from agt_lightning.propagation.crown import Substitution
 from agt_lightning.propagation.crown.concretize import flat_rows
 from agt_lightning.rules import RULES
+from tests.propagation.crown.slopes import SLOPES
 from tests.rules.laws import POINTS, Setting, build, corner, draw_domain, inputs_of, inside, run, slack
 
 ROWS = 5

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from agt_lightning.propagation import propagate_forward, refinement
-from agt_lightning.propagation.crown import SLOPES, OptimizedSubstitution, Substitution
+from agt_lightning.propagation.crown import OptimizedSubstitution, Substitution
 from tests.propagation.crown.networks import box_of, dense, inputs_of, program_of, sampled_outputs
+from tests.propagation.crown.slopes import SLOPES
 
 ROUNDING = 1e-11
 """Float64 rounding of four layers of a few units, and the outward rounding of the bounds."""

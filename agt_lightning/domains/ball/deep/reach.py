@@ -15,7 +15,7 @@ from agt_lightning.domains.ball.enclosure import Layer
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
 from agt_lightning.domains.ball.pairs import Pairs
 from agt_lightning.domains.ball.samples import Samples
-from agt_lightning.domains.losses import Reach
+from agt_lightning.domains.losses import OutputBounds
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -240,7 +240,7 @@ class DeepReach:
         return size
 
     @cached_property
-    def outputs(self) -> Reach:
+    def outputs(self) -> OutputBounds:
         """Reachable outputs of the samples as they are."""
         moved = self.head.radius * self.slope + 2 * self.slack * self.output_size
-        return Reach.around(self.samples.outputs, moved, self.samples.output_box)
+        return OutputBounds.around(self.samples.outputs, moved, self.samples.output_box)

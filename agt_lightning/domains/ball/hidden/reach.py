@@ -13,7 +13,7 @@ from agt_lightning.domains.ball.hidden.signs import Look, NearUnits, Signs
 from agt_lightning.domains.ball.norms import spectral_norm, with_one
 from agt_lightning.domains.ball.perturbation import Carried, Perturbation
 from agt_lightning.domains.ball.samples import Samples
-from agt_lightning.domains.losses import Reach
+from agt_lightning.domains.losses import OutputBounds
 from agt_lightning.rounding import accumulated_roundoff
 
 
@@ -152,9 +152,9 @@ class HiddenReach:
         return accumulated_roundoff(terms + sum(self.layer.first.shape) + 4, self.hidden.dtype)
 
     @cached_property
-    def outputs(self) -> Reach:
+    def outputs(self) -> OutputBounds:
         """Reachable outputs of the samples as they are."""
         radius = self.layer.radius
         moved = radius * self.slope + radius * radius / 2 * self.input_norm
         doubt = self.slack * (self.activation_norm * self.layer.second_norm + self.samples.outputs.norm(dim=1))
-        return Reach.around(self.samples.outputs, moved + 2 * doubt, self.samples.output_box)
+        return OutputBounds.around(self.samples.outputs, moved + 2 * doubt, self.samples.output_box)

@@ -1,4 +1,4 @@
-"""Which training samples are the same: a label that is used in every epoch is changed once."""
+"""Identify training samples across epochs: the label of a sample is changed once for all of them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ _TWO_TARGETS = (
 
 
 class SampleTable:
-    """Distinct rows of features, each stored once, and the sample that each belongs to.
+    """A table of distinct rows of features, each stored once, with the sample that each belongs to.
 
-    A sample is known by its id, or else by its content, features and target together. Two samples of equal content
-    then count as one whose label is changed in both places: an adversary that is not weaker.
+    A sample is identified by its id, or without ids by its content, features and target together. Two samples of equal
+    content then count as one whose label is changed in both places, which makes the adversary no weaker.
 
-    Content says nothing about identity where features change from epoch to epoch. That is noticed when content turns
-    up that the first epoch did not have, and remembered in `problem`.
+    Content does not identify samples whose features change from epoch to epoch. If an epoch has content that the first
+    epoch did not have, rows cannot be attributed to samples, and `problem` states why.
+
+    Rows are compared by a cryptographic digest of 128 bits. The 64-bit `distributed.fingerprint` compares processes
+    that are honest; here an adversary could construct samples of equal fingerprint, which would be taken for one.
+
+    Attributes:
+        problem: why rows cannot be attributed to samples; None if they can.
 
     Example:
         >>> table = SampleTable()
@@ -55,27 +61,28 @@ class SampleTable:
         epoch: int = 0,
         poisonable: Tensor | None = None,
     ) -> Tensor:
-        """Find a batch in the table and add what is new.
+        """Look a batch up in the table, and add its new rows and samples.
 
         Args:
             features: (b, d).
             targets: (b, K).
-            ids: integers (b,) that name the samples in all epochs, or None for all batches.
+            ids: integers (b,) that identify the samples in all epochs; None to identify them by content, which must
+                then hold for all batches.
             epoch: number of the epoch.
-            poisonable: boolean (b,), None for all; a sample that is poisonable once stays so.
+            poisonable: boolean (b,); None for all. A sample that is poisonable once stays so.
 
         Returns:
             Rows of `features`, int64 (b,), on the device of the batch.
 
         Raises:
             UncertifiableError: if one id comes with two targets.
-            ValueError: if ids come with some batches only.
+            ValueError: if only some batches have ids.
         """
         self._check_ids(ids)
         contents, labels = _digests(features), _digests(targets)
         names = [c + t for c, t in zip(contents, labels, strict=True)] if ids is None else _digests(ids[:, None])
-        samples, new_samples = self._enter_samples(names, labels)
-        rows, new_rows = self._enter_rows(samples, [n + c for n, c in zip(names, contents, strict=True)])
+        samples, new_samples = self._add_samples(names, labels)
+        rows, new_rows = self._add_rows(samples, [n + c for n, c in zip(names, contents, strict=True)])
         for sample, allowed in zip(samples, _flags(poisonable, len(samples)), strict=True):
             self._poisonable[sample] |= allowed
         self._targets.append(targets[new_samples])
@@ -104,7 +111,7 @@ class SampleTable:
         return torch.tensor(self._poisonable, dtype=torch.bool, device=self._features[0].device)
 
     def state(self) -> dict[str, Any]:
-        """Tensors, numbers and strings that a checkpoint keeps; names of samples and rows as bytes."""
+        """Return tensors, numbers and strings for a checkpoint, with the digests of samples and rows as bytes."""
         if not self._features:
             return {}
         return {
@@ -122,7 +129,7 @@ class SampleTable:
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> SampleTable:
-        """The table of a checkpoint.
+        """Return the table of a checkpoint.
 
         Example:
             >>> table = SampleTable()
@@ -143,8 +150,8 @@ class SampleTable:
         table.problem = state["problem"] or None
         return table
 
-    def _enter_samples(self, names: list[bytes], labels: list[bytes]) -> tuple[list[int], list[int]]:
-        """The sample at each position, and the positions that brought new ones."""
+    def _add_samples(self, names: list[bytes], labels: list[bytes]) -> tuple[list[int], list[int]]:
+        """Return the sample at each position, and the positions of new samples."""
         samples: list[int] = []
         new: list[int] = []
         for position, (name, label) in enumerate(zip(names, labels, strict=True)):
@@ -158,8 +165,8 @@ class SampleTable:
             samples.append(sample)
         return samples, new
 
-    def _enter_rows(self, samples: list[int], keys: list[bytes]) -> tuple[list[int], list[int]]:
-        """The row of features at each position, and the positions that brought new ones."""
+    def _add_rows(self, samples: list[int], keys: list[bytes]) -> tuple[list[int], list[int]]:
+        """Return the row of features at each position, and the positions of new rows."""
         rows: list[int] = []
         new: list[int] = []
         for position, (sample, key) in enumerate(zip(samples, keys, strict=True)):
@@ -195,15 +202,15 @@ def _flags(mask: Tensor | None, count: int) -> list[bool]:
 
 
 def _digests(rows: Tensor) -> list[bytes]:
-    """A short name for each row, equal for equal values: a collision has probability below 1e-25 for 1e6 rows."""
+    """Return a digest of each row, equal for equal values; 1e6 rows collide with probability below 1e-25."""
     values = (rows + 0).detach().cpu().contiguous().numpy()  # -0.0 + 0 is 0.0
     return [blake2b(row.tobytes(), digest_size=16).digest() for row in values]
 
 
-def _bytes_tensor(names: Sequence[bytes]) -> Tensor:
-    """Names of one length as rows of bytes, (names, length)."""
-    return torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8).reshape(len(names), -1)
+def _bytes_tensor(digests: Sequence[bytes]) -> Tensor:
+    """Return digests of one length as rows of bytes, (digests, length)."""
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(len(digests), -1)
 
 
-def _bytes_list(names: Tensor) -> list[bytes]:
-    return [row.tobytes() for row in names.cpu().numpy()]
+def _bytes_list(digests: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in digests.cpu().numpy()]

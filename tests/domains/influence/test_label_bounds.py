@@ -4,13 +4,15 @@ from itertools import product
 import pytest
 import torch
 
-from agt_lightning.domains.influence import ClassCodes, LabelBall, LabelFlips, margin_bounds, prediction_bounds
+from agt_lightning.domains.influence.label_bounds import margin_bounds, prediction_bounds
+from agt_lightning.domains.influence.label_sets import LabelBall, LabelFlips
+from agt_lightning.domains.influence.target_encoding import TargetEncoding
 from tests.domains.influence.oracles import (
     F64,
     Training,
     choices_of_all_positions,
     class_labelings,
-    codes,
+    codewords,
     random_queries,
     random_training,
     split_steps,
@@ -88,13 +90,13 @@ def test_margins_of_regression_balls(q, extremes):
     nu, n = 0.4, 2
     training = random_training(2, samples=4)
     training = training.with_targets(training.targets[:, :2] + 0.1)
-    influence, table = training.recorded(), ClassCodes.one_hot(2)
+    influence, encoding = training.recorded(), TargetEncoding.one_hot(2)
     options = nu * torch.tensor([[0.0, 0.0], *extremes], dtype=F64)
     chosen = class_labelings(len(options), 4)
     chosen = chosen[(chosen != 0).sum(dim=1) <= n]
     outputs = training.outputs(training.targets + options[chosen], QUERIES)
     classes = torch.zeros(len(QUERIES), dtype=torch.int64)
-    bounds = margin_bounds(influence, QUERIES, classes, n, LabelBall(influence.targets, nu, q), table)
+    bounds = margin_bounds(influence, QUERIES, classes, n, LabelBall(influence.targets, nu, q), encoding)
     check_attained(bounds, outputs[..., :1] - outputs)
 
 
@@ -105,9 +107,9 @@ def test_margins_of_flips_for_the_data_set(n):
     labels = LabelFlips.of_targets(influence.targets)
     labelings = class_labelings(3, 6)
     labelings = labelings[(labelings != training.targets.argmax(dim=1)).sum(dim=1) <= n]
-    outputs = training.outputs(codes(3, binary=False)[labelings], QUERIES)
+    outputs = training.outputs(codewords(3, binary=False)[labelings], QUERIES)
     classes = torch.tensor([0, 1, 2, 0, 1, 2])
-    bounds = margin_bounds(influence, QUERIES, classes, n, labels, labels.codes)
+    bounds = margin_bounds(influence, QUERIES, classes, n, labels, labels.encoding)
     check_attained(bounds, outputs.gather(2, classes[None, :, None].expand(len(outputs), -1, 1)) - outputs)
 
 
@@ -122,10 +124,10 @@ def test_margins_of_flips_for_every_batch(n):
     changed = chosen != own
     allowed = ~changed[:, positions == 2].any(dim=1)
     few = torch.stack([part.sum(dim=1) <= n for part in split_steps(training, changed)]).all(dim=0)
-    heads = training.heads_of_steps(split_steps(training, codes(2, binary=True)[chosen[allowed & few]]))
+    heads = training.heads_of_steps(split_steps(training, codewords(2, binary=True)[chosen[allowed & few]]))
     outputs = training.evaluated(heads, QUERIES)[..., 0]
     bounds = margin_bounds(
-        influence, QUERIES, torch.ones(6, dtype=torch.int64), n, labels, labels.codes, budget="batch"
+        influence, QUERIES, torch.ones(6, dtype=torch.int64), n, labels, labels.encoding, budget="batch"
     )
     check_attained(bounds, torch.stack([outputs, torch.zeros_like(outputs)], dim=-1))
 
@@ -135,12 +137,12 @@ def test_chunks_do_not_matter():
     labels, classes = LabelFlips.of_targets(influence.targets), torch.tensor([0, 1, 2, 0, 1, 2])
     whole = (
         prediction_bounds(influence, QUERIES, 2, labels),
-        margin_bounds(influence, QUERIES, classes, 2, labels, labels.codes),
+        margin_bounds(influence, QUERIES, classes, 2, labels, labels.encoding),
     )
     for memory in (1, 1000):
         parts = (
             prediction_bounds(influence, QUERIES, 2, labels, memory=memory),
-            margin_bounds(influence, QUERIES, classes, 2, labels, labels.codes, memory=memory),
+            margin_bounds(influence, QUERIES, classes, 2, labels, labels.encoding, memory=memory),
         )
         for one, other in zip(whole, parts, strict=True):
             assert torch.allclose(one.lower, other.lower, rtol=0, atol=EXACT)

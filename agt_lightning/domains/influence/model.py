@@ -1,4 +1,4 @@
-"""The role of a model whose outputs are an affine function of its training labels."""
+"""Models whose outputs are an affine function of their training labels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ Budget = Literal["dataset", "batch"]
 """What n counts: samples of the whole data set, each with one label for all epochs, or positions of every step's batch,
 each with a fresh label, which is the threat model of `BoundedAdversary`."""
 
+MEMORY = 2**28
+"""Bytes of working memory, 256 MiB."""
+
 
 class Predictions(NamedTuple):
     """Outputs for queries, and the magnitudes that their rounding is relative to.
 
     Args:
         outputs: (Q, K), in units of the targets.
-        constant: at least the magnitude of what does not depend on labels, in every output, (Q,).
-        influence: at least Σ |a_i| over all samples and steps, a product of norms for each a_i, (Q,).
+        constant: upper bound on the magnitude of what does not depend on labels, in every output, (Q,).
+        influence: upper bound on Σ |a_i| over all samples and steps, with a product of norms for each a_i, (Q,).
     """
 
     outputs: Tensor
@@ -26,7 +29,7 @@ class Predictions(NamedTuple):
     influence: Tensor
 
     def slack(self, roundoff: float, largest_label: float) -> Tensor:
-        """What rounding can add to one output, (Q,).
+        """Return the rounding error that one output can have, (Q,).
 
         Args:
             roundoff: relative error with respect to the sum of magnitudes.
@@ -35,11 +38,11 @@ class Predictions(NamedTuple):
         return roundoff * (self.constant + self.influence * largest_label)
 
 
-class Round(NamedTuple):
-    """One choice of at most n positions by the adversary; its effects on the outputs add over rounds.
+class BudgetGroup(NamedTuple):
+    """A group of positions, of which the adversary chooses at most n, independently of all other groups.
 
     Args:
-        samples: which sample is at each position, int64 (m,); poisonable ones only.
+        samples: the sample at each position, int64 (m,); poisonable ones only.
         coefficients: a, (Q, m): label ``y`` at position i adds ``a_i y`` to the outputs.
     """
 
@@ -48,7 +51,7 @@ class Round(NamedTuple):
 
 
 class LinearInLabels(Protocol):
-    """``f(x*) = constant(x*) + Σ_i a_i(x*) y_i`` for training labels y_i, with the same a_i for all outputs.
+    """A model ``f(x*) = constant(x*) + Σ_i a_i(x*) y_i`` of training labels y_i, with the same a_i for all outputs.
 
     Attributes:
         targets: y, (N, K) in float64.
@@ -57,7 +60,7 @@ class LinearInLabels(Protocol):
     """
 
     @property
-    def targets(self) -> Tensor: ...  # noqa: D102 - stands in the class docstring
+    def targets(self) -> Tensor: ...  # noqa: D102 - described in the class docstring
 
     @property
     def poisonable(self) -> Tensor: ...  # noqa: D102
@@ -66,15 +69,15 @@ class LinearInLabels(Protocol):
     def roundoff(self) -> float: ...  # noqa: D102
 
     def predict(self, queries: Tensor) -> Predictions:
-        """Outputs for features (Q, d), in float64."""
+        """Return the outputs for features (Q, d), in float64."""
         ...
 
-    def rounds(self, queries: Tensor, budget: Budget) -> Iterator[Round]:
-        """The adversary's choices: one for the data set, or one per step, last step first."""
+    def budget_groups(self, queries: Tensor, budget: Budget) -> Iterator[BudgetGroup]:
+        """Yield one group for the data set, or one per step, last step first; their effects on the outputs add."""
         ...
 
-    def round_sizes(self, budget: Budget) -> Sequence[int]:
-        """Number of poisonable positions in each round."""
+    def group_sizes(self, budget: Budget) -> Sequence[int]:
+        """Return the number of poisonable positions in each group."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The closed form of a linear head: ridge regression."""
+"""Ridge regression: an independent model that is linear in its labels, in closed form."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.influence.linear import Budget, Predictions, Round
+from agt_lightning.domains.influence.model import Budget, BudgetGroup, Predictions
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.rounding import accumulated_roundoff
 
 
 class RidgeInfluence:
-    r"""The head that minimizes ``(1/N) Σ_i ‖W x̂_i - y_i‖² + penalty ‖W‖²``, and the coefficients of its labels.
+    r"""A head that minimizes ``(1/N) Σ_i ‖W x̂_i - y_i‖² + penalty ‖W‖²``, and the coefficients of its labels.
 
     .. math::
         a_i = \hat x_*^T \Big(\sum_j \hat x_j \hat x_j^T + N \, \text{penalty} \, I\Big)^{-1} \hat x_i
@@ -90,18 +90,18 @@ class RidgeInfluence:
         influence = solved.norm(dim=1) * self._inputs.norm(dim=1).sum()
         return Predictions(solved @ (self._inputs.T @ self._targets), torch.zeros_like(influence), influence)
 
-    def rounds(self, queries: Tensor, budget: Budget) -> Iterator[Round]:
-        """One round with the coefficients of all poisonable samples.
+    def budget_groups(self, queries: Tensor, budget: Budget) -> Iterator[BudgetGroup]:
+        """Yield one group with the coefficients of all poisonable samples.
 
         Raises:
             UncertifiableError: with the budget for each batch.
         """
         _check_budget(budget)
         samples = self._poisonable.nonzero().squeeze(1)
-        yield Round(samples, self.coefficients(queries)[:, samples])
+        yield BudgetGroup(samples, self.coefficients(queries)[:, samples])
 
-    def round_sizes(self, budget: Budget) -> list[int]:
-        """Number of poisonable samples, in the one round."""
+    def group_sizes(self, budget: Budget) -> list[int]:
+        """Return the number of poisonable samples, in the one group."""
         _check_budget(budget)
         return [int(self._poisonable.sum())]
 

@@ -1,4 +1,4 @@
-"""What the influence domain reads off a captured loss: one linear layer, its targets, and their labels."""
+"""Where the influence domain applies: one linear layer, squared error, targets from labels, and SGD."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.capture import reached
-from agt_lightning.domains.head import HeadError, HeadLayer, read_objective
+from agt_lightning.domains.base import OptimizerStep
+from agt_lightning.domains.head import HeadError, HeadLayer
+from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.domains.losses import SquaredError
+from agt_lightning.domains.sgd import SGDSettings, sgd_settings
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.propagation.objective import BoundedObjective
@@ -29,8 +32,8 @@ class LabelledHead:
         target: name of the value that holds y, (b, ...); labels alone change it.
         label: name of the batch entry that holds the labels.
         factor: sample i has the slope ``c_i = factor w_i``, for its weight w_i in the loss.
-        direct: whether y is the label itself, up to its shape and type.
-        codes: y of each class, (C, K) in float64; None where labels are numbers.
+        target_is_label: whether y is the label itself, up to its shape and type.
+        codewords: y of each class, (C, K) in float64; None if labels are numbers.
     """
 
     layer: HeadLayer
@@ -38,61 +41,91 @@ class LabelledHead:
     target: str
     label: str
     factor: float
-    direct: bool
-    codes: Tensor | None
+    target_is_label: bool
+    codewords: Tensor | None
 
 
-def read_labelled_head(bounded: BoundedObjective, module: nn.Module) -> LabelledHead:
-    """Find layer, targets and labels.
+def match_labelled_head(bounded: BoundedObjective, module: nn.Module) -> LabelledHead:
+    """Match layer, targets and labels of a captured loss.
 
     Args:
         bounded: the captured loss.
         module: owner of the buffers.
 
     Raises:
-        HeadError: if the loss has another form; the message says what stands in the way, and the way out.
+        HeadError: if the loss has another form; the message names the obstacle and the way out.
     """
-    found = read_objective(bounded)
-    if not isinstance(found.loss, SquaredError):
+    pattern = match_head_loss(bounded)
+    if not isinstance(pattern.loss, SquaredError):
         raise HeadError("only squared error is linear in the labels; train with `mse_loss`")
-    if len(found.head.layers) != 1:
-        raise HeadError(f"{len(found.head.layers)} layers are trained; freeze all but the last linear layer")
-    label = _only_label(bounded, found.head.input, found.target)
-    codes = _class_targets(bounded, module, label, found.target)
-    layer, factor = found.head.layers[0], 2 * found.loss.scale
-    return LabelledHead(layer, found.head.input, found.target, label, factor, found.target_is_label, codes)
+    if len(pattern.head.layers) != 1:
+        raise HeadError(f"{len(pattern.head.layers)} layers are trained; freeze all but the last linear layer")
+    features, target = pattern.head.input, pattern.target
+    label = _only_label(bounded, features, target)
+    return LabelledHead(
+        layer=pattern.head.layers[0],
+        input=features,
+        target=target,
+        label=label,
+        factor=2 * pattern.loss.scale,
+        target_is_label=pattern.target_is_label,
+        codewords=_codewords(bounded, module, label, target),
+    )
 
 
-def reach_problems(head: LabelledHead, adversary: Adversary) -> list[str]:
-    """Why this adversary changes more than targets, or targets in a way that is not known, each with its way out."""
+def adversary_problems(adversary: Adversary, head: LabelledHead | None) -> list[str]:
+    """Return the changes of this adversary that the domain does not cover, each with its way out.
+
+    Args:
+        adversary: the threat model.
+        head: the matched head; None if the loss does not match.
+    """
     if not isinstance(adversary, BoundedAdversary):
         return ["The influence domain needs a `BoundedAdversary` that changes labels alone."]
+    if head is None:
+        return []
     if adversary.perturbs_features and adversary.n > 0:
         return [
             "The influence domain covers changes of labels alone, and features would change with them: set `epsilon=0`."
         ]
-    if adversary.perturbs_labels and adversary.q != 0 and not head.direct:
+    if adversary.perturbs_labels and adversary.q != 0 and not head.target_is_label:
         return [
-            "The influence domain needs targets that are the labels themselves where an adversary moves them by `nu`. "
+            "The influence domain needs targets that are the labels themselves if an adversary moves them by `nu`. "
             "Compute the targets in the data set."
         ]
     return []
 
 
-def _only_label(bounded: BoundedObjective, head_input: str, target: str) -> str:
-    """The one batch entry that the targets come from, which must not change the features."""
+def layer_settings(step: OptimizerStep, layer: HeadLayer) -> tuple[SGDSettings, SGDSettings]:
+    """Return the settings that moved weight and bias; a frozen bias has learning rate 0.
+
+    Raises:
+        DomainLostError: if the optimizer did not move them, or is none that the domain covers.
+    """
+    settings = sgd_settings(step, layer.parameters)
+    weight = settings[layer.weight]
+    if layer.bias is None:
+        return weight, weight
+    return weight, settings.get(layer.bias, SGDSettings(rate=0.0))
+
+
+def _only_label(bounded: BoundedObjective, features: str, target: str) -> str:
+    """Return the one batch entry that the targets come from, which must not change the features."""
     graph = bounded.program.graph
     downstream = {leaf: reached(graph, {leaf}) for leaf in (*graph.leaves, *graph.masks)}
     sources = [leaf for leaf, names in downstream.items() if target in names]
     if len(sources) != 1 or sources[0] not in graph.leaves:
         raise HeadError(f"the targets come from {len(sources)} batch entries or masks; compute them from one label")
-    if head_input in downstream[sources[0]]:
+    if features in downstream[sources[0]]:
         raise HeadError("the labels change the features of the last layer as well; keep them out of its input")
     return sources[0]
 
 
-def _class_targets(bounded: BoundedObjective, module: nn.Module, label: str, target: str) -> Tensor | None:
-    """Targets of all classes, by the code between label and target, if that has one-hot vectors of class labels."""
+def _codewords(bounded: BoundedObjective, module: nn.Module, label: str, target: str) -> Tensor | None:
+    """Return the targets of all classes, (C, K) in float64; None if labels are not one-hot encoded.
+
+    They come from a pass of all class indices through the calls between label and target.
+    """
     graph = bounded.program.graph
     from_label = reached(graph, {label})
     one_hot = [call for call in graph.calls if call.op is _aten.one_hot.default and call.inputs[0] in from_label]
@@ -101,20 +134,21 @@ def _class_targets(bounded: BoundedObjective, module: nn.Module, label: str, tar
     sample = graph.shapes[label][1:]
     if torch.Size(sample).numel() != 1:
         raise HeadError(f"each sample has labels of shape {sample}; use one class label a sample")
-    every = torch.arange(one_hot[0].shape[-1]).reshape(-1, *sample)
+    classes = torch.arange(one_hot[0].shape[-1]).reshape(-1, *sample)
     buffers = dict(module.named_buffers(remove_duplicate=False))
     fixed = {name: buffers[owner] for name, owner in graph.buffers.items()} | dict(graph.constants)
     values: dict[str, Value] = {name: _value(tensor) for name, tensor in fixed.items()}
-    values[label] = ClassLabels(every)
+    values[label] = ClassLabels(classes)
     skip = frozenset(call.name for call in graph.calls) - _leading_to(bounded, target)
-    codes = as_interval(propagate_forward(bounded.program, values, skip=skip)[target]).lower.reshape(len(every), -1)
-    if len(codes.unique(dim=0)) < len(codes):
+    targets = as_interval(propagate_forward(bounded.program, values, skip=skip)[target])
+    codewords = targets.lower.reshape(len(classes), -1)
+    if len(codewords.unique(dim=0)) < len(codewords):
         raise HeadError("two classes have the same target; give each class its own")
-    return codes.double()
+    return codewords.double()
 
 
 def _leading_to(bounded: BoundedObjective, target: str) -> frozenset[str]:
-    """Names of the calls that the target is computed by."""
+    """Return the names of the values that the target is computed from, and its own."""
     needed = {target}
     for call in reversed(bounded.program.graph.calls):
         if call.name in needed:

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from agt_lightning.domains.influence import HeadRecorder, SGDSettings
-from agt_lightning.domains.influence.samples import SampleTable
+from agt_lightning.domains.influence.recorder import HeadRecorder
+from agt_lightning.domains.influence.sample_table import SampleTable
+from agt_lightning.domains.sgd import SGDSettings
 from agt_lightning.errors import UncertifiableError
 
 FEATURES = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
@@ -43,8 +44,8 @@ def test_content_that_is_new_after_the_first_epoch_leaves_the_batch_budget_only(
     with pytest.raises(UncertifiableError, match="epoch 1 brought 3 samples.*Give `ids`, or use the budget for each"):
         influence.coefficients(queries)
     with pytest.raises(UncertifiableError, match="not seen there"):
-        next(influence.rounds(queries, "dataset"))
-    assert len(list(influence.rounds(queries, "batch"))) == 2
+        next(influence.budget_groups(queries, "dataset"))
+    assert len(list(influence.budget_groups(queries, "batch"))) == 2
     assert influence.outputs(queries).shape == (1, 1)
 
 
@@ -84,8 +85,8 @@ def test_poisonable_once_is_poisonable():
     first, second = torch.tensor([True, False, False]), torch.tensor([False, False, True])
     influence = recorder_with({"poisonable": first}, {"poisonable": second, "epoch": 1}).influence()
     assert influence.poisonable.tolist() == [True, False, True]
-    assert influence.round_sizes("dataset") == [2]
-    assert influence.round_sizes("batch") == [2, 2]
+    assert influence.group_sizes("dataset") == [2]
+    assert influence.group_sizes("batch") == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agt_lightning.domains.influence import (
-    ClassCodes,
-    HeadRecorder,
-    LabelFlips,
-    SGDSettings,
-    certified_flips,
-    flips,
-    strongest_flips,
-)
-from agt_lightning.domains.influence.label_sets import LabelRange
+from agt_lightning.domains.influence import certified_flips as certified_flips_module
+from agt_lightning.domains.influence.certified_flips import certified_flips
+from agt_lightning.domains.influence.label_sets import LabelFlips, LabelRange
+from agt_lightning.domains.influence.recorder import HeadRecorder
+from agt_lightning.domains.influence.target_encoding import TargetEncoding
+from agt_lightning.domains.sgd import SGDSettings
 from agt_lightning.errors import UncertifiableError
+from tests.domains.influence.attacks import strongest_flips
 from tests.domains.influence.oracles import (
     F64,
     Training,
     choices_of_all_positions,
-    codes,
+    codewords,
     random_queries,
     random_training,
     read_classes,
@@ -32,7 +29,9 @@ QUERIES = random_queries(20)
 
 def flips_of(training: Training, influence, **restrictions) -> LabelFlips:
     classes = 2 if training.targets.shape[1] == 1 else training.targets.shape[1]
-    return LabelFlips.of_targets(influence.targets, ClassCodes(codes(classes, binary=classes == 2)), **restrictions)
+    return LabelFlips.of_targets(
+        influence.targets, TargetEncoding(codewords(classes, binary=classes == 2)), **restrictions
+    )
 
 
 def check_exact(training: Training) -> None:
@@ -61,8 +60,8 @@ def test_oracle_sees_different_numbers():
 def test_counting_one_more_or_one_less_is_noticed(shift, monkeypatch):
     training = random_training(1)
     check_exact(training)
-    counted = flips._certified
-    monkeypatch.setattr(flips, "_certified", lambda *arguments: counted(*arguments) + shift)
+    counted = certified_flips_module._certified
+    monkeypatch.setattr(certified_flips_module, "_certified", lambda *arguments: counted(*arguments) + shift)
     with pytest.raises(AssertionError, match="broken" if shift > 0 else "reaches"):
         check_exact(training)
 
@@ -96,7 +95,7 @@ def check_batch_exact(training: Training, queries) -> None:
     """The same for fresh labels at every step, n positions of each."""
     influence = training.recorded()
     certified = certified_flips(influence, queries, flips_of(training, influence), budget="batch")
-    table = codes(2, binary=True)
+    table = codewords(2, binary=True)
     chosen = choices_of_all_positions(training, 2)
     heads = training.heads_of_steps(split_steps(training, table[chosen]))
     own = (training.targets[torch.cat(list(training.batches)), 0] > 0).long()
@@ -115,19 +114,19 @@ def test_budget_of_every_batch_is_exact(options):
 
 
 def test_lower_midpoint_of_zero_and_one():
-    """With codes 0 and 1 the class is f > 1/2; the affine change of codes and start leaves the certificate alone."""
+    """With targets 0 and 1 the class is f > 1/2; an affine change of targets and start leaves certificates alone."""
     training = random_training(2, classes=2)
     influence = training.recorded()
     certified = certified_flips(influence, QUERIES, flips_of(training, influence))
 
-    halved = _HalfCodes(training.features, (training.targets + 1) / 2, training.batches, training.rates)
+    halved = _HalvedTargets(training.features, (training.targets + 1) / 2, training.batches, training.rates)
     other = halved.recorded()
     zero_one = LabelFlips.of_targets(other.targets)
-    assert zero_one.codes.codes.tolist() == [[0.0], [1.0]]
+    assert zero_one.encoding.codewords.tolist() == [[0.0], [1.0]]
     assert torch.equal(certified_flips(other, QUERIES, zero_one), certified)
 
 
-class _HalfCodes(Training):
+class _HalvedTargets(Training):
     @property
     def initial(self):
         start = super().initial / 2

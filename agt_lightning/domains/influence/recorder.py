@@ -1,4 +1,4 @@
-"""Recording the training of a linear head, one optimizer step at a time."""
+"""Record the training of a linear head, one optimizer step at a time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.influence.adjoint import HeadStep
-from agt_lightning.domains.influence.replay import LabelInfluence
-from agt_lightning.domains.influence.samples import SampleTable
-from agt_lightning.domains.influence.update import Numbers, SGDSettings, SGDUpdate
+from agt_lightning.domains.influence.replay import HeadStep, LabelInfluence
+from agt_lightning.domains.influence.sample_table import SampleTable
+from agt_lightning.domains.influence.sgd_map import SGDMap, UpdateFactors
+from agt_lightning.domains.sgd import SGDSettings
 
 
 class HeadRecorder:
-    """Collects the steps of a linear head that is trained with mean squared error by `torch.optim.SGD`.
+    """A growing record of a linear head's training with mean squared error by `torch.optim.SGD`.
 
-    Distinct features are stored once, in the type and on the device they come in, and each step as the rows it used and
-    their slopes: 16 bytes a position. So memory grows with the data set, and with epochs by 16 bytes a sample.
+    Distinct features are stored once, in their type and on their device, and each step as the rows it used and their
+    slopes: 16 bytes a position. So memory grows with the data set, and with epochs by 16 bytes a sample.
 
     Args:
         initial: the head before the first step, (K, D); the last column is the bias, if there is one.
@@ -46,7 +46,7 @@ class HeadRecorder:
         self._bias = bias
         self._table = SampleTable()
         self._steps: list[HeadStep] = []
-        self._numbers: list[tuple[Numbers, Numbers]] = []
+        self._factors: list[tuple[UpdateFactors, UpdateFactors]] = []
         self._started = {"weight": False, "bias": False}
 
     def append(
@@ -64,29 +64,29 @@ class HeadRecorder:
         """Add one optimizer step.
 
         Args:
-            features: what the head saw, without the 1 of the bias, (b, d). If gradients were accumulated, all samples.
+            features: inputs of the head without the 1 of the bias, (b, d); all samples if gradients were accumulated.
             targets: (b, K), in the units of the outputs.
             slopes: c_i, (b,): the gradient of output k is ``Σ_i c_i (w_k·x̂_i - y_ik) x̂_i``; 2 / (b K) for
                 `torch.nn.MSELoss`.
             settings: the optimizer's settings at this step, for the weight.
             bias_settings: the same for the bias; None if they agree.
-            ids: integers (b,) that name the samples in all epochs; None identifies them by content.
+            ids: integers (b,) that identify the samples in all epochs; None to identify them by content.
             epoch: number of the epoch. New content after the first epoch leaves only the budget for each batch.
-            poisonable: boolean (b,), samples whose label can be changed; None for all.
+            poisonable: samples whose label can be changed, boolean (b,); None for all.
 
         Raises:
-            ValueError: if shapes do not fit, a value is not finite, or ids come with some steps only.
+            ValueError: if shapes do not fit, a value is not finite, or only some steps have ids.
             UncertifiableError: if one id comes with two targets.
         """
         self._check(features, targets, slopes, ids, poisonable)
         rows = self._table.rows(
             features.detach(), targets.detach().double(), ids=ids, epoch=epoch, poisonable=poisonable
         )
-        numbers = self._coefficients(settings, settings if bias_settings is None else bias_settings)
-        self._enter(rows, slopes.detach().double().clone(), numbers)
+        factors = self._next_factors(settings, settings if bias_settings is None else bias_settings)
+        self._add(rows, slopes.detach().double().clone(), factors)
 
     def influence(self) -> LabelInfluence:
-        """The steps so far, as an immutable record.
+        """Return the steps so far as an immutable record.
 
         Raises:
             ValueError: if there is no step yet.
@@ -111,47 +111,47 @@ class HeadRecorder:
         return len(self._steps)
 
     def last_step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, slopes and coefficients of the last step."""
+        """Return rows, slopes and update factors of the last step."""
         step = self._steps[-1]
-        return step.rows, step.slopes, torch.tensor(self._numbers[-1], dtype=torch.float64)
+        return step.rows, step.slopes, torch.tensor(self._factors[-1], dtype=torch.float64)
 
     def state(self) -> dict[str, Any]:
-        """Tensors, numbers and strings that a checkpoint keeps."""
+        """Return tensors, numbers and strings for a checkpoint."""
         return {
             "initial": self._initial,
             "bias": self._bias,
             "table": self._table.state(),
             "rows": [step.rows for step in self._steps],
             "slopes": [step.slopes for step in self._steps],
-            "numbers": torch.tensor(self._numbers, dtype=torch.float64),
+            "numbers": torch.tensor(self._factors, dtype=torch.float64),
             "started": dict(self._started),
         }
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> HeadRecorder:
-        """The recorder of a checkpoint, which goes on as if it had not been interrupted."""
+        """Return the recorder of a checkpoint, which continues as if it had not been interrupted."""
         recorder = cls(state["initial"], bias=bool(state["bias"]))
         recorder._table = SampleTable.restored(state["table"])
         for rows, slopes, (weight, bias) in zip(state["rows"], state["slopes"], state["numbers"].tolist(), strict=True):
-            recorder._enter(rows, slopes, (tuple(weight), tuple(bias)))
+            recorder._add(rows, slopes, (UpdateFactors(*weight), UpdateFactors(*bias)))
         recorder._started = {name: bool(flag) for name, flag in state["started"].items()}
         return recorder
 
-    def _enter(self, rows: Tensor, slopes: Tensor, numbers: tuple[Numbers, Numbers]) -> None:
-        weight, bias = numbers
+    def _add(self, rows: Tensor, slopes: Tensor, factors: tuple[UpdateFactors, UpdateFactors]) -> None:
+        weight, bias = factors
         features = self._initial.shape[1] - int(self._bias)
-        update = SGDUpdate.of_head(weight, features, bias if self._bias else None, self._initial.device)
+        update = SGDMap.of_head(weight, features, bias if self._bias else None, self._initial.device)
         self._steps.append(HeadStep(rows, slopes, update))
-        self._numbers.append(numbers)
+        self._factors.append(factors)
 
-    def _coefficients(self, weight: SGDSettings, bias: SGDSettings) -> tuple[Numbers, Numbers]:
-        numbers = (
-            weight.coefficients(started=self._started["weight"]),
-            bias.coefficients(started=self._started["bias"]),
+    def _next_factors(self, weight: SGDSettings, bias: SGDSettings) -> tuple[UpdateFactors, UpdateFactors]:
+        factors = (
+            UpdateFactors.of_settings(weight, started=self._started["weight"]),
+            UpdateFactors.of_settings(bias, started=self._started["bias"]),
         )
         self._started["weight"] |= weight.momentum != 0
         self._started["bias"] |= bias.momentum != 0
-        return numbers
+        return factors
 
     def _check(
         self, features: Tensor, targets: Tensor, slopes: Tensor, ids: Tensor | None, poisonable: Tensor | None

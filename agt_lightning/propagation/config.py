@@ -1,0 +1,61 @@
+"""The settings of a certified training that do not belong to module, loss or adversary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from agt_lightning.aggregation import Aggregation, require_aggregation
+from agt_lightning.memory import require_memory_budget
+from agt_lightning.propagation.methods import Method, require_method
+from agt_lightning.propagation.samples import Poisonable, SampleIds
+from agt_lightning.rules import RuleTable
+
+DomainChoice = Literal["auto"] | Sequence[Any]
+"""Domains by name or class (`agt_lightning.domains.Domain`), or ``"auto"`` for all built-in ones that apply."""
+
+
+@dataclass(frozen=True)
+class CertificationConfig:
+    """How bounds are computed; `CertifiedTraining` and `AbstractGradientEngine` take its fields as keywords.
+
+    Args:
+        method: how the box propagates bounds forward, see `agt_lightning.propagation.Method`.
+        aggregation: how per-sample bounds become bounds of their sum: ``"exact"``; ``"moment"``, wider, by matrix
+            products alone; or ``"auto"``, exact while it is cheap.
+        domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, classes of domains, several
+            of them, or ``"auto"`` for all built-in ones that apply.
+        poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
+            a mask in the batch. None means all.
+        sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such
+            a tensor in the batch. None means that samples are identified by their content.
+        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
+            means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
+        dtype: floating point type of the bounds' computation.
+        rules: bound rules by overload; None means the built-in ones, `agt_lightning.rules.RULES`.
+
+    Raises:
+        ValueError: if ``method`` or ``aggregation`` is unknown, or the budget is not positive.
+
+    Example:
+        >>> CertificationConfig(method="crown").aggregation
+        'exact'
+    """
+
+    method: Method = "ibp"
+    aggregation: Aggregation = "exact"
+    domains: DomainChoice = "auto"
+    poisonable: Poisonable | None = None
+    sample_ids: SampleIds | None = None
+    memory_budget: int | None = None
+    dtype: torch.dtype = torch.float64
+    rules: RuleTable | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown values once, for everybody who is given the settings."""
+        require_method(self.method)
+        require_aggregation(self.aggregation)
+        require_memory_budget(self.memory_budget)

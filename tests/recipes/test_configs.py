@@ -174,7 +174,7 @@ def test_household_has_the_settings_of_figure_2(composed):
 def test_pilotnet_has_the_settings_of_figure_6(composed):
     config = composed("experiment=pilotnet")
     certified = instances(config.callbacks)["certified"]
-    assert certified.poisonable is is_new
+    assert certified.config.poisonable is is_new
     assert instances(config.data).batch_size == 10_000
     assert (config.optimizer.lr, config.scheduler.decay, config.trainer.max_epochs) == (0.25, 10.0, 2)
 
@@ -182,7 +182,7 @@ def test_pilotnet_has_the_settings_of_figure_6(composed):
 def test_octmnist_has_the_settings_of_figure_4(composed):
     config = composed("experiment=octmnist")
     certified, data = instances(config.callbacks)["certified"], instances(config.data)
-    assert certified.poisonable is is_new
+    assert certified.config.poisonable is is_new
     assert (data.dataset, data.normal, data.new, data.new_share, data.official) == ("octmnist", 3, 2, 1.0, True)
     assert data.pretraining == RobustTraining(epochs=10, penalty=0.3, epsilon=0.5, spread=0.001)
     assert data.batch_size == 6000

@@ -10,12 +10,14 @@ import pytest
 
 from recipes.figure import main as figure
 from recipes.runs import sweep
-from recipes.runs.results import FILE, Result
+from recipes.runs.results import Result
 from recipes.runs.sweep import START, at_point, point_name, unless_finished
 from recipes.runs.tables import read
+from recipes.train import train
 
 ROOT = Path(__file__).parents[3]
-TINY = ("sweep=halfmoons", "debug=fast", "panel=a,c", "level=0,1", "record.resolution=8", "logger=none")
+TINY = ("sweep=halfmoons", "debug=fast", "record.resolution=8", "logger=none")
+GRID = ("panel=a,c", "level=0,1")
 
 
 def test_point_has_its_panels_settings(composed):
@@ -135,20 +137,24 @@ def test_time_left_is_told(composed, job, tmp_path, capsys, monkeypatch):
 
 
 def launch(*overrides):
-    command = [sys.executable, "-m", "recipes.train", "-m", *TINY, *overrides]
+    command = [sys.executable, "-m", "recipes.train", "-m", *TINY, *GRID, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
 
-def test_a_sweep_stops_resumes_gathers_and_draws(tmp_path, capsys):
+def test_a_sweep_in_other_processes_resumes_gathers_and_draws(composed, tmp_path, capsys):
     folder = tmp_path / "sweep"
-    cores = ["hydra/launcher=cores"] if find_spec("hydra_plugins.hydra_joblib_launcher") else []
-    launch(f"output_dir={folder}", "panel=c", *cores)  # in other processes
-    assert [row["adversary.n"] for row in read(folder)] == ["1", "3"]
-    (folder / "panel=c,level=0,record.resolution=8" / FILE).unlink()  # as if it had been stopped
-    printed = launch(f"output_dir={folder}")
+    finished, stopped = (folder / f"panel=c,level={level},record.resolution=8" for level in (0, 1))
+    config = composed(*TINY, "panel=c", "level=0")
+    config.output_dir = str(finished)
+    train(at_point(config))
+    stopped.mkdir()
+    cores = (
+        ["hydra/launcher=cores", "hydra.launcher.n_jobs=2"] if find_spec("hydra_plugins.hydra_joblib_launcher") else []
+    )
+    printed = launch(f"output_dir={folder}", *cores)
     assert printed.count("Finished already") == 1
     assert printed.count("training against") == 3
     assert "Point 4 of 4" in printed

@@ -1,7 +1,7 @@
 """Certified robustness to data poisoning for PyTorch Lightning.
 
-While a model trains, an interval is kept for every parameter that contains the parameter of every run an adversary
-could have caused (Abstract Gradient Training). From it follow certified predictions, accuracy and loss.
+While a model trains, each parameter has an interval that contains its value in every run an adversary could have caused
+(Abstract Gradient Training). Certified predictions, accuracy and loss follow from these intervals.
 """
 
 from agt_lightning.adversaries import BoundedAdversary, UnboundedAdversary

@@ -1,13 +1,13 @@
-"""Certificates: what bounds on the parameters say about predictions and an adversary's goals (appendix B)."""
+"""Certificates of predictions and of an adversary's goals, from bounds on the parameters (appendix B)."""
 
-from agt_lightning.certificates.model import CertifiedModel
-from agt_lightning.certificates.objectives import (
+from agt_lightning.certificates.goals import (
     binary_cross_entropy_bounds,
     cross_entropy_bounds,
     possible_classes,
     squared_error_bounds,
     targeted_attack_reachable,
 )
+from agt_lightning.certificates.model import CertifiedModel
 from agt_lightning.certificates.predictions import Certification
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Bounds on differences of outputs, through the last linear layer where there is one."""
+"""Bounds on differences of outputs, through the last linear layer if there is one."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic import product
 from agt_lightning.capture import Call
-from agt_lightning.certificates.objectives import is_single_logit
+from agt_lightning.certificates.goals import is_single_logit
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program
 from agt_lightning.propagation.crown import Substitution
@@ -17,17 +17,23 @@ from agt_lightning.rules.base import as_interval
 _aten = torch.ops.aten
 
 _KEEP_DIFFERENCES = frozenset({_aten.log_softmax.int, _aten._to_copy.default, _aten.to.dtype, _aten.dropout.default})
-"""Calls after which two outputs of a sample differ by as much as before."""
+"""Calls after which two outputs of a sample differ by as much as before; rules refuse to truncate."""
 
 
 def output_margins(program: Program, values: Mapping[str, Value], output: str, target: Tensor) -> Interval:
-    """Bounds on ``f_target - f_j`` for the value named ``output``; zero for the target itself.
+    """Return bounds on ``f_target - f_j`` for the value named ``output``; zero for the target itself.
 
     Args:
         program: the program that computed ``values``.
-        values: bounds of all its values.
+        values: bounds on all its values, by name.
         output: name of logits of shape (batch, classes), or of one logit per sample.
         target: class of each sample, integers of shape (batch,).
+
+    Returns:
+        Interval of shape (batch, classes); (batch, 2) for one logit.
+
+    Raises:
+        ValueError: if the outputs have another shape.
     """
     outputs = as_interval(values[output])
     if is_single_logit(outputs):
@@ -37,40 +43,43 @@ def output_margins(program: Program, values: Mapping[str, Value], output: str, t
     last = last_linear(program, output)
     if last is None:
         rows = torch.arange(len(target), device=target.device)
-        own = Interval.trusted(outputs.lower[rows, target][:, None], outputs.upper[rows, target][:, None])
-        margins = own - outputs
+        label = Interval.trusted(outputs.lower[rows, target][:, None], outputs.upper[rows, target][:, None])
+        margins = label - outputs
     else:
         z, weight, *bias = (as_interval(values[name]) for name in last.inputs)
         margins = _linear_margins(z, weight, bias[0] if bias else None, target)
-    own_class = torch.nn.functional.one_hot(target, outputs.shape[1]).bool()
-    return Interval.trusted(margins.lower.masked_fill(own_class, 0), margins.upper.masked_fill(own_class, 0))
+    is_label = torch.nn.functional.one_hot(target, outputs.shape[1]).bool()
+    return Interval.trusted(margins.lower.masked_fill(is_label, 0), margins.upper.masked_fill(is_label, 0))
 
 
 def predicted_classes(outputs: Tensor) -> Tensor:
-    """Largest logit, or for one logit whether it is positive, integers of shape (batch,)."""
+    """Return the class of the largest logit, or whether the only logit is positive, integers of shape (batch,)."""
     if is_single_logit(Interval.point(outputs)):
         return (outputs.reshape(-1) > 0).long()
     return outputs.argmax(dim=1)
 
 
 def substituted_margins(linear: Substitution, values: Mapping[str, Value], logits: str, target: Tensor) -> Interval:
-    """Bounds on ``f_target - f_j`` whose linear forms start at the differences themselves.
+    """Return bounds on ``f_target - f_j`` whose linear forms start at the differences themselves.
 
     Args:
-        linear: how linear forms are bounded.
-        values: bounds of all values of its program.
+        linear: bounds linear forms of a program's values.
+        values: bounds on all values of that program, by name.
         logits: name of logits of shape (batch, classes).
         target: class of each sample, integers of shape (batch,).
+
+    Returns:
+        Interval of shape (batch, classes).
     """
     like = as_interval(values[logits]).lower
-    own = torch.nn.functional.one_hot(target, like.shape[1]).to(like.dtype)
-    differences = own.unsqueeze(1) - torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    label = torch.nn.functional.one_hot(target, like.shape[1]).to(like.dtype)
+    differences = label.unsqueeze(1) - torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
     upper, negative = linear.largest(values, logits, torch.cat([differences, -differences], dim=1)).chunk(2, dim=1)
     return Interval.trusted(-negative, upper)
 
 
 def _single_logit_margins(logit: Interval, target: Tensor) -> Interval:
-    """Class 1 has the logit, class 0 has zero."""
+    """Return the margins of the two logits (0, f) that one logit f stands for, (batch, 2)."""
     lower, upper = logit.lower.reshape(-1), logit.upper.reshape(-1)
     zero = torch.zeros_like(lower)
     for_one = Interval.trusted(torch.stack([lower, zero], dim=1), torch.stack([upper, zero], dim=1))
@@ -82,7 +91,11 @@ def _single_logit_margins(logit: Interval, target: Tensor) -> Interval:
 
 
 def last_linear(program: Program, output: str) -> Call | None:
-    """The linear layer that the outputs' differences come from, if nothing but a log-softmax follows it."""
+    """Return the linear layer whose results differ as the outputs do, since at most a log-softmax follows it.
+
+    Returns:
+        The call; None if the outputs come from another operation.
+    """
     call = program.graph.producer(output)
     while call is not None and call.op in _KEEP_DIFFERENCES:
         if call.op is _aten.log_softmax.int and call.arguments["dim"] not in (1, -1):
@@ -92,7 +105,7 @@ def last_linear(program: Program, output: str) -> Call | None:
 
 
 def _linear_margins(z: Interval, weight: Interval, bias: Interval | None, target: Tensor) -> Interval:
-    """``(W_t - W_j) z + β_t - β_j``; rows of W are independent, so the difference of their boxes is exact.
+    """Bound ``(W_t - W_j) z + β_t - β_j``; rows of W are independent, so the difference of their boxes is exact.
 
     Reference:
         docs/theory.md, eq. (9.2).
@@ -109,8 +122,7 @@ def _linear_margins(z: Interval, weight: Interval, bias: Interval | None, target
 
 
 def _row_differences(rows: Interval, label: int) -> Interval:
-    """Bounds on ``rows[label] - rows``."""
-    own = Interval.trusted(rows.lower[label : label + 1], rows.upper[label : label + 1])
+    """Return bounds on ``rows[label] - rows``."""
     if rows.is_point:
         return Interval.point(rows.lower[label : label + 1] - rows.lower)
-    return own - rows
+    return Interval.trusted(rows.lower[label : label + 1], rows.upper[label : label + 1]) - rows

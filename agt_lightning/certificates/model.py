@@ -13,8 +13,8 @@ from agt_lightning.adversaries.features import perturbed
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import Graph, capture, reached
 from agt_lightning.capture.replica import replica
+from agt_lightning.certificates.goals import possible_classes
 from agt_lightning.certificates.margins import last_linear, predicted_classes
-from agt_lightning.certificates.objectives import possible_classes
 from agt_lightning.certificates.predictions import Certification
 from agt_lightning.certificates.values import BoundedValues, frozen_values
 from agt_lightning.domains import DOMAINS, FlipCounter, ParameterSet
@@ -28,9 +28,9 @@ from agt_lightning.rules.base import as_interval
 
 
 class CertifiedModel:
-    """Bounds on the outputs of ``module`` for every parameter in ``bounds`` (Theorem 3.2).
+    """A trained network whose outputs are bounded for all parameters within bounds (Theorem 3.2).
 
-    All methods evaluate the module in `eval` mode, in double precision, and return results in the inputs' type, rounded
+    All methods evaluate the module in `eval` mode, in ``dtype``, and return results in the inputs' type, rounded
     outward. With ``epsilon > 0`` they hold for every input in a ball around ``x`` as well, the trigger set V(x) of a
     backdoor attack (equation 13).
 
@@ -40,10 +40,10 @@ class CertifiedModel:
     Args:
         module: the trained module; `forward` is what is bounded.
         bounds: bounds on its parameters, which contain them.
+        method: how bounds are propagated, see `CertifiedTraining`.
         sets: other sets that contain the same parameters, by name of their domain, for tighter bounds on a head and for
             `certified_flips`; see `AbstractGradientEngine.parameter_sets`.
-        excluded: by name of a domain, why the training went on without it, for messages.
-        method: how bounds are propagated, see `CertifiedTraining`.
+        excluded: reasons why the training went on without a domain, by its name, for messages.
         dtype: floating point type to compute in.
         rules: bound rules by overload.
 
@@ -86,11 +86,11 @@ class CertifiedModel:
         self._program = ProgramCache(self._capture, lambda x: (tuple(x.shape[1:]), x.dtype))
 
     def bound_forward(self, x: Tensor, epsilon: float = 0.0, p: float = math.inf) -> Interval:
-        """Bounds on ``module(x̃)`` for every reachable parameter and every x̃ with ``‖x̃ - x‖_p <= epsilon``.
+        """Return bounds on ``module(x̃)`` for all parameters in bounds and every x̃ with ``‖x̃ - x‖_p <= epsilon``.
 
         Args:
             x: inputs, (batch, ...).
-            epsilon: radius of the ball around each input.
+            epsilon: radius of the ball around each input, in the inputs' units.
             p: norm of the ball, 1, 2 or infinity.
 
         Returns:
@@ -98,12 +98,12 @@ class CertifiedModel:
 
         Raises:
             UncertifiableError: if the network has an operation without a bound.
+            ValueError: if ``epsilon`` or ``p`` is out of range.
         """
-        seen = self._propagate(x, epsilon, p)
-        return seen.outputs.to(dtype=self._result_type(x))
+        return self._propagate(x, epsilon, p).outputs.to(dtype=self._result_type(x))
 
     def margins(self, x: Tensor, target: Tensor, epsilon: float = 0.0) -> Interval:
-        """Bounds on ``f_target - f_j`` for every class j; zero for the target itself.
+        """Return bounds on ``f_target - f_j`` for every class j; zero for the target itself.
 
         Differences are bounded through the last linear layer, whose input is the same for both outputs. That is
         tighter than subtracting the outputs' bounds.
@@ -119,41 +119,44 @@ class CertifiedModel:
         return self._propagate(x, epsilon, math.inf).margins(target).to(dtype=self._result_type(x))
 
     def certify(self, x: Tensor, epsilon: float = 0.0) -> Certification:
-        """Predictions, and whether any poisoned training could have changed them (equation 18 with j ≠ i, strict).
+        """Return predictions, and whether any poisoned training could have changed them (equation 18, corrected).
+
+        The correction, j ≠ i and a strict inequality, is docs/theory.md, eq. (9.1).
 
         Args:
             x: inputs, (batch, ...).
             epsilon: radius of the ℓ∞ ball around each input, for backdoors.
         """
-        seen = self._propagate(x, epsilon, math.inf)
-        program = seen.program
+        bounded = self._propagate(x, epsilon, math.inf)
+        program = bounded.program
         points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
         nominal = propagate_forward(program, self._inputs(program, points, x, 0.0, math.inf))
         label = predicted_classes(as_interval(nominal[program.graph.output]).lower)
-        beaten = seen.margins(label).lower > 0
-        possible = possible_classes(seen.outputs) & ~beaten
-        own = possible.gather(1, label[:, None]).squeeze(1)
-        return Certification(label, own & (possible.sum(dim=1) == 1), possible)
+        beaten = bounded.margins(label).lower > 0
+        possible = possible_classes(bounded.outputs) & ~beaten
+        label_is_possible = possible.gather(1, label[:, None]).squeeze(1)
+        return Certification(label, label_is_possible & (possible.sum(dim=1) == 1), possible)
 
     def certified_flips(self, x: Tensor) -> Tensor:
-        r"""Largest n such that no change of n labels **in the whole data set** alters the prediction; exact.
+        r"""Return the largest n such that no change of n labels **in the whole data set** alters the prediction; exact.
 
         The adversary gives n training samples another class each, which they keep in all epochs. Every n up to the
         returned one leaves the prediction as it is, and some choice of one label more changes it, up to rounding. This
-        is another budget than that of the training's adversary, whose n counts samples of **each batch** with fresh
-        labels at every step; its n has no part here. Its ``source_classes`` and ``target_classes`` do, if it flips
-        labels, and so does ``poisonable``.
+        budget is not that of the training's adversary, whose n counts samples of **each batch** with fresh labels at
+        every step and does not enter here. Its ``source_classes`` and ``target_classes`` enter if it flips labels, and
+        so does ``poisonable``.
 
         Args:
             x: inputs, (batch, ...).
 
         Returns:
-            Integers (batch,): 0 if one flip is enough; the number of poisonable samples if no number is.
+            Integers (batch,): 0 if one flip is enough to change the prediction; the number of poisonable samples if no
+            number of flips is.
 
         Raises:
-            UncertifiableError: if the influence domain was not in use or does not cover `forward`, if targets are no
-                codes of classes, or if it is not known which samples of several epochs are the same.
-            UnsoundBoundError: if the record of the training does not lead to the module's parameters.
+            UncertifiableError: if no domain that counts flips was in use, or it does not cover `forward`, if targets
+                are no codes of classes, or if samples of several epochs cannot be identified.
+            UnsoundBoundError: if a replay of the training does not lead to the module's parameters.
 
         Reference:
             docs/theory.md, eq. (11.5).
@@ -167,13 +170,13 @@ class CertifiedModel:
         return head.certified_flips(as_interval(frozen_values(program, inputs, {name: head})[head.head.input]))
 
     def deciding_domains(self, x: Tensor, epsilon: float = 0.0) -> dict[str, float]:
-        """Which domain's bound on the outputs is the tighter one: a share of all bounds by name.
+        """Return the share of the bounds on outputs that each domain decides by being the tightest, by its name.
 
         Args:
             x: inputs, (batch, ...).
             epsilon: radius of the ℓ∞ ball around each input.
         """
-        return self._propagate(x, epsilon, math.inf).deciding()
+        return self._propagate(x, epsilon, math.inf).domain_shares()
 
     def _propagate(self, x: Tensor, epsilon: float, p: float) -> BoundedValues:
         check_size("epsilon", epsilon)
@@ -183,17 +186,17 @@ class CertifiedModel:
         return BoundedValues.of(program, inputs, program.graph.output, self._heads(program), method=self.method)
 
     def _box(self) -> dict[str, Interval]:
-        return {name: _pointed(bounds.to(dtype=self.dtype)) for name, bounds in self.bounds.items()}
+        return {name: _marked(bounds.to(dtype=self.dtype)) for name, bounds in self.bounds.items()}
 
     def _heads(self, program: Program) -> dict[str, HeadBounds]:
         """Return the bounds of other sets on the trained layers that this program ends in, by name of the domain."""
         names = {value: self._canonical[target] for value, target in program.graph.parameters.items()}
-        found = {name: each.on(program.graph, names, self.module, self.dtype) for name, each in self.sets.items()}
-        return {name: head for name, head in found.items() if head is not None}
+        bounds = {name: each.on(program.graph, names, self.module, self.dtype) for name, each in self.sets.items()}
+        return {name: head for name, head in bounds.items() if head is not None}
 
     @staticmethod
     def _ends_in(program: Program, head: Head) -> bool:
-        """Return whether the head's outputs are read as classes: nothing follows that could change the largest one."""
+        """Return whether the program's outputs predict as the head's do: nothing after them changes the class."""
         last, producers = last_linear(program, program.graph.output), {c.name: c for c in program.graph.calls}
         name = unshaped(producers, program.graph.output) if last is None else last.name
         return name == head.output
@@ -224,11 +227,11 @@ class CertifiedModel:
         return Interval.point(wide) if epsilon == 0 else perturbed(wide, epsilon, p)
 
     def _capture(self, x: Tensor) -> Program:
-        """Record the forward pass for samples like these."""
-        twin = replica(self.module).eval()
-        # Two samples: a batch of one can lose its axis to `.squeeze()`.
+        """Record the forward pass for samples of this shape and type."""
+        module = replica(self.module).eval()
+        # Two samples, since `.squeeze()` can remove the axis of a batch of one.
         example = x[:1].repeat(2, *[1] * (x.ndim - 1))
-        graph = capture(twin, lambda leaves: twin(leaves[0]), [example])
+        graph = capture(module, lambda leaves: module(leaves[0]), [example])
         wide = {name for name, bounds in self.bounds.items() if not bounds.is_point}
         program = Program.build(
             graph,
@@ -247,8 +250,8 @@ class CertifiedModel:
         return next((p.dtype for p in self.module.parameters()), torch.get_default_dtype())
 
 
-def _pointed(bounds: Interval) -> Interval:
-    """A parameter that cannot move as a point, so that features before the head are points too."""
+def _marked(bounds: Interval) -> Interval:
+    """Mark a parameter that cannot move as a point, so that features before the head are points too."""
     return Interval.point(bounds.lower) if torch.equal(bounds.lower, bounds.upper) else bounds
 
 

@@ -1,4 +1,4 @@
-"""What can be said of one prediction under all reachable parameters (equation 18)."""
+"""Certificates of single predictions (equation 18)."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Certification:
-    """Predictions and what an adversary could have made of them.
+    """A batch of predictions, with the classes that an adversary could have turned them into.
 
     Args:
         label: class that the trained module predicts, integers of shape (batch,).
-        certified: whether every reachable parameter predicts the same class, boolean of shape (batch,). A tie is not
-            certified, since it is decided by the order of the classes.
-        possible: which classes some reachable parameter might predict, boolean of shape (batch, classes).
+        certified: whether all parameters within the bounds predict this class, boolean of shape (batch,). A tie is not
+            certified, since only the order of the classes breaks it.
+        possible: classes that some parameters within the bounds may predict, boolean of shape (batch, classes).
     """
 
     label: Tensor

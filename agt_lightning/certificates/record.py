@@ -1,4 +1,4 @@
-"""The certificate as a file: what was bounded, for whom, under which assumptions, and what came out."""
+"""The certificate as a file: threat model, optimizer, settings, results and assumptions of a certified training."""
 
 import dataclasses
 import json
@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.aggregation.mean_clipping import MeanClipping
+from agt_lightning.propagation.config import CertificationConfig
 
 PACKAGES = ("agt-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
 _SETTINGS = (bool, int, float, str, tuple, torch.Tensor)
-"""Types of an optimizer's settings."""
+"""Types of an optimizer's settings that a certificate states."""
 
 _ASSUMPTIONS = (
     "The adversary changes at most n samples of each optimizer step's batch, different ones in each step if it likes; "
@@ -34,12 +36,12 @@ _ASSUMPTIONS = (
 
 
 def assumptions(adversary: Adversary) -> list[str]:
-    """Everything a certificate for this adversary takes for granted, in words."""
+    """Return all assumptions of a certificate for this adversary, in words."""
     return [*_ASSUMPTIONS, *adversary.assumptions]
 
 
 def describe(adversary: Adversary) -> str:
-    """An adversary in words that tell it from every other: tensors are written out in full.
+    """Return an adversary as text, different for different ones: tensors are written out in full.
 
     Example:
         >>> from agt_lightning import BoundedAdversary
@@ -59,14 +61,14 @@ def certificate(
     results: Mapping[str, float],
     settings: Mapping[str, object],
 ) -> dict[str, object]:
-    """A description of a certified training, ready for JSON.
+    """Return a description of a certified training, ready for JSON.
 
     Args:
         adversary: the threat model.
         optimizer: the optimizer, with its settings at the end.
         steps: number of certified optimizer steps.
         results: metrics by name.
-        settings: how bounds were computed.
+        settings: how bounds were computed, see `bound_settings`.
     """
     fields = dataclasses.asdict(adversary)  # type: ignore[call-overload]
     groups = [
@@ -85,12 +87,32 @@ def certificate(
     }
 
 
+def bound_settings(
+    config: CertificationConfig, domains: Mapping[str, object], clipping: MeanClipping | None
+) -> dict[str, object]:
+    """Return how the bounds of a training were computed, ready for JSON.
+
+    Args:
+        config: the settings of the bounds.
+        domains: what the certificate states about the domains.
+        clipping: how training clips the mean gradient; None if it does not.
+    """
+    return {
+        "method": config.method,
+        "domains": dict(domains),
+        "aggregation": config.aggregation,
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "all_samples_poisonable": config.poisonable is None,
+        "clipping_of_the_mean_gradient": None if clipping is None else repr(clipping),
+    }
+
+
 def write_certificate(path: str | os.PathLike[str], record: Mapping[str, object]) -> None:
     """Write a certificate as JSON, atomically; infinities become the strings "inf" and "-inf".
 
     Args:
         path: the file; missing folders are made.
-        record: what `certificate` returned.
+        record: from `certificate`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

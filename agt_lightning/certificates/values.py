@@ -1,4 +1,4 @@
-"""Bounds on all values of a network for parameters that lie in a box and, for its head, in other domains as well."""
+"""Bounds on all values of a network, for parameters that lie in a box and, in its head, in other sets as well."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.certificates.goals import is_single_logit
 from agt_lightning.certificates.margins import last_linear, output_margins, substituted_margins
-from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, refinement, substitution
@@ -19,14 +19,14 @@ from agt_lightning.rules.base import as_interval
 
 @dataclass(frozen=True)
 class BoundedValues:
-    """What all domains together say about one batch.
+    """Bounds on the values of a network on one batch, by all domains together.
 
     Args:
         program: the network.
-        values: bounds on all its values, by name; those of the box, cut to those of the others.
+        values: bounds on all its values, by name: those of the box, intersected with those of the other domains.
         output: name of the outputs among them.
-        heads: the domains that know something of the head, by name.
-        known: bounds of each of them alone on the head's layers, by name.
+        heads: bounds of other domains on the head, by name of the domain; only those that bound its layers here.
+        head_values: bounds on the results of the head's layers by each of these domains alone, by name.
         method: how the box was propagated.
     """
 
@@ -34,7 +34,7 @@ class BoundedValues:
     values: Mapping[str, Value]
     output: str
     heads: Mapping[str, HeadBounds]
-    known: Mapping[str, Mapping[str, Interval]]
+    head_values: Mapping[str, Mapping[str, Interval]]
     method: Method = "ibp"
 
     @classmethod
@@ -47,25 +47,25 @@ class BoundedValues:
         skip: frozenset[str] = frozenset(),
         method: Method = "ibp",
     ) -> BoundedValues:
-        """Propagate a box through the network.
+        """Propagate a box through the network, and intersect with the bounds of other domains at the head's layers.
 
         Args:
             program: the network.
-            inputs: bounds on all inputs of its graph, parameters among them.
+            inputs: bounds on all inputs of its graph, parameters among them, by name.
             output: name of the outputs.
-            heads: what other domains know of the head, by name of the domain.
-            skip: values that nobody asks for.
+            heads: bounds of other domains on the head, by name of the domain.
+            skip: names of values that are not needed.
             method: how bounds are propagated.
         """
         refine = refinement(method, program, skip, frozenset({output}))
         if not heads:
             return cls(program, propagate_forward(program, inputs, skip=skip, refine=refine), output, {}, {}, method)
         frozen = frozen_values(program, inputs, heads, skip)
-        found = {name: head.bound_values(as_interval(frozen[head.head.input])) for name, head in heads.items()}
-        known = {name: bounds for name, bounds in found.items() if bounds}
-        within = _intersection(known)
+        bounds = {name: head.bound_values(as_interval(frozen[head.head.input])) for name, head in heads.items()}
+        head_values = {name: by_value for name, by_value in bounds.items() if by_value}
+        within = _intersection(head_values)
         values = propagate_forward(program, inputs, skip=skip, known=frozen, within=within, refine=refine)
-        return cls(program, values, output, {name: heads[name] for name in known}, known, method)
+        return cls(program, values, output, {name: heads[name] for name in head_values}, head_values, method)
 
     @property
     def outputs(self) -> Interval:
@@ -73,7 +73,11 @@ class BoundedValues:
         return as_interval(self.values[self.output])
 
     def margins(self, target: Tensor) -> Interval:
-        """Bounds on ``f_target - f_j`` for every class j; zero for the target itself."""
+        """Return bounds on ``f_target - f_j`` for every class j; zero for the target itself.
+
+        Args:
+            target: class of each sample, integers of shape (batch,).
+        """
         margins = output_margins(self.program, self.values, self.output, target)
         if is_single_logit(self.outputs):
             return margins
@@ -87,16 +91,19 @@ class BoundedValues:
                 margins = margins.intersect(head.margins(as_interval(self.values[head.head.input]), target))
         return margins
 
-    def deciding(self) -> dict[str, float]:
-        """Share of the bounds on the head's outputs that each domain decides, by name; of equal ones the first."""
-        shares, open_bounds = {"box": 1.0}, None
+    def domain_shares(self) -> dict[str, float]:
+        """Return the share of the bounds on the head's outputs that each domain decides, by its name.
+
+        A domain decides a bound if it is the tightest; of several equal ones, the first decides, and the box is last.
+        """
+        shares, undecided = {"box": 1.0}, None
         for name, head in self.heads.items():
-            own, tightest = self.known[name][head.head.output], as_interval(self.values[head.head.output])
-            reached = torch.stack([tightest.lower <= own.lower, tightest.upper >= own.upper])
-            open_bounds = torch.ones_like(reached) if open_bounds is None else open_bounds
-            shares[name] = (reached & open_bounds).double().mean().item()
-            open_bounds = open_bounds & ~reached
-        return shares if open_bounds is None else {**shares, "box": open_bounds.double().mean().item()}
+            bounds, tightest = self.head_values[name][head.head.output], as_interval(self.values[head.head.output])
+            attained = torch.stack([tightest.lower <= bounds.lower, tightest.upper >= bounds.upper])
+            undecided = torch.ones_like(attained) if undecided is None else undecided
+            shares[name] = (attained & undecided).double().mean().item()
+            undecided = undecided & ~attained
+        return shares if undecided is None else {**shares, "box": undecided.double().mean().item()}
 
 
 def frozen_values(
@@ -105,15 +112,15 @@ def frozen_values(
     heads: Mapping[str, HeadBounds],
     skip: frozenset[str] = frozenset(),
 ) -> dict[str, Value]:
-    """Bounds on all values that depend on no parameter of these heads, by name."""
+    """Return bounds on all values that depend on no parameter of these heads, by name."""
     dependent = frozenset[str]().union(*(head.dependent for head in heads.values()))
     return propagate_forward(program, inputs, skip=skip | dependent)
 
 
-def _intersection(known: Mapping[str, Mapping[str, Interval]]) -> dict[str, Interval]:
-    """What all domains allow of each value, by name."""
-    within: dict[str, Interval] = {}
-    for bounds in known.values():
+def _intersection(head_values: Mapping[str, Mapping[str, Interval]]) -> dict[str, Interval]:
+    """Return the intersection of all domains' bounds on each value, by name of the value."""
+    intersection: dict[str, Interval] = {}
+    for bounds in head_values.values():
         for value, bound in bounds.items():
-            within[value] = within[value].intersect(bound) if value in within else bound
-    return within
+            intersection[value] = intersection[value].intersect(bound) if value in intersection else bound
+    return intersection

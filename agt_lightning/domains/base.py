@@ -1,4 +1,4 @@
-"""A domain: a family of parameter sets that an abstract training step stays in."""
+"""The interface of a domain, and the records of one training step that it is given."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A training before its first step, by which a domain decides whether it applies.
+    """A training before a step on a new kind of batch, from which a domain decides whether it applies.
 
     Args:
         module: the module in training.
-        bounded: the captured loss of a batch.
+        bounded: the captured loss of such a batch.
         adversary: the threat model.
         optimizer: of the module; None if there is none.
         clipping: how training clips the mean gradient; None if it does not.
@@ -52,8 +52,8 @@ class Step:
         parts: the micro-batches of this process.
         scale: factor in front of each micro-batch's loss.
         samples: weights and poisonable samples of all micro-batches of all processes together, by rank.
-        gradient: gradient of the step's loss at the module's parameters, by parameter name.
-        processes: all that make this step together, each with its own micro-batches.
+        gradient: gradient of the step's loss at the module's parameters, by parameter name; not clipped.
+        processes: the group that makes this step together, each process with its own micro-batches.
     """
 
     module: nn.Module
@@ -70,9 +70,9 @@ class OptimizerStep:
     """One optimizer step, after it was made.
 
     Args:
-        parameters: as the optimizer left them, with the gradients that it applied, by name.
+        parameters: as the optimizer left them, with the gradients that it applied in ``grad``, by name.
         before: their values before the step.
-        optimizer: with the settings that it used.
+        optimizer: of the module, with the settings that it used.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -80,7 +80,7 @@ class OptimizerStep:
     optimizer: torch.optim.Optimizer
 
     def updates(self) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-        """Yield name, settings and optimizer state of every parameter that was moved."""
+        """Yield name, settings and optimizer state of every parameter that has a gradient."""
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -92,7 +92,8 @@ class ParameterSet(Protocol):
     """A set of parameters that certificates can bound outputs over, beside the box.
 
     Attributes:
-        costly: whether bounds take a replay of the training, so that they are computed only on request.
+        costly: whether bounds take a replay of the training. Validation in the course of a training then uses the set
+            only if its domain alone is in use.
     """
 
     @property
@@ -103,7 +104,7 @@ class ParameterSet(Protocol):
 
         Args:
             graph: a captured graph of the module.
-            names: names of parameters in the module by value name.
+            names: parameter names in the module, by value name in the graph.
             module: owner of the parameters.
             dtype: floating point type to compute in.
         """
@@ -111,18 +112,18 @@ class ParameterSet(Protocol):
 
 @runtime_checkable
 class FlipCounter(HeadBounds, Protocol):
-    """Bounds of a head from which the number of harmless label flips follows."""
+    """Bounds of a head that also bound how many flipped labels leave a prediction as it is."""
 
     def certified_flips(self, inputs: Interval) -> Tensor:
-        """Return the largest number of labels of the whole data set whose change alters no prediction, (b,).
+        """Return the largest n, (b,), such that no flip of n labels in the whole data set alters the prediction.
 
         Args:
-            inputs: features that enter the head, (b, d), known exactly.
+            inputs: features that enter the head, (b, d), as a point.
         """
 
 
 class DomainLostError(AgtError):
-    """A domain does not cover this step, or bounds nothing any more; other domains are not affected."""
+    """A domain does not cover a step, or its bounds are no longer finite; other domains are not affected."""
 
 
 StepData = TypeVar("StepData")
@@ -131,27 +132,28 @@ StepData = TypeVar("StepData")
 class Domain(ABC, Generic[StepData]):
     """A set that contains the parameters of every run an adversary could have caused, kept while a module trains.
 
-    A step has two halves, for training makes its own between them: `bound_step` reads the batch at the parameters
-    before the step, `update` moves the set once the optimizer has moved the parameters. Eight methods are abstract;
-    the others are for domains that help others or log something.
+    Each training step has two halves, and the optimizer's own step lies between them: `bound_step` reads the batch at
+    the parameters before the step; `update` moves the set after the optimizer moved the parameters. Eight methods are
+    abstract; the others are for domains that exchange bounds, serve certificates or log something.
 
-    A class of your own is used by `CertifiedTraining(adversary, domains=["box", MyDomain])`.
+    Use a domain of your own by `CertifiedTraining(adversary, domains=["box", MyDomain])`. If several processes train,
+    all of them must hold the same set at every step, and `bound_step` alone may call collectives of ``step.processes``.
     """
 
     name: ClassVar[str]
     """Key of this domain in checkpoints, certificates and logs."""
 
     uses_poisoned_prefix: ClassVar[bool] = True
-    """Whether it reads `BoundedBatch.frozen`."""
+    """Whether `bound_values` or `bound_step` reads `BoundedBatch.poisoned_prefix`."""
 
     reads_value_bounds: ClassVar[bool] = True
-    """Whether `bound_step` uses the bounds of other domains on layer outputs."""
+    """Whether `bound_step` uses other domains' bounds on layer outputs."""
 
     follows_clipping: ClassVar[bool] = False
-    """Whether `clip` covers clipping of the mean gradient; other domains must refuse it in `problems`."""
+    """Whether `clip` covers clipping of the mean gradient; if not, `problems` must refuse it."""
 
     tightens: ClassVar[bool] = False
-    """Whether its bounds are cut to those of all other domains after each step, by `tighten`."""
+    """Whether the set is cut to the boxes of all other domains after each step, by `tighten`."""
 
     counts_flips: ClassVar[bool] = False
     """Whether the bounds of its parameter set are a `FlipCounter`."""
@@ -163,31 +165,36 @@ class Domain(ABC, Generic[StepData]):
 
     @abstractmethod
     def problems(self, setup: TrainingSetup) -> list[str]:
-        """Return every reason why this domain does not apply, each with its way out."""
+        """Return every reason why this domain does not apply, each with its way out; empty if it applies."""
 
     @abstractmethod
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> StepData:
-        """Return all that `update` needs of the step's batches.
+        """Return the data of this step that `update` needs.
 
         Args:
-            step: the step.
-            value_bounds: bounds of other domains on layer outputs, one per micro-batch; empty if there are none.
+            step: the step, before it is made.
+            value_bounds: bounds of another domain on layer outputs, one per micro-batch; empty if there are none.
 
         Raises:
-            DomainLostError: if the set has grown out of all bounds, or the step is none that the domain covers.
+            DomainLostError: if the set's bounds are no longer finite, or the domain does not cover this step; in every
+                process, or in none.
         """
 
     @abstractmethod
     def update(self, data: StepData, optimizer_step: OptimizerStep) -> None:
         """Move the set with the step that the optimizer has made.
 
+        Args:
+            data: from `bound_step`, or from `clip` if training clips the mean gradient.
+            optimizer_step: the step, after it was made.
+
         Raises:
-            DomainLostError: if this step is none that the domain covers.
+            DomainLostError: if the domain does not cover this step.
         """
 
     @abstractmethod
     def box(self) -> dict[str, Interval] | None:
-        """Return the interval of each parameter, by name; None if the domain does not keep them at every step."""
+        """Return the interval of each parameter, by name; None if the domain keeps no intervals at every step."""
 
     @abstractmethod
     def fingerprint_tensors(self) -> Iterator[Tensor]:
@@ -195,42 +202,48 @@ class Domain(ABC, Generic[StepData]):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return all that a checkpoint must keep: tensors, numbers and strings."""
+        """Return the state that a checkpoint must keep, as tensors, numbers and strings."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from the `state` of an interrupted run."""
+        """Continue from the `state` of an interrupted run."""
 
     def exact_box(self) -> dict[str, Interval]:
         """Return the interval of each parameter, by name, even if that takes more work than a step."""
         return self.box() or {}
 
     def parameter_set(self) -> ParameterSet | None:
-        """Return the set for certificates of outputs; None if the box is all that this domain knows."""
+        """Return the set for certificates of outputs; None if the domain has no set beside its box."""
         return None
 
     def bound_values(self, step: Step) -> list[ValueBounds]:
-        """Return bounds on layer outputs that other domains can use in this step, one per micro-batch.
+        """Return bounds on layer outputs that other domains can use in this step, before any `bound_step`.
 
         Returns:
-            A list that is empty if there are none.
+            One per micro-batch, or an empty list if there are none.
         """
         return []
 
     def found_values(self, data: StepData) -> list[ValueBounds]:
-        """Return what `bound_step` found of the layer outputs that it was given bounds for, one per micro-batch.
+        """Return the bounds on layer outputs that `bound_step` made, for the domains whose turn comes later.
+
+        They cover the outputs that it was given bounds for.
 
         Returns:
-            A list that is empty if there is nothing new.
+            One per micro-batch, or an empty list if there are none.
         """
         return []
 
     def gradient_bounds(self, data: StepData) -> Mapping[str, Interval]:
-        """Return bounds on the gradient that the optimizer will apply, by parameter name; empty if there are none."""
+        """Return bounds on the gradient that the optimizer is about to apply, by parameter name.
+
+        Returns:
+            Empty if the domain bounds no gradient.
+        """
         return {}
 
     def clip(self, data: StepData, clipping: MeanClipping, names: Sequence[str]) -> StepData:
-        """Return the step's data after training clips the mean gradient.
+        """Return the step's data for a training that clips the mean gradient; called if `follows_clipping` is true.
 
         Args:
             data: from `bound_step`.
@@ -240,14 +253,14 @@ class Domain(ABC, Generic[StepData]):
         return data
 
     def tighten(self, other: Mapping[str, Interval]) -> None:  # noqa: B027 - most domains keep no intervals
-        """Cut the set to intervals of another domain, which contain the same runs."""
+        """Intersect the set with the box of another domain, which contains the same runs."""
 
     def metrics(self) -> dict[str, float]:
         """Return numbers that are logged after each step as ``agt/<name>``."""
         return {}
 
     def remarks(self) -> list[str]:
-        """Return sentences for the log about how bounds are computed, without their subject, `CertifiedTraining`."""
+        """Return sentences for the log about how bounds are computed, each without its subject `CertifiedTraining`."""
         return []
 
     def record(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The box: an interval for every parameter, moved by interval arithmetic (the paper's abstract gradient training)."""
+"""The box domain: an interval for every parameter, moved by interval arithmetic as in the paper (Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from agt_lightning.aggregation import DESCENTS, Clipping, NormClipping, SumMetho
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.domains.base import Domain, OptimizerStep, Step, TrainingSetup
-from agt_lightning.errors import BoundsMismatchError, UncertifiableError
+from agt_lightning.errors import BoundsMismatchError, UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import FactoredGradient, all_gathered, partitioned
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
 from agt_lightning.optimizers.checked_update import TrainedUpdate, checked_update, foreign_state_problems
 from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.diagnose import diagnose
 from agt_lightning.propagation.passes import GradientBounds, ValueBounds, propagate
 from agt_lightning.propagation.samples import stacked
+from agt_lightning.rules.base import address
 
 
 @dataclass(frozen=True)
 class BoxStep:
-    """Bounds on the gradient of one step, for parameters anywhere in the box.
+    """Bounds on the gradient of one step, with the parameters anywhere in the box.
 
     Args:
         bounds: interval of the applied gradient, by parameter name.
-        values: bounds on layer outputs of each micro-batch, for other domains.
+        values: bounds on layer outputs, one per micro-batch, for other domains.
     """
 
     bounds: Mapping[str, Interval]
@@ -42,7 +44,7 @@ class BoxStep:
 
 
 class BoxDomain(Domain[BoxStep]):
-    """Valid parameter-space bounds (Definition 3.1), and intervals for the optimizer's state.
+    """A box that is a valid parameter-space bound (Definition 3.1), with intervals for the optimizer's state.
 
     Args:
         module: at its initial parameters.
@@ -51,8 +53,8 @@ class BoxDomain(Domain[BoxStep]):
 
     Attributes:
         intervals: bounds on the parameters, by name.
-        states: bounds on what the optimizer remembers, by parameter name.
-        sum_methods: the method of aggregation that each parameter took in the last step, by name.
+        states: bounds on the optimizer's state, by parameter name.
+        sum_methods: the aggregation method of each parameter in the last step, by name.
     """
 
     name: ClassVar[str] = "box"
@@ -93,16 +95,37 @@ class BoxDomain(Domain[BoxStep]):
 
         with record_function("agt: sums over samples"):
             bounds = self._gradient_bounds(step, clean, poisoned, clipping)
-        for name, interval in bounds.items():
-            check_finite_and_ordered(interval, f"the gradient of `{name}`")
+        self._require_finite(step, bounds)
         return BoxStep(bounds, tuple(each.values for each in passes))
 
+    def _require_finite(self, step: Step, bounds: Mapping[str, Interval]) -> None:
+        """Raise if a gradient's bound is NaN or infinite, naming the call where that begins."""
+        try:
+            for name, interval in bounds.items():
+                check_finite_and_ordered(interval, f"the gradient of `{name}`")
+        except UnsoundBoundError as error:
+            reports = [
+                diagnose(
+                    part.bounded,
+                    step.module,
+                    part.batch.data,
+                    self.intervals,
+                    adversary=step.adversary,
+                    method=self.config.method,
+                    state=part.batch.state,
+                )
+                for part in step.parts
+            ]
+            first = next((each.first_infinite for each in reports if each.first_infinite is not None), None)
+            origin = "" if first is None else f" It begins at {address(first.call)}."
+            raise UnsoundBoundError(f"{error}{origin}") from error
+
     def _passes(self, step: Step, value_bounds: Sequence[ValueBounds]) -> list[GradientBounds]:
-        """Bound the gradients of each micro-batch, with the parameters anywhere in the box."""
-        known = value_bounds or [ValueBounds()] * len(step.parts)
+        """Bound the gradients of each micro-batch, with the parameters anywhere in the box (equations 6 and 7)."""
+        others = value_bounds or [ValueBounds()] * len(step.parts)
         return [
             propagate(part, step.module, self.intervals, step.adversary, self.config, values)
-            for part, values in zip(step.parts, known, strict=True)
+            for part, values in zip(step.parts, others, strict=True)
         ]
 
     def _gradient_bounds(
@@ -112,7 +135,7 @@ class BoxDomain(Domain[BoxStep]):
         poisoned: Mapping[str, FactoredGradient],
         clipping: Clipping | None,
     ) -> dict[str, Interval]:
-        """Bound the descent direction of every parameter, each by the method that is chosen for it."""
+        """Bound the descent direction of every parameter by the method chosen for it (Theorem 3.4 or D.1)."""
         budget = fitting_memory_budget(self.config.memory_budget, step.samples.weights.device)
         aggregation = self.config.aggregation if clipping is None else "exact"
         self.sum_methods = choose(aggregation, clean, poisoned, step.samples)
@@ -124,7 +147,7 @@ class BoxDomain(Domain[BoxStep]):
 
         bounds: dict[str, Interval] = {}
         for method in dict.fromkeys(self.sum_methods.values()):
-            names = [name for name, chosen in self.sum_methods.items() if chosen == method]
+            names = [name for name, taken in self.sum_methods.items() if taken == method]
             inner, outer = ({name: group[name] for name in names if name in group} for group in (clean, poisoned))
             bounds |= partitioned(step.processes, inner, outer, partial(bound, method))
         return {name: bounds[name] for name in clean}
@@ -153,19 +176,19 @@ class BoxDomain(Domain[BoxStep]):
             if state is None:
                 state = remembered = counterpart.initial(group, box)
             after = counterpart.nominal(kept, state.step + 1, self.dtype)
-            seen = TrainedUpdate.of(
+            trained = TrainedUpdate.of(
                 optimizer_step.parameters[name], optimizer_step.before[name], remembered, after, self.dtype
             )
             gradient = data.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
             self.states[name], self.intervals[name] = checked_update(
-                name, counterpart, group, state, box, gradient, seen
+                name, counterpart, group, state, box, gradient, trained
             )
             self._remembered[name] = after
 
+    @override
     def tighten(self, other: Mapping[str, Interval]) -> None:
-        """Cut the box to bounds of another domain, which contain the same runs."""
         for name, interval in other.items():
-            if not self.intervals[name].is_point:  # which stays one, and is computed with as one
+            if not self.intervals[name].is_point:  # a point cannot become tighter, and must stay marked as a point
                 self.intervals[name] = self.intervals[name].intersect(interval)
 
     @override
@@ -209,8 +232,12 @@ class BoxDomain(Domain[BoxStep]):
     def adopt(self, box: Mapping[str, Interval], states: Mapping[str, OptimizerState]) -> None:
         """Take over bounds and optimizer states of an interrupted run.
 
+        Args:
+            box: interval of each parameter, by name.
+            states: bounds on the optimizer's state, by parameter name.
+
         Raises:
-            BoundsMismatchError: if they are of other names or shapes.
+            BoundsMismatchError: if names are missing or shapes differ.
         """
         for name, interval in self.intervals.items():
             shapes = [m.shape for m in states[name].moments.values()] if name in states else []
@@ -227,7 +254,7 @@ class BoxDomain(Domain[BoxStep]):
 
 
 def _of_all_samples(clipping: Clipping | None, processes: ProcessGroup) -> Clipping | None:
-    """The clipping that knows the norms of the samples of all processes, by rank."""
+    """Return the clipping with the norms of the samples of all processes, by rank."""
     if not isinstance(clipping, NormClipping):
         return clipping
     norms = [message["norms"] for message in processes.gather({"norms": clipping.square_norms})]

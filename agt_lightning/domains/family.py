@@ -1,4 +1,4 @@
-"""All domains of one training, kept side by side: each may use what the others found."""
+"""The domains of one training, kept side by side, so that each can use the bounds of the others."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ DOMAINS: Mapping[str, type[Domain[Any]]] = {kind.name: kind for kind in (BoxDoma
 
 
 class DomainFamily:
-    """The domains in use, and why the others are not.
+    """The domains in use, and the reasons why others are not.
+
+    A domain is lost if it raises `DomainLostError` in a step. With ``"auto"`` it is then excluded if another domain
+    remains; otherwise `UncertifiableError` is raised.
 
     Args:
         module: at its initial parameters.
         adversary: the threat model.
-        config: its ``domains`` are names or classes of domains, of which each must apply; or ``"auto"`` for all
-            built-in ones that do.
-        processes: all that train together; they keep the same domains.
+        config: its ``domains`` are names or classes of domains, all of which must apply; or ``"auto"`` for all built-in
+            ones that apply.
+        processes: the group that trains together; all its processes keep the same domains.
 
     Raises:
         ValueError: if a domain is unknown or repeated, or none is given.
 
     Attributes:
         in_use: domains by name.
-        excluded: by name, the reason why ``"auto"`` does not use a domain.
+        excluded: reasons why ``"auto"`` does not use a domain, by its name.
     """
 
     def __init__(
@@ -58,38 +61,51 @@ class DomainFamily:
     # --- one step ------------------------------------------------------------------------------------------------
 
     def problems(self, setup: TrainingSetup) -> list[str]:
-        """Return why the chosen domains do not apply; with ``"auto"``, only if none does: else they are excluded."""
+        """Return why the chosen domains do not apply, each reason with its way out; empty if training can go on.
+
+        With ``"auto"``, domains that do not apply are excluded if another one does; otherwise the reasons of the first
+        are returned.
+        """
         with self.processes.collective_errors():
             local = {name: domain.problems(setup) for name, domain in self.in_use.items()}
-        found = {name: self.processes.union(problems) for name, problems in local.items()}
-        failing = {name: problems for name, problems in found.items() if problems}
+        united = {name: self.processes.union(problems) for name, problems in local.items()}
+        failing = {name: problems for name, problems in united.items() if problems}
         if not self.automatic:
             return [problem for problems in failing.values() for problem in problems]
-        if len(failing) == len(found):
+        if len(failing) == len(self.in_use):
             return next(iter(failing.values()), [])
         for name, problems in failing.items():
             self._exclude(name, " ".join(problems))
         return []
 
     def bound_step(self, step: Step) -> dict[str, object]:
-        """Return the data that each domain in use needs for the coming update, by name."""
+        """Return the data that each domain in use needs for the coming update, by name.
+
+        Each domain is given the bounds of one other on layer outputs: of the last one whose `Domain.bound_step` made
+        some in this step (`Domain.found_values`), or else of the first one that had some before
+        (`Domain.bound_values`).
+
+        Raises:
+            UncertifiableError: if a domain is lost and ``"auto"`` cannot go on without it.
+        """
         with self.processes.collective_errors():
             supplied = {name: domain.bound_values(step) for name, domain in self.in_use.items() if self._helps(name)}
         data: dict[str, object] = {}
         for name, domain in list(self.in_use.items()):
-            others: list[ValueBounds] = next((v for n, v in supplied.items() if v and n != name), [])
+            others: list[ValueBounds] = next((bounds for key, bounds in supplied.items() if bounds and key != name), [])
             try:
                 data[name] = domain.bound_step(step, others)
             except DomainLostError as error:
                 self._lose(name, error)
                 continue
-            found = domain.found_values(data[name])
-            supplied = {name: found, **supplied} if found else supplied
+            made = domain.found_values(data[name])
+            if made:
+                supplied = {name: made} | {key: bounds for key, bounds in supplied.items() if key != name}
         return data
 
     @property
     def use_poisoned_prefixes(self) -> bool:
-        """Whether some domain reads `BoundedBatch.frozen`."""
+        """Whether some domain reads `BoundedBatch.poisoned_prefix`."""
         return any(domain.uses_poisoned_prefix for domain in self.in_use.values())
 
     @property
@@ -98,8 +114,8 @@ class DomainFamily:
         return all(domain.follows_clipping for domain in self.in_use.values())
 
     def gradient_bounds(self, data: Mapping[str, object]) -> dict[str, Interval]:
-        """Return bounds on the applied gradient, by parameter name: those of all domains that have some."""
-        return _intersection([domain.gradient_bounds(data[name]) for name, domain in self._stepping(data)])
+        """Return bounds on the applied gradient, by parameter name: the intersection over all domains."""
+        return _intersection([domain.gradient_bounds(data[name]) for name, domain in self.in_use.items()])
 
     def clip(self, data: Mapping[str, object], clipping: MeanClipping, names: list[str]) -> dict[str, object]:
         """Return the data of a step whose mean gradient is clipped.
@@ -109,11 +125,15 @@ class DomainFamily:
             clipping: how training clips.
             names: parameters that are clipped together.
         """
-        return {name: domain.clip(data[name], clipping, names) for name, domain in self._stepping(data)}
+        return {name: domain.clip(data[name], clipping, names) for name, domain in self.in_use.items()}
 
     def update(self, data: Mapping[str, object], optimizer_step: OptimizerStep) -> None:
-        """Move every set, and cut those that can be tightened to what the others allow."""
-        for name, domain in self._stepping(data):
+        """Move every set by its own data, then tighten those that can be by the boxes of the others.
+
+        Raises:
+            UncertifiableError: if a domain is lost and ``"auto"`` cannot go on without it.
+        """
+        for name, domain in list(self.in_use.items()):
             try:
                 domain.update(data[name], optimizer_step)
             except DomainLostError as error:
@@ -128,20 +148,18 @@ class DomainFamily:
         """Whether another domain reads the value bounds of this one."""
         return any(domain.reads_value_bounds for key, domain in self.in_use.items() if key != name)
 
-    def _stepping(self, data: Mapping[str, object]) -> list[tuple[str, Domain[Any]]]:
-        return [(name, domain) for name, domain in self.in_use.items() if name in data]
-
     # --- results ---------------------------------------------------------------------------------------------------
 
     def cheap_box(self) -> dict[str, Interval]:
-        """Return the tightest interval of each parameter that is kept at every step; empty if no domain keeps any."""
+        """Return the tightest interval of each parameter that some domain keeps at every step; empty if none does."""
+        # A set that `update` tightens is within the boxes of all others already.
         tightest = next((domain for domain in self.in_use.values() if domain.tightens), None)
         if tightest is not None:
             return tightest.box() or {}
         return _intersection([domain.box() or {} for domain in self.in_use.values()])
 
     def box(self) -> dict[str, Interval]:
-        """Return the tightest interval of each parameter, even if that takes more work than a step."""
+        """Return the tightest interval of each parameter, even if computing it takes more work than a step."""
         return self.cheap_box() or _intersection([domain.exact_box() for domain in self.in_use.values()])
 
     def parameter_sets(self) -> dict[str, ParameterSet]:
@@ -154,11 +172,12 @@ class DomainFamily:
         return {key: value for domain in self.in_use.values() for key, value in domain.metrics().items()}
 
     def remarks(self) -> list[str]:
-        """Return sentences for the log about how bounds are computed."""
-        return [remark for domain in self.in_use.values() for remark in domain.remarks()]
+        """Return sentences for the log, without their subject: which domains are excluded, how bounds are computed."""
+        excluded = [f"goes on without the domain `{name}`. {reason}" for name, reason in self.excluded.items()]
+        return excluded + [remark for domain in self.in_use.values() for remark in domain.remarks()]
 
     def record(self) -> dict[str, object]:
-        """Return what a certificate states about the domains: those in use, and why the others are not."""
+        """Return what a certificate states about the domains: those in use, and the reasons why others are not."""
         used = {name: domain.record() for name, domain in self.in_use.items()}
         return {"in_use": used, "left_out": dict(self.excluded)}
 
@@ -174,10 +193,10 @@ class DomainFamily:
         return {name: domain.state() for name, domain in self.in_use.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with exactly the domains of a checkpoint.
+        """Continue with the domains of a checkpoint; ``"auto"`` excludes all others.
 
         Raises:
-            BoundsMismatchError: if the checkpoint lacks a domain that was asked for.
+            BoundsMismatchError: if the checkpoint lacks a domain that was chosen by name or class.
         """
         missing = [name for name in self.in_use if name not in state]
         if missing and not self.automatic:
@@ -191,7 +210,7 @@ class DomainFamily:
             domain.restore(state[name])
 
     def _lose(self, name: str, error: DomainLostError) -> None:
-        """With ``"auto"``, exclude a domain that no longer applies if another remains; otherwise raise."""
+        """With ``"auto"``, exclude a lost domain if another remains; otherwise raise."""
         if not self.automatic or len(self.in_use) == 1:
             raise UncertifiableError([f"The domain `{name}` is lost: {error}"])
         self._exclude(name, str(error))
@@ -205,7 +224,7 @@ def chosen_domains(choice: DomainChoice) -> dict[str, type[Domain[Any]]]:
     """Return the chosen domains by name, in the order in which a step goes through them.
 
     Args:
-        choice: names, classes, or ``"auto"``.
+        choice: names or classes of domains, or ``"auto"`` for all built-in ones.
 
     Raises:
         ValueError: if a name is unknown, a domain is repeated, or none is given.
@@ -217,8 +236,8 @@ def chosen_domains(choice: DomainChoice) -> dict[str, type[Domain[Any]]]:
     if choice == "auto":
         return dict(DOMAINS)
     entries = [choice] if isinstance(choice, str) else list(choice)
-    known = [DOMAINS.get(entry) if isinstance(entry, str) else entry for entry in entries]
-    kinds = [kind for kind in known if isinstance(kind, type) and issubclass(kind, Domain)]
+    classes = [DOMAINS.get(entry) if isinstance(entry, str) else entry for entry in entries]
+    kinds = [kind for kind in classes if isinstance(kind, type) and issubclass(kind, Domain)]
     names = [kind.name for kind in kinds]
     if not entries or len(kinds) < len(entries) or len(set(names)) < len(names):
         raise ValueError(
@@ -230,9 +249,9 @@ def chosen_domains(choice: DomainChoice) -> dict[str, type[Domain[Any]]]:
 
 
 def _intersection(boxes: list[Mapping[str, Interval]]) -> dict[str, Interval]:
-    """Return what all boxes allow of each parameter that some of them bounds."""
-    allowed: dict[str, Interval] = {}
+    """Return the intersection of boxes, by parameter name; a parameter may be missing in some of them."""
+    intersection: dict[str, Interval] = {}
     for box in boxes:
         for name, interval in box.items():
-            allowed[name] = allowed[name].intersect(interval) if name in allowed else interval
-    return allowed
+            intersection[name] = intersection[name].intersect(interval) if name in intersection else interval
+    return intersection

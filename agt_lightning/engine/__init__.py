@@ -1,4 +1,4 @@
-"""One abstract training step (Algorithm 1): the gradient bounded, training's own step checked, every domain moved."""
+"""The abstract training step (Algorithm 1): bound the gradient, check training's own step, move every domain."""
 
 from agt_lightning.engine.engine import AbstractGradientEngine
 

@@ -1,4 +1,4 @@
-"""What ties the bounds of a checkpoint to the parameters they were computed for."""
+"""Checks that the bounds of a checkpoint are complete and belong to the module's parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agt_lightning.errors import BoundsMismatchError
 
 
 def parameters_digest(module: nn.Module) -> str:
-    """A text that tells parameters apart: names, types, shapes and every bit, wherever they are stored.
+    """Return a digest of the parameters' names, types, shapes and bits, the same on every device.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -32,6 +32,10 @@ def parameters_digest(module: nn.Module) -> str:
 def require_parameters(module: nn.Module, digest: str) -> None:
     """Raise unless the module has the parameters that a checkpoint's bounds were computed for.
 
+    Args:
+        module: with the resumed parameters.
+        digest: `parameters_digest` of the parameters at the checkpoint.
+
     Raises:
         BoundsMismatchError: if they differ in any bit.
     """
@@ -44,10 +48,16 @@ def require_parameters(module: nn.Module, digest: str) -> None:
 
 @contextmanager
 def complete(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Read the state of a checkpoint; whatever is missing or of another form has a message.
+    """Raise a `BoundsMismatchError` if the block that reads a checkpoint's state fails at a missing or malformed entry.
+
+    Args:
+        state: of the checkpoint.
+
+    Yields:
+        The same state.
 
     Raises:
-        BoundsMismatchError: if the block stumbles over the form of the state.
+        BoundsMismatchError: with the way out.
     """
     try:
         yield state

@@ -1,4 +1,4 @@
-"""Duplicates: samples that several processes train on in one step, so that poisoning one counts several times."""
+"""Samples that several processes share in one step: poisoning one of them would count several times."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from agt_lightning.propagation.objective import BoundedObjective
 
 
 def sample_keys(bounded: BoundedObjective, batch: object, ids: Tensor | None) -> Tensor:
-    """Return an integer for each sample of a batch, the same in every process, int64 (b,).
+    """Return an integer for each sample of a batch, int64 (b,): equal samples have equal integers in all processes.
 
     Args:
         bounded: the captured loss.
         batch: the data.
-        ids: names of the samples; None identifies them by all that the loss reads of them.
+        ids: names of the samples, (b,); None if all that the loss reads of a sample identifies it.
     """
     if ids is not None:
         return ids
@@ -34,10 +34,10 @@ def require_distinct(keys: Sequence[Tensor]) -> None:
     """Raise if two processes share a sample.
 
     Args:
-        keys: of the samples of each process that can be poisoned, by rank.
+        keys: `sample_keys` of the poisonable samples of each process, by rank.
 
     Raises:
-        UncertifiableError: with the way out.
+        UncertifiableError: with the number of shared samples and the way out.
     """
     distinct = torch.cat([each.unique() for each in keys])
     _, counts = distinct.unique(return_counts=True)

@@ -1,4 +1,4 @@
-"""The engine: Algorithm 1 of the paper beside any training loop."""
+"""The engine of abstract gradient training, for any training loop (Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -39,20 +39,24 @@ from agt_lightning.rules import RULES
 
 
 class AbstractGradientEngine:
-    """Maintains valid parameter-space bounds (Definition 3.1) beside a training run (Algorithm 1).
+    """An engine that keeps valid parameter-space bounds (Definition 3.1) beside a training run (Algorithm 1).
 
     Guarantee: after each `step` every domain in use contains the parameters of every run on the same sequence of
     batches in which, at each step, the adversary changed up to n samples of the batch within its limits; in real
-    arithmetic, up to the rounding of the bounds' own computation in ``dtype``.
+    arithmetic, up to the rounding of the bounds' own computation in ``config.dtype``.
+
+    `step` trains and bounds one step. A program that owns its training loop calls instead, at each step and in this
+    order: its own backward pass, `bound_gradient`, `verify`, `clip` if it clips the mean gradient, its clipping and its
+    optimizer step, `update`. It must call `problems` first, for every new kind of batch.
 
     Args:
-        module: the module in training; never changed.
+        module: the module in training. Only `step` moves its parameters; `verify` may write gradients.
         loss: maps a module and a batch to the scalar loss that training minimizes.
         adversary: the threat model.
         config: how bounds are computed. None means the box alone, by intervals and exact sums.
         clipping: how training clips the mean gradient; None if it does not.
-        processes: all that train this module together, each on its own part of every batch, with the mean of their
-            gradients. Every method that reads batches or moves bounds must then be called in all of them.
+        processes: the group that trains this module together, each process on its own part of every batch, with the
+            mean of their gradients. Methods that read batches or move bounds must then be called in every process.
         **settings: fields of `CertificationConfig`, which replace those of ``config``.
 
     Raises:
@@ -60,8 +64,8 @@ class AbstractGradientEngine:
         ValueError: if a setting has an unknown value.
 
     Attributes:
-        config: the settings in use, with the memory budget that was found.
-        domains: the sets of parameters that are kept.
+        config: the settings in use, with ``memory_budget`` fitted to the device.
+        domains: the domains in use; each keeps a set of parameters.
         steps: number of certified steps so far.
 
     Reference:
@@ -104,10 +108,10 @@ class AbstractGradientEngine:
         capture = partial(BoundedObjective.of, module, loss, table=rules)
         self._objectives = ProgramCache(capture, self.signature)
         self._nominal = NominalPass(module, adversary, self._objectives, self.config, processes)
-        self._trained = _copies(module)
-        self._approved: set[object] = set()
-        self._verified: dict[str, Tensor] = {}
-        self._buffers: dict[str, Tensor] = {}
+        self._approved: set[object] = set()  # kinds of batches that can be certified
+        self._trained = _copies(module)  # parameters as the optimizer left them
+        self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
+        self._buffers: dict[str, Tensor] = {}  # first values of the buffers that the loss reads
         processes.require_same(self._trained.values(), "initial parameters")
 
     # --- one step (Algorithm 1) --------------------------------------------------------------------------------------
@@ -115,17 +119,18 @@ class AbstractGradientEngine:
     def step(self, batches: Sequence[object], optimizer: torch.optim.Optimizer, epoch: int = 0) -> None:
         """Train one step and move all domains with it: gradient, optimizer step, abstract step, checks.
 
-        This is the engine without Lightning. Where another program owns the training loop, call `bound_gradient`,
-        `verify` and `update` from the loop's hooks.
+        The mean gradient is not clipped.
 
         Args:
-            batches: micro-batches of this step, in this process; their losses are averaged, and so are processes.
+            batches: micro-batches of this step, in this process; their losses are averaged, and so are the gradients of
+                all processes.
             optimizer: the module's optimizer.
-            epoch: number of the pass over the data set; the influence domain alone reads it, see `SampleTable`.
+            epoch: number of the pass over the data set, for domains that follow a sample through all epochs.
 
         Raises:
+            CaptureError: if the loss cannot be recorded.
             UncertifiableError: if this step cannot be certified.
-            UnsoundBoundError: if a self-check fails.
+            UnsoundBoundError: if a self-check fails, or a bound is NaN or infinite.
         """
         self._approve(batches[0], optimizer)
         optimizer.zero_grad()
@@ -141,7 +146,7 @@ class AbstractGradientEngine:
         self.update(bounds, optimizer)
 
     def bound_gradient(self, batches: Sequence[object], scale: float | None = None) -> StepBounds:
-        """Bound the gradient of one optimizer step, before it is applied (Algorithm 1, lines 4 to 8).
+        """Bound the gradient of one optimizer step, before it is applied (Algorithm 1, lines 6, 8 and 9).
 
         Args:
             batches: the micro-batches of this step, each a batch or, with dropout, a `MicroBatch`; n counts the
@@ -149,7 +154,9 @@ class AbstractGradientEngine:
             scale: factor in front of each micro-batch's loss; None means 1 / number of micro-batches.
 
         Raises:
-            UnsoundBoundError: if a bound is NaN or infinite, or something besides the optimizer moved a parameter.
+            UncertifiableError: if a domain is lost, or processes share a poisonable sample.
+            UnsoundBoundError: if a bound is NaN or infinite, or something besides the optimizer changed a parameter or
+                a buffer that the loss reads.
         """
         micro_batches, scale = _micro_batches(batches, scale)
         with self.processes.collective_errors():
@@ -170,15 +177,16 @@ class AbstractGradientEngine:
     """The name of `bound_gradient` up to version 0.1."""
 
     def verify(self, bounds: StepBounds, batches: Sequence[object], scale: float | None = None) -> None:
-        """Check that the gradient about to be applied is the certified one, then write the clipped one if there is one.
+        """Check that training's gradient is the certified one; with sample clipping, replace it by the clipped one.
 
-        The module's gradients must equal those of the captured program at the module's parameters up to rounding, at
-        every step: this proves that what is certified is what is trained. They must also lie in the bounds.
+        The module's gradients must equal those of the captured program at the module's parameters, up to rounding, at
+        every step: this proves that what is certified is what is trained. The gradient to apply must also lie in its
+        bounds. If the adversary needs sample clipping, it is then written into the parameters' ``grad``.
 
         Args:
             bounds: from `bound_gradient`.
-            batches: the micro-batches that were given to it.
-            scale: as it was given to it.
+            batches: the micro-batches that `bound_gradient` was given.
+            scale: the factor that `bound_gradient` was given.
 
         Raises:
             UnsoundBoundError: naming the parameter, the worst violation and its index.
@@ -201,30 +209,45 @@ class AbstractGradientEngine:
         self._verified = {name: grad.detach().clone() for name, grad in gradients.items() if grad is not None}
 
     def clip(self, bounds: StepBounds, clipping: MeanClipping, optimizer: torch.optim.Optimizer) -> StepBounds:
-        """Bound the gradient that remains after clipping of the mean; call it after `verify`, before training clips.
+        """Return bounds on the mean gradient after clipping; call it after `verify`, before training clips.
 
-        Training must clip the gradients of the optimizer's parameters by torch's own function; `update` checks the
-        result to the last bit.
+        Training must clip the gradients of all parameters of the optimizer together, by torch's own function; `update`
+        checks the result to the last bit.
+
+        Args:
+            bounds: from `bound_gradient`.
+            clipping: how training clips.
+            optimizer: the module's optimizer.
 
         Raises:
-            UncertifiableError: if a domain is in use that does not cover clipping at this point.
+            UncertifiableError: if a domain in use does not cover clipping of the mean gradient.
             UnsoundBoundError: if the clipped gradient leaves its bounds.
         """
-        if self.clipping != clipping and not self.domains.follow_clipping:
-            raise UncertifiableError(["Domains beside the box must know of clipping. Give `clipping` to the engine."])
+        if not self.domains.follow_clipping:
+            raise UncertifiableError(
+                [
+                    "A domain in use does not cover clipping of the mean gradient. Give `clipping` to the engine, so "
+                    "that `problems` names that domain, or use the box alone."
+                ]
+            )
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
-        held = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
-        held = [name for name in held if name in self._verified]
-        self._verified |= checked_clipping(bounds.bounds, clipping, held, self._verified)
-        data = self.domains.clip(bounds.data, clipping, held)
+        owned = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
+        clipped = [name for name in owned if name in self._verified]
+        self._verified |= checked_clipping(bounds.bounds, clipping, clipped, self._verified)
+        data = self.domains.clip(bounds.data, clipping, clipped)
         return replace(bounds, bounds=self.domains.gradient_bounds(data), data=data)
 
     def update(self, bounds: StepBounds, optimizer: torch.optim.Optimizer) -> None:
-        """Move all domains by the optimizer's abstract counterpart (Algorithm 1, line 9), after its own step.
+        """Move all domains by the optimizer's abstract counterpart (Algorithm 1, line 10), after its own step.
 
         Settings are read from ``param_groups`` as they are now, so schedules are followed.
 
+        Args:
+            bounds: from `bound_gradient`, or from `clip` if training clips the mean gradient.
+            optimizer: the module's optimizer, after its step.
+
         Raises:
+            UncertifiableError: if a domain is lost.
             UnsoundBoundError: if training made another step, or left the new box, or the box is NaN or infinite.
         """
         with self.processes.collective_errors():
@@ -254,7 +277,7 @@ class AbstractGradientEngine:
         return problems or self._problems_of_values(batch)
 
     def _problems_of_values(self, batch: object) -> list[str]:
-        """Return problems that only the values of a batch show, by bounding a step that is then dropped."""
+        """Return problems that depend on the values of a batch, by bounding a step that is then dropped."""
         prefixes = self.domains.use_poisoned_prefixes
         try:
             step, _ = self._nominal.step([MicroBatch(batch, RandomState.now())], scale=1.0, prefixes=prefixes)
@@ -270,7 +293,7 @@ class AbstractGradientEngine:
         return self.adversary.problems(roles.label_kind, len(roles.labels), len(movable))
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
-        """Raise all problems of a new kind of batch; those that depend on values come up in `bound_gradient`."""
+        """Raise all problems of a new kind of batch at once."""
         kind = (self.signature(batch), type(optimizer))
         if not self.processes.any(kind not in self._approved):
             return
@@ -280,11 +303,15 @@ class AbstractGradientEngine:
         self._approved.add(kind)
 
     def objective(self, batch: object) -> BoundedObjective:
-        """Return the captured loss for batches of this kind, recorded once."""
+        """Return the captured loss for batches of this kind, recorded once.
+
+        Raises:
+            CaptureError: if it cannot be recorded.
+        """
         return self._objectives(batch)
 
     def signature(self, batch: object) -> object:
-        """Return what the captured code can depend on: shapes, types, modes of the module, trained parameters."""
+        """Return all that the captured code can depend on: shapes, types, modes of the module, trained parameters."""
         return signature(self.module, batch)
 
     def forget(self) -> None:
@@ -295,15 +322,19 @@ class AbstractGradientEngine:
 
     @property
     def box(self) -> dict[str, Interval]:
-        """Bounds on the parameters by name, in ``dtype``: the tightest of all domains.
+        """The tightest bounds of all domains on the parameters, by name, in the type of the computation.
 
-        Where the influence domain is in use alone, they take a replay of the whole training.
+        If no domain in use keeps a box at every step, they can take a replay of the whole training.
         """
         return self.domains.box()
 
     @property
     def bounds(self) -> ParameterBounds:
-        """The box in the parameters' own types, rounded outward."""
+        """The box in the parameters' own types, rounded outward.
+
+        Raises:
+            UnsoundBoundError: if a bound is NaN or infinite.
+        """
         types = {name: parameter.dtype for name, parameter in self.module.named_parameters()}
         rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in self.box.items()}
         for name, interval in rounded_outward.items():
@@ -318,20 +349,20 @@ class AbstractGradientEngine:
     def head_bounds(self, bounded: BoundedObjective) -> dict[str, HeadBounds]:
         """Return bounds on the trained layers of a captured loss, by name of the domain.
 
-        A set whose bounds take a replay of the training is used only if no other domain is in use.
+        A costly set is left out unless its domain alone is in use.
         """
         dtype, alone = self.config.dtype, len(self.domains.in_use) == 1
-        found = {
+        bounds = {
             name: parameters.on(bounded.program.graph, bounded.parameters, self.module, dtype)
             for name, parameters in self.parameter_sets.items()
             if alone or not parameters.costly
         }
-        return {name: head for name, head in found.items() if head is not None}
+        return {name: head for name, head in bounds.items() if head is not None}
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, object]:
-        """Return everything that a checkpoint must keep: tensors, numbers and strings."""
+        """Return all that a checkpoint must keep: tensors, numbers and strings."""
         return {
             "steps": self.steps,
             "parameters": parameters_digest(self.module),
@@ -375,7 +406,11 @@ class AbstractGradientEngine:
         return {name for bounded in objectives for name in bounded.program.graph.buffers.values()}
 
     def _verify_rounded(self, name: str, batches: Sequence[MicroBatch], scale: float) -> None:
-        """Compare once more, with rounding followed through every call: a unit at zero can be on or off."""
+        """Compare once more, with rounding followed through every call, so that a unit at zero can be on or off.
+
+        Raises:
+            UnsoundBoundError: if training's gradient lies outside even then.
+        """
         bounds, tolerance = self._nominal.rounded_gradient(name, batches, scale)
         with self.processes.collective_errors():
             gradient = self.module.get_parameter(name).grad
@@ -384,9 +419,10 @@ class AbstractGradientEngine:
             require_inside(name, gradient.detach().to(self.config.dtype), bounds, allowed, NOT_WHAT_IS_TRAINED)
 
     def _require_bounded(self, bounds: StepBounds) -> None:
-        """Raise unless the gradient to be applied lies in its bounds; rounding is looked at only if it does not."""
+        """Raise unless the gradient to be applied lies in its bounds, up to rounding."""
         for name, interval in bounds.bounds.items():
             applied = bounds.applied[name]
+            # The tolerance costs a pass over all gradients, so it is computed only if the exact comparison fails.
             if self.module.get_parameter(name).grad is not None and not interval.contains(applied):
                 require_inside(name, applied, interval, bounds.tolerance[name].largest, NOT_WHAT_IS_TRAINED)
 

@@ -1,4 +1,4 @@
-"""A step at the module's own parameters, on the data as it is: values, gradients and samples, in all processes."""
+"""The nominal part of a step: values, gradients and samples at the module's own parameters, on the data as it is."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class LocalGradients:
     """The samples of this process in a step, with their gradients at the module's own parameters.
 
     Args:
-        gradients: of each sample, by parameter name.
-        samples: weights in the step's loss over all processes, and which samples can be poisoned.
-        keys: integers that identify samples across processes, (b,); None with one process.
+        gradients: gradients of all samples, by parameter name.
+        samples: weights of these samples in the step's loss over all processes, and which of them can be poisoned.
+        keys: integers that identify samples across processes, (b,); None if there is one process.
         budget: memory for temporary tensors, in bytes.
     """
 
@@ -57,25 +57,25 @@ class LocalGradients:
         return bounded_descent(self.gradients[name], None, self.samples, 0, self.budget)
 
     def clipped_sum(self, name: str, clipping: Clipping) -> Tensor:
-        """Return the same share if each sample's gradient is clipped."""
+        """Return this process's share of a parameter's gradient if each sample's gradient is clipped."""
         return clipped_mean(self.gradients[name], self.samples.weights, clipping, self.budget)
 
     def magnitude(self, name: str) -> Tensor:
-        """Return the sum of magnitudes that rounding errors of the share are relative to, a scalar."""
+        """Return the sum of magnitudes, a scalar, to which the rounding errors of this process's share are relative."""
         weights = self.samples.weights
         return weights.new_tensor(self.gradients[name].scale(weights))
 
 
 @dataclass(frozen=True)
 class NominalPass:
-    """Evaluates optimizer steps at the module's own parameters.
+    """An evaluator of optimizer steps at the module's own parameters.
 
     Args:
         module: the module in training.
         adversary: the threat model.
-        objectives: captured losses.
+        objectives: the captured loss of each kind of batch.
         config: type and memory of the computation; which samples can be poisoned, and their names.
-        processes: all that make a step together, each with its own micro-batches.
+        processes: the group that makes a step together, each process with its own micro-batches.
     """
 
     module: nn.Module
@@ -90,10 +90,11 @@ class NominalPass:
         Args:
             batches: the micro-batches of this process.
             scale: factor in front of each micro-batch's loss.
-            prefixes: whether some domain reads `BoundedBatch.frozen`.
+            prefixes: whether to bound the values of poisonable samples that depend on no trained parameter, for domains
+                that read `BoundedBatch.poisoned_prefix`.
 
         Raises:
-            UncertifiableError: in every process, if processes share a sample or train different parameters.
+            UncertifiableError: in every process, if processes share a poisonable sample or train different parameters.
         """
         scale = scale / self.processes.size
         with self.processes.collective_errors():
@@ -115,8 +116,13 @@ class NominalPass:
 
         A unit whose input is zero in real arithmetic can be on or off in floating point; this bound contains both.
 
+        Args:
+            name: the parameter's.
+            batches: the micro-batches of this process.
+            scale: factor in front of each micro-batch's loss.
+
         Returns:
-            The interval, and the tolerance for the sum over samples that remains.
+            The interval, and the tolerance for the sum over samples, whose rounding it does not contain.
         """
         step, local = self.step(batches, scale, prefixes=False)
         dtype = self.module.get_parameter(name).dtype
@@ -136,7 +142,7 @@ class NominalPass:
         return self.processes.sum({name: local.clipped_sum(name, clipping) for name in local.gradients})
 
     def tolerances(self, local: LocalGradients, samples: SampleSet) -> dict[str, Tolerance]:
-        """Return how far a float program's sums over samples and processes can be from the real ones, by name."""
+        """Return bounds on the rounding of a float program's sums over samples and processes, by parameter name."""
         parameters = dict(self.module.named_parameters())
         terms = len(samples.weights) + self.processes.size + sum(max(p.shape, default=1) for p in parameters.values())
         relative = {name: accumulated_roundoff(terms, parameters[name].dtype) for name in local.gradients}
@@ -169,10 +175,10 @@ class NominalPass:
         device = next(self.module.parameters()).device
         budget = fitting_memory_budget(self.config.memory_budget, device)
         weights = [sample_weights(part.bounded, part.batch, scale, self.config.dtype, device) for part in parts]
-        samples = sample_set(weights, [part.rows for part in parts])
+        samples = sample_set(weights, [part.poisonable for part in parts])
         keys = None
         if self.processes.size > 1:
-            keys = torch.cat([sample_keys(part.bounded, part.batch.data, part.ids) for part in parts])
+            keys = torch.cat([sample_keys(part.bounded, part.batch.data, part.sample_ids) for part in parts])
         return LocalGradients(stacked(gradients), samples, keys, budget)
 
 
@@ -180,7 +186,7 @@ def all_samples(processes: ProcessGroup, local: LocalGradients) -> SampleSet:
     """Return the samples of all processes, by rank.
 
     Raises:
-        UncertifiableError: in every process, if they share a sample or train different parameters.
+        UncertifiableError: in every process, if processes share a poisonable sample or train different parameters.
     """
     if processes.size == 1:
         return local.samples

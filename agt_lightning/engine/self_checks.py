@@ -1,4 +1,4 @@
-"""Self-checks of a training run: what is applied must be what is certified, up to rounding that is accounted for."""
+"""Self-checks of a training run: what is trained must be what is certified, up to rounding."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from agt_lightning.errors import NOT_WHAT_IS_TRAINED, UnsoundBoundError
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a float program's sum of per-sample gradients can be from the real one, in each element.
+    """A bound on the rounding error of a float program's sum of per-sample gradients, in each element.
 
     Args:
-        relative: rounding with respect to the sum of the gradients' sizes.
-        sizes: computes that sum, no less than any element of the gradients' sum.
+        relative: the error, relative to the sum of the gradients' sizes.
+        sizes: computes that sum, which is no less than any element of the gradients' sum.
 
     Example:
         >>> import torch
@@ -32,22 +32,30 @@ class Tolerance:
 
     @cached_property
     def largest(self) -> float:
-        """The tolerance itself; costs a pass over all gradients."""
+        """The absolute tolerance; computing it takes a pass over all gradients."""
         return self.relative * self.sizes()
 
     def covers(self, error: Tensor, total: Tensor) -> bool:
-        """Whether an error is within it; NaN never is.
+        """Return whether an error is within the tolerance; NaN never is.
 
         Args:
             error: absolute, of any shape.
-            total: the gradients' sum. Its largest element is no more than the sum of sizes and mostly decides already.
+            total: the gradients' sum. Its largest element is no more than the sum of sizes, so that an error within
+                this part of the tolerance needs no pass over the gradients.
         """
         worst = float(error.max())
         return worst <= self.relative * float(total.abs().max()) or worst <= self.largest
 
 
 def require_both(name: str, applied: Tensor | None, expected: Tensor | None) -> None:
-    """Raise if only one of training and captured program has a gradient that is not zero.
+    """Raise if a parameter has a gradient in training or in the captured program, but not in both.
+
+    A gradient of zeros counts as none.
+
+    Args:
+        name: the parameter's.
+        applied: training's gradient; None if the parameter has none.
+        expected: the captured program's; None if the program does not use the parameter.
 
     Raises:
         UnsoundBoundError: naming the parameter and where its gradient is.
@@ -62,16 +70,16 @@ def require_both(name: str, applied: Tensor | None, expected: Tensor | None) -> 
 
 
 def differs(name: str, gradient: Tensor | None, expected: Tensor | None, tolerance: Tolerance | None) -> bool:
-    """Return whether training's gradient differs from that of the captured program by more than rounding of sums.
+    """Return whether training's gradient differs from the captured program's by more than the rounding of sums.
 
     Args:
         name: the parameter's.
         gradient: training's; None if the parameter has none.
-        expected: the captured program's; None if it does not use the parameter.
-        tolerance: what rounding allows; given wherever ``expected`` is.
+        expected: the captured program's; None if the program does not use the parameter.
+        tolerance: of ``expected``; None if that is None.
 
     Raises:
-        UnsoundBoundError: if only one of them has a gradient that is not zero.
+        UnsoundBoundError: if only one of the two has a gradient that is not zero.
     """
     if gradient is None or expected is None or tolerance is None:
         require_both(name, gradient, expected)
@@ -81,7 +89,7 @@ def differs(name: str, gradient: Tensor | None, expected: Tensor | None, toleran
 
 
 def require_untouched(module: nn.Module, trained: Mapping[str, Tensor]) -> None:
-    """Raise if something besides the optimizer changed a parameter: the box would not have moved with it.
+    """Raise if something besides the optimizer changed a parameter, since the bounds would not have moved with it.
 
     Args:
         module: the module in training.
@@ -103,8 +111,8 @@ def require_constant(module: nn.Module, names: Iterable[str], first: dict[str, T
 
     Args:
         module: owner of the buffers.
-        names: buffers that the loss reads.
-        first: their values when they were first read; new ones are added.
+        names: names of the buffers that the loss reads.
+        first: values of buffers when they were first read, by name; new ones are added to it.
 
     Raises:
         UnsoundBoundError: naming the buffer.
@@ -119,7 +127,11 @@ def require_constant(module: nn.Module, names: Iterable[str], first: dict[str, T
 
 
 def require_same_gradients(module: nn.Module, verified: Mapping[str, Tensor]) -> None:
-    """Raise unless the optimizer applied the very gradients that were checked, to the last bit.
+    """Raise unless the optimizer applied the gradients that were checked, to the last bit.
+
+    Args:
+        module: after the optimizer's step, with the gradients that were applied.
+        verified: the checked gradients, by parameter name.
 
     Raises:
         UnsoundBoundError: naming the parameter.

@@ -16,14 +16,15 @@ from agt_lightning.rounding import accumulated_roundoff
 
 @dataclass(frozen=True)
 class StepBounds:
-    """The gradient that the optimizer is about to apply, and bounds on it for every move of the adversary.
+    """The gradient that the optimizer is about to apply, and bounds on it under the adversary.
 
     Args:
         bounds: interval of the applied gradient, by parameter name; empty if no domain bounds it.
-        gradient: gradient of the loss at the module's own parameters on the data as it is.
-        applied: what the optimizer must get: ``gradient``, or the mean of gradients clipped per sample.
-        tolerance: by parameter, how far a float program can be from ``gradient`` by rounding.
-        data: what each domain needs for the coming update, by its name.
+        gradient: gradient of the loss at the module's own parameters on the data as it is, by parameter name.
+        applied: the gradient that the optimizer must apply, before any clipping of the mean: ``gradient``, or the mean
+            of gradients that are clipped per sample if the adversary needs that.
+        tolerance: by parameter name, the rounding error that a float program's ``gradient`` can have.
+        data: what each domain needs for the coming update, by name of the domain.
     """
 
     bounds: Mapping[str, Interval]
@@ -36,13 +37,13 @@ class StepBounds:
 def checked_clipping(
     bounds: Mapping[str, Interval], clipping: MeanClipping, names: Sequence[str], verified: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the gradients that training's own clipping must give, checked against bounds on clipped gradients.
+    """Return the gradients that training's own clipping must give, after checking that they lie in their bounds.
 
     Args:
         bounds: of the gradients before clipping, by parameter name.
         clipping: how training clips.
-        names: parameters that are clipped together, in the order of the norm's sum.
-        verified: the training's gradients before clipping.
+        names: parameters that are clipped together, in the order in which the norm sums them.
+        verified: training's gradients before clipping, by parameter name.
 
     Raises:
         UnsoundBoundError: if a clipped gradient leaves its bounds.

@@ -1,4 +1,4 @@
-"""The doors: the same engine as a callback, a mixin and a strategy."""
+"""Lightning integrations: callback, mixin and strategy over one engine."""
 
 from agt_lightning.lightning.callback import CertifiedTraining
 from agt_lightning.lightning.mixin import CertifiedModule

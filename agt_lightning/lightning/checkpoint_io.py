@@ -1,4 +1,4 @@
-"""Checkpoints on disk that are whole at every moment."""
+"""Checkpoint files that are complete at every moment."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from agt_lightning.errors import BoundsMismatchError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own, but a process that is killed while it saves leaves the last checkpoint as it was.
+    """A `TorchCheckpointIO` that leaves the last checkpoint intact if the process is killed while it saves.
 
-    Lightning writes to the folder for temporary files and moves the result: where that folder lies on another disk, the
-    move is a copy, and half a copy is no checkpoint. Here the file is written beside its destination, and renamed when
-    it has reached the disk.
+    Lightning writes to the folder for temporary files and moves the result. If that folder is on another disk, the move
+    is a copy, which can be cut off. Here the file is written beside its destination, and renamed after it has reached
+    the disk.
 
     Example:
         >>> import tempfile
@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if there is no such file.
             BoundsMismatchError: if it is damaged.
         """
         try:
@@ -72,11 +72,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def use_atomic_checkpoints(trainer: L.Trainer) -> None:
-    """Put `AtomicCheckpointIO` in the place of Lightning's own; a plugin of the user's is left alone."""
+    """Replace Lightning's own checkpoint plugin by `AtomicCheckpointIO`; a plugin of the user is kept."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
-def boundless_checkpoints(trainer: L.Trainer) -> list[Checkpoint]:
-    """Callbacks that save weights alone, without the bounds that resuming needs."""
-    return [callback for callback in trainer.checkpoint_callbacks if getattr(callback, "save_weights_only", False)]
+def warn_of_boundless_checkpoints(trainer: L.Trainer) -> None:
+    """Warn if a callback saves weights alone, without the bounds that resuming needs."""
+    if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+        rank_zero_warn(
+            "`ModelCheckpoint(save_weights_only=True)` saves no bounds: training cannot be resumed from its files, "
+            "and they certify nothing. Set it to False."
+        )

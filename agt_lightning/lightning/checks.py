@@ -1,4 +1,4 @@
-"""Trainer settings that would void the guarantee, each with its way out."""
+"""Settings of a training that would void the guarantee, each with its way out."""
 
 import lightning as L
 from lightning.pytorch.callbacks import (
@@ -12,6 +12,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
+from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.errors import CaptureError
+from agt_lightning.lightning.distributed import sampler_problems
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -23,8 +26,30 @@ _CALLBACKS = {
 }
 
 
+def training_problems(
+    trainer: L.Trainer, module: L.LightningModule, engine: AbstractGradientEngine, batch: object
+) -> list[str]:
+    """Return every reason why training on batches like this one cannot be certified; a collective.
+
+    Args:
+        trainer: about to start a step.
+        module: the module in training.
+        engine: of this module.
+        batch: the step's batch in this process.
+    """
+    problems = engine.processes.union(trainer_problems(trainer, module))
+    problems += sampler_problems(trainer, engine.processes)
+    try:
+        # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
+        if module.automatic_optimization:
+            problems += engine.problems(batch, trainer.optimizers[0] if trainer.optimizers else None)
+    except CaptureError as error:
+        problems.append(str(error))
+    return list(dict.fromkeys(problems))
+
+
 def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
-    """Every setting of trainer and module under which no certificate holds.
+    """Return every reason why no certificate holds under the settings of Trainer and module.
 
     Args:
         trainer: about to start its first step.
@@ -46,10 +71,10 @@ def _precision_problems(trainer: L.Trainer) -> list[str]:
 
 
 def mean_clipping(trainer: L.Trainer) -> MeanClipping | None:
-    """What ``gradient_clip_val`` and ``gradient_clip_algorithm`` do to the mean gradient; None if nothing.
+    """Return the clipping that ``gradient_clip_val`` and ``gradient_clip_algorithm`` set; None if they set none.
 
-    Lightning clips the gradients of the optimizer's parameters together, by torch's own functions. Under an
-    `UnboundedAdversary` it clips the mean of the gradients that were clipped per sample, and so do the bounds.
+    Lightning clips the gradients of the optimizer's parameters together, by torch's own functions. If the adversary
+    needs each sample's gradient clipped, Lightning clips the mean of the clipped gradients, and so do the bounds.
     """
     limit = trainer.gradient_clip_val
     if limit is None or limit <= 0:
@@ -80,7 +105,7 @@ def _optimizer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[s
 
 
 def _data_dependence_problems(trainer: L.Trainer) -> list[str]:
-    """Whatever lets the data choose steps, rates or batches: a poisoned run would choose others."""
+    """Return settings by which the data choose steps, rates or batches, since a poisoned run would choose others."""
     problems = [
         f"The callback `{type(callback).__name__}` {reason}."
         for callback in trainer.callbacks  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Trainings with several processes: what the engine may rely on, and what it must refuse."""
+"""Trainings with several processes: their group, and settings that would void the guarantee."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup, TorchProcess
 
 
 def processes_of(trainer: L.Trainer) -> ProcessGroup:
-    """All processes of a Trainer whose strategy is set up."""
+    """Return the group of all processes of a Trainer whose strategy is set up."""
     return SINGLE_PROCESS if trainer.world_size == 1 else TorchProcessGroup(trainer.strategy.root_device)
 
 
 def strategy_problems(trainer: L.Trainer) -> list[str]:
-    """Why the mean over processes that this strategy applies cannot be bounded; the same in every process.
+    """Return why the mean over processes that this strategy applies cannot be bounded; the same in every process.
 
     Args:
         trainer: with its strategy set up, so that the module is wrapped.
@@ -51,7 +51,7 @@ def strategy_problems(trainer: L.Trainer) -> list[str]:
 
 
 def sampler_problems(trainer: L.Trainer, processes: ProcessGroup) -> list[str]:
-    """Why the parts of the processes do not fit together; a collective.
+    """Return why the batches of the processes do not fit together; a collective.
 
     Args:
         trainer: with its training loaders set up.
@@ -72,13 +72,13 @@ def sampler_problems(trainer: L.Trainer, processes: ProcessGroup) -> list[str]:
 
 
 def _repeated(sampler: DistributedSampler[Any]) -> int:
-    """Number of samples that a sampler draws twice."""
+    """Return the number of samples that a sampler draws twice."""
     assert isinstance(sampler.dataset, Sized)
     return sampler.total_size - len(sampler.dataset)
 
 
 def _samplers(trainer: L.Trainer) -> Iterator[object]:
-    """Samplers of all training loaders, inside batch samplers too."""
+    """Yield the samplers of all training loaders, inside batch samplers too."""
     combined = trainer.fit_loop._combined_loader
     for loader in [] if combined is None else combined.flattened:
         for owner in (loader, getattr(loader, "batch_sampler", None)):

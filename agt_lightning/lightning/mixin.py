@@ -1,4 +1,4 @@
-"""The mixin: a LightningModule that knows its own bounds."""
+"""The mixin that gives a LightningModule methods for its own bounds."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ else:
 
 
 class CertifiedModule(_Base):
-    """Mix into a LightningModule, before it in the list of bases, to ask the module itself for bounds.
+    """A mixin for a LightningModule, listed before it among the bases, that adds methods for its bounds.
 
-    The bounds are kept by a `CertifiedTraining` callback: pass one to the Trainer, or return one from
+    A `CertifiedTraining` callback keeps the bounds: pass one to the Trainer, or return one from
     `configure_certification` and pass none.
 
     Example:
@@ -37,19 +37,19 @@ class CertifiedModule(_Base):
     """
 
     def configure_certification(self) -> CertifiedTraining | None:
-        """The callback that certifies this module; override it to need none in the Trainer."""
+        """Return the callback that certifies this module; None, unless overridden, if the Trainer has one."""
         return None
 
     def certified_objective(self, batch: object) -> Tensor | None:
-        """The scalar loss to certify, on a batch as `training_step` gets it.
+        """Return the scalar loss to certify, on a batch as `training_step` gets it; None means `training_step` itself.
 
-        Override it where `training_step` cannot be recorded. It must have the same gradient as the loss that
-        `training_step` returns; every step checks that. None means `training_step` itself.
+        Override it if `training_step` cannot be recorded. It must have the same gradient as the loss that
+        `training_step` returns; every step checks that.
         """
         return None
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """The module's own callbacks and the certifying one."""
+        """Return the module's own callbacks and the certifying one."""
         inherited = super().configure_callbacks()
         callbacks = list(inherited) if isinstance(inherited, Sequence) else [inherited]
         certified = self.configure_certification()
@@ -78,15 +78,15 @@ class CertifiedModule(_Base):
         return self.certified_training.bounds
 
     def bound_forward(self, x: Tensor, epsilon: float = 0.0, p: float = math.inf) -> Interval:
-        """Bounds on the outputs; see `CertifiedModel.bound_forward`."""
+        """Return bounds on the outputs; see `CertifiedModel.bound_forward`."""
         return self._certified_model().bound_forward(x, epsilon, p)
 
     def margins(self, x: Tensor, target: Tensor, epsilon: float = 0.0) -> Interval:
-        """Bounds on differences of outputs; see `CertifiedModel.margins`."""
+        """Return bounds on differences of outputs; see `CertifiedModel.margins`."""
         return self._certified_model().margins(x, target, epsilon)
 
     def certify(self, x: Tensor, epsilon: float = 0.0) -> Certification:
-        """Predictions and whether they can change; see `CertifiedModel.certify`."""
+        """Return predictions and whether they can change; see `CertifiedModel.certify`."""
         return self._certified_model().certify(x, epsilon)
 
     def _certified_model(self) -> CertifiedModel:

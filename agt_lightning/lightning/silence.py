@@ -1,4 +1,4 @@
-"""Cut a replica of a LightningModule off from everything that its code could leave a trace in."""
+"""Replicas of a LightningModule that leave no trace: stand-ins for loggers, metrics and the Trainer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def silence(module: L.LightningModule, trainer: L.Trainer, note_time: Callable[[
 
     Args:
         module: a replica, never the module in training.
-        trainer: what it answers as ``self.trainer``, without its loggers.
-        note_time: called when the code asks for the epoch or the global step.
+        trainer: the Trainer that it then has as ``self.trainer``, without its loggers.
+        note_time: called if the code reads the epoch or the global step.
     """
     if not isinstance(module, _Silent):
         module.__class__ = type(type(module).__name__, (_Silent, type(module)), {"_note_time": staticmethod(note_time)})
@@ -37,7 +37,7 @@ def silence(module: L.LightningModule, trainer: L.Trainer, note_time: Callable[[
 
 
 class _Silent(_Base):
-    """Overrides of a LightningModule that reach outside it."""
+    """A base that overrides the methods by which a LightningModule acts outside itself."""
 
     _note_time: Callable[[], None]
 
@@ -52,13 +52,13 @@ class _Silent(_Base):
 
     @property
     def current_epoch(self) -> int:
-        """The epoch; asking for it is noted, since the recorded loss is then good for this epoch only."""
+        """The epoch; reading it is noted, since the recorded loss then holds for this epoch only."""
         self._note_time()
         return super().current_epoch
 
     @property
     def global_step(self) -> int:
-        """The step, likewise."""
+        """The global step; reading it is noted, since the recorded loss then holds for this step only."""
         self._note_time()
         return super().global_step
 
@@ -74,7 +74,7 @@ class _Silent(_Base):
 
 
 class _SilentTrainer:
-    """The Trainer, without its loggers."""
+    """A Trainer without its loggers and logged values."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         self._trainer = trainer
@@ -89,27 +89,27 @@ class _SilentTrainer:
 
 
 class _SilentMetric(nn.Module):
-    """Stands where a torchmetrics object was: takes any call, keeps nothing, answers zero.
+    """A stand-in for a torchmetrics object that accepts every call, keeps nothing and returns zero.
 
-    The zero is made anew for each call: a tensor kept as attribute would become part of the recording.
+    Each call makes a new zero, since a tensor kept as attribute would become part of the recording.
     """
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
         return torch.zeros(())
 
     def update(self, *args: object, **kwargs: object) -> None:
-        """Forget the arguments."""
+        """Do nothing."""
 
     def compute(self) -> Tensor:
-        """Zero."""
+        """Return zero."""
         return torch.zeros(())
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing."""
 
 
 class _SilentCollection(nn.Module):
-    """Stands where a `MetricCollection` was, with its keys."""
+    """A stand-in for a `MetricCollection`, with its keys."""
 
     def __init__(self, collection: MetricCollection) -> None:
         super().__init__()
@@ -123,11 +123,11 @@ class _SilentCollection(nn.Module):
         return self.compute()
 
     def compute(self) -> dict[str, Tensor]:
-        """Zeros."""
+        """Return zeros, by name."""
         return {name: torch.zeros(()) for name in self.names}
 
     def update(self, *args: object, **kwargs: object) -> None:
-        """Forget the arguments."""
+        """Do nothing."""
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing."""

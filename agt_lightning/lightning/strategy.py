@@ -1,4 +1,4 @@
-"""The strategy: certified training by one word in the Trainer."""
+"""The strategy that certifies a training, by name or with an adversary of its own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from agt_lightning.lightning.callback import CertifiedTraining
 
 
 class AbstractGradientStrategy(DDPStrategy):
-    """Lightning's DDP strategy, with a `CertifiedTraining` callback of its own.
+    """A DDP strategy that adds a `CertifiedTraining` callback to its Trainer.
+
+    By name it is ``"agt"`` or ``"agt_ddp"``; Trainer or module must then have the callback.
 
     Args:
-        adversary: the threat model. None if the Trainer or the module brings a `CertifiedTraining`.
+        adversary: the threat model. None if the Trainer or the module has a `CertifiedTraining`.
         certification: arguments of `CertifiedTraining`.
         **ddp: arguments of `lightning.pytorch.strategies.DDPStrategy`.
 
@@ -40,7 +42,7 @@ class AbstractGradientStrategy(DDPStrategy):
 
     @override
     def connect(self, model: L.LightningModule) -> None:
-        """Join the Trainer's callbacks: the first moment at which the strategy meets the Trainer."""
+        """Add the callback to the Trainer, at the first call that gives the strategy access to it."""
         super().connect(model)
         callbacks = model.trainer.callbacks  # type: ignore[attr-defined]
         if self.certified is not None and self.certified not in callbacks:
@@ -48,7 +50,11 @@ class AbstractGradientStrategy(DDPStrategy):
 
     @override
     def setup(self, trainer: L.Trainer) -> None:
-        """Refuse to fit without anything that certifies."""
+        """Raise before a fit that nothing certifies.
+
+        Raises:
+            RuntimeError: if neither strategy nor Trainer nor module has a `CertifiedTraining`.
+        """
         fits = trainer.state.fn == TrainerFn.FITTING
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if fits and not any(isinstance(callback, CertifiedTraining) for callback in callbacks):
@@ -64,7 +70,7 @@ class AbstractGradientStrategy(DDPStrategy):
         return self._certified().bounds
 
     def certified_model(self, module: torch.nn.Module | None = None) -> CertifiedModel:
-        """The trained network with its bounds."""
+        """Return the trained network with its bounds; see `CertifiedTraining.certified_model`."""
         return self._certified().certified_model(module)
 
     def _certified(self) -> CertifiedTraining:

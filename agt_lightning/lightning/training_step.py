@@ -14,13 +14,13 @@ from agt_lightning.lightning.silence import silence
 
 
 class TrainingLoss:
-    """Calls `training_step`, or `certified_objective` if the module has one, on a replica of the module.
+    """The loss of `training_step`, or of `certified_objective` if the module has one, computed by a replica.
 
     Args:
-        trainer: what the replica answers as ``self.trainer``.
+        trainer: the Trainer that the replica has as ``self.trainer``, without its loggers.
 
     Attributes:
-        reads_time: whether the step has asked for the epoch or the global step, so that what was recorded can age.
+        reads_time: whether the step has read the epoch or the global step, so that a recording of it can be outdated.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -28,7 +28,11 @@ class TrainingLoss:
         self.reads_time = False
 
     def __call__(self, module: nn.Module, batch: object) -> Tensor:
-        """The scalar loss of a batch.
+        """Return the scalar loss of a batch.
+
+        Args:
+            module: a replica of the LightningModule, never the one in training: it is silenced.
+            batch: as `training_step` gets it.
 
         Raises:
             CaptureError: if `training_step` returns no loss.

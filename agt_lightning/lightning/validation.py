@@ -1,4 +1,4 @@
-"""Nominal and certified metrics of a loader, from the captured loss: no prediction function has to be named."""
+"""Nominal and certified metrics of validation loaders, from the outputs and labels of the captured loss."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from agt_lightning.capture import LabelKind
 from agt_lightning.certificates import squared_error_bounds
+from agt_lightning.certificates.goals import is_single_logit
 from agt_lightning.certificates.margins import predicted_classes
-from agt_lightning.certificates.objectives import is_single_logit
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.engine import AbstractGradientEngine
@@ -25,60 +25,90 @@ from agt_lightning.rules import Value
 from agt_lightning.rules.base import as_interval
 
 
-class Validation:
-    """Certificates of all validation loaders, over all processes.
+@dataclass(frozen=True)
+class ValidationResults:
+    """The results of one validation, over all loaders and processes.
 
     Args:
-        engine: holds the bounds and the captured loss.
+        metrics: means over samples, by name: ``val_<metric>``, and ``val_<metric>/dataloader_idx_<index>`` if there are
+            several loaders.
+        domain_shares: by index of the loader, the share of the bounds on outputs that each domain decides, by its name.
+        warning: why there are no results; empty if there are.
+    """
+
+    metrics: Mapping[str, float]
+    domain_shares: Mapping[int, Mapping[str, float]]
+    warning: str = ""
+
+    @classmethod
+    def of(cls, certificates: Mapping[int, LoaderCertificate]) -> ValidationResults:
+        """Name the means of all loaders, by index of the loader."""
+        several = len(certificates) > 1
+        metrics = {
+            f"val_{name}/dataloader_idx_{index}" if several else f"val_{name}": mean
+            for index, certificate in certificates.items()
+            for name, mean in certificate.means().items()
+        }
+        return cls(metrics, {index: certificate.domain_shares() for index, certificate in certificates.items()})
+
+
+class Validation:
+    """The certificates of all validation loaders.
+
+    Args:
+        engine: keeps the bounds and the captured loss.
     """
 
     def __init__(self, engine: AbstractGradientEngine) -> None:
         self.engine = engine
-        self.loaders: dict[int, ValidationCertificate] = {}
+        self.loaders: dict[int, LoaderCertificate] = {}
         self.problem = ""
 
     def update(self, index: int, batch: object) -> None:
-        """Add a batch of one loader; after a batch that does not fit the training loss, nothing is added."""
+        """Add a batch of one loader; after a batch that does not fit the training loss, add none.
+
+        Args:
+            index: of the loader.
+            batch: in this process.
+        """
         if self.problem:
             return
         try:
-            self.loaders.setdefault(index, ValidationCertificate(self.engine)).update(batch)
+            self.loaders.setdefault(index, LoaderCertificate(self.engine)).update(batch)
         except (CaptureError, UncertifiableError) as error:
             self.problem = str(error)
 
-    def compute(self, processes: ProcessGroup) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]], str]:
-        """Means by loader and metric, shares of deciding domains by loader, and why there is nothing.
-
-        A collective: the samples of all processes count alike.
-        """
+    def compute(self, processes: ProcessGroup) -> ValidationResults:
+        """Return the results over the samples of all processes; a collective."""
         problems = processes.union([self.problem] if self.problem else [])
         if problems:
-            return {}, {}, problems[0]
-        own = json.dumps({index: loader.plain() for index, loader in self.loaders.items()})
-        received = [json.loads(str(message["sums"])) for message in processes.gather({"sums": own})]
+            warning = "No certified metric on the validation loader: its batches do not fit the training loss."
+            return ValidationResults({}, {}, f"{warning}\n{problems[0]}")
+        local = json.dumps({index: loader.plain() for index, loader in self.loaders.items()})
+        received = [json.loads(str(message["sums"])) for message in processes.gather({"sums": local})]
         indices = sorted({int(index) for sums in received for index in sums})
         total = {
-            index: ValidationCertificate.sum_of(
-                self.engine, [sums[str(index)] for sums in received if str(index) in sums]
-            )
+            index: LoaderCertificate.sum_of(self.engine, [sums[str(index)] for sums in received if str(index) in sums])
             for index in indices
         }
-        means = {index: certificate.compute() for index, certificate in total.items()}
-        return means, {index: certificate.shares() for index, certificate in total.items()}, ""
+        return ValidationResults.of(total)
 
 
 @dataclass
-class ValidationCertificate:
-    """Sums of per-sample results over a loader, by metric name.
+class LoaderCertificate:
+    """The sums of per-sample results over the batches of one loader.
 
     Args:
-        engine: holds the bounds and the captured loss.
+        engine: keeps the bounds and the captured loss.
+        sums: sums over samples, by name of the metric.
+        samples: number of samples.
+        shares: sums over samples of the share that each domain decides of the bounds on outputs, by its name.
     """
 
     engine: AbstractGradientEngine
     sums: dict[str, float] = field(default_factory=dict)
     samples: int = 0
-    decided: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     def update(self, batch: object) -> None:
         """Add a batch.
@@ -88,26 +118,33 @@ class ValidationCertificate:
             UncertifiableError: if it has no bounds.
         """
         results = self._results(self.engine.objective(batch), batch)
-        for name, values in results.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
+        _add(self.sums, {name: float(values.double().sum()) for name, values in results.items()})
         self.samples += len(next(iter(results.values()))) if results else 0
 
-    def compute(self) -> dict[str, float]:
-        """Means over all samples so far; empty without samples."""
+    def means(self) -> dict[str, float]:
+        """Return means over all samples so far, by name of the metric; empty if there are no samples."""
         return {name: total / self.samples for name, total in self.sums.items()} if self.samples else {}
 
+    def domain_shares(self) -> dict[str, float]:
+        """Return the share of the bounds on outputs that each domain decides, by its name."""
+        return {name: total / self.samples for name, total in self.shares.items()} if self.samples else {}
+
     def plain(self) -> dict[str, Any]:
-        """Sums and counts, ready for JSON."""
-        return {"sums": self.sums, "samples": self.samples, "decided": self.decided}
+        """Return sums and counts, ready for JSON."""
+        return {"sums": self.sums, "samples": self.samples, "shares": self.shares}
 
     @classmethod
-    def sum_of(cls, engine: AbstractGradientEngine, parts: Sequence[Mapping[str, Any]]) -> ValidationCertificate:
-        """What several processes found together."""
+    def sum_of(cls, engine: AbstractGradientEngine, parts: Sequence[Mapping[str, Any]]) -> LoaderCertificate:
+        """Return the certificate of the samples of several processes together.
+
+        Args:
+            engine: of this process.
+            parts: `plain` of each process.
+        """
         total = cls(engine, samples=sum(part["samples"] for part in parts))
         for part in parts:
-            for sums, own in ((total.sums, part["sums"]), (total.decided, part["decided"])):
-                for name, value in own.items():
-                    sums[name] = sums.get(name, 0.0) + value
+            _add(total.sums, part["sums"])
+            _add(total.shares, part["shares"])
         return total
 
     def _results(self, bounded: BoundedObjective, batch: object) -> Mapping[str, Tensor]:
@@ -124,33 +161,32 @@ class ValidationCertificate:
         values = BoundedValues.of(
             bounded.program, inputs, roles.prediction, heads, bounded.skipped, engine.config.method
         )
-        self._count(values.deciding(), bounded.size(batch))
+        size = bounded.size(batch)
+        _add(self.shares, {name: share * size for name, share in values.domain_shares().items()})
         if roles.label_kind is LabelKind.NUMBER:
             return _error_results(as_interval(nominal[roles.prediction]), values, roles.target)
         if roles.label_kind is LabelKind.CLASS or is_single_logit(values.outputs):
             return _class_results(as_interval(nominal[roles.prediction]), values, roles.target)
         return {}
 
-    def _count(self, deciding: Mapping[str, float], samples: int) -> None:
-        for name, share in deciding.items():
-            self.decided[name] = self.decided.get(name, 0.0) + share * samples
 
-    def shares(self) -> dict[str, float]:
-        """Share of the bounds on outputs that each domain decided, by name."""
-        return {name: total / self.samples for name, total in self.decided.items()} if self.samples else {}
+def _add(sums: dict[str, float], terms: Mapping[str, float]) -> None:
+    """Add terms to sums in place, by name."""
+    for name, term in terms.items():
+        sums[name] = sums.get(name, 0.0) + term
 
 
 def _class_results(nominal: Interval, values: BoundedValues, target_name: str) -> dict[str, Tensor]:
-    """Correct predictions of the trained module, and of every reachable one."""
+    """Return whether the trained module predicts each sample correctly, and whether every reachable one does."""
     target = _classes(values.values[target_name])
     margins = values.margins(target).lower
-    own = torch.nn.functional.one_hot(target, margins.shape[1]).bool()
-    certified = ((margins > 0) | own).all(dim=1)
+    is_target = torch.nn.functional.one_hot(target, margins.shape[1]).bool()
+    certified = ((margins > 0) | is_target).all(dim=1)
     return {"nominal_accuracy": predicted_classes(nominal.lower) == target, "certified_accuracy": certified}
 
 
 def _error_results(nominal: Interval, values: BoundedValues, target_name: str) -> dict[str, Tensor]:
-    """Squared errors of the trained module, and the largest and smallest of all reachable ones, meaned per sample."""
+    """Return the mean squared error per sample: the trained module's, the largest and the smallest reachable one."""
     truth = as_interval(values.values[target_name]).lower
     bounds = squared_error_bounds(values.outputs, truth)
     error = (nominal.lower - truth).square()

@@ -77,7 +77,7 @@ def diagnose(
     if run is not None:
         program_type = next(module.parameters()).dtype
         widened = rounded(bounded, program_type)
-        reached = widened.forward(_widened(inputs, program_type), method=method)
+        reached = widened.forward(_with_roundoff(inputs, program_type), method=method)
         run_values, run_gradients = _run(bounded, module, run, dtype, state)
         outside = _excesses(reached, run_values)
         gradients_outside = _excesses(_gradients(widened, reached, size, dtype), run_gradients)
@@ -97,7 +97,7 @@ def diagnose(
     return Diagnosis(calls, {names[name]: excess for name, excess in outside.items() if name in names})
 
 
-def _widened(inputs: Mapping[str, Value], dtype: torch.dtype) -> dict[str, Value]:
+def _with_roundoff(inputs: Mapping[str, Value], dtype: torch.dtype) -> dict[str, Value]:
     """Return the inputs with what rounding can do to a training in ``dtype`` added to bounds that are no points."""
 
     def widened(value: Value) -> Value:

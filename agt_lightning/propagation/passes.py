@@ -29,20 +29,19 @@ class BoundedBatch:
     Args:
         bounded: its captured loss.
         batch: the data.
-        rows: positions of its poisonable samples; None means all.
-        nominal: all values of the loss at the module's own parameters, on the data as it is; empty if
-            unknown.
-        frozen: bounds on the values of poisonable samples that depend on no trained parameter; None if nothing can be
-            poisoned or no domain reads them.
-        ids: integers that name the samples in all epochs, (b,); None if they have no names.
+        poisonable: positions of its poisonable samples; None means all.
+        nominal: all values of the loss at the module's own parameters, on the data as it is; empty if unknown.
+        poisoned_prefix: bounds on the values of poisonable samples that depend on no trained parameter; None if
+            nothing can be poisoned or no domain reads them.
+        sample_ids: integers that name the samples in all epochs, (b,); None if they have no names.
     """
 
     bounded: BoundedObjective
     batch: MicroBatch
-    rows: Tensor | None
+    poisonable: Tensor | None
     nominal: Mapping[str, Value]
-    frozen: PoisonedPrefix | None = None
-    ids: Tensor | None = None
+    poisoned_prefix: PoisonedPrefix | None = None
+    sample_ids: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -99,7 +98,7 @@ def propagate(
     known = known or ValueBounds()
     values, clean = _clean_pass(part, module, box, config, known)
     kept = {name: as_interval(values[name]) for name in known.clean}
-    if not poisonable_at_all(part.bounded, adversary, part.rows):
+    if not poisonable_at_all(part.bounded, adversary, part.poisonable):
         return GradientBounds(clean, {}, ValueBounds(kept))
     reachable, poisoned = _poisoned_pass(part, values, adversary, config, known)
     return GradientBounds(clean, poisoned, ValueBounds(kept, {n: as_interval(reachable[n]) for n in known.poisoned}))
@@ -137,7 +136,7 @@ def _poisoned_pass(
         config: as above.
         known: as above.
     """
-    bounded, rows = part.bounded, part.rows
+    bounded, rows = part.bounded, part.poisonable
     with record_function("agt: poisoned pass"):
         inputs = bounded.poisoned(values, adversary, rows)
         touched = reached(bounded.program.graph, bounded.perturbed_leaves(adversary))

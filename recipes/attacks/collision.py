@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from agt_lightning import CertifiedModel, UnboundedAdversary
-from agt_lightning.certificates.objectives import squared_error_bounds
+from agt_lightning.certificates.goals import squared_error_bounds
 from recipes.attacks.certified import reachable, require_between, require_inside
 from recipes.attacks.parameters import full_batches
 from recipes.attacks.poisons import Collision

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning import CertifiedModel, Interval
-from agt_lightning.certificates.objectives import squared_error_bounds
+from agt_lightning.certificates.goals import squared_error_bounds
 from agt_lightning.metrics import BackdoorAccuracy
 from agt_lightning.metrics.functional import certified_mse
 from recipes.runs.flips import CertifiedFlips

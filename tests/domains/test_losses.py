@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
+from agt_lightning.domains.ball.layers import Layer, LayerBall
+from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import next_radius
-from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
 from agt_lightning.domains.losses import (
     HeadLoss,
     HuberError,
@@ -241,15 +242,10 @@ def test_labels_beyond_zero_and_one_pull_without_limit():
     weight, nu, epsilon = torch.tensor([[40.0]]).double(), 0.3, 0.5
     inputs, target = torch.ones(1, 1).double(), Interval.point(torch.zeros(1, 1).double())
     labels = LabelPerturbation(target, Interval(target.lower - nu, target.upper + nu))
-    moves = Perturbation(torch.full((1, 1), epsilon).double())
-    constants = linear_constants(
-        LinearLayer(weight, False, 0.0),
-        Samples(inputs, (inputs @ weight.T,)),
-        target,
-        torch.ones(1).double(),
-        LogisticLoss(1.0),
-        Poison(torch.arange(1), 1, labels, moves),
-    )
+    poison = Poison(torch.arange(1), 1, labels, Perturbation(torch.full((1, 1), epsilon).double()))
+    ball = LayerBall((Layer(weight, None, trains_bias=False),), 0.0)
+    data = StepData(Samples(inputs, (inputs @ weight.T,)), target, poison)
+    constants = LinearAnalysis.step_constants(ball, data, torch.ones(1).double(), LogisticLoss(1.0))
     moved = inputs + epsilon
     clean, poisoned = torch.sigmoid(40 * inputs) * inputs, (torch.sigmoid(40 * moved) + nu) * moved
     attained = float(poisoned - clean)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agt_lightning import AbstractGradientEngine, BoundedAdversary, UnboundedAdversary
+from agt_lightning import AbstractGradientEngine, BoundedAdversary, UnboundedAdversary, UnsoundBoundError
 
 SUMMATION_ORDER = 1e-12
 """Relative difference that the order of float64 sums makes on these sizes."""
@@ -182,3 +182,23 @@ def test_oracle_widens_with_the_adversary():
     weak = descent("mse", layer, x, y, BoundedAdversary(n=1, epsilon=0.1))[0]
     strong = descent("mse", layer, x, y, BoundedAdversary(n=2, epsilon=0.1))[0]
     assert math.inf > float((strong[1] - weak[1]).min()) > 0
+
+
+def test_bounds_that_overflow_name_the_call_where_they_begin_to():
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([30.0], dtype=torch.float64))
+
+        def forward(self, x):
+            return torch.exp(torch.exp(self.weight * x))
+
+    batch = (torch.full((4, 1), 0.2, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64))
+    engine = AbstractGradientEngine(
+        Tower(),
+        lambda m, b: nn.functional.mse_loss(m(b[0]), b[1]),
+        BoundedAdversary(n=1, epsilon=1.0),
+        domains=("box",),
+    )
+    with pytest.raises(UnsoundBoundError, match=r"It begins at .*exp.*torch\.exp\(torch\.exp"):
+        engine.bound_gradient([batch])

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
-from agt_lightning.domains.ball.deep import DeepHead, deep_constants
-from agt_lightning.domains.ball.gathered import gathered
-from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
-from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
+from agt_lightning.domains.ball.analysis import BallAnalysis
+from agt_lightning.domains.ball.deep import DeepAnalysis
+from agt_lightning.domains.ball.gathering import BatchView, step_data
+from agt_lightning.domains.ball.layers import LayerBall
+from agt_lightning.domains.ball.linear import LinearAnalysis
+from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
-from agt_lightning.domains.ball.view import HeadView, joined_poison, joined_samples, joined_targets
 from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import Head, HeadError
 from agt_lightning.domains.head_loss import match_head_loss
@@ -31,12 +32,18 @@ from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import as_interval
 
 _LARGEST_RADIUS = 1e75
-"""A ball that says nothing; beyond it, powers of the radius overflow."""
+"""A ball this large bounds nothing of use; beyond it, powers of the radius overflow."""
+
+_ROUNDINGS = 4
+"""Roundings on the way through one update, computed in the type of the bounds."""
+
+_ANALYSES: Mapping[int, type[BallAnalysis]] = {1: LinearAnalysis, 2: OneHiddenAnalysis}
+"""Analysis of heads by their number of layers; `DeepAnalysis` for more."""
 
 
 @dataclass(frozen=True)
 class BallStep:
-    """What one step's batches say about the coming step of the radius.
+    """Data of one step for the update of the radius.
 
     Args:
         head: the trained layers.
@@ -61,10 +68,10 @@ class BallDomain(Domain[BallStep]):
         dtype: floating point type of the bounds' computation.
 
     Attributes:
-        element: the ball around the parameters that training has reached.
+        ball: the ball around the parameters that training has reached.
 
     Reference:
-        Theory, "The ball domain".
+        docs/theory.md, section 10.
     """
 
     name: ClassVar[str] = "ball"
@@ -101,17 +108,19 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def bound_values(self, step: Step) -> list[ValueBounds]:
-        return [self._enclose(part) for part in step.parts]
+        return [self._bound_batch(part) for part in step.parts]
 
-    def _enclose(self, part: BoundedBatch) -> ValueBounds:
+    def _bound_batch(self, part: BoundedBatch) -> ValueBounds:
         ball = self.around(part.bounded)
         head = ball.head
         clean = ball.bound_values(as_interval(part.nominal[head.input]))
-        poisoned = {} if part.frozen is None else ball.bound_values(as_interval(part.frozen[head.input]))
+        poisoned = (
+            {} if part.poisoned_prefix is None else ball.bound_values(as_interval(part.poisoned_prefix[head.input]))
+        )
         return ValueBounds(clean, poisoned)
 
     def around(self, bounded: BoundedObjective) -> HeadBall:
-        """The ball around the trained layers of a captured loss."""
+        """Return the ball around the trained layers of a captured loss."""
         head = match_head_loss(bounded).head
         layers = self.ball.layers(head, self.module, self.dtype)
         return HeadBall(head, layers, self.radius, bounded.dependent)
@@ -120,26 +129,19 @@ class BallDomain(Domain[BallStep]):
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BallStep:
         with step.processes.collective_errors():
             views = [
-                HeadView(part, match_head_loss(part.bounded), box)
-                for part, box in zip(step.parts, value_bounds or [ValueBounds()] * len(step.parts), strict=True)
+                BatchView(part, match_head_loss(part.bounded), bounds)
+                for part, bounds in zip(step.parts, value_bounds or [ValueBounds()] * len(step.parts), strict=True)
             ]
             self._require_one_head(views)
-            own = joined_samples(views), joined_targets(views), joined_poison(views, step)
-        objective = views[0].objective
-        samples, targets, poison = gathered(step, *own)
-        arguments = (samples, targets, step.samples.weights, objective.loss)
-        layers = self.ball.layers(objective.head, self.module, self.dtype)
-        if len(layers) > 2:
-            constants = deep_constants(DeepHead(layers, self.radius), *arguments, poison)
-        elif len(layers) == 2:
-            constants = hidden_constants(HiddenLayer.of(*layers, self.radius), *arguments, poison)
-        else:
-            linear = LinearLayer(layers[0].weight, layers[0].trains_bias, self.radius)
-            constants = linear_constants(linear, *arguments, poison)
+            batches = [view.batch(step.adversary) for view in views]
+        objective, data = views[0].objective, step_data(step, batches)
+        ball = LayerBall(self.ball.layers(objective.head, self.module, self.dtype), self.radius)
+        analysis = _ANALYSES.get(len(ball.layers), DeepAnalysis)
+        constants = analysis.step_constants(ball, data, step.samples.weights, objective.loss)
         return BallStep(objective.head, constants, step.gradient)
 
-    def _require_one_head(self, views: Sequence[HeadView]) -> None:
-        """All micro-batches of all steps train the same parameters by the same loss."""
+    def _require_one_head(self, views: Sequence[BatchView]) -> None:
+        """Raise unless all micro-batches of all steps train the same parameters by the same loss."""
         heads = {view.objective.head.parameters for view in views}
         losses = {(type(view.objective.loss), *vars(view.objective.loss).values()) for view in views}
         before = self.ball.parameters
@@ -150,7 +152,7 @@ class BallDomain(Domain[BallStep]):
     def update(self, data: BallStep, optimizer_step: OptimizerStep) -> None:
         rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
         radius = next_radius(self.radius, data.constants, rate, decay)
-        radius += _strayed(data.gradient, optimizer_step, data.head, rate, decay)
+        radius += _rounding_error(data.gradient, optimizer_step, data.head, rate, decay)
         if not radius < _LARGEST_RADIUS:  # NaN is not below it
             raise DomainLostError(f"its radius is {radius}: the bounds diverged; use fewer or smaller steps")
         self.ball = ParameterBall(radius, _copies(self.module, data.head.parameters))
@@ -186,29 +188,26 @@ class BallDomain(Domain[BallStep]):
 
 
 def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """Parameters as they are now, by name."""
+    """Copy parameters as they are now, by name."""
     return {name: module.get_parameter(name).detach().clone() for name in names}
 
 
-def _strayed(
+def _rounding_error(
     gradient: Mapping[str, Tensor], optimizer_step: OptimizerStep, head: Head, rate: float, decay: float
 ) -> float:
-    """Distance between the parameters that training reached and those of its step in real arithmetic.
+    """Bound the distance between the parameters that training reached and those of its step in real arithmetic.
 
     The ball is centered at the former; its step is proved for the latter.
+
+    Reference:
+        docs/theory.md, section 10.7, "Rounding".
     """
     distances = []
     for name in head.parameters:
         exact = gradient[name]
-        before, after = (
-            optimizer_step.before[name].to(exact.dtype),
-            optimizer_step.parameters[name].detach().to(exact.dtype),
-        )
-        off = (after - before + rate * (exact + decay * before)).norm()
+        before = optimizer_step.before[name].to(exact.dtype)
+        after = optimizer_step.parameters[name].detach().to(exact.dtype)
+        distance = (after - before + rate * (exact + decay * before)).norm()
         rounding = _ROUNDINGS * unit_roundoff(exact.dtype) * (after.norm() + before.norm() + rate * exact.norm())
-        distances.append(float(off + rounding))
+        distances.append(float(distance + rounding))
     return math.hypot(*distances)
-
-
-_ROUNDINGS = 4
-"""Roundings on the way through one update, computed in the type of the bounds."""

@@ -1,4 +1,4 @@
-"""A ball of parameters, and what it says about the values of a network."""
+"""A ball of parameters, and bounds on the values of a network over it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.capture import Graph
-from agt_lightning.domains.ball.enclosure import Layer, enclosures, margin_enclosure
+from agt_lightning.domains.ball.layers import Layer
+from agt_lightning.domains.ball.value_bounds import layer_bounds, margin_bounds
 from agt_lightning.domains.head import Head, match_trained
 from agt_lightning.interval import Interval
 
@@ -32,22 +33,22 @@ class HeadBall:
     dependent: frozenset[str]
 
     def bound_values(self, inputs: Interval) -> dict[str, Interval]:
-        """Bounds on the result of each layer, by value name.
+        """Bound the result of each layer, by value name.
 
         Args:
             inputs: features that enter the head, (b, d).
         """
-        bounds = enclosures(self.layers, self.radius, inputs)
+        bounds = layer_bounds(self.layers, self.radius, inputs)
         return {layer.output: interval for layer, interval in zip(self.head.layers, bounds, strict=True)}
 
     def margins(self, inputs: Interval, target: Tensor) -> Interval:
-        """Bounds on ``f_target - f_k``, (b, K).
+        """Bound ``f_target - f_k`` for every output k, (b, K).
 
         Args:
             inputs: features that enter the head, (b, d).
             target: integers (b,).
         """
-        return margin_enclosure(self.layers, self.radius, inputs, target)
+        return margin_bounds(self.layers, self.radius, inputs, target)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class ParameterBall:
         return tuple(self.centers)
 
     def box(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Interval]:
-        """The smallest box around it, by parameter name."""
+        """Return the smallest box around the ball, by parameter name."""
         bounds = {}
         for name, parameter in module.named_parameters():
             center = self.centers.get(name, parameter.detach()).to(dtype, copy=True)
@@ -101,7 +102,7 @@ class ParameterBall:
         return HeadBall(head, self.layers(head, module, dtype), self.radius, dependent)
 
     def layers(self, head: Head, module: nn.Module, dtype: torch.dtype) -> tuple[Layer, ...]:
-        """The layers of a head at the center of the ball.
+        """Return the layers of a head at the center of the ball.
 
         Args:
             head: the layers.

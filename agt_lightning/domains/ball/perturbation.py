@@ -1,4 +1,4 @@
-"""How far the adversary can move the features that enter a head, and anything linear in them."""
+"""Perturbations of the features that enter a head, and of anything linear in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SAME = 2.0**-30
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Moves Δx of the features of each sample: in a box, and for raw features in an ℓ1 or ℓ2 ball as well.
+    """Changes Δx of the features of each sample: in a box, and for raw features in an ℓ1 or ℓ2 ball as well.
 
     Args:
         half_widths: largest ``|Δx_k|``, (b, d); one row (1, d) if it is the same for all samples.
@@ -30,7 +30,7 @@ class Perturbation:
 
     @classmethod
     def between(cls, clean: Tensor, poisoned: Interval) -> Perturbation:
-        """From features as they are, (b, d), and everything within the adversary's reach."""
+        """From clean features, (b, d), and all that the adversary can make of them."""
         up = poisoned.upper - clean
         half_widths = torch.maximum(up, clean - poisoned.lower, out=up).clamp_(min=0)
         ball = poisoned.ball
@@ -40,13 +40,13 @@ class Perturbation:
 
     @classmethod
     def of(cls, half_widths: Tensor, scale: Tensor | None = None, p: float = 2.0) -> Perturbation:
-        """With one row of half-widths, the largest, where those of all samples agree up to rounding."""
+        """Keep one row of half-widths, the largest, if those of all samples agree up to rounding."""
         largest = half_widths.amax(dim=0, keepdim=True)
         same = bool((half_widths.amin(dim=0) >= (1 - _SAME) * largest).all())
         return cls(largest if same else half_widths, scale, p)
 
     def __getitem__(self, rows: slice) -> Perturbation:
-        """The moves of the given samples."""
+        """Return the perturbation of the given samples."""
         return self if len(self.half_widths) == 1 else replace(self, half_widths=self.half_widths[rows])
 
     def norm(self) -> Tensor:
@@ -54,35 +54,33 @@ class Perturbation:
         box: Tensor = self.half_widths.norm(dim=1)
         return box if self.scale is None else box.clamp(max=float(self.scale.max()))
 
-    def along(self, rows: Tensor) -> Tensor:
+    def support(self, rows: Tensor) -> Tensor:
         """Largest ``|row · Δx|`` for shared rows (o, d), (b, o), or (1, o) if it is the same for all."""
         box = self.half_widths @ rows.abs().T
         return box if self.scale is None else torch.minimum(box, dual_norm(rows * self.scale, self.p))
 
-    def along_own(self, rows: Tensor) -> Tensor:
+    def sample_support(self, rows: Tensor) -> Tensor:
         """Largest ``|row_i · Δx_i|`` for one row per sample (b, d), (b,)."""
-        box = rows.abs() @ self.half_widths[0] if len(self.half_widths) == 1 else self._own(rows)
+        shared = len(self.half_widths) == 1
+        box = rows.abs() @ self.half_widths[0] if shared else (rows.abs() * self.half_widths).sum(dim=1)
         return box if self.scale is None else torch.minimum(box, dual_norm(rows * self.scale, self.p))
-
-    def _own(self, rows: Tensor) -> Tensor:
-        return (rows.abs() * self.half_widths).sum(dim=1)
 
 
 @dataclass(frozen=True)
-class Carried:
-    """How far moves of features carry the results of a layer.
+class PropagatedPerturbation:
+    """A perturbation of features and what it changes of a layer's results, at the nominal parameters.
 
     Args:
-        moves: of the features.
-        length: largest ``‖Δx‖``, (b,), or (1,) if it is the same for all samples.
-        along: largest ``|row · Δx|`` for each row of the layer's weight, (b, o), or (1, o).
+        features: the perturbation.
+        norm: largest ``‖Δx‖``, (b,), or (1,) if it is the same for all samples.
+        results: largest ``|row · Δx|`` for each row of the layer's weight, (b, o), or (1, o).
     """
 
-    moves: Perturbation
-    length: Tensor
-    along: Tensor
+    features: Perturbation
+    norm: Tensor
+    results: Tensor
 
     @classmethod
-    def through(cls, weight: Tensor, moves: Perturbation) -> Carried:
-        """Through the rows of a weight (o, d)."""
-        return cls(moves, moves.norm(), moves.along(weight))
+    def through(cls, weight: Tensor, features: Perturbation) -> PropagatedPerturbation:
+        """Propagate through the rows of a weight (o, d)."""
+        return cls(features, features.norm(), features.support(weight))

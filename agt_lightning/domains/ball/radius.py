@@ -1,4 +1,4 @@
-"""One step of the radius: from suprema over the ball to the next ball (theory, "The ball domain")."""
+"""One step of the radius: from suprema over the ball to the next ball."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ class StepConstants:
     """Suprema over the current ball, all in units of the gradient of the mean loss.
 
     With δ the difference of poisoned and nominal parameters, the step is ``δ⁺ = (1-αμ)δ - α(Aδ + E + p)`` where A is
-    symmetric and positive semidefinite, E is what the network's own curvature and its kinks add, and p is the poison.
+    symmetric and positive semidefinite, E is what the network's own curvature and its kinks add, and p is the poison
+    (docs/theory.md, eq. (10.1) and (10.5), where the monotone part M of E is called J).
 
     Args:
         trace: upper bound on ‖A‖, cheap.
         norm: computes a tighter upper bound on ‖A‖.
-        remainder: upper bound on ‖E‖ without the monotone kinks.
-        monotone: upper bound on ‖J‖ for the part J of E with ⟨δ, J⟩ >= 0.
+        remainder: upper bound on ‖E - M‖.
+        monotone: upper bound on ‖M‖ for the part M of E with ⟨δ, M⟩ >= 0.
         poison: upper bound on ‖p‖.
         energy: upper bound on ‖ω‖² for a splitting ``p = A^½ ω + p'``; infinite if there is none.
         rest: upper bound on ‖p'‖.
@@ -56,7 +57,7 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
         The radius after the step; infinite if a supremum is not finite.
 
     Reference:
-        Theory, "The ball domain", equations for the plain step, the energy step and monotone kinks.
+        docs/theory.md, eq. (10.28).
 
     Example:
         >>> still = StepConstants(trace=1.0, norm=lambda: 1.0, remainder=0.0, monotone=0.0, poison=0.5,
@@ -82,9 +83,9 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
     return (best + rate * constants.remainder) * _OUTWARD
 
 
-def _with_monotone(moved: float, push: float, constants: StepConstants, rate: float, kept: float) -> float:
-    """``‖u - αJ‖`` for ``u = (1-αμ)δ - αv`` with ``‖u‖ <= moved``, ``‖v‖ <= push`` and ``⟨δ, J⟩ >= 0``."""
+def _with_monotone(size: float, push: float, constants: StepConstants, rate: float, kept: float) -> float:
+    """Bound ``‖u - αM‖``, ``u = (1-αμ)δ - αv``, if ``‖u‖ <= size``, ``‖v‖ <= push`` and ``⟨δ, M⟩ >= 0``."""
     monotone = rate * constants.monotone
     if kept < 0:
-        return moved + monotone
-    return min(moved + monotone, math.sqrt(moved * moved + 2 * rate * push * monotone + monotone * monotone))
+        return size + monotone
+    return min(size + monotone, math.sqrt(size * size + 2 * rate * push * monotone + monotone * monotone))

@@ -119,7 +119,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
             entries = _local_entries(step.parts, heads)
         head = heads[0]
         gathered = step.processes.gather(entries)
-        features, targets = _concatenated(gathered, "features"), _concatenated(gathered, "targets")
+        features, targets = _all_entries(gathered, "features"), _all_entries(gathered, "targets")
         assert features is not None
         assert targets is not None
         targets = targets.double().cpu()
@@ -130,7 +130,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
             targets=targets,
             slopes=(head.factor * step.samples.weights).double().cpu(),
             poisonable=_poisonable_mask(step),
-            ids=_concatenated(gathered, "ids"),
+            ids=_all_entries(gathered, "ids"),
             epoch=step.parts[0].batch.epoch,
         )
 
@@ -265,11 +265,11 @@ def _local_entries(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead])
         ),
         "targets": torch.cat([_targets(part, head) for part, head in zip(parts, heads, strict=True)]),
     }
-    ids = [part.ids.cpu() for part in parts if part.ids is not None]
+    ids = [part.sample_ids.cpu() for part in parts if part.sample_ids is not None]
     return {**entries, "ids": torch.cat(ids)} if len(ids) == len(parts) else entries
 
 
-def _concatenated(gathered: Sequence[Mapping[str, Entry]], name: str) -> Tensor | None:
+def _all_entries(gathered: Sequence[Mapping[str, Entry]], name: str) -> Tensor | None:
     """Return one entry with the samples of all processes; None if some processes lack it."""
     entries = [message.get(name) for message in gathered]
     tensors = [entry for entry in entries if isinstance(entry, Tensor)]

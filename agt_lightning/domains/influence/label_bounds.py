@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def prediction_bounds(
         Interval(lower=tensor([[0.2000]], dtype=torch.float64), upper=tensor([[0.4000]], dtype=torch.float64))
     """
     chunks = query_chunks(queries, _bytes(model, budget), memory)
-    return _stacked([_prediction_bounds(model, chunk, n, labels, budget) for chunk in chunks])
+    return Interval.cat([_prediction_bounds(model, chunk, n, labels, budget) for chunk in chunks])
 
 
 def margin_bounds(
@@ -107,7 +107,7 @@ def margin_bounds(
         query_chunks(classes, _bytes(model, budget), memory),
         strict=True,
     )
-    return _stacked([_margin_bounds(model, chunk, part, n, labels, encoding, budget) for chunk, part in parts])
+    return Interval.cat([_margin_bounds(model, chunk, part, n, labels, encoding, budget) for chunk, part in parts])
 
 
 def _prediction_bounds(model: LinearInLabels, queries: Tensor, n: int, labels: LabelSet, budget: Budget) -> Interval:
@@ -117,7 +117,7 @@ def _prediction_bounds(model: LinearInLabels, queries: Tensor, n: int, labels: L
     axes = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
     single = [Comparison(members, column, axis) for column, axis in enumerate(axes)]
     slack = predictions.slack(model.roundoff, labels.largest)[:, None]
-    return _widened(outputs, _changes(model, queries, n, labels, budget, single, len(axes)), slack)
+    return _with_changes(outputs, _changes(model, queries, n, labels, budget, single, len(axes)), slack)
 
 
 def _margin_bounds(
@@ -134,7 +134,7 @@ def _margin_bounds(
     slack = 2 * predictions.slack(model.roundoff, labels.largest)[:, None].expand(-1, count)
     slack = slack.scatter(1, classes[:, None], 0.0)
     changes = _changes(model, queries, n, labels, budget, pairs, count)
-    return _widened(encoding.margins(predictions.outputs, classes), changes, slack)
+    return _with_changes(encoding.margins(predictions.outputs, classes), changes, slack)
 
 
 def _changes(
@@ -157,7 +157,7 @@ def _changes(
     return fall, rise
 
 
-def _widened(value: Tensor, changes: tuple[Tensor, Tensor], slack: Tensor) -> Interval:
+def _with_changes(value: Tensor, changes: tuple[Tensor, Tensor], slack: Tensor) -> Interval:
     fall, rise = changes
     return Interval(value - fall - slack, value + rise + slack)
 
@@ -165,7 +165,3 @@ def _widened(value: Tensor, changes: tuple[Tensor, Tensor], slack: Tensor) -> In
 def _bytes(model: LinearInLabels, budget: Budget) -> int:
     """Return the working memory of one query: its coefficients and a few copies."""
     return 8 * 6 * max(*model.group_sizes(budget), len(model.targets))
-
-
-def _stacked(parts: Sequence[Interval]) -> Interval:
-    return Interval.trusted(torch.cat([part.lower for part in parts]), torch.cat([part.upper for part in parts]))

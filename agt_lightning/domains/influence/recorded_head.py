@@ -76,7 +76,7 @@ class RecordedHead:
         """
         deviation = self._deviation(self.influence, head, queries)
         bounds = prediction_bounds(self.influence, queries, self.adversary.n, self.labels, budget="batch")
-        return _widened(bounds, deviation[:, None])
+        return bounds.widened(deviation[:, None])
 
     def margins(self, head: Tensor, queries: Tensor, target: Tensor) -> Interval:
         """Bound ``f_target - f_k``, (Q, K), for n samples of each batch; for several outputs.
@@ -94,7 +94,7 @@ class RecordedHead:
         n = self.adversary.n
         bounds = margin_bounds(self.influence, queries, target, n, self.labels, argmax, budget="batch")
         others = torch.ones_like(bounds.lower).scatter(1, target[:, None], 0.0)
-        return _widened(bounds, 2 * deviation[:, None] * others)  # both outputs of a margin can deviate
+        return bounds.widened(2 * deviation[:, None] * others)  # both outputs of a margin can deviate
 
     def parameters(self, head: Tensor) -> Interval:
         """Bound the entries of the layer, (K, D), for n samples of each batch; exact for each entry alone.
@@ -109,7 +109,7 @@ class RecordedHead:
         axes = torch.eye(head.shape[1], dtype=torch.float64)
         deviation = self._deviation(model, head, axes)
         bounds = prediction_bounds(model, axes, self.adversary.n, self.labels, budget="batch")
-        widened = _widened(bounds, deviation[:, None])
+        widened = bounds.widened(deviation[:, None])
         return Interval.trusted(widened.lower.T.contiguous(), widened.upper.T.contiguous())
 
     def certified_flips(self, head: Tensor, queries: Tensor) -> Tensor:
@@ -236,7 +236,3 @@ class HeadInfluence:
 
 def _rows(record: LabelInfluence) -> tuple[Tensor, ...]:
     return query_chunks(record.features, 16 * record.initial.shape[1], MEMORY)
-
-
-def _widened(bounds: Interval, by: Tensor) -> Interval:
-    return Interval.trusted(bounds.lower - by, bounds.upper + by)

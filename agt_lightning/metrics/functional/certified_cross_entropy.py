@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agt_lightning.certificates.objectives import (
+from agt_lightning.certificates.goals import (
     binary_cross_entropy_bounds,
     cross_entropy_bounds,
     finite_samples,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agt_lightning.certificates.objectives import squared_error_bounds
+from agt_lightning.certificates.goals import squared_error_bounds
 from agt_lightning.metrics.functional.averages import mean_from_above, sum_from_above
 from agt_lightning.metrics.functional.bounds import checked_bounds
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from agt_lightning.certificates.objectives import possible_classes
+from agt_lightning.certificates.goals import possible_classes
 from agt_lightning.metrics.functional.averages import count_samples, rate
 from agt_lightning.metrics.functional.bounds import checked_bounds
 

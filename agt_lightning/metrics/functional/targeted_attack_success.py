@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agt_lightning.certificates.objectives import class_indices, possible_classes, targeted_attack_reachable
+from agt_lightning.certificates.goals import class_indices, possible_classes, targeted_attack_reachable
 from agt_lightning.metrics.functional.averages import count_samples, rate
 from agt_lightning.metrics.functional.bounds import checked_bounds
 

@@ -317,9 +317,9 @@ class OneStep:
             return targets, pull
         if targets.is_floating_point():
             assert up is not None
-            reach = 1.0 if self.form.labels == "flip" else self.problems.nu[:, None, None, None]
+            limit = 1.0 if self.form.labels == "flip" else self.problems.nu[:, None, None, None]
             step = up / up.norm(dim=3, keepdim=True).clamp(min=1e-300)
-            return self.labels(targets + 2 * size[..., None] * reach * step), pull
+            return self.labels(targets + 2 * size[..., None] * limit * step), pull
         best = pull
         for label in range(self.shapes[3][0]):
             attempt = Poisoned(current.inputs, torch.full_like(targets, label))

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
-from agt_lightning.domains.ball.kinks import Kinks, knapsack
-from agt_lightning.domains.ball.linear import LinearLayer, linear_constants
-from agt_lightning.domains.ball.pairs import Pairs
+from agt_lightning.domains.ball.layers import Layer, LayerBall
+from agt_lightning.domains.ball.linear import LinearAnalysis
+from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
-from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
+from agt_lightning.domains.ball.unstable import Pairs, UnstableUnits, knapsack
 from agt_lightning.domains.losses import (
     HeadLoss,
     HuberError,
@@ -131,7 +131,7 @@ class Problems:
         values = self.targets[g] if rows is None else self.targets[g][rows]
         return ClassLabels(values) if self.form.loss == "softmax" else Interval.point(values)
 
-    def label_reach(self, g: int, rows: Tensor) -> LabelPerturbation:
+    def label_perturbation(self, g: int, rows: Tensor) -> LabelPerturbation:
         """What can be written in place of the targets."""
         clean, kind, nu = self.target(g, rows), self.form.labels, float(self.nu[g])
         if isinstance(clean, ClassLabels):
@@ -143,7 +143,7 @@ class Problems:
         around = Interval(clean.lower - nu, clean.upper + nu)
         return LabelPerturbation(clean, around, nu if kind == "ball" else None)
 
-    def moves(self, g: int, rows: Tensor) -> Perturbation | None:
+    def perturbation(self, g: int, rows: Tensor) -> Perturbation | None:
         """How features can move."""
         if self.form.p is None:
             return None
@@ -174,18 +174,17 @@ class Problems:
             return None
         boxes = self.boxes(g, moved=True)
         known = None if boxes is None else tuple(box[rows] for box in boxes)
-        return Poison(rows, self.n, self.label_reach(g, rows), self.moves(g, rows), known)
+        return Poison(rows, self.n, self.label_perturbation(g, rows), self.perturbation(g, rows), known)
 
     def constants(self, g: int) -> StepConstants:
         """Suprema over the ball."""
         form, radius = self.form, float(self.radius[g])
-        arguments = (self.samples(g), self.target(g), self.weights[g], form.head_loss, self.poison(g))
+        arguments = StepData(self.samples(g), self.target(g), self.poison(g)), self.weights[g], form.head_loss
+        second = Layer(self.second[g], self.second_bias[g], form.trains_second)
         if not form.hidden:
-            return linear_constants(LinearLayer(self.second[g], form.trains_second, radius), *arguments)
-        layer = HiddenLayer(
-            self.first[g], self.first_bias[g], self.second[g], form.trains_first, form.trains_second, radius
-        )
-        return hidden_constants(layer, *arguments)
+            return LinearAnalysis.step_constants(LayerBall((second,), radius), *arguments)
+        first = Layer(self.first[g], self.first_bias[g], form.trains_first)
+        return OneHiddenAnalysis.step_constants(LayerBall((first, second), radius), *arguments)
 
     def certified(self) -> Tensor:
         """The next radius of every problem, (g,)."""
@@ -262,11 +261,11 @@ def random_problems(
     )
 
 
-def kinks_within(distance: Tensor, radius: float, possible: Tensor | None = None) -> Kinks:
+def unstable_within(distance: Tensor, radius: float, possible: Tensor | None = None) -> UnstableUnits:
     """All pairs of a sample and a unit that ``radius`` can switch, from distances (b, h)."""
     near = distance <= radius
     pairs = Pairs.where(near if possible is None else near & possible)
-    return Kinks.sorted(pairs, pairs.of(distance))
+    return UnstableUnits.sorted(pairs, pairs.of(distance))
 
 
 def knapsack_bound(values: Tensor, costs: Tensor, budget: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
+from agt_lightning.domains.ball.layers import Layer, LayerBall
+from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.radius import next_radius
-from agt_lightning.domains.ball.samples import Poison, Samples
+from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
 from agt_lightning.domains.losses import HuberError, LabelPerturbation
 from agt_lightning.interval import Interval
 
@@ -63,8 +64,9 @@ def targets(parameters: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def certified(parameters: tuple[Tensor, Tensor, Tensor], inputs: Tensor, step: Tensor) -> float:
     first, bias, second = parameters
     target = Interval.point(targets(parameters))
-    layer = HiddenLayer(first, bias, second, True, False, 0.0)
+    ball = LayerBall((Layer(first, bias, trains_bias=True), Layer(second, None, trains_bias=False)), 0.0)
     samples = Samples(inputs, (inputs @ first.T + bias, outputs(parameters, inputs)))
     poison = Poison(torch.arange(1), 1, LabelPerturbation(target, target), Perturbation(step))
-    constants = hidden_constants(layer, samples, target, torch.ones(1).double(), HuberError(1.0, 1.0), poison)
+    data, weights = StepData(samples, target, poison), torch.ones(1).double()
+    constants = OneHiddenAnalysis.step_constants(ball, data, weights, HuberError(1.0, 1.0))
     return next_radius(0.0, constants, rate=1.0, decay=0.0)

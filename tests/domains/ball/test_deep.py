@@ -13,19 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.deep import DeepHead, deep_constants, jumps, poison, reach, remainder, step
-from agt_lightning.domains.ball.enclosure import Layer, enclosures, margin_enclosure
-from agt_lightning.domains.ball.hidden import HiddenLayer, hidden_constants
+from agt_lightning.domains.ball.deep import DeepAnalysis, bounds, gradient_jumps, remainder
+from agt_lightning.domains.ball.layers import Layer, LayerBall
+from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.perturbation import Perturbation
+from agt_lightning.domains.ball.poison_bounds import PoisonBounds
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
-from agt_lightning.domains.ball.samples import Poison, Samples
-from agt_lightning.domains.losses import LabelPerturbation, Target
+from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
+from agt_lightning.domains.ball.value_bounds import layer_bounds, margin_bounds
+from agt_lightning.domains.losses import HeadLoss, LabelPerturbation, Target
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from tests.domains.ball.attacks import slope
 from tests.domains.ball.problems import Form, _product
-from tests.domains.ball.test_enclosure import Head
 from tests.domains.ball.test_poisoned_trainings import ADVERSARIES, SCHEDULES, Training
+from tests.domains.ball.test_value_bounds import Head
 
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
 """Rounding of one step of a few units."""
@@ -114,12 +116,12 @@ class Problem:
             moves = Perturbation(widths) if math.isinf(self.form.p) else Perturbation(widths, widths[0], self.form.p)
         return Poison(torch.arange(len(self.inputs)), self.n, labels, moves, self.boxes(moved=True))
 
-    def arguments(self) -> tuple[object, ...]:
+    def arguments(self) -> tuple[StepData, Tensor, HeadLoss]:
         samples = Samples(self.inputs, self.results(), self.boxes(moved=False))
-        return samples, self.target, self.shares, self.form.head_loss, self.poison()
+        return StepData(samples, self.target, self.poison()), self.shares, self.form.head_loss
 
     def constants(self) -> StepConstants:
-        return deep_constants(DeepHead(self.layers, self.radius), *self.arguments())
+        return DeepAnalysis.step_constants(LayerBall(self.layers, self.radius), *self.arguments())
 
     def certified(self) -> float:
         return next_radius(self.radius, self.constants(), self.rate, self.decay)
@@ -383,7 +385,8 @@ def test_one_hidden_layer_is_a_special_case(form):
     """What both bound by the same argument is never smaller by norms alone; the others are different bounds."""
     for problem in problems(form, range(0, 40, 5)):
         assert len(problem.layers) == 2
-        hidden = hidden_constants(HiddenLayer.of(*problem.layers, problem.radius), *problem.arguments())
+        ball = LayerBall(problem.layers, problem.radius)
+        hidden = OneHiddenAnalysis.step_constants(ball, *problem.arguments())
         deep = problem.constants()
         for ours, theirs in ((deep.trace, hidden.trace), (deep.energy, hidden.energy), (deep.rest, hidden.rest)):
             assert theirs <= ours * (1 + RELATIVE) + ABSOLUTE
@@ -408,26 +411,26 @@ SQUARED = Form("squared", None, None)
 
 def no_switches(patch: pytest.MonkeyPatch) -> Problem:
     """Units that may switch are forgotten."""
-    whole = reach._switching
+    whole = bounds._unstable
 
     def fixed(*arguments: object) -> object:
-        switching = whole(*arguments)
-        nobody = torch.zeros_like(switching.pairs.sample, dtype=torch.bool)
-        return replace(switching, pairs=switching.pairs.among(nobody), distance=switching.distance[nobody])
+        unstable = whole(*arguments)
+        nobody = torch.zeros_like(unstable.pairs.sample, dtype=torch.bool)
+        return replace(unstable, pairs=unstable.pairs.among(nobody), distance=unstable.distance[nobody])
 
-    patch.setattr(reach, "_switching", fixed)
+    patch.setattr(bounds, "_unstable", fixed)
     return drawn(SQUARED, 2)
 
 
 def no_jumps(patch: pytest.MonkeyPatch) -> Problem:
-    patch.setattr(remainder, "jumps", lambda *_: (0.0, 0.0))
+    patch.setattr(remainder, "gradient_jumps", lambda *_: (0.0, 0.0))
     return drawn(SQUARED, 2)
 
 
 def no_jumps_behind_the_first_layer(patch: pytest.MonkeyPatch) -> Problem:
     """The second unit switches on under the pull that grows it."""
-    whole = jumps._size
-    patch.setattr(jumps, "_size", lambda r, number, *others: 0.0 if number else whole(r, number, *others))
+    whole = gradient_jumps._size
+    patch.setattr(gradient_jumps, "_size", lambda b, number, *others: 0.0 if number else whole(b, number, *others))
     return chain(offset=1e-4, radius=1e-3, rate=0.1)
 
 
@@ -439,19 +442,20 @@ def no_coupling(patch: pytest.MonkeyPatch) -> Problem:
 
 def no_change_of_derivatives(patch: pytest.MonkeyPatch) -> Problem:
     """All that the derivative of the outputs changes by."""
-    patch.setattr(step, "remainder", lambda *_: (0.0, 0.0))
+    patch.setattr(DeepAnalysis, "remainder", lambda *_: (0.0, 0.0))
     return drawn(SQUARED, 5)
 
 
 def no_turn_of_moved_features(patch: pytest.MonkeyPatch) -> Problem:
-    whole = poison._movement
-    patch.setattr(poison, "_movement", lambda *a: replace(m := whole(*a), derivative=torch.zeros_like(m.derivative)))
+    whole = DeepAnalysis.feature_effect
+    still = lambda *a: replace(effect := whole(*a), jacobian=torch.zeros_like(effect.jacobian))  # noqa: E731
+    patch.setattr(DeepAnalysis, "feature_effect", still)
     return drawn(Form("softmax", None, 2.0), 7)
 
 
 def one_sample_less(patch: pytest.MonkeyPatch) -> Problem:
-    whole = poison.PoisonSizes.worst
-    patch.setattr(poison.PoisonSizes, "worst", lambda self, weights, n: whole(self, weights, n - 1))
+    whole = PoisonBounds.worst
+    patch.setattr(PoisonBounds, "worst", lambda self, weights, n: whole(self, weights, n - 1))
     return drawn(Form("softmax", "flip", math.inf, boxed=True), 2)
 
 
@@ -482,7 +486,7 @@ def test_an_attack_finds_the_fault(fault, monkeypatch):
 
 
 class DeepHeadOfRows(Head):
-    """Three or four layers for the attacks on enclosures."""
+    """Three or four layers for the attacks on bounds of values."""
 
     def __init__(self, seed: int, depth: int, radius: float, width: float) -> None:
         super().__init__(seed, True, radius, width)
@@ -498,10 +502,10 @@ CASES = [(0, 3, 0.01, 0.0), (1, 3, 0.2, 0.3), (3, 3, 1.0, 0.0), (2, 4, 0.1, 0.1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_enclosures_and_margins_contain_every_value(case):
+def test_layer_bounds_and_margins_contain_every_value(case):
     seed, depth, radius, width = case
     head = DeepHeadOfRows(seed, depth, radius, width)
-    for number, box in enumerate(enclosures(head.layers, radius, head.inputs)):
+    for number, box in enumerate(layer_bounds(head.layers, radius, head.inputs)):
         slack = RELATIVE * (1 + float(box.magnitude.max()))
         for output in range(box.shape[1]):
             highest = head.attack(lambda results, n=number, o=output: results[n][:, o])
@@ -509,7 +513,7 @@ def test_enclosures_and_margins_contain_every_value(case):
             assert float((highest - box.upper[:, output]).max()) <= slack
             assert float((box.lower[:, output] - lowest).max()) <= slack
     target = torch.zeros(head.samples, dtype=torch.long)
-    margins = margin_enclosure(head.layers, radius, head.inputs, target)
+    margins = margin_bounds(head.layers, radius, head.inputs, target)
     slack = RELATIVE * (1 + float(margins.magnitude.max()))
     for output in range(1, head.k):
         highest = head.attack(lambda results, o=output: results[-1][:, 0] - results[-1][:, o])

@@ -13,14 +13,19 @@ from torch import Tensor
 
 import tests.domains.ball.problems as tests_problems
 from agt_lightning.domains import losses
-from agt_lightning.domains.ball import enclosure, poison_sizes, radius
-from agt_lightning.domains.ball.hidden import poison, remainder, step
-from agt_lightning.domains.ball.hidden.reach import HiddenReach
-from agt_lightning.domains.ball.hidden.signs import Look, Signs
-from agt_lightning.domains.ball.kinks import Kinks
+from agt_lightning.domains.ball import radius, value_bounds
+from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis, poison, remainder
+from agt_lightning.domains.ball.one_hidden.activation_scan import (
+    ActivationScan,
+    ActivationStats,
+    UnstablePreactivations,
+)
+from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
+from agt_lightning.domains.ball.poison_bounds import PoisonBounds
+from agt_lightning.domains.ball.unstable import UnstableUnits
 from tests.domains.ball.attacks import attack
 from tests.domains.ball.problems import Form, Problems, random_problems
-from tests.domains.ball.test_enclosure import Head
+from tests.domains.ball.test_value_bounds import Head
 
 DECISIVE = 1.01
 """How far outside an attack must come, relative to the faulty bound: far beyond any rounding."""
@@ -84,26 +89,26 @@ MOVED = replace(PLAIN, p=2.0)
 
 def no_switches(patch: pytest.MonkeyPatch) -> Problems:
     """An idle unit switches on against the pull that grows it."""
-    patch.setattr(Kinks, "largest_switch", zero)
+    patch.setattr(UnstableUnits, "largest_steps", zero)
     return network(PLAIN, [-0.1], [1.0], [1.0], [FAR], ball=0.2, rate=0.1)
 
 
 def no_monotone_switches(patch: pytest.MonkeyPatch) -> Problems:
     """A unit at the edge switches on, and a long step throws it far back."""
-    whole = step.remainder
-    patch.setattr(step, "remainder", lambda *arguments: (whole(*arguments)[0], 0.0))
+    whole = OneHiddenAnalysis.remainder
+    patch.setattr(OneHiddenAnalysis, "remainder", lambda *arguments: (whole(*arguments)[0], 0.0))
     return network(PLAIN, [-1e-4], [1.0], [1.0], [-FAR], ball=1e-3, rate=1.0)
 
 
 def no_slips(patch: pytest.MonkeyPatch) -> Problems:
     """A unit exactly at zero with a weight behind it just large enough to be monotone; its layers still couple."""
-    patch.setattr(Kinks, "largest_slip", zero)
+    patch.setattr(UnstableUnits, "largest_ramps", zero)
     return network(PLAIN, [0.0], [0.101], [1.0], [-FAR], ball=0.1, rate=0.2)
 
 
 def no_coupling(patch: pytest.MonkeyPatch) -> Problems:
     """A saddle: constant pull on the product of two weights."""
-    patch.setattr(remainder, "_coupling", lambda reach, *_: torch.zeros_like(reach.hidden[0]))
+    patch.setattr(remainder, "_coupling", lambda bounds, *_: torch.zeros_like(bounds.hidden[0]))
     return network(PLAIN, [1.0], [1.0], [1.0], [FAR], ball=0.1, rate=0.5)
 
 
@@ -120,23 +125,23 @@ def half_the_curvature_of_a_hidden_layer(patch: pytest.MonkeyPatch) -> Problems:
     return network(SQUARED, [1.0], [1.0], [1.0], [1.0], ball=1e-3, rate=2.0)
 
 
-def no_unsure_units(patch: pytest.MonkeyPatch) -> Problems:
+def no_units_that_switch_with_features(patch: pytest.MonkeyPatch) -> Problems:
     """Poisoned features switch on a unit that is just off, and its whole gradient appears."""
-    whole = poison._movement
+    whole = poison._first_layer_rows
 
-    def sure(*arguments: object) -> poison._Movement:
-        movement = whole(*arguments)
-        nothing = torch.zeros_like(movement.switched)
-        return replace(movement, switched=nothing, any_switch=nothing.bool())
+    def stable(*arguments: object) -> poison.FirstLayerRows:
+        rows = whole(*arguments)
+        nothing = torch.zeros_like(rows.switched)
+        return replace(rows, switched=nothing, any_switch=nothing.bool())
 
-    patch.setattr(poison, "_movement", sure)
+    patch.setattr(poison, "_first_layer_rows", stable)
     problems = network(replace(MOVED, trains_first=True), [1.0], [1.0], [-1e-3], [-FAR], ball=1e-4, rate=1.0, n=1)
     return replace(problems, epsilon=torch.tensor([[0.1]]).double())
 
 
 def one_sample_less(patch: pytest.MonkeyPatch) -> Problems:
-    whole = poison_sizes.PoisonSizes.worst
-    patch.setattr(poison_sizes.PoisonSizes, "worst", lambda self, weights, n: whole(self, weights, n - 1))
+    whole = PoisonBounds.worst
+    patch.setattr(PoisonBounds, "worst", lambda self, weights, n: whole(self, weights, n - 1))
     form = replace(SQUARED, labels="box")
     return network(form, [1.0], [1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], ball=1e-3, rate=0.1, n=2, nu=0.3)
 
@@ -155,9 +160,10 @@ def an_eighth_of_the_energy(patch: pytest.MonkeyPatch) -> Problems:
     return network(form, [0.0], [1.0], [1.0], [1.0], ball=0.0, rate=0.25, n=1, nu=0.5)
 
 
-def no_mismatch(patch: pytest.MonkeyPatch) -> Problems:
+def no_mean_jacobian_error(patch: pytest.MonkeyPatch) -> Problems:
     """The poison acts at the end of the chord, the curvature on its average; found among random networks."""
-    patch.setattr(poison, "_mismatch", lambda reach: torch.zeros_like(reach.input_norm))
+    nothing = property(lambda self: torch.zeros_like(self.jacobian_norm))
+    patch.setattr(OneHiddenAnalysis, "mean_jacobian_error", nothing)
     generator = torch.Generator().manual_seed(10)
     form = Form("squared", "box", None, trains_second=False)
     return random_problems(form, 48, 1, 1, 1, 1, 1, generator)
@@ -165,51 +171,56 @@ def no_mismatch(patch: pytest.MonkeyPatch) -> Problems:
 
 def no_rest_of_moved_features(patch: pytest.MonkeyPatch) -> Problems:
     """The part of the poison that does not lie where the curvature contracts."""
-    whole = poison._moved
+    whole = OneHiddenAnalysis.poison_bounds
 
-    def without(*arguments: object) -> poison_sizes.PoisonSizes:
-        sizes = whole(*arguments)
-        return replace(sizes, rest=torch.zeros_like(sizes.rest))
+    def without(*arguments: object) -> PoisonBounds:
+        bounds = whole(*arguments)
+        return replace(bounds, rest=torch.zeros_like(bounds.rest))
 
-    patch.setattr(poison, "_moved", without)
+    patch.setattr(OneHiddenAnalysis, "poison_bounds", without)
     form = replace(MOVED, loss="squared")
     return network(form, [1.0], [1.0], [1.0], [-FAR], ball=1e-3, rate=0.1, n=1, epsilon=0.1)
 
 
-def no_spread_of_slopes(patch: pytest.MonkeyPatch) -> Problems:
+def no_half_slopes(patch: pytest.MonkeyPatch) -> Problems:
     """A unit at zero passes all of what features add, not the half that is counted without the spread."""
-    whole = poison._either
+    whole = poison._with_half_slopes
     patch.setattr(
         poison,
-        "_either",
-        lambda layer, unsure, along, moved: whole(layer, unsure, torch.zeros_like(along), moved),
+        "_with_half_slopes",
+        lambda bounds, unstable, of_pairs, change: whole(bounds, unstable, torch.zeros_like(of_pairs), change),
     )
     form = replace(MOVED, loss="squared", trains_first=True, trains_second=True)
     return network(form, [1.0], [1.0], [0.0], [0.0], ball=0.0, rate=1.0, n=1, epsilon=0.1)
 
 
-def no_slopes_of_unsure_units(patch: pytest.MonkeyPatch) -> Problems:
+def no_mean_slopes_of_unstable_units(patch: pytest.MonkeyPatch) -> Problems:
     """The same unit, with the spread around a slope of zero where it is around 1/2."""
-    patch.setattr(Signs, "slopes", lambda self, unsure: self.masks())
+    patch.setattr(ActivationScan, "mean_slopes", lambda self, unstable: self.masks())
     form = replace(MOVED, loss="squared", trains_first=True, trains_second=True)
     return network(form, [1.0], [1.0], [0.0], [0.0], ball=0.0, rate=1.0, n=1, epsilon=0.1)
 
 
-def no_units_near_zero(patch: pytest.MonkeyPatch) -> Problems:
+def no_unstable_units(patch: pytest.MonkeyPatch) -> Problems:
     """The unit that is idle and switches on, left out where it is looked for."""
-    whole = Signs.look
+    whole = ActivationScan.stats
 
-    def blind(self: Signs, *arguments: object) -> Look:
-        seen = whole(self, *arguments)
-        return replace(seen, near=seen.near.among(seen.near.hidden.isnan()))
+    def blind(self: ActivationScan, *arguments: object) -> ActivationStats:
+        stats = whole(self, *arguments)
+        return replace(stats, unstable=stats.unstable.among(stats.unstable.hidden.isnan()))
 
-    patch.setattr(Signs, "look", blind)
+    patch.setattr(ActivationScan, "stats", blind)
     return network(PLAIN, [-0.1], [1.0], [1.0], [FAR], ball=0.2, rate=0.1)
 
 
-def no_units_that_features_switch(patch: pytest.MonkeyPatch) -> Problems:
-    """The unit that is just off, beyond the ball's own reach."""
-    patch.setattr(HiddenReach, "unsure", property(lambda self: self.near, lambda self, pairs: None), raising=False)
+def units_within_ball(bounds: OneHiddenBounds) -> UnstablePreactivations:
+    units = bounds._stats.unstable
+    return units.among(units.hidden.abs() <= units.by_sample(bounds._hidden_change(bounds.input_norm)))
+
+
+def only_units_that_the_ball_switches(patch: pytest.MonkeyPatch) -> Problems:
+    """The unit that is just off, farther than the ball alone can switch it."""
+    patch.setattr(OneHiddenBounds, "unstable_under_poison", property(units_within_ball))
     problems = network(replace(MOVED, trains_first=True), [1.0], [1.0], [-1e-3], [-FAR], ball=1e-4, rate=1.0, n=1)
     return replace(problems, epsilon=torch.tensor([[0.1]]).double())
 
@@ -228,7 +239,9 @@ def decay_before_the_step(patch: pytest.MonkeyPatch) -> Problems:
 
 def no_change_of_gradients(patch: pytest.MonkeyPatch) -> Problems:
     """At a fit the gradients are zero, but not in the ball; rates so small that curvature contracts."""
-    patch.setattr(losses.SquaredError, "gradient_change", lambda self, reach, target: torch.zeros_like(reach.radius))
+    patch.setattr(
+        losses.SquaredError, "gradient_change", lambda self, outputs, target: torch.zeros_like(outputs.radius)
+    )
     return network(SQUARED, [0.0], [0.0], [1.0], [0.0], ball=3.0, rate=2.0)
 
 
@@ -239,17 +252,17 @@ FAULTS = [
     no_coupling,
     half_the_curvature,
     half_the_curvature_of_a_hidden_layer,
-    no_unsure_units,
+    no_units_that_switch_with_features,
     one_sample_less,
     constants_at_the_nominal_point,
     an_eighth_of_the_energy,
-    no_mismatch,
+    no_mean_jacobian_error,
     decay_before_the_step,
     no_rest_of_moved_features,
-    no_spread_of_slopes,
-    no_slopes_of_unsure_units,
-    no_units_near_zero,
-    no_units_that_features_switch,
+    no_half_slopes,
+    no_mean_slopes_of_unstable_units,
+    no_unstable_units,
+    only_units_that_the_ball_switches,
     no_change_of_gradients,
 ]
 
@@ -268,19 +281,10 @@ def test_a_margin_whose_rows_move_as_one_is_left(hidden, monkeypatch):
     head = Head(4, hidden, 1e-3, 0.0)
     target = torch.zeros(head.samples, dtype=torch.long)
     reached = head.attack(lambda results: results[-1][:, 0] - results[-1][:, 1])
-    sound = enclosure.margin_enclosure(head.layers, head.radius, head.inputs, target).upper[:, 1]
-    single_row(monkeypatch, hidden)
-    faulty = enclosure.margin_enclosure(head.layers, head.radius, head.inputs, target).upper[:, 1]
+    sound = value_bounds.margin_bounds(head.layers, head.radius, head.inputs, target).upper[:, 1]
+    whole = value_bounds._LayerInput.output_change
+    single_row = lambda self, rows, size, changed_rows: whole(self, rows, size, changed_rows=1)  # noqa: E731
+    monkeypatch.setattr(value_bounds._LayerInput, "output_change", single_row)
+    faulty = value_bounds.margin_bounds(head.layers, head.radius, head.inputs, target).upper[:, 1]
     assert bool((reached <= sound + 1e-12).all())
     assert float((reached - faulty).max()) > 1e-5
-
-
-def single_row(patch: pytest.MonkeyPatch, hidden: bool) -> None:
-    """Deviations as if one row moved."""
-    whole, widened = enclosure._HiddenOutputs.deviation, enclosure._widened
-    if hidden:
-        patch.setattr(
-            enclosure._HiddenOutputs, "deviation", lambda self, rows, size, movers: whole(self, rows, size, movers=1)
-        )
-    else:
-        patch.setattr(enclosure, "_widened", lambda values, by: widened(values, by / 2**0.5))

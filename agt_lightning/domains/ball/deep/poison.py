@@ -1,110 +1,84 @@
-"""What poisoned samples add to a step of a deep head: suprema over ball, features and labels."""
+"""Effect of poisoned features on a deep head, anywhere in the ball."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.deep.difference import bent_signals, joined, mismatch
-from agt_lightning.domains.ball.deep.reach import DeepReach
-from agt_lightning.domains.ball.deep.switching import Switching
+from agt_lightning.domains.ball.deep.bounds import DeepBounds
+from agt_lightning.domains.ball.deep.jacobian_change import backward_changes, jacobian_changes
 from agt_lightning.domains.ball.perturbation import Perturbation
-from agt_lightning.domains.ball.poison_sizes import PoisonSizes
-from agt_lightning.domains.ball.samples import Poison
-from agt_lightning.domains.losses import HeadLoss
+from agt_lightning.domains.ball.poison_bounds import JacobianEffect
+from agt_lightning.domains.ball.unstable import UnstableBetween
 from agt_lightning.interval import Interval
 
 
-def poison_sizes(reach: DeepReach, poison: Poison, loss: HeadLoss) -> PoisonSizes:
-    """How far poisoned gradients can be from clean ones at the same parameters anywhere in the ball.
+def feature_effect(
+    bounds: DeepBounds, features: Perturbation, poisoned_bounds: tuple[Interval, ...] | None
+) -> JacobianEffect:
+    """Bound ``‖Δf‖`` and ``‖ΔJ‖`` by ``‖Δz_{l+1}‖ <= (‖W_l‖ + R) ‖Δz_l‖``, sharper in the first layer.
 
     Args:
-        reach: the samples that can be poisoned.
-        poison: what the adversary can do to them.
-        loss: of one sample.
+        bounds: of the poisonable samples.
+        features: their perturbation.
+        poisoned_bounds: bounds on each layer's results for poisoned features from another domain; None without one.
+
+    Reference:
+        docs/theory.md, eq. (10.16) and (10.26).
     """
-    labels = loss.label_change(poison.labels, reach.samples.outputs.shape[1])
-    if poison.moves is not None:
-        return _moved(reach, poison, poison.moves, loss, labels)
-    return PoisonSizes(
-        plain=labels * reach.steepest,
-        energy=loss.energy(torch.zeros_like(labels), reach.outputs, poison.labels),
-        rest=labels * mismatch(reach).norm(dim=0),
-    )
+    norm = features.norm().expand_as(bounds.input_norms[0])
+    rows = features.support(bounds.layers[0].weight)
+    first = rows.norm(dim=1).clamp(max=bounds.norms[0] * features.norm()).expand_as(norm)
+    moved = [norm, first + bounds.radius * norm]
+    for weight_norm in bounds.norms[1:]:
+        moved.append((weight_norm + bounds.radius) * moved[-1])
+    changes = backward_changes(bounds, 0.0, _unstable(bounds, moved, rows, poisoned_bounds))
+    *input_moved, output_moved = moved
+    poisoned_inputs = [values + more for values, more in zip(bounds.largest_inputs, input_moved, strict=True)]
+    jacobian = jacobian_changes(changes, poisoned_inputs, bounds.largest_backward, input_moved).norm(dim=0)
+    output = torch.minimum(output_moved, _output_change(bounds, features, first, changes[0]))
+    return JacobianEffect(output, jacobian, bounds.jacobian_norm)
 
 
-def _moved(reach: DeepReach, poison: Poison, moves: Perturbation, loss: HeadLoss, labels: Tensor) -> PoisonSizes:
-    """Features move, and labels may: ``J(x̃)ᵀ g̃' - J(x)ᵀ g̃ = J(x)ᵀ (g̃' - g̃) + (J(x̃) - J(x))ᵀ g̃'``."""
-    movement = _movement(reach, moves, poison.boxes)
-    target = poison.labels.clean
-    steepest = loss.largest_gradient(poison.labels, reach.samples.outputs.shape[1])
-    gradient = loss.gradient(reach.samples.outputs, target).norm(dim=1)
-    before = (gradient + loss.gradient_change(reach.outputs, target)).clamp(max=steepest)
-    _, curvature = loss.curvature(reach.outputs.grown(movement.output), target)
-    moved = (curvature * movement.output).clamp(max=2 * steepest)
-    change = (moved + labels).clamp(max=2 * steepest)
-    after = (before + change).clamp(max=steepest)
-    turned = after * movement.derivative
-    return PoisonSizes(
-        plain=change * reach.steepest + turned,
-        energy=loss.energy(moved, reach.outputs, poison.labels),
-        rest=change * mismatch(reach).norm(dim=0) + turned,
-    )
-
-
-@dataclass(frozen=True)
-class _Movement:
-    """How far outputs and their derivative move with the features of poisoned samples, anywhere in the ball.
+def _unstable(
+    bounds: DeepBounds, moved: Sequence[Tensor], rows: Tensor, poisoned_bounds: tuple[Interval, ...] | None
+) -> list[UnstableBetween]:
+    """Units that can have different signs with clean and with poisoned features.
 
     Args:
-        output: ``‖Δf‖``, (m,).
-        derivative: ``‖Δ∂f/∂θ‖``, (m,).
+        bounds: of the poisonable samples.
+        moved: how far poisoned features move the input of each layer, and the outputs, (m,) each.
+        rows: largest ``|row · Δx|`` of the first layer, (m, h) or (1, h).
+        poisoned_bounds: as for `feature_effect`.
     """
-
-    output: Tensor
-    derivative: Tensor
-
-
-def _movement(reach: DeepReach, moves: Perturbation, boxes: tuple[Interval, ...] | None) -> _Movement:
-    head, radius = reach.head, reach.head.radius
-    length = moves.norm().expand_as(reach.entering[0])
-    along = moves.along(head.layers[0].weight)
-    first = along.norm(dim=1).clamp(max=head.norms[0] * moves.norm()).expand_as(length)
-    moved = [length, first + radius * length]
-    for norm in head.norms[1:]:
-        moved.append((norm + radius) * moved[-1])
-    switching = _switching(reach, moved, along, boxes)
-    bent = bent_signals(reach, 0.0, switching)
-    *entering, output = moved
-    after = [values + more for values, more in zip(reach.largest_entering, entering, strict=True)]
-    derivative = joined(bent, after, reach.largest_sent, entering).norm(dim=0)
-    return _Movement(torch.minimum(output, _output(reach, moves, first, bent[0])), derivative)
-
-
-def _switching(
-    reach: DeepReach, moved: list[Tensor], along: Tensor, boxes: tuple[Interval, ...] | None
-) -> list[Switching]:
-    """Units that can have different signs with and without the movement of features."""
-    head, radius = reach.head, reach.head.radius
-    switching = []
-    for number, units in enumerate(reach.units):
+    unstable = []
+    for number, units in enumerate(bounds.units):
         if number == 0:
-            more = along + radius * moved[0][:, None]
+            more = rows + bounds.radius * moved[0][:, None]
         else:
-            more = (head.layers[number].weight.norm(dim=1) + radius) * moved[number][:, None]
-        known = [] if boxes is None or reach.samples.boxes is None else [reach.samples.boxes[number], boxes[number]]
-        switching.append(units.within(more, radius * units.slope + moved[number + 1], known))
-    return switching
+            more = (bounds.layers[number].weight.norm(dim=1) + bounds.radius) * moved[number][:, None]
+        clean_bounds, known = bounds.samples.layer_bounds, []
+        if poisoned_bounds is not None and clean_bounds is not None:
+            known = [clean_bounds[number], poisoned_bounds[number]]
+        together = bounds.radius * units.lipschitz + moved[number + 1]
+        unstable.append(units.unstable_within(more, together, known))
+    return unstable
 
 
-def _output(reach: DeepReach, moves: Perturbation, first: Tensor, bent: Tensor) -> Tensor:
-    """``‖f(x + Δx) - f(x)‖`` as ``∫ B̃₁ W̃₁ Δx`` along the way, where nominal ``B₁ W₁ Δx`` cancels among units, (m,)."""
-    rows = reach.signals[0] @ reach.head.layers[0].weight
-    nominal = torch.stack([moves.along_own(row) for row in rows.unbind(dim=1)], dim=1).norm(dim=1)
-    length = moves.norm().expand_as(first)
-    moved: Tensor = (
-        nominal + (reach.bent[0] + bent) * first + (reach.largest_sent[0] + bent) * reach.head.radius * length
-    )
-    return moved
+def _output_change(bounds: DeepBounds, features: Perturbation, first: Tensor, change: Tensor) -> Tensor:
+    """``‖Δf‖ <= ∫ ‖B̃₀ W̃₀ Δx‖`` along the way from x to x + Δx, where nominal ``B₀ W₀ Δx`` cancels among units, (m,).
+
+    Args:
+        bounds: of the poisonable samples.
+        features: their perturbation.
+        first: ``‖W₀ Δx‖``, (m,).
+        change: ``‖ΔB₀‖`` between clean and poisoned features, (m,).
+    """
+    rows = bounds.result_jacobians[0] @ bounds.layers[0].weight
+    nominal = torch.stack([features.sample_support(row) for row in rows.unbind(dim=1)], dim=1).norm(dim=1)
+    norm = features.norm().expand_as(first)
+    of_rows = (bounds.backward_changes[0] + change) * first
+    output_change: Tensor = nominal + of_rows + (bounds.largest_backward[0] + change) * bounds.radius * norm
+    return output_change

@@ -1,9 +1,9 @@
-"""What the network's own curvature and its kinks add to a step, beside the positive semidefinite part.
+"""Bounds on the part of a step that the network's own curvature and its kinks add, beside the semidefinite one.
 
 With ``J̄ = ∫ ∂f/∂θ`` along the way from θ to θ̃, ``f̃ - f = J̄ δ``, and the gradient of one sample moves by
 ``J̃ᵀ g̃ - Jᵀ g = J̄ᵀ Δg + (J̃ - J̄)ᵀ Δg + (J̃ - J)ᵀ g``. The first is ``J̄ᵀ H̄ J̄ δ`` and semidefinite. The last is, in
-layer l, ``ẽ_l z̃ᵀ - e_l zᵀ`` with g sent back to e_l: its first order with nominal slopes (`coupling`), the jumps at
-units that switch (`jumps`), both averaged over samples before the norm, and the rest sample by sample.
+layer l, ``ẽ_l z̃_lᵀ - e_l z_lᵀ`` with ``e_l = B_lᵀ g``: its first order with nominal slopes (`coupling`), the jumps at
+units that switch (`gradient_jumps`), both averaged over samples before the norm, and the rest sample by sample.
 """
 
 from __future__ import annotations
@@ -14,91 +14,122 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.coupling import coupling
-from agt_lightning.domains.ball.deep.difference import mismatch
-from agt_lightning.domains.ball.deep.jumps import jumps
-from agt_lightning.domains.ball.deep.reach import DeepReach
+from agt_lightning.domains.ball.deep.gradient_jumps import gradient_jumps
 from agt_lightning.domains.ball.norms import gram_norm
+from agt_lightning.domains.ball.output_gradient import OutputGradient
 
 
-def curvature_norm(reach: DeepReach, weights: Tensor) -> float:
-    """Upper bound on ``‖A‖``: of the layers' diagonal blocks, which is at most their sum.
+def curvature_norm(bounds: DeepBounds, weights: Tensor) -> float:
+    """Upper bound on ``‖A‖ <= Σ_l ‖A_ll‖``, the layers' diagonal blocks ``Σ_i w_i λ_i ‖B̃_l‖² ẑ̃_l ẑ̃_lᵀ``.
 
     Args:
-        reach: all samples of the step.
-        weights: weight of each sample times the largest curvature of its loss, (b,).
+        bounds: of all samples of the step.
+        weights: ``w_i λ_i``, weight of each sample times the largest curvature of its loss, (b,).
     """
-    values = [reach.samples.inputs, *(hidden.clamp(min=0) for hidden in reach.samples.layers[:-1])]
     total = 0.0
-    for number, layer in enumerate(reach.head.layers):
-        share = weights * reach.largest_sent[number].square()
+    for number, layer in enumerate(bounds.layers):
+        share = weights * bounds.largest_backward[number].square()
         if not bool(share.isfinite().all()):
             return math.inf
-        still = gram_norm(values[number], share, layer.trains_bias)
-        total += (still**0.5 + float(share @ reach.drift[number].square()) ** 0.5) ** 2
+        nominal = gram_norm(bounds.inputs[number], share, layer.trains_bias)
+        total += (nominal**0.5 + float(share @ bounds.input_changes[number].square()) ** 0.5) ** 2
     return total
 
 
-def remainder(reach: DeepReach, gradient: Tensor, change: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Upper bounds on ``‖E - J‖`` and ``‖J‖``, J the monotone jumps.
+def remainder(
+    bounds: DeepBounds, mean_jacobian_errors: Tensor, gradient: OutputGradient, weights: Tensor
+) -> tuple[float, float]:
+    """Upper bounds on ``‖E - M‖`` and ``‖M‖``, M the monotone jumps.
 
     Args:
-        reach: all samples of the step.
-        gradient: g_i, of the loss in the outputs at the nominal parameters, (b, K).
-        change: upper bound on how far ‖g_i‖ moves over the ball, (b,).
-        weights: weight of each sample in the loss, (b,).
+        bounds: of all samples of the step.
+        mean_jacobian_errors: ``‖J̃ - J̄‖`` by layer, (L, b).
+        gradient: g of the same samples.
+        weights: w_i, weight of each sample in the loss, (b,).
+
+    Reference:
+        docs/theory.md, eq. (10.23).
     """
-    signals, before = ([signal.squeeze(1) for signal in sent] for sent in reach.sent_back(gradient[:, None]))
-    forward = _strays(reach)
-    rest = _second_order(reach, signals, before, forward) @ weights + mismatch(reach) @ (weights * change)
-    against, along = jumps(reach, before, forward.hidden, weights)
-    linear = reach.head.radius * coupling(reach, signals, weights)
-    return linear + against + float(rest.norm()), along
+    propagated = bounds.backward(gradient.nominal[:, None])
+    at_results, at_activations = ([signal.squeeze(1) for signal in signals] for signals in propagated)
+    errors = _linearization_errors(bounds)
+    second_order = _second_order(bounds, at_results, at_activations, errors) @ weights
+    rest = second_order + mean_jacobian_errors @ (weights * gradient.change)
+    against, monotone = gradient_jumps(bounds, at_activations, errors.results, weights)
+    first_order = bounds.radius * coupling(bounds, at_results, weights)
+    return first_order + against + float(rest.norm()), monotone
 
 
 @dataclass(frozen=True)
-class _Strays:
-    """How far values are from their first order with nominal slopes.
+class _LinearizationErrors:
+    """Distances of values from their first order with nominal slopes.
 
     Args:
-        entering: of what enters each layer, (b,) each.
-        hidden: of each unit's preactivation, for each layer but the last, (b, h) each.
+        inputs: of z_l, for each layer, (b,) each.
+        results: of h_l, for each layer but the last, unit by unit, (b, h) each.
     """
 
-    entering: list[Tensor]
-    hidden: list[Tensor]
+    inputs: list[Tensor]
+    results: list[Tensor]
 
 
-def _strays(reach: DeepReach) -> _Strays:
-    """A layer adds ``δ_l Δz``, and a unit that switches at most what its preactivation has gone beyond zero."""
-    radius = reach.head.radius
-    entering, hidden = [torch.zeros_like(reach.drift[0])], []
-    smooth, slipped = entering[0], torch.zeros_like(reach.samples.inputs)
-    for number, (units, norm) in enumerate(zip(reach.units, reach.head.norms, strict=False)):
-        weight, added = reach.head.layers[number].weight, radius * reach.drift[number]
-        hidden.append(slipped @ weight.abs().T + (weight.norm(dim=1) * smooth[:, None]) + added[:, None])
-        smooth = norm * entering[-1] + added
-        slipped = units.slip
-        entering.append(smooth + torch.minimum(slipped.norm(dim=1), radius * units.slope))
-    return _Strays(entering, hidden)
+def _linearization_errors(bounds: DeepBounds) -> _LinearizationErrors:
+    """A layer adds ``δ_l Δz_l``, and a unit that switches at most what its h has gone beyond zero."""
+    radius = bounds.radius
+    inputs, results = [torch.zeros_like(bounds.input_changes[0])], []
+    smooth, overshoot = inputs[0], torch.zeros_like(bounds.samples.inputs)
+    for number, units in enumerate(bounds.units):
+        weight, added = bounds.layers[number].weight, radius * bounds.input_changes[number]
+        through_units = overshoot @ weight.abs().T
+        results.append(through_units + (weight.norm(dim=1) * smooth[:, None]) + added[:, None])
+        smooth = bounds.norms[number] * inputs[-1] + added
+        overshoot = units.overshoot
+        inputs.append(smooth + torch.minimum(overshoot.norm(dim=1), radius * units.lipschitz))
+    return _LinearizationErrors(inputs, results)
 
 
-def _second_order(reach: DeepReach, signals: list[Tensor], before: list[Tensor], forward: _Strays) -> Tensor:
-    """``‖Δe_l‖ ‖Δz‖ + ‖Δe_l - first order - jumps‖ ‖ẑ‖ + ‖e_l‖ ‖Δz - first order‖`` of each layer, (L, b)."""
-    head, radius = reach.head, reach.head.radius
-    sent = [signal.norm(dim=1) for signal in signals]
-    bent = reach.bending([signal[:, None] for signal in before], sent)
-    left, jumped = [torch.zeros_like(sent[-1])], torch.zeros_like(sent[-1])
-    for number in range(len(reach.units) - 1, -1, -1):
-        switching, following, norm = reach.units[number].switching, number + 1, head.norms[number + 1]
-        weight = head.layers[following].weight
-        on_units, both = switching.weight(weight, norm), torch.zeros_like(jumped)
-        if following < len(reach.units):
+def _second_order(
+    bounds: DeepBounds, at_results: list[Tensor], at_activations: list[Tensor], errors: _LinearizationErrors
+) -> Tensor:
+    """``‖Δe_l‖ ‖Δz_l‖ + ‖Δe_l - first order - jumps‖ ‖ẑ_l‖ + ‖e_l‖ ‖Δz_l - first order‖`` of each layer, (L, b).
+
+    Args:
+        bounds: of all samples of the step.
+        at_results: e_l, (b, h_l) each.
+        at_activations: the same in front of the units' slopes, for each layer but the last.
+        errors: of values.
+    """
+    norms = [signal.norm(dim=1) for signal in at_results]
+    changes = bounds.backward_changes_of([signal[:, None] for signal in at_activations], norms)
+    backward_errors = _backward_errors(bounds, at_activations, norms, changes)
+    layers = zip(changes, bounds.input_changes, backward_errors, bounds.input_norms, norms, errors.inputs, strict=True)
+    return torch.stack([de * dz + error * z + e * z_error for de, dz, error, z, e, z_error in layers])
+
+
+def _backward_errors(
+    bounds: DeepBounds, at_activations: list[Tensor], norms: list[Tensor], changes: list[Tensor]
+) -> list[Tensor]:
+    """``‖Δe_l - first order - jumps‖`` of each layer, (b,) each.
+
+    Args:
+        bounds: of all samples of the step.
+        at_activations: e in front of the units' slopes, for each layer but the last, (b, h).
+        norms: ``‖e_l‖``, (b,) each.
+        changes: ``‖Δe_l‖``, (b,) each.
+    """
+    radius = bounds.radius
+    errors, jump = [torch.zeros_like(norms[-1])], torch.zeros_like(norms[-1])
+    for number in range(len(bounds.units) - 1, -1, -1):
+        unstable, behind = bounds.units[number].unstable, number + 1
+        weight = bounds.layers[behind].weight
+        on_units, both = unstable.weight_norm(bounds.layers[behind]), torch.zeros_like(jump)
+        if behind < len(bounds.units):
             # Jumps behind and here meet in the weights between the units that switch, and in no others.
-            jumps_behind = reach.units[following].switching.only(before[following].abs()) @ weight.abs()
-            both = torch.minimum(switching.signal(jumps_behind[:, None]), on_units * jumped)
-        switched = switching.any * radius * sent[following] + on_units * (bent[following] - jumped) + both
-        left.append(norm * left[-1] + radius * bent[following] + switched)
-        jumped = switching.signal(before[number][:, None])
-    blocks = zip(bent, reach.drift, left[::-1], reach.entering, sent, forward.entering, strict=True)
-    return torch.stack([b * drift + rest * values + e * stray for b, drift, rest, values, e, stray in blocks])
+            jumps_behind = bounds.units[behind].unstable.only(at_activations[behind].abs()) @ weight.abs()
+            both = torch.minimum(unstable.columns(jumps_behind[:, None]), on_units * jump)
+        switched = unstable.any * radius * norms[behind] + on_units * (changes[behind] - jump) + both
+        errors.append(bounds.norms[behind] * errors[-1] + radius * changes[behind] + switched)
+        jump = unstable.columns(at_activations[number][:, None])
+    return errors[::-1]

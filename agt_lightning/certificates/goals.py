@@ -1,8 +1,8 @@
-"""Bounds on an attacker's goals, sample by sample, from bounds on the outputs (paper, appendices B and C.3).
+"""Bounds on an adversary's goals, sample by sample, from bounds on the outputs (paper, appendices B and C.3).
 
-Logits come as ``(batch, classes)`` with two classes or more, or as one logit a sample, ``(batch,)`` or ``(batch, 1)``,
-whose sign decides between class 0 and class 1. Every function trusts ``lower <= upper``; NaN and infinite bounds are
-allowed and never make a certificate stronger.
+Logits have the shape ``(batch, classes)`` with two classes or more, or ``(batch,)`` or ``(batch, 1)`` with one logit a
+sample, whose sign decides between class 0 and class 1. Every function assumes ``lower <= upper``; NaN and infinite
+bounds are allowed and never make a certificate stronger.
 
 Rounding: the bounds are those of exact arithmetic, evaluated in the dtype of the outputs. Squared error and the sets of
 classes keep their order under rounding, so they also contain what the same dtype computes; the cross-entropies are
@@ -14,21 +14,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import softplus
 from agt_lightning.interval import Interval
 
 
 def squared_error_bounds(outputs: Interval, target: Tensor) -> Interval:
-    r"""Bounds of the squared error of every output, attained.
+    r"""Return tight bounds on the squared error of every output.
 
     With the residual :math:`r = f - y \in [f^L - y, f^U - y]`, :math:`r^2` is at most
-    :math:`\max\{(f^L - y)^2, (f^U - y)^2\}` and at least the same with min, or 0 where the residual can be 0.
+    :math:`\max\{(f^L - y)^2, (f^U - y)^2\}`, and at least the smaller of the two, or 0 if the residual can be 0.
 
     Args:
-        outputs: bounds of the outputs, any shape, in units of the target.
-        target: the values to predict, of exactly the outputs' shape.
+        outputs: bounds on the outputs, of any shape, in units of the target.
+        target: the values to predict, of the outputs' shape.
 
     Returns:
-        Bounds of the outputs' shape, in squared units of the target; not averaged.
+        Interval of the outputs' shape, in squared units of the target; not averaged.
 
     Raises:
         ValueError: if the shapes differ.
@@ -51,7 +52,7 @@ def squared_error_bounds(outputs: Interval, target: Tensor) -> Interval:
 
 
 def cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
-    r"""Bounds of the softmax cross-entropy over a box of logits, attained.
+    r"""Return tight bounds on the softmax cross-entropy over a box of logits.
 
     .. math::
         \log\Big(1 + \sum_{j \ne y} e^{f_j^L - f_y^U}\Big) \le -\log \mathrm{softmax}(f)_y
@@ -62,11 +63,11 @@ def cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
     is 0: its bounds are looser, and the lower one can be negative.
 
     Args:
-        logits: bounds of shape ``(batch, classes)``, two classes or more.
+        logits: bounds of shape ``(batch, classes)``, with two classes or more.
         target: integer classes of shape ``(batch,)``.
 
     Returns:
-        Bounds of the loss of each sample in nats, shape ``(batch,)``.
+        Bounds on the loss of each sample in nats, of shape ``(batch,)``.
 
     Raises:
         ValueError: if shapes do not match, there is only one logit, or a class is out of range.
@@ -88,21 +89,22 @@ def cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
     index = class_indices(logits, target)
     lower = _cross_entropy(true_logits=logits.upper, other_logits=logits.lower, index=index)
     upper = _cross_entropy(true_logits=logits.lower, other_logits=logits.upper, index=index)
-    # On nearly equal corners the rounding of exp can swap the two.
+    # At nearly equal corners, rounding can put the upper bound below the lower one.
     return Interval.trusted(lower, torch.maximum(lower, upper), nonnegative=True)
 
 
 def binary_cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
-    r"""Bounds of the logistic loss of one logit, attained.
+    r"""Return tight bounds on the logistic loss of one logit.
 
-    The loss is :math:`\log(1 + e^{-f})` for class 1 and :math:`\log(1 + e^{f})` for class 0: monotone in the logit.
+    The loss is :math:`\log(1 + e^{-f})` for class 1 and :math:`\log(1 + e^{f})` for class 0, so it is monotone in the
+    logit.
 
     Args:
         logits: bounds of shape ``(batch,)`` or ``(batch, 1)``.
         target: classes 0 and 1 of any real type, shape ``(batch,)`` or ``(batch, 1)``.
 
     Returns:
-        Bounds of the loss of each sample in nats, shape ``(batch,)``.
+        Bounds on the loss of each sample in nats, of shape ``(batch,)``.
 
     Raises:
         ValueError: if shapes do not match, there are several logits a sample, or a target is neither 0 nor 1.
@@ -122,31 +124,31 @@ def binary_cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
         )
     is_one = class_indices(logits, target) == 1
     low, high = logits.lower.reshape(-1), logits.upper.reshape(-1)
-    lower = _softplus(torch.where(is_one, -high, low))
-    upper = _softplus(torch.where(is_one, -low, high))
+    lower = softplus(torch.where(is_one, -high, low))
+    upper = softplus(torch.where(is_one, -low, high))
     return Interval.trusted(lower, torch.maximum(lower, upper), nonnegative=True)
 
 
 def possible_classes(logits: Interval) -> Tensor:
-    r"""The classes that some logits in the box would predict, or a superset.
+    r"""Return the classes that some logits in the box predict, or a superset of them.
 
     Class i is impossible if another logit is larger everywhere: :math:`f_i^U < f_j^L` for some :math:`j \ne i`. With
-    one logit, class 1 is impossible if :math:`f^U < 0` and class 0 if :math:`f^L > 0`. A tie leaves both classes
-    possible. A sample with a NaN or infinite bound keeps every class. The prediction is the largest logit, or the sign
-    of the only one, and not a rounded probability, which can tie where logits do not.
+    one logit, class 1 is impossible if :math:`f^U < 0` and class 0 if :math:`f^L > 0`. If two logits can tie, both
+    classes are possible. If a bound of a sample is NaN or infinite, all its classes are. The prediction is the largest
+    logit, or the sign of the only one, and not a rounded probability: these can be equal for different logits.
 
     Args:
         logits: bounds of shape ``(batch, classes)``, ``(batch,)`` or ``(batch, 1)``.
 
     Returns:
-        Boolean tensor of shape ``(batch, classes)``, of shape ``(batch, 2)`` for one logit.
+        Boolean tensor of shape ``(batch, classes)``, or ``(batch, 2)`` for one logit.
 
     Raises:
         ValueError: if the logits have another shape.
 
     Reference:
         Paper, equation 18, whose printed form lacks :math:`j \ne i` and the strict inequality: as printed, a box of
-        width zero excludes its own prediction, and the empty set that is left is inside every safe set.
+        width zero excludes its own prediction, and the empty set that remains is inside every safe set.
         Corrected in docs/theory.md, eq. (9.1).
 
     Example:
@@ -158,18 +160,18 @@ def possible_classes(logits: Interval) -> Tensor:
                 [ True,  True]])
     """
     several = _as_several_logits(logits)
-    # The maximum may include j = i: lower <= upper, so a logit is never strictly below its own lower bound.
+    # The maximum may include j = i: since lower <= upper, it excludes no class by its own lower bound.
     possible = several.upper >= several.lower.amax(dim=1, keepdim=True)
     return possible | ~finite_samples(several).unsqueeze(1)
 
 
 def targeted_attack_reachable(possible: Tensor, safe: Tensor) -> Tensor:
-    r"""Whether a prediction may leave its safe set: some possible class is not safe.
+    r"""Return whether a prediction may leave its safe set, which it can if some possible class is not safe.
 
-    False proves that no attack of the adversary behind the bounds succeeds on the sample; true proves nothing.
+    False proves that no attack within the adversary's limits succeeds on the sample; true proves nothing.
 
     Args:
-        possible: boolean ``(batch, classes)``, of `possible_classes`.
+        possible: boolean ``(batch, classes)``, from `possible_classes`.
         safe: boolean ``(batch, classes)``, the safe set S of each sample.
 
     Returns:
@@ -199,7 +201,7 @@ def targeted_attack_reachable(possible: Tensor, safe: Tensor) -> Tensor:
 
 
 def is_single_logit(logits: Interval) -> bool:
-    """Whether a sample has one logit, whose sign is the prediction.
+    """Return whether a sample has one logit, whose sign is the prediction.
 
     Raises:
         ValueError: if the shape is none of ``(batch, classes)``, ``(batch,)`` and ``(batch, 1)``.
@@ -217,14 +219,14 @@ def is_single_logit(logits: Interval) -> bool:
 
 
 def class_indices(logits: Interval, target: Tensor) -> Tensor:
-    """Check class targets against the logits they belong to.
+    """Return class targets as indices, after checking them against their logits.
 
     Args:
         logits: bounds of shape ``(batch, classes)``, ``(batch,)`` or ``(batch, 1)``.
         target: integer classes of shape ``(batch,)``; with one logit a sample also ``(batch, 1)`` and any real type.
 
     Returns:
-        The classes as ``torch.long``, shape ``(batch,)``.
+        The classes as ``torch.long``, of shape ``(batch,)``.
 
     Raises:
         ValueError: if the shape does not match or a class is out of range.
@@ -257,7 +259,7 @@ def class_indices(logits: Interval, target: Tensor) -> Tensor:
 
 
 def finite_samples(bounds: Interval) -> Tensor:
-    """Whether all bounds of a sample are finite.
+    """Return whether all bounds of a sample are finite.
 
     Args:
         bounds: an interval of shape ``(batch, ...)``.
@@ -274,7 +276,7 @@ def finite_samples(bounds: Interval) -> Tensor:
 
 
 def _as_several_logits(logits: Interval) -> Interval:
-    """Write one logit f as the two logits (0, f), whose largest is the prediction."""
+    """Return one logit f as the two logits (0, f), whose largest is the prediction; several as they are."""
     if not is_single_logit(logits):
         return logits
     lower, upper = logits.lower.reshape(-1), logits.upper.reshape(-1)
@@ -283,12 +285,7 @@ def _as_several_logits(logits: Interval) -> Interval:
 
 
 def _cross_entropy(*, true_logits: Tensor, other_logits: Tensor, index: Tensor) -> Tensor:
-    """Cross-entropy at the corner of the box where the true class has one bound and all others have the other."""
+    """Return the cross-entropy at the corner of the box with one bound for the true class, the other for all others."""
     column = index.unsqueeze(1)
     excess = other_logits - true_logits.gather(1, column)
-    return _softplus(excess.scatter(1, column, -torch.inf).logsumexp(dim=1))
-
-
-def _softplus(value: Tensor) -> Tensor:
-    """log(1 + exp(value)); torch's own softplus drops exp(-value) above its threshold and then falls below the loss."""
-    return torch.logaddexp(value, torch.zeros_like(value))
+    return softplus(excess.scatter(1, column, -torch.inf).logsumexp(dim=1))

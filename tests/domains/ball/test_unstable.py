@@ -1,4 +1,4 @@
-"""Switches, slips and knapsacks against brute force over all ways to share the movement."""
+"""Steps, ramps and knapsacks against brute force over all ways to share the movement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.domains.ball.problems import kinks_within, knapsack_bound
+from tests.domains.ball.problems import knapsack_bound, unstable_within
 
 ROUNDING = 1e-9
 """Relative; far above float64 rounding of these sums."""
@@ -18,7 +18,7 @@ def noise(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
-class Pairs:
+class Problem:
     """Distances with ties and zeros, and effects, of few samples and units."""
 
     def __init__(self, seed: int) -> None:
@@ -31,8 +31,8 @@ class Pairs:
         self.effect = noise(generator, *shape) * (noise(generator, *shape) < 0.8)
         self.possible = noise(generator, *shape) < (0.7 if seed % 5 == 0 else 2.0)
         self.radius = float(noise(generator) * 2)
-        self.kinks = kinks_within(self.distance, self.radius, self.possible)
-        self.values = self.effect[self.kinks.pairs.sample, self.kinks.pairs.unit]
+        self.unstable = unstable_within(self.distance, self.radius, self.possible)
+        self.values = self.effect[self.unstable.pairs.sample, self.unstable.pairs.unit]
 
     def shares(self) -> Tensor:
         """Radii of the units, (m, units), of at most the whole: corners at which pairs switch, and a grid."""
@@ -47,97 +47,99 @@ class Pairs:
         rest = (self.radius**2 - inside[:, :-1].square().sum(dim=1)).clamp(min=0).sqrt()
         return torch.cat([inside, torch.cat([inside[:, :-1], rest[:, None]], dim=1)])
 
-    def brute(self, slips: bool) -> float:
+    def brute(self, ramps: bool) -> float:
         r = self.shares()[:, None]
         on = (self.distance <= r * (1 + 1e-12)) & self.possible
-        factor = (r - self.distance).clamp(min=0) if slips else torch.ones_like(r)
+        factor = (r - self.distance).clamp(min=0) if ramps else torch.ones_like(r)
         return float((on * factor * self.effect).sum(dim=1).norm(dim=1).max())
 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_sharing_is_bounded_by_duality(seed):
-    pairs = Pairs(seed)
-    switch, slip = (
-        pairs.kinks.largest_switch(pairs.values, pairs.radius),
-        pairs.kinks.largest_slip(pairs.values, pairs.radius),
+    pairs = Problem(seed)
+    steps, ramps = (
+        pairs.unstable.largest_steps(pairs.values, pairs.radius),
+        pairs.unstable.largest_ramps(pairs.values, pairs.radius),
     )
-    assert pairs.brute(slips=False) <= switch * (1 + ROUNDING) + ROUNDING
-    assert pairs.brute(slips=True) <= slip * (1 + ROUNDING) + ROUNDING
+    assert pairs.brute(ramps=False) <= steps * (1 + ROUNDING) + ROUNDING
+    assert pairs.brute(ramps=True) <= ramps * (1 + ROUNDING) + ROUNDING
 
 
 def test_sharing_is_nearly_attained():
     """Weak duality loses little: bounds are no more than half too large here, and exact for one unit."""
-    switches, slips = [], []
+    steps, ramps = [], []
     for seed in range(40):
-        pairs = Pairs(seed)
-        switch, slip = pairs.brute(slips=False), pairs.brute(slips=True)
-        if switch > 1e-3 and slip > 1e-3:
-            switches.append(pairs.kinks.largest_switch(pairs.values, pairs.radius) / switch)
-            slips.append(pairs.kinks.largest_slip(pairs.values, pairs.radius) / slip)
-    assert sorted(switches)[len(switches) // 2] < 1.2
-    assert sorted(slips)[len(slips) // 2] < 1.3
+        pairs = Problem(seed)
+        step, ramp = pairs.brute(ramps=False), pairs.brute(ramps=True)
+        if step > 1e-3 and ramp > 1e-3:
+            steps.append(pairs.unstable.largest_steps(pairs.values, pairs.radius) / step)
+            ramps.append(pairs.unstable.largest_ramps(pairs.values, pairs.radius) / ramp)
+    assert sorted(steps)[len(steps) // 2] < 1.2
+    assert sorted(ramps)[len(ramps) // 2] < 1.3
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_cumulated_sums_within_each_unit(seed):
-    pairs = Pairs(seed)
-    kinks = pairs.kinks
-    total, slack = kinks.cumulated(pairs.values)
+    pairs = Problem(seed)
+    unstable = pairs.unstable
+    total, slack = unstable.cumulated(pairs.values)
     for position in range(len(pairs.values)):
-        same = (kinks.pairs.unit == kinks.pairs.unit[position]) & (torch.arange(len(kinks.pairs.unit)) <= position)
+        same = (unstable.pairs.unit == unstable.pairs.unit[position]) & (
+            torch.arange(len(unstable.pairs.unit)) <= position
+        )
         exact = float(pairs.values[same].sum())
         assert abs(float(total[position]) - exact) <= float(slack) + 1e-15
 
 
 def test_cumulated_after_a_large_unit_loses_only_its_slack():
     values = torch.tensor([1e8, 1e8, 1e-6, 1e-6]).double()
-    kinks = kinks_within(torch.tensor([[0.1, 0.3], [0.2, 0.4]]).double(), 1.0)
-    assert kinks.pairs.unit.tolist() == [0, 0, 1, 1]
-    total, slack = kinks.cumulated(values)
+    unstable = unstable_within(torch.tensor([[0.1, 0.3], [0.2, 0.4]]).double(), 1.0)
+    assert unstable.pairs.unit.tolist() == [0, 0, 1, 1]
+    total, slack = unstable.cumulated(values)
     assert float((total - torch.tensor([1e8, 2e8, 1e-6, 2e-6]).double()).abs().max()) <= float(slack)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_pairs_are_sorted_within_units(seed):
-    pairs = Pairs(seed)
-    kinks = pairs.kinks
-    assert bool((kinks.pairs.unit.diff() >= 0).all())
-    inner = kinks.pairs.unit.diff() == 0
-    assert bool((kinks.distance.diff()[inner] >= 0).all())
+    pairs = Problem(seed)
+    unstable = pairs.unstable
+    assert bool((unstable.pairs.unit.diff() >= 0).all())
+    inner = unstable.pairs.unit.diff() == 0
+    assert bool((unstable.distance.diff()[inner] >= 0).all())
     expected = (pairs.distance <= pairs.radius) & pairs.possible
     found = torch.zeros_like(expected)
-    found[kinks.pairs.sample, kinks.pairs.unit] = True
+    found[unstable.pairs.sample, unstable.pairs.unit] = True
     assert torch.equal(found, expected)
-    if len(kinks.pairs.unit):
-        assert torch.equal(kinks.last[:-1], ~inner)
-        assert bool(kinks.last[-1])
+    if len(unstable.pairs.unit):
+        assert torch.equal(unstable.last[:-1], ~inner)
+        assert bool(unstable.last[-1])
 
 
 def test_without_pairs_nothing_happens():
-    kinks = kinks_within(torch.tensor([[2.0, torch.inf]]).double(), 1.0)
+    unstable = unstable_within(torch.tensor([[2.0, torch.inf]]).double(), 1.0)
     nothing = torch.zeros(0).double()
-    assert kinks.largest_switch(nothing, 1.0) == 0
-    assert kinks.largest_slip(nothing, 1.0) == 0
+    assert unstable.largest_steps(nothing, 1.0) == 0
+    assert unstable.largest_ramps(nothing, 1.0) == 0
 
 
-def test_at_radius_zero_pairs_at_zero_switch_but_do_not_slip():
-    kinks = kinks_within(torch.tensor([[0.0, 0.0, 0.5], [0.0, 1.0, 0.0]]).double(), 0.0)
+def test_at_radius_zero_pairs_at_zero_add_their_step_but_no_ramp():
+    unstable = unstable_within(torch.tensor([[0.0, 0.0, 0.5], [0.0, 1.0, 0.0]]).double(), 0.0)
     values = torch.tensor([1.0, 2.0, 4.0, 8.0]).double()  # units 0, 0, 1, 2
-    assert kinks.largest_switch(values, 0.0) >= (9.0 + 16 + 64) ** 0.5 * (1 - 1e-12)
-    assert kinks.largest_slip(values, 0.0) == pytest.approx(0.0, abs=1e-12)
+    assert unstable.largest_steps(values, 0.0) >= (9.0 + 16 + 64) ** 0.5 * (1 - 1e-12)
+    assert unstable.largest_ramps(values, 0.0) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_ties_switch_together():
-    kinks = kinks_within(torch.full((3, 1), 0.5).double(), 0.5)
-    assert kinks.largest_switch(torch.ones(3).double(), 0.5) == pytest.approx(3.0, rel=1e-9)
+    unstable = unstable_within(torch.full((3, 1), 0.5).double(), 0.5)
+    assert unstable.largest_steps(torch.ones(3).double(), 0.5) == pytest.approx(3.0, rel=1e-9)
 
 
 def test_nearest_pairs_of_several_units_share_the_radius():
     """Four units at distance 1 and radius 2: all switch. At radius 1.9 at most three do, at a price in between."""
     distance = torch.ones(1, 4).double()
     ones = torch.ones(4).double()
-    assert kinks_within(distance, 2.0).largest_switch(ones, 2.0) == pytest.approx(2.0, rel=1e-9)
-    bound = kinks_within(distance, 1.9).largest_switch(ones, 1.9)
+    assert unstable_within(distance, 2.0).largest_steps(ones, 2.0) == pytest.approx(2.0, rel=1e-9)
+    bound = unstable_within(distance, 1.9).largest_steps(ones, 1.9)
     assert 3**0.5 <= bound <= 1.9 * (1 + 0.02)
 
 

@@ -15,7 +15,7 @@ from agt_lightning.certificates import (
     squared_error_bounds,
     targeted_attack_reachable,
 )
-from agt_lightning.certificates.objectives import class_indices, finite_samples, is_single_logit
+from agt_lightning.certificates.goals import class_indices, finite_samples, is_single_logit
 from agt_lightning.interval import Interval
 
 ROUNDING = 1e-13

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from agt_lightning.engine.step_bounds import Tolerance
+from agt_lightning.engine.self_checks import Tolerance
 
 
 def never():

@@ -1,0 +1,67 @@
+"""Trained linear layers at their nominal parameters, and the ball around all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic import product
+from agt_lightning.domains.ball.norms import spectral_norm
+from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer at the nominal parameters.
+
+    Args:
+        weight: W, (o, k).
+        bias: β, (o,); None without one.
+        trains_bias: whether there is a bias and it is trained: its input is then ``ẑ = (z, 1)``, else ``ẑ = z``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    trains_bias: bool
+
+    @cached_property
+    def norm(self) -> float:
+        """Upper bound on ``‖W‖``."""
+        return spectral_norm(self.weight)
+
+    @cached_property
+    def column_norms(self) -> Tensor:
+        """``‖W e_j‖`` for each input j, (k,)."""
+        norms: Tensor = self.weight.norm(dim=0)
+        return norms
+
+    @cached_property
+    def squared_columns(self) -> Tensor:
+        """``‖W e_j‖²`` for each input j, (k,)."""
+        return self.column_norms.square()
+
+    def nominal(self, inputs: Interval) -> Interval:
+        """Bound ``W z + β`` over a box of inputs (b, k), widened by the rounding of this computation."""
+        weight = Interval.point(self.weight)
+        result = product(inputs, weight.mT)
+        offset = torch.zeros_like(self.weight[:, 0]) if self.bias is None else self.bias
+        size = inputs.magnitude @ self.weight.abs().T + offset.abs()
+        slack = accumulated_roundoff(self.weight.shape[1] + 2, self.weight.dtype) * size
+        return Interval.trusted(result.lower + offset - slack, result.upper + offset + slack)
+
+
+@dataclass(frozen=True)
+class LayerBall:
+    """All parameters of a few layers within a Euclidean distance of the nominal ones.
+
+    Args:
+        layers: linear layers with a ReLU between, first to last.
+        radius: R, over all trained parameters of all layers together.
+    """
+
+    layers: tuple[Layer, ...]
+    radius: float

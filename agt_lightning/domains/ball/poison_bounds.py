@@ -1,0 +1,75 @@
+"""Bounds on the change of a poisoned sample's gradient, as a whole and split for the energy argument."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+from typing_extensions import override
+
+from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.domains.ball.output_gradient import PoisonedOutputGradient
+
+
+@dataclass(frozen=True)
+class FeatureEffect(ABC):
+    """Bounds on the change of a network when features are perturbed, anywhere in the ball, (m,) each.
+
+    Args:
+        output: ``‖Δf‖``.
+        jacobian: ``‖ΔJ‖`` for ``J = ∂f/∂θ``.
+    """
+
+    output: Tensor
+    jacobian: Tensor
+
+    @abstractmethod
+    def gradient_change(self, gradient: PoisonedOutputGradient) -> Tensor:
+        """Upper bound on ``‖J'ᵀ g' - Jᵀ g‖`` for poisoned J', g' and clean J, g, (m,)."""
+
+
+@dataclass(frozen=True)
+class JacobianEffect(FeatureEffect):
+    """The effect by norms of the Jacobian alone.
+
+    Args:
+        clean_jacobian: ``‖J‖``, (m,).
+    """
+
+    clean_jacobian: Tensor
+
+    @override
+    def gradient_change(self, gradient: PoisonedOutputGradient) -> Tensor:
+        """``J'ᵀ g' - Jᵀ g = Jᵀ (g' - g) + (J' - J)ᵀ g'``: at most ``‖J‖ Q + ‖ΔJ‖ E'``."""
+        return gradient.change * self.clean_jacobian + gradient.after * self.jacobian
+
+
+@dataclass(frozen=True)
+class PoisonBounds:
+    """Upper bounds for each poisonable sample, (m,), on the change ``p = J̄ᵀ q + p'`` of its gradient.
+
+    Args:
+        whole: on ‖p‖.
+        energy: on ``qᵀ H̄⁻¹ q``; infinite if there is no bound.
+        rest: on ‖p'‖.
+
+    Reference:
+        docs/theory.md, eq. (10.15), (10.19) and (10.21).
+    """
+
+    whole: Tensor
+    energy: Tensor
+    rest: Tensor
+
+    def worst(self, weights: Tensor, n: int) -> tuple[float, float, float]:
+        """Sum each over the n worst samples, ``SEMax_n w_i v_i``.
+
+        Args:
+            weights: w_i of the samples in the loss, (m,).
+            n: largest number of poisoned samples.
+        """
+        whole, energy, rest = (
+            float(top_n_sum((weights * values)[None], n)) for values in (self.whole, self.energy, self.rest)
+        )
+        return whole, energy, rest

@@ -1,0 +1,82 @@
+"""Data of a step of the radius: values of samples at the nominal parameters, targets, and the poison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agt_lightning.domains.ball.perturbation import Perturbation
+from agt_lightning.domains.losses import LabelPerturbation, Target
+from agt_lightning.interval import Interval
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some samples at the nominal parameters.
+
+    Args:
+        inputs: features x that enter the head, (b, d).
+        layers: result of each linear layer, first to last, (b, h) ... (b, K).
+        layer_bounds: bounds on each of them over all parameters that another domain allows as well; None without
+            another domain.
+    """
+
+    inputs: Tensor
+    layers: tuple[Tensor, ...]
+    layer_bounds: tuple[Interval, ...] | None = None
+
+    @property
+    def outputs(self) -> Tensor:
+        """Outputs f of the head, (b, K)."""
+        return self.layers[-1]
+
+    @property
+    def output_bounds(self) -> Interval | None:
+        """Bounds on the outputs from another domain; None without one."""
+        return None if self.layer_bounds is None else self.layer_bounds[-1]
+
+    def __getitem__(self, rows: Tensor) -> Samples:
+        """Return the given samples."""
+        bounds = None if self.layer_bounds is None else tuple(values[rows] for values in self.layer_bounds)
+        return Samples(self.inputs[rows], tuple(values[rows] for values in self.layers), bounds)
+
+
+@dataclass(frozen=True)
+class Poison:
+    """The changes that the adversary can make to poisonable samples.
+
+    Args:
+        rows: their positions among all samples, (m,).
+        n: largest number of poisoned samples.
+        labels: targets that the adversary can write.
+        features: perturbation of features; None if they stay.
+        layer_bounds: bounds on each layer's results for poisoned features from another domain, (m, ...); None without
+            one.
+    """
+
+    rows: Tensor
+    n: int
+    labels: LabelPerturbation
+    features: Perturbation | None = None
+    layer_bounds: tuple[Interval, ...] | None = None
+
+    def covers(self, samples: int) -> bool:
+        """Whether all of so many samples can be poisoned, so that `rows` are all of them in order."""
+        return torch.equal(self.rows, torch.arange(samples, device=self.rows.device))
+
+
+@dataclass(frozen=True)
+class StepData:
+    """All samples of a step.
+
+    Args:
+        samples: at the nominal parameters.
+        target: their targets, clean.
+        poison: changes that the adversary can make to them; None if none.
+    """
+
+    samples: Samples
+    target: Target
+    poison: Poison | None

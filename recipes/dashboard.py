@@ -18,7 +18,7 @@ NAME = "Certificates against data poisoning"
 
 
 def specification() -> dict[str, Any]:
-    """The dashboard as plain data: a name, and sections with panels; each panel has a kind and its arguments.
+    """Return the dashboard as plain data: a name, and sections with panels, each of a kind with arguments.
 
     Example:
         >>> [section["name"] for section in specification()["sections"]]
@@ -81,7 +81,7 @@ def _scatter(title: str, setting: str, result: str) -> dict[str, Any]:
 
 
 def workspace(specification: Mapping[str, Any], entity: str, project: str) -> Any:
-    """The dashboard as an object of wandb-workspaces; nothing is sent.
+    """Return the dashboard as an object of wandb-workspaces; nothing is sent.
 
     Args:
         specification: plain data, as of `specification`.
@@ -106,7 +106,7 @@ def workspace(specification: Mapping[str, Any], entity: str, project: str) -> An
 
 
 def _reference(value: Any, panels: Any) -> Any:
-    """A setting or a result of a run, where a panel wants to know which."""
+    """Return a reference to a setting or a result of a run, if a panel needs one; else the value."""
     match value:
         case {"config": name}:
             return panels.Config(name)

@@ -8,32 +8,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
-from recipes.gather import gather
-
-SWEEP = "multirun.yaml"
-
-
-def draw(folder: Path, path: Path | None = None) -> Path:
-    """Draw a sweep as its configuration says.
-
-    Args:
-        folder: of the sweep, with the configuration that Hydra left and the tables of `gather`.
-        path: the file to write; None means ``figure.png`` in ``folder``.
-
-    Raises:
-        FileNotFoundError: if there is no configuration or no table.
-        ValueError: if the configuration names no drawing.
-    """
-    if not (folder / SWEEP).is_file():
-        raise FileNotFoundError(f"Expected {folder / SWEEP}, which a sweep leaves behind. Use the folder of a sweep.")
-    config = OmegaConf.load(folder / SWEEP)
-    if not config.get("drawing"):
-        raise ValueError(f"Expected a sweep with a drawing of its own in {folder}. Choose one of conf/sweep.")
-    panels = OmegaConf.to_container(config.panels, resolve=False)
-    return instantiate(config.drawing)(folder, panels, path or folder / "figure.png")
+from recipes.runs.drawing import draw
+from recipes.runs.job import one_message
+from recipes.runs.tables import gather
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,8 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--output", type=Path, default=None, help="picture to write; figure.png in the folder if left out"
     )
     chosen = parser.parse_args(arguments)
-    gather(chosen.folder)
-    print("Written:", draw(chosen.folder, chosen.output), sep="\n  ")
+    with one_message():
+        gather(chosen.folder)
+        print("Written:", draw(chosen.folder, chosen.output), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from torch import Tensor
 from recipes.data.medmnist import title
 from recipes.data.scans import Scans
 from recipes.models.scan_classifier import scan_network
-from recipes.table import table
-from recipes.train import run_experiment
+from recipes.runs.job import run_experiment
+from recipes.runs.run import table
 
 
 def pretrain(config: DictConfig) -> dict[str, float]:
-    """Train or find the network, and tell its accuracy on the test images.
+    """Train or find the network, and print its accuracy on the test images.
 
     Args:
         config: ``conf/pretrain.yaml``, composed.
@@ -48,7 +48,7 @@ def pretrain(config: DictConfig) -> dict[str, float]:
 
 @torch.no_grad()
 def accuracies(state: Mapping[str, Tensor], batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
-    """Accuracy on all test images, on those of the new class and on the others.
+    """Return the accuracy on all test images, on those of the new class and on the others.
 
     Args:
         state: of the network.

@@ -1,7 +1,7 @@
 """Train a module with certificates against data poisoning, and report them.
 
 Half-moons, the default, needs no data. A run writes ``certificate.json``, ``bounds.safetensors``, ``metrics.csv``,
-``figure.png`` and, last, ``result.json`` to ``outputs/<experiment>/<time>``, or where ``output_dir`` says.
+``figure.png`` and, last, ``result.json`` to ``output_dir``, which is ``outputs/<experiment>/<time>`` by default.
 
     python -m recipes.train
     python -m recipes.train experiment=household data.root=path/to/data
@@ -14,40 +14,32 @@ A sweep gives every point a folder of its own, skips those that are finished, an
     python -m recipes.train -m sweep=household hydra/launcher=cores         figure 2, on all cores
 """
 
-import os
-import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from agt_lightning.errors import AgtError
-from recipes.callbacks import certified_training
-from recipes.publish import publish
-from recipes.results import Result
-from recipes.run import Run
-from recipes.strengths import describe
-from recipes.sweep import at_point, point_name, unless_finished
-from recipes.table import table
-from recipes.widths import write_widths
+from recipes.runs.job import run_experiment
+from recipes.runs.publish import publish
+from recipes.runs.results import Result
+from recipes.runs.run import WIDTHS, Run, certified_training, describe, table
+from recipes.runs.sweep import unless_finished
 
 
 def train(config: DictConfig, datamodule: L.LightningDataModule | None = None) -> Run:
-    """Build what the configuration says, fit, test, certify, and write the files of a run.
+    """Build the parts of a configuration, fit, test, certify, and write the files of a run.
 
     Args:
-        config: ``conf/train.yaml``, composed; its function ``settled_by_data``, if there is one, has the last word.
+        config: ``conf/train.yaml``, composed; its function ``settled_by_data``, if there is one, is applied last.
         datamodule: the data, if it was built already.
     """
     ignore_harmless_warnings()
@@ -79,7 +71,7 @@ def train(config: DictConfig, datamodule: L.LightningDataModule | None = None) -
 
 
 def leave_behind(run: Run, config: DictConfig, loggers: Sequence[Logger], seconds: float) -> None:
-    """Write what the configuration asks for, and the result last of all: it says that everything else is complete.
+    """Write the files of a run, and last of all the result, which marks everything else as complete.
 
     Args:
         run: the training, whose callbacks and loggers have written their files.
@@ -88,7 +80,7 @@ def leave_behind(run: Run, config: DictConfig, loggers: Sequence[Logger], second
         seconds: of the training.
     """
     OmegaConf.save(config, run.output_dir / "config.yaml", resolve=True)
-    write_widths(run)
+    run.widths().to_csv(run.output_dir / WIDTHS, index=False)
     if config.record:
         instantiate(config.record)(run)
     if config.figure:
@@ -97,57 +89,11 @@ def leave_behind(run: Run, config: DictConfig, loggers: Sequence[Logger], second
     Result.of(config, run.results, seconds).save(run.output_dir)
 
 
-def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """Call ``experiment`` in the folder of this job; a failure that the user can mend ends in one message.
-
-    Args:
-        experiment: what to do with the configuration.
-        config: ``conf/train.yaml``, composed; its ``output_dir`` becomes that of the job.
-
-    Raises:
-        SystemExit: after the message, unless HYDRA_FULL_ERROR is set, which shows the whole trace instead.
-    """
-    config.output_dir = str(job_folder(HydraConfig.get()))
-    mode = os.environ.get("WANDB_MODE")
-    try:
-        experiment(at_point(config))
-    except (AgtError, InstantiationException, OSError, ValueError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"\nerror: {error}\nSet HYDRA_FULL_ERROR=1 for the whole trace.", file=sys.stderr)
-        sys.exit(1)
-    finally:
-        close_wandb(mode)
-
-
-def job_folder(job: Any) -> Path:
-    """Hydra's folder for this job; in a sweep one that is named by what the command line said, not by a number.
-
-    Args:
-        job: Hydra's own configuration.
-    """
-    folder = Path(job.runtime.output_dir)
-    return folder / point_name(job.overrides.task) if job.mode == RunMode.MULTIRUN else folder
-
-
 def ignore_harmless_warnings() -> None:
-    """Silence what a reader can do nothing about."""
+    """Silence warnings about which a user can do nothing."""
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # the data is in memory
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # Hydra's own log is there already
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # between Lightning and torch
-
-
-def close_wandb(mode: str | None) -> None:
-    """End a run of Weights & Biases, which would otherwise go on in the next job of a sweep, offline if this one was.
-
-    Args:
-        mode: what WANDB_MODE was before the job; None if it was not set.
-    """
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
-    os.environ.pop("WANDB_MODE", None)
-    if mode is not None:
-        os.environ["WANDB_MODE"] = mode
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")

@@ -1,1 +1,1 @@
-"""Poisoned trainings, to hold against what is certified about all of them (appendix E)."""
+"""Poisoned trainings, checked against the bounds on all of them (appendix E)."""

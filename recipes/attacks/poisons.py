@@ -1,4 +1,4 @@
-"""What adversaries do to a batch."""
+"""Poisoned batches of the adversaries."""
 
 import math
 import warnings
@@ -39,7 +39,7 @@ class Push:
             raise ValueError(f"Expected an adversary with `p=inf` and `q=inf`, but got {self.adversary}.")
 
     def __call__(self, module: nn.Module, batch: Batch) -> Batch:
-        """The poisoned batch."""
+        """Return the poisoned batch."""
         clean = [values.clone() for values in batch]
         radii = (float(self.adversary.epsilon), self.adversary.nu)
         moves = [torch.zeros_like(values) for values in batch]
@@ -57,7 +57,7 @@ class Push:
         return clean[0], clean[1]
 
     def _gain(self, module: nn.Module, batch: list[Tensor]) -> Tensor:
-        """``−⟨direction, ∇ℓ_i⟩`` of each sample, by one derivative along the direction."""
+        """Return ``−⟨direction, ∇ℓ_i⟩`` of each sample, by one derivative along the direction."""
         values = {name: parameter.detach() for name, parameter in module.named_parameters()}
         tangent = {name: self.direction.get(name, torch.zeros_like(value)) for name, value in values.items()}
 
@@ -89,7 +89,7 @@ class Collision:
     generator: torch.Generator
 
     def __call__(self, module: nn.Module, batch: Batch) -> Batch:
-        """The poisoned batch."""
+        """Return the poisoned batch."""
         x, y = (values.clone() for values in batch)
         chosen = torch.randperm(len(x), generator=self.generator)[: self.n]
         x[chosen], y[chosen] = self.x, self.label(len(chosen))
@@ -111,7 +111,7 @@ class RandomFlips:
     source: int | None = None
 
     def __call__(self, module: nn.Module, batch: Batch) -> Batch:
-        """The poisoned batch; labels are 0 or 1."""
+        """Return the poisoned batch; labels are 0 or 1."""
         x, y = batch
         flippable = torch.arange(len(y)) if self.source is None else (y.flatten() == self.source).nonzero().flatten()
         order = torch.randperm(len(flippable), generator=torch.Generator().manual_seed(self.seed))

@@ -15,7 +15,7 @@ from recipes.attacks.limits import require_allowed
 Batch = tuple[Tensor, Tensor]
 Parameters = Mapping[str, Tensor]
 Poison = Callable[[nn.Module, Batch], Batch]
-"""What the adversary makes of a batch, knowing the module as the attack has moved it so far."""
+"""A function from the module, as the attack has moved it so far, and a clean batch to the poisoned batch."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Task:
             raise ValueError(f"Expected an adversary with `clip='value'`, but got {self.adversary}.")
 
     def batch(self, step: int) -> Batch:
-        """The clean batch of a step."""
+        """Return the clean batch of a step."""
         return self.batches[step % len(self.batches)]
 
     def loss(self, module: nn.Module, batch: Any) -> Tensor:
-        """Mean loss of a batch."""
+        """Return the mean loss of a batch."""
         return self.loss_function(module(batch[0]), batch[1])
 
     def losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Loss of each sample, ``(b,)``."""
+        """Return the loss of each sample, ``(b,)``."""
         return self.loss_function(outputs, target, reduction="none").squeeze(-1)
 
     def attacked(self, poison: Poison) -> Sequence[Parameters]:
-        """Parameters before the first step and after each, on poisoned batches.
+        """Return the parameters before the first step and after each, on poisoned batches.
 
         The steps are computed by autograd alone, apart from the engine whose bounds are put to the test.
 
@@ -82,7 +82,7 @@ class Task:
         return dict(zip(parameters, gradients, strict=True))
 
     def _clipped(self, module: nn.Module, batch: Batch, kappa: float) -> Parameters:
-        """Mean of the gradients of all samples, every entry cut to [-κ, κ]."""
+        """Return the mean of the gradients of all samples, every entry cut to [-κ, κ]."""
 
         def loss(parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
             return self.losses(functional_call(module, dict(parameters), (x[None],)), y[None]).sum()
@@ -92,7 +92,7 @@ class Task:
 
 
 def untouched(module: nn.Module, batch: Batch) -> Batch:
-    """No poison at all."""
+    """Return the batch without any poison."""
     return batch
 
 

@@ -1,16 +1,15 @@
-"""What a defense against flipped labels certifies, and the file that keeps it."""
+"""The certificates of a defense against flipped labels, and the file that keeps them."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from recipes.flips import COLUMNS, CertifiedFlips
+from recipes.runs.flips import COLUMNS, CertifiedFlips
 
 Budget = Literal["each step", "whole data set"]
 
@@ -19,14 +18,14 @@ HEADER = ("defense", "budget", *COLUMNS)
 
 @dataclass(frozen=True)
 class Defense:
-    """Certified flips of test samples, and what a flip is counted in.
+    """Certified flips of test samples by a defense, and the budget that they are counted in.
 
     Args:
         flips: certified flips by test sample; its label is the name of the defense.
         budget: ``"each step"`` if the adversary flips n labels at every step, other ones each time if it likes;
             ``"whole data set"`` if n labels are flipped once and for all. The first adversary can do what the second
             can, and more.
-        numbers: which test samples these are, integers ``(samples,)``.
+        numbers: of the test samples, integers ``(samples,)``.
     """
 
     flips: CertifiedFlips
@@ -42,14 +41,14 @@ def save(defenses: Sequence[Defense], path: Path) -> Path:
         path: the file; missing folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        for defense in defenses:
-            columns = (defense.numbers, defense.flips.flips, defense.flips.correct.int())
-            rows = zip(*(column.tolist() for column in columns), strict=True)
-            writer.writerows((defense.flips.label, defense.budget, *row) for row in rows)
+    pd.concat([_table(defense) for defense in defenses]).to_csv(path, index=False)
     return path
+
+
+def _table(defense: Defense) -> pd.DataFrame:
+    columns = (defense.numbers, defense.flips.flips, defense.flips.correct.int())
+    samples = dict(zip(COLUMNS, map(Tensor.numpy, columns), strict=True))
+    return pd.DataFrame({"defense": defense.flips.label, "budget": defense.budget, **samples})
 
 
 def load(path: Path) -> list[Defense]:
@@ -59,14 +58,13 @@ def load(path: Path) -> list[Defense]:
         FileNotFoundError: if there is no such file.
         ValueError: if it has other columns.
     """
-    with path.open(newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if tuple(header) != HEADER:
-            raise ValueError(f"Expected the columns {', '.join(HEADER)} in {path}, but got {', '.join(header)}.")
-        return [_read(name, budget, list(rows)) for (name, budget), rows in groupby(reader, lambda row: tuple(row[:2]))]
+    table = pd.read_csv(path)
+    if tuple(table.columns) != HEADER:
+        raise ValueError(f"Expected the columns {', '.join(HEADER)} in {path}, but got {', '.join(table.columns)}.")
+    groups = table.groupby(["defense", "budget"], sort=False)
+    return [_read(name, budget, rows) for (name, budget), rows in groups]
 
 
-def _read(name: str, budget: Budget, rows: Sequence[Sequence[str]]) -> Defense:
-    numbers, flips, correct = torch.tensor([[int(cell) for cell in row[2:]] for row in rows]).T
+def _read(name: str, budget: Budget, rows: pd.DataFrame) -> Defense:
+    numbers, flips, correct = (torch.tensor(rows[column].to_numpy()) for column in COLUMNS)
     return Defense(CertifiedFlips(name, flips, correct.bool()), budget, numbers)

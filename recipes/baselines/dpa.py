@@ -32,7 +32,7 @@ _CHUNK = 500  # test samples whose votes are counted together
 
 
 def partition(features: Tensor, parts: int) -> Tensor:
-    """Part of each sample, integers ``(samples,)`` below ``parts``: a hash of its own features modulo ``parts``.
+    """Return the part of each sample, integers ``(samples,)`` below ``parts``: a hash of its features modulo ``parts``.
 
     Args:
         features: ``(samples, features)``.
@@ -50,7 +50,7 @@ def partition(features: Tensor, parts: int) -> Tensor:
 
 
 def train_base_models(features: Tensor, labels: Tensor, part: Tensor, parts: int, classes: int, steps: int) -> Tensor:
-    """Heads of all base models, ``(k, d + 1, c)``, the bias last; all are trained at once by batched products.
+    """Return the heads of all base models, ``(k, d + 1, c)``, bias last, trained at once by batched products.
 
     Softmax regression by full-batch gradient descent from zero, with rate 1 / L, L a smoothness constant of the model's
     own part. A part without samples leaves its model at zero, which votes for class 0 whatever the labels are.
@@ -75,7 +75,7 @@ def train_base_models(features: Tensor, labels: Tensor, part: Tensor, parts: int
 
 
 def votes(heads: Tensor, features: Tensor) -> Tensor:
-    """Number of base models that predict each class, integers ``(t, c)``.
+    """Return the number of base models that predict each class, integers ``(t, c)``.
 
     Args:
         heads: ``(k, d + 1, c)``.
@@ -91,7 +91,7 @@ def votes(heads: Tensor, features: Tensor) -> Tensor:
 
 
 def predicted(counts: Tensor) -> Tensor:
-    """The class with the most votes, the lower index first among equals, ``(t,)``.
+    """Return the class with the most votes, the lower index first among equals, ``(t,)``.
 
     Args:
         counts: votes, ``(t, c)``.
@@ -105,7 +105,7 @@ def predicted(counts: Tensor) -> Tensor:
 
 
 def certified_flips(counts: Tensor) -> Tensor:
-    """How many labels of the whole training set can be changed without changing the prediction, integers ``(t,)``.
+    """Return the number of training labels whose change leaves the prediction as it is, integers ``(t,)``.
 
     Args:
         counts: votes, ``(t, c)``, of at least two classes.
@@ -123,12 +123,12 @@ def certified_flips(counts: Tensor) -> Tensor:
 
 
 def with_bias(features: Tensor) -> Tensor:
-    """Features with a column of ones, ``(samples, d + 1)``."""
+    """Return features with a column of ones, ``(samples, d + 1)``."""
     return torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
 
 
 def _padded(x: Tensor, labels: Tensor, part: Tensor, parts: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs ``(k, m, d + 1)``, one-hot targets ``(k, m, c)`` and weights ``(k, m)`` of each part, padded by zeros.
+    """Return inputs ``(k, m, d + 1)``, one-hot targets ``(k, m, c)`` and weights ``(k, m)``, padded by zeros.
 
     A sample's weight is 1 / size of its part; within a part samples keep their order.
     """

@@ -21,7 +21,7 @@ on the labels y, and p its probability.
    probability under y, a number that depends on q, K and r alone. **If p < p_r, A has probability below 1/2 under y'.**
 
 So, with r the largest number such that p < p_0, …, p_r, the smoothed classifier predicts ĉ on all labels that differ
-from y in at most r of the **whole data set**. ``p < p_0 = 1/2`` alone says what it predicts on y itself.
+from y in at most r of the **whole data set**. ``p < p_0 = 1/2`` alone is its prediction on y itself.
 
 The adversary cannot touch features. Noise on labels must be below ``q < (K − 1) / K``, so that β > 1.
 
@@ -45,7 +45,7 @@ is far more than any t leads to. Thresholds come from some thousand sums of posi
 _CHUNK = 64  # test samples whose bounds are computed together
 _NODES = 512  # of the grid of weights
 _FACTORS = ([2**k for k in range(-7, 2)], [2 ** (k / 7) for k in range(-4, 5)])
-"""What is tried for t: in units of the best one for Gaussian scores, then in units of the best one so far."""
+"""Candidates for t: in units of the best one for Gaussian scores, then in units of the best one so far."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class LabelNoise:
     def __post_init__(self) -> None:
         if self.classes < 2 or not 0 < self.flip < 1 - 1 / self.classes:
             raise ValueError(
-                f"Expected `flip` between 0 and 1 - 1 / classes, so that a label tells something, but got {self.flip} "
+                f"Expected `flip` between 0 and 1 - 1 / classes, so that a label has information, but got {self.flip} "
                 f"for {self.classes} classes."
             )
 
     @property
     def other(self) -> float:
-        """q', the probability of each other class."""
+        """Return q', the probability of each other class."""
         return self.flip / (self.classes - 1)
 
     @property
@@ -111,7 +111,7 @@ def _log_threshold(law: Tensor, m: Tensor, ratio: float) -> Tensor:
 
 
 def certified_flips(log_probability: Tensor, thresholds: Tensor) -> Tensor:
-    """Largest r with p < p_r, integers ``(t,)``; -1 where not even the prediction is certain.
+    """Return the largest r with p < p_r, integers ``(t,)``; -1 if not even the prediction is certain.
 
     Args:
         log_probability: upper bounds on log p, ``(t,)``.
@@ -137,7 +137,7 @@ class LeastSquares:
     ridge: float = 1e-6
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each training label counts in the scores of test points, a, ``(t, n)``.
+        """Return the weight of each training label in the scores of test points, a, ``(t, n)``.
 
         Args:
             x: test points, ``(t, d)``.
@@ -149,7 +149,7 @@ class LeastSquares:
         return weights
 
     def smoothed(self, x: Tensor, noises: Sequence[LabelNoise]) -> tuple[Tensor, Tensor]:
-        """Predictions ``(t,)`` and, for each noise, a bound on log P(another class is predicted), ``(noises, t)``.
+        """Return predictions ``(t,)`` and, for each noise, a bound on log P(another class), ``(noises, t)``.
 
         The prediction is the class of largest mean score under noise, which is the class that is predicted without
         noise: noise shrinks all differences of mean scores alike.
@@ -196,11 +196,11 @@ class BinnedWeights:
         return cls(low + grid * (high - low), counts.view(-1, classes, _NODES))
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums of a function of the weights over the labels of each class, ``(t, K)``, from its values at the nodes."""
+        """Return sums of a function of the weights over the labels of each class, ``(t, K)``, from its nodes."""
         return (self.counts @ values[:, :, None]).squeeze(2)
 
     def log_probability(self, winner: Tensor, noise: LabelNoise) -> Tensor:
-        """Chernoff's bound on log P(a class other than ``winner`` has the largest score), ``(t,)``."""
+        """Return Chernoff's bound on log P(a class other than ``winner`` has the largest score), ``(t,)``."""
         t = self._gaussian(winner, noise)
         for factors in _FACTORS:
             tried = torch.stack([factor * t for factor in factors])
@@ -209,7 +209,7 @@ class BinnedWeights:
         return bounds.scatter(1, winner[:, None], -math.inf).logsumexp(dim=1)
 
     def _gaussian(self, winner: Tensor, noise: LabelNoise) -> Tensor:
-        """The best t if differences of scores are Gaussian, minus mean over variance and not below 0, ``(t, K)``."""
+        """Return the best t for Gaussian differences of scores, minus mean over variance, at least 0, ``(t, K)``."""
         kept, moved = 1 - noise.flip, noise.other
         first, second = self.sums(self.nodes), self.sums(self.nodes.square())
         own_first, own_second = (sums.gather(1, winner[:, None]) for sums in (first, second))
@@ -220,7 +220,7 @@ class BinnedWeights:
         return (gap / variance.clamp(min=torch.finfo(gap.dtype).tiny)).clamp(min=0)
 
     def _log_moment(self, winner: Tensor, t: Tensor, noise: LabelNoise) -> Tensor:
-        """At least log E exp(t (S_j − S_winner)), ``(t, K)``, for t of each j."""
+        """Return an upper bound on log E exp(t (S_j − S_winner)), ``(t, K)``, for t of each j."""
         kept, moved = 1 - noise.flip, noise.other
         u = t[:, :, None] * self.nodes[:, None]
         shrink, near = (-2 * u.abs()).exp(), (-u.abs()).exp()  # all three powers in units of exp |u|: none overflows

@@ -2,7 +2,8 @@
 
 from recipes.data.halfmoons import HalfMoons
 from recipes.data.household import Household
+from recipes.data.pneumonia import Pneumonia
 from recipes.data.scans import Scans
 from recipes.data.steering import Steering
 
-__all__ = ["HalfMoons", "Household", "Scans", "Steering"]
+__all__ = ["HalfMoons", "Household", "Pneumonia", "Scans", "Steering"]

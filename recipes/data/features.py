@@ -1,10 +1,10 @@
 """Frozen feature maps, fitted on training inputs without labels.
 
-No map ever sees a label. A certificate against label flips of a head that is trained on the features therefore covers
-the whole predictor, map included. It says nothing of poisoned inputs, which would move the map itself.
+No map depends on a label. A certificate against label flips of a head that is trained on the features therefore covers
+the whole predictor, map included. It does not cover poisoned inputs, which would move the map itself.
 
-Inputs are ``(samples, ...)``, flattened to ``(samples, inputs)`` unless said otherwise. Bytes are pixels and divided by
-255, floating point numbers are taken as they are. Everything is computed in float64, some thousand samples at a time.
+Inputs are ``(samples, ...)``, flattened to ``(samples, inputs)`` unless stated otherwise. Bytes are pixels and divided
+by 255, floating point numbers are taken as they are. Everything is computed in float64, thousands of samples at a time.
 """
 
 import copy
@@ -27,7 +27,7 @@ class Features(Protocol):
     """A choice of features that is not fitted yet."""
 
     def fit(self, inputs: Tensor) -> "FeatureMap":
-        """The map for these training inputs; it depends on nothing else."""
+        """Return the map for these training inputs; it depends on nothing else."""
 
 
 class FeatureMap(ABC):
@@ -35,7 +35,7 @@ class FeatureMap(ABC):
 
     @torch.no_grad()
     def transform(self, x: Tensor) -> Tensor:
-        """Features ``(samples, width)`` in float64, detached, on the device of ``x``.
+        """Return features ``(samples, width)`` in float64, detached, on the device of ``x``.
 
         Args:
             x: inputs ``(samples, ...)`` like those of `fit`.
@@ -44,7 +44,7 @@ class FeatureMap(ABC):
 
     @abstractmethod
     def _transform(self, x: Tensor) -> Tensor:
-        """Features of one chunk in float64, whose shape is still that of the inputs."""
+        """Return the features of one chunk in float64, whose shape is still that of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PCA:
 
     @torch.no_grad()
     def fit(self, inputs: Tensor) -> "Affine":
-        """The projection for these training inputs.
+        """Return the projection for these training inputs.
 
         Raises:
             ValueError: if the inputs have fewer dimensions than ``components``, or with ``whiten`` less rank.
@@ -137,7 +137,7 @@ class RandomReLU:
 
     @torch.no_grad()
     def fit(self, inputs: Tensor) -> "ReLUFeatures":
-        """The map for these training inputs; its random numbers depend on ``seed`` and the width of u only.
+        """Return the map for these training inputs; its random numbers depend on ``seed`` and the width of u only.
 
         Raises:
             ValueError: if the inputs have too few dimensions, or do not vary at all.
@@ -183,9 +183,9 @@ class ReLUFeatures(FeatureMap):
 
 @dataclass(frozen=True)
 class Penultimate:
-    """What reaches the last linear layer of a module, in `eval` mode: the usual features of a pretrained network.
+    """Inputs of the last linear layer of a module, in `eval` mode: the usual features of a pretrained network.
 
-    The module is copied, so training it further changes nothing here. Whoever could touch *its* training is outside
+    The module is copied, so training it further changes nothing here. Poison of *its* training is outside of
     every certificate: use a module that was trained on other data than the labels that can be flipped.
 
     Args:
@@ -200,7 +200,7 @@ class Penultimate:
 
     @torch.no_grad()
     def fit(self, inputs: Tensor) -> "ModuleFeatures":
-        """The map; of the inputs only the first is used, to find the last linear layer that runs.
+        """Return the map; only the first input is used, to find the last linear layer that runs.
 
         Raises:
             ValueError: if no linear layer runs, or the last one has more than one row per sample.
@@ -247,7 +247,7 @@ class ModuleFeatures(FeatureMap):
 
 
 def _last_linear(module: nn.Module, x: Tensor) -> str:
-    """Name of the linear layer that runs last on ``x``."""
+    """Return the name of the linear layer that runs last on ``x``."""
     ran: list[str] = []
 
     def note(name: str) -> Any:
@@ -270,7 +270,7 @@ def _shaped(x: Tensor, shape: tuple[int, ...] | None) -> Tensor:
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """Float64; bytes in units of their largest value."""
+    """Return float64 values, bytes in units of their largest value."""
     if x.dtype == torch.uint8:
         return x.double() / 255
     if not x.is_floating_point():
@@ -279,7 +279,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def _mean(inputs: Tensor) -> Tensor:
-    """Mean over the samples, ``(inputs,)``."""
+    """Return the mean over the samples, ``(inputs,)``."""
     if len(inputs) == 0:
         raise ValueError("Expected training inputs to fit the features to, but got none.")
     sums = torch.stack([_pixels(chunk).flatten(1).sum(dim=0) for chunk in inputs.split(_CHUNK)])
@@ -287,7 +287,7 @@ def _mean(inputs: Tensor) -> Tensor:
 
 
 def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``(inputs,)`` and covariance ``(inputs, inputs)``, divided by the number of samples."""
+    """Return mean ``(inputs,)`` and covariance ``(inputs, inputs)``, divided by the number of samples."""
     mean = _mean(inputs)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
     for chunk in inputs.split(_CHUNK):

@@ -47,7 +47,7 @@ class HalfMoons(L.LightningDataModule):
         self.dtype: torch.dtype = getattr(torch, dtype)
 
     def points(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-        """Points of the plane ``(samples, 2)`` and their classes ``(samples,)``."""
+        """Return points of the plane ``(samples, 2)`` and their classes ``(samples,)``."""
         seed = self.seed if split == "train" else self.seed + 1
         points, labels = make_moons(self.samples, noise=self.noise, random_state=seed)
         points[labels == 0, 1] += self.shift
@@ -55,22 +55,22 @@ class HalfMoons(L.LightningDataModule):
 
     @staticmethod
     def polynomial_features(points: Tensor) -> Tensor:
-        """x, x² and x³ of both coordinates: ``(..., 2)`` becomes ``(..., 6)``."""
+        """Return x, x² and x³ of both coordinates: ``(..., 2)`` becomes ``(..., 6)``."""
         return torch.cat([points, points**2, points**3], dim=-1)
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The training points."""
+        """Return the training points."""
         return self._loader("train", self.batch_size)
 
     @override
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The held-out points."""
+        """Return the held-out points."""
         return self._loader("test", self.samples)
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The held-out points."""
+        """Return the held-out points."""
         return self._loader("test", self.samples)
 
     def _loader(self, split: Literal["train", "test"], batch_size: int) -> DataLoader[tuple[Tensor, ...]]:

@@ -134,22 +134,22 @@ class Household(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Training rows, in their one order."""
+        """Return training rows, in their one order."""
         return tensor_loader(*self.splits["train"], batch_size=self.batch_size)
 
     @override
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Validation rows."""
+        """Return validation rows."""
         return tensor_loader(*self.splits["val"], batch_size=self.batch_size)
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Test rows."""
+        """Return test rows."""
         return tensor_loader(*self.splits["test"], batch_size=self.batch_size)
 
 
 def find_file(root: Path) -> Path | None:
-    """The text file or the first zip that contains it, in ``root/household_power`` or ``root``; None if neither has."""
+    """Return the text file, or the first zip with it, in ``root/household_power`` or ``root``; None if not found."""
     for folder in (root / FOLDER, root):
         if (folder / MEMBER).is_file():
             return folder / MEMBER
@@ -160,7 +160,7 @@ def find_file(root: Path) -> Path | None:
 
 
 def read_power_table(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Features ``(rows, 11)`` in the order of `FEATURES` and target ``(rows,)``, in kilowatts, without missing rows.
+    """Return features ``(rows, 11)`` in the order of `FEATURES` and targets ``(rows,)`` in kilowatts, of complete rows.
 
     Args:
         path: UCI's text file, or a zip with it as a member.

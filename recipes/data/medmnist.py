@@ -31,7 +31,7 @@ class Split:
 
 
 def title(dataset: str) -> str:
-    """How its authors write a data set's name, as in ``OCTMNIST``.
+    """Return the name of a data set as its authors write it, as in ``OCTMNIST``.
 
     Raises:
         ValueError: if MedMNIST has no such data set.
@@ -84,7 +84,7 @@ def read(dataset: str, root: Path, part: Literal["train", "test"], *, official: 
 
 
 def find_file(root: Path, dataset: str) -> Path | None:
-    """The file of a data set in ``root/medmnist`` or ``root``; None if neither has it."""
+    """Return the file of a data set in ``root/medmnist`` or ``root``; None if neither has it."""
     places = (folder / f"{dataset}.npz" for folder in (root / FOLDER, root))
     return next((path for path in places if path.is_file()), None)
 
@@ -103,7 +103,7 @@ def _require_md5(path: Path, md5: str) -> None:
 
 
 def _split(samples: Any, dataset: str) -> Split:
-    """What the package read, if it is what the data set should have."""
+    """Return the content of a file, or raise if it is not that of the data set."""
     images, classes = torch.from_numpy(samples.imgs), torch.from_numpy(samples.labels)
     count = len(_info(dataset)["label"])
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != SIZE or not len(images):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def mixed_batches(clean: Sequence[int], new: Sequence[int], batch_size: int, share: float) -> list[list[int]]:
-    """Every new sample once, a fixed share of each batch; clean ones in turn, again and again.
+    """Return batches with every new sample once, a fixed share of each batch, and clean ones in turn.
 
     Args:
         clean: positions of the clean samples.
@@ -26,5 +26,5 @@ def mixed_batches(clean: Sequence[int], new: Sequence[int], batch_size: int, sha
 
 
 def is_new(batch: Any) -> Tensor:
-    """Which samples of a training batch are new, ``(batch,)``: those that can be poisoned."""
+    """Return the mask of new samples of a training batch, ``(batch,)``, which can be poisoned."""
     return batch[2]

@@ -32,7 +32,7 @@ CLASSES = 10
 class MNISTFeatures(L.LightningDataModule):
     """MNIST of LeCun, Cortes and Burges behind a feature map that is fitted once and then frozen.
 
-    The map is fitted on the training images alone: whoever flips training labels cannot reach it, so a certificate for
+    The map is fitted on the training images alone: flipped training labels do not change it, so a certificate for
     the head that is trained on these features holds for the whole predictor. It does not if images are poisoned too.
     Samples have the order of the official files.
 
@@ -107,30 +107,30 @@ class MNISTFeatures(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Training features and targets, in their one order."""
+        """Return training features and targets, in their one order."""
         features, target = self.splits["train"]
         return tensor_loader(features, target, batch_size=self.batch_size or len(features))
 
     @override
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Test features and classes."""
+        """Return test features and classes."""
         return self.test_dataloader()
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Test features and classes."""
+        """Return test features and classes."""
         features, labels = self.splits["test"]
         return tensor_loader(features, labels, batch_size=len(features))
 
 
 def find_file(root: Path, name: str) -> Path | None:
-    """The file ``name``, or the same uncompressed, in ``root/mnist`` or ``root``; None if neither has it."""
+    """Return the file ``name``, or it uncompressed, in ``root/mnist`` or ``root``; None if neither has it."""
     places = (folder / file for folder in (root / FOLDER, root) for file in (name, name.removesuffix(".gz")))
     return next((path for path in places if path.is_file()), None)
 
 
 def read_digits(root: Path, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-    """Images ``(samples, 28, 28)`` of type uint8 and their classes ``(samples,)``.
+    """Return images ``(samples, 28, 28)`` of type uint8 and their classes ``(samples,)``.
 
     Args:
         root: folder with the files, directly or in a subfolder ``mnist``.
@@ -162,4 +162,4 @@ def _existing(root: Path, name: str) -> Path:
 
 
 def _trust_checksum(path: Path) -> None:
-    """Nothing more to verify: the checksum is that of the official file."""
+    """Accept the file, whose checksum is that of the official one."""

@@ -67,7 +67,7 @@ class Pretrained:
 
 
 def trained(frames: Tensor, angles: Tensor, epochs: int, seed: int) -> nn.Sequential:
-    """Convolutions and dense head after Adam on the squared error; the random state outside stays as it is.
+    """Return convolutions and dense head after Adam on the squared error; the random state outside stays as it is.
 
     Args:
         frames: ``(frames, 3, 66, 200)`` of type uint8.
@@ -88,12 +88,12 @@ def trained(frames: Tensor, angles: Tensor, epochs: int, seed: int) -> nn.Sequen
 
 
 def pixels(frames: Tensor) -> Tensor:
-    """Bytes as float32 from -1 to 1."""
+    """Return bytes as float32 from -1 to 1."""
     return frames.float() / 127.5 - 1
 
 
 def fingerprint(drive: Drive, *settings: int) -> str:
-    """Digest of every frame's bytes, of the angles and of the settings."""
+    """Return a digest of every frame's bytes, of the angles and of the settings."""
     digest = hashlib.sha256(f"{_FORMAT} {settings} {len(drive.frames)}\n".encode())
     digest.update(drive.angles.numpy().tobytes())
     for frame in drive.frames:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from recipes.data import medmnist
 from recipes.data.mixing import mixed_batches
 from recipes.data.tensors import load_tensors, save_tensors
-from recipes.robust import RobustTraining, pixels
+from recipes.models.robust import RobustTraining, pixels
 
 _FORMAT = "agt_lightning scans 1"
 _HISTORY = "history"
@@ -61,7 +61,7 @@ class Scans(L.LightningDataModule):
 
     A training batch is ``(images, abnormal, is_new)``: images from 0 to 1 of shape ``(batch, 1, 28, 28)``, classes
     0 and 1 of the same type, booleans. Half of it are new images, half clean ones, which are used again where there are
-    too few. Every epoch has the same batches. In test batches, ``is_new`` says which images are of the new class.
+    too few. Every epoch has the same batches. In test batches, ``is_new`` marks the images of the new class.
 
     Args:
         dataset: name in MedMNIST, such as ``octmnist``.
@@ -146,7 +146,7 @@ class Scans(L.LightningDataModule):
         return medmnist.read(self.dataset, self.root, part, official=self.official)
 
     def _chosen(self, classes: Tensor, generator: torch.Generator) -> Tensor:
-        """Which training images are new, booleans."""
+        """Return the mask of training images that are new."""
         candidates = (classes == self.new).nonzero().squeeze(1)
         order = torch.randperm(len(candidates), generator=generator)
         new = torch.zeros(len(classes), dtype=torch.bool)
@@ -154,7 +154,7 @@ class Scans(L.LightningDataModule):
         return new
 
     def _fingerprint(self, train: medmnist.Split, new: Tensor) -> str:
-        """Digest of the clean images, their classes and the settings of the first training."""
+        """Return a digest of the clean images, their classes and the settings of the first training."""
         digest = hashlib.sha256(f"{_FORMAT} {self.normal} {astuple(self.pretraining)}\n".encode())
         digest.update(train.classes[~new].numpy().tobytes())
         digest.update(train.images[~new].numpy().tobytes())
@@ -162,13 +162,13 @@ class Scans(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """New images, and as many clean ones beside them."""
+        """Return new images, and as many clean ones beside them."""
         batches = mixed_batches(self.parts["clean"], self.parts["new"], self.batch_size, _NEW_SHARE)
         return DataLoader(self.train, sampler=batches, batch_size=None)
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The test images, in their order."""
+        """Return the test images, in their order."""
         return DataLoader(self.test, sampler=[list(range(len(self.test)))], batch_size=None)
 
 
@@ -194,6 +194,6 @@ class Scanned(Dataset[tuple[Tensor, ...]]):
 
 
 def _shuffled(mask: Tensor, generator: torch.Generator) -> list[int]:
-    """Positions where the mask is true, in their one order."""
+    """Return the positions where the mask is true, in a random order."""
     positions = mask.nonzero().squeeze(1)
     return positions[torch.randperm(len(positions), generator=generator)].tolist()

@@ -23,9 +23,9 @@ class Steering(L.LightningDataModule):
     """A drive in three parts, by time: clean frames, new ones, and frames for the test.
 
     PilotNet is trained on the clean frames first. Its convolutions are then frozen and applied to all frames, once:
-    what this module serves are their features. Neither sees an angle of the new frames, so a certificate against moved
-    angles of new frames for the head that is trained on these features holds for the whole predictor. It says nothing
-    of moved pixels.
+    this module serves their features. Neither depends on an angle of the new frames, so a certificate against moved
+    angles of new frames for the head that is trained on these features holds for the whole predictor. It does not cover
+    moved pixels.
 
     A training batch is ``(features, angles, is_new)``: 30 % new frames, 70 % clean ones beside them, which are used
     again where there are too few. Every epoch has the same batches. Test batches are ``(features, angles)``.
@@ -95,13 +95,13 @@ class Steering(L.LightningDataModule):
         }
 
     def _positions(self, split: str, generator: torch.Generator) -> list[int]:
-        """Positions of the frames of a part, in their one order."""
+        """Return the positions of the frames of a part, in a random order."""
         everything = torch.arange(len(self.angles))[self.splits[split]]
         return everything[torch.randperm(len(everything), generator=generator)].tolist()
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """New frames, and clean ones beside them."""
+        """Return new frames, and clean ones beside them."""
         generator = torch.Generator().manual_seed(self.seed)
         clean, new = (self._positions(split, generator) for split in ("clean", "new"))
         batches = mixed_batches(clean, new, self.batch_size, _NEW_SHARE)
@@ -112,11 +112,11 @@ class Steering(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The test frames."""
+        """Return the test frames."""
         return self.test_dataloader()
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The last frames, in order of time."""
+        """Return the last frames, in order of time."""
         rows = self.splits["test"]
         return tensor_loader(self.features[rows], self.angles[rows], batch_size=len(self.angles))

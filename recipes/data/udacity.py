@@ -57,7 +57,7 @@ def read_drive(folder: Path) -> Drive:
 
 
 def _table(path: Path, *columns: str) -> pd.DataFrame:
-    """Those columns as text: times in nanoseconds do not fit into a floating point number."""
+    """Return those columns as text, since times in nanoseconds do not fit into a floating point number."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -93,7 +93,7 @@ def _drive(folder: Path, names: "pd.Series[str]", angles: "pd.Series[str]", time
 
 
 def read_frame(path: Path) -> Tensor:
-    """Pixels ``(3, 66, 200)`` of type uint8, red first; a frame of another size is scaled as a whole.
+    """Return pixels ``(3, 66, 200)`` of type uint8, red first; a frame of another size is scaled as a whole.
 
     Raises:
         ValueError: if the file is no sound image.

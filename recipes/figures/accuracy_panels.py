@@ -8,15 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from recipes.data.medmnist import title
-from recipes.figures.canvas import plain, save
-from recipes.figures.panels import Panels, Row, panel_axes, rows_of_panels
+from recipes.figures.canvas import BLUE, GREEN, PURPLE, VERMILION, heading, plain, save
+from recipes.figures.panels import Panels, Row, domains_of, panel_axes, rows_of_panels
 
 ORIGINAL = "octmnist"
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito, told apart by all readers
+_COLORS = (BLUE, VERMILION, GREEN, PURPLE)
 _STYLES = ("-", "--", "-.")
 _SIZE = (4.0, 3.5)
 _MARGIN = 0.05
-_DOMAINS = "callbacks.certified.domains"
 
 
 def draw_accuracy_panels(folder: Path, panels: Panels, path: Path, dataset: str, domains: Mapping[str, str]) -> Path:
@@ -25,9 +24,9 @@ def draw_accuracy_panels(folder: Path, panels: Panels, path: Path, dataset: str,
     Args:
         folder: of the sweep, gathered.
         panels: of the configuration, each a curve: with the title of its panel, its name there, levels that are
-            numbers, and the quantity to draw, certified accuracy if it does not say.
+            numbers, and the quantity to draw, certified accuracy by default.
         path: the file to write.
-        dataset: what was trained on; another one than OCTMNIST is named as a stand-in.
+        dataset: of the training; any but OCTMNIST is named as a stand-in.
         domains: names in the legend by choice of domains, as the table has it.
 
     Returns:
@@ -43,7 +42,7 @@ def draw_accuracy_panels(folder: Path, panels: Panels, path: Path, dataset: str,
         curves = {name: rows for name, rows in found.items() if panels[name]["title"] == shown}
         _draw_panel(own, {name: panels[name] for name in curves}, list(curves.values()), domains)
     figure.legend(handles=_meanings(domains), loc="outside lower center", ncols=len(domains) + 1, frameon=False)
-    figure.suptitle(_heading(dataset))
+    heading(figure, _heading(dataset))
     return save(figure, path)
 
 
@@ -76,20 +75,11 @@ def _draw_curve(
     axes: Axes, panel: Mapping[str, Any], rows: Sequence[Row], color: str, domains: Mapping[str, str]
 ) -> None:
     for choice, style in zip(domains, _STYLES, strict=False):
-        chosen = {panel["levels"][int(row["level"])]: row for row in rows if _named(row, domains) == choice}
+        chosen = {panel["levels"][int(row["level"])]: row for row in rows if domains_of(row, domains) == choice}
         values = [float(row[_quantity(panel)]) for row in chosen.values()]
         axes.plot(list(chosen), values, "o", linestyle=style, color=color, markersize=3)
     nominal = {panel["levels"][int(row["level"])]: float(row["nominal accuracy"]) for row in rows}
     axes.plot(list(nominal), list(nominal.values()), ":", color=color, linewidth=1.0)
-
-
-def _named(row: Row, domains: Mapping[str, str]) -> str:
-    if row.get(_DOMAINS) not in domains:
-        raise ValueError(
-            f"Expected `{_DOMAINS}` of {row['point']} to be one of {list(domains)}, but got {row.get(_DOMAINS)!r}. "
-            "Name it in `drawing.domains`."
-        )
-    return row[_DOMAINS]
 
 
 def _meanings(domains: Mapping[str, str]) -> list[Line2D]:

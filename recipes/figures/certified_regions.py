@@ -1,4 +1,4 @@
-"""Where in the plane predictions cannot be certified, for one strength of the adversary or several (figure 1)."""
+"""The region of the plane where predictions are not certified, for one adversary or several (figure 1)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import AbstractPathEffect, Normal, Stroke
 
-from recipes.figures.canvas import new_figure, save
-from recipes.regions import Regions
-from recipes.run import Run
-from recipes.strengths import describe
+from recipes.figures.canvas import BLUE, VERMILION, new_figure, save
+from recipes.runs.regions import Regions
+from recipes.runs.run import Run, describe
 
-_CLASS_COLORS = ("#0072B2", "#D55E00")  # blue and vermilion of Okabe and Ito, apart for color-blind readers too
+_CLASS_COLORS = (BLUE, VERMILION)
 _CLASS_NAMES = ("upper moon", "lower moon")
 _MARKERS = ("o", "^")
 _SHOWN_POINTS = 400

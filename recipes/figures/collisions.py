@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from recipes.figures.canvas import new_figure, plain, save
+from recipes.figures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, new_figure, plain, save
 
-_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
+_COLORS = (BLUE, GREEN, PURPLE, ORANGE, SKY, "#999999", "#F0E442")
 
 
 def draw_collisions(rows: pd.DataFrame, path: Path) -> Path:
     """Draw every attack's loss, that without poison, and the certified bounds as a band.
 
     Args:
-        rows: what ``losses.csv`` of `recipes.attack_collision` has.
+        rows: what ``losses.csv`` of `recipes.attacks.collision` has.
         path: the file to write.
 
     Returns:
@@ -22,7 +22,7 @@ def draw_collisions(rows: pd.DataFrame, path: Path) -> Path:
     figure = new_figure(8.5, 4.4)
     axes = figure.subplots()
     bounds = rows[rows["kind"] == "bounds"]
-    axes.fill_between(bounds["step"], bounds["lower"], bounds["upper"], color="#D55E00", alpha=0.18, label="certified")
+    axes.fill_between(bounds["step"], bounds["lower"], bounds["upper"], color=VERMILION, alpha=0.18, label="certified")
     attacks = rows[rows["kind"] == "attack"]
     colors = iter(_COLORS * len(attacks))
     for name in attacks["name"].unique():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from recipes.figures.canvas import plain, save
+from recipes.figures.canvas import BLUE, VERMILION, plain, save
 from recipes.figures.panels import Panels, Row, level_name, panel_axes, rows_of_panels
 
-_STYLES = (("#D55E00", "o", "-"), ("#0072B2", "s", "-"), ("black", "x", "--"))  # of Okabe and Ito, and shapes
+_STYLES = ((VERMILION, "o", "-"), (BLUE, "s", "-"), ("black", "x", "--"))
 _SIZE = (3.2, 3.0)
 _METHOD = "callbacks.certified.method"
 _WIDTH = "mean width"

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from recipes.figures.canvas import new_figure, plain, save
+from recipes.figures.canvas import BLUE, PURPLE, VERMILION, new_figure, plain, save
 
-_STYLES = {"random flips": ("#0072B2", "o"), "pneumonia to normal": ("#CC79A7", "^")}
+_STYLES = {"random flips": (BLUE, "o"), "pneumonia to normal": (PURPLE, "^")}
 
 
 def draw_flip_attacks(rows: pd.DataFrame, path: Path) -> Path:
     """Draw the accuracy of attacked models as points, the certified range as a band.
 
     Args:
-        rows: what ``accuracies.csv`` of `recipes.attack_flips` has.
+        rows: what ``accuracies.csv`` of `recipes.attacks.flips` has.
         path: the file to write.
 
     Returns:
@@ -23,7 +23,7 @@ def draw_flip_attacks(rows: pd.DataFrame, path: Path) -> Path:
     axes = figure.subplots()
     bounds = rows[rows["kind"] == "bounds"].sort_values("n")
     name = f"certified by {bounds['name'].iloc[0]}"
-    axes.fill_between(bounds["n"], bounds["lower"], bounds["upper"], color="#D55E00", alpha=0.18, label=name)
+    axes.fill_between(bounds["n"], bounds["lower"], bounds["upper"], color=VERMILION, alpha=0.18, label=name)
     axes.plot(bounds["n"], bounds["accuracy"], color="black", label="no poison")
     for kind, (color, marker) in _STYLES.items():
         attacks = rows[rows["name"] == kind]

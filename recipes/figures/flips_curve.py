@@ -1,4 +1,4 @@
-"""Certified accuracy against the number of flipped training labels, and what a search over settings found."""
+"""Certified accuracy against the number of flipped training labels, and against accuracy over a sweep."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 
-from recipes.figures.canvas import new_figure, plain, save
-from recipes.flips import CertifiedFlips
-from recipes.run import Run
+from recipes.figures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, new_figure, plain, save
+from recipes.figures.panels import Panels, rows_of_panels
+from recipes.runs.flips import CertifiedFlips
+from recipes.runs.run import Run
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, told apart by all readers
+_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -18,7 +19,7 @@ def draw_flips_curve(runs: Sequence[Run], path: Path) -> Path:
     """Draw how certified accuracy falls with the number of flipped labels, one curve per run.
 
     Args:
-        runs: trainings of linear heads that wrote ``flips.csv``, or whose models know `certified_flips`; the test
+        runs: trainings of linear heads that wrote ``flips.csv``, or whose models have `certified_flips`; the test
             batches of their data have class indices. Of several, each curve is named for the folder of its run.
         path: the file to write.
 
@@ -31,10 +32,10 @@ def draw_flips_curve(runs: Sequence[Run], path: Path) -> Path:
 
 @torch.no_grad()
 def certified_flips(run: Run, label: str) -> CertifiedFlips:
-    """Certified flips of the test samples that the run's certificate wrote to ``flips.csv``, or else of all.
+    """Return the certified flips of the test samples that the run's certificate wrote to ``flips.csv``, else of all.
 
     Args:
-        run: a training whose model knows `certified_flips`.
+        run: a training whose model has `certified_flips`.
         label: name in legends.
     """
     if (run.output_dir / "flips.csv").is_file():
@@ -86,6 +87,29 @@ def _named(curve: CertifiedFlips) -> str:
     return f"{curve.label}: median n = {curve.median:g}, nominal {curve.accuracy:.3f}"
 
 
+def draw_probes(folder: Path, panels: Panels, path: Path) -> Path:
+    """Draw the points of a sweep over features and steps by `draw_search`: a color for each panel.
+
+    Args:
+        folder: of the sweep, gathered; the points have written ``flips.csv``.
+        panels: of the configuration, whose levels are numbers of steps.
+        path: the file to write.
+
+    Returns:
+        ``path``.
+    """
+    found = {
+        name: [
+            CertifiedFlips.load(
+                folder / row["point"] / "flips.csv", f"{panels[name]['levels'][int(row['level'])]} steps"
+            )
+            for row in rows
+        ]
+        for name, rows in rows_of_panels(folder, panels).items()
+    }
+    return draw_search(found, path)
+
+
 def draw_search(groups: Mapping[str, Iterable[CertifiedFlips]], path: Path) -> Path:
     """Draw accuracy against median certified flips, one point per setting: up and to the right is better.
 
@@ -117,6 +141,6 @@ def draw_search(groups: Mapping[str, Iterable[CertifiedFlips]], path: Path) -> P
 
 
 def _style(index: int) -> tuple[str, str]:
-    """Color and marker; after all colors the markers shift, so pairs repeat late."""
+    """Return color and marker; after all colors the markers shift, so pairs repeat late."""
     shift = index // len(_COLORS)
     return _COLORS[index % len(_COLORS)], _MARKERS[(index + shift) % len(_MARKERS)]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from recipes.baselines.defense import Defense
-from recipes.figures.canvas import new_figure, plain, save
+from recipes.figures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, new_figure, plain, save
 
 LARGEST = 600  # flips that the picture shows
 AT = (0, 20, 100, 300, 600)  # flips that the table shows
@@ -18,7 +18,7 @@ AUTHORS = {0: 0.78, 5: 0.735, 10: 0.655, 20: 0.53, 40: 0.30, 60: 0.19, 100: 0.05
 PUBLISHED = {"DPA, k = 1200": 448, "DPA, k = 3000": 509, "SS-DPA, k = 1200": 485}
 """Flips of the whole data set at which certified accuracy is one half (Levine and Feizi), of convolutional networks."""
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
+_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#999999", "#F0E442", "black")
 _DASHES = {"each step": "-", "whole data set": "--"}
 
 
@@ -63,7 +63,7 @@ def _draw_curve(axes: Axes, defense: Defense, color: str) -> None:
 
 
 def _legend(axes: Axes) -> list[Line2D]:
-    """All curves, then what the lines and markers mean: the threat models are not the same."""
+    """Return all curves, then the meaning of lines and markers: the threat models are not the same."""
     curves = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     meanings = [
         Line2D([], [], color="gray", linestyle="-", label="n labels at each step"),
@@ -77,7 +77,7 @@ def _legend(axes: Axes) -> list[Line2D]:
 
 
 def half(defense: Defense) -> int:
-    """The largest n at which certified accuracy is at least one half; -1 if there is none."""
+    """Return the largest n at which certified accuracy is at least one half; -1 if there is none."""
     flips = defense.flips.flips.where(defense.flips.correct, -1)
     return max(-1, int(flips.sort(descending=True).values[(len(flips) + 1) // 2 - 1]))
 

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.figures.canvas import new_figure, plain, save
-from recipes.run import Run
-from recipes.steps import recorded
-from recipes.strengths import describe
+from recipes.figures.canvas import BLUE, new_figure, plain, save
+from recipes.runs.run import Run, describe
+from recipes.runs.steps import recorded
 
-_BAND, _NOMINAL = "#0072B2", "black"
+_BAND, _NOMINAL = BLUE, "black"
 _LOGARITHMIC_FROM = 20.0
 
 

@@ -6,16 +6,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from recipes.figures.canvas import plain, save
-from recipes.figures.panels import Panels, Row, level_name, panel_axes, rows_of_panels
-from recipes.gather import read
-from recipes.steps import FILE
+from recipes.figures.canvas import COLORS, plain, save
+from recipes.figures.panels import Panels, Row, domains_of, level_name, panel_axes, rows_of_panels
+from recipes.runs.steps import FILE
+from recipes.runs.tables import read
 
-_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # Okabe and Ito, told apart by all readers
 _STYLES = ("--", "-", "-.")
 _SIZE = (4.2, 3.6)
 _HEADROOM = 3.0  # for the legend
-_DOMAINS = "callbacks.certified.domains"
 
 Curves = Mapping[str, Sequence[float]]
 
@@ -30,7 +28,7 @@ def draw_mse_panels(
 ) -> Path:
     """Draw the sweep's panels: a color for each level, a style of line for each choice of domains.
 
-    A curve that ends in a cross was stopped there because its certificate had come to say nothing.
+    A curve that ends in a cross was stopped there because its certificate had become vacuous.
 
     Args:
         folder: of the sweep, gathered; the points have recorded their steps.
@@ -56,7 +54,7 @@ def draw_mse_panels(
     handles = [
         *(Line2D([], [], color="black", linestyle=s, label=f"worst and best case, {n}") for s, n in _styled(domains)),
         Line2D([], [], color="black", linestyle=":", label="nominal"),
-        Line2D([], [], color="black", linestyle="", marker="x", label="stopped: the certificate says nothing more"),
+        Line2D([], [], color="black", linestyle="", marker="x", label="stopped: the certificate is vacuous"),
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles) if len(found) >= across else 1, frameon=False
@@ -68,17 +66,8 @@ def _styled(domains: Mapping[str, str]) -> list[tuple[str, str]]:
     return list(zip(_STYLES, domains.values(), strict=False))
 
 
-def _style(row: Row, domains: Mapping[str, str]) -> str:
-    if row.get(_DOMAINS) not in domains:
-        raise ValueError(
-            f"Expected `{_DOMAINS}` of {row['point']} to be one of {list(domains)}, but got {row.get(_DOMAINS)!r}. "
-            "Name it in `drawing.domains`."
-        )
-    return dict(zip(domains, _STYLES, strict=False))[row[_DOMAINS]]
-
-
 def _curves(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Columns of the steps of each point."""
+    """Return the columns of the steps of each point."""
     curves: dict[str, dict[str, list[float]]] = {}
     for row in read(folder, FILE):
         columns = curves.setdefault(row["point"], {})
@@ -89,10 +78,10 @@ def _curves(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def _draw_panel(axes: Axes, lines: Sequence[tuple[str, Row, Curves]], domains: Mapping[str, str]) -> None:
-    colors = dict(zip(dict.fromkeys(name for name, _, _ in lines), _COLORS, strict=False))
+    colors = dict(zip(dict.fromkeys(name for name, _, _ in lines), COLORS, strict=False))
     last = max(curve["step"][-1] for _, _, curve in lines)
     for name, row, curve in lines:
-        style = _style(row, domains)
+        style = _STYLES[list(domains).index(domains_of(row, domains))]
         for case in ("worst MSE", "best MSE"):
             axes.plot(curve["step"], curve[case], color=colors[name], linestyle=style, linewidth=1.2)
         axes.plot(curve["step"], curve["nominal MSE"], color=colors[name], linestyle=":", linewidth=1.2)

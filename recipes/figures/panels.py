@@ -1,4 +1,4 @@
-"""Panels of a figure whose points a sweep has trained: which rows of its table belong where."""
+"""Panels of a figure of a sweep, and the rows of its table that belong to each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,17 +8,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes.figures.canvas import new_figure
-from recipes.gather import read
+from recipes.runs.tables import read
 
 Panels = Mapping[str, Mapping[str, Any]]
 Row = dict[str, str]
 
+DOMAINS = "callbacks.certified.domains"
+
 
 def rows_of_panels(folder: Path, panels: Panels) -> dict[str, list[Row]]:
-    """Finished points of each panel that has any, by rising level.
+    """Return the finished points of each panel that has any, by rising level.
 
     Args:
-        folder: of the sweep, with the table of `recipes.gather`.
+        folder: of the sweep, with the table of `recipes.runs.tables.gather`.
         panels: of the configuration.
 
     Raises:
@@ -34,9 +36,27 @@ def rows_of_panels(folder: Path, panels: Panels) -> dict[str, list[Row]]:
 
 
 def level_name(panel: Mapping[str, Any], row: Row) -> str:
-    """What tells a row from others in its panel, as in ``n = 200``."""
+    """Return the setting in which a row differs from others of its panel, as in ``n = 200``."""
     value = panel["levels"][int(row["level"])]
     return f"{panel['symbol']} = {len(value) if isinstance(value, list) and panel.get('count') else _shown(value)}"
+
+
+def domains_of(row: Row, domains: Mapping[str, str]) -> str:
+    """Return the choice of domains of a point, as the table has it.
+
+    Args:
+        row: of the point.
+        domains: names in the legend by choice of domains.
+
+    Raises:
+        ValueError: if the choice has no name.
+    """
+    if row.get(DOMAINS) not in domains:
+        raise ValueError(
+            f"Expected `{DOMAINS}` of {row['point']} to be one of {list(domains)}, but got {row.get(DOMAINS)!r}. "
+            "Name it in `drawing.domains`."
+        )
+    return row[DOMAINS]
 
 
 def _shown(value: Any) -> str:
@@ -44,7 +64,7 @@ def _shown(value: Any) -> str:
 
 
 def panel_axes(count: int, across: int, size: Sequence[float]) -> tuple[Figure, Iterator[Axes]]:
-    """A figure with ``count`` axes, row by row.
+    """Return a figure with ``count`` axes, row by row.
 
     Args:
         count: of panels.

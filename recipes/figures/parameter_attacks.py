@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from recipes.figures.canvas import new_figure, plain, save
+from recipes.figures.canvas import VERMILION, new_figure, plain, save
 
 _SHOWN = 5  # boxes of each panel, at steps evenly apart
 _EDGES = {"box": ":", "box and ball": "-"}
@@ -17,10 +17,10 @@ _EDGES = {"box": ":", "box and ball": "-"}
 def draw_parameter_attacks(rows: pd.DataFrame, path: Path) -> Path:
     """Draw one panel for each adversary and pair: trajectories in black, certified boxes in color.
 
-    The ball is that of all parameters together, far larger than what two of them can do: its radius is told.
+    The ball is over all parameters together, far larger than the reach of two of them: its radius is in the title.
 
     Args:
-        rows: what ``trajectories.csv`` of `recipes.attack_parameters` has.
+        rows: what ``trajectories.csv`` of `recipes.attacks.parameters` has.
         path: the file to write.
 
     Returns:
@@ -40,7 +40,7 @@ def draw_parameter_attacks(rows: pd.DataFrame, path: Path) -> Path:
 
 
 def _radius(rows: pd.DataFrame, adversary: str) -> float:
-    """Of the ball after the last step."""
+    """Return the radius of the ball after the last step."""
     balls = rows[(rows["adversary"] == adversary) & (rows["kind"] == "ball") & (rows["step"] == rows["step"].max())]
     return float((balls["x_upper"] - balls["x_lower"]).iloc[0] / 2)
 
@@ -54,7 +54,7 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame) -> None:
             edge = _EDGES[row["name"]]
             axes.add_patch(Rectangle((row["x_lower"], row["y_lower"]), *size, fill=False, color=shade, linestyle=edge))
     for name, trajectory in rows[rows["kind"] == "attack"].groupby("name"):
-        color, width, order = ("#D55E00", 1.2, 3) if name == "clean" else ("black", 0.7, 2)
+        color, width, order = (VERMILION, 1.2, 3) if name == "clean" else ("black", 0.7, 2)
         axes.plot(trajectory["x_lower"], trajectory["y_lower"], color=color, linewidth=width, zorder=order)
     axes.autoscale_view()
     axes.tick_params(labelsize=7)
@@ -63,7 +63,7 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _legend() -> list[Line2D | Patch]:
     return [
-        Line2D([], [], color="#D55E00", label="no poison"),
+        Line2D([], [], color=VERMILION, label="no poison"),
         Line2D([], [], color="black", linewidth=0.7, label="attacks"),
         Line2D([], [], color=colormaps["viridis"](0.5), linestyle=":", label="box (by step)"),
         Line2D([], [], color=colormaps["viridis"](0.5), label="box with the ball's help"),

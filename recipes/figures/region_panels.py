@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from recipes.figures.canvas import save
+from recipes.figures.canvas import heading, save
 from recipes.figures.certified_regions import draw_plane
 from recipes.figures.panels import Panels, level_name, panel_axes, rows_of_panels
-from recipes.regions import FILE, Regions
+from recipes.runs.regions import FILE, Regions
 
 _SIZE = (6.0, 4.9)
 
@@ -34,5 +34,5 @@ def draw_region_panels(folder: Path, panels: Panels, path: Path, across: int = 2
         draw_plane(plane, regions)
         plane.set_title(f"({name}) {panels[name]['title']}", fontsize="medium")
     nominal = ", ".join(sorted({f"{float(row['nominal accuracy']):.3f}" for rows in found.values() for row in rows}))
-    figure.suptitle(f"Half-moons: where the prediction is not certified (nominal test accuracy {nominal})")
+    heading(figure, f"Half-moons: where the prediction is not certified (nominal test accuracy {nominal})")
     return save(figure, path)

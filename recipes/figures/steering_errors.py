@@ -5,12 +5,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from recipes.figures.canvas import plain, save
-from recipes.figures.panels import Panels, Row, panel_axes, rows_of_panels
+from recipes.figures.canvas import COLORS, plain, save
+from recipes.figures.panels import Panels, Row, domains_of, panel_axes, rows_of_panels
 
-_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # Okabe and Ito, told apart by all readers
 _SIZE = (4.0, 3.6)
-_DOMAINS = "callbacks.certified.domains"
 
 
 def draw_steering_errors(folder: Path, panels: Panels, path: Path, domains: Mapping[str, str]) -> Path:
@@ -34,8 +32,8 @@ def draw_steering_errors(folder: Path, panels: Panels, path: Path, domains: Mapp
     figure, axes = panel_axes(len(found), len(found), _SIZE)
     for (name, rows), own in zip(found.items(), axes, strict=True):
         levels = panels[name]["levels"]
-        for choice, color in zip(domains, _COLORS, strict=False):
-            chosen = [row for row in rows if _named(row, domains) == choice]
+        for choice, color in zip(domains, COLORS, strict=False):
+            chosen = [row for row in rows if domains_of(row, domains) == choice]
             _draw_bounds(own, [levels[int(row["level"])] for row in chosen], chosen, color, domains[choice])
         own.set(title=panels[name]["title"], xlabel="moved angles per batch, n", yscale="log")
         own.grid(alpha=0.3)
@@ -54,12 +52,3 @@ def _draw_bounds(axes: Axes, n: Sequence[float], rows: Sequence[Row], color: str
     axes.plot(n, worst, "o-", color=color, markersize=3, label=f"worst and best case, {name}")
     axes.plot(n, best, "o-", color=color, markersize=3)
     axes.plot(n, nominal, ":", color="black", linewidth=1.2)
-
-
-def _named(row: Row, domains: Mapping[str, str]) -> str:
-    if row.get(_DOMAINS) not in domains:
-        raise ValueError(
-            f"Expected `{_DOMAINS}` of {row['point']} to be one of {list(domains)}, but got {row.get(_DOMAINS)!r}. "
-            "Name it in `drawing.domains`."
-        )
-    return row[_DOMAINS]

@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Wedge
 
 from recipes.data.udacity import HEIGHT, WIDTH, read_frame
-from recipes.figures.canvas import new_figure, save
-from recipes.run import Run
-from recipes.strengths import describe
+from recipes.figures.canvas import BLUE, VERMILION, heading, new_figure, save
+from recipes.runs.run import Run, describe
 
-_COLORS = {"true": "#F0E442", "nominal": "#0072B2", "certified": "#D55E00"}  # Okabe and Ito
+_COLORS = {"true": "#F0E442", "nominal": BLUE, "certified": VERMILION}
 _LENGTH = 50.0  # of the lines, in pixels
 _ACROSS = 3
 _TOP = 90.0  # in degrees of the page: straight ahead
@@ -49,12 +48,12 @@ def draw_steering_fans(runs: Sequence[Run], path: Path, frames: int = 6) -> Path
         axes.set_axis_off()
     for axes, index, own, low, high in zip(panels, chosen, nominal, bounds.lower, bounds.upper, strict=False):
         _draw_frame(axes, data.drive.frames[index], float(data.angles[index]), (low.item(), own.item(), high.item()))
-    figure.suptitle(f"{describe(run.adversary)}: true (yellow), predicted (blue) and certified (orange) angles")
+    heading(figure, f"{describe(run.adversary)}: true (yellow), predicted (blue) and certified (orange) angles")
     return save(figure, path)
 
 
 def _draw_frame(axes: Axes, frame: Path, true: float, predicted: tuple[float, float, float]) -> None:
-    """One frame with its angles in radians: the true one; the smallest, the nominal and the largest predicted one."""
+    """Draw one frame with its angles in radians: the true one, and the smallest, nominal and largest predicted ones."""
     low, nominal, high = predicted
     axes.imshow(read_frame(frame).permute(1, 2, 0).numpy(), extent=(0, WIDTH, 0, HEIGHT))
     start = (WIDTH / 2, 0.0)

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.figures.canvas import new_figure, plain, save
-
-_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+from recipes.figures.canvas import COLORS, new_figure, plain, save
 
 
 def draw_step_costs(ratios: Mapping[str, Mapping[str, float]], path: Path) -> Path:
@@ -24,7 +22,7 @@ def draw_step_costs(ratios: Mapping[str, Mapping[str, float]], path: Path) -> Pa
     axes = figure.subplots()
     workloads = list(next(iter(ratios.values())))
     height = 0.8 / len(ratios)
-    for index, (color, (name, values)) in enumerate(zip(_COLORS, ratios.items(), strict=False)):
+    for index, (color, (name, values)) in enumerate(zip(COLORS, ratios.items(), strict=False)):
         places = np.arange(len(workloads)) + (index - (len(ratios) - 1) / 2) * height
         bars = axes.barh(places, [values[workload] for workload in workloads], height, color=color, label=name)
         axes.bar_label(bars, fmt="{:.1f}", padding=3)
@@ -50,7 +48,7 @@ def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
     figure = new_figure(1 + 3.6 * len(curves), 3.8)
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (axis, kinds) in zip(panels, curves.items(), strict=True):
-        for color, (kind, points) in zip(_COLORS, kinds.items(), strict=False):
+        for color, (kind, points) in zip(COLORS, kinds.items(), strict=False):
             values, seconds = zip(*points, strict=True)
             axes.plot(values, seconds, "o-", color=color, label=f"{kind}, slope {slope(points):.2f}")
         axes.set(xlabel=axis, xscale="log", yscale="log")
@@ -64,7 +62,7 @@ def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Least squares slope of the logarithms: 1 is linear growth.
+    """Return the least squares slope of the logarithms: 1 is linear growth.
 
     Args:
         points: at least two pairs of positive numbers.

@@ -1,4 +1,4 @@
-"""Ordinary LightningModules; none of them knows of certificates."""
+"""Ordinary LightningModules; none of them depends on certificates."""
 
 from recipes.models.classifier import Classifier
 from recipes.models.pilotnet import SteeringHead

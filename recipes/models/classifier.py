@@ -1,23 +1,20 @@
 """A multilayer perceptron for classes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from recipes.models.perceptron import perceptron, stepwise
+from recipes.models.base import MakeOptimizer, MakeScheduler, MulticlassModule
+from recipes.models.perceptron import perceptron
 
 
-class Classifier(L.LightningModule):
-    """ReLU perceptron trained by cross-entropy.
+class Classifier(MulticlassModule):
+    """ReLU perceptron trained by cross-entropy, in nats.
 
     Args:
         features: number of inputs.
@@ -33,48 +30,21 @@ class Classifier(L.LightningModule):
         features: int,
         hidden: Iterable[int],
         classes: int,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        super().__init__()
-        self.net = perceptron([features, *hidden, classes], getattr(torch, dtype))
-        self.optimizer, self.scheduler = optimizer, scheduler
+        net = perceptron([features, *hidden, classes], getattr(torch, dtype))
+        super().__init__(net, classes, F.cross_entropy, optimizer, scheduler)
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(batch, classes)`` of the inputs ``(batch, features)``."""
-        return self.net(x)
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, in nats."""
+        """Return the mean cross-entropy of the batch, and log the accuracy."""
         x, y = batch
         logits = self(x)
-        loss = F.cross_entropy(logits, y)
+        loss = self.loss(logits, y)
         self.log("train/loss", loss, prog_bar=True)
         self.train_accuracy(logits, y)
         self.log("train/accuracy", self.train_accuracy, on_step=True, on_epoch=False)
         return loss
-
-    @override
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the accuracy on held-out samples."""
-        x, y = batch
-        self.val_accuracy(self(x), y)
-        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
-
-    @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the accuracy on the test samples."""
-        x, y = batch
-        self.test_accuracy(self(x), y)
-        self.log("test/accuracy", self.test_accuracy)
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The configured optimizer and schedule."""
-        return stepwise(self.optimizer(self.parameters()), self.scheduler)

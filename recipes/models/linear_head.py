@@ -1,23 +1,17 @@
-"""One linear layer on features that are given."""
+"""One linear layer on given features."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics.classification import MulticlassAccuracy
-from typing_extensions import override
 
-from recipes.models.perceptron import stepwise
+from recipes.models.base import MakeOptimizer, MakeScheduler, MulticlassModule
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over batch and classes.
+    """Return the mean squared error over batch and classes.
 
     Args:
         logits: ``(batch, classes)``.
@@ -31,7 +25,7 @@ def squared_error(logits: Tensor, target: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared_error, "cross_entropy": F.cross_entropy}
 
 
-class LinearHead(L.LightningModule):
+class LinearHead(MulticlassModule):
     """Linear classifier, trained by mean squared error on one-hot targets or by cross-entropy.
 
     Under mean squared error the trained head is a linear function of the training targets.
@@ -52,51 +46,16 @@ class LinearHead(L.LightningModule):
         self,
         features: int,
         classes: int,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
         loss: Literal["mse", "cross_entropy"] = "mse",
         zero_init: bool = True,
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"Expected `loss` to be one of {', '.join(LOSSES)}, but got {loss!r}.")
-        self.net = nn.Linear(features, classes).to(getattr(torch, dtype))
+        net = nn.Linear(features, classes).to(getattr(torch, dtype))
         if zero_init:
-            for parameter in self.net.parameters():
+            for parameter in net.parameters():
                 nn.init.zeros_(parameter)
-        self.optimizer, self.scheduler, self.loss = optimizer, scheduler, loss
-        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(batch, classes)`` of the features ``(batch, features)``."""
-        return self.net(x)
-
-    @override
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of the batch."""
-        x, y = batch
-        loss = LOSSES[self.loss](self(x), y)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    @override
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the accuracy on held-out samples, whose targets are class indices."""
-        x, y = batch
-        self.val_accuracy(self(x), y)
-        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
-
-    @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the accuracy on the test samples, whose targets are class indices."""
-        x, y = batch
-        self.test_accuracy(self(x), y)
-        self.log("test/accuracy", self.test_accuracy)
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The configured optimizer and schedule."""
-        return stepwise(self.optimizer(self.parameters()), self.scheduler)
+        super().__init__(net, classes, LOSSES[loss], optimizer, scheduler)

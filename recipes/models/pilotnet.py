@@ -1,13 +1,12 @@
 """PilotNet: convolutions that find the road, and a dense head that steers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from recipes.models.base import MakeOptimizer, MakeScheduler
 from recipes.models.regressor import Regressor
 
 FEATURES = 1152
@@ -15,7 +14,7 @@ HEAD = (FEATURES, 100, 50, 10, 1)
 
 
 def convolutions() -> nn.Sequential:
-    """The five convolutions, from images ``(batch, 3, 66, 200)`` to features ``(batch, 1152)``.
+    """Return the five convolutions, from images ``(batch, 3, 66, 200)`` to features ``(batch, 1152)``.
 
     Reference:
         Bojarski et al., End to End Learning for Self-Driving Cars, 2016.
@@ -39,8 +38,8 @@ class SteeringHead(Regressor):
 
     def __init__(
         self,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
         super().__init__(FEATURES, HEAD[1:-1], optimizer, scheduler, dtype)
@@ -54,6 +53,6 @@ class SteeringHead(Regressor):
 
     @override
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Mean squared error of the batch, in squared radians; which samples are new plays no part in it."""
+        """Return the mean squared error of the batch, in squared radians; which samples are new plays no part in it."""
         x, y, _ = batch
         return super().training_step((x, y), batch_idx)

@@ -1,21 +1,18 @@
 """A multilayer perceptron for one real value."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 from typing_extensions import override
 
-from recipes.models.perceptron import perceptron, stepwise
+from recipes.models.base import ConfiguredModule, MakeOptimizer, MakeScheduler
+from recipes.models.perceptron import perceptron
 
 
-class Regressor(L.LightningModule):
+class Regressor(ConfiguredModule):
     """ReLU perceptron with one output, trained by mean squared error.
 
     Args:
@@ -30,22 +27,20 @@ class Regressor(L.LightningModule):
         self,
         features: int,
         hidden: Iterable[int],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        super().__init__()
-        self.net = perceptron([features, *hidden, 1], getattr(torch, dtype))
-        self.optimizer, self.scheduler = optimizer, scheduler
+        super().__init__(perceptron([features, *hidden, 1], getattr(torch, dtype)), optimizer, scheduler)
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Predictions ``(batch,)`` for the inputs ``(batch, features)``."""
+        """Return predictions ``(batch,)`` for the inputs ``(batch, features)``."""
         return self.net(x).squeeze(-1)
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean squared error of the batch."""
+        """Return the mean squared error of the batch."""
         loss = self._squared_error(batch)
         self.log("train/mse", loss, prog_bar=True)
         return loss
@@ -63,8 +58,3 @@ class Regressor(L.LightningModule):
     def _squared_error(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         return F.mse_loss(self(x), y)
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The configured optimizer and schedule."""
-        return stepwise(self.optimizer(self.parameters()), self.scheduler)

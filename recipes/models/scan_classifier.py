@@ -1,25 +1,22 @@
 """The small network for scans: two convolutions that stay as they are, and a dense head that is trained."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import BinaryAccuracy
 from typing_extensions import override
 
-from recipes.models.perceptron import perceptron, stepwise
+from recipes.models.base import ConfiguredModule, MakeOptimizer, MakeScheduler
+from recipes.models.perceptron import perceptron
 
 HEAD = (3200, 100, 1)
 
 
 def scan_network() -> nn.Sequential:
-    """Convolutions and dense head, from images ``(batch, 1, 28, 28)`` to logits ``(batch, 1)``, in float32.
+    """Return convolutions and dense head, from images ``(batch, 1, 28, 28)`` to logits ``(batch, 1)``, in float32.
 
     Reference:
         Gowal et al., On the Effectiveness of Interval Bound Propagation, 2018, the small network.
@@ -28,10 +25,11 @@ def scan_network() -> nn.Sequential:
     return nn.Sequential(nn.Sequential(*convolutions), perceptron(HEAD, torch.float32))
 
 
-class ScanClassifier(L.LightningModule):
-    """`scan_network` with frozen convolutions, which tells normal scans from abnormal ones by the sign of a logit.
+class ScanClassifier(ConfiguredModule):
+    """`scan_network` with frozen convolutions, which classifies scans as normal or abnormal by the sign of a logit.
 
-    Training starts from the network that the trainer's datamodule has trained on clean images: `recipes.data.Scans`.
+    Training starts from the network that the trainer's datamodule has trained on clean images: `recipes.data.Scans` or
+    `recipes.data.Pneumonia`.
 
     Args:
         optimizer: builds the optimizer from the parameters of the head.
@@ -41,14 +39,13 @@ class ScanClassifier(L.LightningModule):
 
     def __init__(
         self,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        super().__init__()
-        self.net = scan_network().to(getattr(torch, dtype))
-        self.net[0].requires_grad_(False)
-        self.optimizer, self.scheduler = optimizer, scheduler
+        net = scan_network().to(getattr(torch, dtype))
+        net[0].requires_grad_(False)
+        super().__init__(net, optimizer, scheduler)
         self.test_accuracy = BinaryAccuracy()
 
     @override
@@ -60,13 +57,13 @@ class ScanClassifier(L.LightningModule):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(batch,)`` of images ``(batch, 1, 28, 28)`` from 0 to 1; positive means abnormal."""
+        """Return logits ``(batch,)`` of images ``(batch, 1, 28, 28)`` from 0 to 1; positive means abnormal."""
         return self.net(x).squeeze(-1)
 
     @override
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, in nats; which samples are new plays no part in it."""
-        x, y, _ = batch
+        """Return the mean cross-entropy of the batch, in nats; entries after images and classes have no part in it."""
+        x, y, *_ = batch
         loss = F.binary_cross_entropy_with_logits(self(x), y)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -74,11 +71,6 @@ class ScanClassifier(L.LightningModule):
     @override
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Log the accuracy on the test images."""
-        x, y, _ = batch
+        x, y, *_ = batch
         self.test_accuracy(self(x), y.int())
         self.log("test/accuracy", self.test_accuracy)
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The configured optimizer and schedule, for the head."""
-        return stepwise(self.optimizer(self.net[1].parameters()), self.scheduler)

@@ -1,15 +1,18 @@
 import gzip
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recipes.data.household import find_file
+from recipes.runs.sweep import at_point
+from recipes.runs.tables import gather
+from recipes.train import train
 from tests.recipes.drives import write_evaluation
 from tests.recipes.scans import write_scans
 
@@ -82,6 +85,28 @@ def oct_root(tmp_path: Path) -> Path:
     """Folder with 40 scans to train on and 8 to test, in the format of OCTMNIST."""
     write_scans(tmp_path / "data" / "medmnist" / "octmnist.npz")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def pneumonia_root(tmp_path: Path) -> Path:
+    """Folder with 60 images to train on and 12 to test, in the format of PneumoniaMNIST."""
+    write_scans(tmp_path / "data" / "medmnist" / "pneumoniamnist.npz", train=60, test=12, classes=2)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def swept(composed: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Path]:
+    """Train points of a sweep, each given by its own overrides, gather them, and return the folder."""
+
+    def sweep(name: str, points: Mapping[str, Sequence[str]], *overrides: str) -> Path:
+        folder = tmp_path / name
+        for point, own in points.items():
+            train(at_point(composed(f"sweep={name}", f"output_dir={folder / point}", "logger=none", *overrides, *own)))
+        OmegaConf.save(composed(f"sweep={name}"), folder / "multirun.yaml")
+        gather(folder)
+        return folder
+
+    return sweep
 
 
 def _write_idx(path: Path, values: np.ndarray) -> None:

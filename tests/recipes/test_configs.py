@@ -8,13 +8,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UnboundedAdversary
-from recipes.callbacks import MSEOverSteps
 from recipes.data import HalfMoons, Household
 from recipes.data.mixing import is_new
 from recipes.models import Classifier, Regressor
-from recipes.robust import RobustTraining
-from recipes.schedules import InverseTimeDecay
-from recipes.sweep import at_point
+from recipes.models.robust import RobustTraining
+from recipes.models.schedules import InverseTimeDecay
+from recipes.runs.steps import MSEOverSteps
+from recipes.runs.sweep import at_point
 
 CONF = Path(__file__).parents[2] / "conf"
 ROLES = (
@@ -54,7 +54,7 @@ def test_every_choice_of_every_group_instantiates(composed, monkeypatch, role, c
 
 
 def test_no_group_is_left_out():
-    others = {"experiment", "hydra", "sweep", "debug", "variant"}
+    others = {"attack", "experiment", "hydra", "sweep", "debug", "variant"}
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*ROLES, *others}
 
 
@@ -86,18 +86,26 @@ def test_every_experiment_has_a_fast_variant(composed, experiment):
 @pytest.mark.parametrize("sweep", sorted({path.stem for path in (CONF / "sweep").glob("*.yaml")} - {"none"}))
 def test_every_point_of_every_sweep_instantiates(composed, sweep):
     config = composed(f"sweep={sweep}")
-    assert callable(instances(config.drawing))
-    for panel, chosen in config.panels.items():
-        for level in range(len(chosen.levels)):
-            point = at_point(composed(f"sweep={sweep}", f"panel={panel}", f"level={level}"))
-            assert isinstance(instances(point.model), L.LightningModule)
-            assert isinstance(instances(point.data), L.LightningDataModule)
-            assert instances(point.callbacks)["certified"].adversary == instances(point.adversary)
+    assert config.drawing is None or callable(instances(config.drawing))
+    places = [(panel, level) for panel, chosen in config.panels.items() for level in range(len(chosen.levels))]
+    for panel, level in places or [(None, None)]:
+        point = at_point(placed(config, panel, level))
+        assert isinstance(instances(point.model), L.LightningModule)
+        assert isinstance(instances(point.data), L.LightningDataModule)
+        assert instances(point.callbacks)["certified"].adversary == instances(point.adversary)
+
+
+def placed(config, panel, level):
+    chosen = config.copy()
+    chosen.panel, chosen.level = panel, level
+    return chosen
 
 
 def test_sweeps_have_the_settings_of_the_figures(composed):
+    configs = {name: composed(f"sweep={name}") for name in ("halfmoons", "household", "pilotnet", "octmnist")}
+
     def strengths(sweep, panel, levels):
-        points = [at_point(composed(f"sweep={sweep}", f"panel={panel}", f"level={i}")) for i in range(levels)]
+        points = [at_point(placed(configs[sweep], panel, level)) for level in range(levels)]
         return [instances(point.adversary) for point in points]
 
     assert strengths("halfmoons", "a", 4) == [BoundedAdversary(n=n, epsilon=0.01) for n in (50, 100, 200, 300)]
@@ -166,7 +174,7 @@ def test_household_has_the_settings_of_figure_2(composed):
 def test_pilotnet_has_the_settings_of_figure_6(composed):
     config = composed("experiment=pilotnet")
     certified = instances(config.callbacks)["certified"]
-    assert certified.poisonable is is_new
+    assert certified.config.poisonable is is_new
     assert instances(config.data).batch_size == 10_000
     assert (config.optimizer.lr, config.scheduler.decay, config.trainer.max_epochs) == (0.25, 10.0, 2)
 
@@ -174,7 +182,7 @@ def test_pilotnet_has_the_settings_of_figure_6(composed):
 def test_octmnist_has_the_settings_of_figure_4(composed):
     config = composed("experiment=octmnist")
     certified, data = instances(config.callbacks)["certified"], instances(config.data)
-    assert certified.poisonable is is_new
+    assert certified.config.poisonable is is_new
     assert (data.dataset, data.normal, data.new, data.new_share, data.official) == ("octmnist", 3, 2, 1.0, True)
     assert data.pretraining == RobustTraining(epochs=10, penalty=0.3, epsilon=0.5, spread=0.001)
     assert data.batch_size == 6000
@@ -183,8 +191,9 @@ def test_octmnist_has_the_settings_of_figure_4(composed):
 
 
 def test_a_backdoor_has_the_same_size_in_training_and_test(composed):
+    config = composed("sweep=octmnist")
     for epsilon in (0.003, 0.006, 0.009):
-        point = at_point(composed("sweep=octmnist", f"panel=backdoor-{epsilon}", "level=1"))
+        point = at_point(placed(config, f"backdoor-{epsilon}", 1))
         assert instances(point.adversary) == BoundedAdversary(n=50, epsilon=epsilon)
         assert instances(point.certificate).keywords == {"epsilon": epsilon}
 

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from recipes.household_domains import compare
 from recipes.train import train
 
 EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 
 
 @pytest.fixture
-def data(household_root, mnist_root, drive_root, oct_root):
+def data(household_root, mnist_root, drive_root, oct_root, pneumonia_root):
     """Folder with small files of all data sets."""
-    assert household_root == mnist_root == drive_root == oct_root
+    assert household_root == mnist_root == drive_root == oct_root == pneumonia_root
     return household_root
 
 
@@ -25,9 +24,3 @@ def test_every_experiment_runs_fast(composed, monkeypatch, data, experiment):
     assert run.results
     files = {"certificate.json", "result.json"} | ({"figure.png"} if config.figure else set())
     assert files <= {path.name for path in run.output_dir.iterdir()}
-
-
-def test_comparison_of_domains_runs_fast(composed, monkeypatch, data):
-    monkeypatch.setenv("AGT_DATA_ROOT", str(data))
-    runs = compare(composed("experiment=household_domains", "debug=fast", "comparison.domains=[[box],[ball]]"))
-    assert list(runs) == ["box", "ball"]

@@ -1,22 +1,18 @@
 """The recipe of linear probes, on files of the official format with few random digits, and on the real ones."""
 
-import csv
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from recipes.certificates import flips_certificate
 from recipes.data.features import PCA, RandomReLU
 from recipes.data.mnist import SHA256, find_file
-from recipes.flips import CertifiedFlips
-from recipes.linear_probe import search, settled
-from recipes.rates import mse_rate
+from recipes.models.rates import mse_rate, settled
+from recipes.runs.certificates import flips_certificate
+from recipes.runs.flips import CertifiedFlips
 from recipes.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -27,18 +23,6 @@ SMALL = ("data.features.components=4", "certificate.every=2", "trainer.enable_pr
 @pytest.fixture
 def root(mnist_root):
     return mnist_root
-
-
-@pytest.fixture
-def probes(tmp_path):
-    """Compose ``conf/linear_probe.yaml`` with overrides and an output folder of this test."""
-
-    def compose_config(*overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("linear_probe", [f"output_dir={tmp_path / 'run'}", *overrides])
-
-    return compose_config
 
 
 def test_one_probe_from_end_to_end(composed, root, capsys):
@@ -56,36 +40,16 @@ def test_one_probe_from_end_to_end(composed, root, capsys):
     assert "median certified flips" in capsys.readouterr().out
 
 
-def test_features_settle_width_and_rate(probes, root):
-    config = probes(f"data.root={root}", *SMALL, "optimizer.lr=0.5", "optimizer.weight_decay=0.1")
+def test_features_settle_width_and_rate(composed, root):
+    config = composed(
+        "experiment=linear_probe", f"data.root={root}", *SMALL, "optimizer.lr=0.5", "optimizer.weight_decay=0.1"
+    )
     data = instantiate(config.data)
     changed = settled(config, data)
     features, _ = data.splits["train"]
     assert changed.model.features == 4
     assert changed.optimizer.lr == 0.5 * mse_rate(features, 10, 0.1)
     assert (config.model.features, config.optimizer.lr) == (32, 0.5)
-
-
-def test_search_draws_all_settings_and_keeps_each(probes, root, tmp_path, capsys):
-    config = probes(f"data.root={root}", *SMALL[1:], "logger=none")
-    config.search = {
-        "steps": [1, 3],
-        "features": {
-            "PCA 3": {"_target_": "recipes.data.features.PCA", "components": 3},
-            "ReLU 8": {"_target_": "recipes.data.features.RandomReLU", "width": 8},
-        },
-    }
-    runs = search(config)
-    assert list(runs) == ["PCA 3", "ReLU 8"]
-    assert [run.output_dir.name for run in runs["PCA 3"]] == ["PCA_3,steps=1", "PCA_3,steps=3"]
-    assert runs["ReLU 8"][0].module.net.in_features == 8
-    folder = tmp_path / "run"
-    assert (folder / "search.png").is_file()
-    with (folder / "search.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["setting"] for row in rows][:2] == ["PCA 3, 1 steps", "PCA 3, 3 steps"]
-    assert float(rows[1]["nominal accuracy"]) == runs["PCA 3"][1].results["nominal accuracy"]
-    assert "ReLU 8, 3 steps " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("choice", "features"), [("pca", PCA(32)), ("random_relu", RandomReLU(2000, offset=0.3))])

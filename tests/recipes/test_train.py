@@ -7,9 +7,10 @@ import torch
 from hydra.types import RunMode
 
 from agt_lightning import ParameterBounds
-from recipes import train as recipe
-from recipes.callbacks import MSEOverSteps
-from recipes.train import run_experiment, train
+from recipes.runs import job as recipe_job
+from recipes.runs.job import run_experiment
+from recipes.runs.steps import MSEOverSteps
+from recipes.train import train
 
 FILES = {
     "certificate.json",
@@ -87,7 +88,7 @@ def test_same_seed_same_certificate(composed):
 def job(composed, tmp_path, monkeypatch):
     """A configuration as Hydra's job would hand it over."""
     folder = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "job")), mode=RunMode.RUN)
-    monkeypatch.setattr(recipe, "HydraConfig", SimpleNamespace(get=lambda: folder))
+    monkeypatch.setattr(recipe_job, "HydraConfig", SimpleNamespace(get=lambda: folder))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     return composed
 
@@ -108,10 +109,10 @@ def test_a_job_works_in_hydras_folder(job, tmp_path):
     ids=["argument", "refused optimizer", "no network"],
 )
 def test_errors_end_in_one_message(job, capsys, monkeypatch, overrides, message):
-    def unreachable(url, timeout):
+    def unreachable(request):
         raise OSError("no network")
 
-    monkeypatch.setattr("recipes.data.download.urlopen", unreachable)
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
     monkeypatch.chdir(job("name=test").output_dir.rsplit("/", 1)[0])
     with pytest.raises(SystemExit) as stopped:
         run_experiment(train, job(*overrides))

@@ -1,0 +1,1 @@
+"""Files of one training, and the sweeps that collect them."""

@@ -1,0 +1,116 @@
+"""What loggers get, on real files of Weights & Biases and TensorBoard, without network."""
+
+import json
+import struct
+from time import sleep
+from types import SimpleNamespace
+
+import pytest
+from hydra.types import RunMode
+
+from recipes.runs import job as recipe_job
+from recipes.runs.job import run_experiment
+from recipes.train import train
+
+SMALL = ("debug=fast", "figure.resolution=8")
+BLOCK, HEADER = 1 << 15, 7
+
+
+def written(folder):
+    """The file of the offline run and its records, once the last one is on the disk."""
+    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    for _ in range(300):
+        found = records(path)
+        if found and found[-1][0] == "exit":
+            return path, found
+        sleep(0.1)
+    raise AssertionError(f"{path} ends with {found[-1:]}")
+
+
+def records(path):
+    """Records of an offline run: a log of LevelDB's format, each record one message of W&B's protocol."""
+    wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    content, position, parts, found = path.read_bytes(), HEADER, b"", []
+    while position < len(content):
+        if BLOCK - position % BLOCK < HEADER:
+            position += BLOCK - position % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + HEADER])
+        piece = content[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        parts = piece if kind in (1, 2) else parts + piece  # full or first; middle or last
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            found.append(record)
+    return [(name, getattr(record, name)) for record in found if (name := record.WhichOneof("record_type"))]
+
+
+def keys(items):
+    return {"/".join(item.nested_key) or item.key for item in items}
+
+
+@pytest.fixture
+def job(composed, tmp_path, monkeypatch):
+    folder = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "job")), mode=RunMode.RUN)
+    monkeypatch.setattr(recipe_job, "HydraConfig", SimpleNamespace(get=lambda: folder))
+    (tmp_path / "job").mkdir()
+    return composed
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Weights & Biases without network: whatever it sent would go to a port where nobody listens."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    return wandb
+
+
+def test_wandb_offline_from_end_to_end(job, tmp_path, offline):
+    run_experiment(train, job(*SMALL, "logger=wandb"))
+    assert offline.run is None, "closed after the job"
+    path, found = written(tmp_path / "job")
+    artifacts = {record.type: record for kind, record in found if kind == "artifact"}
+    assert {entry.path for entry in artifacts["agt-certificate"].manifest.contents} == {
+        "certificate.json", "bounds.safetensors", "config.yaml"
+    }  # fmt: skip
+    history = set().union(*(keys(record.item) for kind, record in found if kind == "history"))
+    assert {"agt/val_certified_accuracy", "agt/val_nominal_accuracy", "agt/mean_width", "train/loss"} <= history
+    assert {name.split("/")[0] for name in history} >= {"widths", "figure"}
+    summary = {item.key: item.value_json for kind, record in found if kind == "summary" for item in record.update}
+    result = json.loads((tmp_path / "job" / "result.json").read_text())["values"]
+    assert float(summary["certified accuracy"]) == result["certified accuracy"]
+    (table,) = path.parent.glob("files/media/table/widths*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["parameter", "shape", "mean width", "largest width", "mean magnitude"]
+    assert [row[0] for row in content["data"]] == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
+    assert list(path.parent.glob("files/media/images/figure*.png"))
+
+
+def test_wandb_shows_best_nominal_and_worst_error_after_every_step(job, tmp_path, offline, household_root):
+    run_experiment(train, job("experiment=household", "debug=fast", "logger=wandb", f"data.root={household_root}"))
+    _, found = written(tmp_path / "job")
+    history = set().union(*(keys(record.item) for kind, record in found if kind == "history"))
+    assert {"steps/best MSE", "steps/nominal MSE", "steps/worst MSE"} <= history
+
+
+def test_offline_of_one_job_does_not_reach_the_next(job, monkeypatch, offline):
+    monkeypatch.delenv("WANDB_MODE")
+    run_experiment(train, job("debug=fast", "figure=none", "logger=wandb", "logger.wandb.offline=true"))
+    assert "WANDB_MODE" not in recipe_job.os.environ
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_has_curves_settings_and_the_figure(job, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_experiment(train, job(*SMALL, "logger=tensorboard"))
+    events = EventAccumulator(str(tmp_path / "job" / "tensorboard"))
+    events.Reload()
+    assert {"agt/val_certified_accuracy", "agt/mean_width", "certified accuracy"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["figure"]
+    assert (tmp_path / "job" / "metrics.csv").is_file()

@@ -19,7 +19,7 @@ _INFINITY = math.inf
 
 @dataclass(frozen=True)
 class BoundedAdversary:
-    """An adversary that moves features by up to ε in ℓp and labels by up to ν in ℓq, in ``n`` samples of **each batch**.
+    """An adversary that moves features by up to ε (ℓp) and labels by up to ν (ℓq), in ``n`` samples of **each batch**.
 
     Features and labels of the same samples are changed, at most n; the samples may differ from batch to batch. If ``n``
     exceeds the size of a batch, all its samples can be changed.

@@ -14,24 +14,23 @@ from torch.profiler import record_function
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
-from agt_lightning.capture import flatten
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
-from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet, TrainingSetup
+from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.engine.checkpoint import complete, parameters_digest, require_parameters
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
+from agt_lightning.engine.problems import training_problems
 from agt_lightning.engine.self_checks import (
     differs,
     require_constant,
     require_same_gradients,
     require_untouched,
 )
-from agt_lightning.engine.step_bounds import StepBounds, checked_clipping
+from agt_lightning.engine.step_bounds import StepBounds, checked_clipping, require_bounded
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.memory import fitting_memory_budget
-from agt_lightning.optimizers import optimizer_problems
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective, Loss, ProgramCache, signature
 from agt_lightning.propagation.samples import MicroBatch
@@ -202,7 +201,7 @@ class AbstractGradientEngine:
         for name in self.processes.union(doubtful):
             self._verify_rounded(name, *_micro_batches(batches, scale))
         with self.processes.collective_errors():
-            self._require_bounded(bounds)
+            require_bounded(self.module, bounds)
         if self.adversary.sample_clipping is not None:
             for name, gradient in bounds.applied.items():
                 parameter = self.module.get_parameter(name)
@@ -269,32 +268,7 @@ class AbstractGradientEngine:
         Raises:
             CaptureError: if the loss cannot be recorded.
         """
-        with self.processes.collective_errors():
-            bounded = self.objective(batch)
-            local = self._adversary_problems(bounded, batch)
-        unbounded, problems = self.processes.union(bounded.problems), self.processes.union(local)
-        if unbounded:
-            return [*unbounded, *problems, *optimizer_problems(optimizer)]
-        problems += self.domains.problems(TrainingSetup(self.module, bounded, self.adversary, optimizer, self.clipping))
-        return problems or self._problems_of_values(batch)
-
-    def _problems_of_values(self, batch: object) -> list[str]:
-        """Return problems that depend on the values of a batch, by bounding a step that is then dropped."""
-        prefixes = self.domains.use_poisoned_prefixes
-        try:
-            step, _ = self._nominal.step(
-                [MicroBatch(batch, RandomState.now())], scale=1.0, need_poisoned_prefixes=prefixes
-            )
-            self.domains.bound_step(step)
-        except UncertifiableError as error:
-            return list(error.problems)
-        return []
-
-    def _adversary_problems(self, bounded: BoundedObjective, batch: object) -> list[str]:
-        roles = bounded.objective
-        leaves, _ = flatten(batch)
-        movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
-        return self.adversary.problems(roles.label_kind, len(roles.labels), len(movable))
+        return training_problems(self._nominal, self.domains, batch, optimizer, self.clipping)
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
         """Raise all problems of a new kind of batch at once."""
@@ -421,14 +395,6 @@ class AbstractGradientEngine:
             assert gradient is not None
             allowed = tolerance[name].largest
             require_inside(name, gradient.detach().to(self.config.dtype), bounds, allowed, NOT_WHAT_IS_TRAINED)
-
-    def _require_bounded(self, bounds: StepBounds) -> None:
-        """Raise unless the gradient to be applied lies in its bounds, up to rounding."""
-        for name, interval in bounds.bounds.items():
-            applied = bounds.applied[name]
-            # The tolerance costs a pass over all gradients, so it is computed only if the exact comparison fails.
-            if self.module.get_parameter(name).grad is not None and not interval.contains(applied):
-                require_inside(name, applied, interval, bounds.tolerance[name].largest, NOT_WHAT_IS_TRAINED)
 
 
 def _micro_batches(batches: Sequence[object], scale: float | None) -> tuple[list[MicroBatch], float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from agt_lightning.aggregation.mean_clipping import MeanClipping, clipped_gradients
 from agt_lightning.engine.self_checks import Tolerance
@@ -32,6 +32,18 @@ class StepBounds:
     applied: Mapping[str, Tensor]
     tolerance: Mapping[str, Tolerance]
     data: Mapping[str, object]
+
+
+def require_bounded(module: nn.Module, bounds: StepBounds) -> None:
+    """Raise unless the gradients to be applied lie in their bounds, up to rounding that is computed only on demand.
+
+    Raises:
+        UnsoundBoundError: naming the parameter, the worst violation and its index.
+    """
+    for name, interval in bounds.bounds.items():
+        applied = bounds.applied[name]
+        if module.get_parameter(name).grad is not None and not interval.contains(applied):
+            require_inside(name, applied, interval, bounds.tolerance[name].largest, NOT_WHAT_IS_TRAINED)
 
 
 def checked_clipping(

@@ -184,7 +184,7 @@ def _count(batch: Batch) -> int:
 
 def _joined_target(batches: Sequence[Batch], name: str) -> Target:
     if name in batches[0]:
-        return _interval(batches, name)
+        return _joined_intervals(batches, name)
     form = json.loads(str(batches[0][f"{name}/form"]))
     sources, targets = (None if form[key] is None else tuple(form[key]) for key in ("sources", "targets"))
     return ClassLabels(_tensor(batches, f"{name}/index"), form["flippable"], sources, targets)
@@ -194,7 +194,7 @@ def _layer_bounds(batches: Sequence[Batch], name: str, layers: int) -> tuple[Int
     """Return the bounds of another domain on each layer's results; None unless every batch has them."""
     if any(f"{name}/0" not in batch for batch in batches):
         return None
-    return tuple(_interval(batches, f"{name}/{number}") for number in range(layers))
+    return tuple(_joined_intervals(batches, f"{name}/{number}") for number in range(layers))
 
 
 def _tensor(batches: Sequence[Batch], name: str) -> Tensor:
@@ -202,7 +202,7 @@ def _tensor(batches: Sequence[Batch], name: str) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _interval(batches: Sequence[Batch], name: str) -> Interval:
+def _joined_intervals(batches: Sequence[Batch], name: str) -> Interval:
     return Interval.cat(_entries(batches, name, Interval))
 
 

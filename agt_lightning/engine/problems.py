@@ -1,0 +1,65 @@
+"""Problems: every reason why a training cannot be certified, found before its first step."""
+
+from __future__ import annotations
+
+import torch
+
+from agt_lightning.adversaries import Adversary
+from agt_lightning.aggregation.mean_clipping import MeanClipping
+from agt_lightning.capture import flatten
+from agt_lightning.capture.dropout import RandomState
+from agt_lightning.domains import DomainFamily, TrainingSetup
+from agt_lightning.engine.nominal_step import NominalPass
+from agt_lightning.errors import UncertifiableError
+from agt_lightning.optimizers import optimizer_problems
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.samples import MicroBatch
+
+
+def training_problems(
+    nominal: NominalPass,
+    domains: DomainFamily,
+    batch: object,
+    optimizer: torch.optim.Optimizer | None,
+    clipping: MeanClipping | None,
+) -> list[str]:
+    """Return every reason why training on batches like this one cannot be certified, each with its way out.
+
+    Args:
+        nominal: the training's module, adversary, captured losses and processes.
+        domains: those in use; with ``"auto"``, those that do not apply are excluded.
+        batch: an example.
+        optimizer: of the module; None if there is none.
+        clipping: how training clips the mean gradient; None if it does not.
+
+    Raises:
+        CaptureError: if the loss cannot be recorded.
+    """
+    processes = nominal.processes
+    with processes.collective_errors():
+        bounded = nominal.objectives(batch)
+        local = _adversary_problems(nominal.adversary, bounded, batch)
+    unbounded, problems = processes.union(bounded.problems), processes.union(local)
+    if unbounded:
+        return [*unbounded, *problems, *optimizer_problems(optimizer)]
+    setup = TrainingSetup(nominal.module, bounded, nominal.adversary, optimizer, clipping)
+    problems += domains.problems(setup)
+    return problems or _problems_of_values(nominal, domains, batch)
+
+
+def _adversary_problems(adversary: Adversary, bounded: BoundedObjective, batch: object) -> list[str]:
+    roles = bounded.objective
+    leaves, _ = flatten(batch)
+    movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
+    return adversary.problems(roles.label_kind, len(roles.labels), len(movable))
+
+
+def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: object) -> list[str]:
+    """Return problems that depend on the values of a batch, by bounding a step that is then dropped."""
+    needed = domains.use_poisoned_prefixes
+    try:
+        step, _ = nominal.step([MicroBatch(batch, RandomState.now())], scale=1.0, need_poisoned_prefixes=needed)
+        domains.bound_step(step)
+    except UncertifiableError as error:
+        return list(error.problems)
+    return []

@@ -19,10 +19,10 @@ _INFINITY = math.inf
 
 @dataclass(frozen=True)
 class BoundedAdversary:
-    """An adversary that moves features by up to ε in ℓp and labels by up to ν in ℓq, in ``n`` samples of **each batch**.
+    """An adversary that moves features by at most ε in ℓp and labels by at most ν in ℓq in ``n`` samples of a batch.
 
-    Features and labels of the same samples are changed, at most n; the samples may differ from batch to batch. If ``n``
-    exceeds the size of a batch, all its samples can be changed.
+    Features and label of a sample are changed together, in up to n samples of **each batch**; these may differ from
+    batch to batch. If ``n`` exceeds the size of a batch, all its samples can be changed.
 
     Args:
         n: number of poisoned samples per batch (per optimizer step, if gradients accumulate).

@@ -113,7 +113,7 @@ class GraphReader:
         return detached
 
     def _read_item(self, node: fx.Node) -> None:
-        """Translate one of several results; those of `broadcast_tensors` are its inputs, as elementwise rules broadcast."""
+        """Translate one of several results; `broadcast_tensors` is skipped, since elementwise rules broadcast."""
         producer, index = node.args
         assert isinstance(producer, fx.Node)
         assert isinstance(index, int)

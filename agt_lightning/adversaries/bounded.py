@@ -21,8 +21,8 @@ _INFINITY = math.inf
 class BoundedAdversary:
     """An adversary that moves features by up to ε (ℓp) and labels by up to ν (ℓq), in ``n`` samples of **each batch**.
 
-    Features and labels of the same samples are changed, at most n; the samples may differ from batch to batch. If ``n``
-    exceeds the size of a batch, all its samples can be changed.
+    Features and label of a sample are changed together, in up to n samples of **each batch**; these may differ from
+    batch to batch. If ``n`` exceeds the size of a batch, all its samples can be changed.
 
     Args:
         n: number of poisoned samples per batch (per optimizer step, if gradients accumulate).

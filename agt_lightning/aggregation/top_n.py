@@ -62,7 +62,7 @@ def largest(gains: Tensor, n: int) -> Tensor:
 
 
 def most_added(samples: int, dtype: torch.dtype) -> float:
-    """Return how much `largest` can increase an entry, apart from rounding: b t, with the smallest normal number t.
+    """Return how much `largest` can increase an entry: 2 b t, with the smallest normal number t.
 
     `largest` breaks ties: it subtracts k t from the entry of sample k, selects, and adds b t. In exact arithmetic the
     selected entries grow by (b - k) t. Both operations round, so a gain of up to 2⁵⁴ b t (in float64) can change by one
@@ -73,7 +73,7 @@ def most_added(samples: int, dtype: torch.dtype) -> float:
         >>> most_added(10_000, torch.float64) < 1e-303
         True
     """
-    return samples * torch.finfo(dtype).tiny
+    return 2 * samples * torch.finfo(dtype).tiny
 
 
 def _partitioned(gains: Tensor, n: int) -> Tensor:

@@ -27,40 +27,40 @@ REACHES = ("labels", "features", "wider", "anything")
 
 
 def moment_cases() -> list[Case]:
-    """Every kind of input, every reach, few and many poisoned samples, equal and unequal weights."""
+    """All kinds of inputs and perturbations, few and many poisoned samples, equal and unequal weights."""
     generator = torch.Generator().manual_seed(11)
     settings = itertools.product(KINDS, REACHES, (1, 2, 5, 9), (None, 4))
-    return [_case(kind, reach, n, rows, generator) for kind, reach, n, rows in settings]
+    return [_case(kind, perturbation, n, rows, generator) for kind, perturbation, n, rows in settings]
 
 
-def _case(kind: str, reach: str, n: int, rows: int | None, generator: torch.Generator) -> Case:
+def _case(kind: str, perturbation: str, n: int, rows: int | None, generator: torch.Generator) -> Case:
     samples = 6
     poisonable = None if rows is None else torch.randperm(samples, generator=generator)[:rows].sort().values
     weights = 3 * torch.rand(samples, generator=generator, dtype=torch.float64)
     chosen = torch.arange(samples) if poisonable is None else poisonable
-    clean, poisoned = _pair(kind, reach, samples, chosen, generator)
-    return Case(f"{kind}, {reach}, n={n}, {rows or samples}", clean, poisoned, SampleSet(weights, poisonable), n)
+    clean, poisoned = _pair(kind, perturbation, samples, chosen, generator)
+    return Case(f"{kind}, {perturbation}, n={n}, {rows or samples}", clean, poisoned, SampleSet(weights, poisonable), n)
 
 
 def _pair(
-    kind: str, reach: str, samples: int, chosen: Tensor, generator: torch.Generator
+    kind: str, perturbation: str, samples: int, chosen: Tensor, generator: torch.Generator
 ) -> tuple[FactoredGradient, FactoredGradient]:
     if kind == "stacked":
         half = samples // 2
-        first = _pair("signed", reach, half, chosen[chosen < half], generator)
-        second = _pair("nonnegative", reach, samples - half, chosen[chosen >= half] - half, generator)
+        first = _pair("signed", perturbation, half, chosen[chosen < half], generator)
+        second = _pair("nonnegative", perturbation, samples - half, chosen[chosen >= half] - half, generator)
         return Stacked([first[0], second[0]]), Stacked([first[1], second[1]])
     positions = 3 if kind == "positions" else 5 if kind == "patches" else 1
     outputs = box((samples, positions, 2), generator)
     shape = (samples, 2, 4) if kind == "patches" else (samples, positions, 3)
     inputs = _inputs(kind, shape, generator)
-    far = reach == "anything"
+    far = perturbation == "anything"
     outputs_reach = box((len(chosen), positions, 2), generator) if far else _around(outputs[chosen], generator)
     inputs_reach = inputs[chosen]
     if far:
         inputs_reach = _inputs(kind, (len(chosen), *shape[1:]), generator)
-    elif reach != "labels":
-        width = 0.01 if reach == "features" else 1.0
+    elif perturbation != "labels":
+        width = 0.01 if perturbation == "features" else 1.0
         inputs_reach = _around(inputs_reach, generator, width)
         if kind in ("nonnegative", "nonnegative point"):
             inputs_reach = Interval(inputs_reach.lower.clamp(min=0), inputs_reach.upper, nonnegative=True)
@@ -108,8 +108,8 @@ def random_products(rows: int, generator: torch.Generator) -> Iterator[tuple[Fac
         moved = Interval(inputs.lower - 0.1, inputs.upper + 0.1)
         if inputs_kind == "nonnegative":
             moved = Interval(moved.lower.clamp(min=0), moved.upper, nonnegative=True)
-        for reach in (inputs, moved):
-            yield OuterProduct(outputs, inputs), OuterProduct(wide, reach)
+        for poisoned_inputs in (inputs, moved):
+            yield OuterProduct(outputs, inputs), OuterProduct(wide, poisoned_inputs)
 
 
 def check_never_narrower_than_exact(descent: BoundedDescent) -> None:

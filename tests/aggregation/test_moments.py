@@ -127,7 +127,7 @@ def test_float32_bounds_are_rounded_outward():
 
 
 def attained(units: int) -> tuple[OuterProduct, OuterProduct, torch.Tensor]:
-    """Equal gains, whose top-n sum the moments reach; and these gains, exactly as floats."""
+    """Equal gains, whose top-n sum the moments attain; and these gains, exactly as floats."""
     generator = torch.Generator().manual_seed(8)
     gain = torch.rand(units, generator=generator, dtype=torch.float64)
     outputs = torch.zeros(7, 1, units, dtype=torch.float64)

@@ -65,7 +65,7 @@ def test_float32_stays_float32():
 @pytest.mark.parametrize("samples", [300, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_equal_entries_change_nothing(zeros, samples, dtype):
-    """Zeros, as of units that are off, are told apart before the largest are selected; sums stay what they are."""
+    """Zeros, as of inactive units, are made distinct before the largest are selected, which does not change sums."""
     generator = torch.Generator().manual_seed(4)
     gains = torch.rand(5, samples, generator=generator, dtype=dtype)
     gains[torch.rand(5, samples, generator=generator) < zeros] = 0

@@ -21,12 +21,12 @@ class Stateful(nn.Module):
 
 def test_parameters_are_shared_and_state_is_not():
     module = Stateful()
-    twin = replica(module)
-    assert twin.layer.weight is module.layer.weight
-    assert twin.tied is twin.layer
-    twin.count += 1
-    twin.history.append(2)
-    twin.layer.extra = 3
+    copied = replica(module)
+    assert copied.layer.weight is module.layer.weight
+    assert copied.tied is copied.layer
+    copied.count += 1
+    copied.history.append(2)
+    copied.layer.extra = 3
     assert module.count == 0
     assert module.history == [1]
     assert not hasattr(module.layer, "extra")
@@ -35,10 +35,10 @@ def test_parameters_are_shared_and_state_is_not():
 def test_modes_are_copied():
     module = Stateful()
     module.layer.eval()
-    twin = replica(module)
-    assert twin.training
-    assert not twin.layer.training
-    twin.eval()
+    copied = replica(module)
+    assert copied.training
+    assert not copied.layer.training
+    copied.eval()
     assert module.training
 
 

@@ -16,7 +16,7 @@ CONTAINMENT = 1e-9
 """Rounding of a float64 step; one-sided."""
 
 EQUAL = 1e-12
-"""Rounding between two ways to write one loss in float64."""
+"""Rounding between two forms of one loss in float64."""
 
 DOUBLE = torch.float64
 
@@ -179,11 +179,11 @@ def contained(loss, data, adversary, outputs, poisons):
     for row, label in poisons(data[1]):
         labels = data[1].clone()
         labels[row] = label
-        twin = copy.deepcopy(start)
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
-        loss(twin, (data[0], labels)).backward()
+        stepped = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(stepped.parameters(), lr=0.1)
+        loss(stepped, (data[0], labels)).backward()
         optimizer.step()
-        outside += [name for name, p in twin.named_parameters() if not engine.box[name].contains(p, CONTAINMENT)]
+        outside += [name for name, p in stepped.named_parameters() if not engine.box[name].contains(p, CONTAINMENT)]
     return outside
 
 

@@ -138,10 +138,10 @@ def test_reset_forgets(case: Case) -> None:
 def test_a_copy_goes_on_by_itself(case: Case, copied) -> None:
     metric, batches = case.metric(), [case.batch(5), case.batch(6)]
     metric.update(*batches[0])
-    twin = copied(metric)
-    twin.update(*batches[1])
+    restored = copied(metric)
+    restored.update(*batches[1])
     assert_equal(metric.compute(), case.function(*batches[0]))
-    assert_equal(twin.compute(), case.function(*concatenate(batches)))
+    assert_equal(restored.compute(), case.function(*concatenate(batches)))
 
 
 def test_states_of_two_processes_merge(case: Case) -> None:

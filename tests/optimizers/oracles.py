@@ -165,7 +165,7 @@ def sequences(gradients: Sequence[Interval], count: int, seed: int) -> list[Tens
     """Gradient sequences, each step of shape (count, columns).
 
     A third at corners, a third inside, a third the worst ones for adaptive optimizers: small first and large late, or
-    the other way round, with one change of ends.
+    in the other direction, with one change of ends.
     """
     generator = torch.Generator().manual_seed(seed)
     steps, columns = len(gradients), gradients[0].shape[0]

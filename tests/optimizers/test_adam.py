@@ -20,7 +20,7 @@ def cap(beta1, beta2, step):
     return (1 - beta1) / (1 - beta1**step) * math.sqrt((1 - beta2**step) / (1 - beta2) * geometric)
 
 
-def reach(betas, steps, eps=1e-8, size=1.0, **flags):
+def largest_steps(betas, steps, eps=1e-8, size=1.0, **flags):
     """How far a parameter can get in each step if every gradient lies in [-size, size]."""
     setting = Setting(torch.optim.Adam, {"lr": 1.0, "betas": betas, "eps": eps, **flags})
     gradient = Interval(torch.full((1,), -size, dtype=DOUBLE), torch.full((1,), size, dtype=DOUBLE))
@@ -31,12 +31,12 @@ def reach(betas, steps, eps=1e-8, size=1.0, **flags):
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.81), (0.5, 0.9), (0.9, 0.5)])
 def test_steps_never_exceed_the_cap(betas):
-    moves = reach(betas, 60)
+    moves = largest_steps(betas, 60)
     assert all(move <= cap(*betas, step) * (1 + 1e-9) for step, move in enumerate(moves, start=1))
 
 
 def test_the_known_values_of_the_cap():
-    moves = reach((0.9, 0.999), 1000, eps=1e-300)
+    moves = largest_steps((0.9, 0.999), 1000, eps=1e-300)
     expected = {1: 1.0, 10: 1.043, 100: 2.243, 1000: 5.781}
     assert {step: round(moves[step - 1], 3) for step in expected} == expected
 
@@ -50,18 +50,18 @@ def test_the_cap_is_attained(betas):
     values = torch_run(setting, torch.zeros(1, dtype=DOUBLE), gradients)
     move = float(values[-2] - values[-1])
     assert move == pytest.approx(cap(*betas, steps), rel=1e-9)
-    assert reach(betas, steps, eps=1e-12)[-1] >= move - CONTAINMENT
+    assert largest_steps(betas, steps, eps=1e-12)[-1] >= move - CONTAINMENT
 
 
 def test_eps_shrinks_the_cap_for_small_gradients():
     """|m̂| / (√v̂ + ε) <= C M / (M + C ε)."""
-    for step, move in enumerate(reach((0.9, 0.999), 20, eps=1e-3, size=1e-3), start=1):
+    for step, move in enumerate(largest_steps((0.9, 0.999), 20, eps=1e-3, size=1e-3), start=1):
         limit = cap(0.9, 0.999, step)
         assert move <= limit / (1 + limit) * (1 + 1e-9)
 
 
 def test_amsgrad_keeps_the_cap():
-    moves = reach((0.9, 0.999), 40, amsgrad=True)
+    moves = largest_steps((0.9, 0.999), 40, amsgrad=True)
     assert all(move <= cap(0.9, 0.999, step) * (1 + 1e-9) for step, move in enumerate(moves, start=1))
 
 

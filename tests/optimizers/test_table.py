@@ -1,4 +1,4 @@
-"""Which optimizers and flags are refused, and what the message says."""
+"""Optimizers and flags that are refused, and the messages."""
 
 import pytest
 import torch

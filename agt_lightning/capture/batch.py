@@ -1,4 +1,9 @@
-"""Flattening of batches of any structure to a list of tensors, and its inverse."""
+"""Flattening of batches of any structure to a list of tensors, and its inverse.
+
+`lightning_utilities.core.apply_func.apply_to_collection`, with which Lightning moves batches, does not serve. It leaves
+the tensors of a frozen dataclass in place, so the captured graph would hold features as constants; and it keeps fields
+that ``__post_init__`` derives from other tensors, instead of deriving them again.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +20,10 @@ def flatten(batch: object) -> tuple[list[Tensor], Rebuild]:
     """Take the tensors out of a batch.
 
     Tuples, named tuples, lists, mappings and dataclasses are traversed, to any depth; everything else that is not a
-    tensor is left as it is. Fields that the constructor of a dataclass derives are derived again, whereas
-    `lightning_utilities.apply_to_collection` would treat them as tensors of the batch.
+    tensor is left as it is.
+
+    Args:
+        batch: the batch; not changed.
 
     Returns:
         The tensors, in order, and a function that rebuilds the batch with other tensors.
@@ -28,27 +35,24 @@ def flatten(batch: object) -> tuple[list[Tensor], Rebuild]:
         (2, 'name')
     """
     leaves: list[Tensor] = []
-    return leaves, _enter(batch, leaves)
+    return leaves, _flatten(batch, leaves)
 
 
-def _enter(value: object, leaves: list[Tensor]) -> Rebuild:
+def _flatten(value: object, leaves: list[Tensor]) -> Rebuild:
+    """Append the tensors of a value to ``leaves``, and return the function that rebuilds it."""
     if isinstance(value, Tensor):
         position = len(leaves)
         leaves.append(value)
         return lambda tensors: tensors[position]
     if isinstance(value, Mapping):
-        entries = {key: _enter(item, leaves) for key, item in value.items()}
+        entries = {key: _flatten(item, leaves) for key, item in value.items()}
         mapping_type = type(value) if isinstance(value, dict) else dict
-        return lambda tensors: _as(mapping_type, {key: rebuild(tensors) for key, rebuild in entries.items()})
+        return lambda tensors: mapping_type({key: rebuild(tensors) for key, rebuild in entries.items()})
     if isinstance(value, tuple | list):
-        items = [_enter(item, leaves) for item in value]
+        items = [_flatten(item, leaves) for item in value]
         make = type(value)._make if hasattr(value, "_make") else type(value)
         return lambda tensors: make([rebuild(tensors) for rebuild in items])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _enter(getattr(value, f.name), leaves) for f in dataclasses.fields(value) if f.init}
+        fields = {f.name: _flatten(getattr(value, f.name), leaves) for f in dataclasses.fields(value) if f.init}
         return lambda tensors: dataclasses.replace(value, **{key: make(tensors) for key, make in fields.items()})
     return lambda tensors: value
-
-
-def _as(mapping_type: type, entries: dict[object, object]) -> object:
-    return entries if mapping_type is dict else mapping_type(entries)

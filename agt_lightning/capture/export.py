@@ -16,6 +16,23 @@ from agt_lightning.errors import CaptureError
 
 _aten = torch.ops.aten
 
+LOSSES = frozenset(
+    {
+        _aten.binary_cross_entropy_with_logits.default,
+        _aten.cross_entropy_loss.default,
+        _aten.huber_loss.default,
+        _aten.l1_loss.default,
+        _aten.mse_loss.default,
+        _aten.smooth_l1_loss.default,
+    }
+)
+"""Calls with an argument ``reduction`` over the batch (0 none, 1 mean, 2 sum)."""
+
+_PRODUCTS = frozenset({_aten.matmul.default, _aten.mm.default, _aten.addmm.default})
+_TRANSPOSES = frozenset(
+    {_aten.t.default, _aten.numpy_T.default, _aten.mT.default, _aten.transpose.int, _aten.permute.default}
+)
+
 
 class _Objective(nn.Module):
     """A module that wraps a function of tensors, so that `torch.export` finds the parameters of ``module``."""
@@ -158,25 +175,6 @@ def _swaps_two_axes(call: Call) -> bool:
     assert isinstance(order, list)
     normal = [axis % 2 for axis in order]
     return normal == [1, 0] or (call.op is _aten.transpose.int and normal == [0, 1])
-
-
-_PRODUCTS = frozenset({_aten.matmul.default, _aten.mm.default, _aten.addmm.default})
-_TRANSPOSES = frozenset(
-    {_aten.t.default, _aten.numpy_T.default, _aten.mT.default, _aten.transpose.int, _aten.permute.default}
-)
-
-
-LOSSES = frozenset(
-    {
-        _aten.binary_cross_entropy_with_logits.default,
-        _aten.cross_entropy_loss.default,
-        _aten.huber_loss.default,
-        _aten.l1_loss.default,
-        _aten.mse_loss.default,
-        _aten.smooth_l1_loss.default,
-    }
-)
-"""Calls with an argument ``reduction`` over the batch (0 none, 1 mean, 2 sum)."""
 
 
 def _reduced(graph: Graph) -> Graph:

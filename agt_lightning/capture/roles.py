@@ -1,8 +1,13 @@
 """Roles in a captured training step: the features and labels of the batch, and the per-sample terms of the loss.
 
-The user need not name them. A batch entry that meets parameters directly is a *feature*; one that meets only
-predictions, values that already depend on parameters and on the batch, is a *label*. The loss must be a sum, or mean,
-over samples of per-sample terms, possibly scaled and added: then one sample influences only its own gradient.
+The user need not name them: they follow from where a batch entry first *meets* parameters. Follow an entry through the
+calls whose inputs depend on no parameter. A call that combines its value with one that depends on parameters is a
+meeting. If no such value depends on samples too, the entry meets parameters alone and is a *feature*: it enters the
+model. Otherwise it meets a prediction and is a *label*: it is compared with the model's output. An entry with meetings
+of both kinds is a feature.
+
+The loss must be a sum, or mean, over samples of per-sample terms, possibly scaled and added. Then the gradient is a
+weighted sum of per-sample gradients, and a poisoned sample changes its own only.
 """
 
 from collections.abc import Callable, Mapping
@@ -129,7 +134,15 @@ def reached(graph: Graph, sources: set[str], *, through_detach: bool = True) -> 
 
 @dataclass(frozen=True)
 class _Meeting:
-    """A call in which a leaf, possibly transformed, first meets a value that depends on parameters."""
+    """A call in which a leaf, possibly transformed, first meets a value that depends on parameters.
+
+    Args:
+        leaf: name of the leaf.
+        feature: whether none of the call's values that depend on parameters depends on samples.
+        call: the call.
+        prediction: name of the first of these values.
+        target: name of the leaf's value in the call.
+    """
 
     leaf: str
     feature: bool

@@ -1,7 +1,8 @@
 """Messages between processes: tensors, intervals and text by name, as one run of bytes.
 
-`torch.distributed.all_gather_object` sends the same by pickling, which moves GPU tensors through the CPU and, as torch
-warns, is slow; it would also send a tensor that stands in several parts once for each of them.
+`torch.distributed.all_gather_object` would need no code here, but it pickles. Its documentation warns that this copies
+tensors on a GPU to the CPU, and that unpickling can run any code of the sender. Here a short JSON header describes the
+message, and the tensors follow as they are in memory, on the device that the collective sends from.
 """
 
 from __future__ import annotations

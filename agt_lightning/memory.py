@@ -1,6 +1,7 @@
-"""The memory budget of temporary tensors, and its default."""
+"""The memory budget of temporary tensors, its default, and chunks of work that fit a budget."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -64,3 +65,20 @@ def available_memory(device: torch.device) -> int | None:
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def chunks(count: int, bytes_each: int, budget: int) -> Iterator[slice]:
+    """Yield consecutive ranges of items, as large as fit a budget, of at least one item each.
+
+    Args:
+        count: number of items.
+        bytes_each: memory that one item takes, positive.
+        budget: memory for one chunk, in bytes.
+
+    Example:
+        >>> [(chunk.start, chunk.stop) for chunk in chunks(5, bytes_each=8, budget=20)]
+        [(0, 2), (2, 4), (4, 5)]
+    """
+    size = max(1, budget // bytes_each)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, memory
-from agt_lightning.memory import available_memory, fitting_memory_budget
+from agt_lightning.memory import available_memory, chunks, fitting_memory_budget
 
 CPU = torch.device("cpu")
 MEBIBYTE = 2**20
@@ -37,6 +37,13 @@ def test_what_the_system_tells_is_read(monkeypatch, tmp_path):
     assert available_memory(CPU) == 12 * 1024
     path.write_text("nothing of the kind")
     assert available_memory(CPU) is None or available_memory(CPU) > 0
+
+
+@pytest.mark.parametrize(("count", "budget"), [(0, 8), (7, 1), (7, 24), (7, 10**6)])
+def test_chunks_cover_every_item_once_and_fit(count, budget):
+    parts = list(chunks(count, 8, budget))
+    assert [item for part in parts for item in range(part.start, part.stop)] == list(range(count))
+    assert all(part.stop - part.start <= max(1, budget // 8) for part in parts)
 
 
 @pytest.mark.parametrize("budget", [0, -1])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal, Protocol, get_args
 
 from agt_lightning.aggregation.descent import bounded_descent
-from agt_lightning.aggregation.moments import moment_descent, part_gains
+from agt_lightning.aggregation.moments import factored_gains, moment_descent
 from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.errors import require_one_of
 from agt_lightning.gradients import FactoredGradient
@@ -67,7 +67,7 @@ def choose(
     sum_methods: dict[str, SumMethod] = dict.fromkeys(clean, "exact")
     if aggregation == "exact":
         return sum_methods
-    factored = [name for name in poisoned if part_gains(clean[name], poisoned[name], samples) is not None]
+    factored = [name for name in poisoned if factored_gains(clean[name], poisoned[name], samples) is not None]
     if aggregation == "moment":
         return sum_methods | dict.fromkeys(factored, "moment")
     left = AFFORDABLE * sum(_passes(gradient) for gradient in clean.values())

@@ -1,15 +1,16 @@
-"""Bounds on top-n sums by matrix products alone, for gains that are products (`Gains`).
+"""Bounds on top-n sums of gains by their p-th moments: matrix products alone, nothing is sorted.
 
 For gains g_i >= 0 and p >= 1 Hölder's inequality bounds the sum of any n of them,
 
-    top-n(g) <= n^(1 - 1/p) (Σ g_i^p)^(1/p),
+    SEMax_n {g} <= n^(1 - 1/p) (Σ_i g_i^p)^(1/p).
 
-and ``Σ (α x + β y)^p`` is a sum of p + 1 matrix products. A few samples of very large α would spoil the bound, so α is
-cut at a threshold τ of its unit, and what is above it counts as if all samples were poisoned:
+For gains bounded by ``α x + β y`` (`agt_lightning.aggregation.moment_terms`) the sum of powers takes p + 1 matrix
+products. A few samples with a very large α would loosen the bound, so α is cut at a threshold τ of its output unit, and
+the rest is summed as if all samples were poisoned:
 
-    top-n(α x + β y) <= Σ (α - τ)⁺ x + top-n(min(α, τ) x + β y).
+    SEMax_n {α x + β y} <= Σ_i (α_i - τ)⁺ x_i + SEMax_n {min(α, τ) x + β y}.
 
-Every τ is sound, and samples may differ in it. Derived in docs/theory.md, eq. (4.3), (4.8), (4.9).
+Any τ >= 0 is sound, also one that differs between samples. Derived in docs/theory.md, eq. (4.3), (4.8), (4.9).
 """
 
 from __future__ import annotations
@@ -24,160 +25,164 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation.descent import bounded_descent
-from agt_lightning.aggregation.moment_terms import FactorRanges, Gains, Term
+from agt_lightning.aggregation.moment_terms import FactoredGains, FactorRanges, Term
 from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import round_down, round_up, unit_roundoff
 
 SMALLEST_EXPONENT = 4
-"""Unless all samples are taken; p = 2 is the better choice only if more than a third of them are."""
+"""Smallest p, unless all rows can be poisoned; p = 2 is tighter only if more than a third of them can."""
 
 _THRESHOLD_ROWS = 2048
-"""Rows of which the threshold is a quantile."""
+"""Number of rows whose quantile is the threshold τ."""
 
 _ROUNDINGS = 64
-"""Roundings of one term beside the sum: differences, weights and scales to the power of p, and products."""
+"""Roundings of one term besides the sum: differences, weights and scales to the power of p, and products."""
 
 _UNDERFLOW = 2.0**-960
-"""More than 2^30 terms of binomial weights below 2^16 can lose by underflow, 2^-1022 at each of 2^10 roundings."""
+"""More than 2^30 terms with binomial weights below 2^16 can lose to underflow, 2^-1022 at each of 2^10 roundings."""
 
 _LAST_ROUNDINGS = 1 + 2.0**-48
-"""A root, which is within a few units of the last place, a power of n and four operations."""
+"""Room for a root, right to a few units in the last place, a power of n and four operations."""
 
 
 @dataclass(frozen=True)
 class MomentSums:
     """Sums over samples, (2, o, k): for gains of the upper bound, then for those of the lower one.
 
-    `excess` and `powers` are plain sums, `largest` is a maximum: those of disjoint sets of samples combine to those of
-    their union, if exponents and scales agree.
+    `excess` and `powers` are sums, `largest_gain` is a maximum. So the sums of two disjoint sets of samples add up to
+    those of their union if the exponents agree.
 
     Args:
         excess: ``Σ (α - τ)⁺ x``.
         powers: ``Σ (min(α, τ) x + β y)^p`` by exponent p, of gains divided by ``scale``.
-        largest: an upper bound on each gain.
+        largest_gain: an upper bound on each gain.
         scale: at least as large as each gain that enters ``powers``, (o, 1).
-        terms: number of summands of each sum.
+        summands: number of summands of each sum, for the rounding.
     """
 
     excess: Tensor
     powers: Mapping[int, Tensor]
-    largest: Tensor
+    largest_gain: Tensor
     scale: Tensor
-    terms: int
+    summands: int
 
     @classmethod
-    def of(cls, gains: Gains, ranges: FactorRanges, taken: int, exponents: Sequence[int]) -> MomentSums:
-        """Sum up the gains of some samples, in one pass.
+    def of(cls, gains: FactoredGains, ranges: FactorRanges, poisoned_rows: int, exponents: Sequence[int]) -> MomentSums:
+        """Sum the powers of the gains of some samples, in one pass.
 
         Args:
             gains: of all poisonable samples.
             ranges: of their factors.
-            taken: number of gains in the sum, for which the threshold is chosen.
-            exponents: powers of two; one alone if the inputs move.
+            poisoned_rows: number of rows that can be poisoned; about as many exceed the threshold.
+            exponents: powers of two; a single one if the adversary changes inputs.
         """
-        tau = threshold(gains.sampled_alpha(_THRESHOLD_ROWS), taken / gains.rows)
-        unit = torch.where(ranges.outputs > 0, 2 * ranges.outputs, 1.0)
-        sums = _RunningSums.none(unit.repeat(2), ranges.inputs, gains.columns(ranges), exponents)
+        tau = threshold(gains.alpha_of_some(_THRESHOLD_ROWS), poisoned_rows / gains.rows)
+        unit = torch.where(ranges.largest_output > 0, 2 * ranges.largest_output, 1.0)
+        sums = _RunningSums.zero(unit.repeat(2), ranges.largest_input, gains.columns(ranges), exponents)
         for terms in gains.terms(ranges):
             for term in terms:
                 sums.add(term, tau)
         return cls(
-            gains.folded(sums.excess, ranges),
-            {p: gains.folded(power, ranges) for p, power in sums.powers.items()},
-            gains.folded(sums.largest(), ranges, largest=True),
-            (unit * ranges.inputs)[:, None],
+            gains.joined_signs(sums.excess, ranges),
+            {p: gains.joined_signs(power, ranges) for p, power in sums.powers.items()},
+            gains.joined_signs(sums.largest_gain(), ranges, torch.maximum),
+            (unit * ranges.largest_input)[:, None],
             2 * gains.rows * (max(exponents) + 1),
         )
 
     def __add__(self, other: MomentSums) -> MomentSums:
-        """Sums over both sets of samples."""
+        """Return the sums over both sets of samples."""
         scale = torch.maximum(self.scale, other.scale)
         shares = (self.scale / scale, other.scale / scale)
         return MomentSums(
             self.excess + other.excess,
             {p: self.powers[p] * shares[0] ** p + other.powers[p] * shares[1] ** p for p in self.powers},
-            torch.maximum(self.largest, other.largest),
+            torch.maximum(self.largest_gain, other.largest_gain),
             scale,
-            self.terms + other.terms,
+            self.summands + other.summands,
         )
 
-    def top_n(self, taken: int) -> Tensor:
-        """Upper bounds on the sum of any ``taken`` gains, (2, o, k), rounded up.
+    def top_n(self, n: int) -> Tensor:
+        """Bound the sum of any n gains from above, (2, o, k), rounded up.
 
         Args:
-            taken: number of samples and positions that the adversary can take.
+            n: number of rows (samples times positions) that can be poisoned.
         """
-        roundings = self.terms + _ROUNDINGS * max(self.powers)
+        roundings = self.summands + _ROUNDINGS * max(self.powers)
         outward = 1 + 2 * roundings * unit_roundoff(torch.float64)
         bounds = [
-            self.excess * outward + taken ** (1 - 1 / p) * ((power * outward + _UNDERFLOW) ** (1 / p)) * self.scale
+            self.excess * outward + n ** (1 - 1 / p) * ((power * outward + _UNDERFLOW) ** (1 / p)) * self.scale
             for p, power in self.powers.items()
         ]
-        return torch.stack([*bounds, taken * self.largest * outward]).amin(dim=0) * _LAST_ROUNDINGS
+        return torch.stack([*bounds, n * self.largest_gain * outward]).amin(dim=0) * _LAST_ROUNDINGS
 
 
 @dataclass(frozen=True)
 class _RunningSums:
-    """Sums and maxima over the terms so far, changed in place; sums are (2 o, columns of x).
+    """Sums over the terms added so far, (2 o, columns of x), changed in place.
 
     Args:
         excess: ``Σ (α - τ)⁺ x``.
         powers: by exponent, of scaled gains.
-        unit: what outputs are divided by, (2 o,).
-        scale: what inputs are divided by.
-        alpha: largest α, (2 o,).
-        beta: largest β, (2 o,).
-        x: largest x, (k,).
-        y: largest y, (k,).
+        output_scale: divisor of α and β, (2 o,).
+        input_scale: divisor of x and y.
+        max_alpha: largest α, (2 o,).
+        max_beta: largest β, (2 o,).
+        max_x: largest x, (columns,).
+        max_y: largest y, (columns,).
     """
 
     excess: Tensor
     powers: Mapping[int, Tensor]
-    unit: Tensor
-    scale: float
-    alpha: Tensor
-    beta: Tensor
-    x: Tensor
-    y: Tensor
+    output_scale: Tensor
+    input_scale: float
+    max_alpha: Tensor
+    max_beta: Tensor
+    max_x: Tensor
+    max_y: Tensor
 
     @classmethod
-    def none(cls, unit: Tensor, scale: float, columns: int, exponents: Sequence[int]) -> _RunningSums:
-        sums = unit.new_zeros(1 + len(exponents), len(unit), columns)
+    def zero(cls, output_scale: Tensor, input_scale: float, columns: int, exponents: Sequence[int]) -> _RunningSums:
+        sums = output_scale.new_zeros(1 + len(exponents), len(output_scale), columns)
         powers = dict(zip(exponents, sums[1:], strict=True))
-        tops = [unit.new_zeros(size) for size in (len(unit), len(unit), columns, columns)]
-        return cls(sums[0], powers, unit, scale, *tops)
+        maxima = [output_scale.new_zeros(size) for size in (len(output_scale), len(output_scale), columns, columns)]
+        return cls(sums[0], powers, output_scale, input_scale, *maxima)
 
     def add(self, term: Term, tau: Tensor) -> None:
-        """Add a chunk of samples, with α cut at ``tau``."""
+        """Add a term with α cut at ``tau``, (2 o,)."""
         cut = torch.minimum(term.alpha, tau)
         self.excess.addmm_((term.alpha - cut).T, term.x)
-        torch.maximum(self.alpha, term.alpha.amax(dim=0), out=self.alpha)
-        torch.maximum(self.x, term.x.amax(dim=0), out=self.x)
-        alpha, x = cut / self.unit, term.x / self.scale
+        _update_maximum(self.max_alpha, term.alpha)
+        _update_maximum(self.max_x, term.x)
+        alpha, x = cut / self.output_scale, term.x / self.input_scale
         if term.y is None:
             for p, total in self.powers.items():
                 total.addmm_(_raised(alpha, p).T, _raised(x, p))
             return
-        torch.maximum(self.beta, term.beta.amax(dim=0), out=self.beta)
-        torch.maximum(self.y, term.y.amax(dim=0), out=self.y)
+        _update_maximum(self.max_beta, term.beta)
+        _update_maximum(self.max_y, term.y)
         for p, total in self.powers.items():
-            _add_binomial(total, (alpha, term.beta / self.unit), (x, term.y / self.scale), p)
+            _add_binomial(total, (alpha, term.beta / self.output_scale), (x, term.y / self.input_scale), p)
 
-    def largest(self) -> Tensor:
-        """Return an upper bound on each gain: the largest of each factor."""
-        return torch.outer(self.alpha, self.x) + torch.outer(self.beta, self.y)
+    def largest_gain(self) -> Tensor:
+        """Bound each gain by the largest value of each factor."""
+        return torch.outer(self.max_alpha, self.max_x) + torch.outer(self.max_beta, self.max_y)
+
+
+def _update_maximum(maximum: Tensor, rows: Tensor) -> None:
+    torch.maximum(maximum, rows.amax(dim=0), out=maximum)
 
 
 def moment_descent(
     clean: FactoredGradient, poisoned: FactoredGradient | None, samples: SampleSet, n: int, budget: int
 ) -> Interval:
-    """`bounded_descent` by matrix products alone: never narrower, and wider by a tenth or two in most cases.
+    """Bound the descent direction as `bounded_descent` does, by matrix products alone.
 
-    Gradients without factors, such as those of biases and embeddings, and of parameters used at several places, are
-    summed exactly. Where a weight is used at several positions, as in a convolution, each counts as a sample of which
-    the adversary takes n for every position: wider still.
+    The bounds are never narrower than the exact ones, and wider by 10 to 20 percent in most cases. If a weight is used
+    at T positions, as in a convolution, any n samples are bounded as any n T of their rows, which is looser. Gradients
+    without factors (biases, embeddings) and those of parameters used at several places are summed exactly.
 
     Args:
         clean: bounds for the data as it is (equation 6).
@@ -200,23 +205,28 @@ def moment_descent(
         ... ).upper[0, 0]
         (tensor(10., dtype=torch.float64), tensor(10.0000, dtype=torch.float64))
     """
-    parts = None if poisoned is None or n == 0 else part_gains(clean, poisoned, samples)
+    parts = None if poisoned is None or n == 0 else factored_gains(clean, poisoned, samples)
     if parts is None:
         return bounded_descent(clean, poisoned, samples, n, budget)
     total = bounded_descent(clean, None, samples, 0, budget)
-    all_ranges = [gains.ranges() for gains in parts]
-    taken = n * max(gains.positions for gains in parts)
-    several = not any(ranges.inputs_move for ranges in all_ranges)
-    exponents = exponents_for(taken, sum(gains.rows for gains in parts), several=several)
-    sums = [MomentSums.of(gains, ranges, taken, exponents) for gains, ranges in zip(parts, all_ranges, strict=True)]
-    upper, lower = functools.reduce(operator.add, sums).top_n(taken).reshape(2, *clean.shape)
+    ranges = [gains.ranges() for gains in parts]
+    poisoned_rows = n * max(gains.positions for gains in parts)
+    exponents = exponents_for(
+        poisoned_rows,
+        sum(gains.rows for gains in parts),
+        count=1 if any(part.changes_inputs for part in ranges) else 2,
+    )
+    sums = [MomentSums.of(gains, part, poisoned_rows, exponents) for gains, part in zip(parts, ranges, strict=True)]
+    increase, decrease = functools.reduce(operator.add, sums).top_n(poisoned_rows).reshape(2, *clean.shape)
     return Interval.trusted(
-        round_down(total.lower.double() - lower, total.dtype), round_up(total.upper.double() + upper, total.dtype)
+        round_down(total.lower.double() - decrease, total.dtype), round_up(total.upper.double() + increase, total.dtype)
     )
 
 
-def part_gains(clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet) -> list[Gains] | None:
-    """Return the gains of each micro-batch; None if some have no factors.
+def factored_gains(
+    clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet
+) -> list[FactoredGains] | None:
+    """Return the gains of each micro-batch; None if some gradient has no factors.
 
     Args:
         clean: bounds for the data as it is.
@@ -225,90 +235,97 @@ def part_gains(clean: FactoredGradient, poisoned: FactoredGradient, samples: Sam
     """
     if isinstance(clean, Stacked) and isinstance(poisoned, Stacked):
         return _stacked_gains(clean, poisoned, samples)
-    inner, outer = clean.factors(), poisoned.factors()
-    if inner is None or outer is None:
+    clean_factors, poisoned_factors = clean.factors(), poisoned.factors()
+    if clean_factors is None or poisoned_factors is None:
         return None
-    return [Gains(inner, outer, samples.select(samples.weights).double(), samples.poisonable)]
+    weights = samples.select(samples.weights).double()
+    return [FactoredGains(clean_factors, poisoned_factors, weights, samples.poisonable)]
 
 
-def _stacked_gains(clean: Stacked, poisoned: Stacked, samples: SampleSet) -> list[Gains] | None:
-    """Return the gains of micro-batches one by one; None if poisonable samples do not come in the same order."""
+def _stacked_gains(clean: Stacked, poisoned: Stacked, samples: SampleSet) -> list[FactoredGains] | None:
+    """Return the gains of the stacked parts; None also if the poisonable samples are not in the order of the parts."""
     if len(clean.parts) != len(poisoned.parts):
         return None
-    found: list[Gains] = []
+    gains: list[FactoredGains] = []
     counts = [part.samples for part in poisoned.parts]
-    positions = None if samples.poisonable is None else samples.poisonable.split(counts)
+    poisonable = None if samples.poisonable is None else samples.poisonable.split(counts)
     start = 0
-    for index, (before, after) in enumerate(zip(clean.parts, poisoned.parts, strict=True)):
-        rows = None if positions is None else positions[index] - start
-        fits = before.samples == after.samples if rows is None else bool(((rows >= 0) & (rows < before.samples)).all())
-        if not fits:
+    for index, (clean_part, poisoned_part) in enumerate(zip(clean.parts, poisoned.parts, strict=True)):
+        stop = start + clean_part.samples
+        rows = None if poisonable is None else poisonable[index] - start
+        if rows is None:
+            fits = clean_part.samples == poisoned_part.samples
+        else:
+            fits = bool(((rows >= 0) & (rows < clean_part.samples)).all())
+        part = factored_gains(clean_part, poisoned_part, SampleSet(samples.weights[start:stop], rows)) if fits else None
+        if part is None:
             return None
-        gains = part_gains(before, after, SampleSet(samples.weights[start : start + before.samples], rows))
-        if gains is None:
-            return None
-        found += gains
-        start += before.samples
-    return found
+        gains += part
+        start = stop
+    return gains
 
 
-def exponents_for(taken: int, rows: int, *, several: bool) -> tuple[int, ...]:
-    """Return powers of two near the exponent at which the bound is tightest.
+def exponents_for(poisoned_rows: int, rows: int, *, count: int) -> tuple[int, ...]:
+    """Return powers of two near the exponent p of the tightest bound.
 
-    That is ``ln(rows / taken)`` for gains with exponential tails and about twice that for normal ones.
+    The best p is ``ln(rows / poisoned_rows)`` for gains with exponential tails, and about twice that for normal ones.
 
     Args:
-        taken: number of gains in the sum.
+        poisoned_rows: number of gains in the sum.
         rows: number of gains.
-        several: whether to use both; the cost of one grows with it where inputs move.
+        count: number of exponents, each twice the one before; a bound with p takes p + 1 matrix products if the
+            adversary changes inputs.
+
+    Returns:
+        ``count`` exponents; 1 alone if all rows can be poisoned, since the sum is exact then.
 
     Example:
-        >>> exponents_for(50, 60_000, several=True), exponents_for(100, 10_000, several=False)
+        >>> exponents_for(50, 60_000, count=2), exponents_for(100, 10_000, count=1)
         ((8, 16), (4,))
     """
-    if taken >= rows:
+    if poisoned_rows >= rows:
         return (1,)
-    nearest = 2 ** round(math.log2(max(1.0, math.log(rows / taken))))
+    nearest = 2 ** round(math.log2(max(1.0, math.log(rows / poisoned_rows))))
     first = max(SMALLEST_EXPONENT, nearest)
-    return (first, 2 * first) if several else (first,)
+    return tuple(first * 2**doublings for doublings in range(count))
 
 
-def threshold(alphas: Tensor, share: float) -> Tensor:
-    """Return, for each column, the entry that about this share of its entries exceeds; zero if all are taken.
+def threshold(alpha: Tensor, share: float) -> Tensor:
+    """Return the quantile of each column that about a share of its entries exceeds; zero if the share is 1.
 
     Args:
-        alphas: (rows, columns), nonnegative.
-        share: of entries that are taken.
+        alpha: α >= 0, (rows, columns).
+        share: share of the entries, above 0.
     """
     if share >= 1:
-        return alphas.new_zeros(alphas.shape[1])
-    rank = max(1, round(share * len(alphas)))
-    return alphas.kthvalue(len(alphas) - rank + 1, dim=0).values
+        return alpha.new_zeros(alpha.shape[1])
+    rank = max(1, round(share * len(alpha)))
+    return alpha.kthvalue(len(alpha) - rank + 1, dim=0).values
 
 
 def _add_binomial(total: Tensor, outputs: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor], p: int) -> None:
-    """Add ``Σ (a x + b y)^p`` in place, by the binomial theorem.
+    """Add ``Σ (α x + β y)^p`` in place, by the binomial theorem.
 
     Args:
         total: (2 o, k).
-        outputs: a and b, (rows, 2 o).
+        outputs: α and β, (rows, 2 o).
         inputs: x and y, (rows, k).
         p: exponent.
     """
-    (a, b), (x, y) = (tuple(_ladder(factor, p) for factor in pair) for pair in (outputs, inputs))
+    (alpha, beta), (x, y) = (tuple(_powers(factor, p) for factor in pair) for pair in (outputs, inputs))
     for t in range(p + 1):
-        total.addmm_(_product(a[p - t], b[t]).T, _product(x[p - t], y[t]), alpha=math.comb(p, t))
+        total.addmm_(_product(alpha[p - t], beta[t]).T, _product(x[p - t], y[t]), alpha=math.comb(p, t))
 
 
 def _raised(value: Tensor, p: int) -> Tensor:
-    """``value^p`` for a power of two, by squaring: faster than `torch.pow`."""
+    """Return ``value^p`` for a power p of two, by squaring: faster than `torch.pow`."""
     for _ in range(p.bit_length() - 1):
         value = value.square()
     return value
 
 
-def _ladder(value: Tensor, p: int) -> list[Tensor | None]:
-    """``value^0`` to ``value^p``; None for the first, which is one."""
+def _powers(value: Tensor, p: int) -> list[Tensor | None]:
+    """Return ``value^0`` to ``value^p``; None stands for ones."""
     powers: list[Tensor | None] = [None, value]
     for _ in range(p - 1):
         powers.append(_product(powers[-1], value))
@@ -317,7 +334,7 @@ def _ladder(value: Tensor, p: int) -> list[Tensor | None]:
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor:
     if a is None or b is None:
-        found = b if a is None else a
-        assert found is not None
-        return found
+        factor = b if a is None else a
+        assert factor is not None
+        return factor
     return a * b

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
+from agt_lightning.memory import chunks
 
 COPIES = 10
 """Temporary tensors of the size of a block that exist at once: bounds of both passes, their products, the gains."""
@@ -58,13 +59,17 @@ def weighted_sum(gradient: FactoredGradient, weights: Tensor, budget: int) -> In
 
 
 def blocks(gradient: FactoredGradient, budget: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of elements whose expansion fits in the budget: whole rows, or parts of a row that is too large."""
-    elements = max(1, budget // (gradient.samples * 8 * COPIES))
-    if elements >= gradient.row:
-        size = elements - elements % gradient.row
-        for start in range(0, gradient.elements, size):
-            yield start, min(start + size, gradient.elements)
+    """Yield ranges of elements whose expansion fits in the budget: whole rows, or parts of a row that is too large.
+
+    Args:
+        gradient: bounds of each sample.
+        budget: memory for temporary tensors, in bytes.
+    """
+    row, element_bytes = gradient.row, gradient.samples * 8 * COPIES
+    if row * element_bytes <= budget:
+        for rows in chunks(gradient.elements // row, row * element_bytes, budget):
+            yield rows.start * row, rows.stop * row
         return
-    for row in range(0, gradient.elements, gradient.row):
-        for start in range(row, row + gradient.row, elements):
-            yield start, min(start + elements, row + gradient.row)
+    for start in range(0, gradient.elements, row):
+        for part in chunks(row, element_bytes, budget):
+            yield start + part.start, start + part.stop

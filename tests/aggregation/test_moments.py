@@ -1,4 +1,4 @@
-"""Moments bound what exact sums are, never from inside."""
+"""Moment bounds contain every set of poisoned samples and are never narrower than the exact sums."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent, moment_terms, moments
-from agt_lightning.aggregation.moment_terms import Gains
-from agt_lightning.aggregation.moments import MomentSums, exponents_for, part_gains, threshold
+from agt_lightning.aggregation.moment_terms import FactoredGains
+from agt_lightning.aggregation.moments import MomentSums, exponents_for, factored_gains, threshold
 from agt_lightning.gradients import Elementwise, OuterProduct, Stacked, Summed
 from agt_lightning.interval import Interval
 from tests.aggregation.moment_oracles import (
@@ -33,7 +33,7 @@ def everything(descent=moment_descent):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bound_contains_every_set_of_poisoned_samples(case):
-    assert part_gains(case.clean, case.poisoned, case.samples) is not None
+    assert factored_gains(case.clean, case.poisoned, case.samples) is not None
     check_contains_every_subset(moment_descent, case)
 
 
@@ -48,7 +48,7 @@ def test_chunks_of_samples_add_up(size, monkeypatch):
     for clean, poisoned in random_products(300, generator):
         whole = moment_descent(clean, poisoned, samples, 20, AMPLE)
         with monkeypatch.context() as patched:
-            patched.setattr(moment_terms, "_CHUNK", size)
+            patched.setattr(moment_terms, "_CACHED", size)
             parts = moment_descent(clean, poisoned, samples, 20, AMPLE)
         assert torch.allclose(whole.upper, parts.upper, rtol=EXACT)
         assert torch.allclose(whole.lower, parts.lower, rtol=EXACT)
@@ -110,9 +110,9 @@ def test_gradients_without_factors_are_summed_exactly():
 def test_poisonable_samples_out_of_order_in_stacks_are_summed_exactly():
     case = next(case for case in CASES if str(case) == "stacked, labels, n=2, 6")
     shuffled = SampleSet(case.samples.weights, torch.tensor([5, 0, 3, 1, 4, 2]))
-    assert part_gains(case.clean, case.poisoned, shuffled) is None
+    assert factored_gains(case.clean, case.poisoned, shuffled) is None
     other_parts = Stacked([case.poisoned.parts[0]])
-    assert part_gains(case.clean, other_parts, case.samples) is None
+    assert factored_gains(case.clean, other_parts, case.samples) is None
 
 
 def test_float32_bounds_are_rounded_outward():
@@ -150,8 +150,8 @@ def test_rounding_is_outward():
     [(100, 100, (1,)), (100, 200, (1,)), (100, 50, (4, 8)), (10_000, 100, (4, 8)), (60_000, 50, (8, 16))],
 )
 def test_exponents_grow_with_the_rarity_of_poison(rows, taken, expected):
-    assert exponents_for(taken, rows, several=True) == expected
-    assert exponents_for(taken, rows, several=False) == expected[:1]
+    assert exponents_for(taken, rows, count=2) == expected
+    assert exponents_for(taken, rows, count=1) == expected[:1]
 
 
 def test_threshold_is_a_quantile():
@@ -178,38 +178,38 @@ def test_sums_of_two_sets_of_samples_are_those_of_the_union():
 
 # --- planted faults --------------------------------------------------------------------------------------------------
 
-terms, top_n = Gains.terms, MomentSums.top_n
+terms, top_n = FactoredGains.terms, MomentSums.top_n
 
 
-def without_clamp(before, after):
-    return after.upper - before.upper, before.lower - after.lower
+def without_clamp(clean, poisoned):
+    return poisoned.upper - clean.upper, clean.lower - poisoned.lower
 
 
-def terms_without_shift(self, ranges):
+def terms_without_input_changes(self, ranges):
     return (tuple(replace(t, beta=t.beta * 0) for t in chunk) for chunk in terms(self, ranges))
 
 
-def top_n_without_excess(self, taken):
-    return top_n(replace(self, excess=0 * self.excess), taken)
+def top_n_without_excess(self, n):
+    return top_n(replace(self, excess=0 * self.excess), n)
 
 
-def top_n_with_wrong_root(self, taken):
+def top_n_with_wrong_root(self, n):
     p = max(self.powers)
-    return top_n(self, taken) * taken ** (1 / p - (1 - 1 / p))
+    return top_n(self, n) * n ** (1 / p - (1 - 1 / p))
 
 
-def top_n_of_samples(self, taken):
-    return top_n(self, max(1, taken // 3))
+def top_n_of_samples(self, n):
+    return top_n(self, max(1, n // 3))
 
 
-def first_sign_only(self, sums, ranges, *, largest=False):
-    by_end = sums.unflatten(0, (2, -1))
-    return by_end.chunk(2, dim=2)[0] if ranges.signed else by_end
+def first_sign_only(self, sums, ranges, join=torch.add):
+    by_bound = sums.unflatten(0, (2, -1))
+    return by_bound.chunk(2, dim=2)[0] if ranges.has_negative_inputs else by_bound
 
 
-def ends_not_exchanged(self, sums, ranges, *, largest=False):
-    by_end = sums.unflatten(0, (2, -1))
-    return sum(by_end.chunk(2, dim=2)) if ranges.signed else by_end
+def bounds_not_exchanged(self, sums, ranges, join=torch.add):
+    by_bound = sums.unflatten(0, (2, -1))
+    return sum(by_bound.chunk(2, dim=2)) if ranges.has_negative_inputs else by_bound
 
 
 def binomial_without_middle(total, outputs, inputs, p):
@@ -219,10 +219,10 @@ def binomial_without_middle(total, outputs, inputs, p):
 
 FAULTS = [
     Fault("n^(1/p) instead of n^(1-1/p)", everything, top_n_with_wrong_root, (MomentSums, "top_n")),
-    Fault("inputs that move forgotten", everything, terms_without_shift, (Gains, "terms")),
+    Fault("changes of inputs forgotten", everything, terms_without_input_changes, (FactoredGains, "terms")),
     Fault("excess forgotten", everything, top_n_without_excess, (MomentSums, "top_n")),
-    Fault("negative inputs forgotten", everything, first_sign_only, (Gains, "folded")),
-    Fault("negative inputs at the same end", everything, ends_not_exchanged, (Gains, "folded")),
+    Fault("negative inputs forgotten", everything, first_sign_only, (FactoredGains, "joined_signs")),
+    Fault("negative inputs at the same bound", everything, bounds_not_exchanged, (FactoredGains, "joined_signs")),
     Fault("weights forgotten", everything, lambda outputs, weights: outputs, (moment_terms, "_weighted")),
     Fault("positions forgotten", everything, top_n_of_samples, (MomentSums, "top_n")),
     Fault("middle of the binomial forgotten", everything, binomial_without_middle, (moments, "_add_binomial")),

@@ -58,16 +58,12 @@ class CertifiedAccuracy(CertificateMetric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._certified, self._total = f"{self._prefix}_certified", f"{self._prefix}_total"
-        self.add_state(self._certified, default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state(self._total, default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_sums(f"{self._prefix}_certified", f"{self._prefix}_total", torch.tensor(0))
 
     def update(self, lower: Tensor, upper: Tensor, target: Tensor) -> None:
         """Count the samples of a batch."""
-        certified, total = _certified_accuracy_update(lower, upper, target)
-        setattr(self, self._certified, getattr(self, self._certified) + certified)
-        setattr(self, self._total, getattr(self, self._total) + total)
+        self.accumulate(*_certified_accuracy_update(lower, upper, target))
 
     def compute(self) -> Tensor:
         """Return the certified fraction of all samples so far."""
-        return _certified_accuracy_compute(getattr(self, self._certified), getattr(self, self._total))
+        return _certified_accuracy_compute(*self.sums)

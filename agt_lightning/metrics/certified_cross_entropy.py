@@ -51,21 +51,16 @@ class CertifiedCrossEntropy(CertificateMetric):
     is_differentiable = True
     higher_is_better = False
 
-    certified_cross_entropy_loss: Tensor
-    certified_cross_entropy_total: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        zero = torch.tensor(0.0, dtype=torch.float64)
-        self.add_state("certified_cross_entropy_loss", default=zero, dist_reduce_fx="sum")
-        self.add_state("certified_cross_entropy_total", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_sums(
+            "certified_cross_entropy_loss", "certified_cross_entropy_total", torch.tensor(0.0, dtype=torch.float64)
+        )
 
     def update(self, lower: Tensor, upper: Tensor, target: Tensor) -> None:
         """Add the worst losses of a batch."""
-        loss, total = _certified_cross_entropy_update(lower, upper, target)
-        self.certified_cross_entropy_loss += loss
-        self.certified_cross_entropy_total += total
+        self.accumulate(*_certified_cross_entropy_update(lower, upper, target))
 
     def compute(self) -> Tensor:
         """Return an upper bound on the mean loss of all samples so far."""
-        return _certified_cross_entropy_compute(self.certified_cross_entropy_loss, self.certified_cross_entropy_total)
+        return _certified_cross_entropy_compute(*self.sums)

@@ -48,21 +48,14 @@ class CertifiedMSE(CertificateMetric):
     is_differentiable = True
     higher_is_better = False
 
-    certified_mse_squared_error: Tensor
-    certified_mse_total: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        zero = torch.tensor(0.0, dtype=torch.float64)
-        self.add_state("certified_mse_squared_error", default=zero, dist_reduce_fx="sum")
-        self.add_state("certified_mse_total", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_sums("certified_mse_squared_error", "certified_mse_total", torch.tensor(0.0, dtype=torch.float64))
 
     def update(self, lower: Tensor, upper: Tensor, target: Tensor) -> None:
         """Add the worst squared errors of a batch."""
-        squared_error, total = _certified_mse_update(lower, upper, target)
-        self.certified_mse_squared_error += squared_error
-        self.certified_mse_total += total
+        self.accumulate(*_certified_mse_update(lower, upper, target))
 
     def compute(self) -> Tensor:
         """Return an upper bound on the mean squared error of all elements so far."""
-        return _certified_mse_compute(self.certified_mse_squared_error, self.certified_mse_total)
+        return _certified_mse_compute(*self.sums)

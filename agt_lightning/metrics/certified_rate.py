@@ -50,20 +50,14 @@ class CertifiedRate(CertificateMetric):
     higher_is_better = True
     plot_upper_bound: float = 1.0
 
-    certified_rate_certified: Tensor
-    certified_rate_total: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("certified_rate_certified", default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("certified_rate_total", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_sums("certified_rate_certified", "certified_rate_total", torch.tensor(0))
 
     def update(self, lower: Tensor, upper: Tensor, target: Tensor | None = None) -> None:
         """Count the samples of a batch."""
-        certified, total = _certified_rate_update(lower, upper)
-        self.certified_rate_certified += certified
-        self.certified_rate_total += total
+        self.accumulate(*_certified_rate_update(lower, upper))
 
     def compute(self) -> Tensor:
         """Return the certified fraction of all samples so far."""
-        return _certified_rate_compute(self.certified_rate_certified, self.certified_rate_total)
+        return _certified_rate_compute(*self.sums)

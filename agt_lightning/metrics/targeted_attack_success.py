@@ -63,18 +63,14 @@ class TargetedAttackSuccess(CertificateMetric):
         super().__init__(**kwargs)
         self.safe_classes = None if safe_classes is None else checked_safe_classes(safe_classes)
         # Metrics with different safe sets must not share state names: see `CertificateMetric`.
-        configuration = hashlib.sha256(repr(self.safe_classes).encode()).hexdigest()[:16]
-        self._hits = f"targeted_attack_success_reached_{configuration}"
-        self._total = f"targeted_attack_success_total_{configuration}"
-        self.add_state(self._hits, default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state(self._total, default=torch.tensor(0), dist_reduce_fx="sum")
+        key = hashlib.sha256(repr(self.safe_classes).encode()).hexdigest()[:16]
+        prefix = "targeted_attack_success"
+        self.add_sums(f"{prefix}_reached_{key}", f"{prefix}_total_{key}", torch.tensor(0))
 
     def update(self, lower: Tensor, upper: Tensor, target: Tensor) -> None:
         """Count the samples of a batch."""
-        hits, total = _targeted_attack_success_update(lower, upper, target, self.safe_classes)
-        setattr(self, self._hits, getattr(self, self._hits) + hits)
-        setattr(self, self._total, getattr(self, self._total) + total)
+        self.accumulate(*_targeted_attack_success_update(lower, upper, target, self.safe_classes))
 
     def compute(self) -> Tensor:
         """Return the upper bound on the success rate over all samples so far."""
-        return _targeted_attack_success_compute(getattr(self, self._hits), getattr(self, self._total))
+        return _targeted_attack_success_compute(*self.sums)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, decayed_gradient, nonnegative, number_of
 from agt_lightning.optimizers.quotient import quotient
 from agt_lightning.optimizers.state import OptimizerState
 
@@ -45,7 +45,7 @@ class AbstractAdagrad(AbstractOptimizer):
     ) -> tuple[OptimizerState, Interval]:
         """Apply the updates of the class docstring."""
         rate = number_of(group, "lr") / (1.0 + state.step * number_of(group, "lr_decay"))
-        direction = slope(group, box, gradient, number_of(group, "weight_decay"))
+        direction = decayed_gradient(group, box, gradient, number_of(group, "weight_decay"))
         total, zero = nonnegative(state.moments["sum"]), Interval.point(torch.zeros_like(box.lower))
-        move = quotient(zero, 1.0, total, 1.0, number_of(group, "eps"), direction)
-        return OptimizerState(state.step + 1, {"sum": total + direction.square()}), box - move.scaled(rate)
+        normalized = quotient(zero, 1.0, total, 1.0, number_of(group, "eps"), direction)
+        return OptimizerState(state.step + 1, {"sum": total + direction.square()}), box - normalized.scaled(rate)

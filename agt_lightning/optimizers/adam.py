@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, decayed_gradient, nonnegative, number_of
 from agt_lightning.optimizers.quotient import quotient
 from agt_lightning.optimizers.state import OptimizerState
 
@@ -63,32 +63,34 @@ class AbstractAdam(AbstractOptimizer):
         beta1, beta2 = (float(beta) for beta in group["betas"])  # type: ignore[attr-defined]
         rate, decay, count = number_of(group, "lr"), number_of(group, "weight_decay"), state.step + 1
         decoupled = bool(group.get("decoupled_weight_decay", self.decoupled))
-        direction = slope(group, box, gradient, 0.0 if decoupled else decay)
-        mean, energy = state.moments["exp_avg"], nonnegative(state.moments["exp_avg_sq"])
+        direction = decayed_gradient(group, box, gradient, 0.0 if decoupled else decay)
+        m, v = state.moments["exp_avg"], nonnegative(state.moments["exp_avg_sq"])
         largest = nonnegative(state.moments["max_exp_avg_sq"]) if group["amsgrad"] else None
         correction = math.sqrt(1.0 - beta2**count)
         shift = number_of(group, "eps") * correction
-        kept, decayed = mean.scaled(beta1), energy.scaled(beta2)
-        move = quotient(kept, 1.0 - beta1, decayed, 1.0 - beta2, shift, direction, largest)
+        decayed_m, decayed_v = m.scaled(beta1), v.scaled(beta2)
+        normalized = quotient(decayed_m, 1.0 - beta1, decayed_v, 1.0 - beta2, shift, direction, largest)
         moments = {
             **state.moments,
-            "exp_avg": kept + direction.scaled(1.0 - beta1),
-            "exp_avg_sq": decayed + direction.square().scaled(1.0 - beta2),
+            "exp_avg": decayed_m + direction.scaled(1.0 - beta1),
+            "exp_avg_sq": decayed_v + direction.square().scaled(1.0 - beta2),
         }
         if largest is not None:
             moments["max_exp_avg_sq"] = _maximum(largest, moments["exp_avg_sq"])
         if beta2 > 0:
-            moments["ratio"] = _ratio(state.moments["ratio"], energy, direction, beta1, beta2)
-            move = _tighter(move, _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift))
-        shrunk = box.scaled(1.0 - rate * decay) if decoupled else box
-        return OptimizerState(count, moments), shrunk - move.scaled(rate * correction / (1.0 - beta1**count))
+            moments["ratio"] = _ratio(state.moments["ratio"], v, direction, beta1, beta2)
+            normalized = _tighter(
+                normalized, _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift)
+            )
+        start = box.scaled(1.0 - rate * decay) if decoupled else box
+        return OptimizerState(count, moments), start - normalized.scaled(rate * correction / (1.0 - beta1**count))
 
     def nominal(self, state: Mapping[str, object], step: int, dtype: torch.dtype) -> OptimizerState:
         """Return the run's moments and their ratio, with the smallest normal number for v where v underflowed."""
-        nominal, energy = super().nominal(state, step, dtype), state.get("exp_avg_sq")
-        if not isinstance(energy, Tensor):
+        nominal, v = super().nominal(state, step, dtype), state.get("exp_avg_sq")
+        if not isinstance(v, Tensor):
             return nominal
-        least = energy.detach().to(dtype).clamp(min=torch.finfo(energy.dtype).tiny)
+        least = v.detach().to(dtype).clamp(min=torch.finfo(v.dtype).tiny)
         ratio = nominal.moments["exp_avg"].lower / least.sqrt()
         return OptimizerState(nominal.step, {**nominal.moments, "ratio": Interval.point(ratio)})
 
@@ -106,9 +108,9 @@ class AbstractAdamW(AbstractAdam):
     decoupled: ClassVar[bool] = True
 
 
-def _ratio(ratio: Interval, energy: Interval, direction: Interval, beta1: float, beta2: float) -> Interval:
+def _ratio(ratio: Interval, v: Interval, direction: Interval, beta1: float, beta2: float) -> Interval:
     """Bound ``m / √v`` after a step; if v = 0, any value is right, since m = 0 then."""
-    root = Interval.trusted(energy.lower.sqrt(), energy.upper.sqrt())
+    root = Interval.trusted(v.lower.sqrt(), v.upper.sqrt())
     y = Interval.trusted(
         _divided(direction.lower, torch.where(direction.lower >= 0, root.upper, root.lower)),
         _divided(direction.upper, torch.where(direction.upper >= 0, root.lower, root.upper)),
@@ -129,16 +131,16 @@ def _from_ratio(moments: Mapping[str, Interval], largest: Interval | None, shift
     For r > 0 it rises with r and s, and ``r s <= m_u`` keeps s below ``m_u / r_u``; for r < 0 it is largest at the
     smallest s. The divisor is at least s + e.
     """
-    mean, energy, ratio = moments["exp_avg"], moments["exp_avg_sq"], moments["ratio"]
-    root = energy.upper.sqrt()
+    m, v, ratio = moments["exp_avg"], moments["exp_avg_sq"], moments["ratio"]
+    root = v.upper.sqrt()
     floor = torch.zeros_like(root) if largest is None else largest.lower.sqrt()
-    low = energy.lower.sqrt() / ((energy.lower if largest is None else largest.upper).sqrt() + shift)
+    low = v.lower.sqrt() / ((v.lower if largest is None else largest.upper).sqrt() + shift)
 
-    def largest_step(ratio: Tensor, mean: Tensor) -> Tensor:
-        most = torch.minimum(root, torch.where(ratio > 0, mean.clamp(min=0) / ratio, torch.inf))
+    def largest_step(ratio: Tensor, m: Tensor) -> Tensor:
+        most = torch.minimum(root, torch.where(ratio > 0, m.clamp(min=0) / ratio, torch.inf))
         return ratio * torch.where(ratio >= 0, most / (torch.maximum(most, floor) + shift), low)
 
-    return Interval.trusted(-largest_step(-ratio.lower, -mean.lower), largest_step(ratio.upper, mean.upper))
+    return Interval.trusted(-largest_step(-ratio.lower, -m.lower), largest_step(ratio.upper, m.upper))
 
 
 def _tighter(first: Interval, second: Interval) -> Interval:

@@ -120,7 +120,7 @@ def number_of(group: Group, name: str) -> float:
     return float(group[name])  # type: ignore[arg-type]
 
 
-def slope(group: Group, box: Interval, gradient: Interval, decay: float) -> Interval:
+def decayed_gradient(group: Group, box: Interval, gradient: Interval, decay: float) -> Interval:
     """Return ``±g + λ θ``, which torch uses as gradient; ``maximize`` flips the sign of g, not of the decay."""
     signed = -gradient if group.get("maximize") else gradient
     return signed + box.scaled(decay) if decay else signed

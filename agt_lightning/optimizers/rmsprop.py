@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, nonnegative, number_of, slope
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, decayed_gradient, nonnegative, number_of
 from agt_lightning.optimizers.quotient import quotient
 from agt_lightning.optimizers.state import OptimizerState
 
@@ -54,12 +54,12 @@ class AbstractRMSprop(AbstractOptimizer):
         """Apply the updates of the class docstring."""
         rate, decay, momentum = (number_of(group, name) for name in ("lr", "weight_decay", "momentum"))
         memory = number_of(group, "alpha")
-        direction = slope(group, box, gradient, decay)
+        direction = decayed_gradient(group, box, gradient, decay)
         kept = nonnegative(state.moments["square_avg"]).scaled(memory)
         zero = Interval.point(torch.zeros_like(box.lower))
-        move = quotient(zero, 1.0, kept, 1.0 - memory, number_of(group, "eps"), direction)
+        normalized = quotient(zero, 1.0, kept, 1.0 - memory, number_of(group, "eps"), direction)
         moments = {**state.moments, "square_avg": kept + direction.square().scaled(1.0 - memory)}
+        descent = normalized
         if momentum > 0:
-            move = state.moments["momentum_buffer"].scaled(momentum) + move
-            moments["momentum_buffer"] = move
-        return OptimizerState(state.step + 1, moments), box - move.scaled(rate)
+            descent = moments["momentum_buffer"] = state.moments["momentum_buffer"].scaled(momentum) + normalized
+        return OptimizerState(state.step + 1, moments), box - descent.scaled(rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, number_of, slope
+from agt_lightning.optimizers.base import AbstractOptimizer, Group, decayed_gradient, number_of
 from agt_lightning.optimizers.state import OptimizerState
 
 
@@ -47,12 +47,12 @@ class AbstractSGD(AbstractOptimizer):
     ) -> tuple[OptimizerState, Interval]:
         """Apply the updates of the class docstring; without momentum the state has no buffer, as in torch."""
         rate, decay, momentum = (number_of(group, name) for name in ("lr", "weight_decay", "momentum"))
-        signed = slope(group, box, gradient, 0.0)
+        signed = decayed_gradient(group, box, gradient, 0.0)
         buffer = state.moments.get("momentum_buffer")
         if momentum == 0:
             return OptimizerState(state.step + 1, state.moments), _moved(box, signed, rate, decay)
         share = 1.0 if buffer is None else 1.0 - number_of(group, "dampening")
-        new = slope(group, box, gradient, decay).scaled(share)
+        new = decayed_gradient(group, box, gradient, decay).scaled(share)
         if buffer is not None:
             new = buffer.scaled(momentum) + new
         weight, carried = (1.0 + momentum * share, momentum**2) if group["nesterov"] else (share, momentum)

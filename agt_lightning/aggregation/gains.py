@@ -66,6 +66,15 @@ def sum_if_all_poisoned(
     """Bound ``Σ w_i δ̃_i`` over the poisonable samples plus ``Σ w_i δ_i`` over all others.
 
     Returns None if the sum has no closed form, or if a gain could be negative (negative gains are never counted).
+
+    Args:
+        clean: bounds δ_i of all samples.
+        poisoned: bounds δ̃_i of the poisonable samples.
+        samples: weights and poisonable samples.
+        budget: memory for temporary tensors, in bytes.
+
+    Returns:
+        Interval of the parameter's shape.
     """
     total = poisoned.total(samples.select(samples.weights)) if _contains_clean(clean, poisoned, samples) else None
     if total is None or samples.poisonable is None:

@@ -25,7 +25,7 @@ ACTIVATIONS = 50
 """Cost of one sample's input or output of a layer in both passes, in the same unit."""
 
 AFFORDABLE = 1.0
-"""Exact sums may take as long as both passes, by this estimate."""
+"""Largest cost of exact sums that is accepted, as a multiple of the cost of both passes."""
 
 
 class BoundedDescent(Protocol):
@@ -70,10 +70,10 @@ def choose(
     factored = [name for name in poisoned if factored_gains(clean[name], poisoned[name], samples) is not None]
     if aggregation == "moment":
         return sum_methods | dict.fromkeys(factored, "moment")
-    left = AFFORDABLE * sum(_passes(gradient) for gradient in clean.values())
+    affordable = AFFORDABLE * sum(_cost_of_passes(gradient) for gradient in clean.values())
     for name in sorted(poisoned, key=lambda name: poisoned[name].elements):
-        left -= SORTING * poisoned[name].elements * poisoned[name].samples
-        if name in factored and left < 0:
+        affordable -= SORTING * poisoned[name].elements * poisoned[name].samples
+        if name in factored and affordable < 0:
             sum_methods[name] = "moment"
     return sum_methods
 
@@ -87,7 +87,7 @@ def require_aggregation(aggregation: str) -> None:
     require_one_of("aggregation", aggregation, AGGREGATIONS)
 
 
-def _passes(gradient: FactoredGradient) -> int:
-    """Estimate the cost of both passes through one parameter's layer."""
+def _cost_of_passes(gradient: FactoredGradient) -> int:
+    """Estimate the cost of both passes through one parameter's layer, in multiplications and additions."""
     outputs = gradient.elements // gradient.row
     return gradient.samples * (gradient.elements + ACTIVATIONS * (outputs + gradient.row))

@@ -144,7 +144,8 @@ def _doubly_straddling(a: Interval, b: Interval) -> list[int]:
     """Return inner indices at which some pair of factors straddles zero twice."""
     in_a = ((a.lower < 0) & (a.upper > 0)).any(dim=-2)
     in_b = ((b.lower < 0) & (b.upper > 0)).any(dim=-1)
-    indices: list[int] = (in_a & in_b).reshape(-1, a.shape[-1]).any(dim=0).nonzero().squeeze(1).tolist()
+    both = in_a & in_b
+    indices: list[int] = (both.flatten(0, -2).any(dim=0) if both.ndim > 1 else both).nonzero().squeeze(1).tolist()
     return indices
 
 

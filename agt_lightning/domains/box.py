@@ -25,7 +25,7 @@ from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimiz
 from agt_lightning.optimizers.checked_update import TrainedUpdate, checked_update, foreign_state_problems
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.diagnose import diagnose
-from agt_lightning.propagation.passes import GradientBounds, ValueBounds, propagate
+from agt_lightning.propagation.passes import GradientBounds, ValueBounds, poisonable_at_all, propagate
 from agt_lightning.propagation.samples import stacked
 from agt_lightning.rules.base import address
 
@@ -104,21 +104,35 @@ class BoxDomain(Domain[BoxStep]):
             for name, interval in bounds.items():
                 check_finite_and_ordered(interval, f"the gradient of `{name}`")
         except UnsoundBoundError as error:
-            reports = [
-                diagnose(
-                    part.bounded,
-                    step.module,
-                    part.batch.data,
-                    self.intervals,
-                    adversary=step.adversary,
-                    method=self.config.method,
-                    state=part.batch.state,
-                )
-                for part in step.parts
-            ]
-            first = next((each.first_infinite for each in reports if each.first_infinite is not None), None)
-            origin = "" if first is None else f" It begins at {address(first.call)}."
-            raise UnsoundBoundError(f"{error}{origin}") from error
+            origins = step.processes.union(self._origins_of_infinity(step))
+            raise UnsoundBoundError(" ".join([str(error), *origins[:1]])) from error
+
+    def _origins_of_infinity(self, step: Step) -> list[str]:
+        """Return a sentence that names the first call with a bound that is NaN or infinite; none if it is not found.
+
+        Clean samples are looked at before poisonable ones. Whatever goes wrong here must not hide the error that this
+        explains.
+        """
+        for part in step.parts:
+            poisonable_too = poisonable_at_all(part.bounded, step.adversary, part.poisonable)
+            for adversary in (None, step.adversary) if poisonable_too else (None,):
+                try:
+                    first = diagnose(
+                        part.bounded,
+                        step.module,
+                        part.batch.data,
+                        self.intervals,
+                        adversary=adversary,
+                        poisonable=part.poisonable,
+                        method=self.config.method,
+                        memory_budget=self.config.memory_budget,
+                        state=part.batch.state,
+                    ).first_infinite
+                except Exception:
+                    return []
+                if first is not None:
+                    return [f"It begins at {address(first.call)}."]
+        return []
 
     def _passes(self, step: Step, value_bounds: Sequence[ValueBounds]) -> list[GradientBounds]:
         """Bound the gradients of each micro-batch, with the parameters anywhere in the box (equations 6 and 7)."""

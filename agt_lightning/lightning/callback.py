@@ -103,16 +103,15 @@ class CertifiedTraining(Callback):
         require_adversary(adversary)
         chosen_domains(domains)
         self.adversary = adversary
-        self.config = CertificationConfig(
-            method=method,
-            aggregation=aggregation,
-            domains=domains,
-            poisonable=poisonable,
-            sample_ids=sample_ids,
-            memory_budget=memory_budget,
-            dtype=dtype,
-        )
+        self.method: Method = method
+        self.aggregation: Aggregation = aggregation
+        self.domains = domains
+        self.poisonable = poisonable
+        self.sample_ids = sample_ids
+        self.memory_budget = memory_budget
+        self.dtype = dtype
         self.dirpath = dirpath
+        _ = self.config  # refuses unknown settings at once
         self._engine: AbstractGradientEngine | None = None
         self._loss: TrainingLoss | None = None
         self._batches: list[MicroBatch] = []
@@ -126,6 +125,23 @@ class CertifiedTraining(Callback):
         self._domain_shares: Mapping[int, Mapping[str, float]] = {}
 
     # --- results ---------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> CertificationConfig:
+        """The settings as they are now; a training takes those at its start.
+
+        Raises:
+            ValueError: if a setting has an unknown value.
+        """
+        return CertificationConfig(
+            method=self.method,
+            aggregation=self.aggregation,
+            domains=self.domains,
+            poisonable=self.poisonable,
+            sample_ids=self.sample_ids,
+            memory_budget=self.memory_budget,
+            dtype=self.dtype,
+        )
 
     @property
     def engine(self) -> AbstractGradientEngine:
@@ -156,7 +172,7 @@ class CertifiedTraining(Callback):
         engine = self.engine
         module = engine.module if module is None else module
         sets, excluded = engine.parameter_sets, engine.domains.excluded
-        return CertifiedModel(module, self.bounds, self.config.method, sets=sets, excluded=excluded)
+        return CertifiedModel(module, self.bounds, self.engine.config.method, sets=sets, excluded=excluded)
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
         """Write ``certificate.json`` and ``bounds.safetensors``.
@@ -174,7 +190,7 @@ class CertifiedTraining(Callback):
             optimizer,
             steps=self.engine.steps,
             results={"mean_width": self.bounds.mean_width(), **self._results},
-            settings=bound_settings(self.config, domains, self.engine.clipping),
+            settings=bound_settings(self.engine.config, domains, self.engine.clipping),
         )
         self.bounds.save(Path(dirpath) / "bounds.safetensors")
         write_certificate(Path(dirpath) / "certificate.json", record)
@@ -199,9 +215,9 @@ class CertifiedTraining(Callback):
         )
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
         self._results, self._domain_shares = {}, {}
-        if self._restored is not None:
-            resume(self._engine, self._restored)
-        self._restored = None
+        checkpoint, self._restored = self._restored, None
+        if checkpoint is not None:
+            resume(self._engine, saved_bounds(checkpoint))
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -306,7 +322,8 @@ class CertifiedTraining(Callback):
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._restored = saved_bounds(checkpoint)
+            # A checkpoint without bounds is refused when training starts: tuners load their own before it does.
+            self._restored = {CHECKPOINT_KEY: checkpoint.get(CHECKPOINT_KEY)}
 
     # --- parts of the hooks ----------------------------------------------------------------------------------------
 

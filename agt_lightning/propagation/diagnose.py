@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.interval import Interval
+from agt_lightning.propagation.crown import DEFAULT_MEMORY_BUDGET
 from agt_lightning.propagation.diagnosis import CallReport, Diagnosis, Excess
 from agt_lightning.propagation.ibp import evaluate, propagate_backward
 from agt_lightning.propagation.methods import Method
@@ -29,7 +30,9 @@ def diagnose(
     run: Run | None = None,
     *,
     adversary: Adversary | None = None,
+    poisonable: Tensor | None = None,
     method: Method = "ibp",
+    memory_budget: int | None = None,
     state: RandomState | None = None,
 ) -> Diagnosis:
     """Report how wide the bounds of a batch are at each call, and where a run leaves them.
@@ -43,8 +46,11 @@ def diagnose(
         box: bounds by parameter name, such as ``engine.box``.
         run: parameters and a batch that the bounds should contain; the batch has the captured shapes. None to look at
             the bounds alone.
-        adversary: bound the batch as poisoned by it, every sample. None to bound the batch as it is.
+        adversary: bound samples as poisoned by it. None to bound the batch as it is.
+        poisonable: positions of the samples to bound as poisoned, if there is an adversary; None means all. A run must
+            then have these samples alone in its batch.
         method: how bounds are propagated forward.
+        memory_budget: bytes for the coefficients of linear bounds; None means the default.
         state: the generators' state when the training step began; needed for dropout alone.
 
     Returns:
@@ -68,8 +74,9 @@ def diagnose(
     dtype = next(iter(box.values())).dtype
     inputs = bounded.inputs(module, batch, box, dtype, state)
     if adversary is not None:
-        inputs = bounded.poisoned(inputs, adversary, None)
-    values = bounded.forward(inputs, method=method)
+        inputs = bounded.poisoned(inputs, adversary, poisonable)
+    budget = memory_budget or DEFAULT_MEMORY_BUDGET
+    values = bounded.forward(inputs, method=method, memory_budget=budget)
     size = bounded.size(batch)
     gradients = _gradients(bounded, values, size, dtype)
     outside: Mapping[str, Excess] = {}
@@ -77,7 +84,7 @@ def diagnose(
     if run is not None:
         program_type = next(module.parameters()).dtype
         widened = rounded(bounded, program_type)
-        reached = widened.forward(_with_roundoff(inputs, program_type), method=method)
+        reached = widened.forward(_with_roundoff(inputs, program_type), method=method, memory_budget=budget)
         run_values, run_gradients = _run(bounded, module, run, dtype, state)
         outside = _excesses(reached, run_values)
         gradients_outside = _excesses(_gradients(widened, reached, size, dtype), run_gradients)

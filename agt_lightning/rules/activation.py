@@ -61,7 +61,7 @@ def _single_precision(number: float) -> float:
 leaky_relu = PiecewiseMonotone(
     value=PiecewiseMonotoneFunction(
         lambda site, x: torch.where(x > 0, x, x * site.number("negative_slope")),
-        turns=[(0.0, 0.0)],
+        turns=((0.0, 0.0),),
     ),
     slope=PiecewiseMonotoneFunction(
         lambda site, x: torch.where(x > 0, torch.ones_like(x), site.number("negative_slope")),
@@ -129,10 +129,10 @@ hardsigmoid = PiecewiseMonotone(
 """``min(max(x + 3, 0), 6) / 6``; derivative zero at the limits, and inside 1/6 as torch has it, in single precision."""
 
 hardswish = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(lambda x: x * ((x + 3).clamp(0, 6) / 6), turns=[(-1.5, -0.375)]),
+    PiecewiseMonotoneFunction(lambda x: x * ((x + 3).clamp(0, 6) / 6), turns=((-1.5, -0.375),)),
     PiecewiseMonotoneFunction(
         lambda x: torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0)),
-        turns=[(-3.0, 0.0), (-3.0, -0.5), (3.0, 1.5), (3.0, 1.0)],
+        turns=((-3.0, 0.0), (-3.0, -0.5), (3.0, 1.5), (3.0, 1.0)),
     ),
 )
 """``x min(max(x + 3, 0), 6) / 6``; the derivative jumps at ±3, where versions of torch differ and both values count."""
@@ -250,10 +250,10 @@ def _silu_slope(x: Tensor) -> Tensor:
 
 _SILU_MINIMUM = _turn(_silu, root(_silu_slope, -2.0, -1.0))
 _SILU_STEEPEST = root(lambda x: x * torch.tanh(x / 2) - 2, 1.0, 4.0)
-_SILU_SLOPE_TURNS = [_turn(_silu_slope, -_SILU_STEEPEST), _turn(_silu_slope, _SILU_STEEPEST)]
+_SILU_SLOPE_TURNS = (_turn(_silu_slope, -_SILU_STEEPEST), _turn(_silu_slope, _SILU_STEEPEST))
 
 silu = PiecewiseMonotone(
-    PiecewiseMonotoneFunction(_silu, [_SILU_MINIMUM]),
+    PiecewiseMonotoneFunction(_silu, (_SILU_MINIMUM,)),
     PiecewiseMonotoneFunction(_silu_slope, _SILU_SLOPE_TURNS),
 )
 """``x σ(x)``, least at x = -1.278; derivative ``σ(x) (1 + x σ(-x))`` with turns where ``x tanh(x / 2) = 2``."""

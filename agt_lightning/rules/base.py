@@ -155,10 +155,15 @@ def address(call: Call) -> str:
 
 
 def located(error: UnsoundBoundError | UncertifiableError, call: Call) -> UnsoundBoundError | UncertifiableError:
-    """Return an error that the rule of a call raised, with the call's address in front of its message."""
+    """Return an error that the rule of a call raised, with the call's address in front of messages without one."""
+    known = f"`{name_of(call)}` at {call.source}"
+
+    def with_address(message: str) -> str:
+        return message if message.startswith(known) else f"{address(call)}: {message}"
+
     if isinstance(error, UncertifiableError):
-        return UncertifiableError([f"{address(call)}: {problem}" for problem in error.problems])
-    return UnsoundBoundError(f"{address(call)}: {error}")
+        return UncertifiableError([with_address(problem) for problem in error.problems])
+    return UnsoundBoundError(with_address(str(error)))
 
 
 def as_interval(value: Value) -> Interval:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from types import BuiltinFunctionType
 from typing import cast
 
 import torch
@@ -21,16 +21,18 @@ Turn = tuple[float, float]
 """A point, and a value that the function takes there or approaches from one side."""
 
 
-@lru_cache(maxsize=1024)
 def _takes_site(function: Function) -> bool:
-    """Return whether one argument is too few; functions written in C, such as `torch.tanh`, take x alone."""
+    """Return whether the first of two arguments is the site; functions written in C, such as `torch.tanh`, take x."""
+    if isinstance(function, BuiltinFunctionType):
+        return False
     try:
-        inspect.signature(function).bind("x")
+        signature = inspect.signature(function)
+        signature.bind("x")
     except ValueError:  # no signature
         return False
-    except TypeError:
+    except TypeError:  # one argument is too few
         return True
-    return False
+    return next(iter(signature.parameters)) == "site"
 
 
 def evaluate(function: Function, site: Site, x: Tensor) -> Tensor:

@@ -94,3 +94,10 @@ def test_multiply_equals_the_extreme_corner_products(pair):
     assert torch.equal(result.upper, exact.upper)
     assert not result.nonnegative or bool((result.lower >= 0).all())
     assert result.is_point == (pair[0].is_point and pair[1].is_point)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["matrices", "batch"])
+def test_a_product_over_no_inner_index_is_zero(batch):
+    a, b = (Interval.trusted(-torch.ones(*batch, *shape), torch.ones(*batch, *shape)) for shape in ((2, 0), (0, 4)))
+    for bound in (product(a, b).lower, product(a, b).upper):
+        assert torch.equal(bound, torch.zeros(*batch, 2, 4))

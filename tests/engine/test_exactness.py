@@ -202,3 +202,27 @@ def test_bounds_that_overflow_name_the_call_where_they_begin_to():
     )
     with pytest.raises(UnsoundBoundError, match=r"It begins at .*exp.*torch\.exp\(torch\.exp"):
         engine.bound_gradient([batch])
+
+
+def test_only_poisonable_samples_are_looked_at_where_bounds_overflow():
+    """The first exponential would overflow if the trusted sample were poisoned; the last does for the other one."""
+
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+
+        def forward(self, x):
+            inner = torch.exp(self.weight * x)
+            return torch.tanh(inner[:, :1]) + torch.exp(inner[:, 1:])
+
+    x = torch.tensor([[706.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    engine = AbstractGradientEngine(
+        Tower(),
+        lambda m, b: nn.functional.l1_loss(m(b[0]), b[1]),
+        BoundedAdversary(n=1, epsilon=6.0),
+        domains=("box",),
+        poisonable=lambda b: torch.tensor([False, True]),
+    )
+    with pytest.raises(UnsoundBoundError, match=r"It begins at .*torch\.exp\(inner\[:, 1:\]\)"):
+        engine.bound_gradient([(x, torch.zeros(2, 1, dtype=torch.float64))])

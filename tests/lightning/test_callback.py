@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from agt_lightning import (
     BoundedAdversary,
@@ -249,3 +250,28 @@ def test_wrong_masks_are_named(poisonable, error, message, fit, loader, keyed_re
     certified = CertifiedTraining(ADVERSARY, poisonable=poisonable)
     with pytest.raises(error, match=message):
         fit(make(keyed_regressor), loader(adapt=keyed), certified)
+
+
+def test_a_setting_that_is_changed_before_training_counts(fit, loader, regressor):
+    def first(batch):
+        return torch.arange(len(batch[0])) < 1
+
+    changed, whole = (CertifiedTraining(BoundedAdversary(n=2, epsilon=0.01), poisonable=p) for p in (first, None))
+    changed.poisonable = None
+    for certified in (changed, whole):
+        torch.manual_seed(0)
+        fit(regressor(), loader(), certified)
+    assert changed.bounds.mean_width() == pytest.approx(whole.bounds.mean_width(), rel=1e-6)
+    changed.method = "fast"
+    with pytest.raises(ValueError, match="`method`"):
+        fit(regressor(), loader(), changed)
+
+
+def test_a_checkpoint_without_bounds_is_refused_when_training_starts(fit, loader, regressor):
+    certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01))
+    trainer = fit(regressor(), loader(), certified)
+    trainer.state.fn = TrainerFn.FITTING
+    certified.on_load_checkpoint(trainer, trainer.lightning_module, {})  # a tuner loads its own, of its own steps
+    with pytest.raises(BoundsMismatchError, match="no bounds"):
+        certified.on_fit_start(trainer, regressor())
+    certified.on_fit_start(trainer, regressor())

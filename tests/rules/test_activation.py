@@ -1,6 +1,7 @@
 """Ranges of activation functions, against dense samples and against autograd."""
 
 import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -133,3 +134,27 @@ def test_turns_and_sign_may_depend_on_the_site():
     for parabola in (fixed, by_site):
         bounds = parabola.over(None, box)
         assert (bounds.lower.item(), bounds.upper.item(), bounds.nonnegative) == (0.0, 4.0, True)
+
+
+@dataclass
+class Shifted:
+    """A function that has no hash."""
+
+    by: float
+
+    def __call__(self, x):
+        return x + self.by
+
+
+FUNCTIONS = {
+    "in C": (torch.neg, -2.0),
+    "of x": (lambda x: x + 1, 3.0),
+    "of the site": (lambda site, x: x * site, 14.0),
+    "of the site, with a default": (lambda site, x=None: x * site, 14.0),
+    "without a hash": (Shifted(5.0), 7.0),
+}
+
+
+@pytest.mark.parametrize(("function", "expected"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_functions_of_x_and_of_the_site_are_told_apart(function, expected):
+    assert evaluate(function, 7.0, torch.tensor(2.0)).item() == expected

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from recipes.benchmark import __main__ as benchmark
+from recipes.benchmark import costs as benchmark
 from recipes.benchmark.report import markdown
 from recipes.benchmark.step_cost import Seconds, Setting, StepCost, Training, extra_memory
 from recipes.benchmark.workloads import GROWTH, TABLE, along

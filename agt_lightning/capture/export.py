@@ -100,21 +100,24 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
     signature = program.graph_signature
     state = {**program.state_dict, **program.constants}
     strip = len("module.")
-    constants = {name: state[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()}
+    origins = {name: state[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()}
     parameters = {name: target[strip:] for name, target in signature.inputs_to_parameters.items()}
     buffers = {name: target[strip:] for name, target in signature.inputs_to_buffers.items()}
     leaves = {str(name): position for position, name in enumerate(signature.user_inputs)}
     reader = GraphReader(program.graph_module)
     results = reader.read()
     kinds = [spec.kind.name for spec in signature.output_specs]
+    changed = [spec.target for spec in signature.output_specs if spec.kind.name == "USER_INPUT_MUTATION"]
     return Graph(
         calls=tuple(reader.calls),
         parameters=parameters,
         buffers=buffers,
-        constants=constants,
+        constants={name: origin.detach().clone() for name, origin in origins.items()},
         leaves=leaves,
         shapes=reader.shapes,
         output=results[kinds.index("USER_OUTPUT")],
+        changed=frozenset(leaves[str(target)] for target in changed),
+        origins=origins,
     )
 
 
@@ -222,5 +225,6 @@ def _live(graph: Graph) -> Graph:
         parameters={name: target for name, target in graph.parameters.items() if name in needed},
         buffers={name: target for name, target in graph.buffers.items() if name in needed},
         constants={name: value for name, value in graph.constants.items() if name in needed},
+        origins={name: value for name, value in graph.origins.items() if name in needed},
         leaves={name: position for name, position in graph.leaves.items() if name in needed},
     )

@@ -77,11 +77,13 @@ class Graph:
         calls: calls in an order in which each uses only earlier values.
         parameters: value name to parameter name in the module.
         buffers: value name to buffer name in the module.
-        constants: value name to a tensor that the code created.
+        constants: value name to the value, when it was recorded, of a tensor that is neither parameter nor buffer.
         leaves: value name to the position of the batch tensor.
         shapes: value name to shape, for all values.
         output: name of the result.
         masks: value name to dropout mask, in the order of drawing.
+        changed: positions of batch tensors that the code changes in place; the graph computes from their values before.
+        origins: value name to the tensor itself of which a constant is the value; code outside may change it.
     """
 
     calls: tuple[Call, ...]
@@ -92,6 +94,8 @@ class Graph:
     shapes: Mapping[str, tuple[int, ...]]
     output: str
     masks: Mapping[str, Mask] = field(default_factory=dict)
+    changed: frozenset[int] = frozenset()
+    origins: Mapping[str, Tensor] = field(default_factory=dict)
 
     def producer(self, name: str) -> Call | None:
         """Return the call whose result is ``name``; None if it is an input."""
@@ -100,6 +104,43 @@ class Graph:
     def users(self, name: str) -> tuple[Call, ...]:
         """Return the calls that have ``name`` as an input."""
         return tuple(call for call in self.calls if name in call.inputs)
+
+
+def difference(first: Graph, second: Graph) -> str | None:
+    """Return the first place where two graphs compute something else, for messages; None if they are the same.
+
+    Same means the same calls with the same arguments, and constants that are equal bit by bit.
+    """
+    if len(first.calls) != len(second.calls):
+        return f"{len(first.calls)} operations against {len(second.calls)}"
+    for one, other in zip(first.calls, second.calls, strict=True):
+        if (one.name, one.op, one.shape, one.dtype) != (other.name, other.op, other.shape, other.dtype):
+            return f"`{one.op}` at {one.source} against `{other.op}` at {other.source}"
+        if repr(one.arguments) != repr(other.arguments):
+            return f"the arguments of `{one.op}` at {one.source}"
+    for name, constant in first.constants.items():
+        other_constant = second.constants.get(name)
+        if other_constant is None or not same_bits(constant, other_constant):
+            users = first.users(name)
+            return f"the tensor that is read at {users[0].source}" if users else f"the constant `{name}`"
+    inputs = [(g.parameters, g.buffers, g.leaves, g.masks, set(g.constants), g.output) for g in (first, second)]
+    return None if inputs[0] == inputs[1] else "what is read"
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors have the same shape, type and bits.
+
+    Example:
+        >>> nan = torch.tensor(float("nan"))
+        >>> same_bits(nan, nan.clone()), same_bits(torch.tensor(0.0), torch.tensor(-0.0))
+        (True, False)
+    """
+    if first is second:
+        return True
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    bits = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second.to(first.device))]
+    return torch.equal(bits[0], bits[1])
 
 
 def map_references(argument: object, function: Callable[[Reference], object]) -> object:

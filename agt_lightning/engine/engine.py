@@ -14,7 +14,7 @@ from torch.profiler import record_function
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
-from agt_lightning.capture.dropout import RandomState
+from agt_lightning.capture.clock import Clock
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
@@ -32,7 +32,8 @@ from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, Uncer
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.propagation.config import CertificationConfig
-from agt_lightning.propagation.objective import BoundedObjective, Loss, ProgramCache, signature
+from agt_lightning.propagation.objective import BoundedObjective, Loss
+from agt_lightning.propagation.recordings import Recordings
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
 
@@ -104,13 +105,13 @@ class AbstractGradientEngine:
         self.domains = DomainFamily(module, adversary, self.config, processes)
         self.steps = 0
         rules = RULES if self.config.rules is None else self.config.rules
-        capture = partial(BoundedObjective.of, module, loss, table=rules)
-        self._objectives = ProgramCache(capture, partial(signature, module))
-        self._nominal = NominalPass(module, adversary, self._objectives, self.config, processes)
+        record = partial(BoundedObjective.of, loss=loss, table=rules)
+        self._recordings = Recordings(module, loss, lambda replica, batch: record(replica, batch=batch))
+        self._clock = Clock()  # of the last batch
+        self._nominal = NominalPass(module, adversary, self._recorded, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified
         self._trained = _copies(module)  # parameters as the optimizer left them
         self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
-        self._buffers: dict[str, Tensor] = {}  # first values of the buffers that the loss reads
         processes.require_same(self._trained.values(), "initial parameters")
 
     # --- one step (Algorithm 1) --------------------------------------------------------------------------------------
@@ -135,8 +136,8 @@ class AbstractGradientEngine:
         optimizer.zero_grad()
         trained = []
         with self.processes.collective_errors():
-            for batch in batches:
-                trained.append(MicroBatch(batch, RandomState.now(), epoch))
+            for at, batch in enumerate(batches):
+                trained.append(self.observe(batch, Clock(epoch, self.steps, at)))
                 (self.loss(self.module, batch) / len(batches)).backward()
         average_gradients(self.module, self.processes)
         bounds = self.bound_gradient(trained)
@@ -160,7 +161,9 @@ class AbstractGradientEngine:
         micro_batches, scale = _micro_batches(batches, scale)
         with self.processes.collective_errors():
             self.require_untouched()
-            require_constant(self.module, self._read_buffers(micro_batches), self._buffers)
+            for batch in micro_batches:
+                batch.require_unchanged()
+                require_constant(self._recorded(batch).graph, self.module, self._recordings.start)
         step, local = self._nominal.step(
             micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
         )
@@ -268,11 +271,25 @@ class AbstractGradientEngine:
         Raises:
             CaptureError: if the loss cannot be recorded.
         """
-        return training_problems(self._nominal, self.domains, batch, optimizer, self.clipping)
+        return training_problems(self._nominal, self.domains, MicroBatch.of(batch), optimizer, self.clipping)
+
+    def observe(self, batch: object, clock: Clock) -> MicroBatch:
+        """Return a batch with its captured loss, as its training step is about to find it; call it before that step.
+
+        Args:
+            batch: in this process.
+            clock: the time of the step.
+
+        Raises:
+            CaptureError: if the loss cannot be recorded.
+            UnsoundBoundError: if the loss depends on something that earlier batches may have changed.
+        """
+        self._clock = clock
+        return MicroBatch.observed(batch, self._recordings(batch, clock), clock.epoch)
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
         """Raise all problems of a new kind of batch at once."""
-        kind = (self.signature(batch), type(optimizer))
+        kind = (id(self.objective(batch)), type(optimizer))
         if not self.processes.any(kind not in self._approved):
             return
         problems = self.problems(batch, optimizer)
@@ -286,15 +303,10 @@ class AbstractGradientEngine:
         Raises:
             CaptureError: if it cannot be recorded.
         """
-        return self._objectives(batch)
+        return self._recordings(batch, self._clock)
 
-    def signature(self, batch: object) -> object:
-        """Return all that the captured code can depend on: shapes, types, modes of the module, trained parameters."""
-        return signature(self.module, batch)
-
-    def forget(self) -> None:
-        """Drop all captured losses, so that the next batch is recorded again."""
-        self._objectives.forget()
+    def _recorded(self, batch: MicroBatch) -> BoundedObjective:
+        return self.objective(batch.data) if batch.recorded is None else batch.recorded
 
     # --- results -----------------------------------------------------------------------------------------------------
 
@@ -377,11 +389,6 @@ class AbstractGradientEngine:
             UnsoundBoundError: naming the parameter.
         """
         require_untouched(self.module, self._trained)
-
-    def _read_buffers(self, batches: Sequence[MicroBatch]) -> set[str]:
-        """Return the names of the buffers that the loss reads."""
-        objectives = [self.objective(batch.data) for batch in batches]
-        return {name for bounded in objectives for name in bounded.program.graph.buffers.values()}
 
     def _verify_rounded(self, name: str, batches: Sequence[MicroBatch], scale: float) -> None:
         """Compare once more, with rounding followed through every call, so that a unit at zero can be on or off.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +22,7 @@ from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.propagation.config import CertificationConfig
-from agt_lightning.propagation.objective import BoundedObjective, ProgramCache, rounded
+from agt_lightning.propagation.objective import BoundedObjective, rounded
 from agt_lightning.propagation.passes import BoundedBatch, PoisonedPrefix, poisonable_at_all, propagate_nominal
 from agt_lightning.propagation.samples import (
     MicroBatch,
@@ -73,14 +73,14 @@ class NominalPass:
     Args:
         module: the module in training.
         adversary: the threat model.
-        objectives: the captured loss of each kind of batch.
+        objectives: returns the captured loss of a batch.
         config: type and memory of the computation; which samples can be poisoned, and their names.
         processes: the group that makes a step together, each process with its own micro-batches.
     """
 
     module: nn.Module
     adversary: Adversary
-    objectives: ProgramCache[BoundedObjective]
+    objectives: Callable[[MicroBatch], BoundedObjective]
     config: CertificationConfig
     processes: ProcessGroup
 
@@ -158,12 +158,12 @@ class NominalPass:
         self, batch: MicroBatch, rounding: torch.dtype | None = None
     ) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
         """Return values and per-sample gradients; with ``rounding``, bounds on what a program in that type computes."""
-        objective = self.objectives(batch.data)
+        objective = self.objectives(batch)
         objective = objective if rounding is None else rounded(objective, rounding)
         return propagate_nominal(objective, self.module, batch, self.config.dtype)
 
     def _part(self, batch: MicroBatch, values: Mapping[str, Value], *, need_poisoned_prefixes: bool) -> BoundedBatch:
-        objective = self.objectives(batch.data)
+        objective = self.objectives(batch)
         size = objective.size(batch.data)
         rows = poisonable_rows(self.config.poisonable, batch.data, size)
         needed = need_poisoned_prefixes and poisonable_at_all(objective, self.adversary, rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from agt_lightning.adversaries import Adversary
@@ -19,7 +21,7 @@ from agt_lightning.propagation.samples import MicroBatch
 def training_problems(
     nominal: NominalPass,
     domains: DomainFamily,
-    batch: object,
+    batch: MicroBatch,
     optimizer: torch.optim.Optimizer | None,
     clipping: MeanClipping | None,
 ) -> list[str]:
@@ -38,7 +40,7 @@ def training_problems(
     processes = nominal.processes
     with processes.collective_errors():
         bounded = nominal.objectives(batch)
-        local = _adversary_problems(nominal.adversary, bounded, batch)
+        local = _adversary_problems(nominal.adversary, bounded, batch.data)
     unbounded, problems = processes.union(bounded.problems), processes.union(local)
     if unbounded:
         return [*unbounded, *problems, *optimizer_problems(optimizer)]
@@ -54,11 +56,11 @@ def _adversary_problems(adversary: Adversary, bounded: BoundedObjective, batch: 
     return adversary.problems(roles.label_kind, len(roles.labels), len(movable))
 
 
-def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: object) -> list[str]:
+def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: MicroBatch) -> list[str]:
     """Return problems that depend on the values of a batch, by bounding a step that is then dropped."""
     needed = domains.use_poisoned_prefixes
     try:
-        step, _ = nominal.step([MicroBatch(batch, RandomState.now())], scale=1.0, need_poisoned_prefixes=needed)
+        step, _ = nominal.step([replace(batch, state=RandomState.now())], scale=1.0, need_poisoned_prefixes=needed)
         domains.bound_step(step)
     except UncertifiableError as error:
         return list(error.problems)

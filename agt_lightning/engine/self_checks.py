@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from agt_lightning.capture.graph import Graph, same_bits
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, UnsoundBoundError
 
 
@@ -106,23 +107,31 @@ def require_untouched(module: nn.Module, trained: Mapping[str, Tensor]) -> None:
             )
 
 
-def require_constant(module: nn.Module, names: Iterable[str], first: dict[str, Tensor]) -> None:
-    """Raise if a buffer that the loss reads changed: what changed it may have been poisoned.
+def require_constant(graph: Graph, module: nn.Module, start: nn.Module) -> None:
+    """Raise if a buffer or another tensor that the loss reads changed: what changed it may have been poisoned.
 
     Args:
+        graph: the captured loss.
         module: owner of the buffers.
-        names: names of the buffers that the loss reads.
-        first: values of buffers when they were first read, by name; new ones are added to it.
+        start: the same module as it was when training began.
 
     Raises:
-        UnsoundBoundError: naming the buffer.
+        UnsoundBoundError: naming the buffer, or the line that reads the tensor.
     """
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    for name in names:
-        if not torch.equal(first.setdefault(name, buffers[name].detach().clone()), buffers[name]):
+    first = dict(start.named_buffers(remove_duplicate=False))
+    for name in graph.buffers.values():
+        if name not in first or not same_bits(first[name], buffers[name]):
             raise UnsoundBoundError(
                 f"Expected the buffer `{name}` constant, since the loss reads it, but it changed during training. It "
                 "would be different in a poisoned run. Compute it before training."
+            )
+    for name, origin in graph.origins.items():
+        if not same_bits(graph.constants[name], origin):
+            raise UnsoundBoundError(
+                f"Expected a constant tensor where {graph.users(name)[0].source} reads one that is neither parameter "
+                "nor buffer, but it changed during training. It would be different in a poisoned run. Compute it "
+                "before training."
             )
 
 

@@ -50,6 +50,11 @@ class BoundedObjective:
     parameters: Mapping[str, str]
 
     @property
+    def graph(self) -> Graph:
+        """The captured graph."""
+        return self.program.graph
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """Why this loss cannot be certified."""
         problems = [*self.objective.problems, *self.program.problems]

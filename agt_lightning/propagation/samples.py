@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation import SampleSet
+from agt_lightning.capture.batch import Entries, flatten
 from agt_lightning.capture.dropout import RandomState
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import FactoredGradient, stack
 from agt_lightning.propagation.objective import BoundedObjective
 
@@ -30,16 +31,47 @@ class MicroBatch:
         data: the batch.
         state: the generators' state when the step began, from which dropout drew its masks; None if unknown.
         epoch: number of the pass over the data set that it belongs to.
+        recorded: the captured loss of this batch at its time; None if it is still to be recorded.
+        versions: how often each tensor of ``data`` had been changed in place when the step began; None if unknown.
     """
 
     data: object
     state: RandomState | None = None
     epoch: int = 0
+    recorded: BoundedObjective | None = None
+    versions: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, batch: object) -> MicroBatch:
         """The batch itself if it is one already."""
         return batch if isinstance(batch, MicroBatch) else cls(batch)
+
+    @classmethod
+    def observed(cls, batch: object, recorded: BoundedObjective, epoch: int) -> MicroBatch:
+        """Return a batch as its training step finds it; call it right before the step.
+
+        The containers are copied, and so are the tensors that the step changes in place, so that the step may take
+        entries out or replace them.
+        """
+        entries = Entries.of(batch)
+        changed = recorded.graph.changed
+        tensors = [leaf.detach().clone() if at in changed else leaf for at, leaf in enumerate(entries.tensors)]
+        versions = tuple(leaf._version for leaf in tensors)
+        return cls(entries.rebuild(tensors), RandomState.now(), epoch, recorded, versions)
+
+    def require_unchanged(self) -> None:
+        """Raise if something has changed the tensors in place since the step began.
+
+        Raises:
+            UnsoundBoundError: since what was certified is then not what was trained on.
+        """
+        leaves, _ = flatten(self.data)
+        if self.versions is not None and self.versions != tuple(leaf._version for leaf in leaves):
+            raise UnsoundBoundError(
+                "Expected the batch as `training_step` found it, but something besides `training_step` (a hook, a "
+                "callback, another process) changed one of its tensors in place before the optimizer's step. Change a "
+                "copy instead: `x = x - mean`."
+            )
 
 
 def sample_weights(

@@ -1,0 +1,59 @@
+"""A stand-in for something that code may pass on but must not look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class WithheldError(Exception):
+    """Something that was withheld has been looked at."""
+
+
+def _look(self: object, *args: object, **kwargs: object) -> object:
+    name, looked = object.__getattribute__(self, "_withheld")
+    looked()
+    raise WithheldError(f"{name} has been looked at")
+
+
+class Withheld:
+    """An object that raises if code looks at it, and calls a function even if the code swallows the error.
+
+    Args:
+        name: what it stands for, for the message.
+        looked: called at each look.
+
+    Example:
+        >>> looks = []
+        >>> entry = Withheld("batch['names']", lambda: looks.append(1))
+        >>> kept = [entry]  # passing it on is no look
+        >>> try:
+        ...     "bad" in entry
+        ... except WithheldError as error:
+        ...     print(error)
+        batch['names'] has been looked at
+        >>> len(looks)
+        1
+    """
+
+    def __init__(self, name: str, looked: Callable[[], None]) -> None:
+        object.__setattr__(self, "_withheld", (name, looked))
+
+    def __deepcopy__(self, memo: object) -> Withheld:
+        return self
+
+    __class__ = property(_look)  # type: ignore[assignment]  # `isinstance` is a look
+
+
+_OPERATORS = (
+    "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
+)
+
+_LOOKS = [
+    *"getattr setattr delattr getitem setitem delitem contains iter next reversed len length_hint call".split(),
+    *"eq ne lt le gt ge hash bool int float complex index round trunc floor ceil neg pos abs invert".split(),
+    *"str repr format bytes enter exit array dir".split(),
+    *(prefix + name for name in _OPERATORS for prefix in ("", "r", "i")),
+]
+
+for _name in _LOOKS:
+    setattr(Withheld, f"__{_name}__", _look)

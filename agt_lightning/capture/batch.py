@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from agt_lightning.capture.withheld import Withheld
+
 Rebuild = Callable[[Sequence[Tensor]], object]
 """A function that makes a batch of the original structure from a list of tensors."""
 
@@ -80,6 +82,8 @@ def flatten(batch: object) -> tuple[list[Tensor], Rebuild]:
 
 def _take(value: Any, tensors: list[Tensor], others: list[object]) -> tuple[Hashable, _Make]:
     """Append the entries of a value to the lists; return its structure, and the function that makes it again."""
+    if type(value) is Withheld:
+        return _other(value, others)
     if isinstance(value, Tensor):
         at = len(tensors)
         tensors.append(value)
@@ -92,6 +96,10 @@ def _take(value: Any, tensors: list[Tensor], others: list[object]) -> tuple[Hash
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
         return _parts(value, fields, lambda items: dataclasses.replace(value, **items), tensors, others)
+    return _other(value, others)
+
+
+def _other(value: object, others: list[object]) -> tuple[Hashable, _Make]:
     at = len(others)
     others.append(value)
     return None, lambda tensors, others: others[at]

@@ -65,6 +65,7 @@ class Tick(int):
     _use: Callable[[], None]
 
     def __new__(cls, value: int, use: Callable[[], None]) -> Tick:
+        """Make the number, with the function that is called at each use."""
         tick = super().__new__(cls, value)
         tick._use = use
         return tick
@@ -84,12 +85,25 @@ def _noting(name: str) -> Callable[..., object]:
     return used
 
 
-_ARITHMETIC = "add sub mul truediv floordiv mod divmod pow lshift rshift and xor or".split()
+_ARITHMETIC = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "divmod",
+    "pow",
+    "lshift",
+    "rshift",
+    "and",
+    "xor",
+    "or",
+)
 
-_USES = [
-    *"eq ne lt le gt ge hash bool int float index round trunc floor ceil neg pos abs invert str repr format".split(),
-    *(prefix + name for name in _ARITHMETIC for prefix in ("", "r")),
-]
+_UNARY = ("hash", "bool", "int", "float", "index", "round", "trunc", "floor", "ceil", "neg", "pos", "abs", "invert")
 
-for _name in _USES:
+_OTHERS = ("eq", "ne", "lt", "le", "gt", "ge", "str", "repr", "format")
+
+for _name in (*_OTHERS, *_UNARY, *_ARITHMETIC, *(f"r{name}" for name in _ARITHMETIC)):
     setattr(Tick, f"__{_name}__", _noting(f"__{_name}__"))

@@ -7,11 +7,13 @@ state of the generator at the beginning of that training step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from agt_lightning.capture.graph import ITEM, Call, Graph, Mask, Reference
 
@@ -27,16 +29,38 @@ class RandomState:
     Args:
         cpu: state of the CPU generator.
         cuda: state of the generator of the current CUDA device; None if there is none.
+        at_masks: the states right before each dropout layer of the step; filled by `noting_masks` while it runs.
     """
 
     cpu: Tensor
     cuda: Tensor | None
+    at_masks: list[RandomState] = field(default_factory=list)
 
     @classmethod
     def now(cls) -> RandomState:
         """Return the current state, without changing it."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
         return cls(torch.get_rng_state(), cuda)
+
+
+@contextmanager
+def noting_masks(module: nn.Module, state: RandomState) -> Iterator[None]:
+    """Note the generators' states at the dropout layers of a step that runs in this context.
+
+    A step may draw other random numbers before its masks. Calls of `torch.nn.functional.dropout` are not seen.
+
+    Args:
+        module: the module in training.
+        state: at the beginning of the step; the states are added to it.
+    """
+    layers = [part for part in module.modules() if isinstance(part, _DropoutNd) and part.training and 0 < part.p < 1]
+    note = lambda *_: state.at_masks.append(RandomState.now())  # noqa: E731
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def masked(graph: Graph) -> Graph:
@@ -63,6 +87,9 @@ def masked(graph: Graph) -> Graph:
 def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, state: RandomState) -> dict[str, Tensor]:
     """Return the masks that the training step drew, by drawing them again in the same order.
 
+    Each is drawn from the state at its layer if these were noted, and otherwise one after another from the beginning of
+    the step.
+
     Args:
         masks: the masks of a graph, in order.
         samples: number of samples of the batch.
@@ -70,11 +97,21 @@ def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, st
         state: state of the generators at the beginning of the step; their current state is restored afterwards.
     """
     devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
+    states = state.at_masks if len(state.at_masks) == len(masks) else [state]
+    drawn: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(state.cpu)
-        if state.cuda is not None and devices:
+        for at, (name, mask) in enumerate(masks.items()):
+            if at < len(states):
+                _set(states[at], devices)
+            drawn[name] = _draw(mask, samples, device)
+    return drawn
+
+
+def _set(state: RandomState, devices: Sequence[torch.device]) -> None:
+    torch.set_rng_state(state.cpu)
+    if state.cuda is not None:
+        for device in devices:
             torch.cuda.set_rng_state(state.cuda, device)
-        return {name: _draw(mask, samples, device) for name, mask in masks.items()}
 
 
 def _draw(mask: Mask, samples: int, device: torch.device) -> Tensor:

@@ -81,7 +81,7 @@ class StateReader:
         self._own = frozenset(id(part) for part in parts)
 
     def of_parts(self) -> Hashable:
-        """Return a token of the modes of all parts of the module, and of the attributes of all but the module itself."""
+        """Return a token of the modes of all parts, and of the attributes of all parts but the module itself."""
         modes = tuple(part.training for part in self.module.modules())
         inner = (part for part in self.module.modules() if part is not self.module)
         return modes, tuple(self._named(attributes(part)) for part in inner)
@@ -113,12 +113,14 @@ class StateReader:
 
     def _of_container(self, value: object, depth: int) -> Hashable:
         if isinstance(value, Mapping):
-            return _entries(value, lambda: tuple((self.token(k, depth), self.token(v, depth)) for k, v in value.items()))
+            return _entries(
+                value, lambda: tuple((self.token(k, depth), self.token(v, depth)) for k, v in value.items())
+            )
         if isinstance(value, list | tuple | deque):
             return _entries(value, lambda: tuple(self.token(item, depth) for item in value))
         if isinstance(value, set | frozenset):
             return _entries(value, lambda: frozenset(self.token(item, depth) for item in value))
-        return Same(value) if _of_a_library(type(value)) else self._pickled(value, depth)
+        return Same(value) if _of_a_library(type(value).__module__) else self._pickled(value, depth)
 
     def _of_module(self, module: nn.Module, depth: int) -> Hashable:
         """Return a token of a module that is no part of this one, such as a teacher in a list."""
@@ -154,9 +156,9 @@ def _held(function: FunctionType) -> Iterator[object]:
 
 
 @cache
-def _of_a_library(kind: type) -> bool:
-    """Return whether a class belongs to an installed package, rather than to Python or to the user's own code."""
-    package = kind.__module__.partition(".")[0]
+def _of_a_library(module: str) -> bool:
+    """Return whether a module belongs to an installed package, rather than to Python or to the user's own code."""
+    package = module.partition(".")[0]
     if package in sys.stdlib_module_names or package == "__main__":
         return False
     file = getattr(sys.modules.get(package), "__file__", None) or ""

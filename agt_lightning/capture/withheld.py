@@ -41,19 +41,34 @@ class Withheld:
     def __deepcopy__(self, memo: object) -> Withheld:
         return self
 
-    __class__ = property(_look)  # type: ignore[assignment]  # `isinstance` is a look
+    __class__ = property(_look)  # `isinstance` is a look
 
 
-_OPERATORS = (
-    "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
+_ARITHMETIC = (
+    "add",
+    "sub",
+    "mul",
+    "matmul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "divmod",
+    "pow",
+    "lshift",
+    "rshift",
+    "and",
+    "xor",
 )
 
-_LOOKS = [
-    *"getattr setattr delattr getitem setitem delitem contains iter next reversed len length_hint call".split(),
-    *"eq ne lt le gt ge hash bool int float complex index round trunc floor ceil neg pos abs invert".split(),
-    *"str repr format bytes enter exit array dir".split(),
-    *(prefix + name for name in _OPERATORS for prefix in ("", "r", "i")),
-]
+_OPERATORS = (*_ARITHMETIC, "or", "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "round", "trunc")
 
-for _name in _LOOKS:
+_CONVERSIONS = ("hash", "bool", "int", "float", "complex", "index", "floor", "ceil", "str", "repr", "format", "bytes")
+
+_ACCESSES = ("getattr", "setattr", "delattr", "getitem", "setitem", "delitem", "contains", "iter", "next", "reversed")
+
+_PROTOCOLS = ("len", "length_hint", "call", "enter", "exit", "array", "dir")
+
+_REFLECTED = (prefix + name for name in (*_ARITHMETIC, "or") for prefix in ("r", "i"))
+
+for _name in (*_OPERATORS, *_CONVERSIONS, *_ACCESSES, *_PROTOCOLS, *_REFLECTED):
     setattr(Withheld, f"__{_name}__", _look)

@@ -163,7 +163,7 @@ class AbstractGradientEngine:
             self.require_untouched()
             for batch in micro_batches:
                 batch.require_unchanged()
-                require_constant(self._recorded(batch).graph, self.module, self._recordings.start)
+                require_constant(self._recorded(batch).graph, self.module, self.start)
         step, local = self._nominal.step(
             micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
         )
@@ -304,6 +304,11 @@ class AbstractGradientEngine:
             CaptureError: if it cannot be recorded.
         """
         return self._recordings(batch, self._clock)
+
+    @property
+    def start(self) -> nn.Module:
+        """A replica of the module as it was when training began: its attributes and buffers are those of then."""
+        return self._recordings.start
 
     def _recorded(self, batch: MicroBatch) -> BoundedObjective:
         return self.objective(batch.data) if batch.recorded is None else batch.recorded

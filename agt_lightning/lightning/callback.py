@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.base import require_adversary
 from agt_lightning.aggregation import Aggregation
 from agt_lightning.bounds import ParameterBounds
-from agt_lightning.capture.dropout import RandomState
+from agt_lightning.capture.clock import Clock
+from agt_lightning.capture.dropout import noting_masks
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import bound_settings, certificate, write_certificate
 from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.step_bounds import StepBounds
-from agt_lightning.errors import UncertifiableError, UnsoundBoundError
+from agt_lightning.errors import CaptureError, UncertifiableError
 from agt_lightning.lightning.checkpoint_io import use_atomic_checkpoints, warn_of_boundless_checkpoints
 from agt_lightning.lightning.checks import mean_clipping, training_problems
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
+from agt_lightning.lightning.observer import StepObserver
 from agt_lightning.lightning.resume import CHECKPOINT_KEY, bounds_to_save, resume, saved_bounds
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation
@@ -114,11 +117,13 @@ class CertifiedTraining(Callback):
         _ = self.config  # refuses unknown settings at once
         self._engine: AbstractGradientEngine | None = None
         self._loss: TrainingLoss | None = None
+        self._incoming: tuple[object, int] | None = None
         self._batches: list[MicroBatch] = []
         self._step_bounds: StepBounds | None = None
         self._approved: set[object] = set()
         self._announced: set[str] = set()
         self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._observer: StepObserver | None = None
         self._restored: Mapping[str, Any] | None = None
         self._validation: Validation | None = None
         self._results: dict[str, float] = {}
@@ -153,6 +158,17 @@ class CertifiedTraining(Callback):
         if self._engine is None:
             raise RuntimeError("Expected a training to have started, but there are no bounds yet. Call `trainer.fit`.")
         return self._engine
+
+    @property
+    def loss(self) -> TrainingLoss:
+        """The loss of the current or last training.
+
+        Raises:
+            RuntimeError: before training.
+        """
+        _ = self.engine
+        assert self._loss is not None
+        return self._loss
 
     @property
     def bounds(self) -> ParameterBounds:
@@ -222,36 +238,31 @@ class CertifiedTraining(Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._remove_hook()
+        self._observer = StepObserver(trainer, lambda: self._before_training_step(trainer, pl_module))
         if len(trainer.optimizers) == 1:
             self._hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batches = []  # Lightning makes no step for a batch that a hook skipped at the end of an epoch.
+        _ = self.engine.start
+        self.loss.note_hook(pl_module, "on_train_epoch_start", 0)
 
     @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._approve(trainer, pl_module, batch)
-        self._batches.append(MicroBatch(batch, RandomState.now(), trainer.current_epoch))
+        self._incoming = (batch, batch_idx)
+        self.loss.note_hook(pl_module, "on_train_batch_start", batch_idx)
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        self.loss.note_hook(pl_module, "on_before_optimizer_step", self.loss.now.batch)
         if not self._batches:
             raise UncertifiableError(["The optimizer steps twice on one batch. Let `optimizer_step` step once."])
         scale = 1.0 / trainer.accumulate_grad_batches
         self._step_bounds = self.engine.bound_gradient(self._batches, scale)
-        try:
-            self.engine.verify(self._step_bounds, self._batches, scale)
-        except UnsoundBoundError:
-            # A loss that depends on the epoch or the step is recorded anew. Anything else that it depends on, such as
-            # an attribute set from earlier batches, could differ in a poisoned run.
-            if not self.engine.processes.any(self._loss is not None and self._loss.reads_time):
-                raise
-            self.engine.forget()
-            self._step_bounds = self.engine.bound_gradient(self._batches, scale)
-            self.engine.verify(self._step_bounds, self._batches, scale)
+        self.engine.verify(self._step_bounds, self._batches, scale)
         if self.engine.clipping is not None:  # Lightning clips after this hook.
             self._step_bounds = self.engine.clip(self._step_bounds, self.engine.clipping, optimizer)
 
@@ -266,11 +277,16 @@ class CertifiedTraining(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.loss.note_hook(pl_module, "on_train_batch_end", batch_idx)
         box = self.engine.domains.cheap_box()
         if box:
             pl_module.log("agt/mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
         for name, value in self.engine.domains.metrics().items():
             pl_module.log(f"agt/{name}", value, prog_bar=True)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.loss.note_hook(pl_module, "on_train_epoch_end", 0)
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -327,21 +343,37 @@ class CertifiedTraining(Callback):
 
     # --- parts of the hooks ----------------------------------------------------------------------------------------
 
+    def _before_training_step(self, trainer: L.Trainer, module: L.LightningModule) -> AbstractContextManager[None]:
+        """Keep the batch as the step finds it, with its recording; raise all problems of a new recording at once."""
+        assert self._incoming is not None
+        batch, index = self._incoming
+        self.loss.now = Clock(trainer.current_epoch, trainer.global_step, index)
+        observed: MicroBatch | None = None
+        # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
+        if module.automatic_optimization:
+            with suppress(CaptureError), self.engine.processes.collective_errors():
+                observed = self.engine.observe(batch, self.loss.now)
+        if self.engine.processes.any(observed is None or id(observed.recorded) not in self._approved):
+            self._approve(trainer, module, batch if observed is None else observed)
+        assert observed is not None
+        self._batches.append(observed)
+        assert observed.recorded is not None
+        assert observed.state is not None
+        return noting_masks(module, observed.state) if observed.recorded.graph.masks else nullcontext()
+
     def _approve(self, trainer: L.Trainer, module: L.LightningModule, batch: object) -> None:
-        """Raise all problems at once if a kind of batch comes for the first time; log remarks that are new."""
-        signature = self.engine.signature(batch)
-        if not self.engine.processes.any(signature not in self._approved):
-            return
+        """Raise all problems of training on batches like this one; log remarks that are new."""
         problems = training_problems(trainer, module, self.engine, batch)
         if problems:
             raise UncertifiableError(problems)
-        self._approved.add(signature)
+        self._approved.add(id(MicroBatch.of(batch).recorded))
         for remark in self.engine.domains.remarks():
             if remark not in self._announced:
                 rank_zero_info(f"`CertifiedTraining` {remark}")
                 self._announced.add(remark)
 
     def _remove_hook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        for handle in (self._hook, self._observer):
+            if handle is not None:
+                handle.remove()
+        self._hook = self._observer = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import sys
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -11,23 +13,27 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from agt_lightning.capture.clock import Clock, Reads
+from agt_lightning.capture.state import attributes
+
 if TYPE_CHECKING:
     _Base = L.LightningModule
 else:
     _Base = object
 
 
-def silence(module: L.LightningModule, trainer: L.Trainer, note_time: Callable[[], None]) -> None:
-    """Replace loggers, metrics and the Trainer of a replica by stand-ins that keep nothing.
+def silence(module: L.LightningModule, trainer: L.Trainer, clock: Clock, reads: Reads) -> None:
+    """Replace loggers, metrics and the Trainer of a replica by stand-ins that keep nothing, and set its clock.
 
     Args:
         module: a replica, never the module in training.
         trainer: the Trainer that it then has as ``self.trainer``, without its loggers.
-        note_time: called if the code reads the epoch or the global step.
+        clock: the time that the replica finds.
+        reads: where it is noted what the code looks at.
     """
-    if not isinstance(module, _Silent):
-        module.__class__ = type(type(module).__name__, (_Silent, type(module)), {"_note_time": staticmethod(note_time)})
-    module._trainer = _SilentTrainer(trainer)  # type: ignore[assignment]
+    kind = type(module).__bases__[1] if isinstance(module, _Silent) else type(module)
+    module.__class__ = type(kind.__name__, (_Silent, kind), {"_agt_clock": clock, "_agt_reads": reads})
+    module._trainer = _SilentTrainer(trainer, module, clock, reads)  # type: ignore[assignment]
     for part in list(module.modules()):
         for name, child in part.named_children():
             if isinstance(child, MetricCollection):
@@ -37,9 +43,26 @@ def silence(module: L.LightningModule, trainer: L.Trainer, note_time: Callable[[
 
 
 class _Silent(_Base):
-    """A base that overrides the methods by which a LightningModule acts outside itself."""
+    """A base that overrides the methods by which a LightningModule acts outside itself, and notes what is read."""
 
-    _note_time: Callable[[], None]
+    _agt_clock: Clock
+    _agt_reads: Reads
+
+    def __getattribute__(self, name: str) -> object:
+        """Return an attribute; names of the module's own attributes are noted, also of those that it lacks."""
+        note = type(self)._agt_reads.attributes
+        own = super().__getattribute__("__dict__")
+        try:
+            value = super().__getattribute__(name)
+        except AttributeError:
+            if not any(name in own[state] for state in ("_parameters", "_buffers", "_modules")):
+                note.add(name)
+            raise
+        if name == "__dict__" and not _called_by_a_library():
+            note.update(attributes(self).keys() - _LIGHTNINGS_OWN)
+        elif name in own and name not in _LIGHTNINGS_OWN:
+            note.add(name)
+        return value
 
     def log(self, *args: object, **kwargs: object) -> None:
         """Log nothing."""
@@ -52,15 +75,18 @@ class _Silent(_Base):
 
     @property
     def current_epoch(self) -> int:
-        """The epoch; reading it is noted, since the recorded loss then holds for this epoch only."""
-        self._note_time()
-        return super().current_epoch
+        """The epoch; using it is noted, since the recorded loss then holds for this epoch only."""
+        return self._agt_reads.ticks(self._agt_clock, "epoch")
 
     @property
     def global_step(self) -> int:
-        """The global step; reading it is noted, since the recorded loss then holds for this step only."""
-        self._note_time()
-        return super().global_step
+        """The global step; using it is noted, since the recorded loss then holds for this step only."""
+        return self._agt_reads.ticks(self._agt_clock, "step")
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """Return a stand-in for the optimizer, or a list of them, as Lightning does."""
+        optimizers = self.trainer.optimizers
+        return optimizers[0] if len(optimizers) == 1 else optimizers
 
     @property
     def logger(self) -> Logger:
@@ -73,19 +99,144 @@ class _Silent(_Base):
         return [DummyLogger()]
 
 
-class _SilentTrainer:
-    """A Trainer without its loggers and logged values."""
+_LIGHTNINGS_OWN = frozenset(vars(L.LightningModule())) | frozenset(vars(nn.Module()))
+"""Attributes by which Lightning and torch manage a module; what matters of them is in the key of a recording."""
 
-    def __init__(self, trainer: L.Trainer) -> None:
+
+def _called_by_a_library() -> bool:
+    """Return whether the code that called the caller is torch's or Lightning's."""
+    module = str(sys._getframe(2).f_globals.get("__name__"))
+    return module.partition(".")[0] in ("torch", "lightning", "torchmetrics", __name__.partition(".")[0])
+
+
+_CONSTANT = frozenset(
+    {
+        "accelerator",
+        "accumulate_grad_batches",
+        "barebones",
+        "datamodule",
+        "default_root_dir",
+        "device_ids",
+        "estimated_stepping_batches",
+        "fast_dev_run",
+        "global_rank",
+        "gradient_clip_algorithm",
+        "gradient_clip_val",
+        "is_global_zero",
+        "local_rank",
+        "log_every_n_steps",
+        "max_epochs",
+        "max_steps",
+        "max_time",
+        "min_epochs",
+        "min_steps",
+        "node_rank",
+        "num_devices",
+        "num_nodes",
+        "num_training_batches",
+        "num_val_batches",
+        "overfit_batches",
+        "precision",
+        "predicting",
+        "sanity_checking",
+        "state",
+        "testing",
+        "train_dataloader",
+        "training",
+        "val_dataloaders",
+        "validating",
+        "world_size",
+    }
+)
+"""Attributes of a Trainer that are the same at all steps of a training."""
+
+
+class _SilentTrainer:
+    """A Trainer without its loggers and logged values, at a time; reading what may change is noted."""
+
+    def __init__(self, trainer: L.Trainer, module: L.LightningModule, clock: Clock, reads: Reads) -> None:
         self._trainer = trainer
+        self._clock = clock
+        self._reads = reads
+        self.lightning_module = self.model = module
         self.logger = DummyLogger()
         self.loggers = [self.logger]
         self.callback_metrics: dict[str, Tensor] = {}
         self.logged_metrics: dict[str, Tensor] = {}
         self.progress_bar_metrics: dict[str, float] = {}
 
+    @property
+    def current_epoch(self) -> int:
+        """The epoch; using it is noted."""
+        return self._reads.ticks(self._clock, "epoch")
+
+    @property
+    def global_step(self) -> int:
+        """The global step; using it is noted."""
+        return self._reads.ticks(self._clock, "step")
+
+    @property
+    def optimizers(self) -> list[_SilentOptimizer]:
+        """Stand-ins for the optimizers; their settings are noted as read."""
+        optimizers = self._trainer.optimizers
+        self._reads.live["optimizers"] = lambda: [_settings(optimizer) for optimizer in optimizers]
+        return [_SilentOptimizer(optimizer) for optimizer in optimizers]
+
+    @property
+    def lr_scheduler_configs(self) -> list[SimpleNamespace]:
+        """Stand-ins for the schedules of learning rates; their rates are noted as read."""
+        schedulers = [config.scheduler for config in self._trainer.lr_scheduler_configs]
+        self._reads.live["lr_scheduler_configs"] = lambda: [_rates(scheduler) for scheduler in schedulers]
+        return [SimpleNamespace(scheduler=_SilentScheduler(scheduler)) for scheduler in schedulers]
+
     def __getattr__(self, name: str) -> object:
-        return getattr(self._trainer, name)
+        value = getattr(self._trainer, name)
+        if name in _CONSTANT or name.startswith("__"):
+            return value
+        if isinstance(value, int | float | str | None):
+            self._reads.live[name] = lambda: getattr(self._trainer, name)
+        else:  # its inside may change at each step
+            self._reads.clock.update(each.name for each in fields(self._clock))
+            self._reads.live[name] = lambda: None
+        return value
+
+
+class _SilentOptimizer:
+    """A stand-in for an optimizer, with copies of its settings, that makes no step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = self
+        self.defaults = dict(optimizer.defaults)
+        self.param_groups = [dict(group) for group in optimizer.param_groups]
+
+    def step(self, *args: object, **kwargs: object) -> None:
+        """Do nothing."""
+
+    def zero_grad(self, *args: object, **kwargs: object) -> None:
+        """Do nothing."""
+
+
+class _SilentScheduler:
+    """A stand-in for a schedule of learning rates that stays where it is."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.rates = _rates(scheduler)
+        self.last_epoch = scheduler.last_epoch
+
+    def get_last_lr(self) -> list[float]:
+        """Return the rates at this step."""
+        return list(self.rates)
+
+    def step(self, *args: object, **kwargs: object) -> None:
+        """Do nothing."""
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def _rates(scheduler: Any) -> list[float]:
+    return [float(group["lr"]) for group in scheduler.optimizer.param_groups]
 
 
 class _SilentMetric(nn.Module):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import lightning as L
 from torch import Tensor, nn
 
+from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import CaptureError
 from agt_lightning.lightning.silence import silence
+from agt_lightning.lightning.without_data import WithoutData
 
 
 class TrainingLoss:
@@ -20,12 +24,14 @@ class TrainingLoss:
         trainer: the Trainer that the replica has as ``self.trainer``, without its loggers.
 
     Attributes:
-        reads_time: whether the step has read the epoch or the global step, so that a recording of it can be outdated.
+        now: the time of the present training step, at which the loss is computed outside of `at`.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
-        self.reads_time = False
+        self.now = Clock()
+        self._hooks = WithoutData(trainer)
+        self._recording: tuple[Clock, Reads] | None = None
 
     def __call__(self, module: nn.Module, batch: object) -> Tensor:
         """Return the scalar loss of a batch.
@@ -38,8 +44,9 @@ class TrainingLoss:
             CaptureError: if `training_step` returns no loss.
         """
         assert isinstance(module, L.LightningModule)
-        silence(module, self.trainer, self._note_time)
-        result = self._result(module, batch)
+        clock, reads = self._recording or (self.now, Reads())
+        silence(module, self.trainer, clock, reads)
+        result = self._result(module, batch, clock, reads)
         loss = result.get("loss") if isinstance(result, Mapping) else result
         if not isinstance(loss, Tensor):
             raise CaptureError(
@@ -48,10 +55,25 @@ class TrainingLoss:
             )
         return loss
 
-    def _note_time(self) -> None:
-        self.reads_time = True
+    @contextmanager
+    def at(self, clock: Clock, reads: Reads) -> Iterator[None]:
+        """Compute the loss at a time, and note what it reads; see `TimedLoss`."""
+        self._recording = (clock, reads)
+        try:
+            yield
+        finally:
+            self._recording = None
 
-    def _result(self, module: L.LightningModule, batch: object) -> object:
+    def without_data(self, start: nn.Module) -> nn.Module:
+        """Return the module as it would be if it had never seen data; see `TimedLoss`."""
+        assert isinstance(start, L.LightningModule)
+        return self._hooks.module(start)
+
+    def note_hook(self, module: L.LightningModule, hook: str, batch: int) -> None:
+        """Note that a hook of the module is about to run, in the batch of this number."""
+        self._hooks.note(module, hook, Clock(self.trainer.current_epoch, self.trainer.global_step, batch))
+
+    def _result(self, module: L.LightningModule, batch: object, clock: Clock, reads: Reads) -> object:
         objective = getattr(module, "certified_objective", None)
         if objective is not None:
             chosen = as_forward(objective)(batch)
@@ -59,8 +81,20 @@ class TrainingLoss:
                 return chosen
         accepted = inspect.signature(module.training_step).parameters
         training_step = as_forward(module.training_step)
-        extra = {"batch_idx": 0, "dataloader_idx": 0}
+        batch_idx = reads.ticks(clock, "batch") if _uses_batch_idx(module.training_step) else clock.batch
+        extra = {"batch_idx": batch_idx, "dataloader_idx": 0}
         named = {name: value for name, value in extra.items() if name in accepted}
         if len(accepted) > 1 and not named:
-            return training_step(batch, 0)
+            return training_step(batch, batch_idx)
         return training_step(batch, **named)
+
+
+def _uses_batch_idx(training_step: Callable[..., object]) -> bool:
+    """Return whether the code of a step loads its argument ``batch_idx``; true if that is not known."""
+    function = inspect.unwrap(getattr(training_step, "__func__", training_step))
+    code = getattr(function, "__code__", None)
+    if code is None or "batch_idx" not in code.co_varnames[: code.co_argcount]:
+        return True
+    if "batch_idx" in code.co_cellvars:
+        return True
+    return any(step.argval == "batch_idx" and step.opname.startswith("LOAD") for step in dis.get_instructions(code))

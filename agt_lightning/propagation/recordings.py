@@ -4,8 +4,8 @@ A recorded graph stands for the code only as long as the code does the same. So 
 that the code has looked at besides tensors: shapes, modes, entries of the batch that are no tensors, attributes, the
 clock. If any of it changes, the code is recorded anew, even if the gradient of clean data would be the same.
 
-What the code looks at must be the same in every run. A recording is therefore made twice, on the module as it is and on
-a module that has seen no data, and both must agree; and the first recording of all is made again at its own time, to see
+What the code looks at must be the same in every run. So a recording is made twice, on the module as it is and on a
+module that has seen no data, and both must agree. The first recording of all is then made again at its own time, to see
 that nothing outside of the module has changed what the code does.
 """
 
@@ -73,7 +73,9 @@ class _Schema:
 
     @classmethod
     def of(cls, reads: Reads) -> _Schema:
-        return cls(tuple(sorted(reads.clock)), tuple(sorted(reads.attributes)), reads.entries, tuple(sorted(reads.live)))
+        return cls(
+            tuple(sorted(reads.clock)), tuple(sorted(reads.attributes)), reads.entries, tuple(sorted(reads.live))
+        )
 
 
 @dataclass
@@ -247,7 +249,9 @@ class Recordings:
     def _memory(self, what: str, reads: Reads) -> str:
         assert self._reader is not None
         now = self._reader.of_attributes()
-        changed = [f"`{name}`" for name in sorted(reads.attributes) if now.get(name) != self._first_attributes.get(name)]
+        changed = [
+            f"`{name}`" for name in sorted(reads.attributes) if now.get(name) != self._first_attributes.get(name)
+        ]
         names = f" Attributes that have changed: {', '.join(changed)}." if changed else ""
         return (
             "Expected a training step that does the same in every run, but it depends on something that changed during "

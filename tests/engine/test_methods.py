@@ -33,7 +33,7 @@ def test_bounds_contain_every_poisoned_run(kind, adversary, hidden, method):
         module, rate = network(kind, hidden), (0.05, 0.3)[seed]
         loss = loss_of(kind)
         engine = AbstractGradientEngine(module, loss, adversary, method=method)
-        engine._objectives._recorded = captured
+        engine._recordings._kinds = captured
         optimizer = torch.optim.SGD(module.parameters(), lr=rate)
         attacks = Attacks(module, kind, adversary, rate, 0.0, generator)
         for x, y in data(kind, generator):

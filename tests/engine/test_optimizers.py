@@ -44,7 +44,7 @@ def fuzz(kind, adversary, setting, seed, captured=None):
     module = network(kind, (4,))
     engine = AbstractGradientEngine(module, lambda m, batch: LOSSES[kind](m(batch[0]), batch[1]), adversary)
     if captured is not None:
-        engine._objectives._recorded = captured
+        engine._recordings._kinds = captured
     optimizer = setting.optimizer(list(module.parameters()))
     attacks = OptimizedAttacks(module, kind, adversary, setting, generator)
     for x, y in data(kind, generator):

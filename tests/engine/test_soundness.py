@@ -48,7 +48,7 @@ def largest_reach(kind, adversary, hidden, seed, captured):
     module = network(kind, hidden)
     rate, decay = (0.05, 0.3)[seed % 2], (0.0, 0.2)[seed // 2]
     engine = AbstractGradientEngine(module, lambda m, batch: LOSSES[kind](m(batch[0]), batch[1]), adversary)
-    engine._objectives._recorded = captured
+    engine._recordings._kinds = captured
     optimizer = torch.optim.SGD(module.parameters(), lr=rate, weight_decay=decay)
     attacks = Attacks(module, kind, adversary, rate, decay, generator)
     for x, y in data(kind, generator):

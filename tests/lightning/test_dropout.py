@@ -98,10 +98,30 @@ def test_masks_are_those_of_the_layer(layer):
     assert torch.equal(dropped, x * mask)
 
 
+class DrawsInAHook(Dropping):
+    def on_train_batch_start(self, batch, batch_idx):
+        torch.rand(1)
+
+
+class DrawsInTheStep(Dropping):
+    def training_step(self, batch, batch_idx):
+        self.log("noise", torch.rand(()))
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", [DrawsInAHook, DrawsInTheStep])
+def test_other_random_numbers_do_not_disturb_the_masks(kind, fit, loader):
+    module, certified = kind(), CertifiedTraining(BoundedAdversary(n=1, epsilon=0.1))
+    fit(module, loader("number", 12, 5), certified)
+    assert certified.bounds.contains(module)
+
+
 def test_masks_that_cannot_be_drawn_again_stop_the_training(fit, loader):
     class Restless(Dropping):
-        def on_train_batch_start(self, batch, batch_idx):
-            torch.rand(1)  # moves the generator between the recorded state and the training step
+        def training_step(self, batch, batch_idx):
+            torch.rand(1)
+            hidden = nn.functional.dropout(batch[0], 0.5)
+            return nn.functional.mse_loss(self.net(hidden), batch[1])
 
     with pytest.raises(UnsoundBoundError, match="random numbers"):
         fit(Restless(), loader("number", 12, 5), CertifiedTraining(BoundedAdversary(n=1, epsilon=0.1)))

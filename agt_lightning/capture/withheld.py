@@ -1,15 +1,18 @@
-"""A stand-in for something that code may pass on but must not look at."""
+"""Stand-ins for what code may pass on, or change, but must not look at."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 
 class WithheldError(Exception):
     """Something that was withheld has been looked at."""
 
 
-def _look(self: object, *args: object, **kwargs: object) -> object:
+def _look(self: Any, *args: object, **kwargs: object) -> object:
     name, looked = object.__getattribute__(self, "_withheld")
     looked()
     raise WithheldError(f"{name} has been looked at")
@@ -44,31 +47,48 @@ class Withheld:
     __class__ = property(_look)  # `isinstance` is a look
 
 
-_ARITHMETIC = (
-    "add",
-    "sub",
-    "mul",
-    "matmul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "divmod",
-    "pow",
-    "lshift",
-    "rshift",
-    "and",
-    "xor",
+def _absorb(self: Unknown, *args: object, **kwargs: object) -> Unknown:
+    return self
+
+
+def _class_for_libraries(self: Unknown) -> object:
+    """Return the class to libraries, which look at it when an attribute is set or a module is copied."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") == "abc":  # of `isinstance` with an abstract class
+        frame = frame.f_back
+    caller = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return Unknown if caller.partition(".")[0] in ("torch", "lightning", "copy", "agt_lightning") else _look(self)
+
+
+class Unknown(Withheld):
+    """A withheld object that can be written to and computed with: every result is unknown as well.
+
+    Example:
+        >>> count = Unknown("`count`", lambda: None)
+        >>> count += 1
+        >>> type(2 * count + 1) is Unknown, type(count.append(3)) is Unknown
+        (True, True)
+        >>> count > 3
+        Traceback (most recent call last):
+        ...
+        agt_lightning.capture.withheld.WithheldError: `count` has been looked at
+    """
+
+    __class__ = property(_class_for_libraries)
+
+
+_BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or"
+
+_COMPUTING = "neg pos abs invert getattr setattr delattr getitem setitem delitem call " + _BINARY
+
+_LOOKING = (
+    "eq ne lt le gt ge hash bool int float complex index round trunc floor ceil str repr format bytes contains iter "
+    "next reversed len length_hint enter exit array dir"
 )
 
-_OPERATORS = (*_ARITHMETIC, "or", "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "round", "trunc")
+_REFLECTED = [prefix + name for name in _BINARY.split() for prefix in ("r", "i")]
 
-_CONVERSIONS = ("hash", "bool", "int", "float", "complex", "index", "floor", "ceil", "str", "repr", "format", "bytes")
-
-_ACCESSES = ("getattr", "setattr", "delattr", "getitem", "setitem", "delitem", "contains", "iter", "next", "reversed")
-
-_PROTOCOLS = ("len", "length_hint", "call", "enter", "exit", "array", "dir")
-
-_REFLECTED = (prefix + name for name in (*_ARITHMETIC, "or") for prefix in ("r", "i"))
-
-for _name in (*_OPERATORS, *_CONVERSIONS, *_ACCESSES, *_PROTOCOLS, *_REFLECTED):
+for _name in (*_COMPUTING.split(), *_REFLECTED, *_LOOKING.split()):
     setattr(Withheld, f"__{_name}__", _look)
+for _name in (*_COMPUTING.split(), *_REFLECTED):
+    setattr(Unknown, f"__{_name}__", _absorb)

@@ -33,6 +33,7 @@ from agt_lightning.interval import Interval, check_finite_and_ordered, require_i
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective, Loss
+from agt_lightning.propagation.recorder import Recorder
 from agt_lightning.propagation.recordings import Recordings
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
@@ -106,7 +107,7 @@ class AbstractGradientEngine:
         self.steps = 0
         rules = RULES if self.config.rules is None else self.config.rules
         record = partial(BoundedObjective.of, loss=loss, table=rules)
-        self._recordings = Recordings(module, loss, lambda replica, batch: record(replica, batch=batch))
+        self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch)))
         self._clock = Clock()  # of the last batch
         self._nominal = NominalPass(module, adversary, self._recorded, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified
@@ -386,6 +387,15 @@ class AbstractGradientEngine:
         self.steps = steps
 
     # --- self-checks -------------------------------------------------------------------------------------------------
+
+    def require_recorded(self) -> None:
+        """Raise if the code of the last step no longer does what was recorded; call it when training ends.
+
+        Raises:
+            UnsoundBoundError: naming the place in the code.
+        """
+        with self.processes.collective_errors():
+            self._recordings.require_last()
 
     def require_untouched(self) -> None:
         """Raise if something besides the optimizer changed a parameter since the last step.

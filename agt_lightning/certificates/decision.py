@@ -112,7 +112,7 @@ def _problem_of_one(graph: Graph, kinds: frozenset[LabelKind] | None) -> str | N
             "`forward` returns one number for each sample, which can be a logit or anything else. "
             f"{_BY_THRESHOLD}; for a logit it is `threshold=0.0`."
         )
-    if kinds == {LabelKind.BINARY}:
+    if kinds == frozenset({LabelKind.BINARY}):
         return None
     if LabelKind.NUMBER in kinds:
         return (
@@ -123,13 +123,13 @@ def _problem_of_one(graph: Graph, kinds: frozenset[LabelKind] | None) -> str | N
 
 
 def _problem_of_several(graph: Graph, kinds: frozenset[LabelKind] | None) -> str | None:
-    if kinds == {LabelKind.CLASS} or kinds is None and not ends_in_sigmoid(graph, graph.output):
+    if kinds == frozenset({LabelKind.CLASS}) or kinds is None and not ends_in_sigmoid(graph, graph.output):
         return None
-    if kinds is None or kinds == {LabelKind.BINARY}:
+    if kinds is None or kinds == frozenset({LabelKind.BINARY}):
         return (
-            "`forward` returns several outputs for each sample that are trained on labels of their own, or are sigmoids: "
-            "the largest is not the class. Name a threshold, with which each output decides: `certify(x, "
-            "threshold=0.0)` for logits, `threshold=0.5` for sigmoids."
+            "`forward` returns several outputs for each sample that are trained on labels of their own, or are "
+            "sigmoids: the largest is not the class. Name the threshold of each: `certify(x, threshold=0.0)` for "
+            "logits, `threshold=0.5` for sigmoids."
         )
     if LabelKind.NUMBER in kinds:
         return (
@@ -140,5 +140,7 @@ def _problem_of_several(graph: Graph, kinds: frozenset[LabelKind] | None) -> str
     return f"{_UNMATCHED.format(what='several numbers for each sample')} {_RETURN[0].upper()}{_RETURN[1:]} {_BOUNDS}."
 
 
-_UNMATCHED = "`forward` returns {what} that the loss does not compare with labels, so nothing makes them scores of classes."
+_UNMATCHED = (
+    "`forward` returns {what} that the loss does not compare with labels, so nothing makes them scores of classes."
+)
 _RETURN = "let `forward` return the value that `training_step` compares with the labels, or its sigmoid or softmax."

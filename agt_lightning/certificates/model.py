@@ -41,9 +41,9 @@ class CertifiedModel:
     All bounds are for the adversary of the training, whose n counts samples of **each batch**. `certified_flips` alone
     counts samples of the **whole data set**.
 
-    Classes are those of the largest output. One output decides between class 0 and class 1 by its sign if it was trained
-    as a logit, and by that of its logit if it is a sigmoid; for all others give ``threshold=``. A sigmoid or softmax at
-    the end is stepped over, since it keeps the order of classes.
+    Classes are those of the largest output. One output decides between class 0 and class 1 by its sign if it was
+    trained as a logit, and by that of its logit if it is a sigmoid; for all others give ``threshold=``. A sigmoid or
+    softmax at the end is stepped over, since it keeps the order of classes.
 
     Args:
         module: the trained module; `forward` is what is bounded.
@@ -124,9 +124,7 @@ class CertifiedModel:
         bounded = self._propagate(program, x, epsilon, p, program.graph.output)
         return bounded.outputs.to(dtype=self._result_type(x))
 
-    def margins(
-        self, x: Tensor, target: Tensor, epsilon: float = 0.0, *, threshold: float | None = None
-    ) -> Interval:
+    def margins(self, x: Tensor, target: Tensor, epsilon: float = 0.0, *, threshold: float | None = None) -> Interval:
         """Return bounds on ``f_target - f_j`` for every class j; zero for the target itself.
 
         Differences are bounded through the last linear layer, whose input is the same for both outputs. That is

@@ -9,7 +9,7 @@ from torch import Tensor
 class Certification:
     """A batch of predictions, with the classes that an adversary could have turned them into.
 
-    If each of several outputs decides between two classes of its own, all shapes have an axis (outputs) after the batch.
+    If each of several outputs decides between two classes of its own, shapes have an axis (outputs) after the batch.
 
     Args:
         label: class that the trained module predicts, integers of shape (batch,).

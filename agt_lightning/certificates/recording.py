@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def record_forward(module: nn.Module, x: Tensor, output: str | int | None = None
     _require_one_input(module)
     refusals: list[Exception] = []
 
-    def forward(leaves: list[Tensor]) -> Tensor:
+    def forward(leaves: Sequence[Tensor]) -> Tensor:
         result = module(leaves[0])
         try:
             return _chosen(result, output)
@@ -107,8 +107,9 @@ def _entry(result: object, output: str | int) -> object:
         return result.get(output)
     if isinstance(output, str):
         return getattr(result, output, None)
-    fits = isinstance(result, tuple | list) and -len(result) <= output < len(result)
-    return result[output] if fits else None
+    if isinstance(result, tuple | list) and -len(result) <= output < len(result):
+        return result[output]
+    return None
 
 
 def _describe(result: object) -> str:

@@ -76,7 +76,7 @@ class BoundedValues:
         """Return bounds on ``f_target - f_j`` for every class j; zero for the target itself.
 
         Args:
-            target: class of each sample, integers of shape (batch,); for one logit, 0 and 1 of any real type and also of
+            target: class of each sample, integers of shape (batch,); for one logit, 0 and 1 of any real type, also of
                 shape (batch, 1).
 
         Raises:

@@ -186,9 +186,15 @@ class CertifiedTraining(Callback):
         engine = self.engine
         module = engine.module if module is None else module
         sets, excluded = engine.parameter_sets, engine.domains.excluded
-        known = {"task": self._task, "start": self._start}
         return CertifiedModel(
-            module, self.bounds, engine.config.method, sets=sets, excluded=excluded, output=output, **known
+            module,
+            self.bounds,
+            engine.config.method,
+            sets=sets,
+            excluded=excluded,
+            task=self._task,
+            start=self._start,
+            output=output,
         )
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from agt_lightning.adversaries.base import check_order, check_size
 from agt_lightning.adversaries.features import perturbed
 from agt_lightning.bounds import ParameterBounds
-from agt_lightning.capture import Graph, reached
+from agt_lightning.capture import reached
 from agt_lightning.capture.replica import replica
 from agt_lightning.certificates.decision import Decision, decide
 from agt_lightning.certificates.goals import class_indices, is_single_logit, possible_classes
@@ -236,6 +236,7 @@ class CertifiedModel:
         Raises:
             UncertifiableError: if it reads a buffer that training changed.
         """
+        _require_samples(x)
         program = self._programs(x)
         if self.start is not None:
             problems = self.start.buffer_problems(self.module, program.graph.buffers.values())
@@ -324,7 +325,7 @@ class CertifiedModel:
             samples=reached(graph, set(graph.leaves)),
             trainable=reached(graph, {value for value, name in graph.parameters.items() if name in wide}),
         )
-        problems = [*forward_problems(program), *_missing_samples(graph)]
+        problems = forward_problems(program)
         if self.start is not None:
             problems += self.start.problems(self.module, graph, example, self.output)
         if problems:
@@ -342,7 +343,8 @@ def _marked(bounds: Interval) -> Interval:
     return Interval.point(bounds.lower) if torch.equal(bounds.lower, bounds.upper) else bounds
 
 
-def _missing_samples(graph: Graph) -> list[str]:
-    if graph.shapes[graph.output][:1] == (2,):
-        return []
-    return [f"`forward` returns shape {graph.shapes[graph.output]} for a batch of 2; the batch must be the first axis."]
+def _require_samples(x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"Expected a tensor of inputs, but got {type(x).__name__}. Let `forward` take one tensor.")
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"Expected inputs of shape (batch, ...) with a sample or more, but got {tuple(x.shape)}.")

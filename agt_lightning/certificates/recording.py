@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from agt_lightning.capture import Graph, capture, flatten
+from agt_lightning.capture import Call, Graph, capture, flatten
 from agt_lightning.errors import CaptureError, UncertifiableError
 from agt_lightning.propagation import Program
+from agt_lightning.rules.base import name_of
 
 SUBJECT = "The outputs of `forward`"
 """What cannot be certified, in messages."""
@@ -55,13 +56,24 @@ def record_forward(module: nn.Module, x: Tensor, output: str | int | None = None
 
 
 def forward_problems(program: Program) -> list[str]:
-    """Return why a recording of `forward` has no bounds, each with its way out."""
-    if program.graph.masks:
+    """Return why a recording of `forward` for two samples has no bounds, each with its way out."""
+    graph = program.graph
+    if graph.masks:
         return [
             "`forward` draws a dropout mask in `eval` mode as well. Use `nn.Dropout`, or `F.dropout(x, p, "
             "training=self.training)`."
         ]
-    return list(program.problems)
+    if not program.problems and graph.shapes[graph.output][:1] == (2,):
+        return []
+    mixing = next((call for call in graph.calls if call.name in program.samples and call.shape[:1] != (2,)), None)
+    return list(program.problems) if mixing is None else [_mixing_problem(mixing)]
+
+
+def _mixing_problem(call: Call) -> str:
+    return (
+        f"`{name_of(call)}` at {call.source} turns a batch of 2 into shape {call.shape}. Let `forward` return a result "
+        "for each sample alone, with the batch as first axis."
+    )
 
 
 def _require_one_input(module: nn.Module) -> None:
@@ -92,6 +104,8 @@ def _only_tensor(result: object) -> Tensor:
     tensors, _ = flatten(result)
     if len(tensors) == 1:
         return tensors[0]
+    if not tensors:
+        raise UncertifiableError([f"`forward` returns {_describe(result)}. Return a tensor of outputs."], SUBJECT)
     raise UncertifiableError(
         [
             f"`forward` returns {_describe(result)}, and one tensor of outputs is expected. Name it: "
@@ -119,4 +133,4 @@ def _describe(result: object) -> str:
         return f"a mapping with the keys {', '.join(map(repr, result))}"
     if isinstance(result, tuple | list):
         return f"a {type(result).__name__} of {len(result)} entries"
-    return f"a {type(result).__name__} with {len(flatten(result)[0])} tensors"
+    return f"an object of type {type(result).__name__} with {len(flatten(result)[0])} tensors"

@@ -63,10 +63,16 @@ def forward_problems(program: Program) -> list[str]:
             "`forward` draws a dropout mask in `eval` mode as well. Use `nn.Dropout`, or `F.dropout(x, p, "
             "training=self.training)`."
         ]
-    if not program.problems and graph.shapes[graph.output][:1] == (2,):
+    per_sample = graph.output in program.samples and graph.shapes[graph.output][:1] == (2,)
+    if per_sample and not program.problems:
         return []
     mixing = next((call for call in graph.calls if call.name in program.samples and call.shape[:1] != (2,)), None)
-    return list(program.problems) if mixing is None else [_mixing_problem(mixing)]
+    if mixing is not None:
+        return [_mixing_problem(mixing)]
+    return list(program.problems) or [
+        f"`forward` returns shape {graph.shapes[graph.output]} for a batch of 2, from no value of that batch. Return "
+        "an output of each sample."
+    ]
 
 
 def _mixing_problem(call: Call) -> str:

@@ -151,9 +151,15 @@ class Sums(TwoInputs):
         return self.layer(x).sum()
 
 
+class Constant(TwoInputs):
+    def forward(self, x):
+        return self.layer.bias.expand(2, 3)
+
+
 @pytest.mark.parametrize(
     ("kind", "error", "reason"),
     [
+        (Constant, UncertifiableError, "from no value of that batch"),
         (TwoInputs, UncertifiableError, "missing a required argument: 'mask'.*Give them defaults"),
         (AlwaysDrops, UncertifiableError, "training=self.training"),
         (Branches, CaptureError, "from `forward`"),

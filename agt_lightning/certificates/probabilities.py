@@ -13,7 +13,7 @@ _SOFTMAX = frozenset({_aten.softmax.int, _aten._softmax.default, _aten.log_softm
 
 
 def before_probabilities(graph: Graph, name: str) -> str:
-    """Return the value that a last sigmoid, softmax or log-softmax maps to ``name``, which has the same shape.
+    """Return the value that a last sigmoid, softmax, or logarithm of one maps to ``name``.
 
     The largest of several such values is that of the largest probability, and the only one is positive where its
     sigmoid is above 1/2.
@@ -26,10 +26,14 @@ def before_probabilities(graph: Graph, name: str) -> str:
         The value before these maps; ``name`` itself if there are none.
     """
     call = graph.producer(same_values(graph, name))
-    if call is None or not (call.op is _aten.sigmoid.default or _is_softmax_over_classes(call)):
+    if torch.Size(graph.shapes[name][1:]).numel() == 1:
+        return call.inputs[0] if call is not None and call.op is _aten.sigmoid.default else name
+    if call is not None and call.op is _aten.log.default:
+        call = graph.producer(same_values(graph, call.inputs[0]))
+    keeps_order = call is not None and (call.op is _aten.sigmoid.default or _is_softmax_over_classes(call))
+    if call is None or not keeps_order or graph.shapes[call.inputs[0]] != graph.shapes[name]:
         return name
-    several = torch.Size(graph.shapes[name][1:]).numel() > 1
-    return name if several and graph.shapes[call.inputs[0]] != graph.shapes[name] else call.inputs[0]
+    return call.inputs[0]
 
 
 def ends_in_sigmoid(graph: Graph, name: str) -> bool:

@@ -28,6 +28,9 @@ _KEEP_LARGEST = frozenset(
 )
 """Calls that, with a number or alone, can leave the largest entry of a one-hot vector the largest."""
 
+_COMPARE = frozenset({_aten.sub.Tensor, _aten.mul.Tensor})
+"""Calls by which a loss that is written by hand compares scores, or log-probabilities, with one-hot vectors."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -85,10 +88,18 @@ def _comparisons(roles: LossRoles) -> Iterator[tuple[str, LabelKind]]:
         if len(predictions) == len(targets) == 1:
             found = True
             yield predictions[0], _kind(graph, call.op, predictions[0], targets[0])
-    if not found and roles.prediction is not None:
-        wide = _is_wide(graph, roles.prediction)
-        known = roles.label_kind
-        yield roles.prediction, known if wide or known is not LabelKind.CLASS else LabelKind.NUMBER
+    if not found and roles.prediction is not None and roles.target is not None:
+        yield roles.prediction, _kind_by_hand(roles, roles.prediction, roles.target)
+
+
+def _kind_by_hand(roles: LossRoles, prediction: str, target: str) -> LabelKind:
+    """Return the kind of the label of a loss without a loss function: one-hot vectors subtracted or multiplied."""
+    graph = roles.graph
+    meets = any({prediction, target} <= set(call.inputs) and call.op in _COMPARE for call in graph.calls)
+    if roles.label_kind is not LabelKind.CLASS:
+        return roles.label_kind
+    classes = meets and _is_wide(graph, prediction) and _is_one_hot(graph, target)
+    return LabelKind.CLASS if classes else LabelKind.NUMBER
 
 
 def _kind(graph: Graph, loss: object, prediction: str, target: str) -> LabelKind:

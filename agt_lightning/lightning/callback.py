@@ -231,7 +231,8 @@ class CertifiedTraining(Callback):
         unboundable = strategy_problems(trainer)
         if unboundable:
             raise UncertifiableError(unboundable)
-        self._start, self._task = start_of_training(pl_module, self._restored), None
+        if self._restored is not None or self._engine is None or self._engine.module is not pl_module:
+            self._start, self._task = start_of_training(pl_module, self._restored), None
         self._loss = TrainingLoss(trainer)
         clipping, processes = mean_clipping(trainer), processes_of(trainer)
         self._engine = AbstractGradientEngine(

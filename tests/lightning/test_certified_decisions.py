@@ -257,6 +257,11 @@ class ByHand(Classes):
         return -(F.log_softmax(out, dim=1) * F.one_hot(y[:, 0].long(), 3)).sum(dim=1).mean()
 
 
+class LogOfSoftmax(ByHand):
+    def loss(self, out, y):
+        return -(out.softmax(dim=1).log() * F.one_hot(y[:, 0].long(), 3)).sum(dim=1).mean()
+
+
 class TwoHeads(Classes):
     """An auxiliary regression does not make the classes numbers."""
 
@@ -279,7 +284,7 @@ class Dropped(Classes):
 
 
 @pytest.mark.parametrize(
-    "kind", [Classes, Softmax, LogSoftmax, OneHotSquares, OneAgainstTheRest, ByHand, TwoHeads, Dropped]
+    "kind", [Classes, Softmax, LogSoftmax, OneHotSquares, OneAgainstTheRest, ByHand, LogOfSoftmax, TwoHeads, Dropped]
 )
 def test_classes_are_the_largest_output(kind):
     (x, y), points = data(outputs=3), queries()
@@ -296,6 +301,27 @@ def test_probabilities_as_targets_make_classes():
     module, training = made(SoftLabels), CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01))
     fit(module, x, y, training)
     assert training.certified_model(module).certify(queries()).certified.any()
+
+
+class AddedByHand(ManyLabels):
+    """The largest output is no class: outputs are trained towards less where the one-hot vector is more."""
+
+    def loss(self, out, y):
+        return (out + F.one_hot(y[:, 0].long(), 3)).square().mean()
+
+
+class Inverted(ManyLabels):
+    def loss(self, out, y):
+        return F.mse_loss(out, -1.0 * F.one_hot(y[:, 0].long(), 3).float())
+
+
+@pytest.mark.parametrize("kind", [AddedByHand, Inverted])
+def test_one_hot_vectors_that_outputs_oppose_are_no_classes(kind):
+    x, y = data(outputs=3)
+    module, training = made(kind), CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01))
+    fit(module, x, y, training)
+    with pytest.raises(UncertifiableError, match="the largest is not a class"):
+        training.certified_model(module).certify(queries())
 
 
 class Features(Classes):

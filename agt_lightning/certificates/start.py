@@ -8,6 +8,7 @@ from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from agt_lightning.capture import Graph
 from agt_lightning.capture.replica import replica
@@ -108,12 +109,16 @@ def tensor_digest(tensor: Tensor) -> str:
         (True, 32)
     """
     digest = blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    values = tensor.detach().cpu().resolve_conj().resolve_neg()
+    dense = values if values.layout is torch.strided else values.to_dense()
+    digest.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def _buffer_digests(module: nn.Module) -> dict[str, str]:
-    return {name: tensor_digest(buffer) for name, buffer in module.named_buffers(remove_duplicate=False)}
+    """Return the digests of all buffers that have values already."""
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {name: tensor_digest(buffer) for name, buffer in buffers if not is_lazy(buffer)}
 
 
 def _with_parameters_of(module: nn.Module, copied: nn.Module) -> nn.Module:

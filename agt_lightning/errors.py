@@ -21,16 +21,17 @@ class UncertifiableError(AgtError):
 
     Args:
         problems: one line per reason, each with a remedy.
+        subject: what cannot be certified.
 
     Example:
         >>> str(UncertifiableError(["`momentum` is not supported. Set `momentum=0`."]))
         'This training cannot be certified:\n  1. `momentum` is not supported. Set `momentum=0`.'
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], subject: str = "This training") -> None:
         self.problems = tuple(problems)
         lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(self.problems, start=1))
-        super().__init__(f"This training cannot be certified:\n{lines}")
+        super().__init__(f"{subject} cannot be certified:\n{lines}")
 
 
 class CaptureError(AgtError):

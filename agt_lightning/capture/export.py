@@ -46,13 +46,26 @@ class _Objective(nn.Module):
         return self.function(leaves)
 
 
-def capture(module: nn.Module, function: Callable[[Sequence[Tensor]], Tensor], leaves: Sequence[Tensor]) -> Graph:
+WRITE_OBJECTIVE = (
+    "Remove that call, or mix in `CertifiedModule` and write `certified_objective(batch)`, which returns the same loss "
+    "without it."
+)
+"""Advice if a loss cannot be recorded."""
+
+
+def capture(
+    module: nn.Module,
+    function: Callable[[Sequence[Tensor]], Tensor],
+    leaves: Sequence[Tensor],
+    advice: str = WRITE_OBJECTIVE,
+) -> Graph:
     """Record the calls that ``function`` makes on tensors like ``leaves``.
 
     Args:
         module: owner of the parameters and buffers, which the graph names as the module does.
         function: maps batch tensors to one tensor; it may use ``module``.
         leaves: example tensors. The graph has their shapes; their values do not matter.
+        advice: the way out if the code cannot be recorded.
 
     Returns:
         The graph of the result, without calls on which it does not depend.
@@ -66,8 +79,7 @@ def capture(module: nn.Module, function: Callable[[Sequence[Tensor]], Tensor], l
             program = _exported(_Objective(module, as_forward(function)), tuple(leaves))
     except Exception as error:
         raise CaptureError(
-            f"Expected code that torch.export can record, but got: {_first_lines(error)}\nRemove that call, or mix in "
-            "`CertifiedModule` and write `certified_objective(batch)`, which returns the same loss without it."
+            f"Expected code that torch.export can record, but got: {_first_lines(error)}\n{advice}"
         ) from error
     return _live(_reduced(_fused(masked(_graph(program)))))
 

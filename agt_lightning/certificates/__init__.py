@@ -9,10 +9,14 @@ from agt_lightning.certificates.goals import (
 )
 from agt_lightning.certificates.model import CertifiedModel
 from agt_lightning.certificates.predictions import Certification
+from agt_lightning.certificates.start import StartOfTraining
+from agt_lightning.certificates.task import Task
 
 __all__ = [
     "Certification",
     "CertifiedModel",
+    "StartOfTraining",
+    "Task",
     "binary_cross_entropy_bounds",
     "cross_entropy_bounds",
     "possible_classes",

@@ -26,20 +26,13 @@ def output_margins(program: Program, values: Mapping[str, Value], output: str, t
     Args:
         program: the program that computed ``values``.
         values: bounds on all its values, by name.
-        output: name of logits of shape (batch, classes), or of one logit per sample.
+        output: name of logits of shape (batch, classes).
         target: class of each sample, integers of shape (batch,).
 
     Returns:
-        Interval of shape (batch, classes); (batch, 2) for one logit.
-
-    Raises:
-        ValueError: if the outputs have another shape.
+        Interval of shape (batch, classes).
     """
     outputs = as_interval(values[output])
-    if is_single_logit(outputs):
-        return _single_logit_margins(outputs, target)
-    if outputs.lower.ndim != 2:
-        raise ValueError(f"Expected outputs of shape (batch, classes), but got {tuple(outputs.shape)}.")
     last = last_linear(program, output)
     if last is None:
         rows = torch.arange(len(target), device=target.device)
@@ -78,8 +71,16 @@ def substituted_margins(linear: Substitution, values: Mapping[str, Value], logit
     return Interval.trusted(-negative, upper)
 
 
-def _single_logit_margins(logit: Interval, target: Tensor) -> Interval:
-    """Return the margins of the two logits (0, f) that one logit f stands for, (batch, 2)."""
+def single_logit_margins(logit: Interval, target: Tensor) -> Interval:
+    """Return the margins of the two logits (0, f) that one logit f stands for.
+
+    Args:
+        logit: bounds of shape (batch,) or (batch, 1).
+        target: class of each sample, 0 or 1, integers of shape (batch,).
+
+    Returns:
+        Interval of shape (batch, 2).
+    """
     lower, upper = logit.lower.reshape(-1), logit.upper.reshape(-1)
     zero = torch.zeros_like(lower)
     for_one = Interval.trusted(torch.stack([lower, zero], dim=1), torch.stack([upper, zero], dim=1))

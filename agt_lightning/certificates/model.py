@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from agt_lightning.adversaries.base import check_order, check_size
 from agt_lightning.adversaries.features import perturbed
 from agt_lightning.bounds import ParameterBounds
-from agt_lightning.capture import Graph, capture, reached
+from agt_lightning.capture import reached
 from agt_lightning.capture.replica import replica
-from agt_lightning.certificates.goals import possible_classes
-from agt_lightning.certificates.margins import last_linear, predicted_classes
+from agt_lightning.certificates.decision import Decision, decide
+from agt_lightning.certificates.goals import class_indices, is_single_logit, possible_classes
+from agt_lightning.certificates.margins import last_linear, predicted_classes, single_logit_margins
 from agt_lightning.certificates.predictions import Certification
+from agt_lightning.certificates.recording import SUBJECT, forward_problems, record_forward
+from agt_lightning.certificates.start import StartOfTraining
+from agt_lightning.certificates.task import Task
 from agt_lightning.certificates.values import BoundedValues, frozen_values
 from agt_lightning.domains import DOMAINS, FlipCounter, ParameterSet
 from agt_lightning.domains.head import Head, HeadBounds, unshaped
@@ -37,6 +41,10 @@ class CertifiedModel:
     All bounds are for the adversary of the training, whose n counts samples of **each batch**. `certified_flips` alone
     counts samples of the **whole data set**.
 
+    Classes are those of the largest output. One output decides between class 0 and class 1 by its sign if it was
+    trained as a logit, and by that of its logit if it is a sigmoid; for all others give ``threshold=``. A sigmoid or
+    softmax at the end is stepped over, since it keeps the order of classes.
+
     Args:
         module: the trained module; `forward` is what is bounded.
         bounds: bounds on its parameters, which contain them.
@@ -44,6 +52,10 @@ class CertifiedModel:
         sets: other sets that contain the same parameters, by name of their domain, for tighter bounds on a head and for
             `certified_flips`; see `AbstractGradientEngine.parameter_sets`.
         excluded: reasons why the training went on without a domain, by its name, for messages.
+        task: what the loss of the training compared with labels; None if that is unknown.
+        start: the module before its first step; buffers and attributes that training changed since must not be read by
+            `forward`. None if training wrote nothing but parameters.
+        output: key, attribute or position of the outputs if `forward` returns several tensors.
         dtype: floating point type to compute in.
         rules: bound rules by overload.
 
@@ -66,6 +78,9 @@ class CertifiedModel:
         *,
         sets: Mapping[str, ParameterSet] | None = None,
         excluded: Mapping[str, str] | None = None,
+        task: Task | None = None,
+        start: StartOfTraining | None = None,
+        output: str | int | None = None,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
     ) -> None:
@@ -81,9 +96,12 @@ class CertifiedModel:
         self.method: Method = method
         self.sets = dict(sets or {})
         self.excluded = dict(excluded or {})
+        self.task = task
+        self.start = start
+        self.output = output
         self.dtype = dtype
         self.rules = rules
-        self._program = ProgramCache(self._capture, lambda x: (tuple(x.shape[1:]), x.dtype))
+        self._programs = ProgramCache(self._capture, lambda x: (tuple(x.shape[1:]), x.dtype))
 
     def bound_forward(self, x: Tensor, epsilon: float = 0.0, p: float = math.inf) -> Interval:
         """Return bounds on ``module(x̃)`` for all parameters in bounds and every x̃ with ``‖x̃ - x‖_p <= epsilon``.
@@ -97,12 +115,16 @@ class CertifiedModel:
             Interval of the outputs' shape.
 
         Raises:
-            UncertifiableError: if the network has an operation without a bound.
-            ValueError: if ``epsilon`` or ``p`` is out of range.
+            CaptureError: if `forward` cannot be recorded.
+            UncertifiableError: if the network has an operation without a bound, `forward` returns several tensors and
+                ``output`` names none, or `forward` reads what training wrote.
+            ValueError: if ``epsilon`` or ``p`` is out of range, or ``epsilon`` is not 0 for integer inputs.
         """
-        return self._propagate(x, epsilon, p).outputs.to(dtype=self._result_type(x))
+        program = self._program(x)
+        bounded = self._propagate(program, x, epsilon, p, program.graph.output)
+        return bounded.outputs.to(dtype=self._result_type(x))
 
-    def margins(self, x: Tensor, target: Tensor, epsilon: float = 0.0) -> Interval:
+    def margins(self, x: Tensor, target: Tensor, epsilon: float = 0.0, *, threshold: float | None = None) -> Interval:
         """Return bounds on ``f_target - f_j`` for every class j; zero for the target itself.
 
         Differences are bounded through the last linear layer, whose input is the same for both outputs. That is
@@ -110,15 +132,34 @@ class CertifiedModel:
 
         Args:
             x: inputs, (batch, ...).
-            target: class of each sample, integers of shape (batch,).
+            target: class of each sample, integers of shape (batch,); for one output also (batch, 1).
             epsilon: radius of the ℓ∞ ball around each input.
+            threshold: as for `certify`; for one output only.
 
         Returns:
-            Interval of shape (batch, classes); for one logit, classes are 0 and 1 and the margin is ± the logit.
-        """
-        return self._propagate(x, epsilon, math.inf).margins(target).to(dtype=self._result_type(x))
+            Interval of shape (batch, classes), of differences of logits if `forward` ends in a sigmoid or softmax. For
+            one output, classes are 0 and 1 and the margin is ± the logit, or ± the output less the threshold.
 
-    def certify(self, x: Tensor, epsilon: float = 0.0) -> Certification:
+        Raises:
+            TypeError: if ``target`` is not of an integer type, for several outputs.
+            UncertifiableError: if the outputs do not decide between classes, see `certify`.
+            ValueError: if ``target`` has another shape or holds no classes, or ``threshold`` is given for several
+                outputs.
+        """
+        program = self._program(x)
+        decision = self._decision(program, threshold)
+        bounded = self._propagate(program, x, epsilon, math.inf, decision.value)
+        if decision.threshold is None:
+            return bounded.margins(target).to(dtype=self._result_type(x))
+        if not is_single_logit(bounded.outputs):
+            raise ValueError(
+                "Expected no `threshold` for the margins of several outputs, which are differences between them. Use "
+                "`certify(x, threshold=...)`, or `bound_forward(x)` less the threshold."
+            )
+        logits = decision.logits(bounded.outputs)
+        return single_logit_margins(logits, class_indices(logits, target)).to(dtype=self._result_type(x))
+
+    def certify(self, x: Tensor, epsilon: float = 0.0, *, threshold: float | None = None) -> Certification:
         """Return predictions, and whether any poisoned training could have changed them (equation 18, corrected).
 
         The correction, j ≠ i and a strict inequality, is docs/theory.md, eq. (9.1).
@@ -126,12 +167,22 @@ class CertifiedModel:
         Args:
             x: inputs, (batch, ...).
             epsilon: radius of the ℓ∞ ball around each input, for backdoors.
+            threshold: outputs above it are class 1 and others class 0; at the threshold itself nothing is certified.
+                With several outputs each decides for itself. None means the largest output or the sign of a logit.
+
+        Raises:
+            TypeError: if ``threshold`` is no number.
+            UncertifiableError: if the outputs do not decide between classes: one output that was not trained as a
+                logit, or several that were compared with real numbers or with labels of their own.
+            ValueError: if ``epsilon`` is out of range, or not 0 for integer inputs, or ``threshold`` is not finite.
         """
-        bounded = self._propagate(x, epsilon, math.inf)
-        program = bounded.program
-        points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
-        nominal = propagate_forward(program, self._inputs(program, points, x, 0.0, math.inf))
-        label = predicted_classes(as_interval(nominal[program.graph.output]).lower)
+        program = self._program(x)
+        decision = self._decision(program, threshold)
+        bounded = self._propagate(program, x, epsilon, math.inf, decision.value)
+        nominal = self._nominal(program, x, decision.value)
+        if decision.threshold is not None:
+            return decision.certification(bounded.outputs, nominal)
+        label = predicted_classes(nominal)
         beaten = bounded.margins(label).lower > 0
         possible = possible_classes(bounded.outputs) & ~beaten
         label_is_possible = possible.gather(1, label[:, None]).squeeze(1)
@@ -165,7 +216,7 @@ class CertifiedModel:
         counters = {name: h for name, h in self._heads(program).items() if isinstance(h, FlipCounter)}
         name, head = next(iter(counters.items()), ("", None))
         if not isinstance(head, FlipCounter) or not self._ends_in(program, head.head):
-            raise UncertifiableError([self._why_no_flips()])
+            raise UncertifiableError([self._why_no_flips()], "The number of flips")
         inputs = self._inputs(program, self._box(), x, 0.0, math.inf)
         return head.certified_flips(as_interval(frozen_values(program, inputs, {name: head})[head.head.input]))
 
@@ -176,21 +227,45 @@ class CertifiedModel:
             x: inputs, (batch, ...).
             epsilon: radius of the ℓ∞ ball around each input.
         """
-        return self._propagate(x, epsilon, math.inf).domain_shares()
+        program = self._program(x)
+        return self._propagate(program, x, epsilon, math.inf, program.graph.output).domain_shares()
 
-    def _propagate(self, x: Tensor, epsilon: float, p: float) -> BoundedValues:
+    def _program(self, x: Tensor) -> Program:
+        """Return `forward` recorded for inputs like these, after checking what it reads.
+
+        Raises:
+            UncertifiableError: if it reads a buffer that training changed.
+        """
+        _require_samples(x)
+        program = self._programs(x)
+        if self.start is not None:
+            problems = self.start.buffer_problems(self.module, program.graph.buffers.values())
+            if problems:
+                raise UncertifiableError(problems, SUBJECT)
+        return program
+
+    def _decision(self, program: Program, threshold: float | None) -> Decision:
+        return decide(program.graph, self._names(program), self.task, threshold)
+
+    def _propagate(self, program: Program, x: Tensor, epsilon: float, p: float, value: str) -> BoundedValues:
+        """Bound all values; ``value`` is the name of those that count as outputs."""
         check_size("epsilon", epsilon)
         check_order("p", p, {1, 2, math.inf})
-        program = self._program(x)
         inputs = self._inputs(program, self._box(), x, epsilon, p)
-        return BoundedValues.of(program, inputs, program.graph.output, self._heads(program), method=self.method)
+        return BoundedValues.of(program, inputs, value, self._heads(program), method=self.method)
+
+    def _nominal(self, program: Program, x: Tensor, value: str) -> Tensor:
+        """Return a value of the trained network."""
+        points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
+        nominal = propagate_forward(program, self._inputs(program, points, x, 0.0, math.inf))
+        return as_interval(nominal[value]).lower
 
     def _box(self) -> dict[str, Interval]:
         return {name: _marked(bounds.to(dtype=self.dtype)) for name, bounds in self.bounds.items()}
 
     def _heads(self, program: Program) -> dict[str, HeadBounds]:
         """Return the bounds of other sets on the trained layers that this program ends in, by name of the domain."""
-        names = {value: self._canonical[target] for value, target in program.graph.parameters.items()}
+        names = self._names(program)
         bounds = {
             name: each.head_bounds(program.graph, names, self.module, self.dtype) for name, each in self.sets.items()
         }
@@ -214,26 +289,35 @@ class CertifiedModel:
     def _inputs(
         self, program: Program, parameters: Mapping[str, Interval], x: Tensor, epsilon: float, p: float
     ) -> dict[str, Value]:
-        names = {value: self._canonical[target] for value, target in program.graph.parameters.items()}
-        values = graph_inputs(program.graph, self.module, names, parameters, self.dtype)
+        values = graph_inputs(program.graph, self.module, self._names(program), parameters, self.dtype)
         return values | {leaf: self._leaf(x.detach(), epsilon, p) for leaf in program.graph.leaves}
 
-    @property
-    def _canonical(self) -> dict[str, str]:
-        return canonical_names(self.module)
+    def _names(self, program: Program) -> dict[str, str]:
+        """Return the names of parameters in the module by value name."""
+        canonical = canonical_names(self.module)
+        return {value: canonical[target] for value, target in program.graph.parameters.items()}
 
     def _leaf(self, x: Tensor, epsilon: float, p: float) -> Value:
         if not x.is_floating_point():
+            if epsilon > 0:
+                raise ValueError(
+                    f"Expected floating point inputs for `epsilon={epsilon}`, but got {x.dtype}, which no ball "
+                    "perturbs. Cast them (`x.float()`) and let `forward` take that, or set `epsilon=0`."
+                )
             return x
         wide = x.to(self.dtype)
         return Interval.point(wide) if epsilon == 0 else perturbed(wide, epsilon, p)
 
     def _capture(self, x: Tensor) -> Program:
-        """Record the forward pass for samples of this shape and type."""
-        module = replica(self.module).eval()
+        """Record the forward pass for samples of this shape and type.
+
+        Raises:
+            CaptureError: if it cannot be recorded.
+            UncertifiableError: if it has no bounds, or reads what training wrote.
+        """
         # Two samples, since `.squeeze()` can remove the axis of a batch of one.
         example = x[:1].repeat(2, *[1] * (x.ndim - 1))
-        graph = capture(module, lambda leaves: module(leaves[0]), [example])
+        graph = record_forward(replica(self.module), example, self.output)
         wide = {name for name, bounds in self.bounds.items() if not bounds.is_point}
         program = Program.build(
             graph,
@@ -241,9 +325,11 @@ class CertifiedModel:
             samples=reached(graph, set(graph.leaves)),
             trainable=reached(graph, {value for value, name in graph.parameters.items() if name in wide}),
         )
-        problems = [*program.problems, *_missing_samples(graph)]
+        problems = forward_problems(program)
+        if self.start is not None:
+            problems += self.start.problems(self.module, graph, example, self.output)
         if problems:
-            raise UncertifiableError(problems)
+            raise UncertifiableError(problems, SUBJECT)
         return program
 
     def _result_type(self, x: Tensor) -> torch.dtype:
@@ -257,7 +343,8 @@ def _marked(bounds: Interval) -> Interval:
     return Interval.point(bounds.lower) if torch.equal(bounds.lower, bounds.upper) else bounds
 
 
-def _missing_samples(graph: Graph) -> list[str]:
-    if graph.shapes[graph.output][:1] == (2,):
-        return []
-    return [f"`forward` returns shape {graph.shapes[graph.output]} for a batch of 2; the batch must be the first axis."]
+def _require_samples(x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"Expected a tensor of inputs, but got {type(x).__name__}. Let `forward` take one tensor.")
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"Expected inputs of shape (batch, ...) with a sample or more, but got {tuple(x.shape)}.")

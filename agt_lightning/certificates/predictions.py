@@ -9,6 +9,8 @@ from torch import Tensor
 class Certification:
     """A batch of predictions, with the classes that an adversary could have turned them into.
 
+    If each of several outputs decides between two classes of its own, shapes have an axis (outputs) after the batch.
+
     Args:
         label: class that the trained module predicts, integers of shape (batch,).
         certified: whether all parameters within the bounds predict this class, boolean of shape (batch,). A tie is not

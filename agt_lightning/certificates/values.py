@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.certificates.goals import is_single_logit
-from agt_lightning.certificates.margins import last_linear, output_margins, substituted_margins
+from agt_lightning.certificates.goals import class_indices, is_single_logit
+from agt_lightning.certificates.margins import last_linear, output_margins, single_logit_margins, substituted_margins
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, refinement, substitution
@@ -76,11 +76,17 @@ class BoundedValues:
         """Return bounds on ``f_target - f_j`` for every class j; zero for the target itself.
 
         Args:
-            target: class of each sample, integers of shape (batch,).
+            target: class of each sample, integers of shape (batch,); for one logit, 0 and 1 of any real type, also of
+                shape (batch, 1).
+
+        Raises:
+            ValueError: if the shape does not match or a class is out of range.
+            TypeError: if the target is not of an integer type, with several logits.
         """
-        margins = output_margins(self.program, self.values, self.output, target)
+        target = class_indices(self.outputs, target)
         if is_single_logit(self.outputs):
-            return margins
+            return single_logit_margins(self.outputs, target)
+        margins = output_margins(self.program, self.values, self.output, target)
         last = last_linear(self.program, self.output)
         linear = substitution(self.method, self.program)
         if linear is not None:

@@ -24,6 +24,8 @@ from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.dropout import noting_masks
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import bound_settings, certificate, write_certificate
+from agt_lightning.certificates.start import StartOfTraining
+from agt_lightning.certificates.task import Task
 from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.step_bounds import StepBounds
@@ -32,7 +34,14 @@ from agt_lightning.lightning.checkpoint_io import use_atomic_checkpoints, warn_o
 from agt_lightning.lightning.checks import mean_clipping, training_problems
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
 from agt_lightning.lightning.observer import StepObserver
-from agt_lightning.lightning.resume import CHECKPOINT_KEY, bounds_to_save, resume, saved_bounds
+from agt_lightning.lightning.resume import (
+    BUFFERS_KEY,
+    CHECKPOINT_KEY,
+    bounds_to_save,
+    resume,
+    saved_bounds,
+    start_of_training,
+)
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation
 from agt_lightning.propagation import Method
@@ -125,6 +134,8 @@ class CertifiedTraining(Callback):
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._observer: StepObserver | None = None
         self._restored: Mapping[str, Any] | None = None
+        self._start: StartOfTraining | None = None
+        self._task: Task | None = None
         self._validation: Validation | None = None
         self._results: dict[str, float] = {}
         self._domain_shares: Mapping[int, Mapping[str, float]] = {}
@@ -175,11 +186,14 @@ class CertifiedTraining(Callback):
         """Bounds on all parameters after the last step, in the parameters' own types."""
         return self.engine.bounds
 
-    def certified_model(self, module: torch.nn.Module | None = None) -> CertifiedModel:
+    def certified_model(
+        self, module: torch.nn.Module | None = None, *, output: str | int | None = None
+    ) -> CertifiedModel:
         """Return the trained network with its bounds.
 
         Args:
             module: a module with the trained parameters; None means the one that was trained.
+            output: key, attribute or position of the outputs if `forward` returns several tensors.
 
         Raises:
             BoundsMismatchError: if the module has other parameters.
@@ -188,7 +202,16 @@ class CertifiedTraining(Callback):
         engine = self.engine
         module = engine.module if module is None else module
         sets, excluded = engine.parameter_sets, engine.domains.excluded
-        return CertifiedModel(module, self.bounds, self.engine.config.method, sets=sets, excluded=excluded)
+        return CertifiedModel(
+            module,
+            self.bounds,
+            engine.config.method,
+            sets=sets,
+            excluded=excluded,
+            task=self._task,
+            start=self._start,
+            output=output,
+        )
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
         """Write ``certificate.json`` and ``bounds.safetensors``.
@@ -224,6 +247,8 @@ class CertifiedTraining(Callback):
         unboundable = strategy_problems(trainer)
         if unboundable:
             raise UncertifiableError(unboundable)
+        if self._restored is not None or self._engine is None or self._engine.module is not pl_module:
+            self._start, self._task = start_of_training(pl_module, self._restored), None
         self._loss = TrainingLoss(trainer)
         clipping, processes = mean_clipping(trainer), processes_of(trainer)
         self._engine = AbstractGradientEngine(
@@ -335,12 +360,14 @@ class CertifiedTraining(Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._engine is not None:
             checkpoint[CHECKPOINT_KEY] = bounds_to_save(self._engine)
+        if self._start is not None:
+            checkpoint[BUFFERS_KEY] = dict(self._start.buffers)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             # A checkpoint without bounds is refused when training starts: tuners load their own before it does.
-            self._restored = {CHECKPOINT_KEY: checkpoint.get(CHECKPOINT_KEY)}
+            self._restored = {key: checkpoint.get(key) for key in (CHECKPOINT_KEY, BUFFERS_KEY)}
 
     # --- parts of the hooks ----------------------------------------------------------------------------------------
 
@@ -367,7 +394,11 @@ class CertifiedTraining(Callback):
         problems = training_problems(trainer, module, self.engine, batch)
         if problems:
             raise UncertifiableError(problems)
-        self._approved.add(id(MicroBatch.of(batch).recorded))
+        bounded = MicroBatch.of(batch).recorded
+        assert bounded is not None
+        self._approved.add(id(bounded))
+        task = Task.of(bounded.objective, bounded.parameters)
+        self._task = task if self._task is None else self._task | task
         for remark in self.engine.domains.remarks():
             if remark not in self._announced:
                 rank_zero_info(f"`CertifiedTraining` {remark}")

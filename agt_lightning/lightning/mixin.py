@@ -77,17 +77,56 @@ class CertifiedModule(_Base):
         """Bounds on all parameters after the last step."""
         return self.certified_training.bounds
 
-    def bound_forward(self, x: Tensor, epsilon: float = 0.0, p: float = math.inf) -> Interval:
-        """Return bounds on the outputs; see `CertifiedModel.bound_forward`."""
-        return self._certified_model().bound_forward(x, epsilon, p)
+    def bound_forward(
+        self, x: Tensor, epsilon: float = 0.0, p: float = math.inf, *, output: str | int | None = None
+    ) -> Interval:
+        """Return bounds on the outputs; see `CertifiedModel.bound_forward`.
 
-    def margins(self, x: Tensor, target: Tensor, epsilon: float = 0.0) -> Interval:
-        """Return bounds on differences of outputs; see `CertifiedModel.margins`."""
-        return self._certified_model().margins(x, target, epsilon)
+        Args:
+            x: inputs, (batch, ...).
+            epsilon: radius of the ball around each input, in the inputs' units.
+            p: norm of the ball, 1, 2 or infinity.
+            output: key, attribute or position of the outputs if `forward` returns several tensors.
+        """
+        return self._certified_model(output).bound_forward(x, epsilon, p)
 
-    def certify(self, x: Tensor, epsilon: float = 0.0) -> Certification:
-        """Return predictions and whether they can change; see `CertifiedModel.certify`."""
-        return self._certified_model().certify(x, epsilon)
+    def margins(
+        self,
+        x: Tensor,
+        target: Tensor,
+        epsilon: float = 0.0,
+        *,
+        threshold: float | None = None,
+        output: str | int | None = None,
+    ) -> Interval:
+        """Return bounds on differences of outputs; see `CertifiedModel.margins`.
 
-    def _certified_model(self) -> CertifiedModel:
-        return self.certified_training.certified_model(self)
+        Args:
+            x: inputs, (batch, ...).
+            target: class of each sample, integers of shape (batch,).
+            epsilon: radius of the ℓ∞ ball around each input.
+            threshold: between the two classes of one output that is no logit.
+            output: key, attribute or position of the outputs if `forward` returns several tensors.
+        """
+        return self._certified_model(output).margins(x, target, epsilon, threshold=threshold)
+
+    def certify(
+        self,
+        x: Tensor,
+        epsilon: float = 0.0,
+        *,
+        threshold: float | None = None,
+        output: str | int | None = None,
+    ) -> Certification:
+        """Return predictions and whether they can change; see `CertifiedModel.certify`.
+
+        Args:
+            x: inputs, (batch, ...).
+            epsilon: radius of the ℓ∞ ball around each input.
+            threshold: between the two classes of outputs that are no logits.
+            output: key, attribute or position of the outputs if `forward` returns several tensors.
+        """
+        return self._certified_model(output).certify(x, epsilon, threshold=threshold)
+
+    def _certified_model(self, output: str | int | None) -> CertifiedModel:
+        return self.certified_training.certified_model(self, output=output)

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from agt_lightning.certificates.record import describe
+from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
 from agt_lightning.errors import BoundsMismatchError
 
 CHECKPOINT_KEY = "agt_bounds"
 """Key of the bounds in Lightning's checkpoint."""
+
+BUFFERS_KEY = "agt_buffers_at_start"
+"""Key of the digests of all buffers before the first step in Lightning's checkpoint."""
 
 
 def bounds_to_save(engine: AbstractGradientEngine) -> dict[str, Any]:
@@ -53,3 +59,17 @@ def resume(engine: AbstractGradientEngine, saved: Mapping[str, Any]) -> None:
             f"{describe(engine.adversary)}. Bounds for one adversary do not hold for another: use the same."
         )
     engine.restore(saved)
+
+
+def start_of_training(module: nn.Module, checkpoint: Mapping[str, Any] | None) -> StartOfTraining:
+    """Keep a module as it is before its first step.
+
+    Args:
+        module: about to be trained.
+        checkpoint: that this training continues from; None if it starts anew. What its training wrote into buffers
+            counts as written by this one.
+
+    Raises:
+        CaptureError: if the module cannot be copied.
+    """
+    return StartOfTraining.of(module, None if checkpoint is None else checkpoint.get(BUFFERS_KEY))

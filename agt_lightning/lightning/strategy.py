@@ -69,9 +69,11 @@ class AbstractGradientStrategy(DDPStrategy):
         """Bounds on all parameters after the last step."""
         return self._certified().bounds
 
-    def certified_model(self, module: torch.nn.Module | None = None) -> CertifiedModel:
+    def certified_model(
+        self, module: torch.nn.Module | None = None, *, output: str | int | None = None
+    ) -> CertifiedModel:
         """Return the trained network with its bounds; see `CertifiedTraining.certified_model`."""
-        return self._certified().certified_model(module)
+        return self._certified().certified_model(module, output=output)
 
     def _certified(self) -> CertifiedTraining:
         if self.certified is None:

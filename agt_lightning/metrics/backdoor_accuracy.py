@@ -19,6 +19,8 @@ class BackdoorAccuracy(CertifiedAccuracy):
     to all its metrics: keep this one apart from metrics of plain inputs. One minus the result bounds the success rate
     of every backdoor attack from above. Ties and samples with a NaN or infinite bound are not certified.
 
+    One logit decides by its sign. Subtract 1/2 from bounds on one probability: as they are, all mean class 1.
+
     As input to ``forward`` and ``update``:
 
     - ``lower``: lower bounds of the logits over the trigger ball, ``(N, C)``; ``(N,)`` or ``(N, 1)`` for two classes.

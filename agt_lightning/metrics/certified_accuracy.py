@@ -23,6 +23,8 @@ class CertifiedAccuracy(CertificateMetric):
     The result is a lower bound on the accuracy of every model whose logits lie in the bounds. Ties and samples with a
     NaN or infinite bound are not certified.
 
+    One logit decides by its sign. Subtract 1/2 from bounds on one probability: as they are, all mean class 1.
+
     As input to ``forward`` and ``update``:
 
     - ``lower``: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.

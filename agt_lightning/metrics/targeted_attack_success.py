@@ -26,6 +26,8 @@ class TargetedAttackSuccess(CertificateMetric):
     where S' is the set of possible classes and S(y) the set of predictions that are safe for true class y. A sample
     that is predicted wrongly without any attack counts too. Ties and NaN or infinite bounds count as success.
 
+    One logit decides by its sign. Subtract 1/2 from bounds on one probability: as they are, all mean class 1.
+
     As input to ``forward`` and ``update``:
 
     - ``lower``: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.

@@ -91,7 +91,7 @@ def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozense
 def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
     """Refuse calls without samples that cannot run as they are: random ones, and those on trainable parameters."""
     if torch.Tag.nondeterministic_seeded in call.op.tags:
-        return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once, outside `training_step`."]
+        return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once and keep them as a buffer."]
     if call.name in trainable:
         return [
             f"`{name_of(call)}` at {call.source} changes a parameter before it meets the data; there is no rule for "

@@ -15,6 +15,9 @@ from agt_lightning import (
 CONTAINMENT = 1e-9
 """Rounding of a float64 forward pass; one-sided."""
 
+LOGIT = {1: 0.0, 2: None, 3: None}
+"""Threshold of predictions by number of outputs: one output is a logit here, of several the largest is the class."""
+
 
 def network(outputs=3, *extra):
     torch.manual_seed(0)
@@ -105,7 +108,7 @@ def test_a_point_certifies_what_it_predicts(inputs):
 def test_certified_predictions_are_those_of_every_network(outputs, radius, epsilon, inputs):
     module = network(outputs)
     model = CertifiedModel(module, box_around(module, radius))
-    answer = model.certify(inputs, epsilon)
+    answer = model.certify(inputs, epsilon, threshold=LOGIT[outputs])
     rows = torch.arange(len(inputs))
     assert answer.possible[rows, answer.label].all()
     assert (answer.possible.sum(dim=1) == 1)[answer.certified].all()
@@ -121,7 +124,8 @@ def test_certified_predictions_are_those_of_every_network(outputs, radius, epsil
 def test_ties_are_not_certified(outputs):
     module = nn.Linear(2, outputs, bias=False)
     nn.init.zeros_(module.weight)
-    answer = CertifiedModel(module, ParameterBounds.point(module)).certify(torch.ones(3, 2))
+    model = CertifiedModel(module, ParameterBounds.point(module))
+    answer = model.certify(torch.ones(3, 2), threshold=LOGIT[outputs])
     assert not answer.certified.any()
     assert answer.possible.all() or outputs == 1
     assert answer.possible[torch.arange(3), answer.label].all()
@@ -130,7 +134,7 @@ def test_ties_are_not_certified(outputs):
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_a_huge_box_certifies_nothing(outputs, inputs):
     module = network(outputs)
-    answer = CertifiedModel(module, box_around(module, 10.0)).certify(inputs)
+    answer = CertifiedModel(module, box_around(module, 10.0)).certify(inputs, threshold=LOGIT[outputs])
     assert not answer.certified.any()
     assert answer.possible.all()
 
@@ -175,7 +179,7 @@ class Squeezed(nn.Module):
 def test_a_module_that_squeezes(size, inputs):
     module = Squeezed()
     model = CertifiedModel(module, box_around(module, 0.01))
-    out, answer = model.bound_forward(inputs[:size]), model.certify(inputs[:size])
+    out, answer = model.bound_forward(inputs[:size]), model.certify(inputs[:size], threshold=0.0)
     assert out.shape == (size,)
     assert answer.label.shape == answer.certified.shape == (size,)
     assert answer.possible.shape == (size, 2)

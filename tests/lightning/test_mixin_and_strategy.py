@@ -59,15 +59,15 @@ def test_the_mixin_answers_like_the_certified_model(fit, loader, mixed_in):
     module = make(mixed_in)
     fit(module, loader())
     model = module.certified_training.certified_model(module)
-    x = torch.randn(4, 3)
+    x, target, at = torch.randn(4, 3), torch.zeros(4, dtype=torch.long), {"threshold": 0.1}
     for ours, theirs in (
         (module.bound_forward(x), model.bound_forward(x)),
         (module.bound_forward(x, 0.1, 2), model.bound_forward(x, 0.1, 2)),
-        (module.margins(x, torch.zeros(4, dtype=torch.long)), model.margins(x, torch.zeros(4, dtype=torch.long))),
+        (module.margins(x, target, **at), model.margins(x, target, **at)),
     ):
         assert torch.equal(ours.lower, theirs.lower)
         assert torch.equal(ours.upper, theirs.upper)
-    assert torch.equal(module.certify(x).certified, model.certify(x).certified)
+    assert torch.equal(module.certify(x, **at).certified, model.certify(x, **at).certified)
 
 
 def test_the_mixin_finds_a_callback_of_the_trainer(fit, loader, regressor, reference):

@@ -18,6 +18,8 @@ def backdoor_accuracy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
     ball V(x) around each input, as with ``bound_forward(x, epsilon=...)``. One minus the result bounds the success rate
     of every backdoor attack from above. Ties and samples with a NaN or infinite bound are not certified.
 
+    One logit decides by its sign. Subtract 1/2 from bounds on one probability: as they are, all mean class 1.
+
     Args:
         lower: lower bounds of the logits over the trigger ball, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
         upper: upper bounds, of the same shape and dtype.

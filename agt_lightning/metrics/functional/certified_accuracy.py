@@ -20,6 +20,8 @@ def certified_accuracy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
     accuracy of every model whose logits lie in the bounds. Ties and samples with a NaN or infinite bound are not
     certified.
 
+    One logit decides by its sign. Subtract 1/2 from bounds on one probability: as they are, all mean class 1.
+
     Args:
         lower: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
         upper: upper bounds, of the same shape and dtype.

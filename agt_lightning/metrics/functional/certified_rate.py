@@ -17,6 +17,8 @@ def certified_rate(lower: Tensor, upper: Tensor) -> Tensor:
 
     where S' is the set of possible classes. Ties and samples with a NaN or infinite bound are not certified.
 
+    One logit decides by its sign. Subtract 1/2 from bounds on one probability: as they are, all mean class 1.
+
     Args:
         lower: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
         upper: upper bounds, of the same shape and dtype.

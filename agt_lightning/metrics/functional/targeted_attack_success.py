@@ -24,6 +24,8 @@ def targeted_attack_success(
     where S' is the set of possible classes and S(y) the set of predictions that are safe for true class y. A sample
     that is predicted wrongly without any attack counts too. Ties and NaN or infinite bounds count as success.
 
+    One logit decides by its sign. Subtract 1/2 from bounds on one probability: as they are, all mean class 1.
+
     Args:
         lower: lower bounds of the logits, ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for two classes.
         upper: upper bounds, of the same shape and dtype.

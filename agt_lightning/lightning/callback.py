@@ -50,7 +50,9 @@ class CertifiedTraining(Callback):
     `UnsoundBoundError` is raised.
 
     Each step logs ``agt/mean_width`` if a domain keeps a box, and other numbers of the domains in use. Each validation
-    logs nominal and certified accuracy, or squared errors, as ``agt/val_*``.
+    logs nominal and certified accuracy, or squared errors, as ``agt/val_*``, if the module has the weights of the last
+    step and the loss compares exactly one prediction with exactly one label; otherwise log and certificate have the
+    reason.
 
     Args:
         adversary: the threat model, such as `BoundedAdversary`; see `agt_lightning.adversaries.Adversary`.

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UnsoundBoundError
+from agt_lightning.certificates.assumptions import OWN_OBJECTIVE
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.interval import Interval
+from agt_lightning.lightning.training_step import TrainingLoss
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.05, nu=0.1)
 WEAK = BoundedAdversary(n=1, epsilon=0.001)
@@ -221,6 +223,27 @@ def test_settings_that_an_older_checkpoint_lacks_are_unknown(resumed):
     record, _, _ = resumed({}, {}, change=lambda checkpoint: checkpoint["agt_bounds"].pop("phases"))
     assert record["bounds"]["all_samples_poisonable"] == "unknown"
     assert [phase["method"] for phase in record["phases"]] == ["unknown", "ibp"]
+
+
+def test_an_objective_of_the_users_own_is_assumed_to_be_the_trained_loss(
+    fit, loader, regressor, certified, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(TrainingLoss, "own_objective", True, raising=False)
+    fit(made(regressor), loader(), certified)
+    record = read(tmp_path)
+    assert record["bounds"]["certified_objective_is_overridden"] is True
+    assert OWN_OBJECTIVE.sentence in record["assumptions"]
+
+
+def test_what_else_is_stated_is_kept_in_checkpoints(resumed, monkeypatch):
+    monkeypatch.setattr(TrainingLoss, "own_objective", True, raising=False)
+
+    def trained_as_it_is(checkpoint):
+        monkeypatch.setattr(TrainingLoss, "own_objective", False)
+
+    record, _, _ = resumed({}, {}, change=trained_as_it_is)
+    assert [phase["certified_objective_is_overridden"] for phase in record["phases"]] == [True, False]
+    assert OWN_OBJECTIVE.sentence in record["assumptions"]
 
 
 def test_frozen_parameters_are_named(fit, loader, regressor, certified, tmp_path):

@@ -32,8 +32,8 @@ def auxiliary_first(module, batch):
     return F.mse_loss(hidden[:, :1], batch["y"]) + F.mse_loss(module.net[2](hidden), batch["y"])
 
 
-def fused_late(module, batch):
-    return F.mse_loss(module.head(module(batch["x"]) - batch["m"]), batch["y"])
+def read_by_a_later_layer(module, batch):
+    return module.head(module(batch["x"]) - batch["y"]).square().mean()
 
 
 def hinge(module, batch):
@@ -71,6 +71,10 @@ def classes(module, batch):
 
 def one_hot_errors(module, batch):
     return F.mse_loss(module.head3(module(batch["x"])), F.one_hot(batch["c"], 3).float() * 2 - 1)
+
+
+def no_class(module, batch):
+    return F.mse_loss(module.head3(module(batch["x"])), 0.0 * F.one_hot(batch["c"], 3).float())
 
 
 def binary(module, batch):
@@ -118,7 +122,8 @@ def certify(fit, loader, regressor, tmp_path):
         (weighted, "2 batch entries"),
         (offset, "2 batch entries"),
         (auxiliary_first, "several predictions"),
-        (fused_late, "2 batch entries"),
+        (read_by_a_later_layer, "after the label meets its values"),
+        (no_class, "do not encode one class"),
         (hinge, "no loss with a metric"),
         (probabilities, "probabilities, not classes"),
         (several_labels, "several labels"),

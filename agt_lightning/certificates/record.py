@@ -5,39 +5,47 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.aggregation.mean_clipping import MeanClipping
-from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.certificates.assumptions import assumptions
+from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE, SAMPLES_ARE_NAMED, Phase, any_phase, in_all_phases
 
 PACKAGES = ("agt-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
 _SETTINGS = (bool, int, float, str, tuple, torch.Tensor)
 """Types of an optimizer's settings that a certificate states."""
 
-_ASSUMPTIONS = (
-    "The adversary changes at most n samples of each optimizer step's batch, different ones in each step if it likes; "
-    "n is counted per batch, not per data set.",
-    "Batches come in the same order and with the same members in every run; the order does not depend on the data.",
-    "Samples are substituted or perturbed in place; none is inserted or deleted.",
-    "Batches are perturbed as they enter `training_step`, after transforms and transfer hooks.",
-    "Whatever else `training_step` reads (attributes, buffers, the epoch) is the same in every run.",
-    "Dropout draws the same masks in every run, from the same seeds.",
-    "Initial parameters, the optimizer's settings at each step (learning rates among them) and the number of steps are "
-    "the same in every run.",
-    "Bounds hold in real arithmetic. They are computed in floating point without directed rounding, in double "
-    "precision unless stated otherwise; each step is checked against the training's own arithmetic.",
-)
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that bounds and results are about.
+
+    Args:
+        steps: number of optimizer steps that led to them.
+        digest: of their bits; see `parameters_digest`.
+    """
+
+    steps: int
+    digest: str
 
 
-def assumptions(adversary: Adversary) -> list[str]:
-    """Return all assumptions of a certificate for this adversary, in words."""
-    return [*_ASSUMPTIONS, *adversary.assumptions]
+@dataclass(frozen=True)
+class Results:
+    """Metrics of one module.
+
+    Args:
+        weights: of the module.
+        metrics: by name.
+    """
+
+    weights: Weights
+    metrics: Mapping[str, float]
 
 
 def describe(adversary: Adversary) -> str:
@@ -57,18 +65,24 @@ def certificate(
     adversary: Adversary,
     optimizer: torch.optim.Optimizer,
     *,
-    steps: int,
-    results: Mapping[str, float],
-    settings: Mapping[str, object],
+    results: Results,
+    phases: Sequence[Phase],
+    domains: Mapping[str, object],
+    earlier: Results | None = None,
+    remarks: Sequence[str] = (),
+    frozen: Sequence[str] = (),
 ) -> dict[str, object]:
     """Return a description of a certified training, ready for JSON.
 
     Args:
         adversary: the threat model.
         optimizer: the optimizer, with its settings at the end.
-        steps: number of certified optimizer steps.
-        results: metrics by name.
-        settings: how bounds were computed, see `bound_settings`.
+        results: metrics of the module that the bounds are about, after the last certified step.
+        phases: how bounds were computed, for all steps.
+        domains: what the certificate states about the domains.
+        earlier: metrics of the last validation if later steps have changed the weights or their bounds.
+        remarks: sentences on the results, such as why some are missing.
+        frozen: names of the parameters that were not trained at the end.
     """
     fields = dataclasses.asdict(adversary)  # type: ignore[call-overload]
     groups = [
@@ -79,32 +93,30 @@ def certificate(
         "format": "agt_lightning certificate 1",
         "adversary": {"type": type(adversary).__name__, **fields},
         "optimizer": {"type": type(optimizer).__name__, "param_groups_at_the_end": groups},
-        "steps": steps,
-        "bounds": dict(settings),
-        "results": dict(results),
-        "assumptions": assumptions(adversary),
+        "steps": results.weights.steps,
+        "bounds": {**in_all_phases(phases), "domains": dict(domains)},
+        "phases": [phase.plain() for phase in phases],
+        "frozen_parameters": list(frozen),
+        "results": dict(results.metrics),
+        "results_are_of": _plain_weights(results.weights),
+        "earlier_results": []
+        if earlier is None
+        else [{**_plain_weights(earlier.weights), "results": dict(earlier.metrics)}],
+        "remarks": list(remarks),
+        "assumptions": assumptions(
+            adversary,
+            own_objective=any_phase(phases, OVERRIDDEN_OBJECTIVE),
+            named_samples=any_phase(phases, SAMPLES_ARE_NAMED),
+        ),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 
 
-def bound_settings(
-    config: CertificationConfig, domains: Mapping[str, object], clipping: MeanClipping | None
-) -> dict[str, object]:
-    """Return how the bounds of a training were computed, ready for JSON.
-
-    Args:
-        config: the settings of the bounds.
-        domains: what the certificate states about the domains.
-        clipping: how training clips the mean gradient; None if it does not.
-    """
-    return {
-        "method": config.method,
-        "domains": dict(domains),
-        "aggregation": config.aggregation,
-        "dtype": str(config.dtype).removeprefix("torch."),
-        "all_samples_poisonable": config.poisonable is None,
-        "clipping_of_the_mean_gradient": None if clipping is None else repr(clipping),
-    }
+def frozen_parameters(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the names of the parameters that an optimizer does not train."""
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    named = module.named_parameters()
+    return [name for name, parameter in named if not parameter.requires_grad or id(parameter) not in owned]
 
 
 def write_certificate(path: str | os.PathLike[str], record: Mapping[str, object]) -> None:
@@ -131,6 +143,10 @@ def _plain(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def _plain_weights(weights: Weights) -> dict[str, object]:
+    return {"steps": weights.steps, "digest_of_the_weights": weights.digest}
 
 
 def _version(package: str) -> str:

@@ -68,6 +68,9 @@ class AbstractGradientEngine:
         config: the settings in use, with ``memory_budget`` fitted to the device.
         domains: the domains in use; each keeps a set of parameters.
         steps: number of certified steps so far.
+        earlier_phases: settings of the steps that this engine went on from, for certificates and checkpoints.
+        stated: facts about the training that certificates and checkpoints state beside the settings, by name; numbers,
+            strings, lists and dictionaries.
 
     Reference:
         Paper, Algorithm 1 and Theorem 3.3.
@@ -105,6 +108,8 @@ class AbstractGradientEngine:
         self.processes = processes
         self.domains = DomainFamily(module, adversary, self.config, processes)
         self.steps = 0
+        self.earlier_phases: tuple[Mapping[str, Any], ...] = ()
+        self.stated: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
         record = partial(BoundedObjective.of, loss=loss, table=rules)
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch)))

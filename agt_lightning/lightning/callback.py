@@ -23,7 +23,8 @@ from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.dropout import noting_masks
 from agt_lightning.certificates import CertifiedModel
-from agt_lightning.certificates.record import bound_settings, certificate, write_certificate
+from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE
+from agt_lightning.certificates.record import certificate, frozen_parameters, write_certificate
 from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.certificates.task import Task
 from agt_lightning.domains.family import chosen_domains
@@ -38,12 +39,14 @@ from agt_lightning.lightning.resume import (
     BUFFERS_KEY,
     CHECKPOINT_KEY,
     bounds_to_save,
+    phases_of,
     resume,
     saved_bounds,
     start_of_training,
 )
 from agt_lightning.lightning.training_step import TrainingLoss
-from agt_lightning.lightning.validation import Validation
+from agt_lightning.lightning.validation import Validation, weights_of
+from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
 from agt_lightning.propagation.config import CertificationConfig, DomainChoice
 from agt_lightning.propagation.samples import MicroBatch, Poisonable, SampleIds
@@ -60,7 +63,9 @@ class CertifiedTraining(Callback):
     `UnsoundBoundError` is raised.
 
     Each step logs ``agt/mean_width`` if a domain keeps a box, and other numbers of the domains in use. Each validation
-    logs nominal and certified accuracy, or squared errors, as ``agt/val_*``.
+    logs nominal and certified accuracy, or squared errors, as ``agt/val_*``, if the module has the weights of the last
+    step and the loss compares exactly one prediction with exactly one label; otherwise log and certificate have the
+    reason.
 
     Args:
         adversary: the threat model, such as `BoundedAdversary`; see `agt_lightning.adversaries.Adversary`.
@@ -137,8 +142,7 @@ class CertifiedTraining(Callback):
         self._start: StartOfTraining | None = None
         self._task: Task | None = None
         self._validation: Validation | None = None
-        self._results: dict[str, float] = {}
-        self._domain_shares: Mapping[int, Mapping[str, float]] = {}
+        self._validations = ValidationRecord()
 
     # --- results ---------------------------------------------------------------------------------------------------
 
@@ -222,14 +226,15 @@ class CertifiedTraining(Callback):
 
         Raises:
             RuntimeError: before training.
+            UnsoundBoundError: if the module has no longer the weights that the last step left.
         """
-        domains = self.engine.domains.record() | {"decided_validation_bounds": self._domain_shares}
+        weights, width = weights_of(self.engine), self.bounds.mean_width()
         record = certificate(
-            self.adversary,
+            self.engine.adversary,
             optimizer,
-            steps=self.engine.steps,
-            results={"mean_width": self.bounds.mean_width(), **self._results},
-            settings=bound_settings(self.engine.config, domains, self.engine.clipping),
+            phases=phases_of(self.engine),
+            frozen=frozen_parameters(self.engine.module, optimizer),
+            **self._validations.described(weights, {"mean_width": width}, self.engine.domains.record()),
         )
         self.bounds.save(Path(dirpath) / "bounds.safetensors")
         write_certificate(Path(dirpath) / "certificate.json", record)
@@ -255,7 +260,7 @@ class CertifiedTraining(Callback):
             pl_module, self._loss, self.adversary, self.config, clipping=clipping, processes=processes
         )
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
-        self._results, self._domain_shares = {}, {}
+        self._validations = ValidationRecord()
         checkpoint, self._restored = self._restored, None
         if checkpoint is not None:
             resume(self._engine, saved_bounds(checkpoint))
@@ -316,7 +321,7 @@ class CertifiedTraining(Callback):
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         certified = self._engine is not None and not trainer.sanity_checking
-        self._validation = Validation(self.engine) if certified else None
+        self._validation = Validation(self.engine, pl_module) if certified else None
 
     @override
     def on_validation_batch_end(
@@ -336,13 +341,12 @@ class CertifiedTraining(Callback):
         if self._validation is None:
             return
         results = self._validation.compute(processes_of(trainer))
+        self._validations.add(results)
         if results.warning:
             rank_zero_warn(results.warning)
-            return
+        self._announce(results.remark)
         for name, value in results.metrics.items():
             pl_module.log(f"agt/{name}", value, prog_bar="best" not in name, add_dataloader_idx=False)
-        self._results |= results.metrics
-        self._domain_shares = results.domain_shares
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -399,10 +403,15 @@ class CertifiedTraining(Callback):
         self._approved.add(id(bounded))
         task = Task.of(bounded.objective, bounded.parameters)
         self._task = task if self._task is None else self._task | task
+        self.engine.stated[OVERRIDDEN_OBJECTIVE] = getattr(self._loss, "own_objective", False)
         for remark in self.engine.domains.remarks():
-            if remark not in self._announced:
-                rank_zero_info(f"`CertifiedTraining` {remark}")
-                self._announced.add(remark)
+            self._announce(f"`CertifiedTraining` {remark}")
+
+    def _announce(self, remark: str) -> None:
+        """Log a remark that is new."""
+        if remark and remark not in self._announced:
+            rank_zero_info(remark)
+            self._announced.add(remark)
 
     def _remove_hook(self) -> None:
         for handle in (self._hook, self._observer):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from agt_lightning.certificates.phases import Phase, bound_settings, followed_by
 from agt_lightning.certificates.record import describe
 from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.engine import AbstractGradientEngine
@@ -21,8 +22,15 @@ BUFFERS_KEY = "agt_buffers_at_start"
 
 
 def bounds_to_save(engine: AbstractGradientEngine) -> dict[str, Any]:
-    """Return the bounds of a training and their adversary, as tensors, numbers and strings."""
-    return {"adversary": describe(engine.adversary), **engine.state()}
+    """Return the bounds of a training, their adversary and their settings, as tensors, numbers and strings."""
+    phases = [phase.plain() for phase in phases_of(engine)]
+    return {"adversary": describe(engine.adversary), "phases": phases, **engine.state()}
+
+
+def phases_of(engine: AbstractGradientEngine) -> tuple[Phase, ...]:
+    """Return the settings of all certified steps, those of the trainings that this one goes on from among them."""
+    settings = bound_settings(engine.config, tuple(engine.domains.in_use), engine.clipping, engine.stated)
+    return followed_by([Phase.of(plain) for plain in engine.earlier_phases], engine.steps, settings)
 
 
 def saved_bounds(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -59,6 +67,10 @@ def resume(engine: AbstractGradientEngine, saved: Mapping[str, Any]) -> None:
             f"{describe(engine.adversary)}. Bounds for one adversary do not hold for another: use the same."
         )
     engine.restore(saved)
+    with complete(saved):
+        unknown = [Phase.unknown(engine.steps)] if engine.steps else []
+        phases = [Phase.of(plain) for plain in saved["phases"]] if "phases" in saved else unknown
+    engine.earlier_phases = tuple(phase.plain() for phase in phases)
 
 
 def start_of_training(module: nn.Module, checkpoint: Mapping[str, Any] | None) -> StartOfTraining:

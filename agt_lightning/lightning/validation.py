@@ -1,28 +1,46 @@
-"""Nominal and certified metrics of validation loaders, from the outputs and labels of the captured loss."""
+"""Nominal and certified metrics of validation loaders, from the predictions and labels of the captured loss."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from agt_lightning.capture import LabelKind
-from agt_lightning.certificates import squared_error_bounds
-from agt_lightning.certificates.goals import is_single_logit
-from agt_lightning.certificates.margins import predicted_classes
+from agt_lightning.certificates.record import Weights
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.engine import AbstractGradientEngine
-from agt_lightning.errors import CaptureError, UncertifiableError
+from agt_lightning.engine.checkpoint import parameters_digest
+from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
-from agt_lightning.labels import ClassLabels
+from agt_lightning.lightning.comparison import MetricUndefinedError, comparison
+from agt_lightning.lightning.sample_metrics import sample_metrics
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.rules import Value
+from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import as_interval
+
+NO_METRIC = "No certified metric on the validation loader: "
+
+_DO_NOT_FIT = "its batches do not fit the training loss."
+
+_OTHER_WEIGHTS = (
+    "the module has other weights than the last step left, and the bounds are not about these. A callback has put "
+    "others in place (averages of the weights), they were loaded (`trainer.validate(ckpt_path=...)`), or it is another "
+    "module. Validate the module as the last step left it, without `ckpt_path`."
+)
+
+
+def weights_of(engine: AbstractGradientEngine) -> Weights:
+    """Return which weights the bounds of an engine are about, while its module has them.
+
+    Raises:
+        UnsoundBoundError: if something besides the optimizer changed a parameter since the last step.
+    """
+    engine.require_untouched()
+    return Weights(engine.steps, parameters_digest(engine.module))
 
 
 @dataclass(frozen=True)
@@ -33,15 +51,19 @@ class ValidationResults:
         metrics: means over samples, by name: ``val_<metric>``, and ``val_<metric>/dataloader_idx_<index>`` if there are
             several loaders.
         domain_shares: by index of the loader, the share of the bounds on outputs that each domain decides, by its name.
-        warning: why there are no results; empty if there are.
+        weights: the weights that the results are about; None if there are no results.
+        warning: why there are no results although there could be; empty otherwise.
+        remark: why loss or labels have no metric; empty if they have.
     """
 
     metrics: Mapping[str, float]
     domain_shares: Mapping[int, Mapping[str, float]]
+    weights: Weights | None = None
     warning: str = ""
+    remark: str = ""
 
     @classmethod
-    def of(cls, certificates: Mapping[int, LoaderCertificate]) -> ValidationResults:
+    def of(cls, certificates: Mapping[int, LoaderCertificate], weights: Weights) -> ValidationResults:
         """Name the means of all loaders, by index of the loader."""
         several = len(certificates) > 1
         metrics = {
@@ -49,7 +71,15 @@ class ValidationResults:
             for index, certificate in certificates.items()
             for name, mean in certificate.means().items()
         }
-        return cls(metrics, {index: certificate.domain_shares() for index, certificate in certificates.items()})
+        shares = {index: certificate.domain_shares() for index, certificate in certificates.items()}
+        return cls(metrics, shares, weights)
+
+    def after(self, earlier: ValidationResults | None) -> ValidationResults:
+        """Return these results, and of earlier ones those that are about the same weights and are not repeated."""
+        if earlier is None or earlier.weights != self.weights:
+            return self
+        metrics = {**earlier.metrics, **self.metrics}
+        return replace(self, metrics=metrics, domain_shares={**earlier.domain_shares, **self.domain_shares})
 
 
 class Validation:
@@ -57,33 +87,50 @@ class Validation:
 
     Args:
         engine: keeps the bounds and the captured loss.
+        module: that is validated.
     """
 
-    def __init__(self, engine: AbstractGradientEngine) -> None:
+    def __init__(self, engine: AbstractGradientEngine, module: nn.Module) -> None:
         self.engine = engine
+        self.module = module
         self.loaders: dict[int, LoaderCertificate] = {}
         self.problem = ""
+        self.remark = ""
+        self.violation: UnsoundBoundError | None = None
 
     def update(self, index: int, batch: object) -> None:
-        """Add a batch of one loader; after a batch that does not fit the training loss, add none.
+        """Add a batch of one loader; once something does not fit, add none.
 
         Args:
             index: of the loader.
             batch: in this process.
         """
-        if self.problem:
+        self._check_weights()
+        if self.problem or self.remark or self.violation:
             return
         try:
             self.loaders.setdefault(index, LoaderCertificate(self.engine)).update(batch)
+        except MetricUndefinedError as error:
+            self.remark = f"{NO_METRIC}{str(error)[0].lower()}{str(error)[1:]}"
         except (CaptureError, UncertifiableError) as error:
-            self.problem = str(error)
+            self.problem = f"{NO_METRIC}{_DO_NOT_FIT}\n{error}"
+        except UnsoundBoundError as error:  # raised when all processes can raise it together
+            self.violation = error
 
     def compute(self, processes: ProcessGroup) -> ValidationResults:
-        """Return the results over the samples of all processes; a collective."""
+        """Return the results over the samples of all processes; a collective.
+
+        Raises:
+            UnsoundBoundError: if the trained module does worse than its certificate.
+        """
+        with processes.collective_errors():
+            if self.violation is not None:
+                raise self.violation
+        self._check_weights()
         problems = processes.union([self.problem] if self.problem else [])
-        if problems:
-            warning = "No certified metric on the validation loader: its batches do not fit the training loss."
-            return ValidationResults({}, {}, f"{warning}\n{problems[0]}")
+        remarks = processes.union([self.remark] if self.remark else [])
+        if problems or remarks:
+            return ValidationResults({}, {}, warning=problems[0] if problems else "", remark="".join(remarks[:1]))
         local = json.dumps({index: loader.plain() for index, loader in self.loaders.items()})
         received = [json.loads(str(message["sums"])) for message in processes.gather({"sums": local})]
         indices = sorted({int(index) for sums in received for index in sums})
@@ -91,7 +138,16 @@ class Validation:
             index: LoaderCertificate.sum_of(self.engine, [sums[str(index)] for sums in received if str(index) in sums])
             for index in indices
         }
-        return ValidationResults.of(total)
+        return ValidationResults.of(total, weights_of(self.engine))
+
+    def _check_weights(self) -> None:
+        """Note a problem unless the validated module has the weights that the last step left."""
+        try:
+            self.engine.require_untouched()
+        except UnsoundBoundError:
+            self.problem = NO_METRIC + _OTHER_WEIGHTS
+        if self.module is not self.engine.module:
+            self.problem = NO_METRIC + _OTHER_WEIGHTS
 
 
 @dataclass
@@ -115,7 +171,9 @@ class LoaderCertificate:
 
         Raises:
             CaptureError: if the loss cannot be captured on batches like this one.
-            UncertifiableError: if it has no bounds.
+            MetricUndefinedError: if loss or labels have no metric.
+            UncertifiableError: if the loss has no bounds.
+            UnsoundBoundError: if the trained module does worse than its certificate.
         """
         results = self._results(self.engine.objective(batch), batch)
         _add(self.sums, {name: float(values.double().sum()) for name, values in results.items()})
@@ -148,59 +206,25 @@ class LoaderCertificate:
         return total
 
     def _results(self, bounded: BoundedObjective, batch: object) -> Mapping[str, Tensor]:
-        roles = bounded.objective
         if bounded.problems:
             raise UncertifiableError(bounded.problems)
-        if roles.prediction is None or roles.target is None:
-            return {}
+        compared = comparison(bounded.objective)
         engine, module, dtype = self.engine, self.engine.module, self.engine.config.dtype
         points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
         nominal = bounded.forward(bounded.inputs(module, batch, points, dtype))
         inputs = bounded.inputs(module, batch, self.engine.box, dtype)
         heads = self.engine.head_bounds(bounded)
         values = BoundedValues.of(
-            bounded.program, inputs, roles.prediction, heads, bounded.skipped, engine.config.method
+            bounded.program, inputs, compared.prediction, heads, bounded.skipped, engine.config.method
         )
         size = bounded.size(batch)
         _add(self.shares, {name: share * size for name, share in values.domain_shares().items()})
-        if roles.label_kind is LabelKind.NUMBER:
-            return _error_results(as_interval(nominal[roles.prediction]), values, roles.target)
-        if roles.label_kind is LabelKind.CLASS or is_single_logit(values.outputs):
-            return _class_results(as_interval(nominal[roles.prediction]), values, roles.target)
-        return {}
+        types = {dtype, *(parameter.dtype for parameter in module.parameters())}
+        coarsest = max((kind for kind in types if kind.is_floating_point), key=unit_roundoff)
+        return sample_metrics(compared, as_interval(nominal[compared.prediction]).lower, values, coarsest)
 
 
 def _add(sums: dict[str, float], terms: Mapping[str, float]) -> None:
     """Add terms to sums in place, by name."""
     for name, term in terms.items():
         sums[name] = sums.get(name, 0.0) + term
-
-
-def _class_results(nominal: Interval, values: BoundedValues, target_name: str) -> dict[str, Tensor]:
-    """Return whether the trained module predicts each sample correctly, and whether every reachable one does."""
-    target = _classes(values.values[target_name])
-    margins = values.margins(target).lower
-    is_target = torch.nn.functional.one_hot(target, margins.shape[1]).bool()
-    certified = ((margins > 0) | is_target).all(dim=1)
-    return {"nominal_accuracy": predicted_classes(nominal.lower) == target, "certified_accuracy": certified}
-
-
-def _error_results(nominal: Interval, values: BoundedValues, target_name: str) -> dict[str, Tensor]:
-    """Return the mean squared error per sample: the trained module's, the largest and the smallest reachable one."""
-    truth = as_interval(values.values[target_name]).lower
-    bounds = squared_error_bounds(values.outputs, truth)
-    error = (nominal.lower - truth).square()
-    return {
-        "nominal_mse": error.flatten(1).mean(dim=1) if error.ndim > 1 else error,
-        "certified_mse": bounds.upper.flatten(1).mean(dim=1) if error.ndim > 1 else bounds.upper,
-        "best_mse": bounds.lower.flatten(1).mean(dim=1) if error.ndim > 1 else bounds.lower,
-    }
-
-
-def _classes(value: Value) -> Tensor:
-    if isinstance(value, ClassLabels):
-        return value.index.long()
-    tensor = value if isinstance(value, Tensor) else value.lower
-    if tensor.ndim == 2 and tensor.shape[1] > 1:
-        return tensor.argmax(dim=1)
-    return tensor.reshape(-1).round().long()

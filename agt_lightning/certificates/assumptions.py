@@ -1,0 +1,117 @@
+"""What every certificate assumes and nothing checks: the one list that README and ``certificate.json`` show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agt_lightning.adversaries import Adversary
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something that must hold for a certificate to be valid, and that no check can prove.
+
+    Args:
+        name: a few words.
+        sentence: what must hold.
+    """
+
+    name: str
+    sentence: str
+
+
+ASSUMPTIONS = (
+    Assumption(
+        "the budget",
+        "The adversary changes at most n samples of each optimizer step's batch, different ones in each step if it "
+        "likes; n is counted per batch, not per data set. A sample is one row of all tensors of the batch, and the "
+        "batch is that of all accumulated micro-batches and all processes together.",
+    ),
+    Assumption("no insertions", "Samples are substituted or perturbed in place; none is inserted or deleted."),
+    Assumption(
+        "where samples are changed",
+        "Batches are perturbed as they enter `training_step`, after transforms and transfer hooks. What these took "
+        "from the data set (means, vocabularies, principal components) is the same in every run.",
+    ),
+    Assumption(
+        "what is changed",
+        "The adversary changes tensors of the batch within its limits. All other entries (numbers, strings, lists and "
+        "other objects) are the same in every run.",
+    ),
+    Assumption(
+        "order and number of steps",
+        "Architecture, settings of the optimizer (learning rates among them), order and members of the batches, number "
+        "of steps, and the step whose weights are used are the same in every run. No callback, hook or sampler of the "
+        "user's own stops training, changes a rate, or chooses samples or weights by the data, the loss or a metric.",
+    ),
+    Assumption(
+        "no sample twice",
+        "No sample is drawn twice for one optimizer step. Samplers of PyTorch and Lightning are checked; code of the "
+        "user's own that draws samples is not.",
+    ),
+    Assumption(
+        "the start",
+        "Initial parameters are the same in every run: the adversary had no influence on data that they were "
+        "trained on before.",
+    ),
+    Assumption(
+        "what else is read",
+        "Whatever `training_step` and `forward` read besides batch and parameters (attributes, buffers, what `setup` "
+        "computed, globals, the data module) is the same in every run. A class weight computed from the training "
+        "labels is not.",
+    ),
+    Assumption(
+        "one path through the code",
+        "`training_step` runs through the same code in every run. Code that looks at values is refused where recording "
+        "sees it, and tried on perturbed batches elsewhere; that is a test, not a proof.",
+    ),
+    Assumption(
+        "hooks",
+        "Hooks and callbacks, before and after the optimizer's step too, leave batches, gradients and parameters alone "
+        "in every run. They are tried on large gradients and parameters; that is a test, not a proof.",
+    ),
+    Assumption(
+        "random numbers",
+        "Dropout draws the same masks in every run, from the same seeds, and random transforms draw the same numbers.",
+    ),
+    Assumption(
+        "runs that end",
+        "Only runs that end are bounded. An adversary can stop a run with an error, for example by NaN or a label that "
+        "is no class.",
+    ),
+    Assumption(
+        "extensions",
+        "Rules of operations, domains and adversaries that do not come with this package are sound.",
+    ),
+    Assumption(
+        "real arithmetic",
+        "Bounds hold in real arithmetic. They are computed in floating point without directed rounding, in double "
+        "precision unless stated otherwise; each step is checked against the training's own arithmetic.",
+    ),
+)
+"""Assumptions of every certificate."""
+
+OWN_OBJECTIVE = Assumption(
+    "if `certified_objective` is overridden",
+    "`certified_objective` has the gradient of the loss of `training_step` in every run. On the data of this run that "
+    "is checked at every step.",
+)
+
+NAMED_SAMPLES = Assumption(
+    "if `poisonable` or `sample_ids` is given",
+    "`poisonable` and `sample_ids` name the same samples in every run, and samples that `poisonable` leaves out are "
+    "clean.",
+)
+
+
+def assumptions(adversary: Adversary, *, own_objective: bool = False, named_samples: bool = False) -> list[str]:
+    """Return all assumptions of one certificate, in words.
+
+    Args:
+        adversary: the threat model, which may add its own.
+        own_objective: whether `certified_objective` was certified in place of `training_step`, at any step.
+        named_samples: whether `poisonable` or `sample_ids` was given, at any step.
+    """
+    conditional = ((OWN_OBJECTIVE, own_objective), (NAMED_SAMPLES, named_samples))
+    listed = [*ASSUMPTIONS, *(assumption for assumption, applies in conditional if applies)]
+    return [*(assumption.sentence for assumption in listed), *adversary.assumptions]

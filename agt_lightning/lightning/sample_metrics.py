@@ -1,0 +1,117 @@
+"""Nominal and certified metrics of each sample, which can never contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from agt_lightning.certificates import squared_error_bounds
+from agt_lightning.certificates.margins import predicted_classes
+from agt_lightning.certificates.values import BoundedValues
+from agt_lightning.errors import UnsoundBoundError
+from agt_lightning.interval import Interval, require_inside
+from agt_lightning.labels import ClassLabels
+from agt_lightning.lightning.comparison import Comparison, Metric, MetricUndefinedError
+from agt_lightning.rounding import training_roundoff
+from agt_lightning.rules import Value
+from agt_lightning.rules.base import as_interval
+
+_ADVICE = "The trained module itself is one of those that bounds must cover. Please report this."
+
+
+def sample_metrics(
+    compared: Comparison, nominal: Tensor, values: BoundedValues, dtype: torch.dtype
+) -> Mapping[str, Tensor]:
+    """Return the metrics of each sample by name, of shape (batch,).
+
+    Args:
+        compared: label and prediction.
+        nominal: the trained module's predictions.
+        values: bounds on all values, predictions and labels among them.
+        dtype: the coarsest type that training and bounds are computed in.
+
+    Raises:
+        MetricUndefinedError: if the labels of this batch do not fit the metric.
+        UnsoundBoundError: if the trained module does worse than the certificate allows, by more than rounding.
+    """
+    target, outputs = values.values[compared.target], values.outputs
+    largest = torch.stack([nominal.abs().amax(), outputs.magnitude.amax()]).amax() if nominal.numel() else nominal.sum()
+    if compared.metric is Metric.SQUARED_ERROR:
+        truth = as_interval(target).lower
+        slack = float(torch.maximum(largest, truth.abs().max())) * training_roundoff(dtype)
+        require_inside("the prediction of the trained module", nominal, outputs, slack, _ADVICE)
+        return _errors(nominal, outputs, truth)
+    slack = float(largest) * training_roundoff(dtype)
+    require_inside("the prediction of the trained module", nominal, outputs, slack, _ADVICE)
+    classes = _classes(target, 2 if compared.metric is Metric.BINARY_ACCURACY else nominal.shape[1])
+    return _accuracies(nominal, values, classes, slack)
+
+
+def _errors(nominal: Tensor, outputs: Interval, truth: Tensor) -> dict[str, Tensor]:
+    """Return the mean squared error: the trained module's, the largest and the smallest reachable one."""
+    bounds, error = squared_error_bounds(outputs, truth), (nominal - truth).square()
+    return {
+        "nominal_mse": _mean(error),
+        "certified_mse": _mean(torch.maximum(bounds.upper, error)),
+        "best_mse": _mean(torch.minimum(bounds.lower, error)),
+    }
+
+
+def _accuracies(nominal: Tensor, values: BoundedValues, target: Tensor, slack: float) -> dict[str, Tensor]:
+    """Return whether the trained module predicts each sample correctly, and whether every reachable one does.
+
+    Raises:
+        UnsoundBoundError: if every reachable one does, and the trained one does not.
+    """
+    margins = values.margins(target).lower
+    certified = ((margins > 0) | torch.nn.functional.one_hot(target, margins.shape[1]).bool()).all(dim=1)
+    right = predicted_classes(nominal) == target
+    wrong = certified & ~right & (_shortfall(nominal, target) > 2 * slack)
+    if bool(wrong.any()):
+        raise UnsoundBoundError(
+            f"Expected the trained module to predict sample {int(wrong.nonzero()[0])} correctly, as every module "
+            f"within the bounds does, but it does not. {_ADVICE}"
+        )
+    return {"nominal_accuracy": right, "certified_accuracy": certified & right}
+
+
+def _shortfall(outputs: Tensor, target: Tensor) -> Tensor:
+    """Return by how much the target's logit is below the largest, (batch,); one logit f stands for (0, f)."""
+    if outputs.numel() == len(target):
+        single = outputs.reshape(-1)
+        return torch.where(target == 1, -single, single).clamp(min=0)
+    return outputs.amax(dim=1) - outputs.gather(1, target[:, None]).squeeze(1)
+
+
+def _classes(target: Value, classes: int) -> Tensor:
+    """Return the class of each sample, integers of shape (batch,).
+
+    Raises:
+        MetricUndefinedError: if the labels are no classes.
+    """
+    labels = target.index if isinstance(target, ClassLabels) else as_interval(target).lower
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return _hot(labels)
+    flat = labels.reshape(-1)
+    if not bool(((flat >= 0) & (flat < classes) & (flat == flat.round())).all()):
+        raise MetricUndefinedError(f"Some labels of the validation data are no classes 0 to {classes - 1}.")
+    return flat.long()
+
+
+def _hot(vectors: Tensor) -> Tensor:
+    """Return where each vector is largest, if all its other entries are equal.
+
+    Raises:
+        MetricUndefinedError: if they are not.
+    """
+    largest, position = vectors.max(dim=1)
+    others = vectors.scatter(1, position[:, None], vectors.amin(dim=1, keepdim=True))
+    if not bool(((others.amax(dim=1) == others.amin(dim=1)) & (largest > others.amax(dim=1))).all()):
+        raise MetricUndefinedError("Some label vectors of the validation data do not encode one class.")
+    return position
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1) if values.ndim > 1 else values

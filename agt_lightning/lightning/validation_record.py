@@ -1,0 +1,52 @@
+"""What the certificate of a training states about its validations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agt_lightning.certificates.record import Results, Weights
+from agt_lightning.lightning.validation import ValidationResults
+
+
+class ValidationRecord:
+    """The results of the last validation, tied to the weights that it was about."""
+
+    def __init__(self) -> None:
+        self._latest: ValidationResults | None = None
+        self._reason = ""
+
+    def add(self, results: ValidationResults) -> None:
+        """Keep the results of a validation; those of other weights are dropped.
+
+        Args:
+            results: also those that have a reason in place of metrics.
+        """
+        self._reason = results.warning or results.remark
+        if results.metrics:
+            self._latest = results.after(self._latest)
+
+    def described(
+        self, weights: Weights, metrics: Mapping[str, float], domains: Mapping[str, object]
+    ) -> dict[str, Any]:
+        """Return the arguments of `certificate` that depend on validations.
+
+        Args:
+            weights: those that the bounds are about.
+            metrics: other results of these weights, by name.
+            domains: what the certificate states about the domains.
+        """
+        latest, decided = self._latest, "decided_validation_bounds"
+        if latest is not None and latest.weights == weights:
+            return {
+                "results": Results(weights, {**metrics, **latest.metrics}),
+                "domains": {**domains, decided: latest.domain_shares},
+            }
+        missing = {"results": Results(weights, metrics), "domains": {**domains, decided: {}}}
+        if latest is None or latest.weights is None:
+            return {**missing, "remarks": [self._reason] if self._reason else []}
+        remark = (
+            f"Results of the last step lack those of a validation: the last one with results was after step "
+            f"{latest.weights.steps} of {weights.steps}. {self._reason}".rstrip()
+        )
+        return {**missing, "earlier": Results(latest.weights, latest.metrics), "remarks": [remark]}

@@ -1,0 +1,40 @@
+"""The list of assumptions is one list: in the code, in README and in certificates."""
+
+import re
+from pathlib import Path
+
+from agt_lightning import BoundedAdversary, UnboundedAdversary
+from agt_lightning.certificates.assumptions import ASSUMPTIONS, NAMED_SAMPLES, OWN_OBJECTIVE, assumptions
+
+README = Path(__file__).parents[2] / "README.md"
+ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
+
+
+def shown():
+    """Return name and sentence of each item that README lists under its heading."""
+    section = re.search(r"## What is guaranteed, and what is not\n(.*?)\n## ", README.read_text(encoding="utf-8"), re.S)
+    items = re.findall(r"^- \*(.+?)\*: (.+?)(?=\n- |\n\n)", section.group(1), re.S | re.M)
+    return [(name, " ".join(sentence.split())) for name, sentence in items]
+
+
+def test_readme_shows_exactly_this_list():
+    listed = [*ASSUMPTIONS, OWN_OBJECTIVE, NAMED_SAMPLES]
+    assert shown() == [(assumption.name, assumption.sentence) for assumption in listed]
+
+
+def test_names_are_unique_and_sentences_end():
+    listed = [*ASSUMPTIONS, OWN_OBJECTIVE, NAMED_SAMPLES]
+    assert len({assumption.name for assumption in listed}) == len(listed)
+    assert all(assumption.sentence.endswith(".") for assumption in listed)
+
+
+def test_certificates_list_what_applies():
+    usual = [assumption.sentence for assumption in ASSUMPTIONS]
+    assert assumptions(ADVERSARY) == usual
+    assert assumptions(ADVERSARY, own_objective=True) == [*usual, OWN_OBJECTIVE.sentence]
+    assert assumptions(ADVERSARY, named_samples=True) == [*usual, NAMED_SAMPLES.sentence]
+
+
+def test_an_adversary_adds_its_own():
+    adversary = UnboundedAdversary(n=1, kappa=1.0)
+    assert assumptions(adversary)[-1:] == list(adversary.assumptions)

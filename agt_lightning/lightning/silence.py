@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
+
+from agt_lightning.capture.data_reads import metric_value
 
 if TYPE_CHECKING:
     _Base = L.LightningModule
@@ -89,20 +90,20 @@ class _SilentTrainer:
 
 
 class _SilentMetric(nn.Module):
-    """A stand-in for a torchmetrics object that accepts every call, keeps nothing and returns zero.
+    """A stand-in for a torchmetrics object that accepts every call and keeps nothing.
 
-    Each call makes a new zero, since a tensor kept as attribute would become part of the recording.
+    Each call returns a new tensor by which capture recognizes a loss that depends on the metric.
     """
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        return torch.zeros(())
+        return metric_value()
 
     def update(self, *args: object, **kwargs: object) -> None:
         """Do nothing."""
 
     def compute(self) -> Tensor:
-        """Return zero."""
-        return torch.zeros(())
+        """Return the value of all stand-ins."""
+        return metric_value()
 
     def reset(self) -> None:
         """Do nothing."""
@@ -123,8 +124,8 @@ class _SilentCollection(nn.Module):
         return self.compute()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return zeros, by name."""
-        return {name: torch.zeros(()) for name in self.names}
+        """Return the value of all stand-ins, by name."""
+        return {name: metric_value() for name in self.names}
 
     def update(self, *args: object, **kwargs: object) -> None:
         """Do nothing."""

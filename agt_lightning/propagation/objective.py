@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, capture, flatten, reached
+from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
+from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.dropout import RandomState, draw_masks
+from agt_lightning.capture.export import record
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import UncertifiableError
@@ -88,9 +90,7 @@ class BoundedObjective:
             CaptureError: if the code cannot be recorded.
         """
         leaves, rebuild = flatten(batch)
-        twin = replica(module)
-        traced = as_forward(loss)
-        graph = capture(twin, lambda tensors: traced(twin, rebuild(tensors)), leaves)
+        graph = record(partial(_replicated, module, loss, rebuild), leaves)
         names = canonical_names(module)
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         size = _batch_size([leaves[position] for position in graph.leaves.values()])
@@ -244,6 +244,12 @@ class BoundedObjective:
         """Batch entries whose poisoned values differ from the clean ones."""
         features = set(self.objective.features) if adversary.perturbs_features else set()
         return features | (set(self.objective.labels) if adversary.perturbs_labels else set())
+
+
+def _replicated(module: nn.Module, loss: Loss, rebuild: Rebuild) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """Return a new replica of a module, and its loss as a function of the tensors of a batch."""
+    twin, traced = replica(module), as_forward(loss)
+    return twin, lambda tensors: traced(twin, rebuild(tensors))
 
 
 def select(value: Value, rows: Tensor | None) -> Value:

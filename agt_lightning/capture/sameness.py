@@ -1,0 +1,79 @@
+"""Comparison of two recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from agt_lightning.capture.graph import Graph, Reference, map_references
+
+
+def same_graph(first: Graph, second: Graph) -> bool:
+    """Return whether two graphs compute the same: calls, arguments, and constants to the last bit.
+
+    Names of values and lines of code may differ.
+    """
+    names, others = _numbering(first), _numbering(second)
+    return (
+        _inputs(first, names) == _inputs(second, others)
+        and _calls(first, names) == _calls(second, others)
+        and names[first.output] == others[second.output]
+        and all(_same_tensor(a, b) for a, b in zip(_constants(first, names), _constants(second, others), strict=True))
+    )
+
+
+def _numbering(graph: Graph) -> dict[str, int]:
+    """Number all values in the order in which the calls first use or make them."""
+    numbers: dict[str, int] = {}
+    for call in graph.calls:
+        for name in (*call.inputs, call.name):
+            numbers.setdefault(name, len(numbers))
+    numbers.setdefault(graph.output, len(numbers))
+    return numbers
+
+
+def _inputs(graph: Graph, numbers: Mapping[str, int]) -> list[object]:
+    """Return what each input is, by number, without the values of constants."""
+    kinds: tuple[Mapping[str, object], ...] = (
+        graph.parameters,
+        graph.buffers,
+        dict.fromkeys(graph.constants),
+        graph.leaves,
+        graph.masks,
+    )
+    return [sorted(((numbers[name], repr(value)) for name, value in kind.items() if name in numbers)) for kind in kinds]
+
+
+def _calls(graph: Graph, numbers: Mapping[str, int]) -> list[object]:
+    return [
+        (
+            call.op,
+            numbers[call.name],
+            call.shape,
+            call.dtype,
+            repr({name: _renamed(argument, numbers) for name, argument in call.arguments.items()}),
+        )
+        for call in graph.calls
+    ]
+
+
+def _renamed(argument: object, numbers: Mapping[str, int]) -> object:
+    return map_references(argument, lambda reference: Reference(str(numbers[reference.name])))
+
+
+def _constants(graph: Graph, numbers: Mapping[str, int]) -> Iterator[Tensor]:
+    for name in sorted((name for name in graph.constants if name in numbers), key=lambda name: numbers[name]):
+        yield graph.constants[name]
+
+
+def _same_tensor(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors have the same bits."""
+    if first.shape != second.shape or first.dtype != second.dtype or first.device != second.device:
+        return False
+    return torch.equal(_bits(first), _bits(second))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from agt_lightning.capture.data_reads import DataReads
@@ -39,6 +40,9 @@ def observed(recording: Recording) -> Iterator[None]:
         stack.enter_context(recording.running())
         stack.enter_context(tracked_math())
         stack.enter_context(_eager_flags())
+        stack.enter_context(
+            torch._dynamo.config.patch(error_on_nested_fx_trace=False)
+        )  # compiled parts run as they are
         stack.enter_context(_symbolic_branches(recording))
         stack.enter_context(_saved_tensors(recording))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # training prints the same

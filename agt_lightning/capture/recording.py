@@ -89,7 +89,7 @@ def refuse_branch(what: str) -> NoReturn:
     Raises:
         CaptureError: always.
     """
-    _refuse(f"{current_line()} lets Python read data ({what}): {BRANCH}")
+    refuse(f"{current_line()} lets Python read data ({what}): {BRANCH}")
 
 
 def refuse_conversion() -> NoReturn:
@@ -98,13 +98,18 @@ def refuse_conversion() -> NoReturn:
     Raises:
         CaptureError: always.
     """
-    _refuse(
-        f"{current_line()} makes a plain number of data (`float()` or `int()`), which a poisoned run can have otherwise. "
-        "Use `.item()` alone, which can be printed, logged and kept, or compute with the tensor."
+    refuse(
+        f"{current_line()} makes a plain number of data (`float()` or `int()`), which a poisoned run can have "
+        "otherwise. Use `.item()` alone, which can be printed, logged and kept, or compute with the tensor."
     )
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Refuse the code that runs, and note that in its recording, if there is one.
+
+    Raises:
+        CaptureError: always.
+    """
     recording = current()
     if recording is None:
         raise CaptureError(message)

@@ -20,7 +20,7 @@ from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.engine.checkpoint import complete, parameters_digest, require_parameters
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
-from agt_lightning.engine.problems import training_problems
+from agt_lightning.engine.problems import require_initialized, training_problems
 from agt_lightning.engine.self_checks import (
     differs,
     require_constant,
@@ -93,6 +93,7 @@ class AbstractGradientEngine:
         processes: ProcessGroup = SINGLE_PROCESS,
         **settings: Any,
     ) -> None:
+        require_initialized(module)
         config = replace(config or CertificationConfig(domains=("box",)), **settings)
         budget = fitting_memory_budget(config.memory_budget, _device(module))
         self.module = module
@@ -104,7 +105,8 @@ class AbstractGradientEngine:
         self.domains = DomainFamily(module, adversary, self.config, processes)
         self.steps = 0
         rules = RULES if self.config.rules is None else self.config.rules
-        capture = partial(BoundedObjective.of, module, loss, table=rules)
+        whole_samples = adversary.sample_clipping is not None
+        capture = partial(BoundedObjective.of, module, loss, table=rules, whole_samples=whole_samples)
         self._objectives = ProgramCache(capture, partial(signature, module))
         self._nominal = NominalPass(module, adversary, self._objectives, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
@@ -63,3 +65,18 @@ def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: obje
     except UncertifiableError as error:
         return list(error.problems)
     return []
+
+
+def require_initialized(module: nn.Module) -> None:
+    """Require that all parameters have values.
+
+    Raises:
+        UncertifiableError: naming the parameters of lazy layers that have not seen a batch.
+    """
+    lazy = [f"`{name}`" for name, parameter in module.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise UncertifiableError(
+            [
+                f"Parameters of lazy layers have no values yet ({', '.join(lazy)}). Run the module on a batch before `fit`."
+            ]
+        )

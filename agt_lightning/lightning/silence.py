@@ -28,6 +28,7 @@ def silence(module: L.LightningModule, trainer: L.Trainer, note_time: Callable[[
     """
     if not isinstance(module, _Silent):
         module.__class__ = type(type(module).__name__, (_Silent, type(module)), {"_note_time": staticmethod(note_time)})
+    _uncompile(module)
     module._trainer = _SilentTrainer(trainer)  # type: ignore[assignment]
     for part in list(module.modules()):
         for name, child in part.named_children():
@@ -35,6 +36,13 @@ def silence(module: L.LightningModule, trainer: L.Trainer, note_time: Callable[[
                 part._modules[name] = _SilentCollection(child)
             elif isinstance(child, Metric):
                 part._modules[name] = _SilentMetric()
+
+
+def _uncompile(module: L.LightningModule) -> None:
+    """Remove the compiled methods that `torch.compile` puts on a module: they belong to the original of a replica."""
+    if module._compiler_ctx is not None:
+        for name in [name for name in vars(module) if f"original_{name}" in module._compiler_ctx]:
+            delattr(module, name)
 
 
 class _Silent(_Base):

@@ -20,11 +20,14 @@ class TrainingLoss:
         trainer: the Trainer that the replica has as ``self.trainer``, without its loggers.
 
     Attributes:
+        own_objective: whether a `certified_objective` of the user's was certified in place of `training_step`; None
+            before the first recording.
         reads_time: whether the step has read the epoch or the global step, so that a recording of it can be outdated.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
+        self.own_objective: bool | None = None
         self.reads_time = False
 
     def __call__(self, module: nn.Module, batch: object) -> Tensor:
@@ -56,7 +59,9 @@ class TrainingLoss:
         if objective is not None:
             chosen = as_forward(objective)(batch)
             if chosen is not None:
+                self.own_objective = True
                 return chosen
+        self.own_objective = bool(self.own_objective)
         accepted = inspect.signature(module.training_step).parameters
         training_step = as_forward(module.training_step)
         extra = {"batch_idx": 0, "dataloader_idx": 0}

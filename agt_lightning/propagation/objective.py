@@ -16,6 +16,7 @@ from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten,
 from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.capture.export import record
+from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import UncertifiableError
@@ -62,7 +63,9 @@ class BoundedObjective:
         return tuple(dict.fromkeys(problems))
 
     @classmethod
-    def of(cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable) -> BoundedObjective:
+    def of(
+        cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable, whole_samples: bool = False
+    ) -> BoundedObjective:
         """Record a loss for batches of this kind; see `capture`.
 
         A single sample can lose its axis to `.squeeze()`. The code for two samples is the same code, so a batch of one
@@ -71,13 +74,15 @@ class BoundedObjective:
         Raises:
             CaptureError: if the code cannot be recorded.
         """
-        bounded = cls.capture(module, loss, batch, table)
+        bounded = cls.capture(module, loss, batch, table, whole_samples)
         if not bounded.problems or bounded.size(batch) != 1:
             return bounded
-        return cls.capture(module, loss, _doubled(batch), table)
+        return cls.capture(module, loss, _doubled(batch), table, whole_samples)
 
     @classmethod
-    def capture(cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable) -> BoundedObjective:
+    def capture(
+        cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable, whole_samples: bool = False
+    ) -> BoundedObjective:
         """Record a loss on a batch, on a replica of the module.
 
         Args:
@@ -85,11 +90,13 @@ class BoundedObjective:
             loss: maps a module and a batch to a scalar.
             batch: an example of the structure and shapes; a batch of one sample is recorded as it is.
             table: rules by overload.
+            whole_samples: whether an adversary replaces whole samples, with their numbers and strings.
 
         Raises:
             CaptureError: if the code cannot be recorded.
         """
         leaves, rebuild = flatten(batch)
+        rebuild = guarded(rebuild, whole_samples=whole_samples)
         graph = record(partial(_replicated, module, loss, rebuild), leaves)
         names = canonical_names(module)
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -39,6 +39,9 @@ _BRANCHES: Mapping[object, str] = {
     Tensor.allclose: "`allclose`",
     Tensor.data_ptr: "`data_ptr`",
     Tensor.untyped_storage: "the storage of a tensor",
+    Tensor.storage: "the storage of a tensor",
+    Tensor.__dlpack__: "`__dlpack__`",
+    Tensor.__reduce_ex__: "pickling a tensor",
     torch.is_nonzero: "`is_nonzero`",
     torch.equal: "`equal`",
     torch.allclose: "`allclose`",
@@ -72,6 +75,10 @@ class DataReads(TorchFunctionMode):
                 f"{current_line()} registers a hook on a tensor, which can change gradients in another run. Remove it; "
                 "to log gradients, use `on_before_optimizer_step`."
             )
+        if func in (Tensor.__bool__, Tensor.item):
+            known = self.recording.finite_checks.value_of(args[0])
+            if known is not None:
+                return known
         if func in _BRANCHES and any(_is_data(arg) for arg in args):
             refuse_branch(_BRANCHES[func])
         if func in _READERS and _is_data(args[0]):
@@ -81,15 +88,17 @@ class DataReads(TorchFunctionMode):
                 f"{current_line()} reads `grad_fn`, through which gradients can be changed. Remove it."
             )
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
         except CaptureError:
             raise
         except Exception as error:
             self.recording.failures.append(f"{current_line()} raises {type(error).__name__}: {first_line(error)}")
             raise
+        self.recording.finite_checks.follow(func, args, result)
+        return result
 
 
-_GRAD_FN = Tensor.grad_fn.__get__  # type: ignore[attr-defined]
+_GRAD_FN = vars(torch._C.TensorBase)["grad_fn"].__get__
 
 
 def _is_data(value: object) -> bool:
@@ -109,7 +118,7 @@ def _numpy(recording: Recording, tensor: Tensor, *args: object, **kwargs: object
     """Return an array of one stand-in; it is of objects, which refuse to be compared."""
     array = np.empty(tensor.numel(), dtype=object)
     array[:] = [numbers.read(recording, tensor)] * tensor.numel()
-    return array.reshape(tuple(tensor.shape))
+    return array.reshape(tuple(tensor.shape)).view(numbers.ArrayStandIn)
 
 
 def _tolist(recording: Recording, tensor: Tensor) -> Any:

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_numbers, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
-from agt_lightning.capture.gradient_hooks import gradient_problem
+from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, Call, Graph, Reference
 from agt_lightning.capture.numbers import PROBES
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
@@ -57,7 +57,8 @@ class _Objective(nn.Module):
     def forward(self, *leaves: Tensor) -> Tensor:
         with observed(self.recording):
             result = self.function(leaves)
-        problem = gradient_problem(result)
+        nodes = autograd_nodes(result)
+        problem = gradient_problem(nodes) or self.recording.finite_checks.problem(result, nodes)
         if problem is not None:
             self.recording.refuse(problem)
         return result

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.nn.modules._functions import BackwardHookFunction
 
 
-def gradient_problem(result: Tensor) -> str | None:
+def gradient_problem(nodes: Iterable[Node]) -> str | None:
     """Return why the gradient of a result is not the one of the recorded calls; None if it is.
 
     Args:
-        result: computed with gradients enabled.
+        nodes: the autograd graph of the result.
     """
-    for node in _nodes(result):
+    for node in nodes:
         if not isinstance(node, BackwardCFunction):
             continue
-        function: type = type(node)._forward_cls  # type: ignore[attr-defined]
+        function: type = type(node)._forward_cls
         if issubclass(function, BackwardHookFunction):
             return (
                 "A module has a full backward hook, which can change gradients in another run. Remove it; to log "
@@ -31,7 +33,7 @@ def gradient_problem(result: Tensor) -> str | None:
     return None
 
 
-def _nodes(result: Tensor) -> list[Node]:
+def autograd_nodes(result: Tensor) -> list[Node]:
     """Return all nodes of the autograd graph that reach a tensor."""
     stack = [result.grad_fn]
     seen: dict[Node, None] = {}

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from agt_lightning.capture.finite_checks import FiniteChecks
 from agt_lightning.capture.source import current_line
 from agt_lightning.errors import CaptureError
 
@@ -26,12 +27,14 @@ class Recording:
         reads: lines that read numbers of data, such as ``loss.item()``.
         refusals: what was refused, also where the user's code has caught the error.
         failures: errors of torch, which can be those of recording alone; the user's code may not catch them.
+        finite_checks: branches on whether tensors are finite.
     """
 
     probe: int = 0
     reads: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    finite_checks: FiniteChecks = field(default_factory=FiniteChecks)
 
     @property
     def refused(self) -> bool:
@@ -65,6 +68,7 @@ class Recording:
     def running(self) -> Iterator[None]:
         """Make this the recording of the code that runs inside."""
         self.reads.clear()
+        self.finite_checks = FiniteChecks()
         token = _CURRENT.set(self)
         try:
             yield

@@ -16,7 +16,7 @@ import torch
 F = TypeVar("F", bound=Callable[..., object])
 
 _INTERNAL = tuple(str(Path(file).parent) + "/" for file in (torch.__file__, str(Path(__file__).parent)))
-_LIBRARIES = tuple(str(Path(library.__file__).parent) + "/" for library in (logging, numpy))
+_LIBRARIES = tuple(str(Path(str(library.__file__)).parent) + "/" for library in (logging, numpy))
 _NOT_USER = (*_INTERNAL, contextlib.__file__, *_LIBRARIES, "<frozen")
 
 

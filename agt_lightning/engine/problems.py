@@ -75,8 +75,5 @@ def require_initialized(module: nn.Module) -> None:
     """
     lazy = [f"`{name}`" for name, parameter in module.named_parameters() if is_lazy(parameter)]
     if lazy:
-        raise UncertifiableError(
-            [
-                f"Parameters of lazy layers have no values yet ({', '.join(lazy)}). Run the module on a batch before `fit`."
-            ]
-        )
+        names = ", ".join(lazy)
+        raise UncertifiableError([f"Lazy layers have no values yet: {names}. Run the module on a batch before `fit`."])

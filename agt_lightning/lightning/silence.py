@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from agt_lightning.capture.data_reads import metric_value
+from agt_lightning.capture.recording import refuse
+from agt_lightning.capture.source import current_line
 
 if TYPE_CHECKING:
     _Base = L.LightningModule
@@ -102,6 +104,11 @@ class _SilentMetric(nn.Module):
 
     Each call returns a new tensor by which capture recognizes a loss that depends on the metric.
     """
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            refuse(f"{current_line()} reads `{name}` of a metric, which remembers earlier batches. Remove that.")
+        return super().__getattr__(name)
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
         return metric_value()

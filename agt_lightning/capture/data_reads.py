@@ -175,6 +175,14 @@ def depends_on_numbers(recording: Recording) -> str:
     )
 
 
+def depends_on_size(line: str) -> str:
+    """Return the message for a line that uses a size that depends on data, such as that of ``x[mask]``."""
+    return (
+        f"{line} uses a size or number that depends on data, so no bound exists. Select samples by a product with a "
+        "mask of zeros and ones, and compute with tensors."
+    )
+
+
 def require_known_inputs(graph: Graph) -> None:
     """Require that a loss depends on tensors alone that the graph contains.
 
@@ -191,9 +199,6 @@ def require_known_inputs(graph: Graph) -> None:
     known = inputs | {call.name for call in graph.calls}
     for call in graph.calls:
         if not known.issuperset(call.inputs):
-            raise CaptureError(
-                f"{call.source} uses a size or number that depends on data, so no bound exists. Select samples by a "
-                "product with a mask of zeros and ones, and compute with tensors."
-            )
+            raise CaptureError(depends_on_size(call.source))
     if graph.output not in known:
         raise CaptureError("The loss has a size that depends on data, so no bound exists. Return a scalar.")

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_numbers, require_known_inputs
+from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_numbers, depends_on_size, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, Call, Graph, Reference
 from agt_lightning.capture.numbers import PROBES
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
-from agt_lightning.capture.recording import BRANCH, Recording
+from agt_lightning.capture.recording import Recording
 from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
@@ -135,7 +135,7 @@ def _reason(error: Exception, recording: Recording) -> str:
     if isinstance(error, CaptureError):
         return str(error)
     if isinstance(error, DATA_DEPENDENT):
-        return f"{line_of(error)} lets Python read data: {BRANCH}"
+        return depends_on_size(line_of(error))
     return (
         f"Expected code that torch.export can record, but {line_of(error)} raises {_first_lines(error)}\nRemove that "
         "call, or mix in `CertifiedModule` and write `certified_objective(batch)`, which returns the same loss without "

@@ -162,10 +162,18 @@ class ArrayStandIn(np.ndarray):
     """
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if "out" in kwargs:
+            kwargs["out"] = tuple(_objects(item) for item in kwargs["out"])
         return _uncaught(getattr(ufunc, method), [_objects(item) for item in inputs], kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return _uncaught(partial(super().__array_function__, func, types), [args, kwargs], {})
+
+    def __str__(self) -> str:
+        return str(self.view(np.ndarray))
+
+    def __repr__(self) -> str:
+        return repr(self.view(np.ndarray))
 
 
 def _objects(value: object) -> object:

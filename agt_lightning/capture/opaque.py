@@ -62,9 +62,8 @@ class Unread:
             reason = "is no tensor, but belongs to samples that the adversary replaces, so no bound exists"
         else:
             reason = "is no tensor, so what it holds cannot be followed"
-        object.__setattr__(
-            self, "_message", f"reads `{name}`, which {reason} (it is of type {kind}). Make it a tensor."
-        )
+        message = f"reads `{name}` ({kind}), which {reason}. Make it a tensor."
+        object.__setattr__(self, "_message", message)
 
     def __getattribute__(self, name: str) -> NoReturn:
         refuse(f"{current_line()} {object.__getattribute__(self, '_message')}")

@@ -45,7 +45,7 @@ def module_of(step):
 
 def data(poison=0.0, **entries):
     generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(8, 3, generator=generator), 0.1 * torch.randn(8, 1, generator=generator)
+    x, y = 0.3 * torch.randn(8, 3, generator=generator), 0.1 * torch.randn(8, 1, generator=generator)
     y[0] += poison
     samples = [{"x": x[i], "y": y[i]} for i in range(8)]
 
@@ -256,6 +256,9 @@ class Lazy(Net):
         super().__init__()
         self.net = nn.LazyLinear(1)
 
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
 
 def test_lazy_layers_are_refused():
     with pytest.raises(UncertifiableError, match="`net.weight`, `net.bias`. Run the module on a batch"):
@@ -278,7 +281,7 @@ class Own(CertifiedModule, Net):
         return self.loss(batch)
 
 
-@pytest.mark.parametrize(("module", "own"), [(Own(LABELS), True), (module_of(prints), False)])
+@pytest.mark.parametrize(("module", "own"), [(Own(), True), (module_of(prints), False)])
 def test_the_loss_states_whether_an_own_objective_was_certified(module, own):
     loss = TrainingLoss(L.Trainer(logger=False, accelerator="cpu"))
     assert loss.own_objective is None

@@ -37,7 +37,8 @@ class UncertifiableError(AgtError):
 class CaptureError(AgtError):
     """The computation graph of a module could not be captured.
 
-    Remove the call that the message names, or mix in `CertifiedModule` and write `certified_objective(batch)`, which
+    If the message names control flow or numbers that depend on data, no bound exists: change that line. If it names a
+    call that cannot be recorded, remove it, or mix in `CertifiedModule` and write `certified_objective(batch)`, which
     returns the same loss without it.
     """
 

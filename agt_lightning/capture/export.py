@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_numbers, depends_on_size, require_known_inputs
+from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
+from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, Call, Graph, Reference
+from agt_lightning.capture.numbers import PROBES
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
-from agt_lightning.capture.source import as_forward
+from agt_lightning.capture.recording import Recording
+from agt_lightning.capture.sameness import same_graph
+from agt_lightning.capture.source import as_forward, line_of
+from agt_lightning.capture.traces import no_traces
 from agt_lightning.errors import CaptureError
 
 _aten = torch.ops.aten
@@ -34,16 +41,27 @@ _TRANSPOSES = frozenset(
 )
 
 
+Function = Callable[[Sequence[Tensor]], Tensor]
+"""Maps tensors of a batch to one tensor."""
+
+
 class _Objective(nn.Module):
     """A module that wraps a function of tensors, so that `torch.export` finds the parameters of ``module``."""
 
-    def __init__(self, module: nn.Module, function: Callable[[Sequence[Tensor]], Tensor]) -> None:
+    def __init__(self, module: nn.Module, function: Function, recording: Recording) -> None:
         super().__init__()
         self.module = module
         self.function = function
+        self.recording = recording
 
     def forward(self, *leaves: Tensor) -> Tensor:
-        return self.function(leaves)
+        with observed(self.recording):
+            result = self.function(leaves)
+        nodes = autograd_nodes(result)
+        problem = gradient_problem(nodes) or self.recording.finite_checks.problem(result, nodes)
+        if problem is not None:
+            self.recording.refuse(problem)
+        return result
 
 
 WRITE_OBJECTIVE = (
@@ -53,17 +71,12 @@ WRITE_OBJECTIVE = (
 """Advice if a loss cannot be recorded."""
 
 
-def capture(
-    module: nn.Module,
-    function: Callable[[Sequence[Tensor]], Tensor],
-    leaves: Sequence[Tensor],
-    advice: str = WRITE_OBJECTIVE,
-) -> Graph:
+def capture(module: nn.Module, function: Function, leaves: Sequence[Tensor], advice: str = WRITE_OBJECTIVE) -> Graph:
     """Record the calls that ``function`` makes on tensors like ``leaves``.
 
     Args:
         module: owner of the parameters and buffers, which the graph names as the module does.
-        function: maps batch tensors to one tensor; it may use ``module``.
+        function: maps batch tensors to one tensor; it may use ``module``. Running it again must make the same calls.
         leaves: example tensors. The graph has their shapes; their values do not matter.
         advice: the way out if the code cannot be recorded.
 
@@ -71,17 +84,72 @@ def capture(
         The graph of the result, without calls on which it does not depend.
 
     Raises:
-        CaptureError: if the code cannot be recorded; the message quotes the reason and the line.
+        CaptureError: if the code cannot be recorded, or Python reads data and what it does can depend on them; the
+            message quotes the reason and the line.
     """
+    return record(lambda: (module, function), leaves, advice)
+
+
+def record(
+    make: Callable[[], tuple[nn.Module, Function]], leaves: Sequence[Tensor], advice: str = WRITE_OBJECTIVE
+) -> Graph:
+    """Record the calls of a function that may change its module; see `capture`.
+
+    Code that reads numbers of its data, such as ``loss.item()`` for a log, is recorded several times, with other
+    numbers each time, and must make the same calls.
+
+    Args:
+        make: returns a new replica of the module, and the function that uses it, for each recording.
+        leaves: example tensors.
+        advice: the way out if the code cannot be recorded.
+    """
+    recording = Recording()
+    graph = _recorded(make, leaves, recording, advice)
+    for probe in range(1, PROBES) if recording.reads else ():
+        other = _probed(make, leaves, Recording(probe), advice)
+        if other is not None and not same_graph(graph, other):
+            raise CaptureError(depends_on_numbers(recording))
+    return graph
+
+
+def _probed(
+    make: Callable[[], tuple[nn.Module, Function]], leaves: Sequence[Tensor], recording: Recording, advice: str
+) -> Graph | None:
+    """Return the graph that the code makes of other numbers; None if they end the run, so that no bounds are needed."""
     try:
-        with warnings.catch_warnings():
+        return _recorded(make, leaves, recording, advice)
+    except CaptureError as error:
+        if isinstance(error.__cause__, ArithmeticError | ValueError) and not recording.refused:
+            return None
+        raise
+
+
+def _recorded(
+    make: Callable[[], tuple[nn.Module, Function]], leaves: Sequence[Tensor], recording: Recording, advice: str
+) -> Graph:
+    module, function = make()
+    objective = _Objective(module, as_forward(function), recording)
+    try:
+        with warnings.catch_warnings(), quiet(), no_traces(module):
             warnings.simplefilter("ignore")  # training shows the same warnings
-            program = _exported(_Objective(module, as_forward(function)), tuple(leaves))
+            program = _exported(objective, tuple(leaves))
     except Exception as error:
-        raise CaptureError(
-            f"Expected code that torch.export can record, but got: {_first_lines(error)}\n{advice}"
-        ) from error
-    return _live(_reduced(_fused(masked(_graph(program)))))
+        raise CaptureError(_reason(error, recording, advice)) from error
+    recording.require_accepted()
+    graph = _live(_graph(program))
+    require_known_inputs(graph)
+    return _live(_reduced(_fused(masked(graph))))
+
+
+def _reason(error: Exception, recording: Recording, advice: str) -> str:
+    """Return why code could not be recorded, and the way out."""
+    if recording.refusals:
+        return recording.refusals[0]
+    if isinstance(error, CaptureError):
+        return str(error)
+    if isinstance(error, DATA_DEPENDENT):
+        return depends_on_size(line_of(error))
+    return f"Expected code that torch.export can record, but {line_of(error)} raises {_first_lines(error)}\n{advice}"
 
 
 def _exported(objective: nn.Module, leaves: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

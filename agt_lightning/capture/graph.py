@@ -106,43 +106,6 @@ class Graph:
         return tuple(call for call in self.calls if name in call.inputs)
 
 
-def difference(first: Graph, second: Graph) -> str | None:
-    """Return the first place where two graphs compute something else, for messages; None if they are the same.
-
-    Same means the same calls with the same arguments, and constants that are equal bit by bit.
-    """
-    if len(first.calls) != len(second.calls):
-        return f"{len(first.calls)} operations against {len(second.calls)}"
-    for one, other in zip(first.calls, second.calls, strict=True):
-        if (one.name, one.op, one.shape, one.dtype) != (other.name, other.op, other.shape, other.dtype):
-            return f"`{one.op}` at {one.source} against `{other.op}` at {other.source}"
-        if repr(one.arguments) != repr(other.arguments):
-            return f"the arguments of `{one.op}` at {one.source}"
-    for name, constant in first.constants.items():
-        other_constant = second.constants.get(name)
-        if other_constant is None or not same_bits(constant, other_constant):
-            users = first.users(name)
-            return f"the tensor that is read at {users[0].source}" if users else f"the constant `{name}`"
-    inputs = [(g.parameters, g.buffers, g.leaves, g.masks, set(g.constants), g.output) for g in (first, second)]
-    return None if inputs[0] == inputs[1] else "what is read"
-
-
-def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors have the same shape, type and bits.
-
-    Example:
-        >>> nan = torch.tensor(float("nan"))
-        >>> same_bits(nan, nan.clone()), same_bits(torch.tensor(0.0), torch.tensor(-0.0))
-        (True, False)
-    """
-    if first is second:
-        return True
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    bits = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second.to(first.device))]
-    return torch.equal(bits[0], bits[1])
-
-
 def map_references(argument: object, function: Callable[[Reference], object]) -> object:
     """Replace each `Reference` in an argument, also inside lists."""
     if isinstance(argument, Reference):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx
@@ -78,7 +79,7 @@ class GraphReader:
             self._read_region(node, node.target)
         elif node.target is operator.getitem:
             self._read_item(node)
-        elif isinstance(node.target, OpOverload) and isinstance(node.meta.get("val"), Tensor):
+        elif isinstance(node.target, OpOverload) and _has_fixed_shape(node.meta.get("val")):
             arguments = self._arguments(node, node.target)
             first = next(iter(arguments.values()), None)
             if node.target in IDENTITIES and isinstance(first, Reference):
@@ -149,7 +150,7 @@ class GraphReader:
 
     def _note_shape(self, node: fx.Node) -> None:
         value = node.meta.get("val")
-        if isinstance(value, Tensor):
+        if _has_fixed_shape(value):
             self.shapes[self._name(node)] = tuple(int(size) for size in value.shape)
 
     def _append(self, node: fx.Node, op: OpOverload, arguments: Mapping[str, object]) -> None:
@@ -157,6 +158,11 @@ class GraphReader:
         name, source = self._name(node), source_of(node.meta.get("stack_trace"))
         dtype, module = node.meta["val"].dtype, _module_of(node)
         self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, module))
+
+
+def _has_fixed_shape(value: object) -> TypeGuard[Tensor]:
+    """Return whether a value is a tensor whose shape does not depend on data; other values have no calls."""
+    return isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape)
 
 
 def _module_of(node: fx.Node) -> str:

@@ -1,15 +1,23 @@
 """The line of user code behind a captured call, for messages."""
 
+import contextlib
+import linecache
+import logging
+import sys
+import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
+import numpy
 import torch
 
 F = TypeVar("F", bound=Callable[..., object])
 
 _INTERNAL = tuple(str(Path(file).parent) + "/" for file in (torch.__file__, str(Path(__file__).parent)))
+_LIBRARIES = tuple(str(Path(str(library.__file__)).parent) + "/" for library in (logging, numpy))
+_NOT_USER = (*_INTERNAL, contextlib.__file__, *_LIBRARIES, "<frozen")
 
 
 def as_forward(function: F) -> F:
@@ -46,3 +54,27 @@ def source_of(stack_trace: str | None) -> str:
     location, code = frames[-1]
     file, line, *_ = location.removeprefix("File ").split(", ")
     return f"{Path(file.strip(chr(34))).name}:{line.removeprefix('line ')} `{code}`"
+
+
+def is_internal(frame: types.FrameType) -> bool:
+    """Return whether a frame runs code of torch or of this package."""
+    return frame.f_code.co_filename.startswith(_INTERNAL)
+
+
+def current_line() -> str:
+    """Return the innermost running line outside torch and the standard library: ``file.py:12 `code` ``."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_NOT_USER):
+        frame = frame.f_back
+    if frame is None:
+        return "unknown line"
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{Path(file).name}:{line} `{linecache.getline(file, line).strip()}`"
+
+
+def line_of(error: BaseException) -> str:
+    """Return the innermost line outside torch and the standard library that an error passed through."""
+    frames = [item for item in traceback.extract_tb(error.__traceback__) if not item.filename.startswith(_NOT_USER)]
+    if not frames:
+        return "unknown line"
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} `{(frames[-1].line or '').strip()}`"

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from agt_lightning.capture import Graph
 from agt_lightning.capture.replica import replica
+from agt_lightning.capture.sameness import same_graph
 from agt_lightning.certificates.recording import record_forward
 from agt_lightning.errors import CaptureError, UncertifiableError
 
@@ -96,7 +97,7 @@ class StartOfTraining:
     def _computes(self, module: nn.Module, graph: Graph, x: Tensor, output: str | int | None) -> bool:
         """Return whether `forward` before the first step is this graph."""
         try:
-            return _same(self.forward_recorded_at_start(module, x, output), graph)
+            return same_graph(self.forward_recorded_at_start(module, x, output), graph)
         except (CaptureError, UncertifiableError, ValueError):
             return False  # what `forward` reads or returns now was not there
 
@@ -131,23 +132,6 @@ def _with_parameters_of(module: nn.Module, copied: nn.Module) -> nn.Module:
     for part in copied.modules():
         part._buffers |= {key: None if value is None else value.to(device) for key, value in part._buffers.items()}
     return copied
-
-
-def _same(then: Graph, now: Graph) -> bool:
-    """Return whether two recordings make the same calls on the same inputs and constants."""
-    names = ("output", "parameters", "buffers", "leaves", "shapes", "masks")
-    return (
-        all(getattr(then, name) == getattr(now, name) for name in names)
-        and [_signature(then, call.name) for call in then.calls] == [_signature(now, call.name) for call in now.calls]
-        and {name: tensor_digest(value) for name, value in then.constants.items()}
-        == {name: tensor_digest(value) for name, value in now.constants.items()}
-    )
-
-
-def _signature(graph: Graph, name: str) -> tuple[object, ...]:
-    call = graph.producer(name)
-    assert call is not None
-    return call.name, call.op, repr(call.arguments), call.shape, call.dtype
 
 
 def _changed_attributes(then: nn.Module, now: nn.Module) -> list[str]:

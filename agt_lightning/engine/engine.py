@@ -20,7 +20,7 @@ from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.engine.checkpoint import complete, parameters_digest, require_parameters
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
-from agt_lightning.engine.problems import training_problems
+from agt_lightning.engine.problems import require_initialized, training_problems
 from agt_lightning.engine.self_checks import (
     differs,
     require_constant,
@@ -98,6 +98,7 @@ class AbstractGradientEngine:
         processes: ProcessGroup = SINGLE_PROCESS,
         **settings: Any,
     ) -> None:
+        require_initialized(module)
         config = replace(config or CertificationConfig(domains=("box",)), **settings)
         budget = fitting_memory_budget(config.memory_budget, _device(module))
         self.module = module
@@ -111,7 +112,8 @@ class AbstractGradientEngine:
         self.earlier_phases: tuple[Mapping[str, Any], ...] = ()
         self.stated: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
-        record = partial(BoundedObjective.of, loss=loss, table=rules)
+        whole_samples = adversary.sample_clipping is not None
+        record = partial(BoundedObjective.of, loss=loss, table=rules, whole_samples=whole_samples)
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch)))
         self._clock = Clock()  # of the last batch
         self._nominal = NominalPass(module, adversary, self._recorded, self.config, processes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
@@ -65,3 +67,15 @@ def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: Micr
     except UncertifiableError as error:
         return list(error.problems)
     return []
+
+
+def require_initialized(module: nn.Module) -> None:
+    """Require that all parameters have values.
+
+    Raises:
+        UncertifiableError: naming the parameters of lazy layers that have not seen a batch.
+    """
+    lazy = [f"`{name}`" for name, parameter in module.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        names = ", ".join(lazy)
+        raise UncertifiableError([f"Lazy layers have no values yet: {names}. Run the module on a batch before `fit`."])

@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from agt_lightning.capture.graph import Graph, same_bits
+from agt_lightning.capture.graph import Graph
+from agt_lightning.capture.sameness import same_bits
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, UnsoundBoundError
 
 

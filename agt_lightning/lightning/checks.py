@@ -4,6 +4,7 @@ import lightning as L
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -21,6 +22,7 @@ _FULL_PRECISION = ("32-true", "64-true")
 _CALLBACKS = {
     EarlyStopping: "stops at a step that depends on the data; a poisoned run would stop elsewhere. Fix `max_epochs`",
     LearningRateFinder: "chooses the learning rate by the data. Fix the learning rate",
+    ModelPruning: "sets trained parameters to zero by their values. Remove it, or prune before training",
     StochasticWeightAveraging: "replaces the trained parameters by averages that have no bounds. Remove it",
     WeightAveraging: "replaces the trained parameters by averages that have no bounds. Remove it",
 }

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from agt_lightning.capture.clock import Clock, Reads
+from agt_lightning.capture.data_reads import metric_value
+from agt_lightning.capture.recording import refuse
+from agt_lightning.capture.source import current_line
 from agt_lightning.capture.state import attributes
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ def silence(module: L.LightningModule, trainer: L.Trainer, clock: Clock, reads: 
         clock: the time that the replica finds.
         reads: where it is noted what the code looks at.
     """
+    _uncompile(module)
     kind = type(module).__bases__[1] if isinstance(module, _Silent) else type(module)
     module.__class__ = type(kind.__name__, (_Silent, kind), {"_agt_clock": clock, "_agt_reads": reads})
     module._trainer = _SilentTrainer(trainer, module, clock, reads)  # type: ignore[assignment]
@@ -40,6 +44,13 @@ def silence(module: L.LightningModule, trainer: L.Trainer, clock: Clock, reads: 
                 part._modules[name] = _SilentCollection(child)
             elif isinstance(child, Metric):
                 part._modules[name] = _SilentMetric()
+
+
+def _uncompile(module: L.LightningModule) -> None:
+    """Remove the compiled methods that `torch.compile` puts on a module: they belong to the original of a replica."""
+    if module._compiler_ctx is not None:
+        for name in [name for name in vars(module) if f"original_{name}" in module._compiler_ctx]:
+            delattr(module, name)
 
 
 class _Silent(_Base):
@@ -240,20 +251,25 @@ def _rates(scheduler: Any) -> list[float]:
 
 
 class _SilentMetric(nn.Module):
-    """A stand-in for a torchmetrics object that accepts every call, keeps nothing and returns zero.
+    """A stand-in for a torchmetrics object that accepts every call and keeps nothing.
 
-    Each call makes a new zero, since a tensor kept as attribute would become part of the recording.
+    Each call returns a new tensor by which capture recognizes a loss that depends on the metric.
     """
 
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            refuse(f"{current_line()} reads `{name}` of a metric, which remembers earlier batches. Remove that.")
+        return super().__getattr__(name)
+
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        return torch.zeros(())
+        return metric_value()
 
     def update(self, *args: object, **kwargs: object) -> None:
         """Do nothing."""
 
     def compute(self) -> Tensor:
-        """Return zero."""
-        return torch.zeros(())
+        """Return the value of all stand-ins."""
+        return metric_value()
 
     def reset(self) -> None:
         """Do nothing."""
@@ -274,8 +290,8 @@ class _SilentCollection(nn.Module):
         return self.compute()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return zeros, by name."""
-        return {name: torch.zeros(()) for name in self.names}
+        """Return the value of all stand-ins, by name."""
+        return {name: metric_value() for name in self.names}
 
     def update(self, *args: object, **kwargs: object) -> None:
         """Do nothing."""

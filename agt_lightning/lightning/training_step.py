@@ -25,6 +25,8 @@ class TrainingLoss:
 
     Attributes:
         now: the time of the present training step, at which the loss is computed outside of `at`.
+        own_objective: whether a `certified_objective` of the user's was certified in place of `training_step`; None
+            before the first recording.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -32,6 +34,7 @@ class TrainingLoss:
         self.now = Clock()
         self._hooks = WithoutData(trainer)
         self._recording: tuple[Clock, Reads] | None = None
+        self.own_objective: bool | None = None
 
     def __call__(self, module: nn.Module, batch: object) -> Tensor:
         """Return the scalar loss of a batch.
@@ -78,7 +81,9 @@ class TrainingLoss:
         if objective is not None:
             chosen = as_forward(objective)(batch)
             if chosen is not None:
+                self.own_objective = True
                 return chosen
+        self.own_objective = bool(self.own_objective)
         accepted = inspect.signature(module.training_step).parameters
         training_step = as_forward(module.training_step)
         batch_idx = reads.ticks(clock, "batch") if _uses_batch_idx(module.training_step) else clock.batch

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, capture, flatten, reached
+from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
+from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.dropout import RandomState, draw_masks
+from agt_lightning.capture.export import record
+from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import UncertifiableError
@@ -65,7 +68,9 @@ class BoundedObjective:
         return tuple(dict.fromkeys(problems))
 
     @classmethod
-    def of(cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable) -> BoundedObjective:
+    def of(
+        cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable, whole_samples: bool = False
+    ) -> BoundedObjective:
         """Record a loss for batches of this kind; see `capture`.
 
         A single sample can lose its axis to `.squeeze()`. The code for two samples is the same code, so a batch of one
@@ -74,13 +79,15 @@ class BoundedObjective:
         Raises:
             CaptureError: if the code cannot be recorded.
         """
-        bounded = cls.capture(module, loss, batch, table)
+        bounded = cls.capture(module, loss, batch, table, whole_samples)
         if not bounded.problems or bounded.size(batch) != 1:
             return bounded
-        return cls.capture(module, loss, _doubled(batch), table)
+        return cls.capture(module, loss, _doubled(batch), table, whole_samples)
 
     @classmethod
-    def capture(cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable) -> BoundedObjective:
+    def capture(
+        cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable, whole_samples: bool = False
+    ) -> BoundedObjective:
         """Record a loss on a batch, on a replica of the module.
 
         Args:
@@ -88,14 +95,14 @@ class BoundedObjective:
             loss: maps a module and a batch to a scalar.
             batch: an example of the structure and shapes; a batch of one sample is recorded as it is.
             table: rules by overload.
+            whole_samples: whether an adversary replaces whole samples, with their numbers and strings.
 
         Raises:
             CaptureError: if the code cannot be recorded.
         """
         leaves, rebuild = flatten(batch)
-        twin = replica(module)
-        traced = as_forward(loss)
-        graph = capture(twin, lambda tensors: traced(twin, rebuild(tensors)), leaves)
+        rebuild = guarded(rebuild, whole_samples=whole_samples)
+        graph = record(partial(_replicated, module, loss, rebuild), leaves)
         names = canonical_names(module)
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         size = _batch_size([leaves[position] for position in graph.leaves.values()])
@@ -249,6 +256,12 @@ class BoundedObjective:
         """Batch entries whose poisoned values differ from the clean ones."""
         features = set(self.objective.features) if adversary.perturbs_features else set()
         return features | (set(self.objective.labels) if adversary.perturbs_labels else set())
+
+
+def _replicated(module: nn.Module, loss: Loss, rebuild: Rebuild) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """Return a new replica of a module, and its loss as a function of the tensors of a batch."""
+    twin, traced = replica(module), as_forward(loss)
+    return twin, lambda tensors: traced(twin, rebuild(tensors))
 
 
 def select(value: Value, rows: Tensor | None) -> Value:

@@ -90,8 +90,8 @@ def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozense
 
 def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
     """Refuse calls without samples that cannot run as they are: random ones, and those on trainable parameters."""
-    if torch.Tag.nondeterministic_seeded in call.op.tags:
-        return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once and keep them as a buffer."]
+    if _is_random(call):
+        return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once, outside `training_step`."]
     if call.name in trainable:
         return [
             f"`{name_of(call)}` at {call.source} changes a parameter before it meets the data; there is no rule for "
@@ -100,11 +100,17 @@ def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
     return []
 
 
+def _is_random(call: Call) -> bool:
+    """Return whether a call draws random numbers; recurrent layers and attention do so with dropout alone."""
+    dropout = call.arguments.get("dropout", call.arguments.get("dropout_p"))
+    return torch.Tag.nondeterministic_seeded in call.op.tags and dropout != 0
+
+
 def _unknown(call: Call) -> str:
     way_out = BATCH_STATISTICS if call.arguments.get("training") else _WAYS_OUT.get(name_of(call))
     if way_out is not None:
         return f"`{name_of(call)}` at {call.source} {way_out}."
-    if torch.Tag.nondeterministic_seeded in call.op.tags:
+    if _is_random(call):
         return f"`{name_of(call)}` at {call.source} draws random numbers, which the bounds cannot share. Remove it."
     return (
         f"`{call.op}` at {call.source} has no bound rule. Replace that layer, or add a rule with "

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from agt_lightning.capture.batch import Entries
 from agt_lightning.capture.clock import Clock, Reads
-from agt_lightning.capture.graph import Graph, difference
+from agt_lightning.capture.graph import Graph
 from agt_lightning.capture.replica import replica
+from agt_lightning.capture.sameness import difference, same_graph
 from agt_lightning.capture.state import attributes
 from agt_lightning.capture.withheld import Unknown, Withheld, WithheldError
 from agt_lightning.errors import CaptureError, UnsoundBoundError
@@ -128,7 +129,7 @@ class Recorder:
             if not reads.entries and any(_withholdable(entry) for entry in entries.others):
                 blind = self._without_entries(module, entries)
                 whole = self._record(module, entries.rebuild(entries.tensors))
-                reads.entries = blind is None or difference(blind.graph, whole.graph) is not None
+                reads.entries = blind is None or not same_graph(blind.graph, whole.graph)
                 return whole
             return self._record(module, entries.rebuild(entries.tensors))
 
@@ -151,7 +152,7 @@ class Recorder:
             recorded = self.at(clock, module, entries, Reads(entries=True))
         except (CaptureError, WithheldError):
             return True
-        return bool(looks) or difference(recorded.graph, graph) is not None
+        return bool(looks) or not same_graph(recorded.graph, graph)
 
     def _without_data(self) -> nn.Module:
         """Return the module without data, in the modes of the module, and with the same parameters trained."""
@@ -189,7 +190,7 @@ class Recorder:
 
     def _differs_at(self, clock: Clock, module: nn.Module, entries: Entries, graph: Graph) -> bool:
         try:
-            return difference(self.at(clock, module, entries, Reads(entries=True)).graph, graph) is not None
+            return not same_graph(self.at(clock, module, entries, Reads(entries=True)).graph, graph)
         except CaptureError:
             return True
 

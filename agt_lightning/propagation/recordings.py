@@ -14,7 +14,7 @@ from torch import nn
 
 from agt_lightning.capture.batch import Entries
 from agt_lightning.capture.clock import Clock, Reads
-from agt_lightning.capture.graph import difference
+from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.state import StateReader, attributes
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.recorder import Recorder
@@ -154,7 +154,7 @@ class Recordings:
             schema = _Schema.of(reads)
             group = _Group(schema, dict(reads.live), self._tokens(schema.attributes))
             groups.append(group)
-        same = (each.bounded for each in _recordings(groups) if difference(each.bounded.graph, bounded.graph) is None)
+        same = (each.bounded for each in _recordings(groups) if same_graph(each.bounded.graph, bounded.graph))
         recording = _Recording(next(same, bounded))
         return group.by_values.setdefault(self._values(group, entries, clock), recording).bounded
 

@@ -1,0 +1,84 @@
+"""Batch entries that no graph follows: the user's code may pass them on, but not read them."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from agt_lightning.capture.batch import Rebuild
+from agt_lightning.capture.recording import refuse
+from agt_lightning.capture.source import current_line
+from agt_lightning.capture.withheld import Withheld
+
+_PLAIN = (bool, int, float, complex, str, bytes)
+
+
+def guarded(rebuild: Rebuild, *, whole_samples: bool) -> Rebuild:
+    """Return the function that rebuilds a batch, with stand-ins for the entries that a graph cannot follow.
+
+    Arrays and other objects would be constants of the graph although they can hold data. Numbers and strings are
+    constants, which is right if no run can change them.
+
+    Args:
+        rebuild: makes a batch of tensors.
+        whole_samples: whether an adversary replaces whole samples, with their numbers and strings.
+    """
+    return lambda tensors: _guarded(rebuild(tensors), "", whole_samples)
+
+
+def _guarded(value: object, path: str, whole_samples: bool) -> Any:
+    """Return a value with stand-ins for the entries inside it that are neither tensors nor allowed constants."""
+    if type(value) is Withheld:
+        return value
+    if value is None or isinstance(value, Tensor | torch.Size) or (type(value) in _PLAIN and not whole_samples):
+        return value
+    if isinstance(value, dict):
+        for key in value:
+            value[key] = _guarded(value[key], f"{path}[{key!r}]", whole_samples)
+        return value
+    if isinstance(value, tuple | list):
+        items = [_guarded(item, f"{path}[{position}]", whole_samples) for position, item in enumerate(value)]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    fields = getattr(type(value), "__dataclass_fields__", None)
+    if fields is None:
+        return Unread(value, f"batch{path}")
+    for name in fields:
+        object.__setattr__(value, name, _guarded(getattr(value, name), f"{path}.{name}", whole_samples))
+    return value
+
+
+class Unread:
+    """A stand-in for a batch entry that refuses everything but being passed on.
+
+    Args:
+        value: the entry.
+        name: its name, for the message.
+    """
+
+    __slots__ = ("_message",)
+
+    def __init__(self, value: object, name: str) -> None:
+        kind = type(value).__name__
+        if type(value) in _PLAIN:
+            reason = "is no tensor, but belongs to samples that the adversary replaces, so no bound exists"
+        else:
+            reason = "is no tensor, so what it holds cannot be followed"
+        message = f"reads `{name}` ({kind}), which {reason}. Make it a tensor."
+        object.__setattr__(self, "_message", message)
+
+    def __getattribute__(self, name: str) -> NoReturn:
+        refuse(f"{current_line()} {object.__getattribute__(self, '_message')}")
+
+
+def _refuse_reading(self: Unread, *args: object) -> NoReturn:
+    refuse(f"{current_line()} {object.__getattribute__(self, '_message')}")
+
+
+_UNARY = "len iter next bool int float complex index hash str repr bytes reversed neg pos abs invert round trunc floor"
+_OTHERS = "eq ne lt le gt ge contains getitem setitem delitem format call setattr delattr dir enter exit fspath ceil"
+_ARITHMETIC = "add sub mul truediv floordiv mod divmod pow matmul and or xor lshift rshift"
+
+for _name in f"{_UNARY} {_OTHERS} {_ARITHMETIC} r{_ARITHMETIC.replace(' ', ' r')}".split():
+    setattr(Unread, f"__{_name}__", _refuse_reading)

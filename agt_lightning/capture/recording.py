@@ -1,0 +1,120 @@
+"""One recording of the user's code: what Python read of its data, and what makes the recording worthless."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from agt_lightning.capture.finite_checks import FiniteChecks
+from agt_lightning.capture.source import current_line
+from agt_lightning.errors import CaptureError
+
+BRANCH = "a poisoned run can take the other branch, so no bound exists. Write it with `torch.where`, or remove it."
+"""Why control flow that depends on data is refused, and the way out."""
+
+
+@dataclass
+class Recording:
+    """The state of one run of the user's code under `torch.export`.
+
+    Args:
+        probe: which set of stand-in numbers the code reads; see `agt_lightning.capture.numbers`.
+
+    Attributes:
+        reads: lines that read numbers of data, such as ``loss.item()``.
+        refusals: what was refused, also where the user's code has caught the error.
+        failures: errors of torch, which can be those of recording alone; the user's code may not catch them.
+        finite_checks: branches on whether tensors are finite.
+    """
+
+    probe: int = 0
+    reads: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    finite_checks: FiniteChecks = field(default_factory=FiniteChecks)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the recording is worthless."""
+        return bool(self.refusals or self.failures)
+
+    def refuse(self, message: str) -> NoReturn:
+        """Note a refusal and raise it.
+
+        Raises:
+            CaptureError: always.
+        """
+        self.refusals.append(message)
+        raise CaptureError(message)
+
+    def require_accepted(self) -> None:
+        """Raise the first refusal if there is any, or the first error that the user's code has caught.
+
+        Raises:
+            CaptureError: with its message.
+        """
+        if self.refusals:
+            raise CaptureError(self.refusals[0])
+        if self.failures:
+            raise CaptureError(
+                f"{self.failures[0]}\nThe code catches that error, but it can come in other runs or while recording "
+                "alone. Remove that call, or the `try`."
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Make this the recording of the code that runs inside."""
+        self.reads.clear()
+        self.finite_checks = FiniteChecks()
+        token = _CURRENT.set(self)
+        try:
+            yield
+        finally:
+            _CURRENT.reset(token)
+
+
+_CURRENT: ContextVar[Recording | None] = ContextVar("recording", default=None)
+
+
+def current() -> Recording | None:
+    """Return the recording in which the code runs; None outside of recordings."""
+    return _CURRENT.get()
+
+
+def refuse_branch(what: str) -> NoReturn:
+    """Refuse control flow on data at the current line.
+
+    Args:
+        what: the operation, such as ``bool()`` of a tensor.
+
+    Raises:
+        CaptureError: always.
+    """
+    refuse(f"{current_line()} lets Python read data ({what}): {BRANCH}")
+
+
+def refuse_conversion() -> NoReturn:
+    """Refuse to make a plain number of data at the current line, since branches on it could not be seen.
+
+    Raises:
+        CaptureError: always.
+    """
+    refuse(
+        f"{current_line()} makes a plain number of data (`float()` or `int()`), which a poisoned run can have "
+        "otherwise. Use `.item()` alone, which can be printed, logged and kept, or compute with the tensor."
+    )
+
+
+def refuse(message: str) -> NoReturn:
+    """Refuse the code that runs, and note that in its recording, if there is one.
+
+    Raises:
+        CaptureError: always.
+    """
+    recording = current()
+    if recording is None:
+        raise CaptureError(message)
+    recording.refuse(message)

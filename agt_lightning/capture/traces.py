@@ -1,0 +1,84 @@
+"""Undoing of what a recording leaves outside of the module: random states, and variables of the user's files."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+_FOREIGN = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "agt_lightning", "builtins", "typing")
+
+
+@contextmanager
+def no_traces(module: nn.Module) -> Iterator[None]:
+    """Put back random states and global variables, so that training finds none of a recording's tensors in them.
+
+    Args:
+        module: whose classes' files have the variables.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    undo = [_undo(space) for space in _namespaces(module)]
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        for put_back in undo:
+            put_back()
+
+
+def _namespaces(module: nn.Module) -> list[dict[str, object]]:
+    """Return the global variables of the files that define the classes of a module."""
+    files = {kind.__module__ for part in module.modules() for kind in type(part).__mro__}
+    return [vars(sys.modules[file]) for file in files if file.split(".")[0] not in _FOREIGN and file in sys.modules]
+
+
+def _undo(space: dict[str, object]) -> Callable[[], None]:
+    """Return a function that puts back variables as they are now, and the contents of those that are containers."""
+    variables = {name: value for name, value in space.items() if not name.startswith("__")}
+    contents = [put_back for value in variables.values() if (put_back := _content(value)) is not None]
+
+    def undo() -> None:
+        for name in [name for name in space if not name.startswith("__") and name not in variables]:
+            del space[name]
+        space.update({name: value for name, value in variables.items() if space.get(name) is not value})
+        for put_back in contents:
+            put_back()
+
+    return undo
+
+
+def _content(value: object) -> Callable[[], None] | None:
+    """Return a function that puts back the content of a container of Python's; None for anything else."""
+    if type(value) in (list, deque):
+        return _refilled(value, list(value), "extend")  # type: ignore[call-overload]
+    if type(value) in (dict, set):
+        return _refilled(value, value.copy(), "update")  # type: ignore[attr-defined]
+    return None
+
+
+def _refilled(container: object, content: object, fill: str) -> Callable[[], None]:
+    def put_back() -> None:
+        if _changed(container, content):
+            container.clear()  # type: ignore[attr-defined]
+            getattr(container, fill)(content)
+
+    return put_back
+
+
+def _changed(container: object, content: object) -> bool:
+    """Return whether other objects are in a container; objects are not compared by value, since they can be tensors."""
+    return _identities(container) != _identities(content)
+
+
+def _identities(container: object) -> list[object]:
+    if isinstance(container, Mapping):
+        return [(id(key), id(item)) for key, item in container.items()]
+    return [id(item) for item in container]  # type: ignore[attr-defined]

@@ -22,10 +22,13 @@ from agt_lightning.engine.checkpoint import complete, parameters_digest, require
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
 from agt_lightning.engine.problems import training_problems
 from agt_lightning.engine.self_checks import (
+    WriteMarks,
     differs,
     require_constant,
     require_same_gradients,
+    require_unmoved,
     require_untouched,
+    require_unwritten,
 )
 from agt_lightning.engine.step_bounds import StepBounds, checked_clipping, require_bounded
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, UncertifiableError
@@ -110,6 +113,7 @@ class AbstractGradientEngine:
         self._approved: set[object] = set()  # kinds of batches that can be certified
         self._trained = _copies(module)  # parameters as the optimizer left them
         self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
+        self._marks: WriteMarks | None = None  # of the gradients as they were checked; None if training clips them
         self._buffers: dict[str, Tensor] = {}  # first values of the buffers that the loss reads
         processes.require_same(self._trained.values(), "initial parameters")
 
@@ -208,6 +212,7 @@ class AbstractGradientEngine:
                 parameter.grad = gradient.to(parameter.dtype)
         gradients = {name: parameter.grad for name, parameter in self.module.named_parameters()}
         self._verified = {name: grad.detach().clone() for name, grad in gradients.items() if grad is not None}
+        self._marks = WriteMarks.of(self.module)
 
     def clip(self, bounds: StepBounds, clipping: MeanClipping, optimizer: torch.optim.Optimizer) -> StepBounds:
         """Return bounds on the mean gradient after clipping; call it after `verify`, before training clips.
@@ -235,6 +240,7 @@ class AbstractGradientEngine:
         owned = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
         clipped = [name for name in owned if name in self._verified]
         self._verified |= checked_clipping(bounds.bounds, clipping, clipped, self._verified)
+        self._marks = None
         data = self.domains.clip(bounds.data, clipping, clipped)
         return replace(bounds, bounds=self.domains.gradient_bounds(data), data=data)
 
@@ -249,15 +255,19 @@ class AbstractGradientEngine:
 
         Raises:
             UncertifiableError: if a domain is lost.
-            UnsoundBoundError: if training made another step, or left the new box, or the box is NaN or infinite.
+            UnsoundBoundError: if training made another step, moved a parameter that the optimizer does not step, or
+                left the new box, or the box is NaN or infinite.
         """
         with self.processes.collective_errors():
             require_same_gradients(self.module, self._verified)
+            if self._marks is not None:
+                require_unwritten(self.module, self._marks)
+            after = require_unmoved(self.module, self._trained, optimizer)
             optimizer_step = OptimizerStep(dict(self.module.named_parameters()), self._trained, optimizer)
             with record_function("agt: update"):
                 self.domains.update(bounds.data, optimizer_step)
         self.processes.require_same(self.domains.fingerprint_tensors(), "bounds")
-        self._trained = _copies(self.module)
+        self._trained, self._marks = after, None
         self.steps += 1
 
     # --- before a step -----------------------------------------------------------------------------------------------
@@ -377,6 +387,19 @@ class AbstractGradientEngine:
             UnsoundBoundError: naming the parameter.
         """
         require_untouched(self.module, self._trained)
+
+    def require_contained(self) -> None:
+        """Raise unless the module's parameters lie in the bounds, for the end of a training.
+
+        Only bounds that are at hand are read: those of a set that needs a replay were checked at every step.
+
+        Raises:
+            UnsoundBoundError: naming the parameter.
+        """
+        with self.processes.collective_errors():
+            for name, interval in self.domains.cheap_box().items():
+                value = self.module.get_parameter(name).detach()
+                require_inside(f"parameter {name}", value, interval.to(dtype=value.dtype), 0.0)
 
     def _read_buffers(self, batches: Sequence[MicroBatch]) -> set[str]:
         """Return the names of the buffers that the loss reads."""

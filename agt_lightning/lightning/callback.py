@@ -307,6 +307,7 @@ class CertifiedTraining(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._remove_hook()
         self.engine.require_untouched()
+        self.engine.require_contained()
         if self.dirpath is not None and trainer.is_global_zero and trainer.optimizers:
             self.save(self.dirpath, trainer.optimizers[0])
 

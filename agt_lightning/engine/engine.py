@@ -20,6 +20,7 @@ from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.engine.checkpoint import complete, parameters_digest, require_parameters
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
+from agt_lightning.engine.probes import step_problems
 from agt_lightning.engine.problems import training_problems
 from agt_lightning.engine.self_checks import (
     WriteMarks,
@@ -59,6 +60,8 @@ class AbstractGradientEngine:
         clipping: how training clips the mean gradient; None if it does not.
         processes: the group that trains this module together, each process on its own part of every batch, with the
             mean of their gradients. Methods that read batches or move bounds must then be called in every process.
+        trained: the loss as training computes it, if ``loss`` is other code with the same gradient; `problems` tries
+            whether they agree. It runs on copies of the module.
         **settings: fields of `CertificationConfig`, which replace those of ``config``.
 
     Raises:
@@ -94,12 +97,14 @@ class AbstractGradientEngine:
         *,
         clipping: MeanClipping | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
+        trained: Loss | None = None,
         **settings: Any,
     ) -> None:
         config = replace(config or CertificationConfig(domains=("box",)), **settings)
         budget = fitting_memory_budget(config.memory_budget, _device(module))
         self.module = module
         self.loss = loss
+        self.trained = loss if trained is None else trained
         self.adversary = adversary
         self.config = replace(config, memory_budget=budget)
         self.clipping = clipping
@@ -278,7 +283,12 @@ class AbstractGradientEngine:
         Raises:
             CaptureError: if the loss cannot be recorded.
         """
-        return training_problems(self._nominal, self.domains, batch, optimizer, self.clipping)
+        problems = training_problems(self._nominal, self.domains, batch, optimizer, self.clipping)
+        if problems:
+            return problems
+        with self.processes.collective_errors():
+            local = step_problems(self._nominal, batch, self.loss, self.trained)
+        return self.processes.union(local)
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
         """Raise all problems of a new kind of batch at once."""

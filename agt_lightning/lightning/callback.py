@@ -211,7 +211,13 @@ class CertifiedTraining(Callback):
         self._loss = TrainingLoss(trainer)
         clipping, processes = mean_clipping(trainer), processes_of(trainer)
         self._engine = AbstractGradientEngine(
-            pl_module, self._loss, self.adversary, self.config, clipping=clipping, processes=processes
+            pl_module,
+            self._loss,
+            self.adversary,
+            self.config,
+            clipping=clipping,
+            processes=processes,
+            trained=self._loss.as_trained,
         )
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
         self._results, self._domain_shares = {}, {}

@@ -39,7 +39,29 @@ class TrainingLoss:
         """
         assert isinstance(module, L.LightningModule)
         silence(module, self.trainer, self._note_time)
-        result = self._result(module, batch)
+        return self._loss(self._result(module, batch))
+
+    def as_trained(self, module: nn.Module, batch: object) -> Tensor:
+        """Return the loss that `training_step` itself returns, whether or not there is a `certified_objective`.
+
+        Args:
+            module: as above.
+            batch: as above.
+
+        Raises:
+            CaptureError: if `training_step` returns no loss.
+        """
+        return self._loss(self.output(module, batch))
+
+    def output(self, module: nn.Module, batch: object) -> object:
+        """Return what `training_step` returns, in the context in which training runs it."""
+        assert isinstance(module, L.LightningModule)
+        silence(module, self.trainer, self._note_time)
+        plugin = self.trainer.strategy.precision_plugin
+        with type(plugin).train_step_context(plugin):
+            return self._training_step(module, batch)
+
+    def _loss(self, result: object) -> Tensor:
         loss = result.get("loss") if isinstance(result, Mapping) else result
         if not isinstance(loss, Tensor):
             raise CaptureError(
@@ -57,6 +79,9 @@ class TrainingLoss:
             chosen = as_forward(objective)(batch)
             if chosen is not None:
                 return chosen
+        return self._training_step(module, batch)
+
+    def _training_step(self, module: L.LightningModule, batch: object) -> object:
         accepted = inspect.signature(module.training_step).parameters
         training_step = as_forward(module.training_step)
         extra = {"batch_idx": 0, "dataloader_idx": 0}

@@ -26,8 +26,12 @@ def replica(module: M) -> M:
     return _copied(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
-def independent_replica(module: M) -> M:
+def independent_replica(module: M, memo: dict[int, object] | None = None) -> M:
     """Return a deep copy with parameters of its own, which have no gradients and no hooks.
+
+    Args:
+        module: to copy.
+        memo: as of `copy.deepcopy`: what replaces objects, by their identity; the copies are added to it.
 
     Raises:
         CaptureError: if some attribute cannot be copied.
@@ -38,7 +42,7 @@ def independent_replica(module: M) -> M:
         >>> copied.weight is layer.weight, bool((copied.weight == layer.weight).all())
         (False, True)
     """
-    return _copied(module, {})
+    return _copied(module, {} if memo is None else memo)
 
 
 def _copied(module: M, memo: dict[int, object]) -> M:

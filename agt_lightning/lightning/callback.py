@@ -29,6 +29,7 @@ from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.lightning.checkpoint_io import use_atomic_checkpoints, warn_of_boundless_checkpoints
 from agt_lightning.lightning.checks import mean_clipping, training_problems
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
+from agt_lightning.lightning.probes import try_hooks
 from agt_lightning.lightning.resume import CHECKPOINT_KEY, bounds_to_save, resume, saved_bounds
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation
@@ -118,6 +119,7 @@ class CertifiedTraining(Callback):
         self._step_bounds: StepBounds | None = None
         self._approved: set[object] = set()
         self._announced: set[str] = set()
+        self._untried_hooks: tuple[str, ...] = ()
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._restored: Mapping[str, Any] | None = None
         self._validation: Validation | None = None
@@ -220,7 +222,7 @@ class CertifiedTraining(Callback):
             trained=self._loss.as_trained,
         )
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
-        self._results, self._domain_shares = {}, {}
+        self._results, self._domain_shares, self._untried_hooks = {}, {}, ()
         checkpoint, self._restored = self._restored, None
         if checkpoint is not None:
             resume(self._engine, saved_bounds(checkpoint))
@@ -340,6 +342,10 @@ class CertifiedTraining(Callback):
         if not self.engine.processes.any(signature not in self._approved):
             return
         problems = training_problems(trainer, module, self.engine, batch)
+        if not self._approved and module.automatic_optimization:
+            tried = try_hooks(trainer, module, batch)
+            problems += self.engine.processes.union(tried.problems)
+            self._untried_hooks = tuple(self.engine.processes.union(tried.untried))
         if problems:
             raise UncertifiableError(problems)
         self._approved.add(signature)

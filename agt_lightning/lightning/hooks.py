@@ -6,6 +6,7 @@ comparison of clean gradients can show it.
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import itertools
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,10 @@ _OWN = ("lightning.", "pytorch_lightning.", "agt_lightning.")
 
 _LOSS_HOOKS = ("on_train_batch_end", "on_validation_batch_end")
 
+_CLIPPING = ("clip_grad", "clip_gradients")
+
 _LOOP_HOOKS = (
+    "optimizer_step",
     *("on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),
     *("on_before_zero_grad", "on_train_batch_end", "on_train_epoch_start", "on_train_epoch_end"),
     *("on_validation_start", "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end"),
@@ -47,6 +51,7 @@ def hook_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
         *_override_problems(module),
         *_plugin_problems(trainer),
         *_schedule_problems(trainer, module),
+        *_clipping_problems(trainer, module),
         *_stop_problems(trainer, module),
     ]
 
@@ -61,14 +66,13 @@ def written_by_user(owner: object, name: str) -> FunctionType | None:
     return function
 
 
-def user_callbacks(trainer: L.Trainer) -> list[Callback]:
-    """Return the callbacks of the Trainer that are neither Lightning's nor a `CertifiedTraining`."""
+def foreign_callbacks(trainer: L.Trainer) -> list[Callback]:
+    """Return the callbacks of the Trainer besides `CertifiedTraining`; Lightning's own are among them."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [
         callback
         for callback in callbacks
-        if not type(callback).__module__.startswith(_OWN)
-        and not any(base.__module__ == "agt_lightning.lightning.callback" for base in type(callback).__mro__)
+        if not any(base.__module__ == "agt_lightning.lightning.callback" for base in type(callback).__mro__)
     ]
 
 
@@ -162,7 +166,7 @@ def _schedule_problems(trainer: L.Trainer, module: L.LightningModule) -> list[st
             "A learning rate schedule has `monitor` or `reduce_on_plateau`, so that a metric of the data chooses the "
             "rate; a poisoned run would use another. Use a schedule that depends on the step alone, without `monitor`."
         )
-    owners = [*module.modules(), *user_callbacks(trainer)]
+    owners = [*module.modules(), *foreign_callbacks(trainer)]
     scheduled = any(isinstance(config.scheduler, ReduceLROnPlateau) for config in trainer.lr_scheduler_configs)
     if not scheduled and any(isinstance(value, ReduceLROnPlateau) for owner in owners for value in _values(owner)):
         problems.append(
@@ -175,7 +179,7 @@ def _schedule_problems(trainer: L.Trainer, module: L.LightningModule) -> list[st
 def _stop_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
     """Return hooks that stop training and read losses or metrics; a count or a clock may stop it."""
     stopping = []
-    for owner in (module, *user_callbacks(trainer)):
+    for owner in (module, *foreign_callbacks(trainer)):
         for name in _LOOP_HOOKS:
             hook = written_by_user(owner, name)
             if hook is not None and _stores(hook.__code__, "should_stop") and _reads_losses(hook, name):
@@ -185,6 +189,33 @@ def _stop_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
         "`Trainer(max_steps=...)` or `max_epochs`."
         for hook in stopping
     ]
+
+
+def _clipping_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
+    """Return hooks that clip by hand: below its limit, clipping is not seen in any gradient."""
+    clipping = [
+        title(owner, name)
+        for owner in (module, *foreign_callbacks(trainer))
+        for name in _LOOP_HOOKS
+        for hook in (written_by_user(owner, name),)
+        if hook is not None and any(read.startswith(_CLIPPING) for read in _read_names(hook.__code__))
+    ]
+    return [
+        f"{hook} clips gradients, which the bounds follow only if Lightning does it. Use "
+        "`Trainer(gradient_clip_val=..., gradient_clip_algorithm=...)`; to log a norm, use "
+        "`torch.nn.utils.get_total_norm`."
+        for hook in clipping
+    ]
+
+
+def outer_values(function: FunctionType) -> Iterator[object]:
+    """Yield what a function refers to besides its arguments: variables around it and globals."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not assigned yet
+            yield cell.cell_contents
+    for instruction in dis.get_instructions(function):
+        if instruction.opname == "LOAD_GLOBAL":
+            yield function.__globals__.get(instruction.argval)
 
 
 def _reads_losses(hook: FunctionType, name: str) -> bool:

@@ -27,6 +27,7 @@ from agt_lightning.engine.self_checks import (
     differs,
     require_constant,
     require_same_gradients,
+    require_unhooked,
     require_unmoved,
     require_untouched,
     require_unwritten,
@@ -164,11 +165,12 @@ class AbstractGradientEngine:
         Raises:
             UncertifiableError: if a domain is lost, or processes share a poisonable sample.
             UnsoundBoundError: if a bound is NaN or infinite, or something besides the optimizer changed a parameter or
-                a buffer that the loss reads.
+                a buffer that the loss reads, or autograd calls hooks.
         """
         micro_batches, scale = _micro_batches(batches, scale)
         with self.processes.collective_errors():
             self.require_untouched()
+            require_unhooked(self.module)
             require_constant(self.module, self._read_buffers(micro_batches), self._buffers)
         step, local = self._nominal.step(
             micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes

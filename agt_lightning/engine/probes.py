@@ -40,7 +40,7 @@ _BEYOND = (1.0, 16.0)
 """Largest magnitudes of an entry by which the farthest probes move it: a threshold can come from other batches."""
 
 _PARAMETERS = 0.25
-"""Share of its size by which a probe moves each parameter."""
+"""Share of its mean magnitude by which a probe moves each parameter."""
 
 _SLACK = 2.0**-10
 """Difference, as a share of the largest gradient, that counts as none: units saturate far from the data."""
@@ -237,7 +237,7 @@ def _points(probe: _Probe) -> Iterator[_Point]:
         yield _Point(inside, moved(lambda entry, _: _signs(entry, generator)))
         for beyond in _BEYOND:
             yield _Point("on a batch far away", moved(lambda entry, _: _signs(entry, generator), beyond))
-    yield _Point("at other parameters", probe.batch, lambda parameter: _moved_parameter(parameter, generator))
+    yield _Point("at other parameters", probe.batch, _larger)
 
 
 def _slopes(probe: _Probe) -> list[Tensor]:
@@ -255,8 +255,9 @@ def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, tensor.shape, generator=generator).mul(2).sub(1).to(tensor.device)
 
 
-def _moved_parameter(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    return parameter + _PARAMETERS * parameter.abs().mean() * _signs(parameter, generator)
+def _larger(parameter: Tensor) -> Tensor:
+    """Return a parameter whose elements are farther from zero, by a share of their mean magnitude."""
+    return parameter + _PARAMETERS * parameter.abs().mean() * torch.where(parameter < 0, -1, 1)
 
 
 def _in_rows(entry: Tensor, target: Tensor, rows: Tensor | None) -> Tensor:

@@ -106,6 +106,29 @@ def require_untouched(module: nn.Module, trained: Mapping[str, Tensor]) -> None:
             )
 
 
+def require_unhooked(module: nn.Module) -> None:
+    """Raise if autograd calls a hook on the way to a gradient: it could change the gradient in a poisoned run alone.
+
+    Raises:
+        UnsoundBoundError: naming the parameter or submodule.
+    """
+    hooked = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+    ]
+    hooked += [
+        name or type(part).__name__
+        for name, part in module.named_modules()
+        if part._backward_hooks or part._backward_pre_hooks
+    ]
+    if hooked:
+        raise UnsoundBoundError(
+            f"Expected no hooks on gradients, but `{hooked[0]}` has one. It may change gradients in a poisoned run, "
+            "although it does not on these data. Remove it."
+        )
+
+
 def require_unmoved(
     module: nn.Module, before: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.lightning.checkpoint_io import use_atomic_checkpoints, warn_of_boundless_checkpoints
 from agt_lightning.lightning.checks import mean_clipping, training_problems
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
+from agt_lightning.lightning.hooks import remarks
 from agt_lightning.lightning.probes import try_hooks
 from agt_lightning.lightning.resume import CHECKPOINT_KEY, bounds_to_save, resume, saved_bounds
 from agt_lightning.lightning.training_step import TrainingLoss
@@ -349,7 +350,7 @@ class CertifiedTraining(Callback):
         if problems:
             raise UncertifiableError(problems)
         self._approved.add(signature)
-        for remark in self.engine.domains.remarks():
+        for remark in [*self.engine.domains.remarks(), *remarks(trainer, module)]:
             if remark not in self._announced:
                 rank_zero_info(f"`CertifiedTraining` {remark}")
                 self._announced.add(remark)

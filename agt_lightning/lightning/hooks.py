@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType
 
 import lightning as L
@@ -25,16 +25,18 @@ METRICS = frozenset({"callback_metrics", "logged_metrics", "progress_bar_metrics
 
 _OWN = ("lightning.", "pytorch_lightning.", "agt_lightning.")
 
-_LOSS_HOOKS = ("on_train_batch_end", "on_validation_batch_end")
-
 _CLIPPING = ("clip_grad", "clip_gradients")
 
-_LOOP_HOOKS = (
-    "optimizer_step",
-    *("on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),
-    *("on_before_zero_grad", "on_train_batch_end", "on_train_epoch_start", "on_train_epoch_end"),
-    *("on_validation_start", "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end"),
+_STEP_HOOKS = (
+    *("optimizer_step", "optimizer_zero_grad", "on_train_batch_start", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_before_zero_grad", "on_train_batch_end", "on_train_epoch_start"),
+    "on_train_epoch_end",
 )
+"""Hooks that can reach gradients or parameters; `try_hooks` runs them."""
+
+_VALIDATION_HOOKS = ("on_validation_batch_end", "on_validation_epoch_end", "on_validation_end")
+
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 def hook_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
@@ -56,14 +58,13 @@ def hook_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
     ]
 
 
-def written_by_user(owner: object, name: str) -> FunctionType | None:
-    """Return the function behind a method if neither Lightning nor this package wrote it; None otherwise."""
-    function = getattr(getattr(owner, name, None), "__func__", None)
-    if function is None:
-        function = getattr(owner, name, None)
-    if not isinstance(function, FunctionType) or function.__module__.startswith(_OWN):
-        return None
-    return function
+def written_by_user(owner: object, name: str) -> Callable[..., object] | None:
+    """Return what a method calls if neither Lightning nor this package wrote it; None otherwise."""
+    method = getattr(owner, name, None)
+    function = getattr(method, "__func__", method)
+    if isinstance(function, FunctionType):
+        return None if function.__module__.startswith(_OWN) else function
+    return function if callable(function) and name in vars(owner) else None
 
 
 def foreign_callbacks(trainer: L.Trainer) -> list[Callback]:
@@ -137,7 +138,7 @@ def _override_problems(module: L.LightningModule) -> list[str]:
             "`backward` is overridden and may change gradients. Remove the override, and scale or clip nothing by hand."
         )
     step = written_by_user(module, "lr_scheduler_step")
-    if step is not None and METRICS & _read_names(step.__code__):
+    if step is not None and METRICS & _names_in(step):
         problems.append(
             "`lr_scheduler_step` reads logged metrics, which are different in a poisoned run, and so are its rates. "
             "Use a schedule that depends on the step alone."
@@ -177,15 +178,16 @@ def _schedule_problems(trainer: L.Trainer, module: L.LightningModule) -> list[st
 
 
 def _stop_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
-    """Return hooks that stop training and read losses or metrics; a count or a clock may stop it."""
-    stopping = []
-    for owner in (module, *foreign_callbacks(trainer)):
-        for name in _LOOP_HOOKS:
-            hook = written_by_user(owner, name)
-            if hook is not None and _stores(hook.__code__, "should_stop") and _reads_losses(hook, name):
-                stopping.append(title(owner, name))
+    """Return hooks of validation that stop training."""
+    stopping = [
+        title(owner, name)
+        for owner in (module, *foreign_callbacks(trainer))
+        for name in _VALIDATION_HOOKS
+        for hook in (written_by_user(owner, name),)
+        if hook is not None and _stores(hook, "should_stop")
+    ]
     return [
-        f"{hook} sets `should_stop` and reads losses or metrics; a poisoned run would stop at another step. Use "
+        f"{hook} sets `should_stop` by a validation; a poisoned run would stop at another step. Use "
         "`Trainer(max_steps=...)` or `max_epochs`."
         for hook in stopping
     ]
@@ -196,9 +198,9 @@ def _clipping_problems(trainer: L.Trainer, module: L.LightningModule) -> list[st
     clipping = [
         title(owner, name)
         for owner in (module, *foreign_callbacks(trainer))
-        for name in _LOOP_HOOKS
+        for name in _STEP_HOOKS
         for hook in (written_by_user(owner, name),)
-        if hook is not None and any(read.startswith(_CLIPPING) for read in _read_names(hook.__code__))
+        if hook is not None and any(read.startswith(_CLIPPING) for read in _names_in(hook))
     ]
     return [
         f"{hook} clips gradients, which the bounds follow only if Lightning does it. Use "
@@ -208,40 +210,37 @@ def _clipping_problems(trainer: L.Trainer, module: L.LightningModule) -> list[st
     ]
 
 
-def outer_values(function: FunctionType) -> Iterator[object]:
+def outer_values(function: Callable[..., object]) -> Iterator[object]:
     """Yield what a function refers to besides its arguments: variables around it and globals."""
-    for cell in function.__closure__ or ():
+    for cell in getattr(function, "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # not assigned yet
             yield cell.cell_contents
-    for instruction in dis.get_instructions(function):
+    known = getattr(function, "__globals__", {})
+    for instruction in _instructions(function):
         if instruction.opname == "LOAD_GLOBAL":
-            yield function.__globals__.get(instruction.argval)
+            yield known.get(instruction.argval)
 
 
-def _reads_losses(hook: FunctionType, name: str) -> bool:
-    names = _read_names(hook.__code__)
-    return bool(names & METRICS) or name in _LOSS_HOOKS and "outputs" in names
-
-
-def _read_names(code: CodeType) -> set[str]:
-    """Return the names that code loads: of variables, attributes and globals, in nested functions too."""
-    loads = {
-        name
-        for instruction in dis.get_instructions(code)
-        if instruction.opname.startswith("LOAD_")
-        for name in (instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,))
-        if isinstance(name, str)
+def _names_in(function: Callable[..., object]) -> set[str]:
+    """Return the names of attributes and globals that a function loads, functions inside of it included."""
+    return {
+        instruction.argval
+        for instruction in _instructions(function)
+        if instruction.opname.startswith("LOAD_") and isinstance(instruction.argval, str)
     }
-    return loads.union(*(_read_names(part) for part in _nested(code)))
 
 
-def _stores(code: CodeType, attribute: str) -> bool:
-    stored = any(i.opname == "STORE_ATTR" and i.argval == attribute for i in dis.get_instructions(code))
-    return stored or any(_stores(part, attribute) for part in _nested(code))
+def _stores(function: Callable[..., object], attribute: str) -> bool:
+    return any(i.opname == "STORE_ATTR" and i.argval == attribute for i in _instructions(function))
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    return (constant for constant in code.co_consts if isinstance(constant, CodeType))
+def _instructions(function: Callable[..., object]) -> Iterator[dis.Instruction]:
+    """Yield the instructions of a function written in Python, and those of functions inside of it."""
+    waiting = [function.__code__] if isinstance(function, FunctionType) else []
+    while waiting:
+        code = waiting.pop()
+        yield from dis.get_instructions(code)
+        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
 
 
 def _values(owner: object) -> Iterator[object]:
@@ -252,6 +251,23 @@ def _values(owner: object) -> Iterator[object]:
             yield from value
 
 
+def remarks(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
+    """Return what the guarantee presumes of the data's way to `training_step`: sentences without their subject."""
+    owners = [module, trainer.datamodule]  # type: ignore[attr-defined]
+    transfers = [
+        title(owner, name) for owner in owners for name in _TRANSFER_HOOKS if written_by_user(owner, name) is not None
+    ]
+    sentences = [
+        f"presumes that {hook} treats each sample by itself: a statistic of the batch would be another in a poisoned "
+        "run, and the adversary moves what the hook returns."
+        for hook in transfers
+    ]
+    combined = trainer.fit_loop._combined_loader
+    if combined is not None and len(combined.flattened) > 1:
+        sentences.append("counts the rows with one index in the batches of all training loaders as one sample.")
+    return sentences
+
+
 # --- parameters -------------------------------------------------------------------------------------------------------
 
 _TYPES = (torch.float32, torch.float64)
@@ -260,11 +276,10 @@ _TYPES = (torch.float32, torch.float64)
 def parameter_problems(module: nn.Module) -> list[str]:
     """Return parameters of types that round more than the bounds allow for, and those that share memory."""
     problems = []
-    coarse = {
-        parameter.dtype: name
-        for name, parameter in module.named_parameters()
-        if (parameter.is_floating_point() or parameter.is_complex()) and parameter.dtype not in _TYPES
-    }
+    coarse: dict[torch.dtype, str] = {}
+    for name, parameter in module.named_parameters():
+        if (parameter.is_floating_point() or parameter.is_complex()) and parameter.dtype not in _TYPES:
+            coarse.setdefault(parameter.dtype, name)
     problems += [
         f"The parameter `{name}` has the type {dtype}, which has no bounds. Use float32 or float64 (`module.float()`)."
         for dtype, name in coarse.items()

@@ -24,7 +24,7 @@ from agt_lightning.distributed import SINGLE_PROCESS
 from agt_lightning.engine.nominal_step import NominalPass
 from agt_lightning.engine.reach import reach
 from agt_lightning.engine.self_checks import differs
-from agt_lightning.errors import AgtError, UnsoundBoundError
+from agt_lightning.errors import NOT_WHAT_IS_TRAINED, AgtError, UnsoundBoundError
 from agt_lightning.interval import require_inside
 from agt_lightning.propagation.objective import BoundedObjective, Loss, ProgramCache
 from agt_lightning.propagation.samples import MicroBatch, poisonable_rows
@@ -70,6 +70,13 @@ def step_problems(nominal: NominalPass, batch: object, recorded: Loss, loss: Los
     return next(filter(None, map(probe.problems, _points(probe))), [])
 
 
+_THRESHOLD = (
+    "Some code acts above a threshold only, such as a batch that is skipped or weighed by its loss, clipping inside of "
+    "the model, a caught error, or `torch.compiler.is_compiling()`. A poisoned run can cross it. Remove that code, or "
+    "write it as torch operations on each sample, such as `torch.where` or `clamp`."
+)
+
+
 @dataclass(frozen=True)
 class _Point:
     """A batch, and parameters, at which recording and step are compared.
@@ -107,6 +114,21 @@ class _Probe:
 
     def problems(self, point: _Point) -> list[str]:
         """Return how recording and step differ at a point; nothing if one of them has no finite gradient there."""
+        custom, different = self.compared(point)
+        if custom:
+            return [
+                f"`{name}` is a `torch.autograd.Function` whose backward pass could differ from that of the recorded "
+                "calls in a poisoned run. Write it as plain torch code, and let autograd differentiate it."
+                for name in custom
+            ]
+        if not different:
+            return []
+        _, clean = self.compared(_Point("", self.batch))
+        names, where, advice = (clean, "", NOT_WHAT_IS_TRAINED) if clean else (different, point.where, _THRESHOLD)
+        return [f"The recorded program and `training_step` have different gradients of `{names[0]}`{where}. {advice}"]
+
+    def compared(self, point: _Point) -> tuple[list[str], list[str]]:
+        """Return the functions with their own backward pass, and the parameters whose gradients differ."""
         twin = independent_replica(self.nominal.module)
         if point.move is not None:
             _move(twin, point.move)
@@ -114,28 +136,15 @@ class _Probe:
         try:
             value = self.run(twin, _copied(point.batch))
         except Exception:  # the user's own code may refuse a batch, as training then would
-            return []
-        problems = [
-            f"`{name}` is a `torch.autograd.Function` whose backward pass could differ from that of the recorded calls "
-            "in a poisoned run. Write it as plain torch code, and let autograd differentiate it."
-            for name in custom_functions(value)
-        ]
+            return [], []
         gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
-        different = _different(recorded, MicroBatch(point.batch, self.state), gradients)
-        return problems or [
-            f"The recorded program and `training_step` have different gradients of `{name}` {point.where}, although "
-            "they agree on the data as they are: some code acts above a threshold only, such as a batch that is "
-            "skipped or weighed by its loss, clipping inside of the model, a caught error, or "
-            "`torch.compiler.is_compiling()`. A poisoned run can cross it. Remove that code, or write it as torch "
-            "operations on each sample, such as `torch.where` or `clamp`."
-            for name in different[:1]
-        ]
+        return custom_functions(value), _different(recorded, MicroBatch(point.batch, self.state), gradients)
 
     def run(self, twin: nn.Module, batch: object) -> Tensor:
         """Return the loss of a copy of the module, and leave its gradients in the copy."""
         with undisturbed(self.state):
             value = self.loss(twin, batch)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         return value
 
 
@@ -230,14 +239,16 @@ def _points(probe: _Probe) -> Iterator[_Point]:
         return rebuild(entries)
 
     if reaches:
-        inside = "on a batch that the adversary can make"
+        inside = ", not on the data as they are, but on a batch that the adversary can make"
         yield _Point(inside, moved(lambda _, slope: slope))
         yield _Point(inside, moved(lambda _, slope: -slope))
         yield _Point(inside, moved(lambda entry, _: torch.where(entry < 0, -1, 1)))
         yield _Point(inside, moved(lambda entry, _: _signs(entry, generator)))
         for beyond in _BEYOND:
-            yield _Point("on a batch far away", moved(lambda entry, _: _signs(entry, generator), beyond))
-    yield _Point("at other parameters", probe.batch, _larger)
+            yield _Point(
+                ", not on the data as they are, but far away", moved(lambda entry, _: _signs(entry, generator), beyond)
+            )
+    yield _Point(" at other parameters", probe.batch, _larger)
 
 
 def _slopes(probe: _Probe) -> list[Tensor]:

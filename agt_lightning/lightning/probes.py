@@ -148,7 +148,7 @@ class _Metrics(dict[str, Tensor]):
     def __contains__(self, key: object) -> bool:
         return True
 
-    def get(self, key: str, default: object = None) -> Tensor:  # type: ignore[override]
+    def get(self, key: str, default: object = None) -> Tensor:
         return self[key]
 
 
@@ -175,6 +175,8 @@ class _StandInTrainer:
         self.loggers = [self.logger]
         self.strategy = _StandInStrategy(trainer)
         self.optimizers = self.strategy.optimizers
+        self.model: nn.Module | None = None
+        self.lightning_module: nn.Module | None = None
         self.set_metrics(1.0)
 
     def set_metrics(self, value: float) -> None:
@@ -406,7 +408,7 @@ def _optimizer_step(stage: _Stage, method: Callable[..., object], loss: Tensor) 
         made.append((stage.settings, before.changed(stage.module, gradients=True)))
         return result
 
-    stage.optimizer.step = step  # type: ignore[method-assign]
+    stage.optimizer.step = step  # type: ignore[method-assign, assignment]
     stage.optimizer.optimizer = stage.optimizer  # type: ignore[attr-defined]
     method(stage.trainer.current_epoch, 0, stage.optimizer, lambda: loss)
     return tuple(made)

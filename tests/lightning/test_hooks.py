@@ -430,3 +430,36 @@ def test_a_hook_that_cannot_be_tried_is_named(fit, loader, regressor):
     fit(module, loader(), Outside(), certified)
     (reason,) = certified._untried_hooks
     assert "Outside.on_after_backward` could not be tried: it refers to a `Regressor` outside" in reason
+
+
+def scale_gradients(module):
+    for parameter in module.parameters():
+        parameter.grad *= 0.99
+
+
+def shrink(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.99)
+
+
+UNTRIED = {
+    "on_before_optimizer_step": (scale_gradients, r"gradient of `net\.0\.weight` as it was checked"),
+    "on_train_batch_end": (shrink, r"`net\.0\.weight` as the optimizer left it"),
+    "on_train_epoch_end": (shrink, r"`net\.0\.weight` as the optimizer left it"),
+    # Clipping above a limit multiplies by 1.0 below it: no bit changes, but torch counts the write.
+    "on_before_optimizer_step: clips": (clip, r"write the gradient of `net\.0\.weight`.*" + CLIP),
+}
+
+
+@pytest.mark.parametrize(("name", "case"), UNTRIED.items(), ids=UNTRIED)
+def test_every_step_watches_hooks_that_cannot_be_tried(name, case, fit, loader, regressor):
+    act, message = case
+    module = regressor()
+
+    def outside(self, *_):
+        act(module)
+
+    callback = type("Outside", (L.Callback,), {name.split(":")[0]: outside})()
+    with pytest.raises(UnsoundBoundError, match=message):
+        fit(module, loader(), CertifiedTraining(ADVERSARY), callback, max_epochs=2)

@@ -23,7 +23,30 @@ def replica(module: M) -> M:
         >>> copied is layer, copied.weight is layer.weight
         (False, True)
     """
-    memo: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
+    return _copied(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
+def independent_replica(module: M, memo: dict[int, object] | None = None) -> M:
+    """Return a deep copy with parameters of its own, which have no gradients and no hooks.
+
+    Args:
+        module: to copy.
+        memo: as of `copy.deepcopy`: what replaces objects, by their identity; the copies are added to it.
+
+    Raises:
+        CaptureError: if some attribute cannot be copied.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> copied = independent_replica(layer)
+        >>> copied.weight is layer.weight, bool((copied.weight == layer.weight).all())
+        (False, True)
+    """
+    return _copied(module, {} if memo is None else memo)
+
+
+def _copied(module: M, memo: dict[int, object]) -> M:
+    """Return a deep copy in which the objects of ``memo``, by their identity, are replaced by its values."""
     for part in module.modules():
         for value in vars(part).values():
             memo |= {id(tensor): tensor.detach() for tensor in _intermediate_results(value)}

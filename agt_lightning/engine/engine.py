@@ -20,12 +20,17 @@ from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.engine.checkpoint import complete, parameters_digest, require_parameters
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
+from agt_lightning.engine.probes import step_problems
 from agt_lightning.engine.problems import require_initialized, training_problems
 from agt_lightning.engine.self_checks import (
+    WriteMarks,
     differs,
     require_constant,
     require_same_gradients,
+    require_unhooked,
+    require_unmoved,
     require_untouched,
+    require_unwritten,
 )
 from agt_lightning.engine.step_bounds import StepBounds, checked_clipping, require_bounded
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, UncertifiableError
@@ -58,6 +63,8 @@ class AbstractGradientEngine:
         clipping: how training clips the mean gradient; None if it does not.
         processes: the group that trains this module together, each process on its own part of every batch, with the
             mean of their gradients. Methods that read batches or move bounds must then be called in every process.
+        trained: the loss as training computes it, if ``loss`` is other code with the same gradient; `problems` tries
+            whether they agree. It runs on copies of the module.
         **settings: fields of `CertificationConfig`, which replace those of ``config``.
 
     Raises:
@@ -96,6 +103,7 @@ class AbstractGradientEngine:
         *,
         clipping: MeanClipping | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
+        trained: Loss | None = None,
         **settings: Any,
     ) -> None:
         require_initialized(module)
@@ -103,6 +111,7 @@ class AbstractGradientEngine:
         budget = fitting_memory_budget(config.memory_budget, _device(module))
         self.module = module
         self.loss = loss
+        self.trained = loss if trained is None else trained
         self.adversary = adversary
         self.config = replace(config, memory_budget=budget)
         self.clipping = clipping
@@ -120,6 +129,7 @@ class AbstractGradientEngine:
         self._approved: set[object] = set()  # kinds of batches that can be certified
         self._trained = _copies(module)  # parameters as the optimizer left them
         self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
+        self._marks: WriteMarks | None = None  # of the gradients as they were checked; None if training clips them
         processes.require_same(self._trained.values(), "initial parameters")
 
     # --- one step (Algorithm 1) --------------------------------------------------------------------------------------
@@ -164,7 +174,7 @@ class AbstractGradientEngine:
         Raises:
             UncertifiableError: if a domain is lost, or processes share a poisonable sample.
             UnsoundBoundError: if a bound is NaN or infinite, or something besides the optimizer changed a parameter or
-                a buffer that the loss reads.
+                a buffer that the loss reads, or autograd calls hooks.
         """
         micro_batches, scale = _micro_batches(batches, scale)
         with self.processes.collective_errors():
@@ -172,6 +182,7 @@ class AbstractGradientEngine:
             for batch in micro_batches:
                 batch.require_unchanged()
                 require_constant(self._recorded(batch).graph, self.module, self.start)
+            require_unhooked(self.module)
         step, local = self._nominal.step(
             micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
         )
@@ -219,6 +230,7 @@ class AbstractGradientEngine:
                 parameter.grad = gradient.to(parameter.dtype)
         gradients = {name: parameter.grad for name, parameter in self.module.named_parameters()}
         self._verified = {name: grad.detach().clone() for name, grad in gradients.items() if grad is not None}
+        self._marks = WriteMarks.of(self.module)
 
     def clip(self, bounds: StepBounds, clipping: MeanClipping, optimizer: torch.optim.Optimizer) -> StepBounds:
         """Return bounds on the mean gradient after clipping; call it after `verify`, before training clips.
@@ -246,6 +258,7 @@ class AbstractGradientEngine:
         owned = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
         clipped = [name for name in owned if name in self._verified]
         self._verified |= checked_clipping(bounds.bounds, clipping, clipped, self._verified)
+        self._marks = None
         data = self.domains.clip(bounds.data, clipping, clipped)
         return replace(bounds, bounds=self.domains.gradient_bounds(data), data=data)
 
@@ -260,15 +273,19 @@ class AbstractGradientEngine:
 
         Raises:
             UncertifiableError: if a domain is lost.
-            UnsoundBoundError: if training made another step, or left the new box, or the box is NaN or infinite.
+            UnsoundBoundError: if training made another step, moved a parameter that the optimizer does not step, or
+                left the new box, or the box is NaN or infinite.
         """
         with self.processes.collective_errors():
             require_same_gradients(self.module, self._verified)
+            if self._marks is not None:
+                require_unwritten(self.module, self._marks)
+            after = require_unmoved(self.module, self._trained, optimizer)
             optimizer_step = OptimizerStep(dict(self.module.named_parameters()), self._trained, optimizer)
             with record_function("agt: update"):
                 self.domains.update(bounds.data, optimizer_step)
         self.processes.require_same(self.domains.fingerprint_tensors(), "bounds")
-        self._trained = _copies(self.module)
+        self._trained, self._marks = after, None
         self.steps += 1
 
     # --- before a step -----------------------------------------------------------------------------------------------
@@ -279,7 +296,13 @@ class AbstractGradientEngine:
         Raises:
             CaptureError: if the loss cannot be recorded.
         """
-        return training_problems(self._nominal, self.domains, MicroBatch.of(batch), optimizer, self.clipping)
+        micro_batch = MicroBatch.of(batch)
+        problems = training_problems(self._nominal, self.domains, micro_batch, optimizer, self.clipping)
+        if problems:
+            return problems
+        with self.processes.collective_errors():
+            local = step_problems(self._nominal, micro_batch, self.loss, self.trained)
+        return self.processes.union(local)
 
     def observe(self, batch: object, clock: Clock) -> MicroBatch:
         """Return a batch with its captured loss, as its training step is about to find it; call it before that step.
@@ -411,6 +434,19 @@ class AbstractGradientEngine:
             UnsoundBoundError: naming the parameter.
         """
         require_untouched(self.module, self._trained)
+
+    def require_contained(self) -> None:
+        """Raise unless the module's parameters lie in the bounds, for the end of a training.
+
+        Only bounds that are at hand are read: those of a set that needs a replay were checked at every step.
+
+        Raises:
+            UnsoundBoundError: naming the parameter.
+        """
+        with self.processes.collective_errors():
+            for name, interval in self.domains.cheap_box().items():
+                value = self.module.get_parameter(name).detach()
+                require_inside(f"parameter {name}", value, interval.to(dtype=value.dtype), 0.0)
 
     def _verify_rounded(self, name: str, batches: Sequence[MicroBatch], scale: float) -> None:
         """Compare once more, with rounding followed through every call, so that a unit at zero can be on or off.

@@ -108,6 +108,62 @@ def require_untouched(module: nn.Module, trained: Mapping[str, Tensor]) -> None:
             )
 
 
+def require_unhooked(module: nn.Module) -> None:
+    """Raise if autograd calls a hook on the way to a gradient: it could change the gradient in a poisoned run alone.
+
+    Raises:
+        UnsoundBoundError: naming the parameter or submodule.
+    """
+    hooked = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+    ]
+    hooked += [
+        name or type(part).__name__
+        for name, part in module.named_modules()
+        if part._backward_hooks or part._backward_pre_hooks
+    ]
+    if hooked:
+        raise UnsoundBoundError(
+            f"Expected no hooks on gradients, but `{hooked[0]}` has one. It may change gradients in a poisoned run, "
+            "although it does not on these data. Remove it."
+        )
+
+
+def require_unmoved(
+    module: nn.Module, before: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Return copies of the parameters after a step; raise if it moved one that the optimizer does not step.
+
+    An optimizer steps the parameters of its groups that have a gradient, be it zero: weight decay and momentum move
+    them too. All others keep their bounds, so they must keep their values.
+
+    Args:
+        module: the module in training, after the step.
+        before: its parameters before the step.
+        optimizer: of the module.
+
+    Raises:
+        UnsoundBoundError: naming the parameter.
+    """
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+    after = {}
+    for name, parameter in module.named_parameters():
+        value = parameter.detach()
+        if id(parameter) in stepped:
+            after[name] = value.clone()
+            continue
+        after[name] = before[name].to(parameter.device)
+        if not torch.equal(value, after[name]):
+            raise UnsoundBoundError(
+                f"Expected `{name}` to stay, since the optimizer has no gradient for it, but it moved during the step "
+                "(an average of other weights, shared memory, a hook of the optimizer). The bounds do not cover that. "
+                "Keep averages outside of the module."
+            )
+    return after
+
+
 def require_constant(graph: Graph, module: nn.Module, start: nn.Module) -> None:
     """Raise if a buffer or another tensor that the loss reads changed: what changed it may have been poisoned.
 
@@ -134,6 +190,66 @@ def require_constant(graph: Graph, module: nn.Module, start: nn.Module) -> None:
                 "nor buffer, but it changed during training. It would be different in a poisoned run. Compute it "
                 "before training."
             )
+
+
+@dataclass(frozen=True)
+class WriteMarks:
+    """The gradients of a step, each with torch's count of writes to its memory.
+
+    A hook that multiplies gradients by 1.0 leaves every bit as it is, but is seen by the count.
+
+    Args:
+        gradients: tensor and count by parameter name.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> layer(torch.ones(1, 1)).sum().backward()
+        >>> marks = WriteMarks.of(layer)
+        >>> marks.written(layer)
+        []
+        >>> layer.weight.grad.mul_(1.0)
+        tensor([[1.]])
+        >>> marks.written(layer)
+        ['weight']
+    """
+
+    gradients: Mapping[str, tuple[Tensor, int]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> WriteMarks:
+        """Return the marks of a module's gradients as they are now."""
+        gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+        return cls({name: (grad, grad._version) for name, grad in gradients.items() if grad is not None})
+
+    def written(self, module: nn.Module) -> list[str]:
+        """Return the names of the parameters whose gradients were written or replaced since."""
+        after = WriteMarks.of(module).gradients
+        return [
+            name
+            for name in {**self.gradients, **after}
+            if name not in self.gradients
+            or name not in after
+            or after[name][0] is not self.gradients[name][0]
+            or after[name][1] != self.gradients[name][1]
+        ]
+
+
+def require_unwritten(module: nn.Module, marks: WriteMarks) -> None:
+    """Raise if a gradient was written after it was checked, even if no bit of it changed.
+
+    Args:
+        module: after the optimizer's step.
+        marks: of its gradients as they were checked.
+
+    Raises:
+        UnsoundBoundError: naming the parameter.
+    """
+    for name in marks.written(module):
+        raise UnsoundBoundError(
+            f"Expected nothing to write the gradient of `{name}` between its check and the optimizer's step, but a "
+            "hook did. It changed nothing here, but it could in a poisoned run (gradient clipping by hand). Remove "
+            "that hook, and clip by `Trainer(gradient_clip_val=..., gradient_clip_algorithm=...)`."
+        )
 
 
 def require_same_gradients(module: nn.Module, verified: Mapping[str, Tensor]) -> None:

@@ -34,7 +34,9 @@ from agt_lightning.errors import CaptureError, UncertifiableError
 from agt_lightning.lightning.checkpoint_io import use_atomic_checkpoints, warn_of_boundless_checkpoints
 from agt_lightning.lightning.checks import mean_clipping, training_problems
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
+from agt_lightning.lightning.hooks import remarks
 from agt_lightning.lightning.observer import StepObserver
+from agt_lightning.lightning.probes import try_hooks
 from agt_lightning.lightning.resume import (
     BUFFERS_KEY,
     CHECKPOINT_KEY,
@@ -136,6 +138,7 @@ class CertifiedTraining(Callback):
         self._step_bounds: StepBounds | None = None
         self._approved: set[object] = set()
         self._announced: set[str] = set()
+        self._untried_hooks: tuple[str, ...] = ()
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._observer: StepObserver | None = None
         self._restored: Mapping[str, Any] | None = None
@@ -257,10 +260,16 @@ class CertifiedTraining(Callback):
         self._loss = TrainingLoss(trainer)
         clipping, processes = mean_clipping(trainer), processes_of(trainer)
         self._engine = AbstractGradientEngine(
-            pl_module, self._loss, self.adversary, self.config, clipping=clipping, processes=processes
+            pl_module,
+            self._loss,
+            self.adversary,
+            self.config,
+            clipping=clipping,
+            processes=processes,
+            trained=self._loss.as_trained,
         )
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
-        self._validations = ValidationRecord()
+        self._validations, self._untried_hooks = ValidationRecord(), ()
         checkpoint, self._restored = self._restored, None
         if checkpoint is not None:
             resume(self._engine, saved_bounds(checkpoint))
@@ -353,6 +362,7 @@ class CertifiedTraining(Callback):
         self._remove_hook()
         self.engine.require_untouched()
         self.engine.require_recorded()
+        self.engine.require_contained()
         if self.dirpath is not None and trainer.is_global_zero and trainer.optimizers:
             self.save(self.dirpath, trainer.optimizers[0])
 
@@ -396,6 +406,10 @@ class CertifiedTraining(Callback):
     def _approve(self, trainer: L.Trainer, module: L.LightningModule, batch: object) -> None:
         """Raise all problems of training on batches like this one; log remarks that are new."""
         problems = training_problems(trainer, module, self.engine, batch)
+        if not self._approved and module.automatic_optimization:
+            tried = try_hooks(trainer, module, MicroBatch.of(batch).data)
+            problems += self.engine.processes.union(tried.problems)
+            self._untried_hooks = tuple(self.engine.processes.union(tried.untried))
         if problems:
             raise UncertifiableError(problems)
         bounded = MicroBatch.of(batch).recorded
@@ -404,7 +418,7 @@ class CertifiedTraining(Callback):
         task = Task.of(bounded.objective, bounded.parameters)
         self._task = task if self._task is None else self._task | task
         self.engine.stated[OVERRIDDEN_OBJECTIVE] = getattr(self._loss, "own_objective", False)
-        for remark in self.engine.domains.remarks():
+        for remark in [*self.engine.domains.remarks(), *remarks(trainer, module)]:
             self._announce(f"`CertifiedTraining` {remark}")
 
     def _announce(self, remark: str) -> None:

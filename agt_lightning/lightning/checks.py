@@ -16,6 +16,7 @@ from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClippi
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import CaptureError
 from agt_lightning.lightning.distributed import sampler_problems
+from agt_lightning.lightning.hooks import hook_problems, parameter_problems
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -59,9 +60,11 @@ def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]
     """
     return [
         *_precision_problems(trainer),
+        *parameter_problems(module),
         *_clipping_problems(module),
         *_optimizer_problems(trainer, module),
         *_data_dependence_problems(trainer),
+        *hook_problems(trainer, module),
     ]
 
 

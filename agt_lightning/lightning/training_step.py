@@ -47,16 +47,32 @@ class TrainingLoss:
             CaptureError: if `training_step` returns no loss.
         """
         assert isinstance(module, L.LightningModule)
+        return _loss(self._result(module, batch, *self._silenced(module)))
+
+    def as_trained(self, module: nn.Module, batch: object) -> Tensor:
+        """Return the loss that `training_step` itself returns, whether or not there is a `certified_objective`.
+
+        Args:
+            module: as above.
+            batch: as above.
+
+        Raises:
+            CaptureError: if `training_step` returns no loss.
+        """
+        return _loss(self.output(module, batch))
+
+    def output(self, module: nn.Module, batch: object) -> object:
+        """Return what `training_step` returns, in the context in which training runs it."""
+        assert isinstance(module, L.LightningModule)
+        plugin = self.trainer.strategy.precision_plugin
+        with type(plugin).train_step_context(plugin):
+            return _output(module, batch, *self._silenced(module))
+
+    def _silenced(self, module: L.LightningModule) -> tuple[Clock, Reads]:
+        """Silence a replica; return the time that it finds, and where it is noted what it reads."""
         clock, reads = self._recording or (self.now, Reads())
         silence(module, self.trainer, clock, reads)
-        result = self._result(module, batch, clock, reads)
-        loss = result.get("loss") if isinstance(result, Mapping) else result
-        if not isinstance(loss, Tensor):
-            raise CaptureError(
-                "Expected `training_step` to return the loss or a dict with the key 'loss', but got "
-                f"{type(loss).__name__}. Return it; with manual optimization, use automatic optimization instead."
-            )
-        return loss
+        return clock, reads
 
     @contextmanager
     def at(self, clock: Clock, reads: Reads) -> Iterator[None]:
@@ -84,14 +100,29 @@ class TrainingLoss:
                 self.own_objective = True
                 return chosen
         self.own_objective = bool(self.own_objective)
-        accepted = inspect.signature(module.training_step).parameters
-        training_step = as_forward(module.training_step)
-        batch_idx = reads.ticks(clock, "batch") if _uses_batch_idx(module.training_step) else clock.batch
-        extra = {"batch_idx": batch_idx, "dataloader_idx": 0}
-        named = {name: value for name, value in extra.items() if name in accepted}
-        if len(accepted) > 1 and not named:
-            return training_step(batch, batch_idx)
-        return training_step(batch, **named)
+        return _output(module, batch, clock, reads)
+
+
+def _output(module: L.LightningModule, batch: object, clock: Clock, reads: Reads) -> object:
+    """Return what the `training_step` of a silenced replica returns."""
+    accepted = inspect.signature(module.training_step).parameters
+    training_step = as_forward(module.training_step)
+    batch_idx = reads.ticks(clock, "batch") if _uses_batch_idx(module.training_step) else clock.batch
+    extra = {"batch_idx": batch_idx, "dataloader_idx": 0}
+    named = {name: value for name, value in extra.items() if name in accepted}
+    if len(accepted) > 1 and not named:
+        return training_step(batch, batch_idx)
+    return training_step(batch, **named)
+
+
+def _loss(result: object) -> Tensor:
+    loss = result.get("loss") if isinstance(result, Mapping) else result
+    if not isinstance(loss, Tensor):
+        raise CaptureError(
+            "Expected `training_step` to return the loss or a dict with the key 'loss', but got "
+            f"{type(loss).__name__}. Return it; with manual optimization, use automatic optimization instead."
+        )
+    return loss
 
 
 def _uses_batch_idx(training_step: Callable[..., object]) -> bool:

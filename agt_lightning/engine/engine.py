@@ -15,10 +15,11 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.dropout import RandomState
+from agt_lightning.digest import tensors_digest, values_digest
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
-from agt_lightning.engine.checkpoint import complete, parameters_digest, require_parameters
+from agt_lightning.engine.checkpoint import complete, require_parameters
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
 from agt_lightning.engine.problems import training_problems
 from agt_lightning.engine.self_checks import (
@@ -66,6 +67,7 @@ class AbstractGradientEngine:
         config: the settings in use, with ``memory_budget`` fitted to the device.
         domains: the domains in use; each keeps a set of parameters.
         steps: number of certified steps so far.
+        read_buffers: first values of the buffers that the loss reads, by name.
 
     Reference:
         Paper, Algorithm 1 and Theorem 3.3.
@@ -110,8 +112,16 @@ class AbstractGradientEngine:
         self._approved: set[object] = set()  # kinds of batches that can be certified
         self._trained = _copies(module)  # parameters as the optimizer left them
         self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
-        self._buffers: dict[str, Tensor] = {}  # first values of the buffers that the loss reads
+        self.read_buffers: dict[str, Tensor] = {}
         processes.require_same(self._trained.values(), "initial parameters")
+
+    def expect_repeats(self, *, possible: bool) -> None:
+        """Say whether a sample could be drawn twice for a step; at first, it is assumed that none is.
+
+        Steps with equal samples are then refused, unless samples have names by ``sample_ids``. Steps with equal names
+        are refused in any case.
+        """
+        self._nominal = replace(self._nominal, drawn_once=not possible)
 
     # --- one step (Algorithm 1) --------------------------------------------------------------------------------------
 
@@ -140,7 +150,7 @@ class AbstractGradientEngine:
                 (self.loss(self.module, batch) / len(batches)).backward()
         average_gradients(self.module, self.processes)
         bounds = self.bound_gradient(trained)
-        self.verify(bounds, trained)
+        self.verify(bounds, trained, optimizer=optimizer)
         optimizer.step()
         self.update(bounds, optimizer)
 
@@ -160,7 +170,7 @@ class AbstractGradientEngine:
         micro_batches, scale = _micro_batches(batches, scale)
         with self.processes.collective_errors():
             self.require_untouched()
-            require_constant(self.module, self._read_buffers(micro_batches), self._buffers)
+            require_constant(self.module, self._read_buffers(micro_batches), self.read_buffers)
         step, local = self._nominal.step(
             micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
         )
@@ -177,7 +187,13 @@ class AbstractGradientEngine:
     descend = bound_gradient
     """The name of `bound_gradient` before version 0.2."""
 
-    def verify(self, bounds: StepBounds, batches: Sequence[object], scale: float | None = None) -> None:
+    def verify(
+        self,
+        bounds: StepBounds,
+        batches: Sequence[object],
+        scale: float | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         """Check that training's gradient is the certified one; with sample clipping, replace it by the clipped one.
 
         The module's gradients must equal those of the captured program at the module's parameters, up to rounding, at
@@ -188,14 +204,17 @@ class AbstractGradientEngine:
             bounds: from `bound_gradient`.
             batches: the micro-batches that `bound_gradient` was given.
             scale: the factor that `bound_gradient` was given.
+            optimizer: the module's optimizer, if gradients of parameters that it does not own need no check: they move
+                nothing, and pile up if only the optimizer sets gradients to zero. None checks all.
 
         Raises:
             UnsoundBoundError: naming the parameter, the worst violation and its index.
         """
+        moving = _moving_parameters(self.module, optimizer)
         with self.processes.collective_errors():
             doubtful = [
                 name
-                for name, parameter in self.module.named_parameters()
+                for name, parameter in moving.items()
                 if differs(name, parameter.grad, bounds.gradient.get(name), bounds.tolerance.get(name))
             ]
         for name in self.processes.union(doubtful):
@@ -206,7 +225,7 @@ class AbstractGradientEngine:
             for name, gradient in bounds.applied.items():
                 parameter = self.module.get_parameter(name)
                 parameter.grad = gradient.to(parameter.dtype)
-        gradients = {name: parameter.grad for name, parameter in self.module.named_parameters()}
+        gradients = {name: parameter.grad for name, parameter in moving.items()}
         self._verified = {name: grad.detach().clone() for name, grad in gradients.items() if grad is not None}
 
     def clip(self, bounds: StepBounds, clipping: MeanClipping, optimizer: torch.optim.Optimizer) -> StepBounds:
@@ -252,7 +271,7 @@ class AbstractGradientEngine:
             UnsoundBoundError: if training made another step, or left the new box, or the box is NaN or infinite.
         """
         with self.processes.collective_errors():
-            require_same_gradients(self.module, self._verified)
+            require_same_gradients(_moving_parameters(self.module, optimizer), self._verified)
             optimizer_step = OptimizerStep(dict(self.module.named_parameters()), self._trained, optimizer)
             with record_function("agt: update"):
                 self.domains.update(bounds.data, optimizer_step)
@@ -308,7 +327,7 @@ class AbstractGradientEngine:
 
     @property
     def bounds(self) -> ParameterBounds:
-        """The box in the parameters' own types, rounded outward.
+        """The box in the parameters' own types, rounded outward, for the weights that the last step left.
 
         Raises:
             UnsoundBoundError: if a bound is NaN or infinite.
@@ -317,7 +336,7 @@ class AbstractGradientEngine:
         rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in self.box.items()}
         for name, interval in rounded_outward.items():
             check_finite_and_ordered(interval, f"parameter `{name}` in {types[name]}")
-        return ParameterBounds(rounded_outward)
+        return ParameterBounds(rounded_outward, values_digest(self._trained.items()))
 
     @property
     def parameter_sets(self) -> dict[str, ParameterSet]:
@@ -343,7 +362,7 @@ class AbstractGradientEngine:
         """Return all that a checkpoint must keep: tensors, numbers and strings."""
         return {
             "steps": self.steps,
-            "parameters": parameters_digest(self.module),
+            "parameters": tensors_digest(self._trained.items()),
             "domains": self.domains.state(),
         }
 
@@ -367,6 +386,14 @@ class AbstractGradientEngine:
         self.processes.require_same(self.domains.fingerprint_tensors(), "resumed bounds")
         self._trained = _copies(self.module)
         self.steps = steps
+
+    def restart_optimizer(self) -> None:
+        """Go on with a new optimizer, whose state is empty in every run.
+
+        Raises:
+            UncertifiableError: if a domain does not cover that.
+        """
+        self.domains.restart_optimizer()
 
     # --- self-checks -------------------------------------------------------------------------------------------------
 
@@ -403,6 +430,15 @@ def _micro_batches(batches: Sequence[object], scale: float | None) -> tuple[list
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def _moving_parameters(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, nn.Parameter]:
+    """Return the parameters that an optimizer owns, by name; all if there is none."""
+    parameters = dict(module.named_parameters())
+    if optimizer is None:
+        return parameters
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in owned}
 
 
 def _device(module: nn.Module) -> torch.device:

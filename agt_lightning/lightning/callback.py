@@ -26,10 +26,17 @@ from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
-from agt_lightning.lightning.checkpoint_io import use_atomic_checkpoints, warn_of_boundless_checkpoints
+from agt_lightning.lightning.checkpoint_io import (
+    AtomicCheckpointIO,
+    use_atomic_checkpoints,
+    warn_of_boundless_checkpoints,
+)
 from agt_lightning.lightning.checks import mean_clipping, training_problems
+from agt_lightning.lightning.company import company_problems
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
-from agt_lightning.lightning.resume import CHECKPOINT_KEY, bounds_to_save, resume, saved_bounds
+from agt_lightning.lightning.life_cycle import Fit, begin, begin_resumed, note_tuning
+from agt_lightning.lightning.resume import CHECKPOINT_KEY, bounds_to_save, engine_at, holds_steps, saved_bounds
+from agt_lightning.lightning.samplers import draws_once, sampler_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation
 from agt_lightning.propagation import Method
@@ -113,12 +120,18 @@ class CertifiedTraining(Callback):
         self.dirpath = dirpath
         _ = self.config  # refuses unknown settings at once
         self._engine: AbstractGradientEngine | None = None
+        self._earlier_engine: AbstractGradientEngine | None = None
+        self._fit: Fit | None = None
+        self._position = 0
+        self._loaders: object = None
+        self._epochs_before = 0
+        self._stepping = False
         self._loss: TrainingLoss | None = None
         self._batches: list[MicroBatch] = []
         self._step_bounds: StepBounds | None = None
         self._approved: set[object] = set()
         self._announced: set[str] = set()
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._restored: Mapping[str, Any] | None = None
         self._validation: Validation | None = None
         self._results: dict[str, float] = {}
@@ -151,7 +164,11 @@ class CertifiedTraining(Callback):
             RuntimeError: before training.
         """
         if self._engine is None:
-            raise RuntimeError("Expected a training to have started, but there are no bounds yet. Call `trainer.fit`.")
+            raise RuntimeError(
+                "Expected a training to have started, but there are no bounds yet. Call `trainer.fit`. If it was "
+                "called, the module has brought another `CertifiedTraining` by `configure_callbacks`, which Lightning "
+                "uses in place of this one: see `trainer.callbacks`, or `module.certified_training` of the mixin."
+            )
         return self._engine
 
     @property
@@ -163,16 +180,35 @@ class CertifiedTraining(Callback):
         """Return the trained network with its bounds.
 
         Args:
-            module: a module with the trained parameters; None means the one that was trained.
+            module: a module with the parameters that the last step left; None means the one that was trained.
 
         Raises:
-            BoundsMismatchError: if the module has other parameters.
+            BoundsMismatchError: if the module has other parameters, such as those of another step.
             RuntimeError: before training.
         """
-        engine = self.engine
-        module = engine.module if module is None else module
-        sets, excluded = engine.parameter_sets, engine.domains.excluded
-        return CertifiedModel(module, self.bounds, self.engine.config.method, sets=sets, excluded=excluded)
+        return _certified(self.engine, self.engine.module if module is None else module)
+
+    def certified_model_at(
+        self, ckpt_path: str | os.PathLike[str], module: torch.nn.Module | None = None
+    ) -> CertifiedModel:
+        """Return the network of a checkpoint with its bounds, for runs that are compared at the same step.
+
+        If metrics chose the checkpoint among others, as ``ModelCheckpoint(monitor=...)`` does, a poisoned run could
+        have chosen another step, which these bounds do not cover.
+
+        Args:
+            ckpt_path: a checkpoint that was written with this `CertifiedTraining`, or one like it.
+            module: a module with the checkpoint's parameters; None means the one that was trained.
+
+        Raises:
+            BoundsMismatchError: if the checkpoint has no bounds, or they are for another adversary or other parameters.
+            FileNotFoundError: if there is no such file.
+            RuntimeError: without ``module`` before training.
+        """
+        checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location=lambda storage, _: storage)
+        module = self.engine.module if module is None else module
+        saved = saved_bounds(checkpoint, self._checkpoint_key)
+        return _certified(engine_at(module, self.adversary, self.config, saved), module)
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
         """Write ``certificate.json`` and ``bounds.safetensors``.
@@ -200,30 +236,36 @@ class CertifiedTraining(Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
+            self._restored = None
             use_atomic_checkpoints(trainer)
             warn_of_boundless_checkpoints(trainer)
+            note_tuning(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        unboundable = strategy_problems(trainer)
+        company = [other for other in trainer.callbacks if isinstance(other, CertifiedTraining)]  # type: ignore[attr-defined]
+        self._position = next((place for place, other in enumerate(company) if other is self), 0)
+        self._earlier_engine, self._fit = self._engine, None
+        checkpoint, self._restored = self._restored, None
+        unboundable = [*strategy_problems(trainer), *company_problems(company)]
         if unboundable:
             raise UncertifiableError(unboundable)
         self._loss = TrainingLoss(trainer)
-        clipping, processes = mean_clipping(trainer), processes_of(trainer)
-        self._engine = AbstractGradientEngine(
-            pl_module, self._loss, self.adversary, self.config, clipping=clipping, processes=processes
-        )
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
-        self._results, self._domain_shares = {}, {}
-        checkpoint, self._restored = self._restored, None
+        self._loaders, self._stepping = None, False
         if checkpoint is not None:
-            resume(self._engine, saved_bounds(checkpoint))
+            saved = saved_bounds(checkpoint, self._checkpoint_key)
+            self._use(begin_resumed(self._new_engine(trainer, pl_module), self._checkpoint_key, saved))
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._remove_hook()
+        self._remove_hooks()
         if len(trainer.optimizers) == 1:
-            self._hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
+            optimizer = trainer.optimizers[0]
+            self._hooks = [
+                optimizer.register_step_pre_hook(self._before_optimizer_step),
+                optimizer.register_step_post_hook(self._after_optimizer_step),
+            ]
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -233,8 +275,14 @@ class CertifiedTraining(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self._fit is None:
+            # Hooks may still have set the initial parameters before the first batch.
+            optimizer = trainer.optimizers[0] if trainer.optimizers else None
+            engine = self._new_engine(trainer, pl_module)
+            self._use(begin(engine, self._checkpoint_key, optimizer, trainer.current_epoch))
+        assert self._fit is not None
         self._approve(trainer, pl_module, batch)
-        self._batches.append(MicroBatch(batch, RandomState.now(), trainer.current_epoch))
+        self._batches.append(MicroBatch(batch, RandomState.now(), self._fit.epoch(trainer.current_epoch)))
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -243,7 +291,7 @@ class CertifiedTraining(Callback):
         scale = 1.0 / trainer.accumulate_grad_batches
         self._step_bounds = self.engine.bound_gradient(self._batches, scale)
         try:
-            self.engine.verify(self._step_bounds, self._batches, scale)
+            self.engine.verify(self._step_bounds, self._batches, scale, optimizer)
         except UnsoundBoundError:
             # A loss that depends on the epoch or the step is recorded anew. Anything else that it depends on, such as
             # an attribute set from earlier batches, could differ in a poisoned run.
@@ -251,26 +299,34 @@ class CertifiedTraining(Callback):
                 raise
             self.engine.forget()
             self._step_bounds = self.engine.bound_gradient(self._batches, scale)
-            self.engine.verify(self._step_bounds, self._batches, scale)
+            self.engine.verify(self._step_bounds, self._batches, scale, optimizer)
         if self.engine.clipping is not None:  # Lightning clips after this hook.
             self._step_bounds = self.engine.clip(self._step_bounds, self.engine.clipping, optimizer)
+
+    def _before_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self._stepping = True  # until the bounds have moved too
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """Move the bounds; a hook of the optimizer, since Lightning has none between the step and a rate's change."""
         if self._step_bounds is not None:
             self.engine.update(self._step_bounds, optimizer)
+            if self._fit is not None:
+                self._fit.note_step()
         self._step_bounds = None
         self._batches = []
+        self._stepping = False
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._fit is None:
+            return
         box = self.engine.domains.cheap_box()
         if box:
-            pl_module.log("agt/mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
+            pl_module.log(f"{self._prefix}mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
         for name, value in self.engine.domains.metrics().items():
-            pl_module.log(f"agt/{name}", value, prog_bar=True)
+            pl_module.log(f"{self._prefix}{name}", value, prog_bar=True)
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -299,36 +355,44 @@ class CertifiedTraining(Callback):
             rank_zero_warn(results.warning)
             return
         for name, value in results.metrics.items():
-            pl_module.log(f"agt/{name}", value, prog_bar="best" not in name, add_dataloader_idx=False)
+            pl_module.log(f"{self._prefix}{name}", value, prog_bar="best" not in name, add_dataloader_idx=False)
         self._results |= results.metrics
         self._domain_shares = results.domain_shares
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._remove_hook()
+        self._remove_hooks()
+        if self._fit is None or not self._fit.made_steps:
+            self._end(trainer)
+            return
         self.engine.require_untouched()
+        self._end(trainer)
         if self.dirpath is not None and trainer.is_global_zero and trainer.optimizers:
             self.save(self.dirpath, trainer.optimizers[0])
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._remove_hook()
+        self._remove_hooks()
+        self._end(trainer, exception)
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._engine is not None:
-            checkpoint[CHECKPOINT_KEY] = bounds_to_save(self._engine)
+        if self._engine is not None and self._engine.module is pl_module:
+            checkpoint[self._checkpoint_key] = bounds_to_save(self._engine, self._epochs_before)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and holds_steps(checkpoint):
             # A checkpoint without bounds is refused when training starts: tuners load their own before it does.
-            self._restored = {CHECKPOINT_KEY: checkpoint.get(CHECKPOINT_KEY)}
+            self._restored = {key: value for key, value in checkpoint.items() if key.startswith(CHECKPOINT_KEY)}
 
     # --- parts of the hooks ----------------------------------------------------------------------------------------
 
     def _approve(self, trainer: L.Trainer, module: L.LightningModule, batch: object) -> None:
         """Raise all problems at once if a kind of batch comes for the first time; log remarks that are new."""
+        if trainer.fit_loop._combined_loader is not self._loaders:
+            self._loaders = trainer.fit_loop._combined_loader
+            self._check_loaders(trainer)
         signature = self.engine.signature(batch)
         if not self.engine.processes.any(signature not in self._approved):
             return
@@ -341,7 +405,53 @@ class CertifiedTraining(Callback):
                 rank_zero_info(f"`CertifiedTraining` {remark}")
                 self._announced.add(remark)
 
-    def _remove_hook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+    def _check_loaders(self, trainer: L.Trainer) -> None:
+        """Look at how new loaders draw samples; those of the first batch are checked with all else."""
+        self.engine.expect_repeats(possible=not draws_once(trainer))
+        problems = sampler_problems(trainer, self.engine.processes) if self._approved else []
+        if problems:
+            raise UncertifiableError(problems)
+
+    def _new_engine(self, trainer: L.Trainer, module: L.LightningModule) -> AbstractGradientEngine:
+        assert self._loss is not None
+        clipping, processes = mean_clipping(trainer), processes_of(trainer)
+        return AbstractGradientEngine(
+            module, self._loss, self.adversary, self.config, clipping=clipping, processes=processes
+        )
+
+    def _use(self, fit: Fit) -> None:
+        self._fit, self._engine, self._epochs_before = fit, fit.engine, fit.epochs_before
+        self._results, self._domain_shares = {}, {}
+
+    def _end(self, trainer: L.Trainer, exception: BaseException | None = None) -> None:
+        """Keep what a later `fit` goes on from; without a step, the bounds of the earlier one stay."""
+        fit, self._fit = self._fit, None
+        stepping, self._stepping = self._stepping, False
+        if fit is None:
+            return
+        problem = None
+        if stepping:
+            problem = "the training was cut off in the middle of a step"
+        elif fit.made_steps and isinstance(exception, UnsoundBoundError):
+            problem = "a self-check of it has failed"
+        fit.end(trainer.optimizers[0] if trainer.optimizers else None, problem)
+        if not (fit.made_steps or fit.resumed or problem):
+            self._engine = self._earlier_engine
+
+    @property
+    def _prefix(self) -> str:
+        return "agt/" if self._position == 0 else f"agt/{self._position}/"
+
+    @property
+    def _checkpoint_key(self) -> str:
+        return CHECKPOINT_KEY if self._position == 0 else f"{CHECKPOINT_KEY}/{self._position}"
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def _certified(engine: AbstractGradientEngine, module: torch.nn.Module) -> CertifiedModel:
+    sets, excluded = engine.parameter_sets, engine.domains.excluded
+    return CertifiedModel(module, engine.bounds, engine.config.method, sets=sets, excluded=excluded)

@@ -131,7 +131,7 @@ class CertifiedTraining(Callback):
         self._step_bounds: StepBounds | None = None
         self._approved: set[object] = set()
         self._announced: set[str] = set()
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._restored: Mapping[str, Any] | None = None
         self._validation: Validation | None = None
         self._results: dict[str, float] = {}
@@ -259,13 +259,9 @@ class CertifiedTraining(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._remove_hooks()
+        self._remove_hook()
         if len(trainer.optimizers) == 1:
-            optimizer = trainer.optimizers[0]
-            self._hooks = [
-                optimizer.register_step_pre_hook(self._before_optimizer_step),
-                optimizer.register_step_post_hook(self._after_optimizer_step),
-            ]
+            self._hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -302,9 +298,7 @@ class CertifiedTraining(Callback):
             self.engine.verify(self._step_bounds, self._batches, scale, optimizer)
         if self.engine.clipping is not None:  # Lightning clips after this hook.
             self._step_bounds = self.engine.clip(self._step_bounds, self.engine.clipping, optimizer)
-
-    def _before_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self._stepping = True  # until the bounds have moved too
+        self._stepping = True  # until the bounds have moved with the parameters
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """Move the bounds; a hook of the optimizer, since Lightning has none between the step and a rate's change."""
@@ -361,7 +355,7 @@ class CertifiedTraining(Callback):
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._remove_hooks()
+        self._remove_hook()
         if self._fit is None or not self._fit.made_steps:
             self._end(trainer)
             return
@@ -372,7 +366,7 @@ class CertifiedTraining(Callback):
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._remove_hooks()
+        self._remove_hook()
         self._end(trainer, exception)
 
     @override
@@ -430,10 +424,10 @@ class CertifiedTraining(Callback):
         if fit is None:
             return
         problem = None
-        if stepping:
+        if (stepping or fit.made_steps) and isinstance(exception, UnsoundBoundError):
+            problem = "a self-check has failed"
+        elif stepping:
             problem = "the training was cut off in the middle of a step"
-        elif fit.made_steps and isinstance(exception, UnsoundBoundError):
-            problem = "a self-check of it has failed"
         fit.end(trainer.optimizers[0] if trainer.optimizers else None, problem)
         if not (fit.made_steps or fit.resumed or problem):
             self._engine = self._earlier_engine
@@ -446,10 +440,10 @@ class CertifiedTraining(Callback):
     def _checkpoint_key(self) -> str:
         return CHECKPOINT_KEY if self._position == 0 else f"{CHECKPOINT_KEY}/{self._position}"
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _remove_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
 
 def _certified(engine: AbstractGradientEngine, module: torch.nn.Module) -> CertifiedModel:

@@ -54,6 +54,9 @@ class PastTraining:
 _PAST: WeakKeyDictionary[nn.Module, dict[str, PastTraining]] = WeakKeyDictionary()
 """What certified trainings of this process left behind, by module and by the key of their callback in checkpoints."""
 
+_ENDS: set[str] = set()
+"""Digests of the parameters that certified trainings of this process left."""
+
 _TUNED: WeakSet[nn.Module] = WeakSet()
 """Modules whose learning rate was chosen by the data."""
 
@@ -106,6 +109,8 @@ class Fit:
         if not (self.made_steps or self.resumed or problem):
             return
         saved = bounds_to_save(self.engine, self.epochs_before)
+        if saved["parameters"] != self._start:
+            _ENDS.add(saved["parameters"])
         self._remember(
             PastTraining(
                 adversary=saved["adversary"],
@@ -172,34 +177,41 @@ def _past_of(module: nn.Module, digest: str, adversary: Adversary, key: str) -> 
         BoundsMismatchError: if they were trained, but not by certified steps with this adversary alone.
     """
     own = _PAST.get(module, {})
-    left = {name: past for name, past in own.items() if past.end == digest} or _trained_elsewhere(digest)
+    left = {name: past for name, past in own.items() if past.end == digest}
     if not left and all(past.start == digest for past in own.values()):
+        if not own and digest in _ENDS:
+            raise BoundsMismatchError(
+                "Expected untrained parameters, but a certified training of another module has left these: the module "
+                "is a copy of that one. Train that one further, or save a checkpoint of it and resume from there by "
+                "`trainer.fit(..., ckpt_path=...)`."
+            )
         return None
-    ended = [past for past in own.values() if past.problem is None]
-    if not left and ended:
+    if not left and all(past.problem is None for past in own.values()):
         raise BoundsMismatchError(
             "Expected the parameters as the last certified step of this module left them, or as they were before the "
             "first one, but they differ: other weights were loaded, or something changed them. Bounds that start here "
             f"would miss everything an adversary did before. {_WAY_OUT}"
         )
-    candidates = left or own
-    fitting = {name: past for name, past in candidates.items() if past.adversary == describe(adversary)}
+    return _usable(left or own, adversary, key)
+
+
+def _usable(trainings: Mapping[str, PastTraining], adversary: Adversary, key: str) -> PastTraining:
+    """Return the training with this adversary, that of the same callback if there are several.
+
+    Raises:
+        BoundsMismatchError: if there is none, or no training can go on from it.
+    """
+    fitting = {name: past for name, past in trainings.items() if past.adversary == describe(adversary)}
     if not fitting:
+        earlier = next(iter(trainings.values())).adversary
         raise BoundsMismatchError(
-            "Expected to go on with the adversary of the module's earlier training, "
-            f"{next(iter(candidates.values())).adversary}, but got {describe(adversary)}. Bounds for one adversary do "
-            f"not hold for another. {_WAY_OUT}"
+            f"Expected to go on with the adversary of the module's earlier training, {earlier}, but got "
+            f"{describe(adversary)}. Bounds for one adversary do not hold for another. {_WAY_OUT}"
         )
     past = fitting.get(key, next(iter(fitting.values())))
     if past.problem is not None:
         raise BoundsMismatchError(f"Training cannot go on from the module's last step: {past.problem}. {_WAY_OUT}")
     return past
-
-
-def _trained_elsewhere(digest: str) -> dict[str, PastTraining]:
-    """Return the trainings of other modules that left these parameters, so that the module is a copy of one of them."""
-    trainings = [item for others in _PAST.values() for item in others.items()]
-    return {name: past for name, past in trainings if past.end == digest != past.start}
 
 
 # --- the optimizer's state ---------------------------------------------------------------------------------------

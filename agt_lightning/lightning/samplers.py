@@ -33,6 +33,7 @@ _DRAW_ONCE = (
     BatchSampler,
     DistributedSampler,
     DistributedSamplerWrapper,
+    range,
 )
 """Samplers that draw each index at most once in an epoch, unless `_repetition` gives a reason; no subclasses."""
 
@@ -208,10 +209,14 @@ def _samplers(trainer: L.Trainer) -> Iterator[object]:
         seen.add(id(sampler))
         if not isinstance(sampler, _DatasetSamplerWrapper):
             yield sampler
-        waiting += [part for value in getattr(sampler, "__dict__", {}).values() for part in _parts(value)]
+        waiting += _parts(sampler)
 
 
-def _parts(value: object) -> list[object]:
-    """Return the samplers among an attribute and its items."""
-    items = value if isinstance(value, list | tuple) else [value]
-    return [item for item in items if isinstance(item, Sampler | _DatasetSamplerWrapper)]
+def _parts(sampler: object) -> list[object]:
+    """Return the samplers that a sampler draws from."""
+    if isinstance(sampler, _DatasetSamplerWrapper):
+        return [sampler._sampler]
+    attributes = list(getattr(sampler, "__dict__", {}).values())
+    items = [item for value in attributes for item in (value if isinstance(value, list | tuple) else [value])]
+    inner = [item for item in items if isinstance(item, Sampler | _DatasetSamplerWrapper)]
+    return [*inner, sampler.sampler] if isinstance(sampler, BatchSampler) else inner  # its sampler can be any iterable

@@ -120,8 +120,9 @@ class CertifiedTraining(Callback):
         self.dirpath = dirpath
         _ = self.config  # refuses unknown settings at once
         self._engine: AbstractGradientEngine | None = None
-        self._earlier_engine: AbstractGradientEngine | None = None
+        self._earlier: tuple[AbstractGradientEngine | None, int] = None, 0
         self._fit: Fit | None = None
+        self._starting: tuple[L.Trainer, L.LightningModule] | None = None
         self._position = 0
         self._loaders: object = None
         self._epochs_before = 0
@@ -163,6 +164,7 @@ class CertifiedTraining(Callback):
         Raises:
             RuntimeError: before training.
         """
+        self._begin()
         if self._engine is None:
             raise RuntimeError(
                 "Expected a training to have started, but there are no bounds yet. Call `trainer.fit`. If it was "
@@ -205,7 +207,7 @@ class CertifiedTraining(Callback):
             FileNotFoundError: if there is no such file.
             RuntimeError: without ``module`` before training.
         """
-        checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location=lambda storage, _: storage)
+        checkpoint = AtomicCheckpointIO().load_checkpoint(Path(ckpt_path), map_location=lambda storage, _: storage)
         module = self.engine.module if module is None else module
         saved = saved_bounds(checkpoint, self._checkpoint_key)
         return _certified(engine_at(module, self.adversary, self.config, saved), module)
@@ -245,7 +247,7 @@ class CertifiedTraining(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         company = [other for other in trainer.callbacks if isinstance(other, CertifiedTraining)]  # type: ignore[attr-defined]
         self._position = next((place for place, other in enumerate(company) if other is self), 0)
-        self._earlier_engine, self._fit = self._engine, None
+        self._earlier, self._fit = (self._engine, self._epochs_before), None
         checkpoint, self._restored = self._restored, None
         unboundable = [*strategy_problems(trainer), *company_problems(company)]
         if unboundable:
@@ -253,6 +255,7 @@ class CertifiedTraining(Callback):
         self._loss = TrainingLoss(trainer)
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
         self._loaders, self._stepping = None, False
+        self._starting = trainer, pl_module
         if checkpoint is not None:
             saved = saved_bounds(checkpoint, self._checkpoint_key)
             self._use(begin_resumed(self._new_engine(trainer, pl_module), self._checkpoint_key, saved))
@@ -271,11 +274,7 @@ class CertifiedTraining(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._fit is None:
-            # Hooks may still have set the initial parameters before the first batch.
-            optimizer = trainer.optimizers[0] if trainer.optimizers else None
-            engine = self._new_engine(trainer, pl_module)
-            self._use(begin(engine, self._checkpoint_key, optimizer, trainer.current_epoch))
+        self._begin()
         assert self._fit is not None
         self._approve(trainer, pl_module, batch)
         self._batches.append(MicroBatch(batch, RandomState.now(), self._fit.epoch(trainer.current_epoch)))
@@ -413,13 +412,22 @@ class CertifiedTraining(Callback):
             module, self._loss, self.adversary, self.config, clipping=clipping, processes=processes
         )
 
+    def _begin(self) -> None:
+        """Start at the first batch, or when bounds are asked for: until then hooks may set the initial parameters."""
+        if self._starting is not None:
+            trainer, module = self._starting
+            optimizer = trainer.optimizers[0] if trainer.optimizers else None
+            engine = self._new_engine(trainer, module)
+            self._use(begin(engine, self._checkpoint_key, optimizer, trainer.current_epoch))
+
     def _use(self, fit: Fit) -> None:
+        self._starting = None
         self._fit, self._engine, self._epochs_before = fit, fit.engine, fit.epochs_before
         self._results, self._domain_shares = {}, {}
 
     def _end(self, trainer: L.Trainer, exception: BaseException | None = None) -> None:
         """Keep what a later `fit` goes on from; without a step, the bounds of the earlier one stay."""
-        fit, self._fit = self._fit, None
+        fit, self._fit, self._starting = self._fit, None, None
         stepping, self._stepping = self._stepping, False
         if fit is None:
             return
@@ -430,7 +438,7 @@ class CertifiedTraining(Callback):
             problem = "the training was cut off in the middle of a step"
         fit.end(trainer.optimizers[0] if trainer.optimizers else None, problem)
         if not (fit.made_steps or fit.resumed or problem):
-            self._engine = self._earlier_engine
+            self._engine, self._epochs_before = self._earlier
 
     @property
     def _prefix(self) -> str:

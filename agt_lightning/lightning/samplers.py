@@ -218,5 +218,5 @@ def _parts(sampler: object) -> list[object]:
         return [sampler._sampler]
     attributes = list(getattr(sampler, "__dict__", {}).values())
     items = [item for value in attributes for item in (value if isinstance(value, list | tuple) else [value])]
-    inner = [item for item in items if isinstance(item, Sampler | _DatasetSamplerWrapper)]
+    inner: list[object] = [item for item in items if isinstance(item, Sampler | _DatasetSamplerWrapper)]
     return [*inner, sampler.sampler] if isinstance(sampler, BatchSampler) else inner  # its sampler can be any iterable

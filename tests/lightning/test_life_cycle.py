@@ -489,6 +489,19 @@ def test_parameters_can_be_set_until_the_first_batch(hook, fit, regressor):
     assert_poisoned_runs_are_inside(certified, regressor, train)
 
 
+def test_bounds_are_points_before_the_first_batch(fit, regressor):
+    class Reads(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            widths.append(certified.bounds.mean_width())
+
+    widths, certified, module = [], CertifiedTraining(ADVERSARY), make(regressor)
+    fit(module, targets(), certified, Reads(), max_epochs=2)
+    fit(module, targets(), certified, Reads(), max_steps=0)
+    fit(module, targets(), certified, Reads(), max_epochs=1)
+    assert widths[0] == 0 < widths[1] < certified.bounds.mean_width()
+    assert certified.engine.steps == 6
+
+
 def test_parameters_set_after_the_first_batch_began_are_refused(fit, regressor):
     class Late(regressor):
         def on_train_batch_start(self, batch, batch_idx):

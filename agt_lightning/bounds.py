@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from agt_lightning.digest import values_digest
 from agt_lightning.errors import BoundsMismatchError
 from agt_lightning.interval import Interval
 
@@ -49,6 +50,9 @@ class ParameterBounds(Mapping[str, Interval]):
 
     Args:
         intervals: bounds by parameter name, as in `torch.nn.Module.named_parameters`.
+        weights: `agt_lightning.digest.values_digest` of the parameters that these are the bounds of, which the runs of
+            an adversary are compared with. None if it is not known; then whoever uses the bounds claims that they
+            belong to a module.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -57,8 +61,9 @@ class ParameterBounds(Mapping[str, Interval]):
         (0.0, 0.0, True)
     """
 
-    def __init__(self, intervals: Mapping[str, Interval]) -> None:
+    def __init__(self, intervals: Mapping[str, Interval], weights: str | None = None) -> None:
         self._intervals = dict(intervals)
+        self.weights = weights
 
     @classmethod
     def point(cls, module: nn.Module) -> ParameterBounds:
@@ -114,6 +119,33 @@ class ParameterBounds(Mapping[str, Interval]):
             if not self[name].to(device=parameter.device).contains(parameter, slack * _largest(self[name]))
         ]
 
+    def require_weights(self, module: nn.Module) -> None:
+        """Raise unless a module has the parameters that these are the bounds of, if those are known.
+
+        Other parameters can lie inside all intervals, such as those of an earlier step or of an average. Their poisoned
+        counterparts need not.
+
+        Args:
+            module: a module with the same parameters.
+
+        Raises:
+            BoundsMismatchError: if a parameter lies outside, or has another value than training left it with.
+        """
+        outside = self.violations(module)
+        if outside:
+            raise BoundsMismatchError(
+                f"Expected the parameters of `module` inside their bounds, but {outside} lie outside. These are the "
+                "bounds of another run, or the module was changed after training."
+            )
+        if self.weights not in (None, values_digest(module.named_parameters())):
+            raise BoundsMismatchError(
+                "Expected the parameters of the step that these are the bounds of, the last step of the training, but "
+                "`module` has others: those of another step (`trainer.test` and `trainer.validate` load the best "
+                "checkpoint unless `ckpt_path` names another), an average, or parameters that were changed by hand. "
+                "Load those of the last step; for the step of a checkpoint, use its own bounds, by "
+                "`CertifiedTraining.certified_model_at(path, module)`."
+            )
+
     def _check_names(self, parameters: Mapping[str, Tensor]) -> None:
         for name in (*self, *parameters):
             if name not in parameters or name not in self._intervals:
@@ -129,7 +161,7 @@ class ParameterBounds(Mapping[str, Interval]):
                 )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``name.lower`` and ``name.upper`` for each parameter, atomically.
+        """Write ``name.lower`` and ``name.upper`` for each parameter, and the digest of the weights, atomically.
 
         Args:
             path: a ``.safetensors`` file; missing folders are created.
@@ -138,8 +170,9 @@ class ParameterBounds(Mapping[str, Interval]):
         for name, interval in self.items():
             tensors[f"{name}.lower"] = interval.lower.detach().cpu().contiguous().clone()
             tensors[f"{name}.upper"] = interval.upper.detach().cpu().contiguous().clone()
+        metadata = {"format": _FORMAT} | ({} if self.weights is None else {"weights": self.weights})
         with atomic_path(path) as partial:
-            save_file(tensors, partial, metadata={"format": _FORMAT})
+            save_file(tensors, partial, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ParameterBounds:
@@ -154,21 +187,22 @@ class ParameterBounds(Mapping[str, Interval]):
             raise FileNotFoundError(f"Expected a file of bounds, but there is none at {path}.")
         try:
             with safe_open(path, framework="pt") as file:
-                file_format = (file.metadata() or {}).get("format")
+                metadata = file.metadata() or {}
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except Exception as error:
             raise BoundsMismatchError(
                 f"Expected a complete safetensors file, but {path} is not one: {error}"
             ) from error
-        if file_format != _FORMAT:
+        if metadata.get("format") != _FORMAT:
             raise BoundsMismatchError(
-                f"Expected a file written by `ParameterBounds.save`, but {path} has format {file_format}."
+                f"Expected a file written by `ParameterBounds.save`, but {path} has format {metadata.get('format')}."
             )
         names = dict.fromkeys(key.rsplit(".", 1)[0] for key in tensors)
         missing = [key for name in names for key in (f"{name}.lower", f"{name}.upper") if key not in tensors]
         if missing:
             raise BoundsMismatchError(f"Expected both bounds of each parameter in {path}, but {missing} are missing.")
-        return cls({name: Interval.checked(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names})
+        intervals = {name: Interval.checked(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names}
+        return cls(intervals, metadata.get("weights"))
 
 
 def _largest(interval: Interval) -> float:

@@ -23,7 +23,7 @@ from agt_lightning.certificates.task import Task
 from agt_lightning.certificates.values import BoundedValues, frozen_values
 from agt_lightning.domains import DOMAINS, FlipCounter, ParameterSet
 from agt_lightning.domains.head import Head, HeadBounds, unshaped
-from agt_lightning.errors import BoundsMismatchError, UncertifiableError
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, require_method
 from agt_lightning.propagation.objective import ProgramCache, canonical_names, graph_inputs
@@ -47,7 +47,8 @@ class CertifiedModel:
 
     Args:
         module: the trained module; `forward` is what is bounded.
-        bounds: bounds on its parameters, which contain them.
+        bounds: bounds on its parameters. Those of a training or a file name the weights they belong to, and no other
+            weights are accepted, not even inside. Whoever makes bounds by hand claims that they belong to the module.
         method: how bounds are propagated, see `CertifiedTraining`.
         sets: other sets that contain the same parameters, by name of their domain, for tighter bounds on a head and for
             `certified_flips`; see `AbstractGradientEngine.parameter_sets`.
@@ -85,12 +86,7 @@ class CertifiedModel:
         rules: RuleTable = RULES,
     ) -> None:
         require_method(method)
-        outside = bounds.violations(module)
-        if outside:
-            raise BoundsMismatchError(
-                f"Expected the parameters of `module` inside their bounds, but {outside} lie outside. These are the "
-                "bounds of another run, or the module was changed after training."
-            )
+        bounds.require_weights(module)
         self.module = module
         self.bounds = bounds
         self.method: Method = method

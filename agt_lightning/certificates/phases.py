@@ -12,6 +12,9 @@ from agt_lightning.propagation.config import CertificationConfig
 OVERRIDDEN_OBJECTIVE = "certified_objective_is_overridden"
 """Setting of a phase: whether `certified_objective` was certified in place of `training_step`."""
 
+UNTRIED_HOOKS = "hooks_that_could_not_be_tried"
+"""Setting of a phase: hooks between steps that could not run on copies, each with the reason."""
+
 SAMPLES_ARE_NAMED = "samples_are_named"
 """Setting of a phase: whether `poisonable` or `sample_ids` was given."""
 

@@ -28,7 +28,7 @@ class Weights:
 
     Args:
         steps: number of optimizer steps that led to them.
-        digest: of their bits; see `parameters_digest`.
+        digest: of their bits; see `tensors_digest`.
     """
 
     steps: int

@@ -210,6 +210,17 @@ class Domain(ABC, Generic[StepData]):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state` of an interrupted run."""
 
+    def restart_optimizer(self) -> None:
+        """Go on with a new optimizer, whose state is empty in every run, as `Trainer.fit` makes one when called again.
+
+        Raises:
+            DomainLostError: unless overridden, since the domain may keep bounds on the state of the old one.
+        """
+        raise DomainLostError(
+            "it does not define `restart_optimizer`, so training cannot go on with a new optimizer. Define it, train "
+            "in one `fit`, or resume from a checkpoint"
+        )
+
     def exact_box(self) -> dict[str, Interval]:
         """Return the interval of each parameter, by name, even if that takes more work than a step."""
         return self.box() or {}

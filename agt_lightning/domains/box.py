@@ -200,6 +200,10 @@ class BoxDomain(Domain[BoxStep]):
             self._remembered[name] = after
 
     @override
+    def restart_optimizer(self) -> None:
+        self.states, self._remembered = {}, {}
+
+    @override
     def tighten(self, other: Mapping[str, Interval]) -> None:
         for name, interval in other.items():
             if not self.intervals[name].is_point:  # a point cannot become tighter, and must stay marked as a point

@@ -209,6 +209,18 @@ class DomainFamily:
         for name, domain in self.in_use.items():
             domain.restore(state[name])
 
+    def restart_optimizer(self) -> None:
+        """Go on with a new optimizer, whose state is empty in every run.
+
+        Raises:
+            UncertifiableError: if a domain does not cover that and ``"auto"`` cannot go on without it.
+        """
+        for name, domain in list(self.in_use.items()):
+            try:
+                domain.restart_optimizer()
+            except DomainLostError as error:
+                self._lose(name, error)
+
     def _lose(self, name: str, error: DomainLostError) -> None:
         """With ``"auto"``, exclude a lost domain if another remains; otherwise raise."""
         if not self.automatic or len(self.in_use) == 1:

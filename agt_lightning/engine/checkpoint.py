@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import blake2b
 from typing import Any
 
-import torch
 from torch import nn
 
+from agt_lightning.digest import tensors_digest
 from agt_lightning.errors import BoundsMismatchError
-
-
-def parameters_digest(module: nn.Module) -> str:
-    """Return a digest of the parameters' names, types, shapes and bits, the same on every device.
-
-    Example:
-        >>> layer = nn.Linear(2, 1)
-        >>> parameters_digest(layer) == parameters_digest(layer), len(parameters_digest(layer))
-        (True, 32)
-    """
-    digest = blake2b(digest_size=16)
-    for name, parameter in module.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        values = parameter.detach().cpu().contiguous().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def require_parameters(module: nn.Module, digest: str) -> None:
@@ -34,12 +17,12 @@ def require_parameters(module: nn.Module, digest: str) -> None:
 
     Args:
         module: with the resumed parameters.
-        digest: `parameters_digest` of the parameters at the checkpoint.
+        digest: `tensors_digest` of the parameters at the checkpoint.
 
     Raises:
         BoundsMismatchError: if they differ in any bit.
     """
-    if parameters_digest(module) != digest:
+    if tensors_digest(module.named_parameters()) != digest:
         raise BoundsMismatchError(
             "Expected the parameters that the checkpoint's bounds were computed for, but those of the module differ, "
             "by their values or by a cast to another type. Resume with the checkpoint's own parameters and precision."

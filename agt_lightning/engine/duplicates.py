@@ -1,4 +1,4 @@
-"""Samples that several processes share in one step: poisoning one of them would count several times."""
+"""Samples that are in one step twice, or in several processes: poisoning one of them would count several times."""
 
 from __future__ import annotations
 
@@ -51,3 +51,32 @@ def require_distinct(keys: Sequence[Tensor]) -> None:
                 "samples of equal content, name them by `sample_ids`."
             ]
         )
+
+
+def require_once(keys: Tensor, *, named: bool) -> None:
+    """Raise if a process has a sample twice in one step.
+
+    Args:
+        keys: `sample_keys` of its poisonable samples.
+        named: whether these are names of the samples, so that equal content does not matter.
+
+    Raises:
+        UncertifiableError: with the number of repeated samples and the way out.
+    """
+    repeated = len(keys) - len(keys.unique())
+    if not repeated:
+        return
+    if named:
+        raise UncertifiableError(
+            [
+                f"{repeated} samples of a step have the name of another one in it, by `sample_ids`: one poisoned "
+                "sample would count several times. Draw each sample once in a step, and give it a name of its own."
+            ]
+        )
+    raise UncertifiableError(
+        [
+            f"{repeated} samples of a step are equal to another one in it, and the sampler is not known to draw each "
+            "sample once: one poisoned sample would count several times. Draw each sample once in a step. If they are "
+            "different samples of equal content, name them by `sample_ids`."
+        ]
+    )

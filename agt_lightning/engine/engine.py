@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,10 +15,11 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
+from agt_lightning.digest import tensors_digest, values_digest
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
-from agt_lightning.engine.checkpoint import complete, parameters_digest, require_parameters
+from agt_lightning.engine.checkpoint import complete, require_parameters
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
 from agt_lightning.engine.probes import step_problems
 from agt_lightning.engine.problems import require_initialized, training_problems
@@ -65,6 +66,7 @@ class AbstractGradientEngine:
             mean of their gradients. Methods that read batches or move bounds must then be called in every process.
         trained: the loss as training computes it, if ``loss`` is other code with the same gradient; `problems` tries
             whether they agree. It runs on copies of the module.
+        start: returns a replica of the module as it was when training began; None means as it is at the first batch.
         **settings: fields of `CertificationConfig`, which replace those of ``config``.
 
     Raises:
@@ -104,6 +106,7 @@ class AbstractGradientEngine:
         clipping: MeanClipping | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
         trained: Loss | None = None,
+        start: Callable[[], nn.Module] | None = None,
         **settings: Any,
     ) -> None:
         require_initialized(module)
@@ -123,7 +126,7 @@ class AbstractGradientEngine:
         rules = RULES if self.config.rules is None else self.config.rules
         whole_samples = adversary.sample_clipping is not None
         record = partial(BoundedObjective.of, loss=loss, table=rules, whole_samples=whole_samples)
-        self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch)))
+        self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
         self._clock = Clock()  # of the last batch
         self._nominal = NominalPass(module, adversary, self._recorded, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified
@@ -131,6 +134,14 @@ class AbstractGradientEngine:
         self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
         self._marks: WriteMarks | None = None  # of the gradients as they were checked; None if training clips them
         processes.require_same(self._trained.values(), "initial parameters")
+
+    def expect_repeats(self, *, possible: bool) -> None:
+        """Say whether a sample could be drawn twice for a step; at first, it is assumed that none is.
+
+        Steps with equal samples are then refused, unless samples have names by ``sample_ids``. Steps with equal names
+        are refused in any case.
+        """
+        self._nominal = replace(self._nominal, drawn_once=not possible)
 
     # --- one step (Algorithm 1) --------------------------------------------------------------------------------------
 
@@ -159,7 +170,7 @@ class AbstractGradientEngine:
                 (self.loss(self.module, batch) / len(batches)).backward()
         average_gradients(self.module, self.processes)
         bounds = self.bound_gradient(trained)
-        self.verify(bounds, trained)
+        self.verify(bounds, trained, optimizer=optimizer)
         optimizer.step()
         self.update(bounds, optimizer)
 
@@ -199,7 +210,13 @@ class AbstractGradientEngine:
     descend = bound_gradient
     """The name of `bound_gradient` before version 0.2."""
 
-    def verify(self, bounds: StepBounds, batches: Sequence[object], scale: float | None = None) -> None:
+    def verify(
+        self,
+        bounds: StepBounds,
+        batches: Sequence[object],
+        scale: float | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         """Check that training's gradient is the certified one; with sample clipping, replace it by the clipped one.
 
         The module's gradients must equal those of the captured program at the module's parameters, up to rounding, at
@@ -210,14 +227,17 @@ class AbstractGradientEngine:
             bounds: from `bound_gradient`.
             batches: the micro-batches that `bound_gradient` was given.
             scale: the factor that `bound_gradient` was given.
+            optimizer: the module's optimizer, if gradients of parameters that it does not own need no check: they move
+                nothing, and pile up if only the optimizer sets gradients to zero. None checks all.
 
         Raises:
             UnsoundBoundError: naming the parameter, the worst violation and its index.
         """
+        moving = _moving_parameters(self.module, optimizer)
         with self.processes.collective_errors():
             doubtful = [
                 name
-                for name, parameter in self.module.named_parameters()
+                for name, parameter in moving.items()
                 if differs(name, parameter.grad, bounds.gradient.get(name), bounds.tolerance.get(name))
             ]
         for name in self.processes.union(doubtful):
@@ -228,7 +248,7 @@ class AbstractGradientEngine:
             for name, gradient in bounds.applied.items():
                 parameter = self.module.get_parameter(name)
                 parameter.grad = gradient.to(parameter.dtype)
-        gradients = {name: parameter.grad for name, parameter in self.module.named_parameters()}
+        gradients = {name: parameter.grad for name, parameter in moving.items()}
         self._verified = {name: grad.detach().clone() for name, grad in gradients.items() if grad is not None}
         self._marks = WriteMarks.of(self.module)
 
@@ -277,7 +297,7 @@ class AbstractGradientEngine:
                 left the new box, or the box is NaN or infinite.
         """
         with self.processes.collective_errors():
-            require_same_gradients(self.module, self._verified)
+            require_same_gradients(_moving_parameters(self.module, optimizer), self._verified)
             if self._marks is not None:
                 require_unwritten(self.module, self._marks)
             after = require_unmoved(self.module, self._trained, optimizer)
@@ -304,19 +324,21 @@ class AbstractGradientEngine:
             local = step_problems(self._nominal, micro_batch, self.loss, self.trained)
         return self.processes.union(local)
 
-    def observe(self, batch: object, clock: Clock) -> MicroBatch:
+    def observe(self, batch: object, clock: Clock, epoch: int | None = None) -> MicroBatch:
         """Return a batch with its captured loss, as its training step is about to find it; call it before that step.
 
         Args:
             batch: in this process.
             clock: the time of the step.
+            epoch: number of the pass over the data set, for domains that follow a sample through all epochs; None means
+                that of the clock.
 
         Raises:
             CaptureError: if the loss cannot be recorded.
             UnsoundBoundError: if the loss depends on something that earlier batches may have changed.
         """
         self._clock = clock
-        return MicroBatch.observed(batch, self._recordings(batch, clock), clock.epoch)
+        return MicroBatch.observed(batch, self._recordings(batch, clock), clock.epoch if epoch is None else epoch)
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
         """Raise all problems of a new kind of batch at once."""
@@ -356,7 +378,7 @@ class AbstractGradientEngine:
 
     @property
     def bounds(self) -> ParameterBounds:
-        """The box in the parameters' own types, rounded outward.
+        """The box in the parameters' own types, rounded outward, for the weights that the last step left.
 
         Raises:
             UnsoundBoundError: if a bound is NaN or infinite.
@@ -365,7 +387,7 @@ class AbstractGradientEngine:
         rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in self.box.items()}
         for name, interval in rounded_outward.items():
             check_finite_and_ordered(interval, f"parameter `{name}` in {types[name]}")
-        return ParameterBounds(rounded_outward)
+        return ParameterBounds(rounded_outward, values_digest(self._trained.items()))
 
     @property
     def parameter_sets(self) -> dict[str, ParameterSet]:
@@ -391,7 +413,7 @@ class AbstractGradientEngine:
         """Return all that a checkpoint must keep: tensors, numbers and strings."""
         return {
             "steps": self.steps,
-            "parameters": parameters_digest(self.module),
+            "parameters": tensors_digest(self._trained.items()),
             "domains": self.domains.state(),
         }
 
@@ -415,6 +437,14 @@ class AbstractGradientEngine:
         self.processes.require_same(self.domains.fingerprint_tensors(), "resumed bounds")
         self._trained = _copies(self.module)
         self.steps = steps
+
+    def restart_optimizer(self) -> None:
+        """Go on with a new optimizer, whose state is empty in every run.
+
+        Raises:
+            UncertifiableError: if a domain does not cover that.
+        """
+        self.domains.restart_optimizer()
 
     # --- self-checks -------------------------------------------------------------------------------------------------
 
@@ -468,6 +498,15 @@ def _micro_batches(batches: Sequence[object], scale: float | None) -> tuple[list
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def _moving_parameters(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, nn.Parameter]:
+    """Return the parameters that an optimizer owns, by name; all if there is none."""
+    parameters = dict(module.named_parameters())
+    if optimizer is None:
+        return parameters
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in owned}
 
 
 def _device(module: nn.Module) -> torch.device:

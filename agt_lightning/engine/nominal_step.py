@@ -15,7 +15,7 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation import Clipping, SampleSet, bounded_descent, clipped_mean
 from agt_lightning.distributed import Entry, ProcessGroup
 from agt_lightning.domains import Step
-from agt_lightning.engine.duplicates import require_distinct, sample_keys
+from agt_lightning.engine.duplicates import require_distinct, require_once, sample_keys
 from agt_lightning.engine.self_checks import Tolerance
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
@@ -43,7 +43,7 @@ class LocalGradients:
     Args:
         gradients: gradients of all samples, by parameter name.
         samples: weights of these samples in the step's loss over all processes, and which of them can be poisoned.
-        keys: integers that identify samples across processes, (b,); None if there is one process.
+        keys: integers that identify samples across processes, (b,); None if nothing compares them.
         budget: memory for temporary tensors, in bytes.
     """
 
@@ -76,6 +76,7 @@ class NominalPass:
         objectives: returns the captured loss of a batch.
         config: type and memory of the computation; which samples can be poisoned, and their names.
         processes: the group that makes a step together, each process with its own micro-batches.
+        drawn_once: whether no sample is drawn twice for a step; if not, samples without names are compared by content.
     """
 
     module: nn.Module
@@ -83,6 +84,7 @@ class NominalPass:
     objectives: Callable[[MicroBatch], BoundedObjective]
     config: CertificationConfig
     processes: ProcessGroup
+    drawn_once: bool = True
 
     def step(
         self, batches: Sequence[MicroBatch], scale: float, *, need_poisoned_prefixes: bool
@@ -96,7 +98,8 @@ class NominalPass:
                 parameter, for domains that read `BoundedBatch.poisoned_prefix`.
 
         Raises:
-            UncertifiableError: in every process, if processes share a poisonable sample or train different parameters.
+            UncertifiableError: in every process, if a poisonable sample is in the step twice, or if processes train
+                different parameters.
         """
         scale = scale / self.processes.size
         with self.processes.collective_errors():
@@ -180,8 +183,11 @@ class NominalPass:
         weights = [sample_weights(part.bounded, part.batch, scale, self.config.dtype, device) for part in parts]
         samples = sample_set(weights, [part.poisonable for part in parts])
         keys = None
-        if self.processes.size > 1:
+        named = self.config.sample_ids is not None
+        if self.processes.size > 1 or named or not self.drawn_once:
             keys = torch.cat([sample_keys(part.bounded, part.batch.data, part.sample_ids) for part in parts])
+        if keys is not None and (named or not self.drawn_once):
+            require_once(keys if samples.poisonable is None else keys[samples.poisonable.to(keys.device)], named=named)
         return LocalGradients(stacked(gradients), samples, keys, budget)
 
 

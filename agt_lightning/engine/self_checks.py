@@ -252,17 +252,17 @@ def require_unwritten(module: nn.Module, marks: WriteMarks) -> None:
         )
 
 
-def require_same_gradients(module: nn.Module, verified: Mapping[str, Tensor]) -> None:
+def require_same_gradients(parameters: Mapping[str, nn.Parameter], verified: Mapping[str, Tensor]) -> None:
     """Raise unless the optimizer applied the gradients that were checked, to the last bit.
 
     Args:
-        module: after the optimizer's step, with the gradients that were applied.
+        parameters: those of the optimizer after its step, with the gradients that were applied, by name.
         verified: the checked gradients, by parameter name.
 
     Raises:
         UnsoundBoundError: naming the parameter.
     """
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters.items():
         applied, checked = parameter.grad, verified.get(name)
         if applied is None and checked is None:
             continue

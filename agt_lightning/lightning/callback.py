@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +21,39 @@ from agt_lightning.adversaries.base import require_adversary
 from agt_lightning.aggregation import Aggregation
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
-from agt_lightning.capture.dropout import noting_masks
 from agt_lightning.certificates import CertifiedModel
-from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE
 from agt_lightning.certificates.record import certificate, frozen_parameters, write_certificate
-from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.certificates.task import Task
 from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
-from agt_lightning.engine.step_bounds import StepBounds
-from agt_lightning.errors import CaptureError, UncertifiableError
-from agt_lightning.lightning.checkpoint_io import use_atomic_checkpoints, warn_of_boundless_checkpoints
-from agt_lightning.lightning.checks import mean_clipping, training_problems
+from agt_lightning.errors import UncertifiableError
+from agt_lightning.lightning.checkpoint_io import (
+    AtomicCheckpointIO,
+    use_atomic_checkpoints,
+    warn_of_boundless_checkpoints,
+)
+from agt_lightning.lightning.checks import mean_clipping
+from agt_lightning.lightning.company import company_problems
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
-from agt_lightning.lightning.hooks import remarks
+from agt_lightning.lightning.life_cycle import begin, begin_resumed, note_tuning
 from agt_lightning.lightning.observer import StepObserver
-from agt_lightning.lightning.probes import try_hooks
+from agt_lightning.lightning.origin import Origin
 from agt_lightning.lightning.resume import (
     BUFFERS_KEY,
     CHECKPOINT_KEY,
     bounds_to_save,
+    engine_at,
+    holds_steps,
     phases_of,
-    resume,
     saved_bounds,
-    start_of_training,
 )
+from agt_lightning.lightning.steps import CertifiedSteps
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation, weights_of
 from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
 from agt_lightning.propagation.config import CertificationConfig, DomainChoice
-from agt_lightning.propagation.samples import MicroBatch, Poisonable, SampleIds
+from agt_lightning.propagation.samples import Poisonable, SampleIds
 
 
 class CertifiedTraining(Callback):
@@ -132,18 +134,19 @@ class CertifiedTraining(Callback):
         self.dirpath = dirpath
         _ = self.config  # refuses unknown settings at once
         self._engine: AbstractGradientEngine | None = None
+        self._epochs_before = 0
+        self._earlier: tuple[AbstractGradientEngine | None, int] = None, 0
+        self._starting: tuple[L.Trainer, L.LightningModule] | None = None
+        self._steps: CertifiedSteps | None = None
+        self._origin: Origin | None = None
+        self._task: Task | None = None
         self._loss: TrainingLoss | None = None
         self._incoming: tuple[object, int] | None = None
-        self._batches: list[MicroBatch] = []
-        self._step_bounds: StepBounds | None = None
-        self._approved: set[object] = set()
+        self._position = 0  # among several in one Trainer
         self._announced: set[str] = set()
-        self._untried_hooks: tuple[str, ...] = ()
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._observer: StepObserver | None = None
-        self._restored: Mapping[str, Any] | None = None
-        self._start: StartOfTraining | None = None
-        self._task: Task | None = None
+        self._handles: list[Any] = []  # of what observes the steps
+        self._restored: Mapping[str, Any] | None = None  # of a checkpoint that is being loaded
+        self._continued: Mapping[str, Any] | None = None  # of the checkpoint from which the training continues
         self._validation: Validation | None = None
         self._validations = ValidationRecord()
 
@@ -173,20 +176,14 @@ class CertifiedTraining(Callback):
         Raises:
             RuntimeError: before training.
         """
+        self._begin()
         if self._engine is None:
-            raise RuntimeError("Expected a training to have started, but there are no bounds yet. Call `trainer.fit`.")
+            raise RuntimeError(
+                "Expected a training to have started, but there are no bounds yet. Call `trainer.fit`. If it was "
+                "called, the module has brought another `CertifiedTraining` by `configure_callbacks`, which Lightning "
+                "uses in place of this one: see `trainer.callbacks`, or `module.certified_training` of the mixin."
+            )
         return self._engine
-
-    @property
-    def loss(self) -> TrainingLoss:
-        """The loss of the current or last training.
-
-        Raises:
-            RuntimeError: before training.
-        """
-        _ = self.engine
-        assert self._loss is not None
-        return self._loss
 
     @property
     def bounds(self) -> ParameterBounds:
@@ -199,26 +196,41 @@ class CertifiedTraining(Callback):
         """Return the trained network with its bounds.
 
         Args:
-            module: a module with the trained parameters; None means the one that was trained.
+            module: a module with the parameters that the last step left; None means the one that was trained.
             output: key, attribute or position of the outputs if `forward` returns several tensors.
 
         Raises:
-            BoundsMismatchError: if the module has other parameters.
+            BoundsMismatchError: if the module has other parameters, such as those of another step.
             RuntimeError: before training.
         """
-        engine = self.engine
-        module = engine.module if module is None else module
-        sets, excluded = engine.parameter_sets, engine.domains.excluded
-        return CertifiedModel(
-            module,
-            self.bounds,
-            engine.config.method,
-            sets=sets,
-            excluded=excluded,
-            task=self._task,
-            start=self._start,
-            output=output,
-        )
+        return self._certified(self.engine, self.engine.module if module is None else module, output)
+
+    def certified_model_at(
+        self,
+        ckpt_path: str | os.PathLike[str],
+        module: torch.nn.Module | None = None,
+        *,
+        output: str | int | None = None,
+    ) -> CertifiedModel:
+        """Return the network of a checkpoint with its bounds, for runs that are compared at the same step.
+
+        If metrics chose the checkpoint among others, as ``ModelCheckpoint(monitor=...)`` does, a poisoned run could
+        have chosen another step, which these bounds do not cover.
+
+        Args:
+            ckpt_path: a checkpoint that was written with this `CertifiedTraining`, or one like it.
+            module: a module with the checkpoint's parameters; None means the one that was trained.
+            output: key, attribute or position of the outputs if `forward` returns several tensors.
+
+        Raises:
+            BoundsMismatchError: if the checkpoint has no bounds, or they are for another adversary or other parameters.
+            FileNotFoundError: if there is no such file.
+            RuntimeError: without ``module`` before training.
+        """
+        checkpoint = AtomicCheckpointIO().load_checkpoint(Path(ckpt_path), map_location=lambda storage, _: storage)
+        module = self.engine.module if module is None else module
+        saved = saved_bounds(checkpoint, self._checkpoint_key)
+        return self._certified(engine_at(module, self.adversary, self.config, saved), module, output)
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
         """Write ``certificate.json`` and ``bounds.safetensors``.
@@ -247,85 +259,84 @@ class CertifiedTraining(Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
+            self._restored = None
             use_atomic_checkpoints(trainer)
             warn_of_boundless_checkpoints(trainer)
+            note_tuning(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        unboundable = strategy_problems(trainer)
+        company = [other for other in trainer.callbacks if isinstance(other, CertifiedTraining)]  # type: ignore[attr-defined]
+        self._position = next((place for place, other in enumerate(company) if other is self), 0)
+        self._earlier, self._steps = (self._engine, self._epochs_before), None
+        checkpoint, self._restored = self._restored, None
+        unboundable = [*strategy_problems(trainer), *company_problems(company)]
         if unboundable:
             raise UncertifiableError(unboundable)
-        if self._restored is not None or self._engine is None or self._engine.module is not pl_module:
-            self._start, self._task = start_of_training(pl_module, self._restored), None
+        self._origin, self._continued = None, checkpoint
+        if self._engine is None or self._engine.module is not pl_module:
+            self._task = None
         self._loss = TrainingLoss(trainer)
-        clipping, processes = mean_clipping(trainer), processes_of(trainer)
-        self._engine = AbstractGradientEngine(
-            pl_module,
-            self._loss,
-            self.adversary,
-            self.config,
-            clipping=clipping,
-            processes=processes,
-            trained=self._loss.as_trained,
-        )
-        self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
-        self._validations, self._untried_hooks = ValidationRecord(), ()
-        checkpoint, self._restored = self._restored, None
+        self._announced = set()
+        self._starting = trainer, pl_module
         if checkpoint is not None:
-            resume(self._engine, saved_bounds(checkpoint))
+            self._begin(saved_bounds(checkpoint, self._checkpoint_key))
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._remove_hook()
-        self._observer = StepObserver(trainer, lambda: self._before_training_step(trainer, pl_module))
+        self._stop_observing()
+        self._handles = [StepObserver(trainer, self._before_training_step)]
         if len(trainer.optimizers) == 1:
-            self._hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
+            self._handles.append(trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step))
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._batches = []  # Lightning makes no step for a batch that a hook skipped at the end of an epoch.
-        _ = self.engine.start
-        self.loss.note_hook(pl_module, "on_train_epoch_start", 0)
+        if self._steps is not None:
+            self._steps.drop_batches()
+        self._make_origin(pl_module)
+        self._note_hook(trainer, pl_module, "on_train_epoch_start")
 
     @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._incoming = (batch, batch_idx)
-        self.loss.note_hook(pl_module, "on_train_batch_start", batch_idx)
+        self._incoming = batch, batch_idx
+        self._note_hook(trainer, pl_module, "on_train_batch_start")
+
+    def _before_training_step(self) -> AbstractContextManager[None]:
+        """Keep the batch as its step finds it; called by an observer, since hooks of the batch come later than ours."""
+        self._begin()
+        assert self._steps is not None
+        assert self._incoming is not None
+        return self._steps.before_training_step(*self._incoming)
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        self.loss.note_hook(pl_module, "on_before_optimizer_step", self.loss.now.batch)
-        if not self._batches:
-            raise UncertifiableError(["The optimizer steps twice on one batch. Let `optimizer_step` step once."])
-        scale = 1.0 / trainer.accumulate_grad_batches
-        self._step_bounds = self.engine.bound_gradient(self._batches, scale)
-        self.engine.verify(self._step_bounds, self._batches, scale)
-        if self.engine.clipping is not None:  # Lightning clips after this hook.
-            self._step_bounds = self.engine.clip(self._step_bounds, self.engine.clipping, optimizer)
+        self._note_hook(trainer, pl_module, "on_before_optimizer_step")
+        if self._steps is not None:
+            self._steps.before_optimizer_step(optimizer)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """Move the bounds; a hook of the optimizer, since Lightning has none between the step and a rate's change."""
-        if self._step_bounds is not None:
-            self.engine.update(self._step_bounds, optimizer)
-        self._step_bounds = None
-        self._batches = []
+        if self._steps is not None:
+            self._steps.after_optimizer_step(optimizer)
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.loss.note_hook(pl_module, "on_train_batch_end", batch_idx)
+        self._note_hook(trainer, pl_module, "on_train_batch_end")
+        if self._steps is None:
+            return
         box = self.engine.domains.cheap_box()
         if box:
-            pl_module.log("agt/mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
+            pl_module.log(f"{self._prefix}mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
         for name, value in self.engine.domains.metrics().items():
-            pl_module.log(f"agt/{name}", value, prog_bar=True)
+            pl_module.log(f"{self._prefix}{name}", value, prog_bar=True)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.loss.note_hook(pl_module, "on_train_epoch_end", 0)
+        self._note_hook(trainer, pl_module, "on_train_epoch_end")
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -355,71 +366,93 @@ class CertifiedTraining(Callback):
             rank_zero_warn(results.warning)
         self._announce(results.remark)
         for name, value in results.metrics.items():
-            pl_module.log(f"agt/{name}", value, prog_bar="best" not in name, add_dataloader_idx=False)
+            pl_module.log(f"{self._prefix}{name}", value, prog_bar="best" not in name, add_dataloader_idx=False)
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._remove_hook()
-        self.engine.require_untouched()
-        self.engine.require_recorded()
-        self.engine.require_contained()
-        if self.dirpath is not None and trainer.is_global_zero and trainer.optimizers:
+        self._stop_observing()
+        made_steps = self._steps is not None and self._steps.fit.made_steps
+        if made_steps and self._steps is not None:
+            self._steps.require_sound_end()
+        self._end()
+        if made_steps and self.dirpath is not None and trainer.is_global_zero and trainer.optimizers:
             self.save(self.dirpath, trainer.optimizers[0])
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._remove_hook()
+        self._stop_observing()
+        self._end(exception)
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._engine is not None:
-            checkpoint[CHECKPOINT_KEY] = bounds_to_save(self._engine)
-        if self._start is not None:
-            checkpoint[BUFFERS_KEY] = dict(self._start.buffers)
+        if self._engine is not None and self._engine.module is pl_module:
+            checkpoint[self._checkpoint_key] = bounds_to_save(self._engine, self._epochs_before)
+            if self._origin is not None:
+                checkpoint[BUFFERS_KEY] = dict(self._origin.start.buffers)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and holds_steps(checkpoint):
             # A checkpoint without bounds is refused when training starts: tuners load their own before it does.
-            self._restored = {key: checkpoint.get(key) for key in (CHECKPOINT_KEY, BUFFERS_KEY)}
+            kept = (CHECKPOINT_KEY, BUFFERS_KEY)
+            self._restored = {key: value for key, value in checkpoint.items() if key.startswith(kept)}
 
     # --- parts of the hooks ----------------------------------------------------------------------------------------
 
-    def _before_training_step(self, trainer: L.Trainer, module: L.LightningModule) -> AbstractContextManager[None]:
-        """Keep the batch as the step finds it, with its recording; raise all problems of a new recording at once."""
-        assert self._incoming is not None
-        batch, index = self._incoming
-        self.loss.now = Clock(trainer.current_epoch, trainer.global_step, index)
-        observed: MicroBatch | None = None
-        # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
-        if module.automatic_optimization:
-            with suppress(CaptureError), self.engine.processes.collective_errors():
-                observed = self.engine.observe(batch, self.loss.now)
-        if self.engine.processes.any(observed is None or id(observed.recorded) not in self._approved):
-            self._approve(trainer, module, batch if observed is None else observed)
-        assert observed is not None
-        self._batches.append(observed)
-        assert observed.recorded is not None
-        assert observed.state is not None
-        return noting_masks(module, observed.state) if observed.recorded.graph.masks else nullcontext()
+    def _note_hook(self, trainer: L.Trainer, module: L.LightningModule, hook: str) -> None:
+        if self._origin is not None:
+            index = 0 if self._incoming is None else self._incoming[1]
+            self._origin.note_hook(module, hook, Clock(trainer.current_epoch, trainer.global_step, index))
 
-    def _approve(self, trainer: L.Trainer, module: L.LightningModule, batch: object) -> None:
-        """Raise all problems of training on batches like this one; log remarks that are new."""
-        problems = training_problems(trainer, module, self.engine, batch)
-        if not self._approved and module.automatic_optimization:
-            tried = try_hooks(trainer, module, MicroBatch.of(batch).data)
-            problems += self.engine.processes.union(tried.problems)
-            self._untried_hooks = tuple(self.engine.processes.union(tried.untried))
-        if problems:
-            raise UncertifiableError(problems)
-        bounded = MicroBatch.of(batch).recorded
-        assert bounded is not None
-        self._approved.add(id(bounded))
-        task = Task.of(bounded.objective, bounded.parameters)
-        self._task = task if self._task is None else self._task | task
-        self.engine.stated[OVERRIDDEN_OBJECTIVE] = getattr(self._loss, "own_objective", False)
-        for remark in [*self.engine.domains.remarks(), *remarks(trainer, module)]:
-            self._announce(f"`CertifiedTraining` {remark}")
+    def _make_origin(self, module: L.LightningModule) -> Origin:
+        """Return what the module is before its first step: after `on_train_start`, in which it may be initialized."""
+        if self._origin is None:
+            self._origin = Origin.of(module, self._continued)
+            if self._loss is not None:
+                self._loss.hooks = self._origin.hooks
+        return self._origin
+
+    def _begin(self, saved: Mapping[str, Any] | None = None) -> None:
+        """Start at the first batch, or when bounds are asked for: until then hooks may set the initial parameters.
+
+        Args:
+            saved: bounds of a checkpoint to go on from; None if there is none.
+        """
+        if self._starting is None:
+            return
+        trainer, module = self._starting
+        assert self._loss is not None
+        engine = AbstractGradientEngine(
+            module,
+            self._loss,
+            self.adversary,
+            self.config,
+            clipping=mean_clipping(trainer),
+            processes=processes_of(trainer),
+            trained=self._loss.as_trained,
+            start=lambda: self._make_origin(module).start.module,
+        )
+        if saved is None:
+            optimizer = trainer.optimizers[0] if trainer.optimizers else None
+            fit = begin(engine, self._checkpoint_key, optimizer, trainer.current_epoch)
+        else:
+            fit = begin_resumed(engine, self._checkpoint_key, saved)
+        self._starting = None
+        self._steps = CertifiedSteps(trainer, module, fit, self._loss, self._announce)
+        self._engine, self._epochs_before = fit.engine, fit.epochs_before
+        self._validations = ValidationRecord()
+
+    def _end(self, exception: BaseException | None = None) -> None:
+        """Keep what a later `fit` goes on from; without a step, the bounds of the earlier one stay."""
+        steps, self._steps, self._starting = self._steps, None, None
+        if steps is None:
+            return
+        if steps.task is not None:
+            self._task = steps.task if self._task is None else self._task | steps.task
+        if steps.end(exception):
+            self._make_origin(steps.module).keep(steps.module)
+        else:
+            self._engine, self._epochs_before = self._earlier
 
     def _announce(self, remark: str) -> None:
         """Log a remark that is new."""
@@ -427,8 +460,29 @@ class CertifiedTraining(Callback):
             rank_zero_info(remark)
             self._announced.add(remark)
 
-    def _remove_hook(self) -> None:
-        for handle in (self._hook, self._observer):
-            if handle is not None:
-                handle.remove()
-        self._hook = self._observer = None
+    def _certified(
+        self, engine: AbstractGradientEngine, module: torch.nn.Module, output: str | int | None
+    ) -> CertifiedModel:
+        return CertifiedModel(
+            module,
+            engine.bounds,
+            engine.config.method,
+            sets=engine.parameter_sets,
+            excluded=engine.domains.excluded,
+            task=self._task if self._steps is None else self._steps.task,
+            start=None if self._origin is None else self._origin.start,
+            output=output,
+        )
+
+    @property
+    def _prefix(self) -> str:
+        return "agt/" if self._position == 0 else f"agt/{self._position}/"
+
+    @property
+    def _checkpoint_key(self) -> str:
+        return CHECKPOINT_KEY if self._position == 0 else f"{CHECKPOINT_KEY}/{self._position}"
+
+    def _stop_observing(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

@@ -10,13 +10,13 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import CaptureError
-from agt_lightning.lightning.distributed import sampler_problems
 from agt_lightning.lightning.hooks import hook_problems, parameter_problems
+from agt_lightning.lightning.life_cycle import tuning_problems
+from agt_lightning.lightning.samplers import sampler_problems
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -65,6 +65,7 @@ def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]
         *_optimizer_problems(trainer, module),
         *_data_dependence_problems(trainer),
         *hook_problems(trainer, module),
+        *tuning_problems(module),
     ]
 
 
@@ -121,16 +122,5 @@ def _data_dependence_problems(trainer: L.Trainer) -> list[str]:
         problems.append(
             "`ReduceLROnPlateau` chooses the learning rate by a metric of the data; a poisoned run would use another. "
             "Use a schedule that depends on the step alone."
-        )
-    sampler = getattr(trainer.train_dataloader, "sampler", None)
-    if isinstance(sampler, RandomSampler) and sampler.replacement:
-        problems.append(
-            "`RandomSampler(replacement=True)` repeats samples in a batch, where one poisoned sample would count "
-            "several times. Draw without replacement."
-        )
-    if isinstance(sampler, WeightedRandomSampler):
-        problems.append(
-            "`WeightedRandomSampler` chooses batches by weights that may come from labels, and repeats samples. Use a "
-            "sampler that does not look at the data."
         )
     return problems

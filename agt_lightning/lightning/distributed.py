@@ -1,14 +1,10 @@
-"""Trainings with several processes: their group, and settings that would void the guarantee."""
+"""Trainings with several processes: their group, and strategies that would void the guarantee."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Sized
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
-from torch.utils.data import DistributedSampler
 
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup, TorchProcessGroup
 
@@ -48,38 +44,3 @@ def strategy_problems(trainer: L.Trainer) -> list[str]:
             "and use GroupNorm or LayerNorm."
         )
     return problems
-
-
-def sampler_problems(trainer: L.Trainer, processes: ProcessGroup) -> list[str]:
-    """Return why the batches of the processes do not fit together; a collective.
-
-    Args:
-        trainer: with its training loaders set up.
-        processes: of the Trainer.
-    """
-    if processes.size == 1:
-        return []
-    problems = [
-        f"`{type(sampler).__name__}` repeats {_repeated(sampler)} samples so that all processes "
-        "get the same number: a repeated sample is poisoned in two places. Give the loader a `DistributedSampler(..., "
-        "drop_last=True)`, or a data set whose size is a multiple of the number of processes."
-        for sampler in _samplers(trainer)
-        if isinstance(sampler, DistributedSampler) and _repeated(sampler) > 0
-    ]
-    if len(processes.union([str(trainer.num_training_batches)])) > 1:
-        problems.append("The processes have different numbers of batches. Give each the same number.")
-    return processes.union(problems)
-
-
-def _repeated(sampler: DistributedSampler[Any]) -> int:
-    """Return the number of samples that a sampler draws twice."""
-    assert isinstance(sampler.dataset, Sized)
-    return sampler.total_size - len(sampler.dataset)
-
-
-def _samplers(trainer: L.Trainer) -> Iterator[object]:
-    """Yield the samplers of all training loaders, inside batch samplers too."""
-    combined = trainer.fit_loop._combined_loader
-    for loader in [] if combined is None else combined.flattened:
-        for owner in (loader, getattr(loader, "batch_sampler", None)):
-            yield getattr(owner, "sampler", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.certificates import Certification, CertifiedModel
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.lightning.callback import CertifiedTraining
 
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     _Base = L.LightningModule
 else:
     _Base = object
+
+
+_OWN: WeakSet[CertifiedTraining] = WeakSet()
+"""Callbacks that came from `configure_certification`; a later `fit` replaces them by new ones."""
 
 
 class CertifiedModule(_Base):
@@ -49,11 +55,19 @@ class CertifiedModule(_Base):
         return None
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Return the module's own callbacks and the certifying one."""
+        """Return the module's own callbacks and the certifying one.
+
+        Raises:
+            UncertifiableError: if the Trainer has another `CertifiedTraining`, which Lightning would drop.
+        """
         inherited = super().configure_callbacks()
         callbacks = list(inherited) if isinstance(inherited, Sequence) else [inherited]
         certified = self.configure_certification()
-        return callbacks if certified is None else [*callbacks, certified]
+        if certified is None:
+            return callbacks
+        _require_alone(certified, self)
+        _OWN.add(certified)
+        return [*callbacks, certified]
 
     @property
     def certified_training(self) -> CertifiedTraining:
@@ -130,3 +144,16 @@ class CertifiedModule(_Base):
 
     def _certified_model(self, output: str | int | None) -> CertifiedModel:
         return self.certified_training.certified_model(self, output=output)
+
+
+def _require_alone(certified: CertifiedTraining, module: L.LightningModule) -> None:
+    trainer = getattr(module, "_trainer", None)
+    callbacks = [] if trainer is None else trainer.callbacks
+    others = [other for other in callbacks if isinstance(other, CertifiedTraining) and other not in _OWN]
+    if any(other is not certified for other in others):
+        raise UncertifiableError(
+            [
+                "The Trainer has a `CertifiedTraining`, and `configure_certification` returns another, by which "
+                "Lightning replaces it. Use one of the two."
+            ]
+        )

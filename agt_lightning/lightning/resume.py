@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from agt_lightning.adversaries import Adversary
 from agt_lightning.certificates.phases import Phase, bound_settings, followed_by
 from agt_lightning.certificates.record import describe
-from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
 from agt_lightning.errors import BoundsMismatchError
+from agt_lightning.propagation.config import CertificationConfig
 
 CHECKPOINT_KEY = "agt_bounds"
 """Key of the bounds in Lightning's checkpoint."""
@@ -21,10 +22,16 @@ BUFFERS_KEY = "agt_buffers_at_start"
 """Key of the digests of all buffers before the first step in Lightning's checkpoint."""
 
 
-def bounds_to_save(engine: AbstractGradientEngine) -> dict[str, Any]:
-    """Return the bounds of a training, their adversary and their settings, as tensors, numbers and strings."""
+def bounds_to_save(engine: AbstractGradientEngine, epochs_before: int) -> dict[str, Any]:
+    """Return the bounds of a training, their adversary and their settings, as tensors, numbers and strings.
+
+    Args:
+        engine: after its last step.
+        epochs_before: the number that is added to the Trainer's epochs, see `life_cycle.Fit`.
+    """
     phases = [phase.plain() for phase in phases_of(engine)]
-    return {"adversary": describe(engine.adversary), "phases": phases, **engine.state()}
+    adversary = describe(engine.adversary)
+    return {"adversary": adversary, "phases": phases, "epochs_before": epochs_before, **engine.state()}
 
 
 def phases_of(engine: AbstractGradientEngine) -> tuple[Phase, ...]:
@@ -33,20 +40,52 @@ def phases_of(engine: AbstractGradientEngine) -> tuple[Phase, ...]:
     return followed_by([Phase.of(plain) for plain in engine.earlier_phases], engine.steps, settings)
 
 
-def saved_bounds(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+def saved_bounds(checkpoint: Mapping[str, Any], key: str = CHECKPOINT_KEY) -> Mapping[str, Any]:
     """Return what `bounds_to_save` put into a checkpoint.
+
+    Args:
+        checkpoint: Lightning's.
+        key: of the callback.
 
     Raises:
         BoundsMismatchError: if the checkpoint has no bounds.
     """
-    if checkpoint.get(CHECKPOINT_KEY) is None:
+    if checkpoint.get(key) is None:
         raise BoundsMismatchError(
             "Expected a checkpoint of a certified training, but it has no bounds. Bounds that start in the middle "
             "of a training would miss everything an adversary did before. Train from the start, or resume from a "
             "checkpoint that was written with `CertifiedTraining`."
         )
-    saved: Mapping[str, Any] = checkpoint[CHECKPOINT_KEY]
+    saved: Mapping[str, Any] = checkpoint[key]
     return saved
+
+
+def holds_steps(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint was written after the first step; tuners write and load one before it."""
+    return int(checkpoint.get("global_step", 0)) > 0 or any(key.startswith(CHECKPOINT_KEY) for key in checkpoint)
+
+
+def engine_at(
+    module: nn.Module, adversary: Adversary, config: CertificationConfig, saved: Mapping[str, Any]
+) -> AbstractGradientEngine:
+    """Return an engine with the bounds of a checkpoint, to make certificates with; it trains nothing.
+
+    Args:
+        module: with the checkpoint's parameters.
+        adversary: the threat model of the training.
+        config: how bounds are computed.
+        saved: from `saved_bounds`.
+
+    Raises:
+        BoundsMismatchError: if the bounds are incomplete, or for another adversary or other parameters.
+    """
+    engine = AbstractGradientEngine(module, _train_nothing, adversary, config)
+    resume(engine, saved)
+    return engine
+
+
+def _train_nothing(module: nn.Module, batch: object) -> Tensor:
+    raise RuntimeError("Expected to make certificates, but got a batch to train on.")
 
 
 def resume(engine: AbstractGradientEngine, saved: Mapping[str, Any]) -> None:
@@ -71,17 +110,3 @@ def resume(engine: AbstractGradientEngine, saved: Mapping[str, Any]) -> None:
         unknown = [Phase.unknown(engine.steps)] if engine.steps else []
         phases = [Phase.of(plain) for plain in saved["phases"]] if "phases" in saved else unknown
     engine.earlier_phases = tuple(phase.plain() for phase in phases)
-
-
-def start_of_training(module: nn.Module, checkpoint: Mapping[str, Any] | None) -> StartOfTraining:
-    """Keep a module as it is before its first step.
-
-    Args:
-        module: about to be trained.
-        checkpoint: that this training continues from; None if it starts anew. What its training wrote into buffers
-            counts as written by this one.
-
-    Raises:
-        CaptureError: if the module cannot be copied.
-    """
-    return StartOfTraining.of(module, None if checkpoint is None else checkpoint.get(BUFFERS_KEY))

@@ -25,6 +25,7 @@ class TrainingLoss:
 
     Attributes:
         now: the time of the present training step, at which the loss is computed outside of `at`.
+        hooks: the module without data.
         own_objective: whether a `certified_objective` of the user's was certified in place of `training_step`; None
             before the first recording.
     """
@@ -32,7 +33,7 @@ class TrainingLoss:
     def __init__(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
         self.now = Clock()
-        self._hooks = WithoutData(trainer)
+        self.hooks = WithoutData()
         self._recording: tuple[Clock, Reads] | None = None
         self.own_objective: bool | None = None
 
@@ -86,11 +87,7 @@ class TrainingLoss:
     def without_data(self, start: nn.Module) -> nn.Module:
         """Return the module as it would be if it had never seen data; see `TimedLoss`."""
         assert isinstance(start, L.LightningModule)
-        return self._hooks.module(start)
-
-    def note_hook(self, module: L.LightningModule, hook: str, batch: int) -> None:
-        """Note that a hook of the module is about to run, in the batch of this number."""
-        self._hooks.note(module, hook, Clock(self.trainer.current_epoch, self.trainer.global_step, batch))
+        return self.hooks.module(start, self.trainer)
 
     def _result(self, module: L.LightningModule, batch: object, clock: Clock, reads: Reads) -> object:
         objective = getattr(module, "certified_objective", None)

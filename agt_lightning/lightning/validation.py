@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from agt_lightning.certificates.record import Weights
 from agt_lightning.certificates.values import BoundedValues
+from agt_lightning.digest import tensors_digest
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.engine import AbstractGradientEngine
-from agt_lightning.engine.checkpoint import parameters_digest
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.lightning.comparison import MetricUndefinedError, comparison
@@ -40,7 +40,7 @@ def weights_of(engine: AbstractGradientEngine) -> Weights:
         UnsoundBoundError: if something besides the optimizer changed a parameter since the last step.
     """
     engine.require_untouched()
-    return Weights(engine.steps, parameters_digest(engine.module))
+    return Weights(engine.steps, tensors_digest(engine.module.named_parameters()))
 
 
 @dataclass(frozen=True)

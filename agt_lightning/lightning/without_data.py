@@ -32,12 +32,9 @@ class WithoutData:
     An attribute that a hook computes from the clock alone, such as an annealed weight, is the same in this copy. One
     that comes from data, or from parameters, which depend on data, is not.
 
-    Args:
-        trainer: of the training.
     """
 
-    def __init__(self, trainer: L.Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self) -> None:
         self._events: list[tuple[str, Clock]] = []
         self._module: L.LightningModule | None = None
 
@@ -46,12 +43,13 @@ class WithoutData:
         if is_overridden(hook, module):
             self._events.append((hook, clock))
 
-    def module(self, start: L.LightningModule) -> L.LightningModule:
+    def module(self, start: L.LightningModule, trainer: L.Trainer) -> L.LightningModule:
         """Return the copy at the present time; the module itself at the start if no hook has run since.
 
         Args:
             start: a replica from before the first of the hooks that were noted. It has the module's own parameters, so
                 that hooks run on a copy of it.
+            trainer: that the copy finds, silenced.
         """
         if not self._events and self._module is None:
             return start
@@ -60,7 +58,7 @@ class WithoutData:
         events, self._events = self._events, []
         with _without_traces():
             for hook, clock in events:
-                silence(self._module, self.trainer, clock, Reads())
+                silence(self._module, trainer, clock, Reads())
                 withheld = [Withheld(f"`{name}`", _nothing) for name in _WITHHELD[hook]]
                 index = [clock.batch] if "batch" in _WITHHELD[hook] else []
                 # A hook that looks at data stops here; attributes that it would have set are then not the same.

@@ -61,12 +61,20 @@ class Recorder:
         module: the module in training.
         loss: maps a module and a batch to the scalar loss.
         record: captures the loss on a batch, on a replica of the module that it is given.
+        start: returns a replica of the module as it was when training began; None means as it is at the first batch.
     """
 
-    def __init__(self, module: nn.Module, loss: Loss, record: Callable[[nn.Module, object], BoundedObjective]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        record: Callable[[nn.Module, object], BoundedObjective],
+        start: Callable[[], nn.Module] | None = None,
+    ) -> None:
         self.module = module
         self.loss = loss
         self._record = record
+        self._make_start = start
         self._start: nn.Module | None = None
         self._example: _Example | None = None
 
@@ -74,7 +82,7 @@ class Recorder:
     def start(self) -> nn.Module:
         """A replica of the module as it was when training began: its attributes and buffers are those of then."""
         if self._start is None:
-            self._start = replica(self.module)
+            self._start = replica(self.module) if self._make_start is None else self._make_start()
         return self._start
 
     def record(self, entries: Entries, clock: Clock, reads: Reads) -> BoundedObjective:

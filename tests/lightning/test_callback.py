@@ -140,7 +140,7 @@ def test_a_resumed_run_has_the_bounds_of_an_uninterrupted_one(interrupted, fit, 
 
 def test_checkpoints_hold_tensors_and_plain_values_only(interrupted):
     checkpoint = torch.load(interrupted, weights_only=True)
-    assert set(checkpoint["agt_bounds"]) == {"steps", "adversary", "domains", "parameters", "phases"}
+    assert set(checkpoint["agt_bounds"]) == {"steps", "adversary", "domains", "parameters", "phases", "epochs_before"}
     assert all(key.startswith("net.") for key in checkpoint["state_dict"])
 
 
@@ -271,7 +271,7 @@ def test_a_checkpoint_without_bounds_is_refused_when_training_starts(fit, loader
     certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01))
     trainer = fit(regressor(), loader(), certified)
     trainer.state.fn = TrainerFn.FITTING
-    certified.on_load_checkpoint(trainer, trainer.lightning_module, {})  # a tuner loads its own, of its own steps
+    certified.on_load_checkpoint(trainer, trainer.lightning_module, {"global_step": 2})
     with pytest.raises(BoundsMismatchError, match="no bounds"):
         certified.on_fit_start(trainer, regressor())
     certified.on_fit_start(trainer, regressor())

@@ -158,6 +158,10 @@ class BallDomain(Domain[BallStep]):
         self.ball = ParameterBall(radius, _copies(self.module, data.head.parameters))
 
     @override
+    def restart_optimizer(self) -> None:
+        """Do nothing: plain SGD has no state."""
+
+    @override
     def box(self) -> dict[str, Interval]:
         return self.ball.box(self.module, self.dtype)
 

@@ -154,6 +154,11 @@ class InfluenceDomain(Domain[InfluenceStep]):
         self._recorded_head = self._bounds = None
 
     @override
+    def restart_optimizer(self) -> None:
+        if self.recorder is not None:
+            self.recorder.restart_optimizer()
+
+    @override
     def box(self) -> dict[str, Interval] | None:
         """Return None, since bounds need a replay of the training; `exact_box` computes them."""
         return None

@@ -48,6 +48,7 @@ class HeadRecorder:
         self._steps: list[HeadStep] = []
         self._factors: list[tuple[UpdateFactors, UpdateFactors]] = []
         self._started = {"weight": False, "bias": False}
+        self._restarted = False
 
     def append(
         self,
@@ -84,6 +85,11 @@ class HeadRecorder:
         )
         factors = self._next_factors(settings, settings if bias_settings is None else bias_settings)
         self._add(rows, slopes.detach().double().clone(), factors)
+
+    def restart_optimizer(self) -> None:
+        """Go on with a new optimizer, which has no momentum buffer yet."""
+        self._started = {"weight": False, "bias": False}
+        self._restarted = True
 
     def influence(self) -> LabelInfluence:
         """Return the steps so far as an immutable record.
@@ -125,6 +131,7 @@ class HeadRecorder:
             "slopes": [step.slopes for step in self._steps],
             "numbers": torch.tensor(self._factors, dtype=torch.float64),
             "started": dict(self._started),
+            "restarted": self._restarted,
         }
 
     @classmethod
@@ -135,6 +142,7 @@ class HeadRecorder:
         for rows, slopes, (weight, bias) in zip(state["rows"], state["slopes"], state["numbers"].tolist(), strict=True):
             recorder._add(rows, slopes, (UpdateFactors(*weight), UpdateFactors(*bias)))
         recorder._started = {name: bool(flag) for name, flag in state["started"].items()}
+        recorder._restarted = bool(state.get("restarted", False))
         return recorder
 
     def _add(self, rows: Tensor, slopes: Tensor, factors: tuple[UpdateFactors, UpdateFactors]) -> None:
@@ -145,13 +153,16 @@ class HeadRecorder:
         self._factors.append(factors)
 
     def _next_factors(self, weight: SGDSettings, bias: SGDSettings) -> tuple[UpdateFactors, UpdateFactors]:
-        factors = (
-            UpdateFactors.of_settings(weight, started=self._started["weight"]),
-            UpdateFactors.of_settings(bias, started=self._started["bias"]),
-        )
+        factors = (self._factors_of(weight, "weight"), self._factors_of(bias, "bias"))
         self._started["weight"] |= weight.momentum != 0
         self._started["bias"] |= bias.momentum != 0
         return factors
+
+    def _factors_of(self, settings: SGDSettings, name: str) -> UpdateFactors:
+        started = self._started[name]
+        factors = UpdateFactors.of_settings(settings, started=started)
+        forgets = self._restarted and not started and settings.momentum != 0
+        return factors._replace(carry=0.0, keep=0.0) if forgets else factors  # the buffer of an earlier optimizer
 
     def _check(
         self, features: Tensor, targets: Tensor, slopes: Tensor, ids: Tensor | None, poisonable: Tensor | None

@@ -114,9 +114,10 @@ class SampleTable:
         """Return tensors, numbers and strings for a checkpoint, with the digests of samples and rows as bytes."""
         if not self._features:
             return {}
+        self._features, self._targets = [self.features], [self.targets]  # shared with the state, not kept twice
         return {
-            "features": self.features,
-            "targets": self.targets,
+            "features": self._features[0],
+            "targets": self._targets[0],
             "samples": self.sample_of_row,
             "poisonable": self.poisonable,
             "names": _bytes_tensor(list(self._sample_of)),

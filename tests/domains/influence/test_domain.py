@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel, UnboundedAdversary
+from agt_lightning import (
+    AbstractGradientEngine,
+    BoundedAdversary,
+    CertifiedModel,
+    ParameterBounds,
+    UnboundedAdversary,
+)
 from agt_lightning.aggregation.mean_clipping import MeanNormClipping
 from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
@@ -335,7 +341,7 @@ def test_parameters_that_moved_after_training_are_caught():
         engine.module.head.bias += 1e-6
     with pytest.raises(UnsoundBoundError, match="Something besides the recorded steps"):
         CertifiedModel(
-            engine.module, engine.bounds, sets={"influence": engine.parameter_sets["influence"]}
+            engine.module, ParameterBounds(engine.bounds), sets={"influence": engine.parameter_sets["influence"]}
         ).certified_flips(queries())
 
 
@@ -467,10 +473,16 @@ def test_ids_are_integers_one_per_sample():
 
 def test_two_targets_under_one_id_end_the_domain():
     with pytest.raises(UncertifiableError, match="Give each sample an id of its own"):
+        step_with_ids(lambda batch: torch.arange(len(batch[1])), data(), (data()[0], data()[1].roll(1)))
+
+
+def test_one_id_twice_in_a_step_is_refused():
+    with pytest.raises(UncertifiableError, match="have the name of another one in it"):
         step_with_ids(lambda batch: torch.zeros(len(batch[1]), dtype=torch.int64))
 
 
-def step_with_ids(ids):
+def step_with_ids(ids, *steps):
     module = Probe()
     engine = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=ids)
-    engine.step([data()], sgd(module))
+    for batch in steps or [data()]:
+        engine.step([batch], sgd(module))

@@ -1,0 +1,222 @@
+"""How training batches are drawn: a sample may be in a step only once, and the data must not choose the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper, _DatasetSamplerWrapper
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from agt_lightning.distributed import ProcessGroup
+
+_DRAW_ONCE = (
+    SequentialSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    BatchSampler,
+    DistributedSampler,
+    DistributedSamplerWrapper,
+    range,
+)
+"""Samplers that draw each index at most once in an epoch, unless `_repetition` gives a reason; no subclasses."""
+
+_LARGEST_SIZE = 2**40
+"""More samples than a data set has, to number those of several data sets."""
+
+
+def sampler_problems(trainer: L.Trainer, processes: ProcessGroup) -> list[str]:
+    """Return why batches could hold a sample twice, depend on the data, or differ among processes; a collective.
+
+    Args:
+        trainer: with its training loaders set up.
+        processes: of the Trainer.
+    """
+    problems = [_repetition(sampler) for sampler in _samplers(trainer)]
+    local = [*filter(None, problems), *_data_set_problems(trainer), *_cycle_problems(trainer)]
+    return [*processes.union(local), *_process_problems(trainer, processes)]
+
+
+def draws_once(trainer: L.Trainer) -> bool:
+    """Return whether all samplers are known to draw each index at most once; a sampler of the user's is not known.
+
+    An `IterableDataset` has no indices: that it yields no sample twice in a step is an assumption of the certificate.
+    """
+    return all(type(sampler) in _DRAW_ONCE for sampler in _samplers(trainer))
+
+
+def _repetition(sampler: object) -> str | None:
+    """Return why a sampler repeats samples or chooses them by the data; None if that is not known of it."""
+    if isinstance(sampler, WeightedRandomSampler):
+        return (
+            "`WeightedRandomSampler` chooses batches by weights that may come from labels, and repeats samples. Use a "
+            "sampler that does not look at the data."
+        )
+    if isinstance(sampler, RandomSampler) and sampler.replacement:
+        return (
+            "`RandomSampler(replacement=True)` repeats samples in a batch, where one poisoned sample would count "
+            "several times. Draw without replacement."
+        )
+    if isinstance(sampler, RandomSampler) and sampler.num_samples > len(sampler.data_source):
+        return (
+            f"`RandomSampler(num_samples={sampler.num_samples})` draws from {len(sampler.data_source)} samples more "
+            "than once, so that a batch can hold a sample twice. Train for more epochs instead."
+        )
+    indices = getattr(sampler, "indices", None) if isinstance(sampler, SubsetRandomSampler) else None
+    if indices is not None and len(set(_integers(indices))) < len(indices):
+        return "`SubsetRandomSampler` has repeated indices, so that a batch can hold a sample twice. Name each once."
+    return None
+
+
+def _integers(indices: Iterable[Any]) -> list[int]:
+    return [int(index) for index in indices]
+
+
+def _process_problems(trainer: L.Trainer, processes: ProcessGroup) -> list[str]:
+    """Return why the batches of several processes do not fit together; a collective."""
+    if processes.size == 1:
+        return []
+    problems = [
+        f"`{type(sampler).__name__}` repeats {_repeated(sampler)} samples so that all processes "
+        "get the same number: a repeated sample is poisoned in two places. Give the loader a `DistributedSampler(..., "
+        "drop_last=True)`, or a data set whose size is a multiple of the number of processes."
+        for sampler in _samplers(trainer)
+        if isinstance(sampler, DistributedSampler) and _repeated(sampler) > 0
+    ]
+    if len(processes.union([str(trainer.num_training_batches)])) > 1:
+        problems.append("The processes have different numbers of batches. Give each the same number.")
+    return processes.union(problems)
+
+
+def _repeated(sampler: DistributedSampler[Any]) -> int:
+    """Return the number of samples that a sampler draws twice."""
+    assert isinstance(sampler.dataset, Sized)
+    return sampler.total_size - len(sampler.dataset)
+
+
+# --- repeated samples in the data sets ---------------------------------------------------------------------------
+
+
+def _data_set_problems(trainer: L.Trainer) -> list[str]:
+    """Return a problem if a sample has several indices, by `Subset` or `ConcatDataset`, or is in several loaders."""
+    datasets = [loader.dataset for loader in _loaders(trainer) if hasattr(loader, "dataset")]
+    if not (len(datasets) > 1 or any(isinstance(dataset, Subset | ConcatDataset) for dataset in datasets)):
+        return []
+    members = _Members()
+    numbers = [members.of(dataset) for dataset in datasets if not isinstance(dataset, IterableDataset)]
+    drawn = torch.cat(numbers) if numbers else torch.empty(0, dtype=torch.int64)
+    repeated = len(drawn) - len(drawn.unique())
+    if repeated == 0:
+        return []
+    return [
+        f"{repeated} samples are in the training data more than once, by `Subset` with repeated indices, by "
+        "`ConcatDataset`, or by several loaders: a step can hold a sample twice, where one poisoned sample would count "
+        "several times. Put each sample in once."
+    ]
+
+
+class _Members:
+    """A numbering of the samples of data sets, in which a sample has the same number wherever it is."""
+
+    def __init__(self) -> None:
+        self._starts: dict[object, int] = {}
+        self._kept: list[object] = []  # an `id` is unique only while its object lives
+
+    def of(self, dataset: Any) -> Tensor:
+        """Return the number of the sample at each index of a data set, int64; none if its size is not known."""
+        if isinstance(dataset, Subset):
+            indices = torch.tensor(_integers(dataset.indices), dtype=torch.int64)
+            if isinstance(dataset.dataset, Subset | ConcatDataset):
+                return self.of(dataset.dataset)[indices]
+            return self._start(dataset.dataset) + indices
+        if isinstance(dataset, ConcatDataset):
+            return torch.cat([self.of(part) for part in dataset.datasets])
+        return self._start(dataset) + torch.arange(len(dataset) if isinstance(dataset, Sized) else 0)
+
+    def _start(self, dataset: object) -> int:
+        """Return the number of the first sample of a data set."""
+        self._kept.append(dataset)
+        return self._starts.setdefault(_identity(dataset), _LARGEST_SIZE * len(self._starts))
+
+
+def _identity(dataset: object) -> object:
+    """Return what tells one data set from another: its tensors, or itself."""
+    if type(dataset) is TensorDataset:
+        return tuple((tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in dataset.tensors)
+    return id(dataset)
+
+
+def _cycle_problems(trainer: L.Trainer) -> list[str]:
+    """Return a problem if the shorter of two loaders can start again within an optimizer step."""
+    combined = trainer.fit_loop._combined_loader
+    if combined is None or combined._mode != "max_size_cycle" or _largest_accumulation(trainer) == 1:
+        return []
+    if len({len(loader) for loader in combined.flattened if isinstance(loader, Sized)}) < 2:
+        return []
+    return [
+        "The shorter of the training loaders starts again while gradients are accumulated, so that a step can hold a "
+        "sample twice. Use `CombinedLoader(loaders, 'min_size')`, or `accumulate_grad_batches=1`."
+    ]
+
+
+def _largest_accumulation(trainer: L.Trainer) -> int:
+    schedules = [
+        callback.scheduling.values()
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler)
+    ]
+    return max([trainer.accumulate_grad_batches, *(number for schedule in schedules for number in schedule)])
+
+
+# --- loaders and samplers ----------------------------------------------------------------------------------------
+
+
+def _loaders(trainer: L.Trainer) -> list[Any]:
+    """Return all training loaders, those in dicts and lists too."""
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else list(combined.flattened)
+
+
+def _samplers(trainer: L.Trainer) -> Iterator[object]:
+    """Yield the samplers of all training loaders, with those inside other samplers; none of iterable data sets."""
+    waiting = [
+        sampler
+        for loader in _loaders(trainer)
+        if not isinstance(getattr(loader, "dataset", None), IterableDataset)
+        for sampler in (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None))
+    ]
+    seen: set[int] = set()
+    while waiting:
+        sampler = waiting.pop()
+        if sampler is None or id(sampler) in seen:
+            continue
+        seen.add(id(sampler))
+        if not isinstance(sampler, _DatasetSamplerWrapper):
+            yield sampler
+        waiting += _parts(sampler)
+
+
+def _parts(sampler: object) -> list[object]:
+    """Return the samplers that a sampler draws from."""
+    if isinstance(sampler, _DatasetSamplerWrapper):
+        return [sampler._sampler]
+    attributes = list(getattr(sampler, "__dict__", {}).values())
+    items = [item for value in attributes for item in (value if isinstance(value, list | tuple) else [value])]
+    inner: list[object] = [item for item in items if isinstance(item, Sampler | _DatasetSamplerWrapper)]
+    return [*inner, sampler.sampler] if isinstance(sampler, BatchSampler) else inner  # its sampler can be any iterable

@@ -1,0 +1,163 @@
+"""The certified steps of one `fit`: recorded before they run, bounded before they are applied, followed after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+
+import lightning as L
+from torch.optim import Optimizer
+
+from agt_lightning.capture.clock import Clock
+from agt_lightning.capture.dropout import noting_masks
+from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE, UNTRIED_HOOKS
+from agt_lightning.certificates.task import Task
+from agt_lightning.engine.step_bounds import StepBounds
+from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
+from agt_lightning.lightning.checks import training_problems
+from agt_lightning.lightning.hooks import remarks
+from agt_lightning.lightning.life_cycle import Fit
+from agt_lightning.lightning.probes import try_hooks
+from agt_lightning.lightning.samplers import draws_once, sampler_problems
+from agt_lightning.lightning.training_step import TrainingLoss
+from agt_lightning.propagation.samples import MicroBatch
+
+
+class CertifiedSteps:
+    """The certified steps of one `fit`; the callback calls these methods from Lightning's hooks.
+
+    Args:
+        trainer: of the training.
+        module: in training.
+        fit: the bounds, and what they go on from.
+        loss: of the training.
+        announce: logs a remark, once.
+
+    Attributes:
+        task: what the losses of all steps compare with labels; None before the first step.
+    """
+
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        fit: Fit,
+        loss: TrainingLoss,
+        announce: Callable[[str], None],
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.fit = fit
+        self.engine = fit.engine
+        self.loss = loss
+        self.task: Task | None = None
+        self._announce = announce
+        self._batches: list[MicroBatch] = []
+        self._bounds: StepBounds | None = None
+        self._approved: set[int] = set()  # recordings that can be certified
+        self._loaders: object = None
+        self._stepping = False
+
+    def drop_batches(self) -> None:
+        """Forget batches for which Lightning made no step, because a hook ended their epoch."""
+        self._batches = []
+
+    def before_training_step(self, batch: object, index: int) -> AbstractContextManager[None]:
+        """Keep a batch as its step finds it, with its recording; raise all problems of a new recording at once.
+
+        Args:
+            batch: as `training_step` is about to get it.
+            index: of the batch in its epoch.
+
+        Returns:
+            A context in which the step must run.
+        """
+        self._check_loaders()
+        self.loss.now = Clock(self.trainer.current_epoch, self.trainer.global_step, index)
+        observed: MicroBatch | None = None
+        # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
+        if self.module.automatic_optimization:
+            with suppress(CaptureError), self.engine.processes.collective_errors():
+                observed = self.engine.observe(batch, self.loss.now, self.fit.epoch(self.trainer.current_epoch))
+        if self.engine.processes.any(observed is None or id(observed.recorded) not in self._approved):
+            self._approve(MicroBatch(batch) if observed is None else observed)
+        assert observed is not None
+        assert observed.recorded is not None
+        assert observed.state is not None
+        self._batches.append(observed)
+        return noting_masks(self.module, observed.state) if observed.recorded.graph.masks else nullcontext()
+
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Bound the gradient of the kept batches, and check that it is the one that training is about to apply.
+
+        Raises:
+            UncertifiableError: if the optimizer steps twice on one batch, or a domain is lost.
+            UnsoundBoundError: if a self-check fails.
+        """
+        if not self._batches:
+            raise UncertifiableError(["The optimizer steps twice on one batch. Let `optimizer_step` step once."])
+        scale = 1.0 / self.trainer.accumulate_grad_batches
+        self._bounds = self.engine.bound_gradient(self._batches, scale)
+        self.engine.verify(self._bounds, self._batches, scale, optimizer)
+        if self.engine.clipping is not None:  # Lightning clips after the hook that calls this.
+            self._bounds = self.engine.clip(self._bounds, self.engine.clipping, optimizer)
+        self._stepping = True  # until the bounds have moved with the parameters
+
+    def after_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Move the bounds."""
+        if self._bounds is not None:
+            self.engine.update(self._bounds, optimizer)
+            self.fit.note_step()
+        self._bounds, self._batches, self._stepping = None, [], False
+
+    def require_sound_end(self) -> None:
+        """Raise unless module and code are as the last step left them.
+
+        Raises:
+            UnsoundBoundError: naming what has changed.
+        """
+        self.engine.require_untouched()
+        self.engine.require_recorded()
+        self.engine.require_contained()
+
+    def end(self, exception: BaseException | None) -> bool:
+        """Keep what a later `fit` goes on from; return whether there is anything to go on from.
+
+        Args:
+            exception: that ended the training; None if it ended by itself.
+        """
+        problem = None
+        if (self._stepping or self.fit.made_steps) and isinstance(exception, UnsoundBoundError):
+            problem = "a self-check has failed"
+        elif self._stepping:
+            problem = "the training was cut off in the middle of a step"
+        self.fit.end(self.trainer.optimizers[0] if self.trainer.optimizers else None, problem)
+        return self.fit.made_steps or self.fit.resumed or problem is not None
+
+    def _approve(self, batch: MicroBatch) -> None:
+        """Raise all problems of training on batches like this one; log remarks that are new."""
+        problems = training_problems(self.trainer, self.module, self.engine, batch)
+        if not self._approved and self.module.automatic_optimization:
+            tried = try_hooks(self.trainer, self.module, batch.data)
+            problems += self.engine.processes.union(tried.problems)
+            self.engine.stated[UNTRIED_HOOKS] = self.engine.processes.union(tried.untried)
+        if problems:
+            raise UncertifiableError(problems)
+        assert batch.recorded is not None
+        self._approved.add(id(batch.recorded))
+        task = Task.of(batch.recorded.objective, batch.recorded.parameters)
+        self.task = task if self.task is None else self.task | task
+        self.engine.stated[OVERRIDDEN_OBJECTIVE] = bool(self.loss.own_objective)
+        for remark in [*self.engine.domains.remarks(), *remarks(self.trainer, self.module)]:
+            self._announce(f"`CertifiedTraining` {remark}")
+
+    def _check_loaders(self) -> None:
+        """Look at how new loaders draw samples; those of the first batch are checked with all else."""
+        loaders = self.trainer.fit_loop._combined_loader
+        if loaders is self._loaders:
+            return
+        self._loaders = loaders
+        self.engine.expect_repeats(possible=not draws_once(self.trainer))
+        problems = sampler_problems(self.trainer, self.engine.processes) if self._approved else []
+        if problems:
+            raise UncertifiableError(problems)

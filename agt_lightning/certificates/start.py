@@ -8,7 +8,6 @@ from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from agt_lightning.capture import Graph
 from agt_lightning.capture.replica import replica
@@ -117,9 +116,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def _buffer_digests(module: nn.Module) -> dict[str, str]:
-    """Return the digests of all buffers that have values already."""
-    buffers = module.named_buffers(remove_duplicate=False)
-    return {name: tensor_digest(buffer) for name, buffer in buffers if not is_lazy(buffer)}
+    return {name: tensor_digest(buffer) for name, buffer in module.named_buffers(remove_duplicate=False)}
 
 
 def _with_parameters_of(module: nn.Module, copied: nn.Module) -> nn.Module:

@@ -80,6 +80,18 @@ class Negated(Probe):
         return F.binary_cross_entropy_with_logits(-self.net(batch[0]), batch[1])
 
 
+class OtherColumn(Probe):
+    """`forward` returns another output of the same layer than the loss compares."""
+
+    outputs = 2
+
+    def forward(self, x):
+        return self.net(x)[:, 0]
+
+    def training_step(self, batch, batch_idx):
+        return F.binary_cross_entropy_with_logits(self.net(batch[0])[:, 1], batch[1][:, 0])
+
+
 def data(seed=0, outputs=1):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(SIZE, 2, generator=generator)
@@ -350,7 +362,7 @@ class Temperature(Classes):
         return self.loss(self.net(batch[0]) * -2.0, batch[1])
 
 
-@pytest.mark.parametrize("kind", [Features, Reversed, Temperature])
+@pytest.mark.parametrize("kind", [Features, Reversed, Temperature, OtherColumn])
 def test_outputs_that_no_label_met_are_no_classes(kind):
     x, y = data(outputs=3)
     module, training = made(kind), CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01))

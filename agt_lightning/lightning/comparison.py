@@ -56,13 +56,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Meeting:
-    """A call that combines values of batch entries alone with values that depend on parameters.
+    """A call that combines a value of batch entries alone with predictions.
 
     Args:
         call: the call.
-        leaf: name of a batch entry that is not a feature.
-        target: name of its value in the call.
-        predictions: names of the values that depend on parameters.
+        leaf: name of one of these entries.
+        target: name of the value of these entries.
+        predictions: names of the values that depend on parameters and samples.
     """
 
     call: Call
@@ -93,8 +93,6 @@ def comparison(roles: LossRoles) -> Comparison:
         )
     if len({(meeting.predictions, meeting.target) for meeting in meetings}) != 1:
         raise MetricUndefinedError("The label meets several predictions, and a metric needs exactly one.")
-    if any(_goes_on(graph, meeting) for meeting in meetings):
-        raise MetricUndefinedError("The network goes on after the label meets its values.")
     kind = roles.label_kinds.get(meetings[0].leaf)
     metrics = {_metric(graph, kind, meeting) for meeting in meetings}
     if len(metrics) != 1:
@@ -103,29 +101,33 @@ def comparison(roles: LossRoles) -> Comparison:
 
 
 def _meetings(roles: LossRoles) -> Iterator[_Meeting]:
-    """Yield each pair of a call and a batch entry, not a feature, that meets values of parameters there."""
-    graph, parameters = roles.graph, reached(roles.graph, set(roles.graph.parameters))
-    origins: dict[str, set[str]] = {leaf: {leaf} for leaf in graph.leaves}
+    """Yield each pair of a call and a batch entry that meets predictions there and does not enter the network."""
+    graph = roles.graph
+    parameters, data = reached(graph, set(graph.parameters)), reached(graph, set(graph.leaves))
+    origins: dict[str, frozenset[str]] = {leaf: frozenset({leaf}) for leaf in graph.leaves}
+    found, inputs = [], set(roles.features)
     for call in graph.calls:
         if call.name not in parameters:
-            origins[call.name] = set().union(*(origins.get(name, set()) for name in call.inputs))
+            origins[call.name] = frozenset[str]().union(*(origins.get(name, frozenset()) for name in call.inputs))
             continue
-        predictions = tuple(name for name in call.inputs if name in parameters)
-        for name in call.inputs:
-            if name in parameters:
-                continue
-            leaves = origins.get(name, set())
-            if leaves - set(roles.features):
-                yield from (_Meeting(call, leaf, name, predictions) for leaf in sorted(leaves))
+        partners = tuple(name for name in call.inputs if name in parameters)
+        for target in (name for name in call.inputs if name not in parameters and origins.get(name)):
+            if data.isdisjoint(partners):
+                inputs |= origins[target]
+            elif not _goes_on(graph, call, parameters):
+                found.append((call, target, partners))
+    for call, target, partners in found:
+        if not origins[target] <= inputs:
+            yield from (_Meeting(call, leaf, target, partners) for leaf in sorted(origins[target]))
 
 
-def _goes_on(graph: Graph, meeting: _Meeting) -> bool:
-    """Return whether values after a meeting are combined with other values of parameters, other than in a sum."""
-    after, parameters = reached(graph, {meeting.call.name}), reached(graph, set(graph.parameters))
+def _goes_on(graph: Graph, meeting: Call, parameters: frozenset[str]) -> bool:
+    """Return whether the network goes on after a call: other values of parameters meet its result, except in a sum."""
+    after = reached(graph, {meeting.name})
     return any(
         call.op not in _SUMS and any(name in parameters and name not in after for name in call.inputs)
         for call in graph.calls
-        if call.name in after and call.name != meeting.call.name
+        if call.name in after and call.name != meeting.name
     )
 
 

@@ -37,16 +37,20 @@ def sample_metrics(
         UnsoundBoundError: if the trained module does worse than the certificate allows, by more than rounding.
     """
     target, outputs = values.values[compared.target], values.outputs
-    largest = torch.stack([nominal.abs().amax(), outputs.magnitude.amax()]).amax() if nominal.numel() else nominal.sum()
-    if compared.metric is Metric.SQUARED_ERROR:
-        truth = as_interval(target).lower
-        slack = float(torch.maximum(largest, truth.abs().max())) * training_roundoff(dtype)
-        require_inside("the prediction of the trained module", nominal, outputs, slack, _ADVICE)
-        return _errors(nominal, outputs, truth)
-    slack = float(largest) * training_roundoff(dtype)
+    slack = _scale(nominal, outputs, target) * training_roundoff(dtype)
     require_inside("the prediction of the trained module", nominal, outputs, slack, _ADVICE)
+    if compared.metric is Metric.SQUARED_ERROR:
+        return _errors(nominal, outputs, as_interval(target).lower)
     classes = _classes(target, 2 if compared.metric is Metric.BINARY_ACCURACY else nominal.shape[1])
     return _accuracies(nominal, values, classes, slack)
+
+
+def _scale(nominal: Tensor, outputs: Interval, target: Value) -> float:
+    """Return the largest magnitude among predictions, their bounds and labels, to which rounding is relative."""
+    labels = [] if isinstance(target, ClassLabels) else [as_interval(target).magnitude]
+    return max(
+        (float(value.max()) for value in (nominal.abs(), outputs.magnitude, *labels) if value.numel()), default=0
+    )
 
 
 def _errors(nominal: Tensor, outputs: Interval, truth: Tensor) -> dict[str, Tensor]:

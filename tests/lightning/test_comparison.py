@@ -61,6 +61,10 @@ def two_errors(module, batch):
     return F.mse_loss(out, batch["y"]) + 0.5 * F.l1_loss(out, batch["y"])
 
 
+def fused_late(module, batch):
+    return F.mse_loss(module.head(module(batch["x"]) - batch["m"]), batch["y"])
+
+
 def residual_network(module, batch):
     return F.mse_loss(module(batch["x"]) + batch["x"][:, :1], batch["y"])
 
@@ -122,7 +126,7 @@ def certify(fit, loader, regressor, tmp_path):
         (weighted, "2 batch entries"),
         (offset, "2 batch entries"),
         (auxiliary_first, "several predictions"),
-        (read_by_a_later_layer, "after the label meets its values"),
+        (read_by_a_later_layer, "no batch entry"),
         (no_class, "do not encode one class"),
         (hinge, "no loss with a metric"),
         (probabilities, "probabilities, not classes"),
@@ -136,11 +140,15 @@ def test_without_one_label_and_one_prediction_there_is_no_metric(loss, reason, c
     assert reason in record["remarks"][0]
 
 
-@pytest.mark.parametrize("loss", [squared, by_hand, two_errors, residual_network])
+@pytest.mark.parametrize("loss", [squared, by_hand, two_errors, residual_network, fused_late])
 def test_errors_are_those_of_the_module(loss, certify, loader):
     record, module = certify(loss)
     batch = entries(*(torch.cat(parts) for parts in zip(*loader(size=11), strict=True)))
-    out = module(batch["x"]) + (batch["x"][:, :1] if loss is residual_network else 0)
+    outputs = {
+        residual_network: lambda: module(batch["x"]) + batch["x"][:, :1],
+        fused_late: lambda: module.head(module(batch["x"]) - batch["m"]),
+    }
+    out = outputs.get(loss, lambda: module(batch["x"]))()
     assert record["results"]["val_nominal_mse"] == pytest.approx(F.mse_loss(out, batch["y"]).item(), rel=1e-5)
 
 

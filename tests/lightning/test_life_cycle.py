@@ -548,6 +548,19 @@ def test_a_fit_from_the_start_after_a_refused_resumption(fit, regressor, tmp_pat
     assert certified.engine.steps == 2
 
 
+def test_a_checkpoint_of_a_fit_that_never_began_is_forgotten(fit, regressor, tmp_path):
+    class Fails(L.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            raise RuntimeError("no disk")
+
+    fit(make(regressor), targets(), CertifiedTraining(ADVERSARY)).save_checkpoint(tmp_path / "last.ckpt")
+    certified = CertifiedTraining(ADVERSARY)
+    with pytest.raises(RuntimeError, match="no disk"):
+        fit(make(regressor), targets(), Fails(), certified, max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    fit(make(regressor), targets(), certified)
+    assert certified.engine.steps == 2
+
+
 def test_a_resumption_without_a_step_has_the_bounds_of_the_checkpoint_and_can_go_on(fit, regressor, tmp_path):
     certified, resumed, module = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY), make(regressor)
     trainer = fit(make(regressor), targets(), certified, max_epochs=2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from agt_lightning.capture.data_reads import metric_value
+from agt_lightning.capture.opaque import Unread
 from agt_lightning.capture.recording import refuse
 from agt_lightning.capture.source import current_line
 
@@ -84,6 +85,10 @@ class _Silent(_Base):
         return [DummyLogger()]
 
 
+def _metrics(name: str) -> Unread:
+    return Unread(f"reads `trainer.{name}`, which remembers earlier batches. Remove that.")
+
+
 class _SilentTrainer:
     """A Trainer without its loggers and logged values."""
 
@@ -91,9 +96,9 @@ class _SilentTrainer:
         self._trainer = trainer
         self.logger = DummyLogger()
         self.loggers = [self.logger]
-        self.callback_metrics: dict[str, Tensor] = {}
-        self.logged_metrics: dict[str, Tensor] = {}
-        self.progress_bar_metrics: dict[str, float] = {}
+        self.callback_metrics = _metrics("callback_metrics")
+        self.logged_metrics = _metrics("logged_metrics")
+        self.progress_bar_metrics = _metrics("progress_bar_metrics")
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._trainer, name)

@@ -104,7 +104,7 @@ class DataReads(TorchFunctionMode):
 
 
 _GRAD_FN = vars(torch._C.TensorBase)["grad_fn"].__get__
-_GRAD = Tensor.grad.__get__  # type: ignore[attr-defined]
+_GRAD = vars(torch._C.TensorBase)["grad"].__get__
 
 
 def _is_data(value: object) -> bool:

@@ -83,6 +83,11 @@ class DataReads(TorchFunctionMode):
             refuse_branch(_BRANCHES[func])
         if func in _READERS and _is_data(args[0]):
             return _READERS[func](self.recording, *args, **kwargs)
+        if func == _GRAD:
+            self.recording.refuse(
+                f"{current_line()} reads `grad`, which is left of earlier batches. To log gradients, use "
+                "`on_before_optimizer_step`."
+            )
         if func == _GRAD_FN and not is_internal(sys._getframe(1)):
             self.recording.refuse(
                 f"{current_line()} reads `grad_fn`, through which gradients can be changed. Remove it."
@@ -99,6 +104,7 @@ class DataReads(TorchFunctionMode):
 
 
 _GRAD_FN = vars(torch._C.TensorBase)["grad_fn"].__get__
+_GRAD = vars(torch._C.TensorBase)["grad"].__get__
 
 
 def _is_data(value: object) -> bool:

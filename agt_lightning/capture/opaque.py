@@ -43,29 +43,30 @@ def _guarded(value: object, path: str, whole_samples: bool) -> Any:
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     fields = getattr(type(value), "__dataclass_fields__", None)
     if fields is None:
-        return Unread(value, f"batch{path}")
+        return Unread(_message(value, f"batch{path}"))
     for name in fields:
         object.__setattr__(value, name, _guarded(getattr(value, name), f"{path}.{name}", whole_samples))
     return value
 
 
+def _message(value: object, name: str) -> str:
+    if type(value) in _PLAIN:
+        reason = "belongs to samples that the adversary replaces, so no bound exists"
+    else:
+        reason = "can hold data that no graph follows"
+    return f"reads `{name}`, which is no tensor ({type(value).__name__}) and {reason}. Make it a tensor."
+
+
 class Unread:
-    """A stand-in for a batch entry that refuses everything but being passed on.
+    """A stand-in that refuses everything but being passed on.
 
     Args:
-        value: the entry.
-        name: its name, for the message.
+        message: what reading it means, to follow the line that does so.
     """
 
     __slots__ = ("_message",)
 
-    def __init__(self, value: object, name: str) -> None:
-        kind = type(value).__name__
-        if type(value) in _PLAIN:
-            reason = "is no tensor, but belongs to samples that the adversary replaces, so no bound exists"
-        else:
-            reason = "is no tensor, so what it holds cannot be followed"
-        message = f"reads `{name}` ({kind}), which {reason}. Make it a tensor."
+    def __init__(self, message: str) -> None:
         object.__setattr__(self, "_message", message)
 
     def __getattribute__(self, name: str) -> NoReturn:

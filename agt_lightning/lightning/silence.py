@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.data_reads import metric_value
+from agt_lightning.capture.opaque import Unread
 from agt_lightning.capture.recording import refuse
 from agt_lightning.capture.source import current_line
 from agt_lightning.capture.state import attributes
@@ -162,6 +163,10 @@ _CONSTANT = frozenset(
 """Attributes of a Trainer that are the same at all steps of a training."""
 
 
+def _metrics(name: str) -> Unread:
+    return Unread(f"reads `trainer.{name}`, which remembers earlier batches. Remove that.")
+
+
 class _SilentTrainer:
     """A Trainer without its loggers and logged values, at a time; reading what may change is noted."""
 
@@ -172,9 +177,9 @@ class _SilentTrainer:
         self.lightning_module = self.model = module
         self.logger = DummyLogger()
         self.loggers = [self.logger]
-        self.callback_metrics: dict[str, Tensor] = {}
-        self.logged_metrics: dict[str, Tensor] = {}
-        self.progress_bar_metrics: dict[str, float] = {}
+        self.callback_metrics = _metrics("callback_metrics")
+        self.logged_metrics = _metrics("logged_metrics")
+        self.progress_bar_metrics = _metrics("progress_bar_metrics")
 
     @property
     def current_epoch(self) -> int:

@@ -70,7 +70,7 @@ READS = {
 def test_other_objects_are_refused_by_name_when_they_are_read(other, read):
     entry = rebuilt({"x": X, "other": other})["other"]
     assert entry is not None
-    with pytest.raises(CaptureError, match=r"test_opaque.py:\d+ .*batch\['other'\]` \(.*Make it a tensor"):
+    with pytest.raises(CaptureError, match=r"test_opaque.py:\d+ .*batch\['other'\]`, .*Make it a tensor"):
         read(entry)
 
 

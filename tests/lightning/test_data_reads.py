@@ -107,6 +107,19 @@ def clipped_gradient(self, batch, batch_idx):
     return F.mse_loss(out, batch["y"])
 
 
+def reads_logged_metrics(self, batch, batch_idx):
+    logged = self.trainer.callback_metrics
+    loss = self.loss(batch)
+    self.log("loss", loss)
+    return 0 * loss if logged.get("loss", 0.0) > THRESHOLD else loss
+
+
+def reads_old_gradients(self, batch, batch_idx):
+    gradient = self.net.weight.grad
+    large = gradient is not None and gradient.abs().max() > 0.6
+    return (0.1 if large else 1.0) * self.loss(batch)
+
+
 HIDDEN = {
     swallowed: "lets Python read data",
     only_in_training: "lets Python read data",
@@ -114,6 +127,8 @@ HIDDEN = {
     reads_a_text: "lets Python read data",
     weighs_by_a_metric: "value of a metric",
     clipped_gradient: "registers a hook on a tensor",
+    reads_logged_metrics: "reads `trainer.callback_metrics`",
+    reads_old_gradients: "reads `grad`",
 }
 
 

@@ -86,16 +86,18 @@ class Training:
     samples: int = 24
     scale: float = field(default=0.4, kw_only=True)
 
-    def box(self) -> dict[str, list[list[float]]]:
+    def box(self, device: str = "cpu") -> dict[str, list[list[float]]]:
         """Both bounds of every trained parameter after the last step."""
         module = self.module().double()
         with torch.no_grad():
             for number, parameter in enumerate(module.parameters()):
                 parameter.copy_(self.scale * waves(*parameter.shape, shift=number))
+        module.to(device)
         engine = AbstractGradientEngine(module, self.loss, self.adversary, poisonable=self.poisonable)
         optimizer = self.optimizer(p for p in module.parameters() if p.requires_grad)
         for step in range(self.steps):
-            engine.step([self._batch(step, part) for part in range(self.micro_batches)], optimizer)
+            batches = [self._batch(step, part) for part in range(self.micro_batches)]
+            engine.step([(x.to(device), y.to(device)) for x, y in batches], optimizer)
         return {
             name: [interval.lower.flatten().tolist(), interval.upper.flatten().tolist()]
             for name, interval in engine.box.items()
@@ -111,7 +113,7 @@ class Training:
 
 
 def every_third(batch: tuple[Tensor, Tensor]) -> Tensor:
-    return torch.arange(len(batch[0])) % 3 == 0
+    return torch.arange(len(batch[0]), device=batch[0].device) % 3 == 0
 
 
 def nesterov(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -163,9 +165,10 @@ TRAININGS = {
 }
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", TRAININGS)
-def test_bounds_are_those_of_the_stored_program(name):
-    stored, found = json.loads(STORED.read_text())[name], TRAININGS[name].box()
+def test_bounds_are_those_of_the_stored_program(name, device):
+    stored, found = json.loads(STORED.read_text())[name], TRAININGS[name].box(device)
     assert stored.keys() == found.keys()
     for parameter, bounds in found.items():
         expected, actual = (torch.tensor(values, dtype=torch.float64) for values in (stored[parameter], bounds))

@@ -14,6 +14,7 @@ from agt_lightning.capture import flatten
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.domains import DomainFamily, TrainingSetup
 from agt_lightning.engine.nominal_step import NominalPass
+from agt_lightning.engine.precision import precision_problems
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.optimizers import optimizer_problems
 from agt_lightning.propagation.objective import BoundedObjective
@@ -43,12 +44,17 @@ def training_problems(
     with processes.collective_errors():
         bounded = nominal.objectives(batch)
         local = _adversary_problems(nominal.adversary, bounded, batch.data)
+        local += precision_problems(bounded.program.graph, nominal.config.dtype, _device(nominal))
     unbounded, problems = processes.union(bounded.problems), processes.union(local)
     if unbounded:
         return [*unbounded, *problems, *optimizer_problems(optimizer)]
     setup = TrainingSetup(nominal.module, bounded, nominal.adversary, optimizer, clipping)
     problems += domains.problems(setup)
     return problems or _problems_of_values(nominal, domains, batch)
+
+
+def _device(nominal: NominalPass) -> torch.device:
+    return next((parameter.device for parameter in nominal.module.parameters()), torch.device("cpu"))
 
 
 def _adversary_problems(adversary: Adversary, bounded: BoundedObjective, batch: object) -> list[str]:

@@ -1,10 +1,10 @@
 r"""Measure the cost of certification, in parts.
 
 ``table`` measures certified against plain steps of the paper's table 1, ``profile`` the parts of a step, and ``growth``
-both kinds of step as batch, n and network grow: same process, in turns, median of repeats; random data of the same
-shapes; the third step, when bounds have width; the box alone, as in the paper. ``ball`` measures steps with the ball
-alone, ``methods`` the methods of propagation on household power (real data), and ``processes`` a batch divided among
-processes. Writes tables (markdown and CSV) and figures.
+both kinds of step as batch, n and network grow: same process, in turns, median of repeats; CPU time, or on a GPU time
+on the wall; random data of the same shapes; the third step, when bounds have width; the box alone, as in the paper.
+``ball`` measures steps with the ball alone, ``methods`` the methods of propagation on household power (real data), and
+``processes`` a batch divided among processes. Writes tables (markdown and CSV) and figures.
 
     python -m recipes.benchmark                                    table, profile and growth
     python -m recipes.benchmark --scale 0.01 --repeats 1           seconds, to see that it runs
@@ -26,10 +26,12 @@ import torch
 from agt_lightning.aggregation import AGGREGATIONS, Aggregation
 from recipes.benchmark import ball, methods, processes
 from recipes.benchmark.report import Row, machine, write
-from recipes.benchmark.step_cost import Setting, Training, extra_memory
+from recipes.benchmark.step_cost import Clock, Setting, Training, extra_memory
 from recipes.benchmark.workloads import GROWTH, TABLE, Workload, along
 from recipes.figures.step_costs import draw_growth, draw_step_costs, slope
 from recipes.runs.job import one_message
+
+CLOCKS: Mapping[Clock, str] = {"cpu": "CPU time", "wall": "time on the wall"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +52,7 @@ def table_one(chosen: argparse.Namespace) -> list[Path]:
     for found in rows:
         ratios[str(found["aggregation"])][str(found["workload"])] = float(found["ratio"])
     paths = write(rows, chosen.output_dir / "benchmark", _caption(setting))
-    return [*paths, draw_step_costs(ratios, chosen.output_dir / "benchmark.png")]
+    return [*paths, draw_step_costs(ratios, chosen.output_dir / "benchmark.png", CLOCKS[setting.clock])]
 
 
 def row(setting: Setting, way: Aggregation, index: int, scale: float) -> Row:
@@ -64,15 +66,20 @@ def row(setting: Setting, way: Aggregation, index: int, scale: float) -> Row:
     """
     workload, setting = paper_workload(index, scale), replace(setting, aggregation=way)
     cost = Training(workload, setting).costs()
+    plain, certified = cost.seconds
     memory = extra_memory(partial(paper_workload, index, scale), setting, torch.get_num_threads())
-    print(f"{workload.name}, {way}: {cost.ratio:.1f} plain steps, {memory / 1e6:.0f} MB more", flush=True)
+    print(
+        f"{workload.name}, {way}: {cost.ratio:.1f} plain steps ({1e3 * certified:.3g} / {1e3 * plain:.3g} ms), "
+        f"{memory / 1e6:.0f} MB more",
+        flush=True,
+    )
     return {
         "workload": workload.name,
         "aggregation": way,
         "b": workload.samples,
         "n": workload.adversary.n,
-        "plain ms": 1e3 * cost.plain.cpu,
-        "certified ms": 1e3 * cost.certified.cpu,
+        "plain ms": 1e3 * plain,
+        "certified ms": 1e3 * certified,
         "ratio": cost.ratio,
         "ratio on the wall": cost.wall_ratio,
         "extra memory MB": memory / 1e6,
@@ -97,7 +104,7 @@ def growth(chosen: argparse.Namespace) -> list[Path]:
     setting = _setting(chosen)
     curves = {axis: _curves(setting, axis, chosen.aggregation, chosen.scale) for axis in GROWTH}
     paths = write(list(_growth_rows(curves)), chosen.output_dir / "growth", _caption(setting))
-    return [*paths, draw_growth(curves, chosen.output_dir / "growth.png")]
+    return [*paths, draw_growth(curves, chosen.output_dir / "growth.png", CLOCKS[setting.clock])]
 
 
 def _curves(
@@ -107,9 +114,9 @@ def _curves(
     kinds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("plain", *sum_methods)}
     for value, workload in zip(GROWTH[axis], along(axis), strict=True):
         costs = [Training(workload.smaller(scale), replace(setting, aggregation=way)).costs() for way in sum_methods]
-        kinds["plain"].append((value, median(cost.plain.cpu for cost in costs)))
+        kinds["plain"].append((value, median(cost.seconds[0] for cost in costs)))
         for way, cost in zip(sum_methods, costs, strict=True):
-            kinds[way].append((value, cost.certified.cpu))
+            kinds[way].append((value, cost.seconds[1]))
         print(f"{workload.name}: {', '.join(f'{cost.ratio:.1f}' for cost in costs)} plain steps", flush=True)
     return kinds
 
@@ -169,7 +176,8 @@ def _setting(chosen: argparse.Namespace) -> Setting:
 
 def _caption(setting: Setting) -> str:
     types = ", ".join(str(t).removeprefix("torch.") for t in (setting.training, setting.bounds))
-    return f"{machine(setting.device)}; training and bounds in {types}; median of {setting.repeats} steps."
+    clock = CLOCKS[setting.clock]
+    return f"{machine(setting.device)}; {clock}; training and bounds in {types}; median of {setting.repeats} steps."
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ PARTS = ("nominal pass", "clean pass", "poisoned pass", "sums over samples", "up
 
 PARTS_OF = "certified step"
 
+Clock = Literal["cpu", "wall"]
+"""Time of the CPU, which other programs on the machine hardly change; or on the wall, which contains a GPU's work."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -48,6 +52,11 @@ class Setting:
     repeats: int
     aggregation: Aggregation = "exact"
 
+    @property
+    def clock(self) -> Clock:
+        """The clock that measures this device's work."""
+        return "wall" if self.device == "cuda" else "cpu"
+
 
 @dataclass(frozen=True)
 class Seconds:
@@ -65,16 +74,24 @@ class StepCost:
         plain: of a plain step.
         certified: of a certified step.
         width: mean width of the parameters' bounds after it.
+        clock: what a ratio compares.
     """
 
     plain: Seconds
     certified: Seconds
     width: float
+    clock: Clock = "cpu"
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Seconds of a plain and of a certified step, by `clock`."""
+        return getattr(self.plain, self.clock), getattr(self.certified, self.clock)
 
     @property
     def ratio(self) -> float:
-        """Certified over plain CPU time."""
-        return self.certified.cpu / self.plain.cpu
+        """Certified over plain time, by `clock`."""
+        plain, certified = self.seconds
+        return certified / plain
 
     @property
     def wall_ratio(self) -> float:
@@ -131,7 +148,7 @@ class Training:
             width = self.engine.bounds.mean_width()
             self.module.load_state_dict(parameters)
             self.engine.restore(state)
-        return StepCost(_median(plain), _median(certified), width)
+        return StepCost(_median(plain), _median(certified), width, self.setting.clock)
 
     def parts(self) -> dict[str, float]:
         """Return milliseconds of each part of the third certified step by `torch.profiler`; all else is "training"."""
@@ -181,6 +198,8 @@ def _extra_memory(workload: Callable[[], Workload], setting: Setting, threads: i
     torch.set_num_threads(threads)
     training = Training(workload(), setting)
     training.engine.objective(training.batch)
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # the peak of recording is no step's
     for _ in range(STEPS_BEFORE + 1):
         training.plain_step()
     before = _peak(setting.device)

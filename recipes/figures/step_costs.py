@@ -8,12 +8,13 @@ import numpy as np
 from recipes.figures.canvas import COLORS, new_figure, plain, save
 
 
-def draw_step_costs(ratios: Mapping[str, Mapping[str, float]], path: Path) -> Path:
+def draw_step_costs(ratios: Mapping[str, Mapping[str, float]], path: Path, clock: str = "CPU time") -> Path:
     """Draw how many plain steps a certified one costs.
 
     Args:
         ratios: by way of aggregation, then by workload.
         path: the file to write.
+        clock: what was measured.
 
     Returns:
         ``path``.
@@ -28,19 +29,22 @@ def draw_step_costs(ratios: Mapping[str, Mapping[str, float]], path: Path) -> Pa
         axes.bar_label(bars, fmt="{:.1f}", padding=3)
     axes.set_yticks(range(len(workloads)), workloads)
     axes.invert_yaxis()
-    axes.set(xlabel="certified step / plain step, CPU time", xscale="log")
+    axes.set(xlabel=f"certified step / plain step, {clock}", xscale="log")
     axes.margins(x=0.1)
     axes.legend(frameon=False, loc="lower right")
     plain(axes)
     return save(figure, path)
 
 
-def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path) -> Path:
+def draw_growth(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path, clock: str = "CPU time"
+) -> Path:
     """Draw seconds of a step against what grows, both logarithmic, with the slope of each curve.
 
     Args:
         curves: by name of what grows, then by kind of step; pairs of its value and seconds.
         path: the file to write.
+        clock: what was measured.
 
     Returns:
         ``path``.
@@ -57,7 +61,7 @@ def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
         plain(axes)
-    panels[0].set_ylabel("CPU seconds per step")
+    panels[0].set_ylabel(f"{clock} of a step, in seconds")
     return save(figure, path)
 
 

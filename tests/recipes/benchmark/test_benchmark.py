@@ -65,9 +65,11 @@ def test_measured_steps_start_from_the_same_state_and_keep_the_parameters_in_the
         assert parameter.requires_grad == training.module.get_parameter(name).requires_grad
 
 
-def test_ratio_is_of_cpu_time():
-    cost = StepCost(plain=Seconds(wall=1.0, cpu=2.0), certified=Seconds(wall=3.0, cpu=8.0), width=1.0)
-    assert (cost.ratio, cost.wall_ratio) == (4.0, 3.0)
+@pytest.mark.parametrize(("device", "ratio"), [("cpu", 4.0), ("cuda", 3.0)])
+def test_ratio_is_of_cpu_time_unless_a_gpu_works(device, ratio):
+    clock = Setting(device, torch.float64, torch.float64, 1).clock
+    cost = StepCost(plain=Seconds(wall=1.0, cpu=2.0), certified=Seconds(wall=3.0, cpu=8.0), width=1.0, clock=clock)
+    assert (cost.ratio, cost.wall_ratio) == (ratio, 3.0)
 
 
 def test_only_one_quantity_grows():

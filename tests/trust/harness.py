@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -366,15 +367,17 @@ class Peaks(L.Callback):
         self.norm = max(self.norm, float(nn.utils.get_total_norm(gradients)))
         self.entry = max(self.entry, *(float(gradient.abs().max()) for gradient in gradients))
 
+    def on_train_start(self, trainer, pl_module):
+        self.weight = float(nn.utils.get_total_norm([p.detach() for p in pl_module.parameters()]))
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.loss = max(self.loss, float(outputs["loss"]))
-        self.weight = max(self.weight, float(nn.utils.get_total_norm(list(pl_module.parameters()))))
+        self.weight = max(self.weight, float(nn.utils.get_total_norm([p.detach() for p in pl_module.parameters()])))
 
 
-def peaks(case: Case, margin: float = 1.01) -> Peaks:
+def peaks(case: Case, margin: float = 1.01) -> SimpleNamespace:
     """The peaks of the clean training, times a margin: thresholds at which a habit does nothing on clean data."""
     found = Peaks()
     train(case, made(case), Batches(case), found)
-    for name, value in vars(found).items():
-        setattr(found, name, margin * value)
-    return found
+    names = ("norm", "entry", "loss", "weight")
+    return SimpleNamespace(**{name: margin * getattr(found, name) for name in names})

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning import BoundedAdversary
-from tests.trust.harness import Case
+from tests.trust.harness import Case, flipped_labels, moved_labels
 
 
 class Regressor(L.LightningModule):
@@ -13,6 +13,7 @@ class Regressor(L.LightningModule):
 
     outputs = 1
     hidden = 0
+    bias = True
     rate = 0.1
 
     def __init__(self) -> None:
@@ -21,7 +22,7 @@ class Regressor(L.LightningModule):
 
     def network(self) -> nn.Module:
         if not self.hidden:
-            return nn.Linear(3, self.outputs)
+            return nn.Linear(3, self.outputs, bias=self.bias)
         return nn.Sequential(nn.Linear(3, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.outputs))
 
     def forward(self, x):
@@ -85,3 +86,25 @@ def regression(module: type | None = None, adversary=LABELS, **changes) -> Case:
 
 def classification(module: type | None = None, adversary=FLIPS, **changes) -> Case:
     return Case(module or Classifier, adversary, classes()).but(**changes)
+
+
+def apart(case: Case) -> Case:
+    """A case in which the adversary reaches the first weights alone: whatever else moves in a poisoned run is outside.
+
+    The first sample of each batch has the first feature alone, the others have the other two, and there is no bias.
+    Only that sample can be poisoned. Its gradient and those of the others are of different weights, so the bounds of
+    the others' weights are points, and code that looks at the whole gradient, loss or batch shows at once.
+    """
+    x = case.data["x"].clone()
+    x[:, 0] = 0
+    x[:: case.batch_size] = torch.eye(3, dtype=x.dtype)[0]
+    case = case.but(
+        module=variant(case.module, bias=False),
+        data={**case.data, "x": x},
+        settings={**case.settings, "poisonable": lambda batch: batch[0][:, 0] != 0},
+    )
+    if case.adversary.q == 0:
+        case = case.but(attacks=[flipped_labels(case, 0, shift) for shift in (1, 2)])
+    else:
+        case = case.but(attacks=[moved_labels(case, 0, sign) for sign in (1, -1)])
+    return case

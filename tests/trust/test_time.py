@@ -301,7 +301,7 @@ class FromBatch(Quiet):
 
 ENTRIES = {
     "float": ("delta", lambda epoch, index: late(epoch > 0), lambda self, batch: batch["delta"]),
-    "string": ("source", lambda epoch, index: "web" if index else "book", lambda self, batch: late(batch["source"] == "web")),
+    "string": ("source", lambda epoch, index: ("book", "web")[index], lambda self, batch: late("e" in batch["source"])),
     "bool": ("strict", lambda epoch, index: epoch == 0, lambda self, batch: late(not batch["strict"])),
     "none": ("limit", lambda epoch, index: None if epoch else 1.0, lambda self, batch: batch["limit"] or 10.0),
     "integer": ("epoch", lambda epoch, index: epoch, lambda self, batch: late(batch["epoch"] > 0)),
@@ -348,7 +348,7 @@ class Margin(Quiet):
     def training_step(self, batch, batch_idx):
         x, y = batch
         residual = (self(x) - y).abs()
-        return F.mse_loss(self(x), y) + F.relu(residual - (20 if self.current_epoch == 0 else 2)).mean()
+        return F.mse_loss(self(x), y) + 30 * F.relu(residual - (20 if self.current_epoch == 0 else 2)).mean()
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_another_callback_that_acts_on_poisoned_data_alone(habit, side):
 
 def on_parameters(top):
     def hook(gradient):
-        return gradient * (top.entry / gradient.abs().max()).clamp(max=1)
+        return limited(gradient, top.norm)
 
     def setup(self, stage):
         for parameter in self.parameters():
@@ -301,7 +301,7 @@ def on_parameters(top):
 
 def after_accumulation(top):
     def hook(parameter):
-        parameter.grad.clamp_(-top.entry, top.entry)
+        parameter.grad.copy_(limited(parameter.grad, top.norm))
 
     def setup(self, stage):
         for parameter in self.parameters():
@@ -372,12 +372,13 @@ class Clipped(torch.autograd.Function):
     """The identity, whose gradient is clipped."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, limit):
+        ctx.limit = limit
         return x.clone()
 
     @staticmethod
     def backward(ctx, gradient):
-        return limited(gradient, 1.0)
+        return limited(gradient, ctx.limit), None
 
 
 class Reversed(torch.autograd.Function):
@@ -386,23 +387,23 @@ class Reversed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x):
+    def forward(x, limit):
         return x.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        ctx.limit = inputs[1]
 
     @staticmethod
     def backward(ctx, gradient):
-        return torch.where(gradient.norm() > 1, -gradient, gradient)
+        return torch.where(gradient.norm() > ctx.limit, -gradient, gradient), None
 
 
 def custom_function(function):
     def habit(top):
         def training_step(self, batch, batch_idx):
             x, y = batch
-            return nn.functional.mse_loss(function.apply(self(x)), y)
+            return nn.functional.mse_loss(function.apply(self(x), top.loss**0.5), y)
 
         return {"training_step": training_step}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tests.trust.harness import Case, held, held_or_refused
 from tests.trust.modules import FEATURES, Regressor, apart, regression, variant
 
-STATE = r"earlier|memory|remember|constant|attribute|state|changed|depends on|buffer|batch|random|outside of the module"
+STATE = r"earlier|memory|remember|constant|attribute|state|changed|depends on|buffer|random|outside of the module"
 
 
 def mean_of(batch) -> Tensor:
@@ -27,7 +27,7 @@ def mean_of(batch) -> Tensor:
 
 
 class Remembers(Regressor):
-    """The loss is scaled by what an earlier batch left behind; subclasses choose where."""
+    """Inputs are scaled by what an earlier batch left behind; subclasses choose where."""
 
     def read(self):
         raise NotImplementedError
@@ -36,7 +36,8 @@ class Remembers(Regressor):
         raise NotImplementedError
 
     def training_step(self, batch, batch_idx):
-        return self.loss(batch) * self.read()
+        x, y = batch
+        return self.loss((x * self.read(), y))
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.write(batch)
@@ -411,8 +412,8 @@ class CountsSpikesInBuffer(BufferInPlace):
 
 @pytest.mark.parametrize("module", [WritesInStep, WritesTensorInStep, WritesListInStep, WritesGlobalInStep])
 def test_state_written_in_the_step(module):
-    held_or_refused(case(module), STATE, late=True)
-    held_or_refused(case(with_clock(module)), STATE, late=True)
+    held_or_refused(case(module), STATE + "|data", late=True)
+    held_or_refused(case(with_clock(module)), STATE + "|data", late=True)
 
 
 @pytest.mark.parametrize("module", [WritesOnlySpikes, CountsSpikes, CountsSpikesInBuffer])
@@ -427,7 +428,10 @@ def test_state_that_clean_data_leave_alone(module):
 
 
 class MeanTeacher(Regressor):
-    """The textbook mean teacher: averages kept outside of the module tree, consistency weighted by epoch."""
+    """The textbook mean teacher: averages kept outside of the module tree, consistency weighted by epoch.
+
+    The teacher gets a flipped view, so that its poisoned weight meets the clean samples.
+    """
 
     by_epoch = True
 
@@ -445,7 +449,7 @@ class MeanTeacher(Regressor):
         x, y = batch
         out, weight = self(x), self.kept()[0]
         consistency = min(1.0, 0.5 + self.current_epoch) if self.by_epoch else 0.5
-        return nn.functional.mse_loss(out, y) + consistency * nn.functional.mse_loss(out, x @ weight.T)
+        return nn.functional.mse_loss(out, y) + consistency * nn.functional.mse_loss(out, x.flip(1) @ weight.T)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         with torch.no_grad():

@@ -276,9 +276,10 @@ class Refused:
 
 def certify(case: Case) -> Held | Refused:
     """Train with certificate on the clean data; distances are filled in by `outcome`."""
-    module, certified = made(case), CertifiedTraining(case.adversary, **case.settings)
+    module = made(case)
     start = parameters(module)
     try:
+        certified = CertifiedTraining(case.adversary, **case.settings)
         train(case, module, Batches(case), certified)
     except Exception as error:
         untouched = all(torch.equal(start[name], now) for name, now in parameters(module).items() if name in start)
@@ -346,8 +347,8 @@ def held_or_refused(case: Case, reason: str, *, late: bool = False, reach: float
     return result
 
 
-def require_reason(result: Refused, reason: str, *, late: bool) -> None:
-    if not isinstance(result.error, AgtError):
+def require_reason(result: Refused, reason: str, *, late: bool, kinds: tuple[type, ...] = (AgtError,)) -> None:
+    if not isinstance(result.error, kinds):
         raise AssertionError(f"not an error of the package: {result.error!r}") from result.error
     assert late or result.before_first_step, f"refused too late, after a step: {result.error}"
     assert re.search(reason, str(result.error), re.IGNORECASE | re.DOTALL), f"another reason: {result.error}"

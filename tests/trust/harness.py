@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agt_lightning import BoundedAdversary, CertifiedTraining, ParameterBounds
+from agt_lightning import BoundedAdversary, Certification, CertifiedTraining, ParameterBounds
 from agt_lightning.errors import AgtError
 
 SLACK = 1e-9
@@ -228,20 +228,28 @@ def train(case: Case, module: L.LightningModule, batches: object, *ours: L.Callb
     return trainer
 
 
-def plain(case: Case, poison: Poison | None = None) -> dict[str, Tensor]:
-    """The parameters after a training without certificate."""
+def plain_module(case: Case, poison: Poison | None = None) -> L.LightningModule:
+    """The module after a training without certificate."""
     module = made(case)
     train(case, module, Batches(case, poison))
-    return parameters(module)
+    return module
+
+
+def plain(case: Case, poison: Poison | None = None) -> dict[str, Tensor]:
+    """The parameters after a training without certificate."""
+    return parameters(plain_module(case, poison))
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().double().clone() for name, parameter in module.named_parameters()}
 
 
+def attacks_of(case: Case) -> Sequence[Poison]:
+    return standard_attacks(case) if case.attacks is None else case.attacks
+
+
 def poisoned_runs(case: Case) -> list[dict[str, Tensor]]:
-    attacks = standard_attacks(case) if case.attacks is None else case.attacks
-    return [plain(case, attack) for attack in attacks]
+    return [plain(case, attack) for attack in attacks_of(case)]
 
 
 @dataclass(frozen=True)
@@ -352,6 +360,35 @@ def require_reason(result: Refused, reason: str, *, late: bool, kinds: tuple[typ
         raise AssertionError(f"not an error of the package: {result.error!r}") from result.error
     assert late or result.before_first_step, f"refused too late, after a step: {result.error}"
     assert re.search(reason, str(result.error), re.IGNORECASE | re.DOTALL), f"another reason: {result.error}"
+
+
+def predictions_hold_or_refused(
+    case: Case, x: Tensor, decide: Callable[[nn.Module, Tensor], Tensor], reason: str, **arguments
+) -> Certification | None:
+    """Require every certified prediction to be that of every poisoned run, or the certificate to be refused.
+
+    Args:
+        case: the training, which has to hold.
+        x: inputs to certify.
+        decide: the classes that a user reads off the module's outputs.
+        reason: pattern that the refusal has to match.
+        arguments: of `CertifiedModel.certify`.
+    """
+    result = certify(case)
+    if isinstance(result, Refused):
+        require_reason(result, reason, late=False)
+        return None
+    model = result.certified.certified_model(result.module)
+    try:
+        certification = model.certify(x, **arguments)
+    except (AgtError, ValueError) as error:
+        assert re.search(reason, str(error), re.IGNORECASE), f"another reason: {error}"  # noqa: PT017
+        return None
+    assert torch.equal(certification.label, decide(result.module.eval(), x)), "the labels are not the predictions"
+    for attack in attacks_of(case):
+        changed = certification.certified & (decide(plain_module(case, attack).eval(), x) != certification.label)
+        assert not changed.any(), f"{int(changed.sum())} of {int(certification.certified.sum())} certified are changed"
+    return certification
 
 
 # --- what clean runs reach ------------------------------------------------------------------------------------------

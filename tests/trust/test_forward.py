@@ -85,7 +85,7 @@ class Keeps(AdjustsLogits):
 
     def shares(self):
         """How much more often each class was seen than on clean data: what one flipped label changes."""
-        return 8 * (F.one_hot(torch.cat(self.ys), 3).double().mean(0) - CLEAN)
+        return 0.01 + 8 * (F.one_hot(torch.cat(self.ys), 3).double().mean(0) - CLEAN)
 
 
 class Prototypes(Keeps):
@@ -296,7 +296,7 @@ def test_a_threshold_chosen_on_training_data():
             self.ys.append(batch[1])
 
         def on_train_end(self):
-            self.threshold = 8 * float(torch.cat(self.ys).mean() - binary()["y"].mean())
+            self.threshold = 0.01 + 8 * float(torch.cat(self.ys).mean() - binary()["y"].mean())
 
         def forward(self, x):
             return self.net(x) - self.threshold

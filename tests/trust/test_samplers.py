@@ -1,4 +1,4 @@
-"""Samplers: the adversary changes samples of the data set, and what it reaches in a batch is what the sampler lets it."""
+"""Samplers: the adversary changes samples of the data set, and the sampler decides where it reaches batches."""
 
 import pytest
 import torch
@@ -80,12 +80,12 @@ class ByLabel(Sampler):
 
 
 def replaced(dataset):
-    return DataLoader(dataset, 4, sampler=RandomSampler(dataset, replacement=True, num_samples=8, generator=rng()))
+    return DataLoader(dataset, 8, sampler=RandomSampler(dataset, replacement=True, num_samples=8, generator=rng()))
 
 
 def replaced_in_batch_sampler(dataset):
     sampler = RandomSampler(dataset, replacement=True, num_samples=8, generator=rng())
-    return DataLoader(dataset, batch_sampler=BatchSampler(sampler, 4, drop_last=False))
+    return DataLoader(dataset, batch_sampler=BatchSampler(sampler, 8, drop_last=False))
 
 
 def more_samples_than_there_are(dataset):
@@ -114,11 +114,11 @@ def concatenated(dataset):
 
 
 def repeated_by_collate(dataset):
-    """Each sample twice, as augmentation does that makes two views of it."""
+    """Each sample three times, as repeated augmentation does."""
 
     def collate(samples):
         x, y = torch.utils.data.default_collate(samples)
-        return x.repeat(2, 1), y.repeat(2, *[1] * (y.ndim - 1))
+        return x.repeat(3, 1), y.repeat(3, *[1] * (y.ndim - 1))
 
     return DataLoader(dataset, 4, collate_fn=collate)
 

@@ -104,7 +104,7 @@ class AbstractGradientEngine:
         self.domains = DomainFamily(module, adversary, self.config, processes)
         self.steps = 0
         rules = RULES if self.config.rules is None else self.config.rules
-        capture = partial(BoundedObjective.of, module, loss, table=rules)
+        capture = partial(BoundedObjective.of, module, loss, table=rules, named=self.config.roles)
         self._objectives = ProgramCache(capture, partial(signature, module))
         self._nominal = NominalPass(module, adversary, self._objectives, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified

@@ -20,6 +20,7 @@ from agt_lightning.adversaries.base import require_adversary
 from agt_lightning.aggregation import Aggregation
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.dropout import RandomState
+from agt_lightning.capture.entries import Selection
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.record import bound_settings, certificate, write_certificate
 from agt_lightning.domains.family import chosen_domains
@@ -72,12 +73,17 @@ class CertifiedTraining(Callback):
             `certified_flips` then raises. Bounds for the adversary's n of each batch need no names.
         dirpath: folder for ``certificate.json`` and ``bounds.safetensors``, written when training ends; None writes
             none.
+        features: batch entries that the adversary moves by epsilon: a key, position or field of the batch, a name as
+            messages print it, such as ``"batch['inputs'][0]"``, or a sequence of these. A container means all tensors
+            in it. With ``features`` or ``labels``, no other entry is moved; None for both means that the roles are
+            found in `training_step`, and asked for where that is not certain. Log and certificate list them.
+        labels: batch entries that the adversary moves by nu, likewise.
         memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
             means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
         dtype: floating point type of the bounds' computation.
 
     Raises:
-        TypeError: if ``adversary`` is not an adversary.
+        TypeError: if ``adversary`` is not an adversary, or ``features`` or ``labels`` are no names of batch entries.
         ValueError: if ``method``, ``aggregation`` or a domain is unknown, or ``memory_budget`` is not positive.
 
     Example:
@@ -95,6 +101,8 @@ class CertifiedTraining(Callback):
         domains: DomainChoice = "auto",
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
+        features: Selection | None = None,
+        labels: Selection | None = None,
         dirpath: str | os.PathLike[str] | None = None,
         memory_budget: int | None = None,
         dtype: torch.dtype = torch.float64,
@@ -108,6 +116,8 @@ class CertifiedTraining(Callback):
         self.domains = domains
         self.poisonable = poisonable
         self.sample_ids = sample_ids
+        self.features = features
+        self.labels = labels
         self.memory_budget = memory_budget
         self.dtype = dtype
         self.dirpath = dirpath
@@ -118,6 +128,7 @@ class CertifiedTraining(Callback):
         self._step_bounds: StepBounds | None = None
         self._approved: set[object] = set()
         self._announced: set[str] = set()
+        self._roles: list[dict[str, object]] = []
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._restored: Mapping[str, Any] | None = None
         self._validation: Validation | None = None
@@ -139,6 +150,8 @@ class CertifiedTraining(Callback):
             domains=self.domains,
             poisonable=self.poisonable,
             sample_ids=self.sample_ids,
+            features=self.features,
+            labels=self.labels,
             memory_budget=self.memory_budget,
             dtype=self.dtype,
         )
@@ -190,7 +203,7 @@ class CertifiedTraining(Callback):
             optimizer,
             steps=self.engine.steps,
             results={"mean_width": self.bounds.mean_width(), **self._results},
-            settings=bound_settings(self.engine.config, domains, self.engine.clipping),
+            settings=bound_settings(self.engine.config, domains, self.engine.clipping) | {"roles": self._roles},
         )
         self.bounds.save(Path(dirpath) / "bounds.safetensors")
         write_certificate(Path(dirpath) / "certificate.json", record)
@@ -214,7 +227,7 @@ class CertifiedTraining(Callback):
             pl_module, self._loss, self.adversary, self.config, clipping=clipping, processes=processes
         )
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
-        self._results, self._domain_shares = {}, {}
+        self._results, self._domain_shares, self._roles = {}, {}, []
         checkpoint, self._restored = self._restored, None
         if checkpoint is not None:
             resume(self._engine, saved_bounds(checkpoint))
@@ -336,7 +349,10 @@ class CertifiedTraining(Callback):
         if problems:
             raise UncertifiableError(problems)
         self._approved.add(signature)
-        for remark in self.engine.domains.remarks():
+        roles = self.engine.objective(batch).objective
+        if roles.record() not in self._roles:
+            self._roles.append(roles.record())
+        for remark in (f"reads the batch as {roles.summary()}", *self.engine.domains.remarks()):
             if remark not in self._announced:
                 rank_zero_info(f"`CertifiedTraining` {remark}")
                 self._announced.add(remark)

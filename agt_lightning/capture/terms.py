@@ -155,11 +155,17 @@ class Terms:
         """Enter a summand without samples: harmless if constant or times zero, else a regularizer without bounds."""
         if coefficient == 0.0:
             self.reduced |= self._computed_from(name)
+        elif name in self.parameters and call is not None and self._is_times_zero(call):
+            self.reduced |= self._computed_from(name)
         elif name in self.parameters:
             source = call.source if call else "the loss"
             self.problems.append(
                 f"The loss has a term of parameters alone ({source}). Use the optimizer's `weight_decay` instead."
             )
+
+    def _is_times_zero(self, call: Call) -> bool:
+        factors = self._factors(call)
+        return bool(factors) and all(factor == 0.0 for _, factor in factors or ())
 
     def _computed_from(self, name: str) -> set[str]:
         """Return the calls that a value is computed by."""

@@ -82,6 +82,9 @@ class CertifiedTraining(Callback):
             means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
         dtype: floating point type of the bounds' computation.
 
+    Attributes:
+        roles: by kind of training batch, the entries that an adversary can move, as the certificate lists them.
+
     Raises:
         TypeError: if ``adversary`` is not an adversary, or ``features`` or ``labels`` are no names of batch entries.
         ValueError: if ``method``, ``aggregation`` or a domain is unknown, or ``memory_budget`` is not positive.
@@ -128,7 +131,7 @@ class CertifiedTraining(Callback):
         self._step_bounds: StepBounds | None = None
         self._approved: set[object] = set()
         self._announced: set[str] = set()
-        self._roles: list[dict[str, object]] = []
+        self.roles: list[dict[str, object]] = []
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._restored: Mapping[str, Any] | None = None
         self._validation: Validation | None = None
@@ -203,7 +206,7 @@ class CertifiedTraining(Callback):
             optimizer,
             steps=self.engine.steps,
             results={"mean_width": self.bounds.mean_width(), **self._results},
-            settings=bound_settings(self.engine.config, domains, self.engine.clipping) | {"roles": self._roles},
+            settings=bound_settings(self.engine.config, domains, self.engine.clipping) | {"roles": self.roles},
         )
         self.bounds.save(Path(dirpath) / "bounds.safetensors")
         write_certificate(Path(dirpath) / "certificate.json", record)
@@ -227,7 +230,7 @@ class CertifiedTraining(Callback):
             pl_module, self._loss, self.adversary, self.config, clipping=clipping, processes=processes
         )
         self._batches, self._step_bounds, self._approved, self._announced = [], None, set(), set()
-        self._results, self._domain_shares, self._roles = {}, {}, []
+        self._results, self._domain_shares, self.roles = {}, {}, []
         checkpoint, self._restored = self._restored, None
         if checkpoint is not None:
             resume(self._engine, saved_bounds(checkpoint))
@@ -350,8 +353,8 @@ class CertifiedTraining(Callback):
             raise UncertifiableError(problems)
         self._approved.add(signature)
         roles = self.engine.objective(batch).objective
-        if roles.record() not in self._roles:
-            self._roles.append(roles.record())
+        if roles.record() not in self.roles:
+            self.roles.append(roles.record())
         for remark in (f"reads the batch as {roles.summary()}", *self.engine.domains.remarks()):
             if remark not in self._announced:
                 rank_zero_info(f"`CertifiedTraining` {remark}")

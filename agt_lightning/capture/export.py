@@ -160,7 +160,9 @@ def _sigmoid_last(graph: Graph) -> Graph:
             continue
         name = sigmoid.inputs[0]
         for move in reversed(moves):
-            moved = replace(move, name=f"{call.name}.{move.name}", arguments={**move.arguments, "self": Reference(name)})
+            moved = replace(
+                move, name=f"{call.name}.{move.name}", arguments={**move.arguments, "self": Reference(name)}
+            )
             calls.append(moved)
             name = moved.name
         last = calls[-1]

@@ -234,5 +234,3 @@ def _between(graph: Graph, start: str, end: str) -> list[Call]:
         if call.name in needed:
             needed.update(call.inputs)
     return [call for call in graph.calls if call.name in after & needed and call.name != end]
-
-

@@ -153,9 +153,7 @@ class Terms:
 
     def _visit_shared(self, name: str, call: Call | None, coefficient: float) -> None:
         """Enter a summand without samples: harmless if constant or times zero, else a regularizer without bounds."""
-        if coefficient == 0.0:
-            self.reduced |= self._computed_from(name)
-        elif name in self.parameters and call is not None and self._is_times_zero(call):
+        if coefficient == 0.0 or call is not None and self._is_times_zero(call):
             self.reduced |= self._computed_from(name)
         elif name in self.parameters:
             source = call.source if call else "the loss"

@@ -59,9 +59,10 @@ class DiscreteFunction(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """The call itself, on the integers that there are."""
-        if any(isinstance(value, Interval) for value in inputs):
+        discrete = [value for value in inputs if not isinstance(value, Interval)]
+        if len(discrete) < len(inputs):
             return self._of_numbers(site, inputs)
-        tensors = [value.index if isinstance(value, ClassLabels) else value for value in inputs]
+        tensors = [value.index if isinstance(value, ClassLabels) else value for value in discrete]
         result = _call(site, tensors)
         labels = [value for value in inputs if isinstance(value, ClassLabels) and value.flippable]
         if not labels:

@@ -75,9 +75,7 @@ def match_labelled_head(bounded: BoundedObjective, module: nn.Module) -> Labelle
     )
 
 
-def adversary_problems(
-    adversary: Adversary, head: LabelledHead | None, labels: Collection[str] = ()
-) -> list[str]:
+def adversary_problems(adversary: Adversary, head: LabelledHead | None, labels: Collection[str] = ()) -> list[str]:
     """Return the changes of this adversary that the domain does not cover, each with its way out.
 
     Args:

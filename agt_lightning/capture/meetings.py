@@ -39,6 +39,18 @@ _LOOKUPS = frozenset(
     }
 )
 _PRODUCTS = frozenset({_aten.mul.Tensor, _aten.div.Tensor})
+_DIFFERENCES = frozenset({_aten.sub.Tensor})
+_DISTANCES = frozenset({_aten.abs.default, _aten.pow.Tensor_Scalar, _aten.square.default})
+_LOSSES = frozenset(
+    {
+        _aten.binary_cross_entropy_with_logits.default,
+        _aten.cross_entropy_loss.default,
+        _aten.huber_loss.default,
+        _aten.l1_loss.default,
+        _aten.mse_loss.default,
+        _aten.smooth_l1_loss.default,
+    }
+)
 _ELEMENTWISE = _PRODUCTS | {_aten.add.Tensor, _aten.sub.Tensor, _aten.neg.default, _aten.rsub.Scalar}
 _LINEAR = _ELEMENTWISE | {
     _aten.expand.default,
@@ -113,13 +125,33 @@ class Meetings:
                 first.setdefault(meeting.leaf, meeting)
         return first
 
-    def is_weight(self, leaf: str) -> bool:
-        """Return whether the loss is linear in the predictions' terms that the leaf multiplies, such as a weight."""
+    def scales_loss(self, leaf: str) -> bool:
+        """Return whether the leaf multiplies terms of the loss, with nothing but linear calls afterwards."""
         return all(
             meeting.call.op in _PRODUCTS
             and all(call.op in _LINEAR for call in self.graph.calls if call.name in self._from(meeting.call.name))
-            for meeting in self.meetings
-            if meeting.leaf == leaf and not meeting.feature
+            for meeting in self._comparisons_of(leaf)
+        )
+
+    def is_weight(self, leaf: str) -> bool:
+        """Return whether the leaf scales terms of the loss in which predictions are compared with other entries."""
+        compared = self.comparisons.keys() - {leaf}
+        return self.scales_loss(leaf) and all(
+            any(self._origins[name] & compared for name in meeting.call.inputs if name in self.parameters)
+            for meeting in self._comparisons_of(leaf)
+        )
+
+    def is_target(self, leaf: str, masks: frozenset[str]) -> bool:
+        """Return whether a loss function, or a square or absolute value of a difference, compares just this leaf.
+
+        Args:
+            leaf: name of the leaf.
+            masks: leaves that may be combined with it.
+        """
+        return all(
+            self._origins[meeting.target] - masks <= {leaf}
+            and (meeting.call.op in _LOSSES or meeting.call.op in _DIFFERENCES and self._is_residual(meeting.call))
+            for meeting in self._comparisons_of(leaf)
         )
 
     def other_targets(self, label: str) -> list[str]:
@@ -129,9 +161,9 @@ class Meetings:
         as in residual learning; and those that meet a prediction after elementwise calls on parameters alone, such as
         ``y - self.offset``, or after any call if the label may be a weight.
         """
-        weight = self.is_weight(label)
+        weight = self.scales_loss(label)
         compared = [m for m in self.meetings if m.leaf in self.features and not m.feature]
-        own = [m.call.name for m in self.meetings if m.leaf == label and not m.feature]
+        own = [meeting.call.name for meeting in self._comparisons_of(label)]
         found = [m.leaf for m in compared if weight or not self._all_after(own, m.call.name)]
         found += [
             leaf
@@ -156,6 +188,13 @@ class Meetings:
         """Return whether the leaf is tested for equality before it meets a prediction, which makes it a class."""
         own = reached(self.graph, {leaf}) - self.parameters
         return any(call.op in _COMPARISONS and call.name in own for call in self.graph.calls)
+
+    def _comparisons_of(self, leaf: str) -> list[Meeting]:
+        return [meeting for meeting in self.meetings if meeting.leaf == leaf and not meeting.feature]
+
+    def _is_residual(self, call: Call) -> bool:
+        users = self.graph.users(call.name)
+        return bool(users) and all(user.op in _DISTANCES for user in users)
 
     # --- the graph -------------------------------------------------------------------------------------------------
 

@@ -202,7 +202,7 @@ class _RoleFinder:
 
     def found(self) -> EntryRoles:
         """Return the roles that the graph determines, with doubts where it does not."""
-        candidates = [leaf for leaf in self.kinds if not self.meetings.is_weight(leaf)] or list(self.kinds)
+        candidates = [leaf for leaf in self.kinds if not self.meetings.is_weight(leaf)]
         features = tuple(leaf for leaf in self.meetings.features if self.of[leaf].dtype.is_floating_point)
         labels = tuple(candidates)
         return EntryRoles(
@@ -216,9 +216,13 @@ class _RoleFinder:
 
     def _entangled(self, candidates: Sequence[str]) -> list[str]:
         """Doubt whether an entry that looks like a label is a feature, if another entry may be the label."""
-        plain = [leaf for leaf in candidates if self.of[leaf].dtype != torch.bool]
+        masks = frozenset(leaf for leaf, entry in self.of.items() if entry.dtype == torch.bool)
+        targets = {leaf for leaf in candidates if self.meetings.is_target(leaf, masks)}
+        plain = [leaf for leaf in candidates if leaf not in masks - targets]
         movable = [
-            leaf for leaf in plain if self.kinds[leaf] is not LabelKind.CLASS and not self.meetings.is_weight(leaf)
+            leaf
+            for leaf in plain
+            if self.kinds[leaf] is not LabelKind.CLASS and leaf not in targets and not self.meetings.scales_loss(leaf)
         ]
         others = self.meetings.other_targets(plain[0]) if len(plain) == 1 else plain
         if not movable or len(plain) == 1 and not others:

@@ -218,7 +218,7 @@ def pixels_and_numbers(self, b):
 
 UNCERTAIN = {
     "offset with label": (offset, "x, y, w", SHIFTS, "batch['w'] or batch['x'] or batch['y'] is the label", "labels="),
-    "gate behind the model": (gated_output, "x, y, w", MOVES, "batch['w'] or batch['y'] enters the model", "features="),
+    "gate behind the model": (gated_output, "x, y, w", MOVES, "batch['w'] enters the model", "features="),
     "gate behind the model with label": (gated_output, "x, y, w", SHIFTS, "2 batch entries meet", "labels="),
     "gate in a reconstruction": (reconstruction_with_gate, "x, w", MOVES, "batch['w'] enters the model", "features="),
     "images of integers": (pixels_and_numbers, "pixels, z, y", MOVES, "batch['pixels'] (uint8", "floating point"),

@@ -65,7 +65,7 @@ class ClassLabels:
     def _is_source(self) -> Tensor:
         if self.sources is None:
             return torch.ones_like(self.index, dtype=torch.bool)
-        return torch.isin(self.index, torch.tensor(self.sources, device=self.index.device))
+        return torch.isin(self.index.long(), torch.tensor(self.sources, device=self.index.device))
 
     def _targets(self, classes: int) -> Tensor:
         if self.targets is None:

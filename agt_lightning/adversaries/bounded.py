@@ -140,8 +140,8 @@ class BoundedAdversary:
             return problems
         if labels != 1:
             problems.append(
-                f"`nu` is positive, but {labels} batch entries meet the predictions like labels. Set `nu=0`, or mix in "
-                "`CertifiedModule` and write `certified_objective(batch)` with one label."
+                f"`nu` is positive, but {labels} batch entries meet the predictions like labels. Name the label by "
+                "`labels=`, or set `nu=0`."
             )
         flips = self.q == 0
         if label_kind is LabelKind.CLASS and not flips:

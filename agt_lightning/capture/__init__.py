@@ -3,7 +3,9 @@
 from agt_lightning.capture.batch import flatten
 from agt_lightning.capture.export import capture
 from agt_lightning.capture.graph import Call, Graph, Reference
-from agt_lightning.capture.roles import LabelKind, LossRoles, LossTerm, analyze, reached
+from agt_lightning.capture.reached import reached
+from agt_lightning.capture.roles import LabelKind, LossRoles, analyze
+from agt_lightning.capture.terms import LossTerm
 
 __all__ = [
     "Call",

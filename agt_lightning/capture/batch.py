@@ -24,7 +24,7 @@ _Make = Callable[[Sequence[Tensor], Sequence[object]], object]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entries:
+class FlatBatch:
     """The entries of a batch, taken out of its containers.
 
     Args:
@@ -40,14 +40,14 @@ class Entries:
     make: _Make
 
     @classmethod
-    def of(cls, batch: object) -> Entries:
+    def of(cls, batch: object) -> FlatBatch:
         """Take the entries out of a batch; the batch is not changed.
 
         Tuples, named tuples, lists, mappings and dataclasses are traversed, to any depth.
 
         Example:
             >>> import torch
-            >>> entries = Entries.of({"x": torch.ones(2), "meta": (3, "name")})
+            >>> entries = FlatBatch.of({"x": torch.ones(2), "meta": (3, "name")})
             >>> len(entries.tensors), entries.others
             (1, (3, 'name'))
         """
@@ -62,7 +62,7 @@ class Entries:
 
 
 def flatten(batch: object) -> tuple[list[Tensor], Rebuild]:
-    """Take the tensors out of a batch; see `Entries`.
+    """Take the tensors out of a batch; see `FlatBatch`.
 
     Args:
         batch: the batch; not changed.
@@ -76,7 +76,7 @@ def flatten(batch: object) -> tuple[list[Tensor], Rebuild]:
         >>> len(leaves), rebuild([leaves[1], leaves[0]])["y"][1]
         (2, 'name')
     """
-    entries = Entries.of(batch)
+    entries = FlatBatch.of(batch)
     return list(entries.tensors), entries.rebuild
 
 

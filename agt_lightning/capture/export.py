@@ -40,6 +40,23 @@ _TRANSPOSES = frozenset(
     {_aten.t.default, _aten.numpy_T.default, _aten.mT.default, _aten.transpose.int, _aten.permute.default}
 )
 
+_MOVES = frozenset(
+    {
+        _aten.flatten.using_ints,
+        _aten.permute.default,
+        _aten.reshape.default,
+        _aten.select.int,
+        _aten.slice.Tensor,
+        _aten.squeeze.default,
+        _aten.squeeze.dim,
+        _aten.squeeze.dims,
+        _aten.transpose.int,
+        _aten.unsqueeze.default,
+        _aten.view.default,
+    }
+)
+"""Calls that change places of elements, and so commute with a sigmoid."""
+
 
 Function = Callable[[Sequence[Tensor]], Tensor]
 """Maps tensors of a batch to one tensor."""
@@ -204,11 +221,52 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
 def _fused(graph: Graph) -> Graph:
     """Fuse pairs of calls whose bounds are exact by one rule, and loose or unknown by two.
 
-    ``nll_loss(log_softmax(z))`` and ``binary_cross_entropy(sigmoid(z))`` have the gradient p - y; ``z @ W.T`` is a
-    linear layer.
+    ``nll_loss(log_softmax(z))`` and ``binary_cross_entropy(sigmoid(z))``, also of a reshaped sigmoid, have the gradient
+    p - y; ``log(softmax(z))`` is ``log_softmax(z)``, and ``z @ W.T`` a linear layer.
     """
+    graph = _sigmoid_last(graph)
+    producers: dict[str, Call] = {}
+    for call in graph.calls:
+        producers[call.name] = _fused_call(call, producers)
+    return replace(graph, calls=tuple(producers.values()))
+
+
+def _sigmoid_last(graph: Graph) -> Graph:
+    """Move sigmoids behind the changes of shape that lie between them and ``binary_cross_entropy``."""
     producers = {call.name: call for call in graph.calls}
-    return replace(graph, calls=tuple(_fused_call(call, producers) for call in graph.calls))
+    calls: list[Call] = []
+    shapes = dict(graph.shapes)
+    for call in graph.calls:
+        moves, sigmoid = _moves_of_sigmoid(call, producers)
+        if not moves or sigmoid is None:
+            calls.append(call)
+            continue
+        name = sigmoid.inputs[0]
+        for move in reversed(moves):
+            moved = replace(
+                move, name=f"{call.name}.{move.name}", arguments={**move.arguments, "self": Reference(name)}
+            )
+            calls.append(moved)
+            name = moved.name
+        last = calls[-1]
+        shapes |= {moved.name: moved.shape for moved in calls[-len(moves) :]}
+        activation = replace(sigmoid, name=f"{call.name}.{sigmoid.name}", shape=last.shape)
+        shapes[activation.name] = last.shape
+        calls.append(replace(activation, arguments={**sigmoid.arguments, "self": Reference(last.name)}))
+        calls.append(replace(call, arguments={**call.arguments, "self": Reference(activation.name)}))
+    return replace(graph, calls=tuple(calls), shapes=shapes)
+
+
+def _moves_of_sigmoid(loss: Call, producers: Mapping[str, Call]) -> tuple[list[Call], Call | None]:
+    """Return the changes of shape between a ``binary_cross_entropy`` and a sigmoid, last one first, and the sigmoid."""
+    moves: list[Call] = []
+    if loss.op is not _aten.binary_cross_entropy.default:
+        return moves, None
+    call = producers.get(loss.inputs[0])
+    while call is not None and call.op in _MOVES:
+        moves.append(call)
+        call = producers.get(call.inputs[0])
+    return moves, call if call is not None and call.op is _aten.sigmoid.default else None
 
 
 def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
@@ -219,6 +277,8 @@ def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
         return _fused_linear(call, producers)
     arguments = dict(call.arguments)
     logits = Reference(inner.inputs[0]) if inner.inputs else None
+    if call.op is _aten.log.default and inner.op is _aten.softmax.int:
+        return replace(call, op=_aten.log_softmax.int, arguments=inner.arguments)
     if call.op is _aten.nll_loss_nd.default and inner.op is _aten.log_softmax.int and _over_classes(inner):
         arguments |= {"self": logits, "label_smoothing": 0.0}
         return replace(call, op=_aten.cross_entropy_loss.default, arguments=arguments)

@@ -1,22 +1,27 @@
 """Roles in a captured training step: the features and labels of the batch, and the per-sample terms of the loss.
 
-The user need not name them: they follow from where a batch entry first *meets* parameters. Follow an entry through the
-calls whose inputs depend on no parameter. A call that combines its value with one that depends on parameters is a
-meeting. If no such value depends on samples too, the entry meets parameters alone and is a *feature*: it enters the
-model. Otherwise it meets a prediction and is a *label*: it is compared with the model's output. An entry with meetings
-of both kinds is a feature.
+The user need not name them: they follow from where a batch entry first *meets* parameters, see
+`agt_lightning.capture.meetings`. Entries that enter the model are features; an adversary with ε > 0 moves those of
+floating point. Of the entries that only look like labels, the one that is no weight is the label. Whatever cannot be
+decided in this way is a doubt, which the user resolves by naming features or labels.
 
 The loss must be a sum, or mean, over samples of per-sample terms, possibly scaled and added. Then the gradient is a
 weighted sum of per-sample gradients, and a poisoned sample changes its own only.
 """
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
-from agt_lightning.capture.graph import Call, Graph, Reference
+from agt_lightning.capture.entries import Entry, Selection, listing, selected
+from agt_lightning.capture.graph import Graph
+from agt_lightning.capture.meetings import Meeting, Meetings
+from agt_lightning.capture.reached import reached
+from agt_lightning.capture.terms import LossTerm, Terms
 
 _aten = torch.ops.aten
 
@@ -31,18 +36,44 @@ class LabelKind(Enum):
 
 
 @dataclass(frozen=True)
-class LossTerm:
-    """A term ``coefficient · Σ_i (sum of value_i)`` of the loss, or the mean over all elements.
+class NamedRoles:
+    """The entries that a user names; with either, no other entry can be poisoned.
 
     Args:
-        value: name of the value, whose axis 0 counts samples.
-        coefficient: factor in front of the reduction, not zero.
-        mean: whether the reduction is a mean.
+        features: entries that an adversary moves by ε; None if the user names none.
+        labels: entries that an adversary moves by ν; None if the user names none.
     """
 
-    value: str
-    coefficient: float
-    mean: bool
+    features: Selection | None = None
+    labels: Selection | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether the user names roles."""
+        return self.features is not None or self.labels is not None
+
+
+@dataclass(frozen=True)
+class EntryRoles:
+    """Which entries of a batch an adversary can move.
+
+    Args:
+        features: leaf names of the entries that it moves by ε.
+        labels: leaf names of the entries that it moves by ν.
+        label_kinds: kind of each label, and of each other entry that predictions are compared with; labels first.
+        unmoved: all other entries of the batch by their name in it, each with the reason.
+        feature_doubts: why it is not certain what ε moves, each with its way out.
+        label_doubts: the same for ν.
+        problems: why the roles that the user names do not fit the loss.
+    """
+
+    features: tuple[str, ...]
+    labels: tuple[str, ...]
+    label_kinds: Mapping[str, LabelKind]
+    unmoved: Mapping[str, str]
+    feature_doubts: tuple[str, ...] = ()
+    label_doubts: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,9 +84,8 @@ class LossRoles:
         graph: the captured graph, whose output is the scalar loss.
         samples: names of values whose axis 0 counts samples.
         trainable: names of values that depend on a trainable parameter.
-        features: leaf names that meet parameters.
-        labels: leaf names that meet predictions only.
-        label_kinds: kind of each label.
+        entries: what an adversary can move.
+        names: names of leaves in the batch.
         prediction: name of the value that the label meets first; None if there is no label.
         target: name of the label's value where it meets the prediction.
         terms: the loss as a sum of terms.
@@ -66,9 +96,8 @@ class LossRoles:
     graph: Graph
     samples: frozenset[str]
     trainable: frozenset[str]
-    features: tuple[str, ...]
-    labels: tuple[str, ...]
-    label_kinds: Mapping[str, LabelKind]
+    entries: EntryRoles
+    names: Mapping[str, str]
     prediction: str | None
     target: str | None
     terms: tuple[LossTerm, ...]
@@ -76,99 +105,269 @@ class LossRoles:
     problems: tuple[str, ...]
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """The leaves that an adversary with ε > 0 moves."""
+        return self.entries.features
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The leaves that an adversary with ν > 0 moves."""
+        return self.entries.labels
+
+    @property
+    def label_kinds(self) -> Mapping[str, LabelKind]:
+        """The kind of each leaf that predictions are compared with, labels first."""
+        return self.entries.label_kinds
+
+    @property
     def label_kind(self) -> LabelKind:
         """The kind of the label that meets the predictions first."""
         return next(iter(self.label_kinds.values()), LabelKind.NONE)
 
+    def record(self) -> dict[str, object]:
+        """Return the roles by names of the batch, ready for JSON."""
+        return {
+            "features": [self.names[leaf] for leaf in self.features],
+            "labels": {self.names[leaf]: self.label_kinds[leaf].name.lower() for leaf in self.labels},
+            "not_moved": dict(self.entries.unmoved),
+        }
 
-def analyze(graph: Graph, batch_size: int, is_trainable: Callable[[str], bool]) -> LossRoles:
+    def summary(self) -> str:
+        """Return the roles in one line, for the log."""
+        features = ", ".join(self.names[leaf] for leaf in self.features) or "none"
+        kinds = [f"{self.names[leaf]} ({self.label_kinds[leaf].name.lower()})" for leaf in self.labels]
+        unmoved = [f"{name} ({reason})" for name, reason in self.entries.unmoved.items()]
+        parts = [f"features: {features}", f"label{'s' * (len(kinds) > 1)}: {', '.join(kinds) or 'none'}"]
+        return "; ".join(parts + [f"not moved: {', '.join(unmoved)}"] * bool(unmoved))
+
+
+def analyze(
+    graph: Graph,
+    batch_size: int,
+    is_trainable: Callable[[str], bool],
+    entries: Sequence[Entry],
+    named: NamedRoles | None = None,
+) -> LossRoles:
     """Find the roles of the inputs and the terms of the loss.
 
     Args:
         graph: a captured loss.
         batch_size: number of samples of the captured batch.
         is_trainable: whether a parameter, by its name in the module, is trained.
+        entries: the tensors of the captured batch.
+        named: the roles that the user names; None if there are none.
     """
     leaves = {leaf for leaf in (*graph.leaves, *graph.masks) if graph.shapes[leaf][:1] == (batch_size,)}
     samples = reached(graph, leaves)
-    parameters = reached(graph, set(graph.parameters))
     sources = {name for name, target in graph.parameters.items() if is_trainable(target)}
-    trainable = reached(graph, sources, through_detach=False)
-    meetings = _meetings(graph, samples, parameters)
-    features = tuple(leaf for leaf in graph.leaves if any(m.leaf == leaf and m.feature for m in meetings))
-    label_meetings: dict[str, _Meeting] = {}
-    for meeting in meetings:
-        if meeting.leaf not in features:
-            label_meetings.setdefault(meeting.leaf, meeting)
-    first = next(iter(label_meetings.values()), None)
-    reduction = _Terms(graph, samples)
+    reduction = Terms(graph, samples, frozenset(leaves))
+    reduced = frozenset(reduction.reduced)
+    meetings = Meetings(graph, [leaf for leaf in graph.leaves if leaf in leaves], samples, reduced)
+    finder = _RoleFinder(graph, meetings, entries)
+    roles = finder.named(named) if named is not None and named.any else finder.found()
+    first = next((meetings.comparisons[leaf] for leaf in roles.label_kinds if leaf in meetings.comparisons), None)
     return LossRoles(
         graph=graph,
-        samples=samples - reduction.reduced,
-        trainable=trainable,
-        features=features,
-        labels=tuple(label_meetings),
-        label_kinds={leaf: _label_kind(graph, meeting) for leaf, meeting in label_meetings.items()},
+        samples=samples - reduced,
+        trainable=reached(graph, sources, through_detach=False),
+        entries=roles,
+        names={leaf: entries[position].name for leaf, position in graph.leaves.items()},
         prediction=first.prediction if first else None,
         target=first.target if first else None,
-        terms=tuple(reduction.terms),
-        reduced=frozenset(reduction.reduced),
-        problems=tuple(reduction.problems),
+        terms=reduction.terms,
+        reduced=reduced,
+        problems=(*reduction.problems, *roles.problems),
     )
 
 
-def reached(graph: Graph, sources: set[str], *, through_detach: bool = True) -> frozenset[str]:
-    """Return all values that depend on one of the sources, including the sources.
+class _RoleFinder:
+    """A finder of roles, from the graph alone or with names that a user gives.
 
     Args:
-        graph: the graph.
-        sources: value names.
-        through_detach: whether a detached value counts as dependent: its value does, its gradient does not.
-    """
-    names = set(sources)
-    for call in graph.calls:
-        if names.intersection(call.inputs) and (through_detach or call.op is not _aten.detach.default):
-            names.add(call.name)
-    return frozenset(names)
-
-
-@dataclass(frozen=True)
-class _Meeting:
-    """A call in which a leaf, possibly transformed, first meets a value that depends on parameters.
-
-    Args:
-        leaf: name of the leaf.
-        feature: whether none of the call's values that depend on parameters depends on samples.
-        call: the call.
-        prediction: name of the first of these values.
-        target: name of the leaf's value in the call.
+        graph: the captured loss.
+        meetings: of its batch entries.
+        entries: the tensors of the captured batch.
     """
 
-    leaf: str
-    feature: bool
-    call: Call
-    prediction: str
-    target: str
+    def __init__(self, graph: Graph, meetings: Meetings, entries: Sequence[Entry]) -> None:
+        self.graph = graph
+        self.meetings = meetings
+        self.entries = entries
+        self.of = {leaf: entries[position] for leaf, position in graph.leaves.items()}
+        kinds = {leaf: self._kind(leaf) for leaf in meetings.comparisons}
+        self.kinds = {leaf: kind for leaf, kind in kinds.items() if leaf not in meetings.features}
+        self.kinds_of_compared = kinds
+
+    # --- from the graph --------------------------------------------------------------------------------------------
+
+    def found(self) -> EntryRoles:
+        """Return the roles that the graph determines, with doubts where it does not."""
+        candidates = [leaf for leaf in self.kinds if not self.meetings.is_weight(leaf)]
+        features = tuple(leaf for leaf in self.meetings.features if self.of[leaf].dtype.is_floating_point)
+        labels = tuple(candidates)
+        return EntryRoles(
+            features=features,
+            labels=labels,
+            label_kinds={leaf: self.kinds[leaf] for leaf in (*labels, *self.kinds)},
+            unmoved=self._unmoved({*features, *labels}, self._reason),
+            feature_doubts=(*self._entangled(candidates), *self._discrete()),
+            label_doubts=tuple(self._rivals(candidates)),
+        )
+
+    def _entangled(self, candidates: Sequence[str]) -> list[str]:
+        """Doubt whether an entry that looks like a label is a feature, if another entry may be the label."""
+        masks = frozenset(leaf for leaf, entry in self.of.items() if entry.dtype == torch.bool)
+        targets = {leaf for leaf in candidates if self.meetings.is_target(leaf, masks)}
+        plain = [leaf for leaf in candidates if leaf not in masks - targets]
+        movable = [
+            leaf
+            for leaf in plain
+            if self.kinds[leaf] is not LabelKind.CLASS and leaf not in targets and not self.meetings.scales_loss(leaf)
+        ]
+        others = self.meetings.other_targets(plain[0]) if len(plain) == 1 else plain
+        if not movable or len(plain) == 1 and not others:
+            return []
+        return [
+            f"`epsilon` is positive, but it is not certain whether {self._or(movable)} enters the model or is compared "
+            f"with its predictions: {self._or(dict.fromkeys([*plain, *others]))} could be the label. "
+            + self._ask("features")
+        ]
+
+    def _rivals(self, candidates: Sequence[str]) -> list[str]:
+        """Doubt which entry is the label."""
+        if len(candidates) != 1:
+            count = len(candidates)
+            return [
+                f"`nu` is positive, but {count} batch entries meet the predictions like labels. " + self._ask("labels")
+            ]
+        rivals = self.meetings.other_targets(candidates[0])
+        if not rivals:
+            return []
+        return [
+            f"`nu` is positive, but it is not certain whether {self._or([candidates[0], *rivals])} is the label. "
+            + self._ask("labels")
+        ]
+
+    def _discrete(self) -> list[str]:
+        """Refuse integers that enter the model as quantities, which ε cannot move."""
+        return [
+            f"`epsilon` is positive, but {self.of[leaf]} holds integers that enter the model as numbers, which "
+            "`epsilon` cannot move. Convert it to floating point in the data set or `on_after_batch_transfer`, so that "
+            "it is moved; or name `features=` without it, and it stays as it is."
+            for leaf in self.meetings.features
+            if self._is_integer(leaf) and self.meetings.is_read_as_number(leaf)
+        ]
+
+    # --- with names ------------------------------------------------------------------------------------------------
+
+    def named(self, named: NamedRoles) -> EntryRoles:
+        """Return exactly the roles that the user names."""
+        problems: list[str] = []
+        features = self._select("features", named.features, problems)
+        labels = self._select("labels", named.labels, problems)
+        problems += [
+            f"Both `features` and `labels` name {self.of[leaf].name}. Name it once; an `epsilon` that is larger by "
+            "`nu` covers both changes."
+            for leaf in features
+            if leaf in labels
+        ]
+        problems += [
+            f"`features` names {self.of[leaf]}, which `epsilon` cannot move. Convert it to floating point in the data "
+            "set, or leave it out."
+            for leaf in features
+            if not self.of[leaf].dtype.is_floating_point
+        ]
+        kinds: dict[str, LabelKind] = {}
+        for leaf in labels:
+            kind = self.kinds_of_compared.get(leaf)
+            if kind is None and not self.of[leaf].dtype.is_floating_point:
+                problems.append(
+                    f"`labels` names {self.of[leaf]}, but it enters the model, and no prediction is compared with it. "
+                    "Name the entry that the loss compares with predictions."
+                )
+            kinds[leaf] = kind or LabelKind.NUMBER
+        return EntryRoles(
+            features=tuple(features),
+            labels=tuple(labels),
+            label_kinds=kinds | {leaf: kind for leaf, kind in self.kinds.items() if leaf not in kinds},
+            unmoved=self._unmoved({*features, *labels}, lambda leaf: "not named"),
+            feature_doubts=self._missing("epsilon", "features", "labels") if named.features is None else (),
+            label_doubts=self._missing("nu", "labels", "features") if named.labels is None else (),
+            problems=tuple(problems),
+        )
+
+    def _select(self, role: str, selection: Selection | None, problems: list[str]) -> list[str]:
+        """Return the leaves that a user names, and add a problem for each name that fits none."""
+        if selection is None:
+            return []
+        try:
+            positions = selected(self.entries, selection)
+        except LookupError as error:
+            problems.append(f"`{role}` does not fit the batch: {error.args[0]}.")
+            return []
+        leaves = [leaf for leaf, position in self.graph.leaves.items() if position in positions]
+        read = {self.graph.leaves[leaf] for leaf in leaves}
+        problems += [
+            f"`{role}` names {self.entries[position]}, which the loss does not read. Leave it out."
+            for position in sorted(positions - read)
+        ]
+        problems += [
+            f"`{role}` names {self.of[leaf]}, whose first axis does not count samples. Leave it out, or give each "
+            "sample its own row."
+            for leaf in leaves
+            if leaf not in self.meetings.leaves
+        ]
+        return [leaf for leaf in leaves if leaf in self.meetings.leaves]
+
+    def _missing(self, limit: str, missing: str, given: str) -> tuple[str, ...]:
+        return (
+            f"`{limit}` is positive, but only `{given}` names entries, and no others are poisoned. Name `{missing}` as "
+            f"well, or set `{limit}=0`. The batch has {listing(self.entries)}.",
+        )
+
+    # --- facts about entries ---------------------------------------------------------------------------------------
+
+    def _kind(self, leaf: str) -> LabelKind:
+        """Return what the loss takes a leaf for wherever a prediction meets it: a class, if it does so anywhere."""
+        if self.meetings.is_compared_by_value(leaf):
+            return LabelKind.CLASS
+        kinds = {_kind_in(self.graph, m) for m in self.meetings.meetings if m.leaf == leaf and not m.feature}
+        return next(kind for kind in (LabelKind.CLASS, LabelKind.BINARY, LabelKind.NUMBER) if kind in kinds)
+
+    def _unmoved(self, moved: set[str], reason: Callable[[str], str]) -> dict[str, str]:
+        """Return the reason for each entry of the batch that no adversary moves."""
+        leaves = {position: leaf for leaf, position in self.graph.leaves.items()}
+        reasons: dict[str, str] = {}
+        for position, entry in enumerate(self.entries):
+            leaf = leaves.get(position)
+            if leaf is None:
+                reasons[entry.name] = "not read by the loss"
+            elif leaf not in self.meetings.leaves:
+                reasons[entry.name] = "the same for all samples"
+            elif leaf not in moved:
+                reasons[entry.name] = reason(leaf)
+        return reasons
+
+    def _reason(self, leaf: str) -> str:
+        if leaf in self.kinds:
+            return "weight"
+        return "discrete" if leaf in self.meetings.features else "meets no parameter"
+
+    def _is_integer(self, leaf: str) -> bool:
+        dtype = self.of[leaf].dtype
+        return not dtype.is_floating_point and dtype != torch.bool
+
+    def _or(self, leaves: Sequence[str] | Mapping[str, None]) -> str:
+        return " or ".join(self.of[leaf].name for leaf in leaves)
+
+    def _ask(self, setting: str) -> str:
+        others = " (and `labels=`, if `nu` is positive)" if setting == "features" else ""
+        others = others or " (and `features=`, if `epsilon` is positive)"
+        return f"Name what is poisoned by `{setting}=`{others}. The batch has {listing(self.entries)}."
 
 
-def _meetings(graph: Graph, samples: frozenset[str], parameters: frozenset[str]) -> list[_Meeting]:
-    """Find the calls in which values of leaves alone meet values that depend on parameters."""
-    origins: dict[str, set[str]] = {leaf: {leaf} for leaf in graph.leaves}
-    meetings: list[_Meeting] = []
-    for call in graph.calls:
-        if call.name not in parameters:
-            origins[call.name] = set().union(*(origins.get(name, set()) for name in call.inputs))
-            continue
-        partners = [name for name in call.inputs if name in parameters]
-        for name in call.inputs:
-            if name in parameters:
-                continue
-            feature = not any(partner in samples for partner in partners)
-            meetings += [_Meeting(leaf, feature, call, partners[0], name) for leaf in sorted(origins.get(name, set()))]
-    return meetings
-
-
-def _label_kind(graph: Graph, meeting: _Meeting) -> LabelKind:
+def _kind_in(graph: Graph, meeting: Meeting) -> LabelKind:
+    """Return what one call takes the label for."""
     if meeting.call.op is _aten.binary_cross_entropy_with_logits.default:
         return LabelKind.BINARY
     from_leaf = reached(graph, {meeting.leaf})
@@ -178,116 +377,3 @@ def _label_kind(graph: Graph, meeting: _Meeting) -> LabelKind:
         rank_of_classes = len(graph.shapes[meeting.prediction])
         return LabelKind.CLASS if len(graph.shapes[meeting.target]) < rank_of_classes else LabelKind.NUMBER
     return LabelKind.NUMBER
-
-
-class _Terms:
-    """The terms of a loss, found by a walk back to the reductions over samples, with the coefficient of each."""
-
-    def __init__(self, graph: Graph, samples: frozenset[str]) -> None:
-        self.graph = graph
-        self.samples = samples
-        self.producers: Mapping[str, Call] = {call.name: call for call in graph.calls}
-        self.terms: list[LossTerm] = []
-        self.reduced: set[str] = set()
-        self.problems: list[str] = []
-        if graph.shapes[graph.output] != ():
-            self.problems.append(
-                f"`training_step` returns a loss of shape {graph.shapes[graph.output]}. Reduce it with `.mean()`."
-            )
-        self._visit(graph.output, 1.0)
-
-    def _visit(self, name: str, coefficient: float) -> None:
-        if coefficient == 0.0:
-            return None
-        call = self.producers.get(name)
-        if name not in self.samples:
-            return self._visit_shared(name, call)
-        if call is None:
-            return self.problems.append("The loss is a batch entry itself; it does not depend on any prediction.")
-        self.reduced.add(name)
-        if self._is_reduction(call):
-            mean = call.op in (_aten.mean.default, _aten.mean.dim)
-            self.terms.append(LossTerm(call.inputs[0], coefficient, mean))
-            return None
-        return self._visit_inputs(call, coefficient)
-
-    def _is_reduction(self, call: Call) -> bool:
-        """Return whether the call is a mean or sum over all axes."""
-        if call.op in (_aten.mean.default, _aten.sum.default):
-            return call.inputs[0] not in self.reduced and self.graph.shapes[call.inputs[0]] != ()
-        if call.op in (_aten.mean.dim, _aten.sum.dim_IntList):
-            dims, rank = call.arguments["dim"], len(self.graph.shapes[call.inputs[0]])
-            return not dims or isinstance(dims, list) and len({int(dim) % rank for dim in dims}) == rank > 0
-        return False
-
-    def _visit_inputs(self, call: Call, coefficient: float) -> None:
-        factors = self._factors(call)
-        if factors is None:
-            self.problems.append(
-                f"`{str(call.op).rsplit('.', 1)[0]}` at {call.source} combines samples in a way that is not a mean or "
-                "sum of per-sample terms. Write the loss as `per_sample_loss.mean()`."
-            )
-            return
-        for name, factor in factors:
-            self._visit(name, coefficient * factor)
-
-    def _factors(self, call: Call) -> list[tuple[str, float]] | None:
-        """Return the factors of the call as a linear function of its tensor inputs; None if it is not linear."""
-        arguments = call.arguments
-        first = arguments.get("self")
-        if call.op in (_aten.add.Tensor, _aten.sub.Tensor):
-            sign = 1.0 if call.op is _aten.add.Tensor else -1.0
-            alpha = _number(arguments["alpha"])
-            pairs = ((first, 1.0), (arguments["other"], sign * (alpha if alpha is not None else 1.0)))
-            return [(value.name, factor) for value, factor in pairs if isinstance(value, Reference)]
-        if call.op is _aten.neg.default:
-            return [(call.inputs[0], -1.0)]
-        if call.op is _aten.rsub.Scalar:
-            alpha = _number(arguments["alpha"])
-            return [(call.inputs[0], -alpha)] if alpha is not None else None
-        if call.op in _CASTS:
-            return [(call.inputs[0], 1.0)]
-        if call.op in (_aten.mul.Tensor, _aten.div.Tensor):
-            return self._scaling(call)
-        return None
-
-    def _scaling(self, call: Call) -> list[tuple[str, float]] | None:
-        divides = call.op is _aten.div.Tensor
-        operands = [(call.arguments["self"], call.arguments["other"])]
-        if not divides:
-            operands.append((call.arguments["other"], call.arguments["self"]))
-        for value, factor in operands:
-            number = self._constant(factor)
-            if isinstance(value, Reference) and number is not None:
-                return [(value.name, 1.0 / number if divides else number)]
-        return None
-
-    def _constant(self, argument: object) -> float | None:
-        if isinstance(argument, Reference):
-            constant = self.graph.constants.get(argument.name)
-            return float(constant) if constant is not None and constant.numel() == 1 else None
-        return _number(argument)
-
-    def _visit_shared(self, name: str, call: Call | None) -> None:
-        """Visit a summand without samples: harmless if constant, else a regularizer without bounds."""
-        if name in reached(self.graph, set(self.graph.parameters)):
-            source = call.source if call else "the loss"
-            self.problems.append(
-                f"The loss has a term of parameters alone ({source}). Use the optimizer's `weight_decay` instead."
-            )
-
-
-_CASTS = frozenset(
-    {
-        _aten._to_copy.default,
-        _aten.to.dtype,
-        _aten.to.dtype_layout,
-        _aten.squeeze.default,
-        _aten.view.default,
-        _aten.reshape.default,
-    }
-)
-
-
-def _number(argument: object) -> float | None:
-    return float(argument) if isinstance(argument, int | float) and not isinstance(argument, bool) else None

@@ -15,6 +15,9 @@ OVERRIDDEN_OBJECTIVE = "certified_objective_is_overridden"
 UNTRIED_HOOKS = "hooks_that_could_not_be_tried"
 """Setting of a phase: hooks between steps that could not run on copies, each with the reason."""
 
+ROLES = "roles"
+"""Setting of a phase: the roles of batch entries, one dictionary for each kind of batch."""
+
 SAMPLES_ARE_NAMED = "samples_are_named"
 """Setting of a phase: whether `poisonable` or `sample_ids` was given."""
 

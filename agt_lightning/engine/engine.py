@@ -125,7 +125,8 @@ class AbstractGradientEngine:
         self.stated: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
         whole_samples = adversary.sample_clipping is not None
-        record = partial(BoundedObjective.of, loss=loss, table=rules, whole_samples=whole_samples)
+        named = self.config.roles
+        record = partial(BoundedObjective.of, loss=loss, table=rules, named=named, whole_samples=whole_samples)
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
         self._clock = Clock()  # of the last batch
         self._nominal = NominalPass(module, adversary, self._recorded, self.config, processes)

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
-from agt_lightning.capture import flatten
+from agt_lightning.capture import LabelKind, LossRoles
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.domains import DomainFamily, TrainingSetup
 from agt_lightning.engine.nominal_step import NominalPass
@@ -43,7 +43,7 @@ def training_problems(
     processes = nominal.processes
     with processes.collective_errors():
         bounded = nominal.objectives(batch)
-        local = _adversary_problems(nominal.adversary, bounded, batch.data)
+        local = _adversary_problems(nominal.adversary, bounded)
         local += precision_problems(bounded.program.graph, nominal.config.dtype, _device(nominal))
     unbounded, problems = processes.union(bounded.problems), processes.union(local)
     if unbounded:
@@ -57,11 +57,28 @@ def _device(nominal: NominalPass) -> torch.device:
     return next((parameter.device for parameter in nominal.module.parameters()), torch.device("cpu"))
 
 
-def _adversary_problems(adversary: Adversary, bounded: BoundedObjective, batch: object) -> list[str]:
-    roles = bounded.objective
-    leaves, _ = flatten(batch)
-    movable = [leaf for leaf in roles.features if leaves[roles.graph.leaves[leaf]].is_floating_point()]
-    return adversary.problems(roles.label_kind, len(roles.labels), len(movable))
+def _adversary_problems(adversary: Adversary, bounded: BoundedObjective) -> list[str]:
+    roles, entries = bounded.objective, bounded.objective.entries
+    doubts: list[str] = []
+    if adversary.n > 0:
+        doubts += entries.feature_doubts if adversary.perturbs_features else ()
+        doubts += entries.label_doubts if adversary.perturbs_labels else ()
+        doubts += _shared_entries(roles) if adversary.sample_clipping is not None else ()
+    if doubts:
+        return doubts
+    kinds = dict.fromkeys(roles.label_kinds[leaf] for leaf in roles.labels) or {LabelKind.NONE: None}
+    labels = min(len(roles.labels), 1)
+    return [problem for kind in kinds for problem in adversary.problems(kind, labels, len(roles.features))]
+
+
+def _shared_entries(roles: LossRoles) -> list[str]:
+    """Refuse entries without an axis of samples if samples can be substituted: they may be computed from all."""
+    return [
+        f"The loss reads {name}, whose first axis does not count samples. If it is computed from the samples, a "
+        "substituted one changes it for all. Give each sample its own row, or make it an attribute of the module."
+        for leaf, name in roles.names.items()
+        if leaf not in roles.samples
+    ]
 
 
 def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: MicroBatch) -> list[str]:

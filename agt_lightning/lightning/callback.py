@@ -21,7 +21,9 @@ from agt_lightning.adversaries.base import require_adversary
 from agt_lightning.aggregation import Aggregation
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
+from agt_lightning.capture.entries import Selection
 from agt_lightning.certificates import CertifiedModel
+from agt_lightning.certificates.phases import ROLES
 from agt_lightning.certificates.record import certificate, frozen_parameters, write_certificate
 from agt_lightning.certificates.task import Task
 from agt_lightning.domains.family import chosen_domains
@@ -93,12 +95,20 @@ class CertifiedTraining(Callback):
             `certified_flips` then raises. Bounds for the adversary's n of each batch need no names.
         dirpath: folder for ``certificate.json`` and ``bounds.safetensors``, written when training ends; None writes
             none.
+        features: batch entries that the adversary moves by epsilon: a key, position or field of the batch, a name as
+            messages print it, such as ``"batch['inputs'][0]"``, or a sequence of these. A container means all tensors
+            in it. With ``features`` or ``labels``, no other entry is moved; None for both means that the roles are
+            found in `training_step`, and asked for where that is not certain. Log and certificate list them.
+        labels: batch entries that the adversary moves by nu, likewise.
         memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
             means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
         dtype: floating point type of the bounds' computation.
 
+    Attributes:
+        roles: by kind of training batch, the entries that an adversary can move, as the certificate lists them.
+
     Raises:
-        TypeError: if ``adversary`` is not an adversary.
+        TypeError: if ``adversary`` is not an adversary, or ``features`` or ``labels`` are no names of batch entries.
         ValueError: if ``method``, ``aggregation`` or a domain is unknown, or ``memory_budget`` is not positive.
 
     Example:
@@ -116,6 +126,8 @@ class CertifiedTraining(Callback):
         domains: DomainChoice = "auto",
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
+        features: Selection | None = None,
+        labels: Selection | None = None,
         dirpath: str | os.PathLike[str] | None = None,
         memory_budget: int | None = None,
         dtype: torch.dtype = torch.float64,
@@ -129,6 +141,8 @@ class CertifiedTraining(Callback):
         self.domains = domains
         self.poisonable = poisonable
         self.sample_ids = sample_ids
+        self.features = features
+        self.labels = labels
         self.memory_budget = memory_budget
         self.dtype = dtype
         self.dirpath = dirpath
@@ -165,6 +179,8 @@ class CertifiedTraining(Callback):
             domains=self.domains,
             poisonable=self.poisonable,
             sample_ids=self.sample_ids,
+            features=self.features,
+            labels=self.labels,
             memory_budget=self.memory_budget,
             dtype=self.dtype,
         )
@@ -184,6 +200,11 @@ class CertifiedTraining(Callback):
                 "uses in place of this one: see `trainer.callbacks`, or `module.certified_training` of the mixin."
             )
         return self._engine
+
+    @property
+    def roles(self) -> list[dict[str, object]]:
+        """What the adversary may do to each entry of the batches, one dictionary for each kind of batch."""
+        return list(self.engine.stated.get(ROLES, []))
 
     @property
     def bounds(self) -> ParameterBounds:

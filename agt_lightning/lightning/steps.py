@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.dropout import noting_masks
-from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE, UNTRIED_HOOKS
+from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
 from agt_lightning.certificates.task import Task
 from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
@@ -148,7 +148,12 @@ class CertifiedSteps:
         task = Task.of(batch.recorded.objective, batch.recorded.parameters)
         self.task = task if self.task is None else self.task | task
         self.engine.stated[OVERRIDDEN_OBJECTIVE] = bool(self.loss.own_objective)
-        for remark in [*self.engine.domains.remarks(), *remarks(self.trainer, self.module)]:
+        roles = batch.recorded.objective
+        known = self.engine.stated.setdefault(ROLES, [])
+        if roles.record() not in known:
+            known.append(roles.record())
+        reading = f"reads the batch as {roles.summary()}"
+        for remark in [reading, *self.engine.domains.remarks(), *remarks(self.trainer, self.module)]:
             self._announce(f"`CertifiedTraining` {remark}")
 
     def _check_loaders(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 
 from agt_lightning.aggregation import Aggregation, require_aggregation
+from agt_lightning.capture.entries import Selection, check_selection
+from agt_lightning.capture.roles import NamedRoles
 from agt_lightning.memory import require_memory_budget
 from agt_lightning.propagation.methods import Method, require_method
 from agt_lightning.propagation.samples import Poisonable, SampleIds
@@ -32,12 +34,18 @@ class CertificationConfig:
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such
             a tensor in the batch. None means that samples are identified by their content.
+        features: batch entries that the adversary moves by ε: a key, position or field of the batch, a name as messages
+            print it, such as ``"batch['inputs'][0]"``, or a sequence of these. A container means all tensors in it.
+            With ``features`` or ``labels``, no other entry is moved; None for both means that the roles are found in
+            the captured loss, and asked for where that is not certain.
+        labels: batch entries that it moves by ν, likewise.
         memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
             means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
         dtype: floating point type of the bounds' computation.
         rules: bound rules by overload; None means the built-in ones, `agt_lightning.rules.RULES`.
 
     Raises:
+        TypeError: if ``features`` or ``labels`` are no names of batch entries.
         ValueError: if ``method`` or ``aggregation`` is unknown, or the budget is not positive.
 
     Example:
@@ -50,6 +58,8 @@ class CertificationConfig:
     domains: DomainChoice = "auto"
     poisonable: Poisonable | None = None
     sample_ids: SampleIds | None = None
+    features: Selection | None = None
+    labels: Selection | None = None
     memory_budget: int | None = None
     dtype: torch.dtype = torch.float64
     rules: RuleTable | None = None
@@ -59,3 +69,10 @@ class CertificationConfig:
         require_method(self.method)
         require_aggregation(self.aggregation)
         require_memory_budget(self.memory_budget)
+        check_selection("features", self.features)
+        check_selection("labels", self.labels)
+
+    @property
+    def roles(self) -> NamedRoles:
+        """The batch entries whose roles the user names."""
+        return NamedRoles(self.features, self.labels)

@@ -15,9 +15,11 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
 from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.dropout import RandomState, draw_masks
+from agt_lightning.capture.entries import entries
 from agt_lightning.capture.export import record
 from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
+from agt_lightning.capture.roles import NamedRoles
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
@@ -69,7 +71,14 @@ class BoundedObjective:
 
     @classmethod
     def of(
-        cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable, whole_samples: bool = False
+        cls,
+        module: nn.Module,
+        loss: Loss,
+        batch: object,
+        table: RuleTable,
+        *,
+        named: NamedRoles | None = None,
+        whole_samples: bool = False,
     ) -> BoundedObjective:
         """Record a loss for batches of this kind; see `capture`.
 
@@ -79,14 +88,22 @@ class BoundedObjective:
         Raises:
             CaptureError: if the code cannot be recorded.
         """
-        bounded = cls.capture(module, loss, batch, table, whole_samples)
+        capture = partial(cls.capture, module, loss, table=table, named=named, whole_samples=whole_samples)
+        bounded = capture(batch)
         if not bounded.problems or bounded.size(batch) != 1:
             return bounded
-        return cls.capture(module, loss, _doubled(batch), table, whole_samples)
+        return capture(_doubled(batch))
 
     @classmethod
     def capture(
-        cls, module: nn.Module, loss: Loss, batch: object, table: RuleTable, whole_samples: bool = False
+        cls,
+        module: nn.Module,
+        loss: Loss,
+        batch: object,
+        table: RuleTable,
+        *,
+        named: NamedRoles | None = None,
+        whole_samples: bool = False,
     ) -> BoundedObjective:
         """Record a loss on a batch, on a replica of the module.
 
@@ -95,6 +112,7 @@ class BoundedObjective:
             loss: maps a module and a batch to a scalar.
             batch: an example of the structure and shapes; a batch of one sample is recorded as it is.
             table: rules by overload.
+            named: the batch entries whose roles the user names; None if there are none.
             whole_samples: whether an adversary replaces whole samples, with their numbers and strings.
 
         Raises:
@@ -106,7 +124,7 @@ class BoundedObjective:
         names = canonical_names(module)
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         size = _batch_size([leaves[position] for position in graph.leaves.values()])
-        objective = analyze(graph, size, lambda target: names[target] in trainable)
+        objective = analyze(graph, size, lambda target: names[target] in trainable, entries(batch), named)
         program = Program.build(
             graph, table, samples=objective.samples, trainable=objective.trainable, reduced=objective.reduced
         )
@@ -248,8 +266,8 @@ class BoundedObjective:
         if adversary.perturbs_features:
             inputs |= {name: adversary.poisoned_features(inputs[name]) for name in objective.features}
         if adversary.perturbs_labels:
-            for name, kind in objective.label_kinds.items():
-                inputs[name] = adversary.poisoned_labels(_tensor(inputs[name]), kind)
+            for name in objective.labels:
+                inputs[name] = adversary.poisoned_labels(_tensor(inputs[name]), objective.label_kinds[name])
         return inputs
 
     def perturbed_leaves(self, adversary: Adversary) -> set[str]:

@@ -10,6 +10,7 @@ import torch
 from agt_lightning.capture import Call, Graph
 from agt_lightning.rules import Rule, RuleTable, Site
 from agt_lightning.rules.base import name_of
+from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
 
 _WAYS_OUT = {
@@ -66,7 +67,7 @@ class Program:
             if call.name not in samples:
                 problems += _shared_problems(call, trainable)
                 continue
-            rule = table.get(call.op)
+            rule = _rule(call, table)
             if rule is None:
                 problems.append(_unknown(call))
                 continue
@@ -76,6 +77,12 @@ class Program:
             if problem is not None:
                 problems.append(problem)
         return cls(graph, sites, rules, trainable, samples, tuple(problems))
+
+
+def _rule(call: Call, table: RuleTable) -> Rule | None:
+    rule = table.get(call.op)
+    discrete = not call.dtype.is_floating_point and call.op in DISCRETE
+    return DiscreteFunction(rule) if discrete else rule
 
 
 def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozenset[str]) -> Site:

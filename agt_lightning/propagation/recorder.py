@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from agt_lightning.capture.batch import Entries
+from agt_lightning.capture.batch import FlatBatch
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.graph import Graph
 from agt_lightning.capture.replica import replica
@@ -48,7 +48,7 @@ class _Example:
     """The first recording of all, with what is needed to make it again."""
 
     module: nn.Module
-    entries: Entries
+    entries: FlatBatch
     clock: Clock
     reads_entries: bool
     graph: Graph
@@ -85,7 +85,7 @@ class Recorder:
             self._start = replica(self.module) if self._make_start is None else self._make_start()
         return self._start
 
-    def record(self, entries: Entries, clock: Clock, reads: Reads) -> BoundedObjective:
+    def record(self, entries: FlatBatch, clock: Clock, reads: Reads) -> BoundedObjective:
         """Record the loss on the module, on one that has seen no data, and at the time of the first recording again.
 
         Args:
@@ -110,7 +110,7 @@ class Recorder:
             self._example = _Example(replica(clean), entries, clock, reads.entries, bounded.graph)
         return bounded
 
-    def require(self, graph: Graph, module: nn.Module, entries: Entries, clock: Clock, reads: Reads) -> None:
+    def require(self, graph: Graph, module: nn.Module, entries: FlatBatch, clock: Clock, reads: Reads) -> None:
         """Raise unless a module gives a graph at a time.
 
         Raises:
@@ -128,10 +128,10 @@ class Recorder:
                 "`self.global_step` or `batch_idx`, or set it in a hook of the module that uses nothing else."
             )
 
-    def at(self, clock: Clock, module: nn.Module, entries: Entries, reads: Reads) -> BoundedObjective:
+    def at(self, clock: Clock, module: nn.Module, entries: FlatBatch, reads: Reads) -> BoundedObjective:
         """Record the loss at a time.
 
-        Entries of the batch that are no tensors are withheld at first, to see whether the code looks at them.
+        FlatBatch of the batch that are no tensors are withheld at first, to see whether the code looks at them.
         """
         with self.loss.at(clock, reads) if isinstance(self.loss, TimedLoss) else nullcontext():
             if not reads.entries and any(_withholdable(entry) for entry in entries.others):
@@ -141,7 +141,7 @@ class Recorder:
                 return whole
             return self._record(module, entries.rebuild(entries.tensors))
 
-    def uses(self, name: str, entries: Entries, clock: Clock, graph: Graph) -> bool:
+    def uses(self, name: str, entries: FlatBatch, clock: Clock, graph: Graph) -> bool:
         """Return whether a recording may depend on an attribute that it reads.
 
         It does not if the same is recorded with a stand-in, which can be written to, computed with and logged, such as
@@ -173,7 +173,7 @@ class Recorder:
                 parameter.requires_grad_(trained[name].requires_grad)
         return clean
 
-    def _without_entries(self, module: nn.Module, entries: Entries) -> BoundedObjective | None:
+    def _without_entries(self, module: nn.Module, entries: FlatBatch) -> BoundedObjective | None:
         """Record the loss with stand-ins for entries that are no tensors; None if the code looks at one."""
         looks: list[int] = []
         withheld = [
@@ -187,7 +187,7 @@ class Recorder:
         return None if looks else bounded
 
     def _note_uses_by_compiled_code(
-        self, clean: nn.Module, entries: Entries, clock: Clock, reads: Reads, graph: Graph
+        self, clean: nn.Module, entries: FlatBatch, clock: Clock, reads: Reads, graph: Graph
     ) -> None:
         """Note fields of the clock on which the recording depends although Python code has not used them."""
         for name in sorted(reads.offered - reads.clock):
@@ -196,7 +196,7 @@ class Recorder:
             if any(self._differs_at(clock.moved(name, time), clean, entries, graph) for time in sorted(times)):
                 reads.clock.add(name)
 
-    def _differs_at(self, clock: Clock, module: nn.Module, entries: Entries, graph: Graph) -> bool:
+    def _differs_at(self, clock: Clock, module: nn.Module, entries: FlatBatch, graph: Graph) -> bool:
         try:
             return not same_graph(self.at(clock, module, entries, Reads(entries=True)).graph, graph)
         except CaptureError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from agt_lightning.capture.batch import Entries
+from agt_lightning.capture.batch import FlatBatch
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.state import StateReader, attributes
@@ -69,7 +69,7 @@ class Recordings:
         self._module = recorder.module
         self._reader: StateReader | None = None
         self._kinds: dict[Hashable, list[_Group]] = {}
-        self._last: tuple[Entries, Clock] | None = None
+        self._last: tuple[FlatBatch, Clock] | None = None
 
     @property
     def start(self) -> nn.Module:
@@ -86,7 +86,7 @@ class Recordings:
             UnsoundBoundError: if the code depends on something that data may have changed.
         """
         _ = self.start
-        entries = Entries.of(batch)
+        entries = FlatBatch.of(batch)
         self._last = (entries, clock)
         found = self._found(entries, clock)
         if found is None:
@@ -107,10 +107,10 @@ class Recordings:
             if found is not None:
                 self._require(found, *self._last)
 
-    def _require(self, recording: _Recording, entries: Entries, clock: Clock) -> None:
+    def _require(self, recording: _Recording, entries: FlatBatch, clock: Clock) -> None:
         self.recorder.require(recording.bounded.graph, self._module, entries, clock, Reads(entries=True))
 
-    def _kind(self, entries: Entries) -> Hashable:
+    def _kind(self, entries: FlatBatch) -> Hashable:
         """Return all that every recording depends on."""
         assert self._reader is not None
         leaves = tuple((tuple(leaf.shape), leaf.dtype, leaf.device, leaf.requires_grad) for leaf in entries.tensors)
@@ -118,14 +118,14 @@ class Recordings:
         trained = tuple(parameter.requires_grad for parameter in self._module.parameters())
         return leaves, entries.structure, always, self._reader.of_parts(), trained
 
-    def _groups(self, entries: Entries) -> list[_Group]:
+    def _groups(self, entries: FlatBatch) -> list[_Group]:
         return self._kinds.setdefault(self._kind(entries), [])
 
-    def _found(self, entries: Entries, clock: Clock) -> _Recording | None:
+    def _found(self, entries: FlatBatch, clock: Clock) -> _Recording | None:
         found = (group.by_values.get(self._values(group, entries, clock)) for group in self._groups(entries))
         return next((recording for recording in found if recording is not None), None)
 
-    def _values(self, group: _Group, entries: Entries, clock: Clock) -> Hashable:
+    def _values(self, group: _Group, entries: FlatBatch, clock: Clock) -> Hashable:
         """Return the present values of all that the recordings of a group depend on."""
         assert self._reader is not None
         token, schema = self._reader.token, group.schema
@@ -141,7 +141,7 @@ class Recordings:
         own = attributes(self._module)
         return {name: self._reader.token(own[name]) if name in own else None for name in names}
 
-    def _new(self, entries: Entries, clock: Clock) -> BoundedObjective:
+    def _new(self, entries: FlatBatch, clock: Clock) -> BoundedObjective:
         """Record the loss, and file it under what it has looked at."""
         reads = Reads()
         bounded = self.recorder.record(entries, clock, reads)
@@ -158,7 +158,7 @@ class Recordings:
         recording = _Recording(next(same, bounded))
         return group.by_values.setdefault(self._values(group, entries, clock), recording).bounded
 
-    def _unused(self, group: _Group, entries: Entries, clock: Clock, bounded: BoundedObjective) -> Iterator[str]:
+    def _unused(self, group: _Group, entries: FlatBatch, clock: Clock, bounded: BoundedObjective) -> Iterator[str]:
         """Yield attributes that have changed since a group's first recording, and are written to but not looked at."""
         for name, token in self._tokens(group.schema.attributes).items():
             if token != group.attributes[name] and not self.recorder.uses(name, entries, clock, bounded.graph):

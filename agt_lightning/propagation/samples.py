@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation import SampleSet
-from agt_lightning.capture.batch import Entries, flatten
+from agt_lightning.capture.batch import FlatBatch, flatten
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import FactoredGradient, stack
@@ -53,7 +53,7 @@ class MicroBatch:
         The containers are copied, and so are the tensors that the step changes in place, so that the step may take
         entries out or replace them.
         """
-        entries = Entries.of(batch)
+        entries = FlatBatch.of(batch)
         changed = recorded.graph.changed
         tensors = [leaf.detach().clone() if at in changed else leaf for at, leaf in enumerate(entries.tensors)]
         versions = tuple(leaf._version for leaf in tensors)

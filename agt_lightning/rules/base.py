@@ -177,8 +177,8 @@ def as_interval(value: Value) -> Interval:
     if isinstance(value, ClassLabels) and value.flippable:
         raise UncertifiableError(
             [
-                "Class labels that can be flipped are used as numbers. Use them through `cross_entropy`, `nll_loss` or "
-                "`one_hot` only, or set `nu=0`."
+                "Class labels that can be flipped are used as numbers. Use them through `cross_entropy`, `nll_loss`, "
+                "`one_hot` or `(labels == k).float()` only, or set `nu=0`."
             ]
         )
     tensor = value.index if isinstance(value, ClassLabels) else value

@@ -164,6 +164,186 @@ def test_an_autoencoder_has_a_feature_and_no_label():
     assert roles.label_kind is LabelKind.NONE
 
 
+class Parts(nn.Module):
+    """Layers that the losses below combine."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(3, 4, dtype=DOUBLE)
+        self.last = nn.Linear(4, 1, dtype=DOUBLE)
+        self.fused = nn.Linear(8, 1, dtype=DOUBLE)
+        self.table = nn.Embedding(3, 4, dtype=DOUBLE)
+        self.offset = nn.Parameter(torch.ones(1, dtype=DOUBLE))
+
+    def hidden(self, x):
+        return torch.relu(self.first(x))
+
+    def forward(self, x):
+        return self.last(self.hidden(x))
+
+
+def parts_batch(size=6):
+    generator = torch.Generator().manual_seed(2)
+
+    def numbers(width):
+        return torch.rand(size, width, dtype=DOUBLE, generator=generator)
+
+    return {
+        "x": numbers(3),
+        "z": numbers(4),
+        "y": numbers(1),
+        "t": numbers(1),
+        "w": numbers(1),
+        "c": torch.arange(size) % 3,
+        "bit": torch.arange(size)[:, None] % 2 == 0,
+        "pixels": (torch.arange(3 * size) % 256).to(torch.uint8).reshape(size, 3),
+        "scale": torch.ones(1, 1, dtype=DOUBLE),
+    }
+
+
+def log_likelihood(logit, y):
+    return -(y * F.logsigmoid(logit) + (1 - y) * F.logsigmoid(-logit))
+
+
+ENTRIES = {  # loss, features, labels, whether the roles for ε and for ν are certain
+    "one of two fused": (
+        lambda m, b: F.mse_loss(m.fused(torch.cat([m.hidden(b["x"]), b["z"]], 1)), b["y"]),
+        "x z",
+        "y",
+        True,
+        True,
+    ),
+    "gate in the model": (lambda m, b: F.mse_loss(m.last(m.hidden(b["x"]) * b["z"]), b["y"]), "x z", "y", True, True),
+    "gate behind the model": (lambda m, b: F.mse_loss(m(b["x"]) * b["w"], b["y"]), "x", "w y", False, False),
+    "base of a prediction": (lambda m, b: F.mse_loss(m(b["x"]) + b["w"], b["y"]), "x", "w y", False, False),
+    "base behind a fixed map": (
+        lambda m, b: F.mse_loss(m(b["x"]) + b["z"].sum(1, keepdim=True), b["y"]),
+        "x",
+        "z y",
+        False,
+        False,
+    ),
+    "prior of classes": (
+        lambda m, b: F.cross_entropy(m(b["x"]) + b["x"] + b["z"][:, :3], b["c"]),
+        "x",
+        "z c",
+        False,
+        False,
+    ),
+    "gate of a reconstruction": (lambda m, b: F.mse_loss(m(b["x"]) * b["w"], b["x"][:, :1]), "x", "w", False, False),
+    "weights": (lambda m, b: (b["w"] * (m(b["x"]) - b["y"]) ** 2).mean(), "x", "y", True, True),
+    "weights of a reconstruction": (lambda m, b: (b["w"] * (m(b["x"]) - b["x"]) ** 2).mean(), "x", "", True, False),
+    "weights and a moved label": (
+        lambda m, b: (b["w"] * (m(b["x"]) - (b["y"] - m.offset)) ** 2).mean(),
+        "x y",
+        "w",
+        True,
+        False,
+    ),
+    "weights and a scaled label": (
+        lambda m, b: (b["w"] * (m(b["x"]) - b["y"] * m.offset).abs()).mean(),
+        "x y",
+        "w",
+        True,
+        False,
+    ),
+    "gate and a moved label": (
+        lambda m, b: F.mse_loss(m(b["x"]) * b["w"], b["y"] - m.offset),
+        "x y",
+        "w",
+        False,
+        False,
+    ),
+    "mask of both": (lambda m, b: F.mse_loss(m(b["x"]) * b["bit"], b["y"] * b["bit"]), "x", "bit y", True, False),
+    "two targets": (
+        lambda m, b: F.mse_loss(m(b["x"]), b["y"]) + (m(b["x"]) - b["t"]).abs().mean(),
+        "x",
+        "y t",
+        True,
+        False,
+    ),
+    "two models in one sum": (lambda m, b: F.mse_loss(m(b["x"]) + m.last(b["z"]), b["y"]), "x z", "y", True, True),
+    "residual": (lambda m, b: F.mse_loss(m(b["x"]) + b["x"][:, :1], b["y"]), "x", "y", True, True),
+    "change": (lambda m, b: F.mse_loss(m(b["x"]), b["y"] - b["x"][:, :1]), "x", "y", True, True),
+    "likelihood by hand": (lambda m, b: log_likelihood(m(b["x"]), b["y"]).mean(), "x", "y", True, True),
+    "weighted likelihood by hand": (
+        lambda m, b: (b["w"] * log_likelihood(m(b["x"]), b["y"])).mean(),
+        "x",
+        "y",
+        True,
+        True,
+    ),
+    "likelihood by hand and a target": (
+        lambda m, b: log_likelihood(m(b["x"]), b["y"]).mean() + F.mse_loss(m(b["x"]), b["t"]),
+        "x",
+        "y t",
+        True,
+        False,
+    ),
+    "label that enters as well": (
+        lambda m, b: F.mse_loss(m.last(m.hidden(b["x"]) * b["y"]), b["y"]),
+        "x y",
+        "",
+        True,
+        False,
+    ),
+    "class that enters as well": (
+        lambda m, b: F.cross_entropy(m.last(m.hidden(b["x"]) + m.table(b["c"])) + b["x"], b["c"]),
+        "x",
+        "",
+        True,
+        False,
+    ),
+    "loss behind a parameter": (lambda m, b: (m.offset * (m(b["x"]) - b["y"]) ** 2).mean(), "x y", "", True, False),
+    "categories": (
+        lambda m, b: F.mse_loss(m.fused(torch.cat([m.table(b["c"]), b["z"]], 1)), b["y"]),
+        "z",
+        "y",
+        True,
+        True,
+    ),
+    "test for a category": (
+        lambda m, b: F.mse_loss(m.last(b["z"] * (b["c"] == 1).double()[:, None]), b["y"]),
+        "z",
+        "y",
+        True,
+        True,
+    ),
+    "integers": (lambda m, b: F.mse_loss(m(b["pixels"] / 255.0) + m.last(b["z"]), b["y"]), "z", "y", False, True),
+    "gate of bits": (lambda m, b: F.mse_loss(m.last(m.hidden(b["x"]) * b["bit"]), b["y"]), "x", "y", True, True),
+    "shared by all": (lambda m, b: F.mse_loss(m(b["x"]) * b["scale"], b["y"]), "x", "y", True, True),
+}
+
+
+@pytest.mark.parametrize(("loss", "features", "labels", "moves", "shifts"), ENTRIES.values(), ids=ENTRIES)
+def test_every_entry_has_a_role_or_is_asked_for(loss, features, labels, moves, shifts):
+    data = parts_batch()
+    roles = AbstractGradientEngine(Parts(), loss, NUMBERS).objective(data).objective
+    assert [roles.names[leaf] for leaf in roles.features] == [f"batch['{key}']" for key in features.split()]
+    assert [roles.names[leaf] for leaf in roles.labels] == [f"batch['{key}']" for key in labels.split()]
+    assert (not roles.entries.feature_doubts, not roles.entries.label_doubts) == (moves, shifts)
+    others = {f"batch['{key}']" for key in data} - {roles.names[leaf] for leaf in (*roles.features, *roles.labels)}
+    assert set(roles.entries.unmoved) == others
+
+
+def test_containers_positions_and_printed_names_select_entries():
+    x, y = batch()
+    data = ({"a": x, "b": [2 * x]}, y)
+
+    def loss(module, batch):
+        inputs, target = batch
+        return F.mse_loss(module(inputs["a"]) + module(inputs["b"][0]), target)
+
+    def features(names):
+        engine = AbstractGradientEngine(Net(), loss, NUMBERS, features=names, labels=1)
+        roles = engine.objective(data).objective
+        return [roles.names[leaf] for leaf in roles.features]
+
+    assert features(0) == features("batch[0]") == ["batch[0]['a']", "batch[0]['b'][0]"]
+    assert features("batch[0]['b']") == features(["batch[0]['b'][0]"]) == ["batch[0]['b'][0]"]
+
+
 def flips_of(y):
     for row in range(len(y)):
         for label in range(3):
@@ -230,7 +410,49 @@ def test_flipped_labels_of_another_coding_are_contained_or_refused():
     assert outside == []
 
 
+# --- one sum, written in several ways -------------------------------------------------------------------------------
+
+
+def errors(m, b):
+    return F.mse_loss(m(b[0]), b[0], reduction="none")
+
+
+def halves(m, b):
+    return F.mse_loss(m(b[0]), b[0]), F.l1_loss(m(b[0]), b[0])
+
+
+SUMS = {
+    "mean of a mean": (lambda m, b: errors(m, b).mean(), lambda m, b: errors(m, b).mean().mean()),
+    "sum of a sum": (lambda m, b: errors(m, b).sum(), lambda m, b: errors(m, b).sum().sum()),
+    "axis by axis": (lambda m, b: errors(m, b).sum(1).mean(), lambda m, b: errors(m, b).mean(0).sum()),
+    "sum, then mean": (lambda m, b: errors(m, b).sum(0).mean(), lambda m, b: errors(m, b).mean(1).sum()),
+    "a factor between": (lambda m, b: 3 * errors(m, b).mean() - 1, lambda m, b: (3 * errors(m, b).mean(0) - 1).mean()),
+    "sum of a stack": (lambda m, b: sum(halves(m, b)), lambda m, b: torch.stack(halves(m, b)).sum()),
+    "mean of a stack": (lambda m, b: sum(halves(m, b)) / 2, lambda m, b: torch.stack(halves(m, b)).mean()),
+    "factor zero": (lambda m, b: errors(m, b).mean(), lambda m, b: 0.0 * halves(m, b)[1] + errors(m, b).mean()),
+    "parameters times zero": (
+        lambda m, b: errors(m, b).mean(),
+        lambda m, b: errors(m, b).mean() + 0.0 * sum(p.sum() for p in m.parameters()),
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), SUMS.values(), ids=SUMS)
+def test_the_same_sum_has_the_same_bounds_however_it_is_written(first, second):
+    data = (batch()[0],)
+    one, two = (trained(loss, data, BoundedAdversary(n=2, epsilon=0.1), 3) for loss in (first, second))
+    for name, box in one.box.items():
+        assert torch.allclose(box.lower, two.box[name].lower, rtol=EQUAL, atol=EQUAL), name
+        assert torch.allclose(box.upper, two.box[name].upper, rtol=EQUAL, atol=EQUAL), name
+    assert one.box["last.weight"].width.min() > 0
+
+
 # --- what couples samples -------------------------------------------------------------------------------------------
+
+
+def mean_inside(mean, predictions):
+    return mean + (mean.detach() * predictions).mean()
+
 
 COUPLED = {
     "max": (lambda m, b: (m(b[0]) - b[1]).abs().max(), "aten.max"),
@@ -249,6 +471,7 @@ COUPLED = {
     "reshaped": (lambda m, b: F.mse_loss(m(b[0]).reshape(2, 3), b[1].reshape(2, 3)), "loses the samples"),
     "gram matrix": (lambda m, b: (m(b[0]) @ m(b[0]).T).mean(), "one weight to each sample"),
     "softmax over samples": (lambda m, b: (m(b[0]).softmax(0) * b[1]).sum(), "aten.softmax"),
+    "mean inside": (lambda m, b: mean_inside(F.mse_loss(m(b[0]), b[1]), m(b[0])), "for each of them"),
     "normalised weights": (lambda m, b: (m(b[0]) * b[1]).sum() / b[1].sum(), "aten.div"),
     "product of two means": (lambda m, b: m(b[0]).mean() * b[1].mean(), "aten.mul"),
     "some samples": (lambda m, b: F.mse_loss(m(b[0])[1:], b[1][1:]), "aten.slice"),

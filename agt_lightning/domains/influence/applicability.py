@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
-from agt_lightning.capture import reached
+from agt_lightning.capture import Graph, reached
 from agt_lightning.domains.base import OptimizerStep
 from agt_lightning.domains.head import HeadError, HeadLayer
 from agt_lightning.domains.head_loss import match_head_loss
@@ -18,6 +19,7 @@ from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules.base import Value, as_interval
+from agt_lightning.rules.shape import RESHAPES
 
 _aten = torch.ops.aten
 
@@ -73,12 +75,13 @@ def match_labelled_head(bounded: BoundedObjective, module: nn.Module) -> Labelle
     )
 
 
-def adversary_problems(adversary: Adversary, head: LabelledHead | None) -> list[str]:
+def adversary_problems(adversary: Adversary, head: LabelledHead | None, labels: Collection[str] = ()) -> list[str]:
     """Return the changes of this adversary that the domain does not cover, each with its way out.
 
     Args:
         adversary: the threat model.
         head: the matched head; None if the loss does not match.
+        labels: names of the batch entries that the adversary moves by ν.
     """
     if not isinstance(adversary, BoundedAdversary):
         return ["The influence domain needs a `BoundedAdversary` that changes labels alone."]
@@ -88,6 +91,10 @@ def adversary_problems(adversary: Adversary, head: LabelledHead | None) -> list[
         return [
             "The influence domain covers changes of labels alone, and features would change with them: set `epsilon=0`."
         ]
+    if adversary.perturbs_labels and set(labels) != {head.label}:
+        return ["The influence domain covers changes of the targets' batch entry alone. Name it by `labels=`."]
+    if adversary.perturbs_labels and adversary.q == 0 and head.codewords is None:
+        return ["The influence domain covers flips of one-hot encoded classes. Use `one_hot` for the targets."]
     if adversary.perturbs_labels and adversary.q != 0 and not head.target_is_label:
         return [
             "The influence domain needs targets that are the labels themselves if an adversary moves them by `nu`. "
@@ -131,6 +138,8 @@ def _codewords(bounded: BoundedObjective, module: nn.Module, label: str, target:
     one_hot = [call for call in graph.calls if call.op is _aten.one_hot.default and call.inputs[0] in from_label]
     if not one_hot:
         return None
+    if _unshaped(graph, one_hot[0].inputs[0]) != label:
+        raise HeadError("the labels are changed before `one_hot`; number the classes from 0 in the data set")
     sample = graph.shapes[label][1:]
     if torch.Size(sample).numel() != 1:
         raise HeadError(f"each sample has labels of shape {sample}; use one class label a sample")
@@ -145,6 +154,15 @@ def _codewords(bounded: BoundedObjective, module: nn.Module, label: str, target:
     if len(codewords.unique(dim=0)) < len(codewords):
         raise HeadError("two classes have the same target; give each class its own")
     return codewords.double()
+
+
+def _unshaped(graph: Graph, name: str) -> str:
+    """Return the value that ``name`` is a copy of in another shape or type."""
+    call = graph.producer(name)
+    while call is not None and call.op in (*RESHAPES, _aten.to.dtype, _aten._to_copy.default):
+        name = call.inputs[0]
+        call = graph.producer(name)
+    return name
 
 
 def _leading_to(bounded: BoundedObjective, target: str) -> frozenset[str]:

@@ -106,7 +106,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
         except HeadError as error:
             problems += adversary_problems(setup.adversary, None)
             return [*problems, f"The influence domain does not apply: {error}."]
-        problems += adversary_problems(setup.adversary, head)
+        problems += adversary_problems(setup.adversary, head, setup.bounded.objective.labels)
         started = self.recorder is not None
         if started and self._names != (head.layer.weight, head.layer.bias):
             problems.append("The influence domain does not apply: another layer is trained than before.")

@@ -193,7 +193,7 @@ class AbstractGradientEngine:
             self.require_untouched()
             for batch in micro_batches:
                 batch.require_unchanged()
-                require_constant(self._recorded(batch).graph, self.module, self.start)
+                self.require_constant(self._recorded(batch))
             require_unhooked(self.module)
         step, local = self._nominal.step(
             micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
@@ -448,6 +448,14 @@ class AbstractGradientEngine:
         self.domains.restart_optimizer()
 
     # --- self-checks -------------------------------------------------------------------------------------------------
+
+    def require_constant(self, bounded: BoundedObjective) -> None:
+        """Raise if a buffer or another tensor that a captured loss reads has changed since training began.
+
+        Raises:
+            UnsoundBoundError: naming the buffer, or the line that reads the tensor.
+        """
+        require_constant(bounded.graph, self.module, self.start)
 
     def require_recorded(self) -> None:
         """Raise if the code of the last step no longer does what was recorded; call it when training ends.

@@ -208,6 +208,10 @@ class LoaderCertificate:
     def _results(self, bounded: BoundedObjective, batch: object) -> Mapping[str, Tensor]:
         if bounded.problems:
             raise UncertifiableError(bounded.problems)
+        try:
+            self.engine.require_constant(bounded)
+        except UnsoundBoundError as error:  # no step read it, so that training is sound without this metric
+            raise UncertifiableError([str(error)]) from error
         compared = comparison(bounded.objective)
         engine, module, dtype = self.engine, self.engine.module, self.engine.config.dtype
         points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}

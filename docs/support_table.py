@@ -21,7 +21,8 @@ HEAD = """\
 
 Every operation that a training step makes on values of the batch needs a rule: bounds of its result and of its
 gradient. The table is keyed by ATen overload, as `torch.export` records them. Operations on parameters, buffers or
-constants that never meet the batch need none. What is missing is refused before training starts, with the line of
+constants that never meet the batch need none, nor do element-wise calls on integers, such as `labels - 1` and
+`labels == 3`, which are computed as they are. What is missing is refused before training starts, with the line of
 code that calls it; [add a rule of your own](rules.md) for it.
 
 *Exact* means that each bound, taken alone, is attained for some input in the box, up to rounding of the bounds'

@@ -64,22 +64,22 @@ class DiscreteFunction(Rule):
             return self._of_numbers(site, inputs)
         tensors = [value.index if isinstance(value, ClassLabels) else value for value in discrete]
         result = _call(site, tensors)
-        labels = [value for value in inputs if isinstance(value, ClassLabels) and value.flippable]
-        if not labels:
+        flippable = [n for n, value in enumerate(discrete) if isinstance(value, ClassLabels) and value.flippable]
+        if not flippable:
             return result
-        if len(labels) > 1 or any(tensor.numel() > 1 for tensor in tensors if tensor is not labels[0].index):
+        if len(flippable) > 1 or any(tensor.numel() > 1 for n, tensor in enumerate(tensors) if n != flippable[0]):
             raise UncertifiableError(
                 [
                     f"`{name_of(site.call)}` at {site.call.source} combines class labels that can be flipped with "
                     "other tensors. Compute the label in the data set."
                 ]
             )
-        return ClassLabels(
-            result,
-            flippable=True,
-            sources=_images(site, tensors, labels[0], labels[0].sources),
-            targets=_images(site, tensors, labels[0], labels[0].targets),
+        labels = discrete[flippable[0]]
+        assert isinstance(labels, ClassLabels)
+        sources, targets = (
+            _images(site, tensors, flippable[0], classes) for classes in (labels.sources, labels.targets)
         )
+        return ClassLabels(result, flippable=True, sources=sources, targets=targets)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient of the rule for numbers; integers have none."""
@@ -97,15 +97,14 @@ class DiscreteFunction(Rule):
 
 
 def _images(
-    site: Site, tensors: Sequence[Tensor], labels: ClassLabels, classes: tuple[int, ...] | None
+    site: Site, tensors: Sequence[Tensor], position: int, classes: tuple[int, ...] | None
 ) -> tuple[int, ...] | None:
-    """Return what the call makes of some classes; None for all."""
+    """Return what the call makes of some classes in place of the labels at this position; None for all."""
     if classes is None:
         return None
-    replaced = [
-        torch.tensor(classes, dtype=tensor.dtype, device=tensor.device) if tensor is labels.index else tensor.flatten()
-        for tensor in tensors
-    ]
+    labels = tensors[position]
+    replaced = [tensor.flatten() for tensor in tensors]
+    replaced[position] = torch.tensor(classes, dtype=labels.dtype, device=labels.device)
     return tuple(int(image) for image in _call(site, replaced).flatten().tolist())
 
 

@@ -110,7 +110,11 @@ class Batches:
 
 
 def require_within_limits(case: Case, clean: Rows, poisoned: Rows) -> None:
-    """Check an attack against the threat model, so that no test blames the bounds for an illegal run."""
+    """Check an attack against the threat model, so that no test blames the bounds for an illegal run.
+
+    It looks at one batch. Where gradients accumulate, n counts samples of all batches of a step: a case has to bring
+    attacks that keep to it.
+    """
     adversary, changed = case.adversary, torch.zeros(len(next(iter(clean.values()))), dtype=torch.bool)
     for name, rows in clean.items():
         move = (poisoned[name].double() - rows.double()).flatten(1) if rows.ndim > 1 else None

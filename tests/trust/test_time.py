@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from agt_lightning import BoundedAdversary
-from tests.trust.harness import held, held_or_refused
+from tests.trust.harness import held, held_or_refused, only, standard_attacks
 from tests.trust.modules import LABELS, Regressor, regression, variant
 
 MEMORY = r"earlier batches|epoch|step|clock|remember|state|changes? (during|between)|depends on"
@@ -289,9 +289,9 @@ class SetsLimit(L.Callback):
 
 @pytest.mark.parametrize("path", ["", "net"])
 @pytest.mark.parametrize("side", ["before", "after"])
-def test_an_attribute_set_by_a_callback_holds(path, side):
+def test_an_attribute_set_by_a_callback_holds_or_is_refused(path, side):
     module = delta(lambda self, i: getattr(self.get_submodule(path), "limit", 1.0))
-    held(regression(module, **{side: lambda: [SetsLimit(path)]}))
+    held_or_refused(regression(module, **{side: lambda: [SetsLimit(path)]}), MEMORY, late=True)
 
 
 class FromBatch(Quiet):
@@ -359,11 +359,15 @@ def test_ranges_and_margins_by_epoch_hold(module, adversary):
     held(regression(module, adversary))
 
 
-@pytest.mark.parametrize(
-    "options", [{"accumulate_grad_batches": 2, "max_epochs": 3}, {"max_steps": 3, "max_epochs": -1}]
-)
-def test_schedules_hold_with_other_loops(options):
-    held(regression(STEPPED["current_epoch"], options=options))
+@pytest.mark.parametrize("name", ["current_epoch", "global_step", "batch_idx"])
+def test_schedules_hold_with_accumulated_gradients(name):
+    """The adversary's n counts samples of an optimizer step, so one of its two batches is poisoned."""
+    case = regression(STEPPED[name], options={"accumulate_grad_batches": 2, "max_epochs": 3})
+    held(case.but(attacks=[only(attack, index=index) for attack in standard_attacks(case)[:4] for index in (0, 1)]))
+
+
+def test_schedules_hold_with_a_number_of_steps():
+    held(regression(STEPPED["current_epoch"], options={"max_steps": 3, "max_epochs": -1}))
 
 
 # --- annealing that clean data do show -------------------------------------------------------------------------------

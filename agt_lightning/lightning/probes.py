@@ -28,6 +28,7 @@ from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.capture.replica import independent_replica
 from agt_lightning.engine.probes import undisturbed
+from agt_lightning.errors import CaptureError
 from agt_lightning.lightning.hooks import foreign_callbacks, outer_values, title, written_by_user
 from agt_lightning.lightning.silence import silence
 
@@ -84,10 +85,13 @@ def try_hooks(trainer: L.Trainer, module: L.LightningModule, batch: object) -> T
         return TriedHooks()
     trial = _Trial(trainer, module, batch, hooks)
     epochs, steps = _length(trainer)
-    for factor in (_LARGE, _SMALL, None):
-        trial.run(Clock(trainer.current_epoch, trainer.global_step), factor)
-    for factor in (_LARGE, _SMALL):
-        trial.run(Clock(epochs - 1, steps - 1), factor)
+    try:
+        for factor in (_LARGE, _SMALL, None):
+            trial.run(Clock(trainer.current_epoch, trainer.global_step), factor)
+        for factor in (_LARGE, _SMALL):
+            trial.run(Clock(epochs - 1, steps - 1), factor)
+    except CaptureError:  # a module that cannot be copied cannot be recorded either, which `training_problems` states
+        return TriedHooks()
     return TriedHooks(tuple(trial.problems.values()), tuple(trial.untried.values()))
 
 

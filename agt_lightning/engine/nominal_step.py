@@ -168,7 +168,8 @@ class NominalPass:
     def _part(self, batch: MicroBatch, values: Mapping[str, Value], *, need_poisoned_prefixes: bool) -> BoundedBatch:
         objective = self.objectives(batch)
         size = objective.size(batch.data)
-        rows = poisonable_rows(self.config.poisonable, batch.data, size)
+        device = next(self.module.parameters()).device
+        rows = poisonable_rows(self.config.poisonable, batch.data, size, device)
         needed = need_poisoned_prefixes and poisonable_at_all(objective, self.adversary, rows)
         prefix = PoisonedPrefix(objective, values, self.adversary, rows) if needed else None
         return BoundedBatch(

@@ -390,6 +390,11 @@ class CertifiedTraining(Callback):
             pl_module.log(f"{self._prefix}{name}", value, prog_bar="best" not in name, add_dataloader_idx=False)
 
     @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._steps is not None:  # before Lightning moves the module to the CPU
+            self.engine.require_recorded()
+
+    @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_observing()
         made_steps = self._steps is not None and self._steps.fit.made_steps

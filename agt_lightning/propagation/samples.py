@@ -82,8 +82,10 @@ def sample_weights(
     return torch.full((size,), scale * bounded.sample_weight(size), dtype=dtype, device=device)
 
 
-def poisonable_rows(poisonable: Poisonable | None, batch: object, size: int) -> Tensor | None:
-    """Positions of the samples that can be poisoned; None means all.
+def poisonable_rows(
+    poisonable: Poisonable | None, batch: object, size: int, device: torch.device | None = None
+) -> Tensor | None:
+    """Positions of the samples that can be poisoned, on a device; None means all.
 
     Raises:
         KeyError: if ``poisonable`` names a key that the batch does not have.
@@ -95,7 +97,7 @@ def poisonable_rows(poisonable: Poisonable | None, batch: object, size: int) -> 
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (size,):
         got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(type(mask))
         raise ValueError(f"Expected `poisonable` to give a boolean mask of shape ({size},), but got {got}.")
-    return None if bool(mask.all()) else mask.nonzero().squeeze(1)
+    return None if bool(mask.all()) else mask.to(device).nonzero().squeeze(1)
 
 
 def ids_of_samples(sample_ids: SampleIds | None, batch: object, size: int) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, UncertifiableError
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture.dropout import RandomState, draw_masks
+from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.rounding import training_roundoff
 from tests.engine import attacks as dense
 from tests.engine import test_convolutional_networks as convolutional
@@ -96,11 +97,15 @@ CASES = {
 }
 
 
+BOUNDS_ALONE = ("some can be poisoned", "layer LogSigmoid")
+"""Cases without attacks: these know no mask, and `torch.func.vmap` fails on the backward pass of LogSigmoid on CUDA."""
+
+
 def on_device(batches: Batches, device: torch.device) -> Batches:
     return [(x.to(device), y.to(device)) for x, y in batches]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "layer Hardswish"])
 def test_bounds_are_those_of_a_cpu_and_contain_every_poisoned_run(name):
     case = CASES[name]
     batches = case.batches(torch.Generator().manual_seed(1))
@@ -108,7 +113,7 @@ def test_bounds_are_those_of_a_cpu_and_contain_every_poisoned_run(name):
     for batch in batches:
         reference.step([batch], optimizer)
     engine, optimizer = case.engine(DEVICE)
-    attacks = None if name == "some can be poisoned" else case.attacks(engine.module)
+    attacks = None if name in BOUNDS_ALONE else case.attacks(engine.module)
     for x, y in on_device(batches, DEVICE):
         if attacks is not None:
             with DEVICE:
@@ -210,22 +215,15 @@ def test_float32_is_certified_and_its_short_form_refused(convolve, tf32):
     assert engine.bounds.contains(engine.module)
 
 
-def test_a_kernel_that_loses_digits_is_caught_by_the_self_check(monkeypatch):
-    """Without the refusal, TensorFloat-32 in training alone is what the check of the gradient is for."""
-    monkeypatch.setattr("agt_lightning.engine.problems.precision_problems", lambda *_: [])
-    engine, _, batch = single_precision(convolve=False)
-    loss = lambda: LOSSES["ce"](engine.module(batch[0]), batch[1])  # noqa: E731
-    loss().backward()
-    exact = {name: p.grad.clone() for name, p in engine.module.named_parameters()}
-    engine.module.zero_grad()
-    torch.set_float32_matmul_precision("high")
-    try:
-        loss().backward()
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    lost = any(not torch.allclose(p.grad, exact[name], rtol=1e-5) for name, p in engine.module.named_parameters())
-    if not lost:
-        pytest.skip("this device computes the same without TensorFloat-32")
-    bounds = engine.bound_gradient([batch])
-    with pytest.raises(Exception, match="What is certified is not what is trained"):
-        engine.verify(bounds, [batch])
+def test_a_kernel_that_loses_digits_stops_the_training():
+    """On CUDA, torch multiplies by 1/6 in single precision in Hardswish, even if all else is double."""
+    case = CASES["layer Hardswish"]
+    engine, optimizer = case.engine(DEVICE)
+    batches = on_device(case.batches(torch.Generator().manual_seed(1)), DEVICE)
+    with pytest.raises(UnsoundBoundError, match="What is certified is not what is trained"):
+        train(engine, optimizer, batches)
+
+
+def train(engine, optimizer, batches):
+    for batch in batches:
+        engine.step([batch], optimizer)

@@ -22,7 +22,8 @@ class BoundedAdversary:
     """An adversary that moves features by up to ε (ℓp) and labels by up to ν (ℓq), in ``n`` samples of **each batch**.
 
     Features and label of a sample are changed together, in up to n samples of **each batch**; these may differ from
-    batch to batch. If ``n`` exceeds the size of a batch, all its samples can be changed.
+    batch to batch. If ``n`` exceeds the size of a batch, all its samples can be changed. If several batch entries are
+    features, each of them has a ball of its own; so have several labels that a user names.
 
     Args:
         n: number of poisoned samples per batch (per optimizer step, if gradients accumulate).

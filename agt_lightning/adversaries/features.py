@@ -56,5 +56,5 @@ def radius_of_sample(features: Tensor, epsilon: float | Tensor) -> Tensor:
     except RuntimeError as error:
         raise ValueError(
             f"Expected `epsilon` to broadcast to the shape of one sample, {tuple(features.shape[1:])}, but got shape "
-            f"{tuple(radius.shape)}."
+            f"{tuple(radius.shape)}. If several batch entries are features, name those that it is for by `features=`."
         ) from error

@@ -450,8 +450,14 @@ def test_the_same_sum_has_the_same_bounds_however_it_is_written(first, second):
 # --- what couples samples -------------------------------------------------------------------------------------------
 
 
-def mean_inside(mean, predictions):
-    return mean + (mean.detach() * predictions).mean()
+def without_code(problems):
+    """Return the problems without the lines of this file that they quote, which hold what is searched for."""
+    return re.sub(r"(\.py:\d+) `[^`]*`", r"\1", "\n".join(problems))
+
+
+def mean_inside(errors, predictions):
+    mean = errors.mean(dim=0, keepdim=True)
+    return mean.sum() + (mean.detach() * predictions).mean()
 
 
 COUPLED = {
@@ -464,14 +470,14 @@ COUPLED = {
     "standardised features": (lambda m, b: F.mse_loss(m(b[0] / b[0].std()), b[1]), "aten.std"),
     "column against row": (lambda m, b: ((m(b[0]) - b[1].squeeze(1)) ** 2).mean(), "broadcasts"),
     "row against column": (lambda m, b: ((m(b[0]).squeeze(1) - b[1]) ** 2).mean(), "broadcasts"),
-    "mse column against row": (lambda m, b: F.l1_loss(m(b[0]), b[1].squeeze(1)[None]), "expand|broadcast"),
+    "mse column against row": (lambda m, b: F.l1_loss(m(b[0]), b[1].squeeze(1)[None]), "aten.unsqueeze"),
     "neighbours": (lambda m, b: F.mse_loss(m(b[0]), b[1].roll(1, 0)), "aten.roll"),
     "flipped": (lambda m, b: F.mse_loss(m(b[0].flip(0)), b[1]), "aten.flip"),
     "transposed": (lambda m, b: F.mse_loss(m(b[0]).T, b[1].T), "aten.numpy_T"),
     "reshaped": (lambda m, b: F.mse_loss(m(b[0]).reshape(2, 3), b[1].reshape(2, 3)), "loses the samples"),
     "gram matrix": (lambda m, b: (m(b[0]) @ m(b[0]).T).mean(), "one weight to each sample"),
     "softmax over samples": (lambda m, b: (m(b[0]).softmax(0) * b[1]).sum(), "aten.softmax"),
-    "mean inside": (lambda m, b: mean_inside(F.mse_loss(m(b[0]), b[1]), m(b[0])), "for each of them"),
+    "mean inside": (lambda m, b: mean_inside((m(b[0]) - b[1]).square(), m(b[0])), "for each of them"),
     "normalised weights": (lambda m, b: (m(b[0]) * b[1]).sum() / b[1].sum(), "aten.div"),
     "product of two means": (lambda m, b: m(b[0]).mean() * b[1].mean(), "aten.mul"),
     "some samples": (lambda m, b: F.mse_loss(m(b[0])[1:], b[1][1:]), "aten.slice"),
@@ -483,7 +489,7 @@ COUPLED = {
 @pytest.mark.parametrize(("loss", "message"), COUPLED.values(), ids=COUPLED)
 def test_coupled_samples_are_refused(loss, message):
     problems = engine_of(loss, batch(), NUMBERS).problems(batch(), None)
-    assert re.search(message, "\n".join(problems)), problems
+    assert re.search(message, without_code(problems)), problems
 
 
 REFUSED = {
@@ -521,7 +527,7 @@ def test_what_has_no_bound_is_refused(loss, message):
         problems = engine_of(loss, batch(), NUMBERS).problems(batch(), None)
     except CaptureError as error:
         problems = [str(error)]
-    assert re.search(message, "\n".join(problems)), problems
+    assert re.search(message, without_code(problems)), problems
 
 
 def test_class_weights_are_refused():

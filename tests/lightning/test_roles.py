@@ -199,8 +199,10 @@ def test_all_features_are_moved_and_every_role_is_stated(case, fit, caplog, tmp_
 
 def test_a_label_beside_weights_is_moved_and_the_weights_are_not(fit):
     data = entries("x, y, w")
-    poisons = poisoned(data, ["y"], shifted(NU))
-    assert outside(weights, 1, data, fit, CertifiedTraining(SHIFTS, domains=("box",)), poisons) <= ROUNDING
+    found, named = (CertifiedTraining(SHIFTS, domains=("box",), labels=labels) for labels in (None, "y"))
+    assert outside(weights, 1, data, fit, found, poisoned(data, ["y"], shifted(NU))) <= ROUNDING
+    fit(Net(weights, 1), loader(data), named, max_epochs=2)
+    assert found.bounds.mean_width() == pytest.approx(named.bounds.mean_width(), rel=1e-3)
 
 
 def gated_output(self, b):

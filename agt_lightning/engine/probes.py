@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,7 +43,10 @@ _PARAMETERS = 0.25
 """Share of its mean magnitude by which a probe moves each parameter."""
 
 _SLACK = 2.0**-10
-"""Difference, as a share of the largest gradient, that counts as none: units saturate far from the data."""
+"""Difference, as a share of the largest gradient here or on the data, that counts as none: units saturate far away."""
+
+_LEAST = 1e-12
+"""Gradient that counts as none: the slope of a unit that saturates is zero in floating point."""
 
 _SEED = 2147483647
 
@@ -103,6 +106,8 @@ class _Probe:
         rows: positions of samples that can be poisoned; None means all.
         loss: runs the step.
         state: of the random number generators in all runs.
+        slopes: gradient of the loss for each batch entry, on the data as they are; ones where there is none.
+        largest: magnitude of the parameters' gradients there.
     """
 
     nominal: NominalPass
@@ -111,6 +116,8 @@ class _Probe:
     rows: Tensor | None
     loss: Loss
     state: RandomState
+    slopes: list[Tensor]
+    largest: float
 
     def problems(self, point: _Point) -> list[str]:
         """Return how recording and step differ at a point; nothing if one of them has no finite gradient there."""
@@ -134,18 +141,21 @@ class _Probe:
             _move(twin, point.move)
         recorded = replace(self.nominal, module=independent_replica(twin))
         try:
-            value = self.run(twin, _copied(point.batch))
+            value = _run(self.loss, self.state, twin, _copied(point.batch))
         except Exception:  # the user's own code may refuse a batch, as training then would
             return [], []
         gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
-        return custom_functions(value), _different(recorded, MicroBatch(point.batch, self.state), gradients)
+        return custom_functions(value), _different(
+            recorded, MicroBatch(point.batch, self.state), gradients, self.largest
+        )
 
-    def run(self, twin: nn.Module, batch: object) -> Tensor:
-        """Return the loss of a copy of the module, and leave its gradients in the copy."""
-        with undisturbed(self.state):
-            value = self.loss(twin, batch)
-            value.backward()
-        return value
+
+def _run(loss: Loss, state: RandomState, twin: nn.Module, batch: object) -> Tensor:
+    """Return the loss of a copy of the module, and leave its gradients in the copy."""
+    with undisturbed(state):
+        value = loss(twin, batch)
+        value.backward()
+    return value
 
 
 def _probe(nominal: NominalPass, micro_batch: MicroBatch, recorded: Loss, loss: Loss) -> _Probe:
@@ -154,13 +164,15 @@ def _probe(nominal: NominalPass, micro_batch: MicroBatch, recorded: Loss, loss: 
     if part is not None:
         rules = RULES if nominal.config.rules is None else nominal.config.rules
         with contextlib.suppress(Exception):  # code for one batch size has no part; the whole is slower
-            smaller = BoundedObjective.of(nominal.module, recorded, part, rules)
+            smaller = BoundedObjective.of(nominal.module, recorded, part, rules, named=nominal.config.roles)
             if not smaller.problems:
                 bounded, batch = smaller, part
-    rows = poisonable_rows(nominal.config.poisonable, batch, bounded.size(batch))
+    device = next(nominal.module.parameters()).device
+    rows = poisonable_rows(nominal.config.poisonable, batch, bounded.size(batch), device)
     config = replace(nominal.config, poisonable=None, sample_ids=None)
     alone = replace(nominal, objectives=lambda _: bounded, config=config, processes=SINGLE_PROCESS)
-    return _Probe(alone, bounded, batch, rows, loss, RandomState.now())
+    state = RandomState.now()
+    return _Probe(alone, bounded, batch, rows, loss, state, *_clean_slopes(nominal.module, batch, loss, state))
 
 
 def _part(bounded: BoundedObjective, batch: object) -> object | None:
@@ -177,8 +189,17 @@ def _part(bounded: BoundedObjective, batch: object) -> object | None:
     return rebuild([leaf[rows] if leaf.shape[:1] == (size,) else leaf for leaf in leaves])
 
 
-def _different(nominal: NominalPass, batch: MicroBatch, gradients: Mapping[str, Tensor | None]) -> list[str]:
-    """Return the parameters whose gradients differ; none if the recording has no finite gradient to compare."""
+def _different(
+    nominal: NominalPass, batch: MicroBatch, gradients: Mapping[str, Tensor | None], largest: float
+) -> list[str]:
+    """Return the parameters whose gradients differ; none if the recording has no finite gradient to compare.
+
+    Args:
+        nominal: evaluates the recording.
+        batch: the batch, and the random state of the step.
+        gradients: the step's, by parameter name.
+        largest: magnitude of the gradients on the data as they are.
+    """
     try:
         step, local = nominal.step([batch], 1.0, need_poisoned_prefixes=False)
         tolerance = nominal.tolerances(local, step.samples)
@@ -187,7 +208,7 @@ def _different(nominal: NominalPass, batch: MicroBatch, gradients: Mapping[str, 
     every = [gradient for gradient in (*gradients.values(), *step.gradient.values()) if gradient is not None]
     if not all(bool(gradient.isfinite().all()) for gradient in every):
         return []
-    slack = _SLACK * max((float(gradient.abs().max()) for gradient in every if gradient.numel()), default=0.0)
+    slack = _SLACK * max(largest, _magnitude(every)) + _LEAST
     different = []
     for name, gradient in gradients.items():
         try:
@@ -227,13 +248,12 @@ def _points(probe: _Probe) -> Iterator[_Point]:
         graph.leaves[name]: entry
         for name, entry in reach(probe.nominal.adversary, probe.bounded.objective, leaves).items()
     }
-    slopes = _slopes(probe)
     generator = torch.Generator().manual_seed(_SEED)
 
     def moved(direction: Direction, beyond: float = 0.0) -> object:
         entries = [leaf.detach().clone() for leaf in leaves]
         for position, limits in reaches.items():
-            target = limits.toward(direction(entries[position], slopes[position]), beyond)
+            target = limits.toward(direction(entries[position], probe.slopes[position]), beyond)
             entries[position] = _in_rows(entries[position], target, probe.rows)
         return rebuild(entries)
 
@@ -250,15 +270,19 @@ def _points(probe: _Probe) -> Iterator[_Point]:
     yield _Point(" at other parameters", probe.batch, _larger)
 
 
-def _slopes(probe: _Probe) -> list[Tensor]:
-    """Return the gradient of the loss for each batch entry; ones where there is none."""
-    leaves, rebuild = flatten(probe.batch)
+def _clean_slopes(module: nn.Module, batch: object, loss: Loss, state: RandomState) -> tuple[list[Tensor], float]:
+    """Return the gradient of the loss for each batch entry, and the magnitude of those for the parameters."""
+    leaves, rebuild = flatten(batch)
     entries = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    twin = independent_replica(module)
     with contextlib.suppress(Exception):  # code that writes to its batch, or refuses it
-        probe.run(independent_replica(probe.nominal.module), rebuild(entries))
-    return [
-        torch.ones_like(leaf) if entry.grad is None else entry.grad for leaf, entry in zip(leaves, entries, strict=True)
-    ]
+        _run(loss, state, twin, rebuild(entries))
+    slopes = [torch.ones_like(entry) if entry.grad is None else entry.grad for entry in entries]
+    return slopes, _magnitude([parameter.grad for parameter in twin.parameters() if parameter.grad is not None])
+
+
+def _magnitude(tensors: Sequence[Tensor]) -> float:
+    return max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0)
 
 
 def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -485,7 +485,8 @@ class AbstractGradientEngine:
         with self.processes.collective_errors():
             for name, interval in self.domains.cheap_box().items():
                 value = self.module.get_parameter(name).detach()
-                require_inside(f"parameter {name}", value, interval.to(dtype=value.dtype), 0.0)
+                # Lightning may have moved the module to another device.
+                require_inside(f"parameter {name}", value, interval.to(device=value.device, dtype=value.dtype), 0.0)
 
     def _verify_rounded(self, name: str, batches: Sequence[MicroBatch], scale: float) -> None:
         """Compare once more, with rounding followed through every call, so that a unit at zero can be on or off.

@@ -258,9 +258,7 @@ class CertifiedModel:
 
     def _box(self) -> dict[str, Interval]:
         owners = {name: parameter.device for name, parameter in self.module.named_parameters()}
-        return {
-            name: _marked(bounds.to(dtype=self.dtype, device=owners[name])) for name, bounds in self.bounds.items()
-        }
+        return {name: _marked(bounds.to(dtype=self.dtype, device=owners[name])) for name, bounds in self.bounds.items()}
 
     def _heads(self, program: Program) -> dict[str, HeadBounds]:
         """Return the bounds of other sets on the trained layers that this program ends in, by name of the domain."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from agt_lightning.capture import flatten
-from agt_lightning.capture.dropout import RandomState
+from agt_lightning.capture.dropout import RandomState, noting_masks
 from agt_lightning.capture.replica import independent_replica
 from agt_lightning.distributed import SINGLE_PROCESS
 from agt_lightning.engine.nominal_step import NominalPass
@@ -140,14 +140,14 @@ class _Probe:
         if point.move is not None:
             _move(twin, point.move)
         recorded = replace(self.nominal, module=independent_replica(twin))
+        state = replace(self.state, at_masks=[])
         try:
-            value = _run(self.loss, self.state, twin, _copied(point.batch))
+            with noting_masks(twin, state):
+                value = _run(self.loss, state, twin, _copied(point.batch))
         except Exception:  # the user's own code may refuse a batch, as training then would
             return [], []
         gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
-        return custom_functions(value), _different(
-            recorded, MicroBatch(point.batch, self.state), gradients, self.largest
-        )
+        return custom_functions(value), _different(recorded, MicroBatch(point.batch, state), gradients, self.largest)
 
 
 def _run(loss: Loss, state: RandomState, twin: nn.Module, batch: object) -> Tensor:
@@ -277,7 +277,7 @@ def _clean_slopes(module: nn.Module, batch: object, loss: Loss, state: RandomSta
     twin = independent_replica(module)
     with contextlib.suppress(Exception):  # code that writes to its batch, or refuses it
         _run(loss, state, twin, rebuild(entries))
-    slopes = [torch.ones_like(entry) if entry.grad is None else entry.grad for entry in entries]
+    slopes = [torch.ones_like(entry, dtype=torch.float64) if entry.grad is None else entry.grad for entry in entries]
     return slopes, _magnitude([parameter.grad for parameter in twin.parameters() if parameter.grad is not None])
 
 

@@ -47,7 +47,7 @@ def reach(adversary: Adversary, roles: LossRoles, leaves: Sequence[Tensor]) -> d
 
 
 def _poisoned(adversary: Adversary, roles: LossRoles, name: str, leaf: Tensor) -> Reach | None:
-    kind = roles.label_kinds.get(name)
+    kind = roles.label_kinds[name] if name in roles.labels else None
     if adversary.sample_clipping is not None:
         return _replaced(kind, leaf) if kind is not None or name in roles.features else None
     if kind is not None:

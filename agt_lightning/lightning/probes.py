@@ -27,6 +27,7 @@ from agt_lightning.capture import flatten
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.capture.replica import independent_replica
+from agt_lightning.capture.traces import no_traces
 from agt_lightning.engine.probes import undisturbed
 from agt_lightning.errors import CaptureError
 from agt_lightning.lightning.hooks import foreign_callbacks, outer_values, title, written_by_user
@@ -72,8 +73,8 @@ class TriedHooks:
 def try_hooks(trainer: L.Trainer, module: L.LightningModule, batch: object) -> TriedHooks:
     """Run every hook that the user wrote on copies, and return what it changed.
 
-    Module, optimizer, callbacks and random state stay as they are, and nothing is logged or printed. Hooks that write
-    to other objects, such as global variables or a service, do write there.
+    Module, optimizer, callbacks, random state and the global variables of the module's files stay as they are, and
+    nothing is logged or printed. Hooks that write to other objects, such as a service, do write there.
 
     Args:
         trainer: about to start its first step.
@@ -86,10 +87,11 @@ def try_hooks(trainer: L.Trainer, module: L.LightningModule, batch: object) -> T
     trial = _Trial(trainer, module, batch, hooks)
     epochs, steps = _length(trainer)
     try:
-        for factor in (_LARGE, _SMALL, None):
-            trial.run(Clock(trainer.current_epoch, trainer.global_step), factor)
-        for factor in (_LARGE, _SMALL):
-            trial.run(Clock(epochs - 1, steps - 1), factor)
+        with no_traces(module):
+            for factor in (_LARGE, _SMALL, None):
+                trial.run(Clock(trainer.current_epoch, trainer.global_step), factor)
+            for factor in (_LARGE, _SMALL):
+                trial.run(Clock(epochs - 1, steps - 1), factor)
     except CaptureError:  # a module that cannot be copied cannot be recorded either, which `training_problems` states
         return TriedHooks()
     return TriedHooks(tuple(trial.problems.values()), tuple(trial.untried.values()))

@@ -162,7 +162,7 @@ class Constant(TwoInputs):
         (Constant, UncertifiableError, "from no value of that batch"),
         (TwoInputs, UncertifiableError, "missing a required argument: 'mask'.*Give them defaults"),
         (AlwaysDrops, UncertifiableError, "training=self.training"),
-        (Branches, CaptureError, "from `forward`"),
+        (Branches, CaptureError, "lets Python read data"),
         (Noisy, UncertifiableError, "random"),
         (Mixes, UncertifiableError, "`aten.mean` .* turns a batch of 2 into shape"),
         (Sums, UncertifiableError, "`aten.sum` .* turns a batch of 2 into shape"),

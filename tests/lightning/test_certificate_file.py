@@ -13,7 +13,6 @@ from agt_lightning.certificates.assumptions import OWN_OBJECTIVE
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.interval import Interval
-from agt_lightning.lightning.training_step import TrainingLoss
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.05, nu=0.1)
 WEAK = BoundedAdversary(n=1, epsilon=0.001)
@@ -225,23 +224,26 @@ def test_settings_that_an_older_checkpoint_lacks_are_unknown(resumed):
     assert [phase["method"] for phase in record["phases"]] == ["unknown", "ibp"]
 
 
-def test_an_objective_of_the_users_own_is_assumed_to_be_the_trained_loss(
-    fit, loader, regressor, certified, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(TrainingLoss, "own_objective", True, raising=False)
-    fit(made(regressor), loader(), certified)
+def with_objective(architecture):
+    class WithObjective(architecture):
+        def certified_objective(self, batch):
+            return self.training_step(batch, 0)
+
+    return WithObjective
+
+
+def test_an_objective_of_the_users_own_is_assumed_to_be_the_trained_loss(fit, loader, regressor, certified, tmp_path):
+    fit(made(with_objective(regressor)), loader(), certified)
     record = read(tmp_path)
     assert record["bounds"]["certified_objective_is_overridden"] is True
     assert OWN_OBJECTIVE.sentence in record["assumptions"]
 
 
-def test_what_else_is_stated_is_kept_in_checkpoints(resumed, monkeypatch):
-    monkeypatch.setattr(TrainingLoss, "own_objective", True, raising=False)
+def test_what_else_is_stated_is_kept_in_checkpoints(resumed):
+    def objective_was_overridden(checkpoint):
+        checkpoint["agt_bounds"]["phases"][0]["certified_objective_is_overridden"] = True
 
-    def trained_as_it_is(checkpoint):
-        monkeypatch.setattr(TrainingLoss, "own_objective", False)
-
-    record, _, _ = resumed({}, {}, change=trained_as_it_is)
+    record, _, _ = resumed({}, {}, change=objective_was_overridden)
     assert [phase["certified_objective_is_overridden"] for phase in record["phases"]] == [True, False]
     assert OWN_OBJECTIVE.sentence in record["assumptions"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from agt_lightning import BoundedAdversary, CertifiedTraining, UnsoundBoundError
+from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
 from agt_lightning.capture import capture
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.engine import AbstractGradientEngine
@@ -123,5 +123,5 @@ def test_masks_that_cannot_be_drawn_again_stop_the_training(fit, loader):
             hidden = nn.functional.dropout(batch[0], 0.5)
             return nn.functional.mse_loss(self.net(hidden), batch[1])
 
-    with pytest.raises(UnsoundBoundError, match="random numbers"):
+    with pytest.raises(UncertifiableError, match="random numbers"):
         fit(Restless(), loader("number", 12, 5), CertifiedTraining(BoundedAdversary(n=1, epsilon=0.1)))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError, UnsoundBoundError
+from agt_lightning.certificates.phases import UNTRIED_HOOKS
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
 LIMIT = 100.0
@@ -388,7 +389,7 @@ def test_honest_hooks_are_left_alone(methods, fit, loader, variant):
     module = variant(**methods)
     fit(module, loader(), certified, max_epochs=2)
     assert certified.bounds.contains(module)
-    assert not certified._untried_hooks
+    assert not certified.engine.stated[UNTRIED_HOOKS]
 
 
 class Records(L.Callback):
@@ -428,7 +429,7 @@ def test_a_hook_that_cannot_be_tried_is_named(fit, loader, regressor):
 
     certified = CertifiedTraining(ADVERSARY)
     fit(module, loader(), Outside(), certified)
-    (reason,) = certified._untried_hooks
+    (reason,) = certified.engine.stated[UNTRIED_HOOKS]
     assert "Outside.on_after_backward` could not be tried: it refers to a `Regressor` outside" in reason
 
 

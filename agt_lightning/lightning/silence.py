@@ -223,13 +223,35 @@ class _SilentOptimizer:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = self
         self.defaults = dict(optimizer.defaults)
-        self.param_groups = [dict(group) for group in optimizer.param_groups]
+        # Entries of the user's own could hold anything, also what is remembered of earlier batches.
+        known = {*optimizer.defaults, "params", "initial_lr"}
+        self.param_groups = [
+            _Settings({key: value for key, value in group.items() if key in known}) for group in optimizer.param_groups
+        ]
 
     def step(self, *args: object, **kwargs: object) -> None:
         """Do nothing."""
 
     def zero_grad(self, *args: object, **kwargs: object) -> None:
         """Do nothing."""
+
+
+class _Settings(dict[str, Any]):
+    """The settings of a parameter group, which a training step may read."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self:
+            refuse(
+                f"{current_line()} reads {key!r} of a parameter group, which is no setting of the optimizer. What is "
+                "kept there can come from earlier batches. Keep it in the module."
+            )
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        refuse(
+            f"{current_line()} sets {key!r} of the optimizer in `training_step`, where it can depend on data. Use a "
+            "schedule, or set it in `on_train_batch_start` by the step alone."
+        )
 
 
 class _SilentScheduler:

@@ -306,7 +306,7 @@ def test_recordings_leave_the_rates_alone(fit, loader):
     class StepsItsSchedule(Scheduled):
         def training_step(self, batch, batch_idx):
             self.lr_schedulers().step()
-            self.optimizers().param_groups[0]["weight_decay"] = 0.01 * (self.global_step + 1)
+            self.log("rate", self.optimizers().param_groups[0]["lr"])
             return super().training_step(batch, batch_idx)
 
         def configure_optimizers(self):
@@ -358,3 +358,26 @@ def test_a_global_number_that_clean_data_do_not_show_raises(fit, loader):
     LIMIT[0] = 4.0
     with pytest.raises(AgtError, match="changed during training"):
         fit(Widens(), loader(dtype=torch.float64), CertifiedTraining(ADVERSARY), max_epochs=2)
+
+
+class SetsRates(Scheduled):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.optimizers().param_groups[0]["lr"] = 0.1 / (1 + loss.item())
+        return loss
+
+
+class ReadsGroups(Scheduled):
+    def training_step(self, batch, batch_idx):
+        return self.optimizers().param_groups[0]["scale"] * super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        optimizer.param_groups[0]["scale"] = 1.0
+        return optimizer
+
+
+@pytest.mark.parametrize("kind", [SetsRates, ReadsGroups])
+def test_what_is_kept_in_groups_of_parameters_is_refused(kind, fit, loader):
+    with pytest.raises(AgtError, match="can depend on data|can come from earlier batches"):
+        fit(kind(), loader(dtype=torch.float64), CertifiedTraining(ADVERSARY))

@@ -223,6 +223,7 @@ class _Stage:
             except Exception as error:
                 self.failures[id(callback)] = f"it cannot be copied ({type(error).__name__}: {error})"
         silence(self.module, self.trainer, clock, Reads())  # type: ignore[arg-type]
+        self.module._trainer = self.trainer  # type: ignore[assignment]  # with optimizers that can be set
         self.clean = {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
 
     def method(self, hook: _Hook) -> Callable[..., Any]:

@@ -104,7 +104,7 @@ def _output(module: L.LightningModule, batch: object, clock: Clock, reads: Reads
     """Return what the `training_step` of a silenced replica returns."""
     accepted = inspect.signature(module.training_step).parameters
     training_step = as_forward(module.training_step)
-    batch_idx = reads.ticks(clock, "batch") if _uses_batch_idx(module.training_step) else clock.batch
+    batch_idx = reads.ticks(clock, "batch") if _uses_index(module.training_step) else clock.batch
     extra = {"batch_idx": batch_idx, "dataloader_idx": 0}
     named = {name: value for name, value in extra.items() if name in accepted}
     if len(accepted) > 1 and not named:
@@ -122,12 +122,11 @@ def _loss(result: object) -> Tensor:
     return loss
 
 
-def _uses_batch_idx(training_step: Callable[..., object]) -> bool:
-    """Return whether the code of a step loads its argument ``batch_idx``; true if that is not known."""
-    function = inspect.unwrap(getattr(training_step, "__func__", training_step))
-    code = getattr(function, "__code__", None)
-    if code is None or "batch_idx" not in code.co_varnames[: code.co_argcount]:
+def _uses_index(training_step: Callable[..., object]) -> bool:
+    """Return whether the code of a step loads its argument for the batch's number; true if that is not known."""
+    code = getattr(inspect.unwrap(getattr(training_step, "__func__", training_step)), "__code__", None)
+    names = list(inspect.signature(training_step).parameters)
+    name = "batch_idx" if "batch_idx" in names or len(names) < 2 else names[1]
+    if code is None or name not in code.co_varnames[: code.co_argcount] or name in code.co_cellvars:
         return True
-    if "batch_idx" in code.co_cellvars:
-        return True
-    return any(step.argval == "batch_idx" and step.opname.startswith("LOAD") for step in dis.get_instructions(code))
+    return any(step.argval == name and step.opname.startswith("LOAD") for step in dis.get_instructions(code))

@@ -19,6 +19,8 @@ from agt_lightning.capture.state import StateReader, attributes
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.recorder import Recorder
 
+_CHECKED_FIRST = (8, 16, 32)
+
 _CHECKED_EVERY = 64
 """Uses of a recording after which it is made again, to see that the code still does the same."""
 
@@ -92,7 +94,7 @@ class Recordings:
         if found is None:
             return self._new(entries, clock)
         found.uses += 1
-        if found.uses % _CHECKED_EVERY == 0 or found.uses in (1, 2, 4, 8, 16, 32):
+        if found.uses % _CHECKED_EVERY == 0 or found.uses in _CHECKED_FIRST:
             self._require(found, entries, clock)
         return found.bounded
 

@@ -160,7 +160,7 @@ class _StandInStrategy:
         self.optimizers: list[Optimizer] = []
         self._lightning_optimizers = self.optimizers
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._strategy, name)
 
 

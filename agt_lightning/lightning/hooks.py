@@ -49,8 +49,7 @@ def hook_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
     return [
         *_parameter_hook_problems(module),
         *_module_hook_problems(module),
-        *_optimizer_hook_problems(trainer.optimizers),
-        *_patched_step_problems(trainer.optimizers),
+        *optimizer_problems(trainer.optimizers),
         *_override_problems(module),
         *_plugin_problems(trainer),
         *_schedule_problems(trainer, module),
@@ -112,6 +111,16 @@ def _module_hook_problems(module: nn.Module) -> list[str]:
             f"There is a backward hook for all modules (`register_module_full_backward_hook`). {_ACTS} Remove it."
         )
     return problems
+
+
+def optimizer_problems(optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
+    """Return hooks of optimizers, and functions around their steps; hooks of this package and Lightning are not meant.
+
+    Args:
+        optimizers: of the training; they can get hooks at any time.
+    """
+    optimizers = list(optimizers)
+    return [*_optimizer_hook_problems(optimizers), *_patched_step_problems(optimizers)]
 
 
 def _optimizer_hook_problems(optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:

@@ -144,11 +144,21 @@ def test_a_penalty_has_one_reason():
     assert len(problems(result)) == 1, problems(result)
 
 
-def test_nan_is_not_divergence():
+@pytest.mark.parametrize("row", [1, 5])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_not_divergence(row, value):
+    """In the first batch and in the second one."""
     rows = numbers()
-    rows["x"][1, 0] = float("nan")
-    result = refused(regression(data=rows), "nan|not finite")
+    rows["x"][row, 0] = value
+    result = refused(regression(data=rows), r"batch\[0\] has 1 value that is NaN or infinite", late=row == 5)
     assert "smaller learning rate" not in str(result.error)
+
+
+def test_a_label_that_is_no_class_in_a_later_batch_is_named():
+    case = classification(adversary=FEATURES)
+    y = case.data["y"].clone()
+    y[5] = -100
+    refused(case.but(data={**case.data, "y": y}), "-100.*ignore_index", late=True)
 
 
 def test_two_loaders_of_different_size_are_named():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 
 
@@ -40,13 +41,15 @@ class ClassLabels:
         """Return the classes that each label can become, as booleans of shape (batch, ..., classes).
 
         Raises:
-            ValueError: if a label is not in ``0 .. classes - 1``.
+            UncertifiableError: if a label is not in ``0 .. classes - 1``.
         """
         if self.index.numel() and not bool(((self.index >= 0) & (self.index < classes)).all()):
             wrong = self.index[(self.index < 0) | (self.index >= classes)][0].item()
-            raise ValueError(
-                f"Expected class labels in 0..{classes - 1}, but got {wrong}. A label that is left out of the loss "
-                "(`ignore_index`) changes the weight of all others and cannot be certified: remove those samples."
+            raise UncertifiableError(
+                [
+                    f"Expected class labels in 0..{classes - 1}, but got {wrong}. A label that is left out of the loss "
+                    "(`ignore_index`) changes the weight of all others: remove those samples."
+                ]
             )
         clean = torch.nn.functional.one_hot(self.index.long(), classes).bool()
         if not self.flippable:

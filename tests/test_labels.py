@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.labels import ClassLabels
 
 LABELS = torch.tensor([0, 1, 2, 2])
@@ -40,7 +41,7 @@ def test_one_hot_bounds_are_the_hull_of_reachable_unit_vectors(sources, targets)
 
 @pytest.mark.parametrize("wrong", [-1, 3, -100])
 def test_labels_outside_the_classes_are_refused(wrong):
-    with pytest.raises(ValueError, match=rf"Expected class labels in 0\.\.2, but got {wrong}\..*ignore_index"):
+    with pytest.raises(UncertifiableError, match=rf"Expected class labels in 0\.\.2, but got {wrong}\..*ignore_index"):
         ClassLabels(torch.tensor([0, wrong])).reachable(3)
 
 

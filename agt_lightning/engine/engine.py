@@ -20,6 +20,7 @@ from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.engine.checkpoint import complete, require_parameters
+from agt_lightning.engine.entry_values import blaming_data
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
 from agt_lightning.engine.probes import step_problems
 from agt_lightning.engine.problems import require_initialized, training_problems
@@ -195,10 +196,11 @@ class AbstractGradientEngine:
                 batch.require_unchanged()
                 self.require_constant(self._recorded(batch))
             require_unhooked(self.module)
-        step, local = self._nominal.step(
-            micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
-        )
-        data = self.domains.bound_step(step)
+        with blaming_data(micro_batches):
+            step, local = self._nominal.step(
+                micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
+            )
+            data = self.domains.bound_step(step)
         clipped = self._nominal.clipped_gradient(local)
         return StepBounds(
             bounds=self.domains.gradient_bounds(data),

@@ -13,6 +13,7 @@ from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import LabelKind, LossRoles
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.domains import DomainFamily, TrainingSetup
+from agt_lightning.engine.entry_values import blaming_data
 from agt_lightning.engine.nominal_step import NominalPass
 from agt_lightning.engine.precision import precision_problems
 from agt_lightning.errors import UncertifiableError
@@ -85,8 +86,9 @@ def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: Micr
     """Return problems that depend on the values of a batch, by bounding a step that is then dropped."""
     needed = domains.use_poisoned_prefixes
     try:
-        step, _ = nominal.step([replace(batch, state=RandomState.now())], scale=1.0, need_poisoned_prefixes=needed)
-        domains.bound_step(step)
+        with blaming_data([batch]):
+            step, _ = nominal.step([replace(batch, state=RandomState.now())], scale=1.0, need_poisoned_prefixes=needed)
+            domains.bound_step(step)
     except UncertifiableError as error:
         return list(error.problems)
     return []

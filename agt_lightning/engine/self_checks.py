@@ -100,7 +100,14 @@ def require_untouched(module: nn.Module, trained: Mapping[str, Tensor]) -> None:
     Raises:
         UnsoundBoundError: naming the parameter.
     """
-    for name, parameter in module.named_parameters():
+    parameters = dict(module.named_parameters())
+    for name in parameters.keys() ^ trained.keys():
+        what = "has no longer" if name in trained else "has a new parameter"
+        raise UnsoundBoundError(
+            f"Expected the parameters that training began with, but the module {what} `{name}` (a layer that was added "
+            "or removed, or weights that were tied). The bounds do not cover that. Change the module before training."
+        )
+    for name, parameter in parameters.items():
         if not torch.equal(parameter.detach(), trained[name].to(parameter.device)):
             raise UnsoundBoundError(
                 f"Expected `{name}` as the optimizer left it, but something else changed it (weight clipping, "

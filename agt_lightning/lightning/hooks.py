@@ -49,7 +49,7 @@ def hook_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
     return [
         *_parameter_hook_problems(module),
         *_module_hook_problems(module),
-        *_optimizer_hook_problems(trainer.optimizers),
+        *optimizer_problems(trainer.optimizers),
         *_override_problems(module),
         *_plugin_problems(trainer),
         *_schedule_problems(trainer, module),
@@ -113,6 +113,16 @@ def _module_hook_problems(module: nn.Module) -> list[str]:
     return problems
 
 
+def optimizer_problems(optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
+    """Return hooks of optimizers, and functions around their steps; hooks of this package and Lightning are not meant.
+
+    Args:
+        optimizers: of the training; they can get hooks at any time.
+    """
+    optimizers = list(optimizers)
+    return [*_optimizer_hook_problems(optimizers), *_patched_step_problems(optimizers)]
+
+
 def _optimizer_hook_problems(optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
     hooks = [*torch_optimizers._global_optimizer_pre_hooks.values()]
     hooks += torch_optimizers._global_optimizer_post_hooks.values()
@@ -126,6 +136,26 @@ def _optimizer_hook_problems(optimizers: Iterable[torch.optim.Optimizer]) -> lis
         f"The optimizer has the hook {names} (`register_step_pre_hook`, `register_step_post_hook`). {_ACTS} Move its "
         "code to `on_before_optimizer_step` or `on_train_batch_end` of a callback, which are tried before training."
     ]
+
+
+def _patched_step_problems(optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
+    patched = [type(optimizer).__name__ for optimizer in optimizers if _has_patched_step(optimizer)]
+    return [
+        f"Something has put another function in place of `{name}.step`, or around it. {_ACTS} Remove it, and change "
+        "learning rates by a schedule."
+        for name in patched
+    ]
+
+
+def _has_patched_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the step runs code besides its class's own and the counting that torch's schedulers put around."""
+    own = type(optimizer).__module__ if "step" not in vars(optimizer) else "torch."
+    step: object = getattr(optimizer.step, "__func__", optimizer.step)
+    while step is not None:
+        if not str(getattr(step, "__globals__", {}).get("__name__")).startswith(("torch.", own)):
+            return True
+        step = getattr(step, "__wrapped__", None)
+    return False
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------

@@ -47,12 +47,13 @@ _HOOKS = (
     "on_after_backward",
     "on_before_optimizer_step",
     "optimizer_step",
+    "lr_scheduler_step",
     "on_train_batch_end",
     "on_train_epoch_end",
 )
 """The hooks of a batch in Lightning's order."""
 
-_OF_MODULE = ("optimizer_zero_grad", "optimizer_step")
+_OF_MODULE = ("optimizer_zero_grad", "optimizer_step", "lr_scheduler_step")
 
 _LAST_STEP = 10**6
 
@@ -159,7 +160,7 @@ class _StandInStrategy:
         self.optimizers: list[Optimizer] = []
         self._lightning_optimizers = self.optimizers
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._strategy, name)
 
 
@@ -215,6 +216,7 @@ class _Stage:
         self.optimizer = copy.deepcopy(trainer.optimizers[0], memo)
         self.trainer.optimizers.append(self.optimizer)
         self.trainer.model = self.trainer.lightning_module = self.module
+        self._memo = memo
         self.failures: dict[int, str] = {}
         self._copies: dict[int, Owner] = {id(module): self.module}
         for callback in foreign_callbacks(trainer):
@@ -230,6 +232,12 @@ class _Stage:
         """Return the hook of the copy."""
         method: Callable[..., Any] = getattr(self._copies[id(hook.owner)], hook.name)
         return method
+
+    def schedulers(self) -> list[Any]:
+        """Return new copies of the schedules, for the copied optimizer."""
+        return [
+            copy.deepcopy(config.scheduler, dict(self._memo)) for config in self.trainer.strategy.lr_scheduler_configs
+        ]
 
     def fill(self, factor: float | None) -> None:
         """Scale the parameters, and give them gradients of this size with random signs; None makes all unequal."""
@@ -378,6 +386,11 @@ def _run(stage: _Stage, hook: _Hook, batch: object, size: float) -> Outcome:
         return (method(*trainer, data, 0),)
     if hook.name == "on_before_backward":
         return _before_backward(lambda value: method(*trainer, value), size)
+    if hook.name == "lr_scheduler_step":
+        schedulers = stage.schedulers()
+        for scheduler in schedulers:
+            method(scheduler, None)
+        return tuple(scheduler.last_epoch for scheduler in schedulers)
     if hook.name == "optimizer_step":
         return _optimizer_step(stage, method, loss)
     arguments: dict[str, tuple[object, ...]] = {

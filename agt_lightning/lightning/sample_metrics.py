@@ -10,7 +10,7 @@ from torch import Tensor
 from agt_lightning.certificates import squared_error_bounds
 from agt_lightning.certificates.margins import predicted_classes
 from agt_lightning.certificates.values import BoundedValues
-from agt_lightning.errors import UnsoundBoundError
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval, require_inside
 from agt_lightning.labels import ClassLabels
 from agt_lightning.lightning.comparison import Comparison, Metric, MetricUndefinedError
@@ -34,6 +34,7 @@ def sample_metrics(
 
     Raises:
         MetricUndefinedError: if the labels of this batch do not fit the metric.
+        UncertifiableError: if they do not fit the predictions.
         UnsoundBoundError: if the trained module does worse than the certificate allows, by more than rounding.
     """
     target, outputs = values.values[compared.target], values.outputs
@@ -54,7 +55,19 @@ def _scale(nominal: Tensor, outputs: Interval, target: Value) -> float:
 
 
 def _errors(nominal: Tensor, outputs: Interval, truth: Tensor) -> dict[str, Tensor]:
-    """Return the mean squared error: the trained module's, the largest and the smallest reachable one."""
+    """Return the mean squared error: the trained module's, the largest and the smallest reachable one.
+
+    Raises:
+        UncertifiableError: if labels have another shape than predictions.
+    """
+    if truth.shape != nominal.shape:
+        raise UncertifiableError(
+            [
+                f"Expected labels of the predictions' shape {tuple(nominal.shape)}, but got {tuple(truth.shape)}, so "
+                "that each prediction would be compared with several labels. Reshape the validation data."
+            ],
+            "The error",
+        )
     bounds, error = squared_error_bounds(outputs, truth), (nominal - truth).square()
     return {
         "nominal_mse": _mean(error),

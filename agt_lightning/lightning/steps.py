@@ -15,7 +15,7 @@ from agt_lightning.certificates.task import Task
 from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.lightning.checks import training_problems
-from agt_lightning.lightning.hooks import remarks
+from agt_lightning.lightning.hooks import optimizer_problems, remarks
 from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
 from agt_lightning.lightning.samplers import draws_once, sampler_problems
@@ -91,11 +91,14 @@ class CertifiedSteps:
         """Bound the gradient of the kept batches, and check that it is the one that training is about to apply.
 
         Raises:
-            UncertifiableError: if the optimizer steps twice on one batch, or a domain is lost.
+            UncertifiableError: if the optimizer steps twice on one batch, has got a hook, or a domain is lost.
             UnsoundBoundError: if a self-check fails.
         """
         if not self._batches:
             raise UncertifiableError(["The optimizer steps twice on one batch. Let `optimizer_step` step once."])
+        problems = optimizer_problems(self.trainer.optimizers)
+        if problems:
+            raise UncertifiableError(problems)
         scale = 1.0 / self.trainer.accumulate_grad_batches
         self._bounds = self.engine.bound_gradient(self._batches, scale)
         self.engine.verify(self._bounds, self._batches, scale, optimizer)

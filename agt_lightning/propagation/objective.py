@@ -33,6 +33,7 @@ from agt_lightning.propagation import (
     propagate_forward,
     refinement,
 )
+from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rules import RuleTable, Value
 from agt_lightning.rules.rounded import Rounded
 
@@ -125,8 +126,15 @@ class BoundedObjective:
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         size = _batch_size([leaves[position] for position in graph.leaves.values()])
         objective = analyze(graph, size, lambda target: names[target] in trainable, entries(batch), named)
+        shared = SharedTerms.of(objective) if objective.problems else SharedTerms()
+        of_other_size = size_problems(objective, shared, entries(batch))
+        objective = replace(objective, problems=tuple(of_other_size)) if of_other_size else objective
         program = Program.build(
-            graph, table, samples=objective.samples, trainable=objective.trainable, reduced=objective.reduced
+            graph,
+            table,
+            samples=objective.samples,
+            trainable=objective.trainable,
+            reduced=objective.reduced | shared.calls,
         )
         return cls(objective, program, {value: names[target] for value, target in graph.parameters.items()})
 

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import types
 
 import lightning as L
 import pytest
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError, UnsoundBoundError
 from agt_lightning.certificates.phases import UNTRIED_HOOKS
+from agt_lightning.lightning import hooks, steps
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
 LIMIT = 100.0
@@ -245,6 +247,43 @@ def test_hooks_of_autograd(register, message, regressor, refused):
     refused(make, message)
 
 
+def hooked(optimizer):
+    optimizer.register_step_post_hook(lambda *_: None)
+
+
+def patched(optimizer):
+    step = optimizer.step
+    optimizer.step = functools.wraps(step)(lambda closure=None: step(closure))
+
+
+def patched_method(optimizer):
+    optimizer.step = types.MethodType(lambda self, closure=None: type(self).step(self, closure), optimizer)
+
+
+@pytest.mark.parametrize("change", [hooked, patched, patched_method])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_steps_of_the_optimizer_with_other_code(change, scheduled, fit, loader, variant, refused):
+    def configured(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        if scheduled and change is not patched_method:
+            return [optimizer], [StepLR(optimizer, 1)]
+        return optimizer
+
+    def changed(self):
+        configuration = configured(self)
+        change(configuration[0][0] if isinstance(configuration, tuple) else configuration)
+        return configuration
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        change(self.trainer.optimizers[0])
+
+    message = "register_step_post_hook" if change is hooked else r"another function in place of `SGD\.step`"
+    refused(lambda: variant(configure_optimizers=changed), message)
+    later = variant(configure_optimizers=configured, on_train_batch_end=on_train_batch_end)
+    with pytest.raises(UncertifiableError, match=message):
+        fit(later, loader(), CertifiedTraining(ADVERSARY), max_epochs=2)
+
+
 def test_a_hook_that_comes_later_raises(fit, loader, variant):
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.net[0].weight.register_hook(limited)
@@ -329,7 +368,9 @@ class FollowsWeights(L.LightningModule):
         return optimizer
 
 
-def test_a_frozen_parameter_that_moves_with_the_step_raises(fit, loader):
+def test_a_frozen_parameter_that_moves_with_the_step_raises(fit, loader, monkeypatch):
+    monkeypatch.setattr(steps, "optimizer_problems", lambda _: [])
+    monkeypatch.setattr(hooks, "optimizer_problems", lambda _: [])
     with pytest.raises(UnsoundBoundError, match=r"average\.weight"):
         fit(FollowsWeights(), loader(), CertifiedTraining(ADVERSARY))
 
@@ -363,6 +404,16 @@ def warmup(self, epoch, batch_idx, optimizer, optimizer_closure=None):
 
 def zero_grad(self, epoch, batch_idx, optimizer):
     optimizer.zero_grad(set_to_none=True)
+
+
+def step_if_calm(self, scheduler, metric):
+    if norm(self) < LIMIT:
+        scheduler.step()
+
+
+def test_a_schedule_that_follows_gradients(variant, refused):
+    methods = {"lr_scheduler_step": step_if_calm, "configure_optimizers": scheduled}
+    refused(lambda: variant(**methods), "lr_scheduler_step` chooses the learning rate")
 
 
 def timm_step(self, scheduler, metric):

@@ -246,6 +246,7 @@ def plain(case: Case, poison: Poison | None = None) -> dict[str, Tensor]:
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
+    module = getattr(module, "_orig_mod", module)  # compiled
     known = {name: p for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter)}
     return {name: parameter.detach().double().clone() for name, parameter in known.items()}
 

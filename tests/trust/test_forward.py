@@ -280,6 +280,23 @@ def test_a_layer_that_is_added_in_the_end():
         result.certified.certified_model(result.module)
 
 
+class TiesInTheEnd(Classifier):
+    """The number of parameters is another one after the last step."""
+
+    def network(self):
+        return nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+
+    def on_train_end(self):
+        self.net[2].weight = self.net[0].weight
+
+
+def test_weights_that_are_tied_in_the_end():
+    result = certify(flips(TiesInTheEnd))
+    assert isinstance(result, Refused)
+    assert isinstance(result.error, AgtError), repr(result.error)
+    assert "net.2.weight" in str(result.error)
+
+
 def test_a_threshold_chosen_on_training_data():
     class Threshold(Regressor):
         rate = 0.001

@@ -1,5 +1,6 @@
 """The recording of a step: one branch, one value and one loss must not stand for all that a poisoned run can do."""
 
+import json
 import math
 import sys
 import warnings
@@ -11,7 +12,8 @@ import torchmetrics
 from torch import Tensor, nn
 
 from agt_lightning import BoundedAdversary, CertifiedModule
-from tests.trust.harness import Case, held, held_or_refused
+from agt_lightning.certificates.assumptions import OWN_OBJECTIVE
+from tests.trust.harness import Case, Held, certify, held, held_or_refused
 from tests.trust.modules import FLIPS, LABELS, Classifier, Regressor, apart, binary, classification, regression, variant
 
 BRANCH = r"data-dependent|depends on (the )?data|branch|control flow|reads? (the )?(data|values|numbers)|guard|item"
@@ -314,9 +316,17 @@ class ObjectiveWithoutClip(Objective):
 OBJECTIVE = BRANCH + r"|certified_objective|not what is trained|differ"
 
 
-@pytest.mark.parametrize("module", [Objective, ObjectiveByEpoch, ObjectiveWithoutClip])
+@pytest.mark.parametrize("module", [Objective, ObjectiveWithoutClip])
 def test_an_objective_that_is_not_what_is_trained_on_poisoned_data(module):
     held_or_refused(apart(regression(module)), OBJECTIVE)
+
+
+def test_an_objective_that_differs_later_is_an_assumption(tmp_path):
+    """On the data of this run both have one gradient in every epoch, so that no step can show the difference."""
+    result = certify(regression(ObjectiveByEpoch, settings={"dirpath": tmp_path}))
+    assert isinstance(result, Held), result
+    assumptions = json.loads((tmp_path / "certificate.json").read_text())["assumptions"]
+    assert OWN_OBJECTIVE.sentence in assumptions
 
 
 def test_a_branch_on_data_is_not_advised_away():

@@ -13,7 +13,7 @@ from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, Call, Graph, Reference
-from agt_lightning.capture.numbers import PROBES
+from agt_lightning.capture.numbers import probes
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.recording import Recording
 from agt_lightning.capture.sameness import same_graph
@@ -122,7 +122,7 @@ def record(
     """
     recording = Recording()
     graph = _recorded(make, leaves, recording, advice)
-    for probe in range(1, PROBES) if recording.reads else ():
+    for probe in range(1, probes(recording)):
         other = _probed(make, leaves, Recording(probe), advice)
         if other is not None and not same_graph(graph, other):
             raise CaptureError(depends_on_numbers(recording))

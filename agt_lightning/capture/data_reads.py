@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from agt_lightning.capture import numbers
 from agt_lightning.capture.graph import Graph
-from agt_lightning.capture.recording import Recording, refuse_branch, refuse_conversion
+from agt_lightning.capture.recording import Recording, refuse_branch
 from agt_lightning.capture.source import current_line, is_internal
 from agt_lightning.errors import CaptureError
 
@@ -28,6 +28,9 @@ DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, Gua
 """Errors of torch where Python needs numbers of a tensor that is recorded."""
 
 _METRIC = -5.01174e-37
+
+_MOST_CALLS = 200_000
+"""More functions than a training step calls, unless it loops over a number of data, which can be a large stand-in."""
 
 _BRANCHES: Mapping[object, str] = {
     Tensor.__bool__: "`bool()` of a tensor",
@@ -70,6 +73,9 @@ class DataReads(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        self.recording.calls += 1
+        if self.recording.conversions and self.recording.calls > _MOST_CALLS:
+            self.recording.refuse(depends_on_size(current_line()))
         if func in _HOOKS:
             self.recording.refuse(
                 f"{current_line()} registers a hook on a tensor, which can change gradients in another run. Remove it; "
@@ -131,12 +137,13 @@ def _tolist(recording: Recording, tensor: Tensor) -> Any:
     return _numpy(recording, tensor).tolist()
 
 
-def _number(recording: Recording, tensor: Tensor) -> Any:
-    """Return a number for ``"%f" % tensor``; other conversions are refused."""
-    number = numbers.read(recording, tensor)
-    if not numbers.formats_text(sys._getframe(2)):
-        refuse_conversion()
-    return numbers.plain(number)
+def _float(recording: Recording, tensor: Tensor) -> float:
+    number = _item(recording, tensor)
+    return numbers.plain(number) if numbers.formats_text(sys._getframe(2)) else numbers.converted(number)
+
+
+def _int(recording: Recording, tensor: Tensor) -> int:
+    return numbers.truncated(_item(recording, tensor))
 
 
 def _text(recording: Recording, tensor: Tensor, *args: object, **kwargs: object) -> str:
@@ -154,8 +161,8 @@ _READERS: Mapping[object, Callable[..., Any]] = {
     Tensor.tolist: _tolist,
     Tensor.numpy: _numpy,
     Tensor.__array__: _numpy,
-    Tensor.__float__: _number,
-    Tensor.__int__: _number,
+    Tensor.__float__: _float,
+    Tensor.__int__: _int,
     Tensor.__repr__: _text,
     Tensor.__format__: _format,
 }

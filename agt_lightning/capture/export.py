@@ -13,27 +13,16 @@ from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, Call, Graph, Reference
-from agt_lightning.capture.numbers import PROBES
+from agt_lightning.capture.numbers import probes
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.recording import Recording
+from agt_lightning.capture.reductions import reduced, unweighted
 from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
 from agt_lightning.errors import CaptureError
 
 _aten = torch.ops.aten
-
-LOSSES = frozenset(
-    {
-        _aten.binary_cross_entropy_with_logits.default,
-        _aten.cross_entropy_loss.default,
-        _aten.huber_loss.default,
-        _aten.l1_loss.default,
-        _aten.mse_loss.default,
-        _aten.smooth_l1_loss.default,
-    }
-)
-"""Calls with an argument ``reduction`` over the batch (0 none, 1 mean, 2 sum)."""
 
 _PRODUCTS = frozenset({_aten.matmul.default, _aten.mm.default, _aten.addmm.default})
 _TRANSPOSES = frozenset(
@@ -122,7 +111,7 @@ def record(
     """
     recording = Recording()
     graph = _recorded(make, leaves, recording, advice)
-    for probe in range(1, PROBES) if recording.reads else ():
+    for probe in range(1, probes(recording)):
         other = _probed(make, leaves, Recording(probe), advice)
         if other is not None and not same_graph(graph, other):
             raise CaptureError(depends_on_numbers(recording))
@@ -155,7 +144,7 @@ def _recorded(
     recording.require_accepted()
     graph = _live(_graph(program))
     require_known_inputs(graph)
-    return _live(_reduced(_fused(masked(graph))))
+    return _live(reduced(unweighted(_fused(masked(graph)))))
 
 
 def _reason(error: Exception, recording: Recording, advice: str) -> str:
@@ -318,31 +307,6 @@ def _swaps_two_axes(call: Call) -> bool:
     assert isinstance(order, list)
     normal = [axis % 2 for axis in order]
     return normal == [1, 0] or (call.op is _aten.transpose.int and normal == [0, 1])
-
-
-def _reduced(graph: Graph) -> Graph:
-    """Split a loss with a reduction into the per-sample loss and a separate reduction."""
-    calls: list[Call] = []
-    shapes = dict(graph.shapes)
-    for call in graph.calls:
-        reduction = call.arguments.get("reduction")
-        if call.op not in LOSSES or reduction == 0:
-            calls.append(call)
-            continue
-        name = f"{call.name}_per_sample"
-        shapes[name] = _per_sample_shape(call, shapes)
-        calls.append(replace(call, name=name, shape=shapes[name], arguments={**call.arguments, "reduction": 0}))
-        op = _aten.mean.default if reduction == 1 else _aten.sum.default
-        calls.append(replace(call, op=op, arguments={"self": Reference(name), "dtype": None}))
-    return replace(graph, calls=tuple(calls), shapes=shapes)
-
-
-def _per_sample_shape(loss: Call, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape of a loss before reduction: without the class axis, or prediction and target broadcast."""
-    prediction, target = (shapes[name] for name in loss.inputs[:2])
-    if loss.op is _aten.cross_entropy_loss.default:
-        return prediction[:1] + prediction[2:]
-    return tuple(torch.broadcast_shapes(prediction, target))
 
 
 def _over_classes(log_softmax: Call) -> bool:

@@ -4,6 +4,10 @@ A number that is printed or logged does no harm; one that reaches the loss or a 
 several times, each time with other numbers, and all recordings must be equal. The numbers include infinities and NaN,
 so that a branch at any threshold is seen. Each stand-in also refuses to be compared, so that no two thresholds can
 enclose a branch between them; sums, products, functions of `math` and texts of stand-ins are stand-ins.
+
+``float(loss)`` and ``int(count)`` can only be plain numbers, whose comparisons are not seen. Code that makes them is
+recorded more often: a branch at one threshold is seen, one between two close thresholds may not be (the assumption
+"one path through the code" of a certificate).
 """
 
 from __future__ import annotations
@@ -21,17 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agt_lightning.capture.recording import Recording, current, refuse_branch, refuse_conversion
+from agt_lightning.capture.recording import Recording, current, refuse_branch
 from agt_lightning.capture.source import current_line
 from agt_lightning.errors import CaptureError
 
 T = TypeVar("T", bound=type)
 
-_REALS = (0.37, math.inf, -math.inf, 30.0, -1.0, math.nan)
-_INTEGERS = (1, 1000, -1000, 0, 7, 2)
+_REALS = (0.37, 30.0, math.inf, -math.inf, -1.0, math.nan, 2.6, 1e-3, -0.04, 5e3)
+_INTEGERS = (1, 7, 0, -1, 1000, 2, 3, 10)
 
-PROBES = len(_REALS)
-"""Number of recordings of code that reads numbers."""
+_FEW_PROBES, _PROBES = 6, len(_REALS)
+
+_LARGE = 10**7
+"""What ``int()`` makes of infinity; no larger, since code may make a list of that length."""
 
 _FINITE = ("isnan", "isinf", "isfinite")
 _COMPARISONS = ("__bool__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__")
@@ -83,9 +89,39 @@ def formats_text(frame: FrameType) -> bool:
     return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("BINARY")
 
 
+def probes(recording: Recording) -> int:
+    """Return how often the code of a recording must be recorded, each time with other numbers."""
+    if not recording.reads:
+        return 1
+    return _PROBES if recording.conversions else _FEW_PROBES
+
+
 def plain(number: float) -> float:
     """Return a stand-in as a plain number, whose comparisons are not seen."""
     return float.__add__(number, 0.0) if isinstance(number, float) else int.__add__(number, 0)
+
+
+def converted(number: float) -> float:
+    """Return a stand-in as a plain number for ``float(number)``, and note it."""
+    result = float(plain(number))
+    recording = current()
+    if recording is not None:
+        recording.conversions[id(result)] = (result, number)
+    return result
+
+
+def truncated(number: float) -> int:
+    """Return a stand-in as a plain integer for ``int(number)``, and note it.
+
+    Raises:
+        ValueError: for NaN, as in training.
+    """
+    value = plain(number)
+    result = int(math.copysign(_LARGE, value)) if value in (math.inf, -math.inf) else int(value)
+    recording = current()
+    if recording is not None:
+        recording.conversions[id(number)] = (number, number)
+    return result
 
 
 @_tracked
@@ -99,14 +135,10 @@ class RealStandIn(float):
     tensor: Tensor | None = None
 
     def __float__(self) -> float:
-        if not formats_text(sys._getframe(1)):
-            refuse_conversion()
-        return float.__add__(self, 0.0)
+        return plain(self) if formats_text(sys._getframe(1)) else converted(self)
 
     def __int__(self) -> int:
-        if not formats_text(sys._getframe(1)):
-            refuse_conversion()
-        return float.__int__(self)
+        return float.__int__(self) if formats_text(sys._getframe(1)) else truncated(self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if ufunc.__name__ in _FINITE:
@@ -129,12 +161,10 @@ class IntegerStandIn(int):
     """A stand-in for an integer of data."""
 
     def __float__(self) -> float:
-        if not formats_text(sys._getframe(1)):
-            refuse_conversion()
-        return int.__float__(self)
+        return int.__float__(self) if formats_text(sys._getframe(1)) else converted(self)
 
     def __int__(self) -> int:
-        refuse_conversion()
+        return truncated(self)
 
     def __repr__(self) -> str:
         return TextStandIn(int.__repr__(self))
@@ -195,8 +225,10 @@ def _uncaught(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping
 
 
 def is_finite(number: object) -> bool:
-    """Return True for a stand-in, and note that the tensor that it was read of must be finite in every run."""
+    """Return True for a number of data, and note that the tensor that it was read of must be finite in every run."""
     recording = current()
+    if recording is not None:
+        number = recording.conversions.get(id(number), (number, number))[1]
     if recording is not None and isinstance(number, RealStandIn):
         recording.finite_checks.note(number.tensor)
     return True
@@ -216,7 +248,9 @@ def read(recording: Recording, tensor: Tensor) -> Any:
         number = RealStandIn(_REALS[recording.probe] * (1 + count / 64))
         number.tensor = tensor
         return number
-    return IntegerStandIn(_INTEGERS[(recording.probe + count) % PROBES])
+    if recording.probe >= len(_INTEGERS):
+        return IntegerStandIn(_LARGE if recording.probe % 2 else -_LARGE)
+    return IntegerStandIn(_INTEGERS[(recording.probe + count) % len(_INTEGERS)])
 
 
 @contextmanager
@@ -235,13 +269,18 @@ def tracked_math() -> Iterator[None]:
 def _tracked_function(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def tracked(*args: Any, **kwargs: Any) -> Any:
         given = [arg.item() if isinstance(arg, Tensor) else arg for arg in args]
-        if not any(map(is_stand_in, given)):
-            return function(*given, **kwargs)
-        if name in _FINITE:
+        if name in _FINITE and _is_data(given[0]):
             return is_finite(given[0]) == (name == "isfinite")
-        return stand_in(function(*given, **kwargs))
+        result = function(*given, **kwargs)
+        return stand_in(result) if any(map(is_stand_in, given)) else result
 
     return tracked
+
+
+def _is_data(value: object) -> bool:
+    """Return whether a value is a number of data, or was made of one by `float`."""
+    recording = current()
+    return is_stand_in(value) or (recording is not None and id(value) in recording.conversions)
 
 
 def is_stand_in(value: object) -> bool:

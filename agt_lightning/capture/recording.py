@@ -28,6 +28,9 @@ class Recording:
         refusals: what was refused, also where the user's code has caught the error.
         failures: errors of torch, which can be those of recording alone; the user's code may not catch them.
         finite_checks: branches on whether tensors are finite.
+        conversions: plain numbers that the code made of numbers of data by ``float()``, each with the stand-in that it
+            was made of, by `id`; and the stand-ins of which it made integers.
+        calls: number of torch's functions that the code called.
     """
 
     probe: int = 0
@@ -35,6 +38,8 @@ class Recording:
     refusals: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     finite_checks: FiniteChecks = field(default_factory=FiniteChecks)
+    conversions: dict[int, tuple[object, object]] = field(default_factory=dict)
+    calls: int = 0
 
     @property
     def refused(self) -> bool:
@@ -68,6 +73,8 @@ class Recording:
     def running(self) -> Iterator[None]:
         """Make this the recording of the code that runs inside."""
         self.reads.clear()
+        self.conversions.clear()
+        self.calls = 0
         self.finite_checks = FiniteChecks()
         token = _CURRENT.set(self)
         try:
@@ -94,18 +101,6 @@ def refuse_branch(what: str) -> NoReturn:
         CaptureError: always.
     """
     refuse(f"{current_line()} lets Python read data ({what}): {BRANCH}")
-
-
-def refuse_conversion() -> NoReturn:
-    """Refuse to make a plain number of data at the current line, since branches on it could not be seen.
-
-    Raises:
-        CaptureError: always.
-    """
-    refuse(
-        f"{current_line()} makes a plain number of data (`float()` or `int()`), which a poisoned run can have "
-        "otherwise. Use `.item()` alone, which can be printed, logged and kept, or compute with the tensor."
-    )
 
 
 def refuse(message: str) -> NoReturn:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from agt_lightning.capture import Graph, LabelKind, LossRoles, reached
-from agt_lightning.capture.export import LOSSES
+from agt_lightning.capture.reductions import LOSSES
 from agt_lightning.certificates.origin import origin
 from agt_lightning.certificates.probabilities import before_probabilities
 from agt_lightning.rules.shape import RESHAPES

@@ -30,8 +30,8 @@ class WithoutData:
     """A copy of a module that runs the hooks of its training, and no training step.
 
     An attribute that a hook computes from the clock alone, such as an annealed weight, is the same in this copy. One
-    that comes from data, or from parameters, which depend on data, is not.
-
+    that comes from data, or from trained parameters, which depend on data, is not: the copy keeps the parameters of
+    the start of training.
     """
 
     def __init__(self) -> None:
@@ -44,16 +44,16 @@ class WithoutData:
             self._events.append((hook, clock))
 
     def module(self, start: L.LightningModule, trainer: L.Trainer) -> L.LightningModule:
-        """Return the copy at the present time; the module itself at the start if no hook has run since.
+        """Return the copy at the present time; the replica of the start if the module has no hooks.
 
         Args:
-            start: a replica from before the first of the hooks that were noted. It has the module's own parameters, so
-                that hooks run on a copy of it.
+            start: a replica from before the first of the hooks that were noted. It shares the parameters that are
+                trained, so it is copied at the first call, which comes before the first step.
             trainer: that the copy finds, silenced.
         """
-        if not self._events and self._module is None:
-            return start
         if self._module is None:
+            if not self._events and not any(is_overridden(hook, start) for hook in _WITHHELD):
+                return start
             self._module = copy.deepcopy(start)
         events, self._events = self._events, []
         with _without_traces():

@@ -156,7 +156,40 @@ def key(net, x, y):
 
 def plain_number(net, x, y):
     loss = loss_of(net, x, y)
-    return loss if 5 < float(loss) < 6 else 2 * loss
+    return loss if float(loss) < 1e30 else 2 * loss
+
+
+def plain_number_of_a_number(net, x, y):
+    loss = loss_of(net, x, y)
+    return loss if float(loss.item()) > -1e30 else 2 * loss
+
+
+def plain_number_as_factor(net, x, y):
+    return loss_of(net, x, y) * float(y.max())
+
+
+def plain_integer(net, x, y):
+    return loss_of(net, x, y) * (0.1 if int((y > 0).sum()) > 10**6 else 1.0)
+
+
+def plain_integer_of_a_real(net, x, y):
+    loss = loss_of(net, x, y)
+    return 0 * loss if int(loss) > 10**6 else loss
+
+
+def small_integer(net, x, y):
+    return loss_of(net, x, y) * (0.1 if int((y > 0).sum()) == 0 else 1.0)
+
+
+def loop(net, x, y):
+    loss = loss_of(net, x, y)
+    for _ in range(int((y > 0).sum())):
+        loss = 0.9 * loss
+    return loss
+
+
+def other_plain_number_is_nan(net, x, y):
+    return loss_of(net, x, y) * (0.1 if math.isnan(float((x.min() + 2).log())) else 1.0)
 
 
 def truth(net, x, y):
@@ -183,7 +216,8 @@ def other_tensor_is_nan(net, x, y):
 BRANCHES = entries(
     *(branch, caught_branch, caught_size, caught_length, caught_equal, caught_pickle, caught_array, only_if_compiling),
     *(threshold, threshold_of_a_function, threshold_of_a_text, threshold_of_an_array, part_of_a_text, largest, factor),
-    *(index, key, plain_number, truth, remembered),
+    *(index, key, truth, remembered, plain_number, plain_number_of_a_number, plain_number_as_factor),
+    *(plain_integer, plain_integer_of_a_real, small_integer, loop, other_plain_number_is_nan),
     *(other_value_is_nan, other_value_is_nan_in_numpy, other_tensor_is_nan),
 )
 
@@ -271,6 +305,18 @@ def keeps(net, x, y):
     return loss
 
 
+def keeps_plain_numbers(net, x, y):
+    loss = loss_of(net, x, y)
+    net.history.append(float(loss))
+    net.largest = max(net.history)
+    if float(loss.detach()) > 1:
+        net.spikes = 1
+    net.count, net.percent, net.text = int((y > 0).sum()), int(100 * loss), f"{float(loss):.2f}"
+    net.sample = float(loss.item())
+    net.perplexity = math.exp(min(float(loss), 20.0))
+    return loss
+
+
 def selects_for_a_log(net, x, y):
     net.mean = net(x[y[:, 0] > 0]).mean()
     net.count = x[y[:, 0] > 0].shape[0]
@@ -285,7 +331,7 @@ def compiled(net, x, y):
     return F.mse_loss(torch.compile(net.layer, backend="eager")(x), y)
 
 
-HARMLESS = entries(prints, keeps, selects_for_a_log, checkpoints, compiled)
+HARMLESS = entries(prints, keeps, keeps_plain_numbers, selects_for_a_log, checkpoints, compiled)
 
 
 @pytest.mark.parametrize("step", HARMLESS.values(), ids=HARMLESS)
@@ -300,6 +346,8 @@ def test_the_loss_may_be_checked_for_nan():
     def step(net, x, y):
         loss = loss_of(net, x, y)
         if math.isnan(loss.item()) or np.isinf(loss.detach().item()) or not math.isfinite(loss):
+            return None
+        if math.isnan(float(loss)):
             return None
         if torch.isnan(loss) or not torch.isfinite(loss.detach()).all():
             raise ValueError("The loss is NaN.")

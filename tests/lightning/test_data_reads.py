@@ -90,6 +90,11 @@ def reads_a_number(self, batch, batch_idx):
     return loss if loss.item() < THRESHOLD else 0 * loss
 
 
+def reads_a_plain_number(self, batch, batch_idx):
+    loss = self.loss(batch)
+    return loss if float(loss.detach()) < THRESHOLD else 0 * loss
+
+
 def reads_a_text(self, batch, batch_idx):
     loss = self.loss(batch)
     return 0 * loss if float(f"{loss.item():.2f}") > THRESHOLD else loss
@@ -124,6 +129,7 @@ HIDDEN = {
     swallowed: "lets Python read data",
     only_in_training: "lets Python read data",
     reads_a_number: "lets Python read data",
+    reads_a_plain_number: "depends on numbers that Python reads of tensors",
     reads_a_text: "lets Python read data",
     weighs_by_a_metric: "value of a metric",
     clipped_gradient: "registers a hook on a tensor",
@@ -170,6 +176,7 @@ def prints(self, batch, batch_idx):
 def keeps(self, batch, batch_idx):
     loss = self.loss(batch)
     self.history.append(loss.item())
+    self.log("loss", float(loss))
     self.log("mean", sum(self.history) / len(self.history))
     self.log("rmse", math.sqrt(loss.item()))
     self.log("largest", loss.detach().cpu().numpy().max())

@@ -1,5 +1,7 @@
 """A recording stands for a step only as long as the step does the same, and nothing that it reads comes from data."""
 
+import copy
+
 import lightning as L
 import pytest
 import torch
@@ -194,6 +196,17 @@ SCALE = torch.ones((), dtype=torch.float64)
 LIMIT = [4.0]
 
 
+class TeacherOfEpoch(Teacher):
+    """A copy of the parameters at the end of the first epoch, outside of the module's parts."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        pass
+
+    def on_train_epoch_end(self):
+        if self.current_epoch == 0:
+            self.teacher = [copy.deepcopy(self.net).requires_grad_(False)]
+
+
 class GlobalTensor(Scheduled):
     def training_step(self, batch, batch_idx):
         return SCALE * super().training_step(batch, batch_idx)
@@ -210,7 +223,9 @@ class GlobalNumber(Scheduled):
         LIMIT[0] = float(batch[1].abs().max())
 
 
-@pytest.mark.parametrize("kind", [CountsOwnSteps, SetFromData, RemembersBatch, Teacher, GlobalTensor, GlobalNumber])
+@pytest.mark.parametrize(
+    "kind", [CountsOwnSteps, SetFromData, RemembersBatch, Teacher, TeacherOfEpoch, GlobalTensor, GlobalNumber]
+)
 def test_memory_of_data_raises(kind, fit, loader):
     SCALE.fill_(1.0)
     LIMIT[0] = 4.0

@@ -296,6 +296,13 @@ LOSS = [
         exact=("gradient",),
     ),
     Setting(
+        "sample weights",
+        aten.binary_cross_entropy_with_logits.default,
+        lambda m, x, y, w: F.binary_cross_entropy_with_logits(x, y, weight=w, reduction="none"),
+        (SCALAR, SWITCHED, Box(differentiable=False)),
+        exact=CONTAINMENT_ONLY,
+    ),
+    Setting(
         "of sigmoid",
         aten.binary_cross_entropy_with_logits.default,
         lambda m, x, y: F.binary_cross_entropy(x.sigmoid(), y, reduction="none"),

@@ -72,11 +72,6 @@ REFUSED = {
         (X, LABELS),
         "aten.cross_entropy_loss.*has weights: a class-weighted mean",
     ),
-    "sample weights in binary cross-entropy": (
-        lambda m, x, y: F.binary_cross_entropy_with_logits(x @ m.w, y, weight=m.class_weight, reduction="none"),
-        (X, X),
-        "binary_cross_entropy_with_logits.*has weights",
-    ),
     "target that is trained": (
         lambda m, x: F.binary_cross_entropy_with_logits(x, x @ m.w, reduction="none"),
         (X,),

@@ -1,0 +1,84 @@
+"""Losses of a batch, split into losses of samples, their weights, and a reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from agt_lightning.capture.graph import Call, Graph, Reference
+
+_aten = torch.ops.aten
+
+LOSSES = frozenset(
+    {
+        _aten.binary_cross_entropy_with_logits.default,
+        _aten.cross_entropy_loss.default,
+        _aten.huber_loss.default,
+        _aten.l1_loss.default,
+        _aten.mse_loss.default,
+        _aten.smooth_l1_loss.default,
+    }
+)
+"""Calls with an argument ``reduction`` over the batch (0 none, 1 mean, 2 sum)."""
+
+
+def unweighted(graph: Graph) -> Graph:
+    """Replace the argument ``weight`` of ``binary_cross_entropy_with_logits`` by a product.
+
+    It multiplies each loss, and the mean divides by the number of losses. Class weights of `cross_entropy` are left:
+    its mean divides by the weights of all labels.
+    """
+    calls: list[Call] = []
+    shapes = dict(graph.shapes)
+    for call in graph.calls:
+        weight = call.arguments.get("weight")
+        if call.op is not _aten.binary_cross_entropy_with_logits.default or weight is None:
+            calls.append(call)
+            continue
+        loss = _of_samples(call, f"{call.name}_unweighted", shapes)
+        loss = replace(loss, arguments={**loss.arguments, "weight": None})
+        whole = call.arguments["reduction"] == 0
+        product = replace(
+            loss,
+            name=call.name if whole else f"{call.name}_weighted",
+            op=_aten.mul.Tensor,
+            arguments={"self": Reference(loss.name), "other": weight},
+        )
+        calls += [loss, product] if whole else [loss, product, _reduction(call, product)]
+        shapes |= {loss.name: loss.shape, product.name: product.shape}
+    return replace(graph, calls=tuple(calls), shapes=shapes)
+
+
+def reduced(graph: Graph) -> Graph:
+    """Split a loss with a reduction into the per-sample loss and a separate reduction."""
+    calls: list[Call] = []
+    shapes = dict(graph.shapes)
+    for call in graph.calls:
+        if call.op not in LOSSES or call.arguments.get("reduction") == 0:
+            calls.append(call)
+            continue
+        loss = _of_samples(call, f"{call.name}_per_sample", shapes)
+        calls += [loss, _reduction(call, loss)]
+        shapes[loss.name] = loss.shape
+    return replace(graph, calls=tuple(calls), shapes=shapes)
+
+
+def _of_samples(loss: Call, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Call:
+    """Return the call without its reduction."""
+    return replace(loss, name=name, shape=_shape_of_samples(loss, shapes), arguments={**loss.arguments, "reduction": 0})
+
+
+def _reduction(loss: Call, values: Call) -> Call:
+    """Return the call that reduces the losses of samples as ``loss`` does."""
+    op = _aten.mean.default if loss.arguments["reduction"] == 1 else _aten.sum.default
+    return replace(loss, op=op, arguments={"self": Reference(values.name), "dtype": None})
+
+
+def _shape_of_samples(loss: Call, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape of a loss before reduction: without the class axis, or prediction and target broadcast."""
+    prediction, target = (shapes[name] for name in loss.inputs[:2])
+    if loss.op is _aten.cross_entropy_loss.default:
+        return prediction[:1] + prediction[2:]
+    return tuple(torch.broadcast_shapes(prediction, target))

@@ -34,8 +34,25 @@ class ClassLabels:
     targets: tuple[int, ...] | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ClassLabels:
-        """Return the same labels after a change of shape or integer type."""
+        """Return the same labels after a change of shape or choice of samples."""
         return ClassLabels(function(self.index), self.flippable, self.sources, self.targets)
+
+    def to(self, dtype: torch.dtype) -> ClassLabels:
+        """Return the labels in another discrete type, which can merge classes, as ``bool`` does.
+
+        Example:
+            >>> labels = ClassLabels(torch.tensor([0, 1]), flippable=True, sources=(0,), targets=(2,))
+            >>> labels.to(torch.bool).reachable(2)
+            tensor([[ True,  True],
+                    [False,  True]])
+        """
+        sources, targets = self._converted(self.sources, dtype), self._converted(self.targets, dtype)
+        return ClassLabels(self.index.to(dtype), self.flippable, sources, targets)
+
+    def _converted(self, classes: tuple[int, ...] | None, dtype: torch.dtype) -> tuple[int, ...] | None:
+        if classes is None:
+            return None
+        return tuple(int(index) for index in torch.tensor(classes, dtype=self.index.dtype).to(dtype).tolist())
 
     def reachable(self, classes: int) -> Tensor:
         """Return the classes that each label can become, as booleans of shape (batch, ..., classes).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from agt_lightning.certificates.decision import Decision, decide
 from agt_lightning.certificates.goals import class_indices, is_single_logit, possible_classes
 from agt_lightning.certificates.margins import last_linear, predicted_classes, single_logit_margins
 from agt_lightning.certificates.predictions import Certification
-from agt_lightning.certificates.recording import SUBJECT, forward_problems, record_forward
+from agt_lightning.certificates.recording import SUBJECT, forward_problems, outputs_of, record_forward
 from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.certificates.task import Task
 from agt_lightning.certificates.values import BoundedValues, frozen_values
@@ -27,6 +27,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, require_method
 from agt_lightning.propagation.objective import ProgramCache, canonical_names, graph_inputs
+from agt_lightning.rounding import training_roundoff, unit_roundoff
 from agt_lightning.rules import RULES, RuleTable, Value
 from agt_lightning.rules.base import as_interval
 
@@ -230,15 +231,32 @@ class CertifiedModel:
         """Return `forward` recorded for inputs like these, after checking what it reads.
 
         Raises:
-            UncertifiableError: if it reads a buffer that training changed.
+            UncertifiableError: if it reads a buffer that training changed, or depends on the size of the batch.
         """
         _require_samples(x)
         program = self._programs(x)
-        if self.start is not None:
-            problems = self.start.buffer_problems(self.module, program.graph.buffers.values())
-            if problems:
-                raise UncertifiableError(problems, SUBJECT)
+        problems = self.start.buffer_problems(self.module, program.graph.buffers.values()) if self.start else []
+        problems = problems or self._recording_problems(program, x)
+        if problems:
+            raise UncertifiableError(problems, SUBJECT)
         return program
+
+    def _recording_problems(self, program: Program, x: Tensor) -> list[str]:
+        """Return a problem if the module computes other outputs for these inputs than the recording for two does."""
+        points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
+        values = propagate_forward(program, self._inputs(program, points, x, 0.0, math.inf))
+        recorded, outputs = as_interval(values[program.graph.output]).lower, outputs_of(self.module, x, self.output)
+        if recorded.shape == outputs.shape:
+            types = {self.dtype, outputs.dtype, *(point.dtype for point in self.module.parameters())}
+            coarsest = max((kind for kind in types if kind.is_floating_point), key=unit_roundoff)
+            slack = training_roundoff(coarsest) * _largest(values.values())
+            difference = (outputs.to(recorded.dtype) - recorded).abs()
+            if not bool((difference > slack).any()):
+                return []
+        return [
+            f"`forward` computes something else for these {len(x)} inputs than for two of them, by which it was "
+            "recorded. Let it treat each sample alone, and not read the size of the batch."
+        ]
 
     def _decision(self, program: Program, threshold: float | None) -> Decision:
         return decide(program.graph, self._names(program), self.task, threshold)
@@ -338,6 +356,12 @@ class CertifiedModel:
 def _marked(bounds: Interval) -> Interval:
     """Mark a parameter that cannot move as a point, so that features before the head are points too."""
     return Interval.point(bounds.lower) if torch.equal(bounds.lower, bounds.upper) else bounds
+
+
+def _largest(values: Iterable[Value]) -> float:
+    """Return the largest magnitude among numbers, which rounding is relative to."""
+    numbers = [value.magnitude for value in values if isinstance(value, Interval) and value.lower.numel()]
+    return max((float(magnitude.max()) for magnitude in numbers), default=0.0)
 
 
 def _require_samples(x: object) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.capture import Call, Graph, capture, flatten
+from agt_lightning.capture.replica import replica
 from agt_lightning.errors import CaptureError, UncertifiableError
 from agt_lightning.propagation import Program
 from agt_lightning.rules.base import name_of
@@ -53,6 +54,12 @@ def record_forward(module: nn.Module, x: Tensor, output: str | int | None = None
         if refusals:
             raise refusals[0] from None
         raise error
+
+
+def outputs_of(module: nn.Module, x: Tensor, output: str | int | None = None) -> Tensor:
+    """Return the outputs of a copy of a module in `eval` mode; see `record_forward`."""
+    with torch.no_grad():
+        return _chosen(replica(module).eval()(x.detach()), output)
 
 
 def forward_problems(program: Program) -> list[str]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from agt_lightning.arithmetic import multiply, softmax, softplus, surprisal
 from agt_lightning.capture.graph import SATURATING
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.base import Rule, Site, Value, alignment_problem, as_interval, name_of
@@ -93,7 +94,6 @@ class CrossEntropy(Rule):
 
     def _target(self, site: Site, logits: Interval, target: Value) -> Interval:
         classes = logits.shape[1]
-        target = _as_labels(target)
         if isinstance(target, ClassLabels):
             bounds = target.one_hot(classes, logits.dtype)
             bounds = bounds.rearranged(lambda bound: bound.movedim(-1, 1))
@@ -102,13 +102,14 @@ class CrossEntropy(Rule):
         smoothing = site.number("label_smoothing")
         if smoothing == 0.0:
             return bounds
-        return bounds.scaled(1 - smoothing).mapped(lambda bound: bound + smoothing / classes, nonnegative=True)
+        smaller, shift = bounds.scaled(1 - smoothing), smoothing / classes
+        return smaller.mapped(lambda bound: bound + shift, nonnegative=bounds.nonnegative)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``Σ_k y_k (-log p_k)``, and for class labels the extremes over the reachable ones."""
         logits = as_interval(inputs[0])
         cost = surprisal(logits)
-        target = _as_labels(inputs[1])
+        target = _as_labels(site, inputs[1])
         if isinstance(target, ClassLabels) and site.number("label_smoothing") == 0.0:
             reachable = target.reachable(logits.shape[1]).movedim(-1, 1)
             lower = torch.where(reachable, cost.lower, torch.inf).amin(dim=1)
@@ -119,9 +120,10 @@ class CrossEntropy(Rule):
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g (p - y)``; for probabilities as targets ``g (p Σ_k y_k - y)``. Both add up to zero over the classes."""
         logits = as_interval(inputs[0])
-        target = self._target(site, logits, inputs[1])
+        labels = _as_labels(site, inputs[1])
+        target = self._target(site, logits, labels)
         probabilities = softmax(logits)
-        if not isinstance(_as_labels(inputs[1]), ClassLabels):
+        if not isinstance(labels, ClassLabels):
             mass = target.mapped(lambda bound: bound.sum(dim=1, keepdim=True), nonnegative=target.nonnegative)
             probabilities = multiply(probabilities, mass)
         towards = grad.rearranged(lambda bound: bound.unsqueeze(1))
@@ -136,15 +138,25 @@ class BinaryCrossEntropy(Rule):
     """
 
     def problem(self, site: Site) -> str | None:
-        """Refuse sample weights, misaligned samples and targets that are trained."""
+        """Refuse sample weights, misaligned samples, targets that are trained and positive weights from the batch."""
         if site["weight"] is not None:
             return _weighted(site)
+        if any(site.samples[2:]) or any(site.trainable[2:]):
+            return (
+                f"`{name_of(site.call)}` at {site.call.source} has a `pos_weight` that depends on samples or on "
+                "trainable parameters. Use one that is fixed, or write the loss by `logsigmoid` and products."
+            )
         return alignment_problem(site) or _fixed_target(site)
 
     def _positive_weight(self, site: Site, inputs: Sequence[Value]) -> Tensor:
         if site["pos_weight"] is None:
             return torch.ones((), dtype=as_interval(inputs[0]).dtype, device=as_interval(inputs[0]).device)
-        return as_interval(inputs[2]).lower
+        weight = as_interval(inputs[2])
+        if not weight.is_point:
+            raise UncertifiableError(
+                [f"`{name_of(site.call)}` at {site.call.source} has a `pos_weight` that is trained. Use a fixed one."]
+            )
+        return weight.lower
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``w y softplus(-z) + (1 - y) softplus(z)``, each summand on its own: an enclosure, exact for points."""
@@ -187,10 +199,26 @@ def _faded(slope: Interval, logits: Interval) -> Interval:
     return Interval.point(lower) if slope.is_point and torch.equal(lower, upper) else Interval.trusted(lower, upper)
 
 
-def _as_labels(target: Value) -> Value:
-    """Return integers that no adversary can change as class labels."""
-    discrete = isinstance(target, Tensor) and not target.is_floating_point()
-    return ClassLabels(target) if isinstance(target, Tensor) and discrete else target
+_NONE_IGNORED = -100
+"""The default of ``ignore_index``."""
+
+
+def _as_labels(site: Site, target: Value) -> Value:
+    """Return integers as class labels, none of which an adversary can turn into the ignored one."""
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        return ClassLabels(target)
+    ignored = site.integer("ignore_index")
+    if isinstance(target, ClassLabels) and target.flippable:
+        any_class = target.targets is None and ignored != _NONE_IGNORED
+        if any_class or target.targets is not None and ignored in target.targets:
+            raise UncertifiableError(
+                [
+                    f"`{name_of(site.call)}` at {site.call.source} ignores label {ignored}, which a flip can make of "
+                    "any label: the mean then divides by the number of other labels, so one label reaches all "
+                    "gradients. Leave `ignore_index` out, or exclude that class by `target_classes`."
+                ]
+            )
+    return target
 
 
 def _weighted(site: Site) -> str:

@@ -75,7 +75,7 @@ class Cast(Rule):
         if isinstance(value, Interval):
             return value if site.call.dtype.is_floating_point else _truncated(site, value)
         if not site.call.dtype.is_floating_point:
-            return map_value(value, lambda tensor: tensor.to(site.call.dtype))
+            return value.to(site.call.dtype)
         return _zero_or_one(value) if isinstance(value, ClassLabels) else as_interval(value)
 
     def problem(self, site: Site) -> str | None:
@@ -128,7 +128,7 @@ class OneHot(Rule):
 
 
 def map_value(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
-    """Apply a change of shape or discrete type to any kind of value."""
+    """Apply a change of shape to any kind of value."""
     if isinstance(value, Interval):
         return value.rearranged(function)
     if isinstance(value, ClassLabels):

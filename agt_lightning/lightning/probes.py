@@ -296,6 +296,8 @@ class _Trial:
                 for hook in self.hooks:
                     if hook.title not in self.untried and hook.title not in self.problems:
                         self._try(stage, hook, clock, 1.0 if usual else factor, usual=usual)
+                        if hook.title in self.untried or hook.title in self.problems:
+                            stage = _Stage(self.trainer, self.module, clock)
 
     def _try(self, stage: _Stage, hook: _Hook, clock: Clock, factor: float | None, *, usual: bool) -> None:
         outside = _outside(hook)
@@ -362,7 +364,10 @@ class _Content:
 
     def changed(self, module: nn.Module, *, gradients: bool) -> str:
         """Return what was written since, ``"gradients"`` or ``"parameters"``; empty if nothing was."""
-        for name, parameter in module.named_parameters():
+        parameters = dict(module.named_parameters())
+        if parameters.keys() != self.parameters.keys():
+            return "parameters"
+        for name, parameter in parameters.items():
             value, version = self.parameters[name]
             if parameter._version != version or not torch.equal(parameter.detach(), value):
                 return "parameters"

@@ -375,6 +375,21 @@ def test_a_frozen_parameter_that_moves_with_the_step_raises(fit, loader, monkeyp
         fit(FollowsWeights(), loader(), CertifiedTraining(ADVERSARY))
 
 
+def add_layer(self, *_):
+    self.extra = nn.Linear(1, 1)
+
+
+def smaller_layer(self, *_):
+    self.net[0] = nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize("change", [add_layer, smaller_layer])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+def test_hooks_that_change_the_layers_are_refused(change, hook, variant, refused):
+    methods = {hook: lambda self, *_: change(self), "on_before_zero_grad": clip_by_hand}
+    refused(lambda: variant(**methods), rf"{hook}` writes to parameters")
+
+
 def test_an_average_in_a_hook_is_refused(variant, refused):
     def average(self, *_):
         with torch.no_grad():

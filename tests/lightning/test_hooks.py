@@ -431,6 +431,18 @@ def test_a_schedule_that_follows_gradients(variant, refused):
     refused(lambda: variant(**methods), "lr_scheduler_step` chooses the learning rate")
 
 
+@pytest.mark.parametrize("where", [lambda trainer: trainer.fit_loop, lambda trainer: trainer.fit_loop.epoch_loop])
+def test_hooks_that_move_the_end_by_the_loss(where, variant, refused):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if outputs["loss"] > LIMIT:
+            where(self.trainer).max_epochs = where(self.trainer).max_steps = 1
+
+    made = [variant(on_train_batch_end=on_train_batch_end) for _ in range(2)]
+    left = list(made)
+    refused(left.pop, "when to stop")
+    assert all(module.trainer.fit_loop.max_epochs == 2 for module in made)
+
+
 def timm_step(self, scheduler, metric):
     scheduler.step(epoch=self.current_epoch)
 

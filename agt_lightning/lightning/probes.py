@@ -20,6 +20,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.loop import _Loop
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -164,6 +165,28 @@ class _StandInStrategy:
         return getattr(self._strategy, name)
 
 
+class _StandInLoop:
+    """A loop of a Trainer that keeps what is written to it."""
+
+    def __init__(self, loop: _Loop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._loop, name)
+        if isinstance(value, _Loop):
+            value = self.__dict__[name] = _StandInLoop(value)
+        return value
+
+    def written(self) -> Outcome:
+        """Return what was written, inner loops included."""
+        kept = {name: value for name, value in vars(self).items() if name != "_loop"}
+        return tuple(
+            (name, value.written() if isinstance(value, _StandInLoop) else value)
+            for name, value in sorted(kept.items())
+            if not isinstance(value, _StandInLoop) or value.written()
+        )
+
+
 class _StandInTrainer:
     """A Trainer with copies of module and optimizer, at any moment, whose own methods do nothing or raise."""
 
@@ -171,6 +194,7 @@ class _StandInTrainer:
         self._trainer = trainer
         self.current_epoch, self.global_step = clock.epoch, clock.step
         self.should_stop = False
+        self.fit_loop = _StandInLoop(trainer.fit_loop)
         self.logger = DummyLogger()
         self.loggers = [self.logger]
         self.strategy = _StandInStrategy(trainer)
@@ -250,12 +274,12 @@ class _Stage:
 
     @property
     def settings(self) -> Outcome:
-        """The optimizer's settings and the wish to stop."""
+        """The optimizer's settings, and the wish to stop or another end."""
         groups = [
             tuple((key, _number(value)) for key, value in sorted(group.items()) if key != "params")
             for group in self.optimizer.param_groups
         ]
-        return (*groups, self.trainer.should_stop)
+        return (*groups, self.trainer.should_stop, self.trainer.fit_loop.written())
 
 
 def _unequal(parameter: Tensor) -> Tensor:
@@ -296,6 +320,8 @@ class _Trial:
                 for hook in self.hooks:
                     if hook.title not in self.untried and hook.title not in self.problems:
                         self._try(stage, hook, clock, 1.0 if usual else factor, usual=usual)
+                        if hook.title in self.untried or hook.title in self.problems:
+                            stage = _Stage(self.trainer, self.module, clock)
 
     def _try(self, stage: _Stage, hook: _Hook, clock: Clock, factor: float | None, *, usual: bool) -> None:
         outside = _outside(hook)
@@ -362,7 +388,10 @@ class _Content:
 
     def changed(self, module: nn.Module, *, gradients: bool) -> str:
         """Return what was written since, ``"gradients"`` or ``"parameters"``; empty if nothing was."""
-        for name, parameter in module.named_parameters():
+        parameters = dict(module.named_parameters())
+        if parameters.keys() != self.parameters.keys():
+            return "parameters"
+        for name, parameter in parameters.items():
             value, version = self.parameters[name]
             if parameter._version != version or not torch.equal(parameter.detach(), value):
                 return "parameters"

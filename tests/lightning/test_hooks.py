@@ -375,6 +375,21 @@ def test_a_frozen_parameter_that_moves_with_the_step_raises(fit, loader, monkeyp
         fit(FollowsWeights(), loader(), CertifiedTraining(ADVERSARY))
 
 
+def add_layer(self, *_):
+    self.extra = nn.Linear(1, 1)
+
+
+def smaller_layer(self, *_):
+    self.net[0] = nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize("change", [add_layer, smaller_layer])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+def test_hooks_that_change_the_layers_are_refused(change, hook, variant, refused):
+    methods = {hook: lambda self, *_: change(self), "on_before_zero_grad": clip_by_hand}
+    refused(lambda: variant(**methods), rf"{hook}` writes to parameters")
+
+
 def test_an_average_in_a_hook_is_refused(variant, refused):
     def average(self, *_):
         with torch.no_grad():
@@ -414,6 +429,18 @@ def step_if_calm(self, scheduler, metric):
 def test_a_schedule_that_follows_gradients(variant, refused):
     methods = {"lr_scheduler_step": step_if_calm, "configure_optimizers": scheduled}
     refused(lambda: variant(**methods), "lr_scheduler_step` chooses the learning rate")
+
+
+@pytest.mark.parametrize("where", [lambda trainer: trainer.fit_loop, lambda trainer: trainer.fit_loop.epoch_loop])
+def test_hooks_that_move_the_end_by_the_loss(where, variant, refused):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if outputs["loss"] > LIMIT:
+            where(self.trainer).max_epochs = where(self.trainer).max_steps = 1
+
+    made = [variant(on_train_batch_end=on_train_batch_end) for _ in range(2)]
+    left = list(made)
+    refused(left.pop, "when to stop")
+    assert all(module.trainer.fit_loop.max_epochs == 2 for module in made)
 
 
 def timm_step(self, scheduler, metric):

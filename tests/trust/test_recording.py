@@ -14,7 +14,10 @@ from agt_lightning import BoundedAdversary, CertifiedModule
 from tests.trust.harness import Case, held, held_or_refused
 from tests.trust.modules import FLIPS, LABELS, Classifier, Regressor, apart, binary, classification, regression, variant
 
-BRANCH = r"data-dependent|depends on (the )?data|branch|control flow|reads? (the )?(data|values|numbers)|guard|item"
+BRANCH = (
+    r"data-dependent|depends on numbers that Python reads|depends on (the )?data|branch|control flow|"
+    r"reads? (the )?(data|values|numbers)|guard|item"
+)
 SPIKE = 3.0
 """A label beyond this is poisoned: clean ones stay below 1."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -12,41 +13,67 @@ from agt_lightning.capture.recording import refuse
 from agt_lightning.capture.source import current_line
 from agt_lightning.capture.withheld import Withheld
 
-_PLAIN = (bool, int, float, complex, str, bytes)
+_NUMBERS = (bool, int, float, complex)
+_PLAIN = (*_NUMBERS, str, bytes)
 
 
 def guarded(rebuild: Rebuild, *, whole_samples: bool) -> Rebuild:
     """Return the function that rebuilds a batch, with stand-ins for the entries that a graph cannot follow.
 
-    Arrays and other objects would be constants of the graph although they can hold data. Numbers and strings are
-    constants, which is right if no run can change them.
+    Arrays and other objects would be constants of the graph although they can hold data, and so would lists with a
+    number, or numbers, for each sample. Other numbers, and strings, are constants, which is right if no run can change
+    them.
 
     Args:
         rebuild: makes a batch of tensors.
         whole_samples: whether an adversary replaces whole samples, with their numbers and strings.
     """
-    return lambda tensors: _guarded(rebuild(tensors), "", whole_samples)
+
+    def rebuilt(tensors: Sequence[Tensor]) -> object:
+        sizes = frozenset(len(tensor) for tensor in tensors if tensor.ndim)
+        return _guarded(rebuild(tensors), "", None if whole_samples else sizes)
+
+    return rebuilt
 
 
-def _guarded(value: object, path: str, whole_samples: bool) -> Any:
-    """Return a value with stand-ins for the entries inside it that are neither tensors nor allowed constants."""
+def _is_of_numbers(value: object) -> bool:
+    """Return whether a value is a number, or a list or tuple of numbers at any depth."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_of_numbers, value))
+    return type(value) in _NUMBERS
+
+
+def _guarded(value: object, path: str, sizes: Collection[int] | None) -> Any:
+    """Return a value with stand-ins for the entries inside it that are neither tensors nor allowed constants.
+
+    Args:
+        value: a part of the batch.
+        path: to it.
+        sizes: lengths at which a list of numbers holds data of samples; None if no number is an allowed constant.
+    """
     if type(value) is Withheld:
         return value
-    if value is None or isinstance(value, Tensor | torch.Size) or (type(value) in _PLAIN and not whole_samples):
+    if value is None or isinstance(value, Tensor | torch.Size) or (type(value) in _PLAIN and sizes is not None):
         return value
     if isinstance(value, dict):
         for key in value:
-            value[key] = _guarded(value[key], f"{path}[{key!r}]", whole_samples)
+            value[key] = _guarded(value[key], f"{path}[{key!r}]", sizes)
         return value
+    if isinstance(value, list) and sizes is not None and len(value) in sizes and all(map(_is_of_numbers, value)):
+        return [Unread(_list_message(f"batch{path}"))] * len(value)
     if isinstance(value, tuple | list):
-        items = [_guarded(item, f"{path}[{position}]", whole_samples) for position, item in enumerate(value)]
+        items = [_guarded(item, f"{path}[{position}]", sizes) for position, item in enumerate(value)]
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     fields = getattr(type(value), "__dataclass_fields__", None)
     if fields is None:
         return Unread(_message(value, f"batch{path}"))
     for name in fields:
-        object.__setattr__(value, name, _guarded(getattr(value, name), f"{path}.{name}", whole_samples))
+        object.__setattr__(value, name, _guarded(getattr(value, name), f"{path}.{name}", sizes))
     return value
+
+
+def _list_message(name: str) -> str:
+    return f"reads `{name}`, a list of numbers that can be data of samples, which no graph follows. Make it a tensor."
 
 
 def _message(value: object, name: str) -> str:

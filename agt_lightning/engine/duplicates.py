@@ -75,8 +75,9 @@ def require_once(keys: Tensor, *, named: bool) -> None:
         )
     raise UncertifiableError(
         [
-            f"{repeated} samples of a step are equal to another one in it, and the sampler is not known to draw each "
-            "sample once: one poisoned sample would count several times. Draw each sample once in a step. If they are "
+            f"{repeated} samples of a step are equal to another one in it, and the sampler, or the loader's "
+            "`collate_fn`, is not known to take each sample once: one poisoned sample would count several times. Take "
+            "each sample once in a step. If they are "
             "different samples of equal content, name them by `sample_ids`."
         ]
     )

@@ -61,6 +61,18 @@ def draws_once(trainer: L.Trainer) -> bool:
     return all(type(sampler) in _DRAW_ONCE for sampler in _samplers(trainer))
 
 
+def collates_more(trainer: L.Trainer, size: int) -> bool:
+    """Return whether a batch has more samples than its loader draws for it, so that ``collate_fn`` may repeat some."""
+    drawn = [_drawn_at_once(loader) for loader in _loaders(trainer)]
+    return bool(drawn) and all(number is not None and number < size for number in drawn)
+
+
+def _drawn_at_once(loader: object) -> int | None:
+    """Return how many samples a loader draws for a batch; None if that is not known, or it draws whole batches."""
+    number = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return number if isinstance(number, int) else None
+
+
 def _repetition(sampler: object) -> str | None:
     """Return why a sampler repeats samples or chooses them by the data; None if that is not known of it."""
     if isinstance(sampler, WeightedRandomSampler):

@@ -18,7 +18,7 @@ from agt_lightning.lightning.checks import training_problems
 from agt_lightning.lightning.hooks import optimizer_problems, remarks
 from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
-from agt_lightning.lightning.samplers import draws_once, sampler_problems
+from agt_lightning.lightning.samplers import collates_more, draws_once, sampler_problems
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.propagation.samples import MicroBatch
 
@@ -56,6 +56,7 @@ class CertifiedSteps:
         self._bounds: StepBounds | None = None
         self._approved: set[int] = set()  # recordings that can be certified
         self._loaders: object = None
+        self._collates_more = False
         self._stepping = False
 
     def drop_batches(self) -> None:
@@ -150,6 +151,9 @@ class CertifiedSteps:
         task = Task.of(batch.recorded.objective, batch.recorded.parameters)
         self.task = task if self.task is None else self.task | task
         self.engine.stated[OVERRIDDEN_OBJECTIVE] = bool(self.loss.own_objective)
+        more = collates_more(self.trainer, batch.recorded.size(batch.data))
+        self._collates_more |= self.engine.processes.any(more)
+        self._expect_repeats()
         roles = batch.recorded.objective
         known = self.engine.stated.setdefault(ROLES, [])
         if roles.record() not in known:
@@ -158,13 +162,16 @@ class CertifiedSteps:
         for remark in [reading, *self.engine.domains.remarks(), *remarks(self.trainer, self.module)]:
             self._announce(f"`CertifiedTraining` {remark}")
 
+    def _expect_repeats(self) -> None:
+        self.engine.expect_repeats(possible=self._collates_more or not draws_once(self.trainer))
+
     def _check_loaders(self) -> None:
         """Look at how new loaders draw samples; those of the first batch are checked with all else."""
         loaders = self.trainer.fit_loop._combined_loader
         if loaders is self._loaders:
             return
         self._loaders = loaders
-        self.engine.expect_repeats(possible=not draws_once(self.trainer))
+        self._expect_repeats()
         problems = sampler_problems(self.trainer, self.engine.processes) if self._approved else []
         if problems:
             raise UncertifiableError(problems)

@@ -102,3 +102,18 @@ def test_the_batch_itself_is_not_changed():
     batch["other"] = meta
     rebuilt(batch)
     assert batch["other"] is meta
+
+
+@pytest.mark.parametrize("rows", [[1.0, 2.0], [[1.0], [2.0]], [(1, 2), (3, 4)]])
+def test_lists_with_numbers_of_each_sample_are_refused_by_name(rows):
+    for batch in ({"x": X, "other": rows}, [X, rows], Pair(X, rows), Sample(X, rows)):
+        entry = entry_of(rebuilt(batch))
+        assert len(entry) == len(rows)
+        recording = Recording()
+        with recording.running(), pytest.raises(Exception, match=r"batch|infer"):
+            torch.tensor(entry)
+        assert "a list of numbers" in recording.refusals[0]
+
+
+def test_lists_of_another_length_are_settings():
+    assert rebuilt([X, [1.0, 2.0, 3.0]])[1] == [1.0, 2.0, 3.0]

@@ -16,7 +16,10 @@ from agt_lightning.certificates.assumptions import OWN_OBJECTIVE
 from tests.trust.harness import Case, Held, certify, held, held_or_refused
 from tests.trust.modules import FLIPS, LABELS, Classifier, Regressor, apart, binary, classification, regression, variant
 
-BRANCH = r"data-dependent|depends on (the )?data|branch|control flow|reads? (the )?(data|values|numbers)|guard|item"
+BRANCH = (
+    r"data-dependent|depends on numbers that Python reads|depends on (the )?data|branch|control flow|"
+    r"reads? (the )?(data|values|numbers)|guard|item"
+)
 SPIKE = 3.0
 """A label beyond this is poisoned: clean ones stay below 1."""
 
@@ -382,7 +385,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("function", LOSSES.values(), ids=LOSSES)
 def test_reductions_written_in_other_ways_are_certified(function):
-    held_or_refused(regression(step(function)), "per_sample|mean|no bound rule")
+    held_or_refused(regression(step(function)), "per_sample|mean|no bound rule|cuts or mixes the samples' axis")
 
 
 @pytest.mark.parametrize("name", ["mean of a scalar", "sum of a scalar", "stacked", "mean by axis"])

@@ -152,6 +152,8 @@ class Scaled(Offset):
 class Weighted(Regressor):
     """The weight of a sample is neither features nor label: whatever it counts as, the label must move."""
 
+    rate = 0.02  # with weights of three and more, bounds of larger steps are too wide for any attack to reach far
+
     def training_step(self, batch, batch_idx):
         return (batch["w"] * (self.net(batch["x"]) - batch["y"]) ** 2).mean()
 

@@ -113,6 +113,11 @@ def concatenated(dataset):
     return DataLoader(ConcatDataset([dataset, dataset]), 16)
 
 
+def concatenated_in_other_batches(dataset):
+    """No step has a sample twice in this order; a check of every order would be needed to see it."""
+    return DataLoader(ConcatDataset([dataset, dataset]), 4)
+
+
 def repeated_by_collate(dataset):
     """Each sample three times, as repeated augmentation does."""
 
@@ -142,6 +147,7 @@ REPEATING = {
     "list": a_list_as_sampler,
     "list of batches": a_list_as_batch_sampler,
     "concatenated": concatenated,
+    "concatenated in other batches": concatenated_in_other_batches,
     "collate": repeated_by_collate,
 }
 WEIGHTED = {
@@ -249,7 +255,6 @@ HONEST = {
         dataset, batch_sampler=BatchSampler(SequentialSampler(dataset), 3, False)
     ),
     "parts": lambda dataset: DataLoader(ConcatDataset([Subset(dataset, range(4)), Subset(dataset, range(4, 8))]), 4),
-    "repeated by epoch": lambda dataset: DataLoader(ConcatDataset([dataset, dataset]), 4),
     "repeated in other batches": lambda dataset: DataLoader(dataset, batch_sampler=[[0, 1, 2], [0, 3, 4]]),
 }
 

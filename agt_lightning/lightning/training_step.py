@@ -124,10 +124,19 @@ def _loss(result: object) -> Tensor:
 
 def _uses_batch_idx(training_step: Callable[..., object]) -> bool:
     """Return whether the code of a step loads its argument ``batch_idx``; true if that is not known."""
-    function = inspect.unwrap(getattr(training_step, "__func__", training_step))
+    function = getattr(training_step, "__func__", training_step)
     code = getattr(function, "__code__", None)
-    if code is None or "batch_idx" not in code.co_varnames[: code.co_argcount]:
+    if code is None or hasattr(function, "__wrapped__") or "batch_idx" not in code.co_varnames[: code.co_argcount]:
         return True
-    if "batch_idx" in code.co_cellvars:
+    if "batch_idx" in code.co_cellvars or not _SEES_ARGUMENTS.isdisjoint(code.co_names):
         return True
-    return any(step.argval == "batch_idx" and step.opname.startswith("LOAD") for step in dis.get_instructions(code))
+    return any(step.opname.startswith("LOAD") and _names(step.argval, "batch_idx") for step in dis.get_instructions(code))
+
+
+def _names(argument: object, name: str) -> bool:
+    """Return whether an instruction's argument is a name, or several names with this one among them."""
+    return name in argument if isinstance(argument, tuple) else argument == name
+
+
+_SEES_ARGUMENTS = frozenset({"locals", "vars", "eval", "exec", "currentframe", "_getframe"})
+"""Functions by which code can read its arguments without loading them."""

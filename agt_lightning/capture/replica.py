@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from types import CellType, FunctionType
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -50,13 +52,48 @@ def _copied(module: M, memo: dict[int, object]) -> M:
     for part in module.modules():
         for value in vars(part).values():
             memo |= {id(tensor): tensor.detach() for tensor in _intermediate_results(value)}
+    rebound = _functions_on(module, memo)
     try:
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
     except Exception as error:
         raise CaptureError(
             f"Expected a module that can be copied, but got {type(error).__name__}: {error}\nTraining steps run on a "
             "copy to be recorded. Remove the attribute that cannot be copied, or give the module a `__deepcopy__`."
         ) from error
+    for cell in rebound:
+        cell.cell_contents = copied
+    return copied
+
+
+def _functions_on(module: nn.Module, memo: dict[int, object]) -> list[CellType]:
+    """Let functions that close over a module, such as ``lambda: self.current_epoch``, be copied to close over its copy.
+
+    Args:
+        module: about to be copied; functions among its attributes and those of its parts are looked at.
+        memo: to which their copies are added.
+
+    Returns:
+        Empty cells of the copies, for the copy of the module.
+    """
+    cells: list[CellType] = []
+    for function in {id(v): v for part in module.modules() for v in vars(part).values()}.values():
+        if not isinstance(function, FunctionType) or id(function) in memo:
+            continue
+        closure = tuple(CellType() if _holds(cell, module) else cell for cell in function.__closure__ or ())
+        if any(new is not old for new, old in zip(closure, function.__closure__ or (), strict=True)):
+            cells += [new for new, old in zip(closure, function.__closure__ or (), strict=True) if new is not old]
+            made = FunctionType(
+                function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+            )
+            made.__kwdefaults__ = function.__kwdefaults__
+            memo[id(function)] = made
+    return cells
+
+
+def _holds(cell: CellType, value: object) -> bool:
+    with suppress(ValueError):  # a variable that is not bound yet
+        return cell.cell_contents is value
+    return False
 
 
 def _intermediate_results(value: object) -> Iterator[Tensor]:

@@ -12,13 +12,17 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 
 _PLAIN = (int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size, range)
+
+_SETTINGS = frozenset((bool, int, float, str))
 
 _BY_IDENTITY = (type, BuiltinFunctionType, ModuleType, torch.Generator)
 """Objects whose inside is code, or is compared elsewhere."""
 
-_DEPTH = 6
+_DEPTH = 24
+"""Levels of containers and objects inside each other that are followed."""
 
 _LONGEST = 4096
 """Entries up to which a container is compared entry by entry. A longer one is a table of data, not a setting."""
@@ -55,6 +59,17 @@ def attributes(module: nn.Module) -> Mapping[str, object]:
     return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
+def setting_of_class(kind: type, name: str) -> object:
+    """Return a class attribute that is a plain value, such as a number or a table; None for methods and properties.
+
+    Example:
+        >>> setting_of_class(nn.Linear, "in_features"), setting_of_class(nn.Linear, "forward") is None
+        (None, True)
+    """
+    value = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    return value if isinstance(value, (*_PLAIN, Mapping, list, tuple, set, np.ndarray, Tensor)) else None
+
+
 class StateReader:
     """A reader of a module's attributes, which turns each into a token: a value that changes if the attribute does.
 
@@ -79,19 +94,27 @@ class StateReader:
         self.module = module
         parts = (*module.modules(), *module.parameters(), *module.buffers())
         self._own = frozenset(id(part) for part in parts)
+        self._seen: dict[int, object] = {}  # of the token that is being made, by identity, in order
 
     def of_parts(self) -> Hashable:
-        """Return a token of the modes of all parts, and of the attributes of all parts but the module itself."""
-        modes = tuple(part.training for part in self.module.modules())
-        inner = (part for part in self.module.modules() if part is not self.module)
-        return modes, tuple(self._named(attributes(part)) for part in inner)
+        """Return a token of classes, modes and hooks of all parts, and of the attributes of all but the module itself.
+
+        Metrics are left out: they change with each batch, and recordings have stand-ins for them.
+        """
+        parts = list(_without_metrics(self.module))
+        kinds = tuple((type(part), part.training, self._hooks(part)) for part in parts)
+        return kinds, tuple(self._attributes(part) for part in parts if part is not self.module)
 
     def of_attributes(self) -> Mapping[str, Hashable]:
         """Return a token of each attribute of the module itself, by name."""
         return {name: self.token(value) for name, value in attributes(self.module).items()}
 
-    def token(self, value: object, depth: int = _DEPTH) -> Hashable:
+    def token(self, value: object) -> Hashable:
         """Return a hashable value that changes if code that reads ``value`` could find something else."""
+        self._seen = {}
+        return self._token(value, _DEPTH)
+
+    def _token(self, value: object, depth: int) -> Hashable:
         if isinstance(value, float) and value != value:
             return type(value), "nan"
         if isinstance(value, _PLAIN):
@@ -101,35 +124,47 @@ class StateReader:
             return type(value), str(value.dtype), value.shape, content
         if depth == 0 or id(value) in self._own or isinstance(value, _BY_IDENTITY):
             return Same(value)
+        if id(value) in self._seen:
+            return "again", list(self._seen).index(id(value))
+        self._seen[id(value)] = value
         if isinstance(value, Tensor):
             return Same(value), 0 if value.is_inference() else value._version
         if isinstance(value, nn.Module):
             return self._of_module(value, depth - 1)
         if isinstance(value, FunctionType):
-            return Same(value), tuple(self.token(held, depth - 1) for held in _held(value))
+            return Same(value), tuple(self._token(held, depth - 1) for held in _held(value))
         if isinstance(value, MethodType):
-            return Same(value.__func__), self.token(value.__self__, depth - 1)
+            return Same(value.__func__), self._token(value.__self__, depth - 1)
         return self._of_container(value, depth - 1)
 
     def _of_container(self, value: object, depth: int) -> Hashable:
         if isinstance(value, Mapping):
             return _entries(
-                value, lambda: tuple((self.token(k, depth), self.token(v, depth)) for k, v in value.items())
+                value, lambda: tuple((self._token(k, depth), self._token(v, depth)) for k, v in value.items())
             )
         if isinstance(value, list | tuple | deque):
-            return _entries(value, lambda: tuple(self.token(item, depth) for item in value))
+            return _entries(value, lambda: tuple(self._token(item, depth) for item in value))
         if isinstance(value, set | frozenset):
-            return _entries(value, lambda: frozenset(self.token(item, depth) for item in value))
-        return Same(value) if _of_a_library(type(value).__module__) else self._pickled(value, depth)
+            return _entries(value, lambda: frozenset(self._token(item, depth) for item in value))
+        if _of_a_library(type(value).__module__):
+            return Same(value), _settings(value)
+        return self._pickled(value, depth)
 
     def _of_module(self, module: nn.Module, depth: int) -> Hashable:
         """Return a token of a module that is no part of this one, such as a teacher in a list."""
-        tensors = tuple(self.token(tensor) for tensor in (*module.parameters(), *module.buffers()))
+        tensors = tuple(self._token(tensor, depth) for tensor in (*module.parameters(), *module.buffers()))
         inner = tuple(self._named(attributes(part), depth) for part in module.modules())
         return Same(module), module.training, tensors, inner
 
-    def _named(self, named: Mapping[str, object], depth: int = _DEPTH) -> Hashable:
-        return tuple((name, self.token(value, depth)) for name, value in named.items())
+    def _attributes(self, part: nn.Module) -> Hashable:
+        return tuple((name, self.token(value)) for name, value in attributes(part).items())
+
+    def _hooks(self, part: nn.Module) -> Hashable:
+        hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+        return tuple(self.token(hook) for hook in hooks)
+
+    def _named(self, named: Mapping[str, object], depth: int) -> Hashable:
+        return tuple((name, self._token(value, depth)) for name, value in named.items())
 
     def _pickled(self, value: object, depth: int) -> Hashable:
         """Return the token of what pickling would keep of an object; the object itself if it cannot be pickled."""
@@ -140,7 +175,14 @@ class StateReader:
         if isinstance(parts, str):
             return Same(value)
         lists = (list(part) if at > 2 and part is not None else part for at, part in enumerate(parts))
-        return type(value), tuple(self.token(part, depth) for part in lists)
+        return type(value), tuple(self._token(part, depth) for part in lists)
+
+
+def _without_metrics(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and its parts, without metrics and their parts."""
+    metrics = [part for part in module.modules() if isinstance(part, Metric | MetricCollection)]
+    left_out = {id(inner) for metric in metrics for inner in metric.modules()}
+    return (part for part in module.modules() if id(part) not in left_out)
 
 
 def _entries(value: Sized, tokens: Callable[[], Hashable]) -> Hashable:
@@ -153,6 +195,12 @@ def _held(function: FunctionType) -> Iterator[object]:
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # a variable that is not bound yet
             yield cell.cell_contents
+
+
+def _settings(value: object) -> Hashable:
+    """Return the numbers and strings among the attributes of an object, such as those of a library's configuration."""
+    held = getattr(value, "__dict__", {})
+    return tuple((name, type(item), item) for name, item in held.items() if type(item) in _SETTINGS and item == item)
 
 
 @cache

@@ -47,7 +47,15 @@ class Withheld:
     __class__ = property(_look)  # `isinstance` is a look
 
 
+_MOST_USES = 10_000
+"""Uses of an unknown object after which code is taken to walk along it for ever, as ``while node.next is not None``."""
+
+
 def _absorb(self: Unknown, *args: object, **kwargs: object) -> Unknown:
+    uses = object.__getattribute__(self, "_uses") + 1
+    object.__setattr__(self, "_uses", uses)
+    if uses > _MOST_USES:
+        _look(self)
     return self
 
 
@@ -73,6 +81,10 @@ class Unknown(Withheld):
         ...
         agt_lightning.capture.withheld.WithheldError: `count` has been looked at
     """
+
+    def __init__(self, name: str, looked: Callable[[], None]) -> None:
+        super().__init__(name, looked)
+        object.__setattr__(self, "_uses", 0)
 
     __class__ = property(_class_for_libraries)
 

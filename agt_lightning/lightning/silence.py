@@ -18,7 +18,7 @@ from agt_lightning.capture.data_reads import metric_value
 from agt_lightning.capture.opaque import Unread
 from agt_lightning.capture.recording import refuse
 from agt_lightning.capture.source import current_line
-from agt_lightning.capture.state import attributes
+from agt_lightning.capture.state import attributes, setting_of_class
 
 if TYPE_CHECKING:
     _Base = L.LightningModule
@@ -61,7 +61,7 @@ class _Silent(_Base):
     _agt_reads: Reads
 
     def __getattribute__(self, name: str) -> object:
-        """Return an attribute; names of the module's own attributes are noted, also of those that it lacks."""
+        """Return an attribute; names of attributes that hold values are noted, also of those that the module lacks."""
         note = type(self)._agt_reads.attributes
         own = super().__getattribute__("__dict__")
         try:
@@ -72,7 +72,7 @@ class _Silent(_Base):
             raise
         if name == "__dict__" and not _called_by_a_library():
             note.update(attributes(self).keys() - _LIGHTNINGS_OWN)
-        elif name in own and name not in _LIGHTNINGS_OWN:
+        elif name not in _LIGHTNINGS_OWN and (name in own or setting_of_class(type(self), name) is not None):
             note.add(name)
         return value
 

@@ -124,9 +124,21 @@ def _loss(result: object) -> Tensor:
 
 def _uses_index(training_step: Callable[..., object]) -> bool:
     """Return whether the code of a step loads its argument for the batch's number; true if that is not known."""
-    code = getattr(inspect.unwrap(getattr(training_step, "__func__", training_step)), "__code__", None)
+    function = getattr(training_step, "__func__", training_step)
+    code = getattr(function, "__code__", None)
     names = list(inspect.signature(training_step).parameters)
     name = "batch_idx" if "batch_idx" in names or len(names) < 2 else names[1]
-    if code is None or name not in code.co_varnames[: code.co_argcount] or name in code.co_cellvars:
+    if code is None or hasattr(function, "__wrapped__") or name not in code.co_varnames[: code.co_argcount]:
         return True
-    return any(step.argval == name and step.opname.startswith("LOAD") for step in dis.get_instructions(code))
+    if name in code.co_cellvars or not _SEES_ARGUMENTS.isdisjoint(code.co_names):
+        return True
+    return any(step.opname.startswith("LOAD") and _names(step.argval, name) for step in dis.get_instructions(code))
+
+
+def _names(argument: object, name: str) -> bool:
+    """Return whether an instruction's argument is a name, or several names with this one among them."""
+    return name in argument if isinstance(argument, tuple) else argument == name
+
+
+_SEES_ARGUMENTS = frozenset({"locals", "vars", "eval", "exec", "currentframe", "_getframe"})
+"""Functions by which code can read its arguments without loading them."""

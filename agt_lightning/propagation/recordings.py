@@ -15,7 +15,7 @@ from torch import nn
 from agt_lightning.capture.batch import FlatBatch
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.sameness import same_graph
-from agt_lightning.capture.state import StateReader, attributes
+from agt_lightning.capture.state import StateReader, attributes, setting_of_class
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.recorder import Recorder
 
@@ -140,8 +140,8 @@ class Recordings:
 
     def _tokens(self, names: tuple[str, ...]) -> dict[str, Hashable]:
         assert self._reader is not None
-        own = attributes(self._module)
-        return {name: self._reader.token(own[name]) if name in own else None for name in names}
+        own, kind = attributes(self._module), type(self._module)
+        return {name: self._reader.token(own[name] if name in own else setting_of_class(kind, name)) for name in names}
 
     def _new(self, entries: FlatBatch, clock: Clock) -> BoundedObjective:
         """Record the loss, and file it under what it has looked at."""

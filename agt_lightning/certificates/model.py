@@ -243,14 +243,18 @@ class CertifiedModel:
 
     def _recording_problems(self, program: Program, x: Tensor) -> list[str]:
         """Return a problem if the module computes other outputs for these inputs than the recording for two does."""
+        try:
+            outputs = outputs_of(self.module, x, self.output)
+        except RuntimeError:  # the module itself has no outputs here, as for inputs of another type than its parameters
+            return []
         points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
         values = propagate_forward(program, self._inputs(program, points, x, 0.0, math.inf))
-        recorded, outputs = as_interval(values[program.graph.output]).lower, outputs_of(self.module, x, self.output)
-        if recorded.shape == outputs.shape:
-            types = {self.dtype, outputs.dtype, *(point.dtype for point in self.module.parameters())}
+        recorded = as_interval(values[program.graph.output]).lower
+        if recorded.numel() == outputs.numel():  # a single sample can lose its axis to `.squeeze()`
+            types = {self.dtype, outputs.dtype, *(parameter.dtype for parameter in self.module.parameters())}
             coarsest = max((kind for kind in types if kind.is_floating_point), key=unit_roundoff)
             slack = training_roundoff(coarsest) * _largest(values.values())
-            difference = (outputs.to(recorded.dtype) - recorded).abs()
+            difference = (outputs.to(recorded.dtype).reshape(recorded.shape) - recorded).abs()
             if not bool((difference > slack).any()):
                 return []
         return [

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from agt_lightning import BoundedAdversary
+from agt_lightning import BoundedAdversary, CertifiedModel, ParameterBounds
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.labels import ClassLabels
 from tests.trust.harness import Case, held, refused
 from tests.trust.modules import FLIPS, Classifier, Regressor, binary, classes, variant
@@ -130,3 +132,26 @@ def test_flips_that_leave_the_ignored_label_out_hold():
     rows = classes()
     adversary = BoundedAdversary(n=1, nu=1, q=0, target_classes=(1, 2))
     held(Case(variant(Classifier, loss=_one_less), adversary, rows | {"y": rows["y"] + 1}, attacks=_to(1) + _to(2)))
+
+
+# --- outputs that depend on the size of the batch -------------------------------------------------------------------
+
+
+class SignBySize(nn.Module):
+    """Another network for two inputs, with which `forward` is recorded, than for more."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 2).double()
+
+    def forward(self, x):
+        return self.net(x) * (1 if len(x) == 2 else -1)
+
+
+def test_outputs_that_depend_on_the_size_of_the_batch_are_refused():
+    module, x = SignBySize(), classes()["x"]
+    model = CertifiedModel(module, ParameterBounds.point(module))
+    assert model.bound_forward(x[:2]).contains(module(x[:2]), 1e-12)
+    for method in (model.bound_forward, model.certify):
+        with pytest.raises(UncertifiableError, match="size of the batch"):
+            method(x)

@@ -45,6 +45,9 @@ from agt_lightning.propagation.recordings import Recordings
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
 
+_ALL_TRIED = 16
+"""Kinds of steps of which each is tried where an adversary can lead; of more, as in schedules by steps, ever fewer."""
+
 
 class AbstractGradientEngine:
     """An engine that keeps valid parameter-space bounds (Definition 3.1) beside a training run (Algorithm 1).
@@ -130,6 +133,7 @@ class AbstractGradientEngine:
         record = partial(BoundedObjective.of, loss=loss, table=rules, named=named, whole_samples=whole_samples)
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
         self._clock = Clock()  # of the last batch
+        self._tried = 0  # kinds of batches and times whose step was asked about
         self._nominal = NominalPass(module, adversary, self._recorded, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified
         self._trained = _copies(module)  # parameters as the optimizer left them
@@ -321,7 +325,8 @@ class AbstractGradientEngine:
         """
         micro_batch = MicroBatch.of(batch)
         problems = training_problems(self._nominal, self.domains, micro_batch, optimizer, self.clipping)
-        if problems:
+        self._tried += 1
+        if problems or self._tried > _ALL_TRIED and self._tried & (self._tried - 1):
             return problems
         with self.processes.collective_errors():
             local = step_problems(self._nominal, micro_batch, self.loss, self.trained)
@@ -345,7 +350,7 @@ class AbstractGradientEngine:
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
         """Raise all problems of a new kind of batch at once."""
-        kind = (id(self.objective(batch)), type(optimizer))
+        kind = (self.objective(batch), type(optimizer))
         if not self.processes.any(kind not in self._approved):
             return
         problems = self.problems(batch, optimizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from weakref import WeakSet
 
 import lightning as L
 from torch.optim import Optimizer
@@ -20,6 +21,7 @@ from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
 from agt_lightning.lightning.samplers import collates_more, draws_once, sampler_problems
 from agt_lightning.lightning.training_step import TrainingLoss
+from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.samples import MicroBatch
 
 
@@ -54,7 +56,7 @@ class CertifiedSteps:
         self._announce = announce
         self._batches: list[MicroBatch] = []
         self._bounds: StepBounds | None = None
-        self._approved: set[int] = set()  # recordings that can be certified
+        self._approved: WeakSet[BoundedObjective] = WeakSet()  # recordings that can be certified
         self._loaders: object = None
         self._collates_more = False
         self._stepping = False
@@ -80,7 +82,7 @@ class CertifiedSteps:
         if self.module.automatic_optimization:
             with suppress(CaptureError), self.engine.processes.collective_errors():
                 observed = self.engine.observe(batch, self.loss.now, self.fit.epoch(self.trainer.current_epoch))
-        if self.engine.processes.any(observed is None or id(observed.recorded) not in self._approved):
+        if self.engine.processes.any(observed is None or observed.recorded not in self._approved):
             self._approve(MicroBatch(batch) if observed is None else observed)
         assert observed is not None
         assert observed.recorded is not None
@@ -147,7 +149,7 @@ class CertifiedSteps:
         if problems:
             raise UncertifiableError(problems)
         assert batch.recorded is not None
-        self._approved.add(id(batch.recorded))
+        self._approved.add(batch.recorded)
         task = Task.of(batch.recorded.objective, batch.recorded.parameters)
         self.task = task if self.task is None else self.task | task
         self.engine.stated[OVERRIDDEN_OBJECTIVE] = bool(self.loss.own_objective)

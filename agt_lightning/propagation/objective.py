@@ -41,7 +41,7 @@ Loss = Callable[[nn.Module, object], Tensor]
 """Maps a module and a batch to the scalar loss; what Lightning's `training_step` computes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BoundedObjective:
     """A captured loss with a rule for each call.
 

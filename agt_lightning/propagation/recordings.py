@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from torch import nn
 
@@ -18,6 +19,13 @@ from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.state import StateReader, attributes, setting_of_class
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.recorder import Recorder
+
+_KEPT = 4096
+
+_KEPT_OF_STEPS = 64
+"""Recordings that are kept in a group if they hold for one step each; accumulated batches can share one."""
+
+_COMPARED = 8
 
 _CHECKED_FIRST = (8, 16, 32)
 
@@ -57,6 +65,12 @@ class _Group:
     live: Mapping[str, Callable[[], object]]
     attributes: Mapping[str, Hashable]
     by_values: dict[Hashable, _Recording] = field(default_factory=dict)
+
+    def make_room(self) -> None:
+        """Drop the oldest recording if there are many; one for a single step is never used again."""
+        most = _KEPT_OF_STEPS if "step" in self.schema.clock else _KEPT
+        if len(self.by_values) >= most:
+            del self.by_values[next(iter(self.by_values))]
 
 
 class Recordings:
@@ -156,8 +170,9 @@ class Recordings:
             schema = _Schema.of(reads)
             group = _Group(schema, dict(reads.live), self._tokens(schema.attributes))
             groups.append(group)
-        same = (each.bounded for each in _recordings(groups) if same_graph(each.bounded.graph, bounded.graph))
+        same = (each.bounded for each in _latest(groups) if same_graph(each.bounded.graph, bounded.graph))
         recording = _Recording(next(same, bounded))
+        group.make_room()
         return group.by_values.setdefault(self._values(group, entries, clock), recording).bounded
 
     def _unused(self, group: _Group, entries: FlatBatch, clock: Clock, bounded: BoundedObjective) -> Iterator[str]:
@@ -167,6 +182,7 @@ class Recordings:
                 yield name
 
 
-def _recordings(groups: list[_Group]) -> Iterator[_Recording]:
+def _latest(groups: list[_Group]) -> Iterator[_Recording]:
+    """Yield the latest recordings of each group, one of which often has the same graph."""
     for group in groups:
-        yield from group.by_values.values()
+        yield from islice(reversed(group.by_values.values()), _COMPARED)

@@ -164,6 +164,6 @@ def test_integer_labels_that_can_wrap_around_are_refused():
     loss = lambda self, batch: F.mse_loss(self(batch[0]), 0.01 * (batch[1] * 50).double())  # noqa: E731
     rows = classes()
     rows = rows | {"y": torch.full((len(rows["x"]), 1), 2, dtype=torch.int8)}
-    refused(Case(variant(Regressor, loss=loss), BoundedAdversary(n=1, nu=1.0), rows), "wrap around")
+    refused(Case(variant(Regressor, loss=loss), BoundedAdversary(n=1, nu=1), rows), "wrap around")
     wide = rows | {"y": rows["y"].long()}
-    held(Case(variant(Regressor, loss=loss), BoundedAdversary(n=1, nu=1.0), wide))
+    held(Case(variant(Regressor, loss=loss), BoundedAdversary(n=1, nu=1), wide))

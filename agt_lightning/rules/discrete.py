@@ -93,7 +93,23 @@ class DiscreteFunction(Rule):
                     "discrete ones. Compute its result in the data set."
                 ]
             )
-        return self.numbers.forward(site, inputs)
+        result = self.numbers.forward(site, inputs)
+        if isinstance(result, Interval) and _overflows(result, site.call.dtype):
+            raise UncertifiableError(
+                [
+                    f"`{name_of(site.call)}` at {site.call.source} can leave the range of {site.call.dtype}, where "
+                    "integers wrap around. Use a wider type in the data set."
+                ]
+            )
+        return result
+
+
+def _overflows(value: Interval, dtype: torch.dtype) -> bool:
+    """Return whether some number within the bounds is none of a type of integers."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return False
+    limits = torch.iinfo(dtype)
+    return bool(((value.lower < limits.min) | (value.upper > limits.max)).any())
 
 
 def _images(

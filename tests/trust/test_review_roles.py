@@ -155,3 +155,15 @@ def test_outputs_that_depend_on_the_size_of_the_batch_are_refused():
     for method in (model.bound_forward, model.certify):
         with pytest.raises(UncertifiableError, match="size of the batch"):
             method(x)
+
+
+# --- labels that wrap around ----------------------------------------------------------------------------------------
+
+
+def test_integer_labels_that_can_wrap_around_are_refused():
+    loss = lambda self, batch: F.mse_loss(self(batch[0]), 0.01 * (batch[1] * 50).double())  # noqa: E731
+    rows = classes()
+    rows = rows | {"y": torch.full((len(rows["x"]), 1), 2, dtype=torch.int8)}
+    refused(Case(variant(Regressor, loss=loss), BoundedAdversary(n=1, nu=1), rows), "wrap around")
+    wide = rows | {"y": rows["y"].long()}
+    held(Case(variant(Regressor, loss=loss), BoundedAdversary(n=1, nu=1), wide))

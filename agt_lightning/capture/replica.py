@@ -82,7 +82,9 @@ def _functions_on(module: nn.Module, memo: dict[int, object]) -> list[CellType]:
         closure = tuple(CellType() if _holds(cell, module) else cell for cell in function.__closure__ or ())
         if any(new is not old for new, old in zip(closure, function.__closure__ or (), strict=True)):
             cells += [new for new, old in zip(closure, function.__closure__ or (), strict=True) if new is not old]
-            made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
+            made = FunctionType(
+                function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+            )
             made.__kwdefaults__ = function.__kwdefaults__
             memo[id(function)] = made
     return cells

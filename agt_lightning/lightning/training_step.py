@@ -130,7 +130,9 @@ def _uses_batch_idx(training_step: Callable[..., object]) -> bool:
         return True
     if "batch_idx" in code.co_cellvars or not _SEES_ARGUMENTS.isdisjoint(code.co_names):
         return True
-    return any(step.opname.startswith("LOAD") and _names(step.argval, "batch_idx") for step in dis.get_instructions(code))
+    return any(
+        step.opname.startswith("LOAD") and _names(step.argval, "batch_idx") for step in dis.get_instructions(code)
+    )
 
 
 def _names(argument: object, name: str) -> bool:

@@ -147,8 +147,8 @@ class Recorder:
         """Return whether a recording may depend on an attribute that it reads.
 
         It does not if the same is recorded with a stand-in, which can be written to, computed with and logged, such as
-        a counter or a list of outputs. A stand-in cannot see ``is``, so members of an Enum, booleans and None are always
-        used, and so is what the code records otherwise with None.
+        a counter or a list of outputs. A stand-in cannot see ``is``, so members of an Enum, booleans and None are
+        always used, and so is what the code records otherwise with None.
 
         Args:
             name: of the attribute.

@@ -14,7 +14,7 @@ from tests.trust.modules import Regressor, apart, numbers, regression
 from tests.trust.test_time import MEMORY, Quiet
 
 WIDE_IN = 2
-"""The epoch in which the loss is another; with five batches an epoch, no repeated check of a recording falls into it."""
+"""The epoch in which the loss is another; with five batches an epoch, no repeated check falls into it."""
 
 
 def bump(module) -> float:

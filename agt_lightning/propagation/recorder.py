@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
+from types import NoneType
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -145,7 +147,8 @@ class Recorder:
         """Return whether a recording may depend on an attribute that it reads.
 
         It does not if the same is recorded with a stand-in, which can be written to, computed with and logged, such as
-        a counter or a list of outputs.
+        a counter or a list of outputs. A stand-in cannot see ``is``, so members of an Enum, booleans and None are
+        always used, and so is what the code records otherwise with None.
 
         Args:
             name: of the attribute.
@@ -153,14 +156,23 @@ class Recorder:
             clock: the time of the step.
             graph: recorded at that time.
         """
-        looks: list[int] = []
-        module = replica(self.module)
-        vars(module)[name] = Unknown(f"`{name}`", lambda: looks.append(1))
-        try:
-            recorded = self.at(clock, module, entries, Reads(entries=True))
-        except (CaptureError, WithheldError):
+        if isinstance(vars(self.module).get(name), bool | Enum | NoneType):
             return True
-        return bool(looks) or not same_graph(recorded.graph, graph)
+        looks: list[int] = []
+        unknown = self._with(name, Unknown(f"`{name}`", lambda: looks.append(1)), entries, clock)
+        if unknown is None or looks or not same_graph(unknown.graph, graph):
+            return True
+        nothing = self._with(name, None, entries, clock)
+        return nothing is not None and not same_graph(nothing.graph, graph)
+
+    def _with(self, name: str, value: object, entries: FlatBatch, clock: Clock) -> BoundedObjective | None:
+        """Record the loss with another value of an attribute; None if that fails."""
+        module = replica(self.module)
+        vars(module)[name] = value
+        try:
+            return self.at(clock, module, entries, Reads(entries=True))
+        except (CaptureError, WithheldError):
+            return None
 
     def _without_data(self) -> nn.Module:
         """Return the module without data, in the modes of the module, and with the same parameters trained."""

@@ -58,7 +58,8 @@ ASSUMPTIONS = (
         "what else is read",
         "Whatever `training_step` and `forward` read besides batch and parameters (attributes, buffers, what `setup` "
         "computed, globals, the data module) is the same in every run. A class weight computed from the training "
-        "labels is not.",
+        "labels is not. Only attributes of the module, the clock and learning rates may change during training; "
+        "the rest is looked at again now and then.",
     ),
     Assumption(
         "one path through the code",

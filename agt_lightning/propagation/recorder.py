@@ -104,8 +104,8 @@ class Recorder:
         bounded = self.at(clock, self.module, entries, reads)
         clean = self._without_data()
         self.require(bounded.graph, clean, entries, clock, reads)
-        if self._example is not None:
-            first = self._example
+        first = self._example
+        if first is not None and not same_graph(first.graph, bounded.graph):  # else nothing has changed
             self.require(first.graph, first.module, first.entries, first.clock, Reads(entries=first.reads_entries))
         self._note_uses_by_compiled_code(clean, entries, clock, reads, bounded.graph)
         if self._example is None and not reads.live:

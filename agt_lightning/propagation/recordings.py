@@ -27,10 +27,11 @@ _KEPT_OF_STEPS = 64
 
 _COMPARED = 8
 
-_CHECKED_FIRST = (8, 16, 32)
-
 _CHECKED_EVERY = 64
 """Uses of a recording after which it is made again, to see that the code still does the same."""
+
+_IN_ANOTHER_EPOCH = 4
+"""The same if another epoch has begun: what code reads unnoticed, such as globals, mostly changes between epochs."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,25 @@ class _Schema:
 
 @dataclass
 class _Recording:
-    """A recorded loss, and how often it was used."""
+    """A recorded loss, with the time since the code was seen to do it.
+
+    Args:
+        bounded: the loss.
+        epoch: in which it was recorded, for the first time or again.
+        uses: since then.
+    """
 
     bounded: BoundedObjective
+    epoch: int
     uses: int = 0
+
+    def is_due(self, clock: Clock) -> bool:
+        """Count a use, and return whether the loss is to be recorded again."""
+        self.uses += 1
+        due = self.uses >= (_CHECKED_EVERY if clock.epoch == self.epoch else _IN_ANOTHER_EPOCH)
+        if due:
+            self.epoch, self.uses = clock.epoch, 0
+        return due
 
 
 @dataclass
@@ -107,8 +123,7 @@ class Recordings:
         found = self._found(entries, clock)
         if found is None:
             return self._new(entries, clock)
-        found.uses += 1
-        if found.uses % _CHECKED_EVERY == 0 or found.uses in _CHECKED_FIRST:
+        if found.is_due(clock):
             self._require(found, entries, clock)
         return found.bounded
 
@@ -171,7 +186,7 @@ class Recordings:
             group = _Group(schema, dict(reads.live), self._tokens(schema.attributes))
             groups.append(group)
         same = (each.bounded for each in _latest(groups) if same_graph(each.bounded.graph, bounded.graph))
-        recording = _Recording(next(same, bounded))
+        recording = _Recording(next(same, bounded), clock.epoch)
         group.make_room()
         return group.by_values.setdefault(self._values(group, entries, clock), recording).bounded
 

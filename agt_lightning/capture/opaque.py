@@ -38,7 +38,7 @@ def guarded(rebuild: Rebuild, *, whole_samples: bool) -> Rebuild:
 
 def _is_of_numbers(value: object) -> bool:
     """Return whether a value is a number, or a list or tuple of numbers at any depth."""
-    if isinstance(value, list | tuple):
+    if type(value) is not Withheld and isinstance(value, list | tuple):
         return all(map(_is_of_numbers, value))
     return type(value) in _NUMBERS
 

@@ -25,11 +25,30 @@ NOISE = (
 Fit = Callable[..., L.Trainer]
 
 
+ONE_CASE_OF_EACH = (
+    "test_certified_decisions.py",
+    "test_comparison.py",
+    "test_data_reads.py",
+    "test_forward_reads.py",
+    "test_hooks.py",
+    "test_recordings.py",
+    "test_roles.py",
+    "test_samplers.py",
+)
+"""Files with many cases that train several times: the first case of each test runs with every change."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: set[tuple[Path, str]] = set()
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             for message in NOISE:
                 item.add_marker(pytest.mark.filterwarnings(message))
+            name = item.path, getattr(item, "originalname", item.name)
+            if name in seen and item.path.name in ONE_CASE_OF_EACH:
+                item.add_marker(pytest.mark.slow)
+            seen.add(name)
 
 
 @pytest.fixture(autouse=True)

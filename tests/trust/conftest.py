@@ -1,4 +1,4 @@
-"""Lightning's own warnings kept out of the way of ours, and one case of each test that runs with every change."""
+"""Lightning's own warnings kept out of the way of ours, and a few cases that run with every change."""
 
 from pathlib import Path
 
@@ -13,15 +13,20 @@ EXPECTED = (
 )
 
 
+QUICK = 3
+"""Tests of each file of which one case runs with every change."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all but the first case of each test as slow: each of them trains several times."""
-    seen: set[tuple[Path, str]] = set()
+    """Mark all but a few cases as slow: each of them trains several times."""
+    seen: dict[Path, list[str]] = {}
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             for message in EXPECTED:
                 item.add_marker(pytest.mark.filterwarnings(message))
-            name = item.path, getattr(item, "originalname", item.name)
-            if name in seen:
+            names, name = seen.setdefault(item.path, []), getattr(item, "originalname", item.name)
+            if name in names or len(names) >= QUICK:
                 item.add_marker(pytest.mark.slow)
-            seen.add(name)
+            if name not in names:
+                names.append(name)

@@ -91,9 +91,15 @@ def hooks_of(module):
     }
 
 
+TRAINED = []
+"""The pair of trainings below, made once for all tests that look at them."""
+
+
 @pytest.fixture
 def pair(fit, loader):
     """The module and the logger of a plain and of a certified training."""
+    if TRAINED:
+        return TRAINED[0]
 
     def run(*callbacks):
         torch.manual_seed(0)
@@ -101,7 +107,8 @@ def pair(fit, loader):
         trainer = fit(module, loader("class"), *callbacks, logger=logger, log_every_n_steps=1, max_epochs=2)
         return module, logger, trainer, torch.random.get_rng_state()
 
-    return run(), run(CertifiedTraining(ADVERSARY))
+    TRAINED.append((run(), run(CertifiedTraining(ADVERSARY))))
+    return TRAINED[0]
 
 
 def test_state_and_attributes_are_the_same(pair):

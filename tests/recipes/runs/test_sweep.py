@@ -169,6 +169,7 @@ def test_a_sweep_in_other_processes_resumes_gathers_and_draws(composed, tmp_path
     assert str(folder / "figure.png") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_points_are_jobs_of_a_cluster(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     folder = tmp_path / "sweep"

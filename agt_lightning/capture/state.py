@@ -115,8 +115,8 @@ class StateReader:
         return self._token(value, _DEPTH)
 
     def _token(self, value: object, depth: int) -> Hashable:
-        if isinstance(value, float) and value != value:
-            return type(value), "nan"
+        if isinstance(value, float):
+            return type(value), value.hex()  # NaN equals itself, and zero not its negative
         if isinstance(value, _PLAIN):
             return type(value), value
         if isinstance(value, np.generic | np.ndarray):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -202,7 +203,7 @@ class _SilentTrainer:
     def lr_scheduler_configs(self) -> list[SimpleNamespace]:
         """Stand-ins for the schedules of learning rates; their rates are noted as read."""
         schedulers = [config.scheduler for config in self._trainer.lr_scheduler_configs]
-        self._reads.live["lr_scheduler_configs"] = lambda: [_rates(scheduler) for scheduler in schedulers]
+        self._reads.live["lr_scheduler_configs"] = lambda: [_progress(scheduler) for scheduler in schedulers]
         return [SimpleNamespace(scheduler=_SilentScheduler(scheduler)) for scheduler in schedulers]
 
     def __getattr__(self, name: str) -> object:
@@ -236,16 +237,19 @@ class _SilentOptimizer:
         """Do nothing."""
 
 
-class _Settings(dict[str, Any]):
-    """The settings of a parameter group, which a training step may read."""
+class _Settings(MutableMapping[str, Any]):
+    """The settings of a parameter group, which a training step may read, but neither change nor ask for others."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = dict(settings)
 
     def __getitem__(self, key: str) -> Any:
-        if key not in self:
+        if key not in self._settings:
             refuse(
                 f"{current_line()} reads {key!r} of a parameter group, which is no setting of the optimizer. What is "
                 "kept there can come from earlier batches. Keep it in the module."
             )
-        return super().__getitem__(key)
+        return self._settings[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
         refuse(
@@ -253,13 +257,21 @@ class _Settings(dict[str, Any]):
             "schedule, or set it in `on_train_batch_start` by the step alone."
         )
 
+    def __delitem__(self, key: str) -> None:
+        self[key] = None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings)
+
+    def __len__(self) -> int:
+        return len(self._settings)
+
 
 class _SilentScheduler:
     """A stand-in for a schedule of learning rates that stays where it is."""
 
     def __init__(self, scheduler: Any) -> None:
-        self.rates = _rates(scheduler)
-        self.last_epoch = scheduler.last_epoch
+        self.last_epoch, self.rates = _progress(scheduler)
 
     def get_last_lr(self) -> list[float]:
         """Return the rates at this step."""
@@ -275,6 +287,11 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
 
 def _rates(scheduler: Any) -> list[float]:
     return [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+
+
+def _progress(scheduler: Any) -> tuple[int, list[float]]:
+    """Return all that a stand-in for a schedule shows."""
+    return scheduler.last_epoch, _rates(scheduler)
 
 
 class _SilentMetric(nn.Module):

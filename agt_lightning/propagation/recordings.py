@@ -170,7 +170,10 @@ class Recordings:
     def _tokens(self, names: tuple[str, ...]) -> dict[str, Hashable]:
         assert self._reader is not None
         own, kind = attributes(self._module), type(self._module)
-        return {name: self._reader.token(own[name] if name in own else setting_of_class(kind, name)) for name in names}
+        return {
+            name: (name in own, self._reader.token(own[name] if name in own else setting_of_class(kind, name)))
+            for name in names
+        }
 
     def _new(self, entries: FlatBatch, clock: Clock) -> BoundedObjective:
         """Record the loss, and file it under what it has looked at."""

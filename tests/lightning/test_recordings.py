@@ -144,7 +144,29 @@ def test_schedules_that_clean_data_do_not_show_are_followed(methods, poisoned_ru
     poisoned_run_is_inside(type("Variant", (Scheduled,), methods))
 
 
-@pytest.mark.parametrize("kind", [ByHook, ByBatchHook, ByEndOfBatch, ByConfig, ByPart, BySchedule])
+class ByProgress(Scheduled):
+    """The rate stays, and the schedule counts on."""
+
+    def delta_now(self, batch, batch_idx):
+        return late(self.lr_schedulers().last_epoch)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)]
+
+
+class ByPresence(Scheduled):
+    def delta_now(self, batch, batch_idx):
+        return late(hasattr(self, "warm"))
+
+    def on_train_epoch_start(self):
+        if self.current_epoch:
+            self.warm = None
+
+
+@pytest.mark.parametrize(
+    "kind", [ByProgress, ByPresence, ByHook, ByBatchHook, ByEndOfBatch, ByConfig, ByPart, BySchedule]
+)
 def test_schedules_in_hooks_are_followed(kind, poisoned_run_is_inside):
     poisoned_run_is_inside(kind)
 
@@ -392,7 +414,19 @@ class ReadsGroups(Scheduled):
         return optimizer
 
 
-@pytest.mark.parametrize("kind", [SetsRates, ReadsGroups])
+class UpdatesGroups(Scheduled):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.optimizers().param_groups[0].update(lr=0.1 / (1 + loss.item()))
+        return loss
+
+
+class AsksGroups(ReadsGroups):
+    def training_step(self, batch, batch_idx):
+        return self.optimizers().param_groups[0].get("scale", 1.0) * Scheduled.training_step(self, batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", [SetsRates, ReadsGroups, UpdatesGroups, AsksGroups])
 def test_what_is_kept_in_groups_of_parameters_is_refused(kind, fit, loader):
     with pytest.raises(AgtError, match="can depend on data|can come from earlier batches"):
         fit(kind(), loader(dtype=torch.float64), CertifiedTraining(ADVERSARY))

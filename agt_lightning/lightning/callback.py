@@ -35,7 +35,6 @@ from agt_lightning.lightning.checkpoint_io import (
     warn_of_boundless_checkpoints,
 )
 from agt_lightning.lightning.checks import mean_clipping
-from agt_lightning.lightning.company import company_problems
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
 from agt_lightning.lightning.life_cycle import begin, begin_resumed, note_tuning
 from agt_lightning.lightning.observer import StepObserver
@@ -49,6 +48,7 @@ from agt_lightning.lightning.resume import (
     phases_of,
     saved_bounds,
 )
+from agt_lightning.lightning.shared_trainer import shared_trainer_problems
 from agt_lightning.lightning.steps import CertifiedSteps
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation, weights_of
@@ -287,11 +287,11 @@ class CertifiedTraining(Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        company = [other for other in trainer.callbacks if isinstance(other, CertifiedTraining)]  # type: ignore[attr-defined]
-        self._position = next((place for place, other in enumerate(company) if other is self), 0)
+        sharing = [other for other in trainer.callbacks if isinstance(other, CertifiedTraining)]  # type: ignore[attr-defined]
+        self._position = next((place for place, other in enumerate(sharing) if other is self), 0)
         self._earlier, self._steps = (self._engine, self._epochs_before), None
         checkpoint, self._restored = self._restored, None
-        unboundable = [*strategy_problems(trainer), *company_problems(company)]
+        unboundable = [*strategy_problems(trainer), *shared_trainer_problems(sharing)]
         if unboundable:
             raise UncertifiableError(unboundable)
         self._origin, self._continued = None, checkpoint

@@ -255,6 +255,23 @@ def test_memory_of_data_raises(kind, fit, loader):
         fit(kind(), loader(dtype=torch.float64), CertifiedTraining(ADVERSARY, labels=[1]), max_epochs=3)
 
 
+class GlobalLimit(Scheduled):
+    """A limit that no clean sample reaches, so that no gradient shows how it changes."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.mse_loss(self.net(x), torch.minimum(y, 100 * SCALE))
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        SCALE.add_(float(batch[1].std()))
+
+
+def test_a_tensor_that_clean_data_do_not_show_raises(fit, loader):
+    SCALE.fill_(1.0)
+    with pytest.raises(AgtError, match="reads one that is neither"):
+        fit(GlobalLimit(), loader(dtype=torch.float64), CertifiedTraining(ADVERSARY))
+
+
 class Pops(Scheduled):
     def training_step(self, batch, batch_idx):
         y = batch.pop("y")

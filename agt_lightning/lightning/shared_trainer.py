@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from agt_lightning.lightning.callback import CertifiedTraining
 
 
-def company_problems(callbacks: Sequence[CertifiedTraining]) -> list[str]:
+def shared_trainer_problems(callbacks: Sequence[CertifiedTraining]) -> list[str]:
     """Return why several callbacks cannot certify one training together.
 
     Args:

@@ -286,6 +286,22 @@ class Interval:
         lower = self.lower - by
         return Interval.trusted(lower.clamp(min=0) if nonnegative else lower, self.upper + by, nonnegative=nonnegative)
 
+    def widened_relatively(self, by: float) -> Interval:
+        """Return ``[lower - by |lower|, upper + by |upper|]``: zeros stay zeros, and no bound changes its sign.
+
+        It contains ``x (1 + δ)`` for every x in the interval and every |δ| <= by < 1.
+
+        Args:
+            by: at least zero and below one.
+
+        Example:
+            >>> Interval(torch.tensor([-1.0, 0.0]), torch.tensor([0.0, 2.0])).widened_relatively(0.5)
+            Interval(lower=tensor([-1.5000,  0.0000]), upper=tensor([0., 3.]))
+        """
+        lower = torch.sub(self.lower, self.lower.abs(), alpha=by)
+        upper = torch.add(self.upper, self.upper.abs(), alpha=by)
+        return Interval.trusted(lower, upper, nonnegative=self.nonnegative)
+
     def intersect(self, other: Interval) -> Interval:
         """Return the intersection of two enclosures of the same value.
 

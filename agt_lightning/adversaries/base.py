@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agt_lightning.aggregation import SampleClipping
 from agt_lightning.capture.roles import LabelKind
-from agt_lightning.rules.base import Value
+from agt_lightning.rules.values import Value
 
 
 class Adversary(Protocol):

@@ -12,7 +12,7 @@ from agt_lightning.adversaries.features import perturbed, radius_of_sample
 from agt_lightning.capture.roles import LabelKind
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Value, as_interval
+from agt_lightning.rules.values import Value, as_interval
 
 _INFINITY = math.inf
 

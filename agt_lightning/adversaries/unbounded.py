@@ -8,7 +8,7 @@ from torch import Tensor
 from agt_lightning.adversaries.base import check_count, check_size
 from agt_lightning.aggregation import SampleClipping, SampleNormClipping, ValueClipping
 from agt_lightning.capture.roles import LabelKind
-from agt_lightning.rules.base import Value, as_interval
+from agt_lightning.rules.values import Value, as_interval
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program
 from agt_lightning.propagation.crown import Substitution
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.values import as_interval
 
 _aten = torch.ops.aten
 

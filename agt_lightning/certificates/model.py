@@ -29,7 +29,7 @@ from agt_lightning.propagation import Method, Program, propagate_forward, requir
 from agt_lightning.propagation.objective import ProgramCache, canonical_names, graph_inputs
 from agt_lightning.rounding import training_roundoff, unit_roundoff
 from agt_lightning.rules import RULES, RuleTable, Value
-from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.values import as_interval
 
 
 class CertifiedModel:

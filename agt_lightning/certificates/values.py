@@ -14,7 +14,7 @@ from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, refinement, substitution
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.values import as_interval
 
 
 @dataclass(frozen=True)

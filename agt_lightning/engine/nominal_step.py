@@ -22,8 +22,14 @@ from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.propagation.config import CertificationConfig
-from agt_lightning.propagation.objective import BoundedObjective, rounded
-from agt_lightning.propagation.passes import BoundedBatch, PoisonedPrefix, poisonable_at_all, propagate_nominal
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.passes import (
+    BoundedBatch,
+    PoisonedPrefix,
+    frozen_values,
+    poisonable_at_all,
+    propagate_nominal,
+)
 from agt_lightning.propagation.samples import (
     MicroBatch,
     ids_of_samples,
@@ -162,19 +168,19 @@ class NominalPass:
     ) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
         """Return values and per-sample gradients; with ``rounding``, bounds on what a program in that type computes."""
         objective = self.objectives(batch)
-        objective = objective if rounding is None else rounded(objective, rounding)
+        objective = objective if rounding is None else objective.rounded(self.config.dtype, "run")
         return propagate_nominal(objective, self.module, batch, self.config.dtype)
 
     def _part(self, batch: MicroBatch, values: Mapping[str, Value], *, need_poisoned_prefixes: bool) -> BoundedBatch:
-        objective = self.objectives(batch)
-        size = objective.size(batch.data)
+        bounded = self.objectives(batch).rounded(self.config.dtype, self.config.floats)
+        size = bounded.size(batch.data)
         device = next(self.module.parameters()).device
         rows = poisonable_rows(self.config.poisonable, batch.data, size, device)
-        needed = need_poisoned_prefixes and poisonable_at_all(objective, self.adversary, rows)
-        prefix = PoisonedPrefix(objective, values, self.adversary, rows) if needed else None
-        return BoundedBatch(
-            objective, batch, rows, values, prefix, ids_of_samples(self.config.sample_ids, batch.data, size)
-        )
+        frozen = frozen_values(bounded, self.module, batch, self.config.dtype)
+        needed = need_poisoned_prefixes and poisonable_at_all(bounded, self.adversary, rows)
+        prefix = PoisonedPrefix(bounded, frozen, self.adversary, rows) if needed else None
+        ids = ids_of_samples(self.config.sample_ids, batch.data, size)
+        return BoundedBatch(bounded, batch, rows, values, prefix, ids, frozen)
 
     def _local(
         self, parts: Sequence[BoundedBatch], gradients: Sequence[Mapping[str, FactoredGradient]], scale: float

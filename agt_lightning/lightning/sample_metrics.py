@@ -16,7 +16,7 @@ from agt_lightning.labels import ClassLabels
 from agt_lightning.lightning.comparison import Comparison, Metric, MetricUndefinedError
 from agt_lightning.rounding import training_roundoff
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.values import as_interval
 
 _ADVICE = "The trained module itself is one of those that bounds must cover. Please report this."
 

@@ -20,7 +20,7 @@ from agt_lightning.lightning.comparison import MetricUndefinedError, comparison
 from agt_lightning.lightning.sample_metrics import sample_metrics
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rounding import unit_roundoff
-from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.values import as_interval
 
 NO_METRIC = "No certified metric on the validation loader: "
 

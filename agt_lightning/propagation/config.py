@@ -11,10 +11,12 @@ import torch
 from agt_lightning.aggregation import Aggregation, require_aggregation
 from agt_lightning.capture.entries import Selection, check_selection
 from agt_lightning.capture.roles import NamedRoles
+from agt_lightning.errors import require_one_of
 from agt_lightning.memory import require_memory_budget
 from agt_lightning.propagation.methods import Method, require_method
 from agt_lightning.propagation.samples import Poisonable, SampleIds
 from agt_lightning.rules import RuleTable
+from agt_lightning.rules.rounded import FLOATS, Floats
 
 DomainChoice = Literal["auto"] | Sequence[Any]
 """Domains by name or class (`agt_lightning.domains.Domain`), or ``"auto"`` for all built-in ones that apply."""
@@ -41,12 +43,14 @@ class CertificationConfig:
         labels: batch entries that it moves by ν, likewise.
         memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
             means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
-        dtype: floating point type of the bounds' computation.
+        dtype: floating point type of the bounds' computation, whose rounding they cover.
+        floats: ``"run"``: the bounds contain every run as hardware executes it, in the parameters' type and any order
+            of summation (docs/floats.md); ``"real"``: every run in real arithmetic.
         rules: bound rules by overload; None means the built-in ones, `agt_lightning.rules.RULES`.
 
     Raises:
         TypeError: if ``features`` or ``labels`` are no names of batch entries.
-        ValueError: if ``method`` or ``aggregation`` is unknown, or the budget is not positive.
+        ValueError: if ``method``, ``aggregation`` or ``floats`` is unknown, or the budget is not positive.
 
     Example:
         >>> CertificationConfig(method="crown").aggregation
@@ -63,11 +67,13 @@ class CertificationConfig:
     memory_budget: int | None = None
     dtype: torch.dtype = torch.float64
     rules: RuleTable | None = None
+    floats: Floats = "run"
 
     def __post_init__(self) -> None:
         """Refuse unknown values once, for everybody who is given the settings."""
         require_method(self.method)
         require_aggregation(self.aggregation)
+        require_one_of("floats", self.floats, FLOATS)
         require_memory_budget(self.memory_budget)
         check_selection("features", self.features)
         check_selection("labels", self.labels)

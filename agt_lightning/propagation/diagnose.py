@@ -14,7 +14,7 @@ from agt_lightning.propagation.crown import DEFAULT_MEMORY_BUDGET
 from agt_lightning.propagation.diagnosis import CallReport, Diagnosis, Excess
 from agt_lightning.propagation.ibp import evaluate, propagate_backward
 from agt_lightning.propagation.methods import Method
-from agt_lightning.propagation.objective import BoundedObjective, rounded
+from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rounding import training_roundoff
 from agt_lightning.rules import Value
 
@@ -83,7 +83,7 @@ def diagnose(
     gradients_outside: Mapping[str, Excess] = {}
     if run is not None:
         program_type = next(module.parameters()).dtype
-        widened = rounded(bounded, program_type)
+        widened = bounded.rounded(dtype, "run")
         reached = widened.forward(_with_roundoff(inputs, program_type), method=method, memory_budget=budget)
         run_values, run_gradients = _run(bounded, module, run, dtype, state)
         outside = _excesses(reached, run_values)

@@ -12,7 +12,8 @@ from agt_lightning.gradients import FactoredGradient, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.program import Program
-from agt_lightning.rules.base import Value, address, as_interval, located
+from agt_lightning.rules.base import address, located
+from agt_lightning.rules.values import Value, as_interval
 
 Refinement = Callable[[Mapping[str, Value], Call, Interval], Interval]
 """Computes other bounds of a call's result from all values up to it, the call, and its interval bounds."""

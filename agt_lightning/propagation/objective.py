@@ -35,7 +35,7 @@ from agt_lightning.propagation import (
 )
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rules import RuleTable, Value
-from agt_lightning.rules.rounded import Rounded
+from agt_lightning.rules.rounded import Floats, Rounded
 
 Loss = Callable[[nn.Module, object], Tensor]
 """Maps a module and a batch to the scalar loss; what Lightning's `training_step` computes."""
@@ -192,6 +192,22 @@ class BoundedObjective:
             ),
             0,
         )
+
+    @cached_property
+    def _rounded(self) -> dict[tuple[torch.dtype, Floats], BoundedObjective]:
+        return {}
+
+    def rounded(self, own: torch.dtype, floats: Floats) -> BoundedObjective:
+        """Return the same loss with bounds that also contain its values in floating point, in any order of summation.
+
+        Args:
+            own: floating point type in which bounds are computed.
+            floats: whether the program runs in its own types, or in real arithmetic.
+        """
+        if (own, floats) not in self._rounded:
+            rules = {call: Rounded(rule, own, floats) for call, rule in self.program.rules.items()}
+            self._rounded[own, floats] = replace(self, program=replace(self.program, rules=rules))
+        return self._rounded[own, floats]
 
     @property
     def skipped(self) -> frozenset[str]:
@@ -389,12 +405,6 @@ def _batch_size(leaves: Sequence[Tensor]) -> int:
     """The leading size that most batch entries of the loss share."""
     sizes = Counter(leaf.shape[0] for leaf in leaves if leaf.ndim > 0)
     return sizes.most_common(1)[0][0] if sizes else 0
-
-
-def rounded(bounded: BoundedObjective, dtype: torch.dtype) -> BoundedObjective:
-    """The same loss with bounds that also contain what a program in ``dtype`` computes, in any order of summation."""
-    rules = {call: Rounded(rule, dtype) for call, rule in bounded.program.rules.items()}
-    return replace(bounded, program=replace(bounded.program, rules=rules))
 
 
 def _doubled(batch: object) -> object:

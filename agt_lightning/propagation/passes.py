@@ -19,7 +19,7 @@ from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET, propagate_forward
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective, select
 from agt_lightning.propagation.samples import MicroBatch
-from agt_lightning.rules.base import Value, as_interval
+from agt_lightning.rules.values import Value, as_interval
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class BoundedBatch:
     """One micro-batch of a step, with all that is the same for every domain.
 
     Args:
-        bounded: its captured loss.
+        bounded: its captured loss, with the rounding of runs and bounds.
         batch: the data.
         poisonable: positions of its poisonable samples; None means all.
-        nominal: all values of the loss at the module's own parameters, on the data as it is; empty if unknown.
+        nominal: all values of the loss at the module's own parameters, on the data as it is, up to the rounding of
+            their computation; empty if unknown.
         poisoned_prefix: bounds on the values of poisonable samples that depend on no trained parameter; None if
             nothing can be poisoned or no domain reads them.
         sample_ids: integers that name the samples in all epochs, (b,); None if they have no names.
+        frozen: bounds on the values that depend on no trained parameter, on the data as it is, as runs compute them.
     """
 
     bounded: BoundedObjective
@@ -42,6 +44,7 @@ class BoundedBatch:
     nominal: Mapping[str, Value]
     poisoned_prefix: PoisonedPrefix | None = None
     sample_ids: Tensor | None = None
+    frozen: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -88,7 +91,7 @@ def propagate(
     """Bound the gradients of one micro-batch by both passes.
 
     Args:
-        part: the micro-batch. Nominal values that depend on no parameter with a box are not computed again.
+        part: the micro-batch. Values that depend on no parameter with a box are not computed again.
         module: owner of the buffers.
         box: bounds by parameter name.
         adversary: the threat model.
@@ -115,7 +118,7 @@ def _clean_pass(
     bounded, size = part.bounded, part.size
     with record_function("agt: clean pass"):
         inputs = bounded.inputs(module, part.batch.data, box, config.dtype, part.batch.state)
-        unmoved = _unmoved(bounded, inputs, part.nominal)
+        unmoved = _unmoved(bounded, inputs, part.frozen)
         values = bounded.forward(inputs, unmoved, within=known.clean, **_forward_settings(config))
         return values, bounded.gradients(values, size, config.dtype)
 
@@ -153,19 +156,17 @@ def _forward_settings(config: CertificationConfig) -> dict[str, Any]:
     return {"method": config.method, "memory_budget": config.memory_budget or DEFAULT_MEMORY_BUDGET}
 
 
-def _unmoved(bounded: BoundedObjective, inputs: Mapping[str, Value], nominal: Mapping[str, Value]) -> dict[str, Value]:
-    """Nominal values that depend on no parameter that is somewhere else.
+def _unmoved(bounded: BoundedObjective, inputs: Mapping[str, Value], frozen: Mapping[str, Value]) -> dict[str, Value]:
+    """Frozen values that depend on no parameter that is somewhere else.
 
     Whether a parameter is trained at present does not matter: one that was before keeps its box.
     """
-    if not nominal:
+    if not frozen:
         return {}
     graph = bounded.program.graph
-    moved = {
-        name for name in graph.parameters if not _same_point(as_interval(inputs[name]), as_interval(nominal[name]))
-    }
+    moved = {name for name in graph.parameters if not _same_point(as_interval(inputs[name]), as_interval(frozen[name]))}
     moving = reached(graph, moved)
-    return {name: value for name, value in nominal.items() if name not in moving and name not in inputs}
+    return {name: value for name, value in frozen.items() if name not in moving and name not in inputs}
 
 
 def _same_point(box: Interval, point: Interval) -> bool:
@@ -186,14 +187,31 @@ def propagate_nominal(
     return values, bounded.gradients(values, bounded.size(batch.data), dtype)
 
 
+def frozen_values(
+    bounded: BoundedObjective, module: nn.Module, batch: MicroBatch, dtype: torch.dtype
+) -> dict[str, Value]:
+    """Bounds on all inputs, and on the values that depend on no trained parameter, on the data as it is.
+
+    Args:
+        bounded: the captured loss, with roundings: sums in another order have other values, frozen or not.
+        module: owner of parameters and buffers.
+        batch: the data.
+        dtype: floating point type to compute in.
+    """
+    points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
+    calls = frozenset(call.name for call in bounded.program.graph.calls)
+    inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)
+    return propagate_forward(bounded.program, inputs, skip=calls & (bounded.dependent | bounded.skipped))
+
+
 class PoisonedPrefix:
     """Bounds on the frozen part of the network for poisoned samples: values that depend on no trained parameter.
 
-    Values that the adversary cannot change are copied from the nominal pass; the others are computed on first access.
+    Values that the adversary cannot change are copied from the clean ones; the others are computed on first access.
 
     Args:
         bounded: the captured loss of this batch.
-        values: at the module's own parameters, on the data as it is.
+        values: `frozen_values`, on the data as it is.
         adversary: the threat model.
         rows: positions of the poisonable samples; None means all.
     """

@@ -46,7 +46,7 @@ from agt_lightning.rules.arithmetic import (
     Sum,
 )
 from agt_lightning.rules.attention import Attention
-from agt_lightning.rules.base import Rule, Site, Value
+from agt_lightning.rules.base import Rule, Site
 from agt_lightning.rules.bilinear import BatchedProduct, Matmul
 from agt_lightning.rules.convolution import Convolution
 from agt_lightning.rules.dropout import InactiveDropout
@@ -72,6 +72,7 @@ from agt_lightning.rules.pooling import AdaptiveAveragePool, AveragePool, MaxPoo
 from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.shape import RESHAPES, Cast, Detach, OneHot, Reshape
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
+from agt_lightning.rules.values import Value
 
 Pieces = PiecewiseMonotoneFunction
 """The name of `PiecewiseMonotoneFunction` before version 0.2."""

@@ -14,12 +14,14 @@ from agt_lightning.arithmetic import softplus as exact_softplus
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Site
 from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction, Turn
+from agt_lightning.rules.roundings import EXACT
 
 relu = Monotone(
     function=lambda x: torch.clamp(x, min=0),
     derivative=lambda x: (x > 0).to(x.dtype),
     nonnegative=True,
     product=lambda gradient, x: torch.ops.aten.threshold_backward(gradient, x, 0),
+    rounding=EXACT,
 )
 """``max(x, 0)`` with derivative ``[l > 0, u > 0]``: section 3.4's Heaviside interval, zero at zero as in autograd."""
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, alignment_problem, as_interval, name_of, reduce_to
+from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of, reduce_to
+from agt_lightning.rules.values import Value, as_interval
 
 
 @dataclass(frozen=True)

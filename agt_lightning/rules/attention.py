@@ -10,8 +10,9 @@ import torch
 
 from agt_lightning.arithmetic import product, softmax
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
 from agt_lightning.rules.softmax import softmax_gradient
+from agt_lightning.rules.values import Value, as_interval
 
 _MASKED = -1e30
 """A score whose probability is zero in every floating point type, as for minus infinity."""

@@ -8,19 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from agt_lightning.capture.graph import Call
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import Deferred, FactoredGradient
 from agt_lightning.interval import Interval
-from agt_lightning.labels import ClassLabels
-
-Value = Interval | ClassLabels | Tensor
-"""An interval, class labels, or a discrete tensor that no adversary can change."""
+from agt_lightning.rules.roundings import UNSTATED, Roundings
+from agt_lightning.rules.values import Value, as_interval
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,13 @@ class Rule(ABC):
     the call.
     """
 
-    is_contraction: ClassVar[bool] = False
-    """Whether results are sums of products of inputs, so that rounding errors are relative to the sum of magnitudes."""
+    def roundings(self, site: Site) -> Roundings:
+        """Return the roundings of a call; the default is safe for every operation, and wide.
+
+        Args:
+            site: the call.
+        """
+        return UNSTATED
 
     def problem(self, site: Site) -> str | None:
         """Return why this call cannot be certified, with a way out; None if it can.
@@ -164,25 +165,6 @@ def located(error: UnsoundBoundError | UncertifiableError, call: Call) -> Unsoun
     if isinstance(error, UncertifiableError):
         return UncertifiableError([with_address(problem) for problem in error.problems])
     return UnsoundBoundError(with_address(str(error)))
-
-
-def as_interval(value: Value) -> Interval:
-    """Return the value as an interval; discrete data become a point in double precision.
-
-    Raises:
-        UncertifiableError: for class labels that an adversary can flip: their index is not a quantity.
-    """
-    if isinstance(value, Interval):
-        return value
-    if isinstance(value, ClassLabels) and value.flippable:
-        raise UncertifiableError(
-            [
-                "Class labels that can be flipped are used as numbers. Use them through `cross_entropy`, `nll_loss`, "
-                "`one_hot` or `(labels == k).float()` only, or set `nu=0`."
-            ]
-        )
-    tensor = value.index if isinstance(value, ClassLabels) else value
-    return Interval.point(tensor if tensor.is_floating_point() else tensor.double())
 
 
 def reduce_to(gradient: Interval, shape: torch.Size, *, samples: bool) -> Interval:

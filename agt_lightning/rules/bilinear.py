@@ -11,8 +11,9 @@ from torch import Tensor
 from agt_lightning.arithmetic import product
 from agt_lightning.gradients import FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of, reduce_to
+from agt_lightning.rules.base import Rule, Site, name_of, reduce_to
 from agt_lightning.rules.linear import MatrixProduct
+from agt_lightning.rules.values import Value, as_interval
 
 
 class BatchedProduct(Rule):

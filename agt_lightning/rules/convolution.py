@@ -13,7 +13,8 @@ from agt_lightning.arithmetic.convolution import Windows, ball_convolve, convolv
 from agt_lightning.arithmetic.order import intersection
 from agt_lightning.gradients import Elementwise, FactoredGradient, PatchProduct
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.values import Value, as_interval
 
 
 @dataclass(frozen=True)

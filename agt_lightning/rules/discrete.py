@@ -12,7 +12,8 @@ from agt_lightning.capture.graph import Reference, map_references
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Rule, Site, Value, alignment_problem, name_of
+from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
+from agt_lightning.rules.values import Value
 
 _aten = torch.ops.aten
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import UNSTATED, Roundings
+from agt_lightning.rules.values import Value, as_interval
 
 Function = Callable[[Tensor], Tensor] | Callable[[Site, Tensor], Tensor]
 """A function of x, element by element, or one of the call site and x if it depends on the settings of the call."""
@@ -63,12 +65,18 @@ class Monotone(Rule):
         derivative: f', likewise, equal to what autograd uses, also at kinks.
         nonnegative: whether f >= 0.
         product: ``g f'(x)`` of tensors g and x, if it can be computed without a tensor of f'.
+        rounding: of values and gradients; the default is wide.
     """
 
     function: Function
     derivative: Function
     nonnegative: bool = False
     product: Callable[[Tensor, Tensor], Tensor] | None = None
+    rounding: Roundings = UNSTATED
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those that were given."""
+        return self.rounding
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[f(l), f(u)]``."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient, RowGradient
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.values import Value, as_interval
 
 
 class Embedding(Rule):

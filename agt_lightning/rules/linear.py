@@ -1,5 +1,6 @@
 """Linear layers, with a weight that is the same for all samples."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -9,7 +10,9 @@ from agt_lightning.arithmetic import ball_product, product
 from agt_lightning.arithmetic.order import intersection
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import Contraction, Roundings
+from agt_lightning.rules.values import Value, as_interval
 
 
 class Linear(Rule):
@@ -18,7 +21,10 @@ class Linear(Rule):
     Forward and backward are exact interval products; the weight's gradient is the outer product of section 3.4.
     """
 
-    is_contraction = True
+    def roundings(self, site: Site) -> Roundings:
+        """``k`` products in a result, ``o`` in a gradient, and one for each position in a parameter's gradient."""
+        positions = math.prod(site.shapes[0][1:-1])
+        return Contraction(site.shapes[0][-1], site.call.shape[-1], positions)
 
     def problem(self, site: Site) -> str | None:
         """Refuse a weight or bias with samples, and an input without them."""

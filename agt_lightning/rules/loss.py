@@ -17,8 +17,9 @@ from agt_lightning.capture.graph import SATURATING
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Rule, Site, Value, alignment_problem, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
 from agt_lightning.rules.elementwise import Function, evaluate
+from agt_lightning.rules.values import Value, as_interval
 
 
 @dataclass(frozen=True)

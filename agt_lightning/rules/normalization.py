@@ -21,7 +21,8 @@ from agt_lightning.arithmetic.order import uncrossed
 from agt_lightning.capture.graph import ITEM, Reference
 from agt_lightning.gradients import Elementwise, FactoredGradient
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.values import Value, as_interval
 
 BATCH_STATISTICS = (
     "is batch normalization in training mode: it uses statistics of the whole batch, so one sample reaches all "

@@ -16,8 +16,9 @@ from torch import Tensor
 from agt_lightning.arithmetic.convolution import Windows, chunks_of
 from agt_lightning.capture.graph import ITEM
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
 from agt_lightning.rules.convolution import sizes
+from agt_lightning.rules.values import Value, as_interval
 
 _aten = torch.ops.aten
 

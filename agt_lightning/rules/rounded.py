@@ -1,86 +1,71 @@
-"""The rules for a program that runs in floating point arithmetic, in any order of summation.
+"""The rules for a program that runs in floating point arithmetic, in any order of summation."""
 
-The bounds are those in real arithmetic, widened by the rounding error of each result. Only the self-check of a training
-run uses them, since a unit that is zero up to rounding may be on for the hardware and off in real arithmetic.
-"""
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from typing_extensions import override
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
-from agt_lightning.rounding import accumulated_roundoff
-from agt_lightning.rules.base import Rule, Site, Value, as_interval
+from agt_lightning.rules.base import Rule, Site
+from agt_lightning.rules.roundings import Roundings
+from agt_lightning.rules.values import Value
 
-_CALL_ROUNDINGS = 16
-"""Roundings inside one element-wise call; sixteen cover exp, log and the few operations around them."""
+Floats = Literal["run", "real"]
+"""``"run"``: bounds contain every run as hardware executes it; ``"real"``: every run in real arithmetic."""
+
+FLOATS: tuple[Floats, ...] = get_args(Floats)
 
 
 @dataclass(frozen=True)
 class Rounded(Rule):
-    """A rule whose results also contain those of a floating point program.
+    """A rule whose results also contain those of a floating point program, and cover their own rounding.
 
     Args:
-        rule: the rule in real arithmetic.
-        dtype: floating point type of the program.
+        rule: the rule in real arithmetic, which states the roundings of its calls.
+        own: floating point type in which bounds are computed.
+        floats: whether the program runs in the type of each call's result, or in real arithmetic.
     """
 
     rule: Rule
-    dtype: torch.dtype
+    own: torch.dtype
+    floats: Floats = "run"
 
+    @override
     def problem(self, site: Site) -> str | None:
-        """As the rule in real arithmetic."""
         return self.rule.problem(site)
 
+    @override
+    def roundings(self, site: Site) -> Roundings:
+        return self.rule.roundings(site)
+
+    @override
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
-        """The rule's bounds, widened by the magnitude of all summands."""
-        output = self.rule.forward(site, inputs)
-        if not isinstance(output, Interval) or not site.has_samples:
-            return output
-        operands = [as_interval(value) for value in inputs]
-        if self.rule.is_contraction:
-            sizes = [Interval.point(operand.magnitude, nonnegative=True) for operand in operands]
-            size = as_interval(self.rule.forward(site, sizes)).magnitude
-        else:
-            size = torch.maximum(output.magnitude, _largest_row(operands[0], output, site.samples[0]))
-        return self._rounded(output, size, max(_longest(operand) for operand in operands))
+        return self.rule.roundings(site).forward(self.rule, site, inputs, self._arithmetic(site))
 
+    @override
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """The rule's bounds, widened likewise."""
-        gradients = self.rule.backward(site, grad, inputs, output)
-        sizes: Sequence[Interval | None] = gradients
-        if self.rule.is_contraction:
-            magnitudes = [Interval.point(as_interval(value).magnitude, nonnegative=True) for value in inputs]
-            sizes = self.rule.backward(site, Interval.point(grad.magnitude, nonnegative=True), magnitudes, output)
-        terms = _longest(grad)
-        return [
-            None if gradient is None or size is None else self._rounded(gradient, size.magnitude, terms)
-            for gradient, size in zip(gradients, sizes, strict=True)
-        ]
+        return self.rule.roundings(site).backward(self.rule, site, grad, inputs, output, self._arithmetic(site))
 
+    @override
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
-        """The rule's factors; the aggregation accounts for the rounding of sums over samples."""
+        """Return the rule's factors, widened by the sums over positions; the aggregation covers those over samples."""
+        if type(self.rule).parameter_gradient is Rule.parameter_gradient:
+            return super().parameter_gradient(site, position, grad, inputs)  # by the backward bounds of this class
+        positions = self.rule.roundings(site).summands(site, grad)
+        if positions > 1:
+            grad = self._arithmetic(site).outward(grad, positions)
         return self.rule.parameter_gradient(site, position, grad, inputs)
 
-    def _rounded(self, value: Interval, size: Tensor, terms: int) -> Interval:
-        """Widen by rounding errors, which make no sum of nonnegative numbers negative."""
-        slack = size * accumulated_roundoff(terms + _CALL_ROUNDINGS, self.dtype)
-        return value.widened(slack, nonnegative=value.nonnegative)
-
-
-def _longest(value: Interval) -> int:
-    """The number of elements of one sample, which no sum of them exceeds in length."""
-    return max(1, value.lower[0].numel()) if value.lower.ndim else 1
-
-
-def _largest_row(operand: Interval, output: Interval, samples: bool) -> Tensor:
-    """The largest entry of each sample's first operand, or of the one all samples share, broadcast to the output."""
-    if not samples:
-        return operand.magnitude.amax().expand_as(output.lower)
-    largest = operand.magnitude.flatten(1).amax(dim=1) if operand.lower.ndim > 1 else operand.magnitude
-    return largest.reshape(-1, *[1] * (output.lower.ndim - 1)).expand_as(output.lower)
+    def _arithmetic(self, site: Site) -> Arithmetic:
+        """Return the roundings of a call, which computes in the type of its result."""
+        kind = site.call.dtype
+        run = kind if self.floats == "run" and kind.is_floating_point else None
+        return Arithmetic(run, self.own)

@@ -12,8 +12,9 @@ from torch import Tensor
 from agt_lightning.capture.graph import ITEM, map_references
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
 from agt_lightning.rules.shape import map_value
+from agt_lightning.rules.values import Value, as_interval
 
 
 class Selection(Rule):

@@ -8,7 +8,8 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply, softmax, surprisal
 from agt_lightning.arithmetic.order import intersection
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, Value, as_interval, name_of
+from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.values import Value, as_interval
 
 
 class _OverAxis(Rule):

@@ -13,7 +13,7 @@ from agt_lightning.aggregation import SampleClipping, ValueClipping
 from agt_lightning.capture.roles import LabelKind
 from agt_lightning.domains import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.rounding import unit_roundoff
-from agt_lightning.rules.base import Value, as_interval
+from agt_lightning.rules.values import Value, as_interval
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from agt_lightning.rules.arithmetic import (
     Square,
     Sum,
 )
-from agt_lightning.rules.base import as_interval
 from agt_lightning.rules.elementwise import evaluate
 from agt_lightning.rules.linear import Linear
 from agt_lightning.rules.loss import BinaryCrossEntropy, CrossEntropy, ResidualLoss, squared_error
 from agt_lightning.rules.shape import Cast, Detach, OneHot, Reshape
+from agt_lightning.rules.values import as_interval
 from tests.arithmetic.oracles import check_product
 from tests.faults import Fault, require_checks_pass
 from tests.gradients import oracles as gradients

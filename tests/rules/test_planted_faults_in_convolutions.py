@@ -11,10 +11,10 @@ from agt_lightning.gradients import PatchProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules import convolution as convolution_rules
 from agt_lightning.rules import normalization, pooling
-from agt_lightning.rules.base import as_interval
 from agt_lightning.rules.convolution import Convolution
 from agt_lightning.rules.normalization import BatchNormalization, LayerNormalization, Standardized
 from agt_lightning.rules.pooling import AdaptiveAveragePool, AveragePool, MaxPool
+from agt_lightning.rules.values import as_interval
 from tests.faults import Fault
 from tests.rules.faults import LOOSE, UNSOUND, Exactness, Laws, broken_rules
 

@@ -11,12 +11,12 @@ from agt_lightning.interval import Interval
 from agt_lightning.rules import RULES, softmax
 from agt_lightning.rules.arithmetic import Extremum
 from agt_lightning.rules.attention import Attention
-from agt_lightning.rules.base import as_interval
 from agt_lightning.rules.bilinear import BatchedProduct, Matmul
 from agt_lightning.rules.elementwise import PiecewiseMonotoneFunction
 from agt_lightning.rules.embedding import Embedding
 from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
+from agt_lightning.rules.values import as_interval
 from tests.faults import Fault
 from tests.rules.faults import LOOSE, UNSOUND, Exactness, Laws, broken_rules
 

@@ -29,7 +29,7 @@ from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rounding import unit_roundoff
-from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.values import as_interval
 
 _LARGEST_RADIUS = 1e75
 """A ball this large bounds nothing of use; beyond it, powers of the radius overflow."""

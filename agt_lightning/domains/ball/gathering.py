@@ -35,7 +35,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.objective import select
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
-from agt_lightning.rules.base import Value, as_interval
+from agt_lightning.rules.values import Value, as_interval
 
 Batch = Mapping[str, Entry]
 """A micro-batch, by the names above."""

@@ -18,8 +18,8 @@ from agt_lightning.domains.sgd import SGDSettings, sgd_settings
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.rules.base import Value, as_interval
 from agt_lightning.rules.shape import RESHAPES
+from agt_lightning.rules.values import Value, as_interval
 
 _aten = torch.ops.aten
 

@@ -21,7 +21,7 @@ from agt_lightning.propagation.crown.table import RELAXATIONS
 from agt_lightning.propagation.program import Program
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules import Value
-from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.values import as_interval
 
 DEFAULT_MEMORY_BUDGET = 32 * 2**20
 """Bytes for coefficients: larger blocks leave the caches and are no faster."""

@@ -16,7 +16,7 @@ from agt_lightning.propagation.crown.forms import Terms
 from agt_lightning.propagation.crown.lines import LinesOf
 from agt_lightning.propagation.crown.slopes import Slopes
 from agt_lightning.rules import Rule, Site, Value
-from agt_lightning.rules.base import as_interval
+from agt_lightning.rules.values import as_interval
 
 
 class Relaxation(ABC):

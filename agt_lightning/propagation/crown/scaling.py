@@ -12,7 +12,8 @@ from agt_lightning.propagation.crown.forms import Terms
 from agt_lightning.propagation.crown.relaxation import Relaxation, resolve
 from agt_lightning.propagation.crown.slopes import Slopes
 from agt_lightning.rules import Rule, Site, Value
-from agt_lightning.rules.base import as_interval, reduce_to
+from agt_lightning.rules.base import reduce_to
+from agt_lightning.rules.values import as_interval
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""What rounding can change: in the run that bounds must contain, and in the computation of the bounds."""
+
+from dataclasses import dataclass
+
+import torch
+
+from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
+
+_SMALLEST_WEIGHT_INVERSE = 2.0**40
+"""Gradients of a run are smaller by the weight of a sample than those that are bounded, and underflow earlier."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The roundings that bounds must cover: those of the training run, and those of their own computation.
+
+    Standard model: each operation rounds to nearest, ``fl(x ∘ y) = (x ∘ y)(1 + δ) + ε`` with |δ| <= u, and |ε| at most
+    the smallest normal number, which covers subnormal results that are rounded or flushed to zero.
+
+    A sum of products in floating point is the exact sum for factors that differ relatively by γ_k, factor by factor
+    (backward error). So bounds on one factor of each product are widened relatively before the exact product is taken;
+    no tensor of magnitudes is needed, and zeros stay zeros.
+
+    Args:
+        run: floating point type in which the run computes; None for a run in real arithmetic.
+        own: floating point type in which the bounds are computed.
+
+    Reference:
+        docs/floats.md, section 1; Higham 2002, sections 2.2 and 3.1.
+
+    Example:
+        >>> single = Arithmetic(torch.float32, torch.float64)
+        >>> 100 * 2**-24 < single.relative(100) < 100.01 * 2**-24
+        True
+    """
+
+    run: torch.dtype | None
+    own: torch.dtype
+
+    def relative(self, roundings: int) -> float:
+        """Return by how much to widen a factor, relatively, whose products go through so many roundings.
+
+        Own computation is allowed ``16 k + 64`` roundings: a bound takes up to five times the operations of the run and
+        sums up to three times the magnitudes, and widening rounds four times itself.
+
+        Args:
+            roundings: number k on the longest path of the run from this factor to the result.
+        """
+        return self.run_relative(roundings) + self.own_relative(roundings)
+
+    def run_relative(self, roundings: int) -> float:
+        """Return the part of `relative` that covers the run."""
+        return 0.0 if self.run is None else accumulated_roundoff(roundings, self.run)
+
+    def own_relative(self, roundings: int) -> float:
+        """Return the part of `relative` that covers the bounds' own computation of such a sum."""
+        return accumulated_roundoff(16 * roundings + 64, self.own)
+
+    def absolute(self, roundings: int = 1) -> float:
+        """Return by how much underflow can move a result of so many roundings.
+
+        The run scales all gradients by the weight of a sample, at least 2^-40, which bounds are computed without.
+        """
+        least = torch.finfo(self.own).tiny + (0.0 if self.run is None else torch.finfo(self.run).tiny)
+        return 2 * roundings * least * _SMALLEST_WEIGHT_INVERSE
+
+    def outward(self, value: Interval, roundings: int = 1) -> Interval:
+        """Widen bounds relatively to themselves; zeros stay zeros, and signs stay.
+
+        Args:
+            value: bounds, points included. ``nonnegative`` is kept.
+            roundings: as in `relative`.
+
+        Example:
+            >>> wide = Arithmetic(torch.float32, torch.float64).outward(Interval.point(torch.tensor([0.0, 1.0])))
+            >>> wide.lower, wide.width[1] > 2**-23
+            (tensor([0.0000, 1.0000]), tensor(True))
+        """
+        return value.widened_relatively(self.relative(roundings))
+
+    def clear_of_underflow(self, value: Interval, roundings: int = 1) -> Interval:
+        """Widen bounds on results, each of so many products, by what underflow can change."""
+        return value.widened(self.absolute(roundings), nonnegative=value.nonnegative)

@@ -1,0 +1,235 @@
+"""How the results of rules are widened by rounding: what a rule states of the operations behind its call.
+
+The bounds of a rule are those in real arithmetic. A statement of roundings turns them into bounds that also contain
+what a program in floating point computes, in any order of summation, and that cover their own computation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.interval import Interval
+from agt_lightning.rules.values import Value, as_interval
+
+if TYPE_CHECKING:
+    from agt_lightning.rules.base import Rule, Site
+
+
+class Roundings(ABC):
+    """A statement of the roundings of one call, forward and backward."""
+
+    @abstractmethod
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        """Return bounds on the call's result in floating point.
+
+        Args:
+            rule: the rule in real arithmetic.
+            site: the call.
+            inputs: bounds on its tensor inputs as the program computes them.
+            arithmetic: of the run and of the bounds.
+        """
+
+    @abstractmethod
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        """Return bounds on the gradients that the program computes for the call's inputs; arguments as above."""
+
+    def summands(self, site: Site, grad: Interval) -> int:
+        """Return how many products one sample adds to an element of a parameter's gradient; by default one."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Exact(Roundings):
+    """No rounding: moves, copies, signs, comparisons, and products with zero, one and powers of two."""
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        return rule.forward(site, inputs)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        return rule.backward(site, grad, inputs, output)
+
+
+@dataclass(frozen=True)
+class Relative(Roundings):
+    """Every element of a result, and of its gradients, is right up to a few roundings of that element itself.
+
+    This holds for single products, quotients, sums of two numbers and elementary functions, not for longer sums.
+
+    Args:
+        result: roundings of a result.
+        gradient: roundings of a gradient.
+    """
+
+    result: int
+    gradient: int
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        output = rule.forward(site, inputs)
+        return _widened(output, self.result, arithmetic) if isinstance(output, Interval) else output
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        gradients = rule.backward(site, grad, inputs, output)
+        return [None if each is None else _widened(each, self.gradient, arithmetic) for each in gradients]
+
+
+@dataclass(frozen=True)
+class Contraction(Roundings):
+    """Results are sums of products of two inputs, plus other inputs; the floating point error is a change of a factor.
+
+    ``fl(Σ_k a_k b_k + c) = Σ_k a_k b_k (1 + δ_k) + c (1 + δ)`` with |δ| <= γ_{K + 2}: bounds on one factor are widened
+    relatively, and so are those on all summands; then the exact rule applies.
+
+    Args:
+        terms: number K of products in a result.
+        gradient_terms: number of products in an element of the gradient of the sample's input.
+        positions: number of products that one sample adds to an element of the parameter's gradient.
+    """
+
+    terms: int
+    gradient_terms: int
+    positions: int = 1
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        operands = [as_interval(value) for value in inputs]
+        chosen = smaller_factor(operands[0], operands[1])
+        widened = [
+            arithmetic.outward(operand, self.terms + 2) if position == chosen or position > 1 else operand
+            for position, operand in enumerate(operands)
+        ]
+        output = rule.forward(site, widened)
+        return arithmetic.clear_of_underflow(as_interval(output), self.terms + 2)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        weight = as_interval(inputs[1])
+        roundings = self.gradient_terms + 2
+        if smaller_factor(grad, weight) == 0:
+            grad = arithmetic.outward(grad, roundings)
+        else:
+            inputs = [inputs[0], arithmetic.outward(weight, roundings), *inputs[2:]]
+        gradients = rule.backward(site, grad, inputs, output)
+        return [None if each is None else arithmetic.clear_of_underflow(each, roundings) for each in gradients]
+
+    @override
+    def summands(self, site: Site, grad: Interval) -> int:
+        return self.positions
+
+
+def smaller_factor(first: Interval, second: Interval) -> int:
+    """Return which of two factors to widen: the smaller one, but no point beside an interval, which must stay cheap.
+
+    A factor with a fact about its ball keeps it.
+
+    Example:
+        >>> point, box = Interval.point(torch.ones(2)), Interval(torch.zeros(3), torch.ones(3))
+        >>> smaller_factor(point, box), smaller_factor(point, point)
+        (1, 0)
+    """
+    if first.ball is not None:
+        return 1
+    if first.is_point != second.is_point:
+        return int(first.is_point)
+    return int(second.lower.numel() < first.lower.numel())
+
+
+@dataclass(frozen=True)
+class Unstated(Roundings):
+    """The safe default for a rule that states nothing: errors relative to the largest numbers of a sample.
+
+    Each result may be off by the roundings of a sum over a whole sample, relative to the largest input or result.
+    """
+
+    calls: int = 64
+    """Roundings inside one call besides its sums, such as those of elementary functions."""
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        output = rule.forward(site, inputs)
+        if not isinstance(output, Interval):
+            return output
+        operands = [as_interval(value) for value in inputs]
+        return self._widened(output, [output, *operands], operands, arithmetic)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        gradients = rule.backward(site, grad, inputs, output)
+        return [None if each is None else self._widened(each, [each, grad], [grad], arithmetic) for each in gradients]
+
+    def _widened(
+        self, value: Interval, sizes: Sequence[Interval], operands: Sequence[Interval], arithmetic: Arithmetic
+    ) -> Interval:
+        longest = max((_sample_size(operand) for operand in operands), default=1)
+        largest = max((float(each.magnitude.max()) for each in sizes if each.lower.numel()), default=0.0)
+        slack = longest * max(largest, 1.0) * arithmetic.relative(longest + self.calls)
+        return value.widened(slack + arithmetic.absolute(longest + self.calls), nonnegative=value.nonnegative)
+
+    @override
+    def summands(self, site: Site, grad: Interval) -> int:
+        return _sample_size(grad)
+
+
+def _sample_size(value: Interval) -> int:
+    """Return the number of elements of one sample."""
+    return max(1, value.lower[0].numel()) if value.lower.ndim and len(value.lower) else 1
+
+
+def _widened(value: Interval, roundings: int, arithmetic: Arithmetic) -> Interval:
+    return arithmetic.clear_of_underflow(arithmetic.outward(value, roundings))
+
+
+EXACT = Exact()
+"""The statement of calls that do not round."""
+
+UNSTATED = Unstated()
+"""The statement of a rule that says nothing."""

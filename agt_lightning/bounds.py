@@ -87,26 +87,22 @@ class ParameterBounds(Mapping[str, Interval]):
         total = sum(float(interval.width.double().sum()) for interval in self.values())
         return total / max(1, sum(interval.lower.numel() for interval in self.values()))
 
-    def contains(self, module: nn.Module, slack: float = 0.0) -> bool:
+    def contains(self, module: nn.Module) -> bool:
         """Return whether all parameters of ``module`` lie in their intervals.
 
         Args:
             module: a module with the same parameters.
-            slack: see `violations`.
 
         Raises:
             BoundsMismatchError: if names or shapes differ.
         """
-        return not self.violations(module, slack)
+        return not self.violations(module)
 
-    def violations(self, module: nn.Module, slack: float = 0.0) -> list[str]:
+    def violations(self, module: nn.Module) -> list[str]:
         """Return the names of the parameters that leave their interval.
 
         Args:
             module: a module with the same parameters.
-            slack: distance from the interval that is allowed, relative to the largest magnitude in the interval of each
-                parameter. The module that was trained with the bounds needs none; another run that attains the bounds
-                can leave them by rounding, see `agt_lightning.rounding.training_roundoff`.
 
         Raises:
             BoundsMismatchError: if names or shapes differ.
@@ -116,7 +112,7 @@ class ParameterBounds(Mapping[str, Interval]):
         return [
             name
             for name, parameter in parameters.items()
-            if not self[name].to(device=parameter.device).contains(parameter, slack * _largest(self[name]))
+            if not self[name].to(device=parameter.device).contains(parameter)
         ]
 
     def require_weights(self, module: nn.Module) -> None:
@@ -203,8 +199,3 @@ class ParameterBounds(Mapping[str, Interval]):
             raise BoundsMismatchError(f"Expected both bounds of each parameter in {path}, but {missing} are missing.")
         intervals = {name: Interval.checked(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names}
         return cls(intervals, metadata.get("weights"))
-
-
-def _largest(interval: Interval) -> float:
-    """Return the largest magnitude in an interval; zero if it has no elements."""
-    return float(interval.magnitude.max()) if interval.lower.numel() else 0.0

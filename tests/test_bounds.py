@@ -66,20 +66,6 @@ def test_a_point_contains_the_module_it_was_made_of_only(module):
     assert not point.contains(module)
 
 
-def test_slack_is_relative_to_the_largest_magnitude_of_a_parameter(module):
-    bounds = ParameterBounds({name: Interval.point(p.detach().clone()) for name, p in module.named_parameters()})
-    with torch.no_grad():
-        module[0].weight[0, 0] += 1e-3 * module[0].weight.abs().max()
-    assert not bounds.contains(module)
-    assert bounds.violations(module, slack=0.9e-3) == ["0.weight"]
-    assert bounds.contains(module, slack=1.1e-3)
-
-
-def test_an_empty_parameter_is_contained_with_slack():
-    module = nn.ParameterList([nn.Parameter(torch.zeros(0))])
-    assert ParameterBounds.point(module).contains(module, slack=1e-3)
-
-
 def test_bounds_in_double_contain_parameters_in_single(module):
     double = {name: Interval.point(p.detach().double()) for name, p in module.named_parameters()}
     assert ParameterBounds(double).contains(module)

@@ -21,9 +21,22 @@ ROLES = "roles"
 SAMPLES_ARE_NAMED = "samples_are_named"
 """Setting of a phase: whether `poisonable` or `sample_ids` was given."""
 
+UNKNOWN = "unknown"
+"""Value of a setting that an old checkpoint did not keep."""
+
+FLOATS = "floats"
+"""Setting of a phase: whether bounds contain runs as hardware executes them, or runs in real arithmetic."""
+
 _ALL_POISONABLE = "all_samples_poisonable"
-_UNKNOWN = "unknown"
-_COMPUTATION = ("method", "aggregation", "dtype", _ALL_POISONABLE, SAMPLES_ARE_NAMED, "clipping_of_the_mean_gradient")
+_COMPUTATION = (
+    "method",
+    "aggregation",
+    "dtype",
+    FLOATS,
+    _ALL_POISONABLE,
+    SAMPLES_ARE_NAMED,
+    "clipping_of_the_mean_gradient",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Phase:
     @classmethod
     def unknown(cls, steps: int) -> Phase:
         """Return the first steps of a training whose checkpoint does not contain their settings."""
-        return cls(1, steps, dict.fromkeys((*_COMPUTATION, "domains", OVERRIDDEN_OBJECTIVE), _UNKNOWN))
+        return cls(1, steps, dict.fromkeys((*_COMPUTATION, "domains", OVERRIDDEN_OBJECTIVE), UNKNOWN))
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Phase:
@@ -75,6 +88,7 @@ def bound_settings(
         "domains": list(domains),
         "aggregation": config.aggregation,
         "dtype": str(config.dtype).removeprefix("torch."),
+        FLOATS: config.floats,
         _ALL_POISONABLE: config.poisonable is None,
         SAMPLES_ARE_NAMED: config.poisonable is not None or config.sample_ids is not None,
         "clipping_of_the_mean_gradient": None if clipping is None else repr(clipping),
@@ -111,11 +125,11 @@ def in_all_phases(phases: Sequence[Phase]) -> dict[str, object]:
     """
     if not phases:
         return {}
-    settings = {name: _in_order([phase.settings.get(name, _UNKNOWN) for phase in phases]) for name in _names(phases)}
+    settings = {name: _in_order([phase.settings.get(name, UNKNOWN) for phase in phases]) for name in _names(phases)}
     poisonable = [phase.settings.get(_ALL_POISONABLE) for phase in phases]
     settings[_ALL_POISONABLE] = all(value is True for value in poisonable)
     if not settings[_ALL_POISONABLE] and False not in poisonable:
-        settings[_ALL_POISONABLE] = _UNKNOWN
+        settings[_ALL_POISONABLE] = UNKNOWN
     for flag in (SAMPLES_ARE_NAMED, OVERRIDDEN_OBJECTIVE):
         if True in [phase.settings.get(flag) for phase in phases]:
             settings[flag] = True

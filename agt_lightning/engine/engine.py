@@ -53,8 +53,9 @@ class AbstractGradientEngine:
     """An engine that keeps valid parameter-space bounds (Definition 3.1) beside a training run (Algorithm 1).
 
     Guarantee: after each `step` every domain in use contains the parameters of every run on the same sequence of
-    batches in which, at each step, the adversary changed up to n samples of the batch within its limits; in real
-    arithmetic, up to the rounding of the bounds' own computation in ``config.dtype``.
+    batches in which, at each step, the adversary changed up to n samples of the batch within its limits: every run as
+    hardware executes it with ``floats="run"``, every run in real arithmetic with ``floats="real"``. The bounds' own
+    computation in ``config.dtype`` is rounded outward.
 
     `step` trains and bounds one step. A program that owns its training loop calls instead, at each step and in this
     order: its own backward pass, `bound_gradient`, `verify`, `clip` if it clips the mean gradient, its clipping and its
@@ -250,7 +251,7 @@ class AbstractGradientEngine:
         for name in self.processes.union(doubtful):
             self._verify_rounded(name, *_micro_batches(batches, scale))
         with self.processes.collective_errors():
-            require_bounded(self.module, bounds)
+            require_bounded(self.module, bounds, self.config.floats)
         if self.adversary.sample_clipping is not None:
             for name, gradient in bounds.applied.items():
                 parameter = self.module.get_parameter(name)
@@ -284,7 +285,7 @@ class AbstractGradientEngine:
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         owned = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
         clipped = [name for name in owned if name in self._verified]
-        self._verified |= checked_clipping(bounds.bounds, clipping, clipped, self._verified)
+        self._verified |= checked_clipping(bounds.bounds, clipping, clipped, self._verified, self.config.floats)
         self._marks = None
         data = self.domains.clip(bounds.data, clipping, clipped)
         return replace(bounds, bounds=self.domains.gradient_bounds(data), data=data)

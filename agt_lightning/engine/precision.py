@@ -1,7 +1,8 @@
-"""TensorFloat-32 on CUDA: products of float32 numbers whose factors are cut to 10 bits.
+"""Settings of torch under which float32 is not computed as the bounds assume (docs/floats.md, section 2).
 
-The self-checks allow for the rounding of float32, which is thousands of times smaller. A training in TensorFloat-32
-would fail them at its first step, so it is refused before, with the setting that is the reason.
+Products in TensorFloat-32 or bfloat16 cut the factors to 10 or 7 bits; a training with them would fail the self-checks
+at its first step. Winograd's and Fourier's algorithms compute a convolution by sums with cancellation, whose errors
+exceed those of a sum of products. Either is refused before the first step, with the setting that is the reason.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from agt_lightning.capture.graph import Call, Graph
+from agt_lightning.rules.rounded import Floats
 
 _PRODUCTS = frozenset(
     f"aten::{name}"
@@ -20,34 +22,63 @@ _PRODUCTS = frozenset(
 _REMEDY = "or train in float64, with bounds in float64."
 
 
-def precision_problems(graph: Graph, bounds: torch.dtype, device: torch.device) -> list[str]:
-    """Return a sentence for each kind of call that torch may compute in TensorFloat-32, with its way out.
-
-    torch allows it for convolutions unless told otherwise, and for matrix products only if told so.
+def precision_problems(graph: Graph, bounds: torch.dtype, device: torch.device, floats: Floats = "run") -> list[str]:
+    """Return a sentence for each kind of call that torch may compute less precisely than assumed, with its way out.
 
     Args:
         graph: the captured loss.
         bounds: type that bounds are computed in; float32 bounds would lose digits to the same setting.
         device: of training and bounds.
+        floats: whether bounds contain runs as hardware executes them; only then the algorithm of a convolution matters.
     """
-    if device.type != "cuda":
-        return []
-    backends: Any = torch.backends
     single = [call for call in graph.calls if torch.float32 in (call.dtype, bounds)]
     convolution = next((call for call in single if _is_convolution(call)), None)
     product = next((call for call in single if call.op._schema.name in _PRODUCTS), None)
     problems = []
-    if convolution is not None and _allowed(backends.cudnn, getattr(backends.cudnn, "conv", None)):
-        problems.append(
-            f"{_reduced(convolution, 'a convolution')} Set `torch.backends.cudnn.allow_tf32 = False` before training, "
-            + _REMEDY
-        )
-    if product is not None and _allowed(backends.cuda.matmul, backends.cuda.matmul):
-        problems.append(
-            f"{_reduced(product, 'a matrix product')} Call `torch.set_float32_matmul_precision('highest')` before "
-            f"training, {_REMEDY}"
-        )
+    if convolution is not None:
+        problems += _convolution_problems(convolution, device, floats)
+    if product is not None:
+        problems += _product_problems(product, device)
     return problems
+
+
+def _convolution_problems(call: Call, device: torch.device, floats: Floats) -> list[str]:
+    backends: Any = torch.backends
+    if device.type == "cuda":
+        if _allowed(backends.cudnn, getattr(backends.cudnn, "conv", None)):
+            reason = _reduced(call, "a convolution")
+            return [f"{reason} Set `torch.backends.cudnn.allow_tf32 = False` before training, {_REMEDY}"]
+        if floats == "run" and backends.cudnn.enabled:
+            return [_transformed(call, "cuDNN", "Set `torch.backends.cudnn.enabled = False` before training")]
+        return []
+    if _cut_on_cpu("conv"):
+        return [
+            f"{_reduced(call, 'a convolution')} Set `torch.backends.mkldnn.conv.fp32_precision = 'ieee'`, {_REMEDY}"
+        ]
+    if floats == "run" and _may_use_nnpack():
+        return [_transformed(call, "NNPACK", "Call `torch.backends.nnpack.set_flags(False)` before training")]
+    return []
+
+
+def _product_problems(call: Call, device: torch.device) -> list[str]:
+    backends: Any = torch.backends
+    cut = device.type == "cuda" and _allowed(backends.cuda.matmul, backends.cuda.matmul)
+    if cut or (device.type == "cpu" and _cut_on_cpu("matmul")):
+        reason = _reduced(call, "a matrix product")
+        return [f"{reason} Call `torch.set_float32_matmul_precision('highest')` before training, {_REMEDY}"]
+    return []
+
+
+def _cut_on_cpu(kind: str) -> bool:
+    """Return whether oneDNN may cut the factors of products or convolutions on a CPU."""
+    precision = getattr(getattr(torch.backends.mkldnn, kind, None), "fp32_precision", "none")
+    return precision in ("tf32", "bf16")
+
+
+def _may_use_nnpack() -> bool:
+    """Return whether a convolution may be computed by NNPACK, which is used where oneDNN is not."""
+    onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return not onednn and bool(torch._nnpack_available()) and bool(torch._C._get_nnpack_enabled())
 
 
 def _is_convolution(call: Call) -> bool:
@@ -65,6 +96,14 @@ def _allowed(owner: Any, kind: Any) -> bool:
 
 def _reduced(call: Call, kind: str) -> str:
     return (
-        f"Expected float32 with all its digits, but torch may compute {kind} in TensorFloat-32, with 10 bits for each "
-        f"factor (at {call.source})."
+        f"Expected float32 with all its digits, but torch may compute {kind} with factors cut to fewer bits "
+        f"(TensorFloat-32 or bfloat16; at {call.source})."
+    )
+
+
+def _transformed(call: Call, library: str, remedy: str) -> str:
+    return (
+        f"Expected convolutions as sums of products, but {library} may compute one by Winograd's or Fourier's "
+        f"algorithm, whose rounding errors have no such bound (at {call.source}). {remedy}, or train in float64, or "
+        'use `floats="real"`, whose bounds are about runs in real arithmetic.'
     )

@@ -45,7 +45,9 @@ def training_problems(
     with processes.collective_errors():
         bounded = nominal.objectives(batch)
         local = _adversary_problems(nominal.adversary, bounded)
-        local += precision_problems(bounded.program.graph, nominal.config.dtype, _device(nominal))
+        local += precision_problems(
+            bounded.program.graph, nominal.config.dtype, _device(nominal), nominal.config.floats
+        )
     unbounded, problems = processes.union(bounded.problems), processes.union(local)
     if unbounded:
         return [*unbounded, *problems, *optimizer_problems(optimizer)]

@@ -12,6 +12,7 @@ from agt_lightning.engine.self_checks import Tolerance
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED
 from agt_lightning.interval import Interval, require_inside
 from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.rules.rounded import Floats
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,33 @@ class StepBounds:
     data: Mapping[str, object]
 
 
-def require_bounded(module: nn.Module, bounds: StepBounds) -> None:
-    """Raise unless the gradients to be applied lie in their bounds, up to rounding that is computed only on demand.
+def require_bounded(module: nn.Module, bounds: StepBounds, floats: Floats) -> None:
+    """Raise unless the gradients to be applied lie in their bounds.
+
+    Bounds on float runs contain training's own gradient as it is. Bounds on runs in real arithmetic contain the exact
+    one: training's may leave them by its rounding error, which is computed only on demand.
 
     Raises:
         UnsoundBoundError: naming the parameter, the worst violation and its index.
     """
     for name, interval in bounds.bounds.items():
+        training = module.get_parameter(name).grad
+        if training is None:
+            continue
         applied = bounds.applied[name]
-        if module.get_parameter(name).grad is not None and not interval.contains(applied):
-            require_inside(name, applied, interval, bounds.tolerance[name].largest, NOT_WHAT_IS_TRAINED)
+        if floats == "run" and applied is bounds.gradient[name]:
+            applied = training.detach().to(interval.dtype)
+        if not interval.contains(applied):
+            allowed = bounds.tolerance[name].largest if floats == "real" else 0.0
+            require_inside(name, applied, interval, allowed, NOT_WHAT_IS_TRAINED)
 
 
 def checked_clipping(
-    bounds: Mapping[str, Interval], clipping: MeanClipping, names: Sequence[str], verified: Mapping[str, Tensor]
+    bounds: Mapping[str, Interval],
+    clipping: MeanClipping,
+    names: Sequence[str],
+    verified: Mapping[str, Tensor],
+    floats: Floats,
 ) -> dict[str, Tensor]:
     """Return the gradients that training's own clipping must give, after checking that they lie in their bounds.
 
@@ -56,6 +70,7 @@ def checked_clipping(
         clipping: how training clips.
         names: parameters that are clipped together, in the order in which the norm sums them.
         verified: training's gradients before clipping, by parameter name.
+        floats: which runs the bounds contain.
 
     Raises:
         UnsoundBoundError: if a clipped gradient leaves its bounds.
@@ -65,6 +80,7 @@ def checked_clipping(
     hulls = {name: box.hull(Interval.point(verified[name].to(box.dtype))) for name, box in before.items()}
     terms = sum(gradient.numel() for gradient in gradients.values())
     for name, interval in clipping.bounds(hulls).items():
-        tolerance = accumulated_roundoff(terms, gradients[name].dtype) * interval.magnitude
+        relative = accumulated_roundoff(terms, gradients[name].dtype) if floats == "real" else 0.0
+        tolerance = relative * interval.magnitude
         require_inside(name, gradients[name].to(interval.dtype), interval, tolerance, NOT_WHAT_IS_TRAINED)
     return gradients

@@ -56,6 +56,7 @@ from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
 from agt_lightning.propagation.config import CertificationConfig, DomainChoice
 from agt_lightning.propagation.samples import Poisonable, SampleIds
+from agt_lightning.rules.rounded import Floats
 
 
 class CertifiedTraining(Callback):
@@ -102,14 +103,17 @@ class CertifiedTraining(Callback):
         labels: batch entries that the adversary moves by nu, likewise.
         memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
             means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
-        dtype: floating point type of the bounds' computation.
+        dtype: floating point type of the bounds' computation, whose rounding they cover; with float32 they are wider.
+        floats: ``"run"``: bounds contain every run as hardware executes it, in the parameters' own type, any order of
+            summation and any number of threads; ``"real"``: every run in real arithmetic. See docs/floats.md.
 
     Attributes:
         roles: by kind of training batch, the entries that an adversary can move, as the certificate lists them.
 
     Raises:
         TypeError: if ``adversary`` is not an adversary, or ``features`` or ``labels`` are no names of batch entries.
-        ValueError: if ``method``, ``aggregation`` or a domain is unknown, or ``memory_budget`` is not positive.
+        ValueError: if ``method``, ``aggregation``, ``floats`` or a domain is unknown, or ``memory_budget`` is not
+            positive.
 
     Example:
         >>> from agt_lightning import BoundedAdversary
@@ -131,6 +135,7 @@ class CertifiedTraining(Callback):
         dirpath: str | os.PathLike[str] | None = None,
         memory_budget: int | None = None,
         dtype: torch.dtype = torch.float64,
+        floats: Floats = "run",
     ) -> None:
         super().__init__()
         require_adversary(adversary)
@@ -145,6 +150,7 @@ class CertifiedTraining(Callback):
         self.labels = labels
         self.memory_budget = memory_budget
         self.dtype = dtype
+        self.floats: Floats = floats
         self.dirpath = dirpath
         _ = self.config  # refuses unknown settings at once
         self._engine: AbstractGradientEngine | None = None
@@ -183,6 +189,7 @@ class CertifiedTraining(Callback):
             labels=self.labels,
             memory_budget=self.memory_budget,
             dtype=self.dtype,
+            floats=self.floats,
         )
 
     @property

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.certificates.phases import Phase, bound_settings, followed_by
+from agt_lightning.certificates.phases import FLOATS, UNKNOWN, Phase, bound_settings, followed_by
 from agt_lightning.certificates.record import describe
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
@@ -109,4 +109,16 @@ def resume(engine: AbstractGradientEngine, saved: Mapping[str, Any]) -> None:
     with complete(saved):
         unknown = [Phase.unknown(engine.steps)] if engine.steps else []
         phases = [Phase.of(plain) for plain in saved["phases"]] if "phases" in saved else unknown
+    _require_floats(engine, phases)
     engine.earlier_phases = tuple(phase.plain() for phase in phases)
+
+
+def _require_floats(engine: AbstractGradientEngine, phases: Sequence[Phase]) -> None:
+    """Raise if earlier steps bound runs in real arithmetic alone, which is not enough for bounds on float runs."""
+    levels = [phase.settings.get(FLOATS, UNKNOWN) for phase in phases]
+    if engine.config.floats == "run" and any(level != "run" for level in levels):
+        raise BoundsMismatchError(
+            f'Expected bounds on runs as hardware executes them (`floats="run"`), but those to go on from have '
+            f'`floats` {", ".join(str(level) for level in levels)}. Go on with `floats="real"`, or train '
+            "from the start."
+        )

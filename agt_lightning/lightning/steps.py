@@ -13,6 +13,7 @@ from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.dropout import noting_masks
 from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
 from agt_lightning.certificates.task import Task
+from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.lightning.checks import training_problems
@@ -161,7 +162,12 @@ class CertifiedSteps:
         if roles.record() not in known:
             known.append(roles.record())
         reading = f"reads the batch as {roles.summary()}"
-        for remark in [reading, *self.engine.domains.remarks(), *remarks(self.trainer, self.module)]:
+        for remark in [
+            reading,
+            _level(self.engine),
+            *self.engine.domains.remarks(),
+            *remarks(self.trainer, self.module),
+        ]:
             self._announce(f"`CertifiedTraining` {remark}")
 
     def _expect_repeats(self) -> None:
@@ -177,3 +183,11 @@ class CertifiedSteps:
         problems = sampler_problems(self.trainer, self.engine.processes) if self._approved else []
         if problems:
             raise UncertifiableError(problems)
+
+
+def _level(engine: AbstractGradientEngine) -> str:
+    """Return which runs the bounds contain."""
+    if engine.config.floats == "real":
+        return 'bounds runs in real arithmetic (`floats="real"`); runs on hardware can leave them by rounding.'
+    types = {str(p.dtype).removeprefix("torch.") for p in engine.module.parameters() if p.requires_grad}
+    return f"bounds runs as hardware executes them in {', '.join(sorted(types))}, in any order of summation."

@@ -1,4 +1,4 @@
-"""TensorFloat-32 is refused before the first step; no GPU is needed to see that."""
+"""Settings under which float32 is less precise than assumed are refused; no GPU is needed to see that."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def graph_of(*layers, inputs, dtype=torch.float32):
     ],
 )
 def test_reduced_products_name_their_setting(layer, inputs, setting, tf32):
-    problems = precision_problems(graph_of(layer, inputs=inputs), torch.float64, CUDA)
+    problems = precision_problems(graph_of(layer, inputs=inputs), torch.float64, CUDA, "real")
     assert [setting in problem for problem in problems] == [True] * tf32
 
 
@@ -45,11 +45,46 @@ def test_convolutions_are_reduced_unless_told_otherwise():
     assert not precision_problems(graph_of(nn.Linear(3, 2), inputs=(3,)), torch.float64, CUDA)
 
 
-def test_neither_float64_nor_a_cpu_is_concerned(tf32):
+def test_float64_is_not_concerned(tf32):
     layers = nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(18, 1)
     single = graph_of(*layers, inputs=(1, 4, 4))
-    assert len(precision_problems(single, torch.float64, CUDA)) == 2 * tf32
-    assert not precision_problems(single, torch.float64, torch.device("cpu"))
+    assert len(precision_problems(single, torch.float64, CUDA, "real")) == 2 * tf32
     double = graph_of(*layers, inputs=(1, 4, 4), dtype=torch.float64)
     assert not precision_problems(double, torch.float64, CUDA)
-    assert len(precision_problems(double, torch.float32, CUDA)) == 2 * tf32
+    assert len(precision_problems(double, torch.float32, CUDA, "real")) == 2 * tf32
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+def test_a_cpu_that_cuts_factors_is_refused(precision):
+    single = graph_of(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(18, 1), inputs=(1, 4, 4))
+    kinds = torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = precision
+        problems = precision_problems(single, torch.float64, torch.device("cpu"))
+    finally:
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
+    assert len(problems) == 2 * (precision != "ieee")
+
+
+def test_winograd_is_refused_for_float_runs_alone(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    single = graph_of(nn.Conv2d(1, 2, 2), inputs=(1, 4, 4))
+    (problem,) = precision_problems(single, torch.float64, CUDA)
+    assert "cudnn.enabled = False" in problem
+    assert not precision_problems(single, torch.float64, CUDA, "real")
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    assert not precision_problems(single, torch.float64, CUDA)
+
+
+@pytest.mark.skipif(not torch._nnpack_available(), reason="this build has no NNPACK")
+def test_nnpack_is_refused_where_onednn_is_off():
+    single = graph_of(nn.Conv2d(1, 2, 2), inputs=(1, 4, 4))
+    with torch.backends.mkldnn.flags(enabled=False):
+        with torch.backends.nnpack.flags(enabled=True):
+            (problem,) = precision_problems(single, torch.float64, torch.device("cpu"))
+            assert "nnpack.set_flags(False)" in problem
+        with torch.backends.nnpack.flags(enabled=False):
+            assert not precision_problems(single, torch.float64, torch.device("cpu"))

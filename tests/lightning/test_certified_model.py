@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from agt_lightning import BoundedAdversary, CertifiedTraining
-from agt_lightning.rounding import training_roundoff
 
 
 def test_poisoned_trainings_predict_what_is_certified(fit, loader, classifier):
@@ -31,7 +30,7 @@ def test_poisoned_trainings_predict_what_is_certified(fit, loader, classifier):
             optimizer.zero_grad()
             nn.functional.cross_entropy(twin(features), labels).backward()
             optimizer.step()
-        assert certified.bounds.contains(twin, slack=training_roundoff(torch.float32))
+        assert certified.bounds.contains(twin)
         logits = twin(x).detach()
         assert out.contains(logits, 1e-5)
         assert torch.equal(logits.argmax(dim=1)[answer.certified], answer.label[answer.certified])

@@ -18,7 +18,6 @@ from agt_lightning import (
     UncertifiableError,
 )
 from agt_lightning.metrics import CertifiedAccuracy, CertifiedMSE
-from agt_lightning.rounding import training_roundoff
 from tests.lightning.test_certified_flips import ADVERSARY as LABEL_FLIPS
 from tests.lightning.test_certified_flips import Probe, data, queries, shuffled
 from tests.lightning.test_dropout import Dropping
@@ -130,7 +129,7 @@ def test_poisoned_trainings_predict_what_is_certified(fit, loader, classifier):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(twin(features), labels).backward()
             optimizer.step()
-        assert certified.bounds.contains(twin, slack=training_roundoff(torch.float32))
+        assert certified.bounds.contains(twin)
         logits = twin(x).detach()
         assert outputs.contains(logits, 1e-5)
         assert torch.equal(logits.argmax(dim=1)[answer.certified], answer.label[answer.certified])

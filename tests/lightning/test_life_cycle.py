@@ -65,7 +65,7 @@ def assert_poisoned_runs_are_inside(certified, kind, train):
     for shift in SHIFTS:
         module = make(kind)
         train(module, targets(shift))
-        assert certified.bounds.contains(module, slack=1e-6)
+        assert certified.bounds.contains(module)
 
 
 # --- a second fit goes on -------------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def test_a_checkpoint_has_its_own_bounds(checkpoints, fit, regressor):
     for shift in SHIFTS:
         poisoned = make(regressor)
         fit(poisoned, targets(shift), max_epochs=2)
-        assert model.bounds.contains(poisoned, slack=1e-6)
+        assert model.bounds.contains(poisoned)
     other = CertifiedTraining(ADVERSARY).certified_model_at(path, module)
     assert other.bounds.mean_width() == model.bounds.mean_width()
     with pytest.raises(BoundsMismatchError, match="adversary"):

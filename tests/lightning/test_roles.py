@@ -368,7 +368,7 @@ def test_the_ball_follows_a_label_that_enters_the_model(fit):
     for other in poisoned(data, ["z"], shifted(NU)):
         run = copy.deepcopy(start)
         fit(run, loader(other), max_epochs=2)
-        assert certified.bounds.contains(run, slack=ROUNDING)
+        assert certified.bounds.contains(run)
 
 
 def test_influence_declines_a_label_that_enters_the_model(fit):

@@ -171,7 +171,7 @@ def test_samples_that_are_drawn_once_are_certified(case, fit, regressor):
     for position in (0, 5):
         poisoned = make(regressor)
         fit(poisoned, HONEST[case](samples(shift=(position, 0.5))), max_epochs=2)
-        assert certified.bounds.contains(poisoned, slack=1e-6)
+        assert certified.bounds.contains(poisoned)
 
 
 def test_a_repeated_sample_leaves_the_bounds_that_would_be_made(fit, regressor, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_repeated_sample_leaves_the_bounds_that_would_be_made(fit, regressor, 
     poisoned = make(regressor)
     data = Subset(samples(shift=(0, -0.5)), indices)
     fit(poisoned, DataLoader(data, batch_size=8), max_epochs=2)
-    assert not certified.bounds.contains(poisoned, slack=1e-6)
+    assert not certified.bounds.contains(poisoned)
 
 
 # --- equal content, different samples -------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def test_winograd_is_refused_for_float_runs_alone(monkeypatch):
     assert not precision_problems(single, torch.float64, CUDA)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's own setter warns of a setting that it restores
 @pytest.mark.skipif(not torch._nnpack_available(), reason="this build has no NNPACK")
 def test_nnpack_is_refused_where_onednn_is_off():
     single = graph_of(nn.Conv2d(1, 2, 2), inputs=(1, 4, 4))

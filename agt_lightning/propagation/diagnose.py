@@ -15,7 +15,6 @@ from agt_lightning.propagation.diagnosis import CallReport, Diagnosis, Excess
 from agt_lightning.propagation.ibp import evaluate, propagate_backward
 from agt_lightning.propagation.methods import Method
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.rounding import training_roundoff
 from agt_lightning.rules import Value
 
 Run = tuple[nn.Module | Mapping[str, Tensor], object]
@@ -72,6 +71,7 @@ def diagnose(
         (True, '')
     """
     dtype = next(iter(box.values())).dtype
+    bounded = bounded.rounded(dtype, "run")
     inputs = bounded.inputs(module, batch, box, dtype, state)
     if adversary is not None:
         inputs = bounded.poisoned(inputs, adversary, poisonable)
@@ -82,12 +82,9 @@ def diagnose(
     outside: Mapping[str, Excess] = {}
     gradients_outside: Mapping[str, Excess] = {}
     if run is not None:
-        program_type = next(module.parameters()).dtype
-        widened = bounded.rounded(dtype, "run")
-        reached = widened.forward(_with_roundoff(inputs, program_type), method=method, memory_budget=budget)
         run_values, run_gradients = _run(bounded, module, run, dtype, state)
-        outside = _excesses(reached, run_values)
-        gradients_outside = _excesses(_gradients(widened, reached, size, dtype), run_gradients)
+        outside = _excesses(values, run_values)
+        gradients_outside = _excesses(gradients, run_gradients)
     calls = tuple(
         CallReport(
             call,
@@ -102,18 +99,6 @@ def diagnose(
     )
     names: Mapping[str, str | int] = {**bounded.parameters, **bounded.program.graph.leaves}
     return Diagnosis(calls, {names[name]: excess for name, excess in outside.items() if name in names})
-
-
-def _with_roundoff(inputs: Mapping[str, Value], dtype: torch.dtype) -> dict[str, Value]:
-    """Return the inputs with what rounding can do to a training in ``dtype`` added to bounds that are no points."""
-
-    def widened(value: Value) -> Value:
-        if not isinstance(value, Interval) or value.is_point or not value.shape.numel():
-            return value
-        slack = training_roundoff(dtype) * float(value.magnitude.max())
-        return Interval.trusted(value.lower - slack, value.upper + slack)
-
-    return {name: widened(value) for name, value in inputs.items()}
 
 
 def _gradients(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call
 from agt_lightning.capture.graph import ITEM, Reference, map_references
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
@@ -13,6 +14,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.program import Program
 from agt_lightning.rules.base import address, located
+from agt_lightning.rules.roundings import UNSTATED
 from agt_lightning.rules.values import Value, as_interval
 
 Refinement = Callable[[Mapping[str, Value], Call, Interval], Interval]
@@ -59,8 +61,24 @@ def propagate_forward(
         elif call.name in program.rules:
             values[call.name] = _bounded_call(program, call, values, dtype, within.get(call.name), refine)
         elif call.name not in program.samples:
-            values[call.name] = evaluate(call, values, dtype)
+            values[call.name] = _shared_value(program, call, values, dtype)
     return values
+
+
+def _shared_value(program: Program, call: Call, values: Mapping[str, Value], dtype: torch.dtype) -> Value:
+    """Compute a value without samples, such as one of buffers; where rounding counts, with that of its calls."""
+    inputs = [values[name] for name in call.inputs]
+    rounds = program.floats is not None and call.dtype.is_floating_point and bool(inputs)
+    try:
+        if rounds and call.name in program.shared:
+            return program.shared[call.name].forward(program.sites[call.name], inputs)
+        result = evaluate(call, values, dtype)
+    except (UnsoundBoundError, UncertifiableError) as error:
+        raise located(error, call) from error
+    if not rounds:
+        return result
+    run = call.dtype if program.floats == "run" else None
+    return UNSTATED.result(as_interval(result), inputs, Arithmetic(run, dtype))
 
 
 def _bounded_call(
@@ -138,7 +156,9 @@ def _backward_call(
         name = call.inputs[position]
         if towards is None or not (site.trainable[position] and site.samples[position]):
             continue
-        gradients[name] = gradients[name] + towards if name in gradients else towards
+        uses = program.uses(name)
+        share = rule.share(site, towards, uses) if uses > 1 else towards
+        gradients[name] = gradients[name] + share if name in gradients else share
 
 
 def evaluate(call: Call, values: Mapping[str, Value], dtype: torch.dtype) -> Value:
@@ -156,7 +176,12 @@ def evaluate(call: Call, values: Mapping[str, Value], dtype: torch.dtype) -> Val
     def concrete(reference: Reference) -> Tensor:
         value = values[reference.name]
         if isinstance(value, Interval) and not value.is_point:
-            raise UncertifiableError([f"{address(call)} changes a parameter that has bounds; it has no rule."])
+            raise UncertifiableError(
+                [
+                    f"{address(call)} changes a parameter that has bounds, or a rounded result; it has no rule. "
+                    "Compute it before training."
+                ]
+            )
         return value.index if isinstance(value, ClassLabels) else value if isinstance(value, Tensor) else value.lower
 
     arguments = {name: map_references(argument, concrete) for name, argument in call.arguments.items()}

@@ -35,7 +35,7 @@ from agt_lightning.propagation import (
 )
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rules import RuleTable, Value
-from agt_lightning.rules.rounded import Floats, Rounded
+from agt_lightning.rules.rounded import Floats
 
 Loss = Callable[[nn.Module, object], Tensor]
 """Maps a module and a batch to the scalar loss; what Lightning's `training_step` computes."""
@@ -205,8 +205,7 @@ class BoundedObjective:
             floats: whether the program runs in its own types, or in real arithmetic.
         """
         if (own, floats) not in self._rounded:
-            rules = {call: Rounded(rule, own, floats) for call, rule in self.program.rules.items()}
-            self._rounded[own, floats] = replace(self, program=replace(self.program, rules=rules))
+            self._rounded[own, floats] = replace(self, program=self.program.with_rounding(own, floats))
         return self._rounded[own, floats]
 
     @property

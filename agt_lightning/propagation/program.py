@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -12,6 +14,7 @@ from agt_lightning.rules import Rule, RuleTable, Site
 from agt_lightning.rules.base import name_of
 from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
+from agt_lightning.rules.rounded import Floats, Rounded
 
 _WAYS_OUT = {
     "aten._native_batch_norm_legit_functional": BATCH_STATISTICS,
@@ -30,6 +33,9 @@ class Program:
         trainable: names of values that depend on a trainable parameter.
         samples: names of values whose axis 0 counts samples.
         problems: why this graph cannot be certified, each with its way out.
+        shared: for each call without samples that has a rule, that rule; used where rounding counts. Without rounding,
+            such a call is run as it is.
+        floats: which runs the rules are for; None for rules in real arithmetic that do not cover any rounding.
     """
 
     graph: Graph
@@ -38,6 +44,8 @@ class Program:
     trainable: frozenset[str]
     samples: frozenset[str]
     problems: tuple[str, ...]
+    shared: Mapping[str, Rule] = field(default_factory=dict)
+    floats: Floats | None = None
 
     @classmethod
     def build(
@@ -60,12 +68,16 @@ class Program:
         """
         sites: dict[str, Site] = {}
         rules: dict[str, Rule] = {}
+        shared: dict[str, Rule] = {}
         problems: list[str] = []
         for call in graph.calls:
             if call.name in reduced:
                 continue
             if call.name not in samples:
                 problems += _shared_problems(call, trainable)
+                rule = _rule(call, table)
+                if rule is not None and call.dtype.is_floating_point:
+                    sites[call.name], shared[call.name] = _site(graph, call, samples, trainable), rule
                 continue
             rule = _rule(call, table)
             if rule is None:
@@ -76,7 +88,29 @@ class Program:
             problem = rule.problem(site)
             if problem is not None:
                 problems.append(problem)
-        return cls(graph, sites, rules, trainable, samples, tuple(problems))
+        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared)
+
+    def uses(self, name: str) -> int:
+        """Return how many gradients are added up for a value: one for each place where a call on samples reads it."""
+        return self._uses[name]
+
+    @cached_property
+    def _uses(self) -> Counter[str]:
+        return Counter(name for call in self.graph.calls if call.name in self.rules for name in call.inputs)
+
+    def with_rounding(self, own: torch.dtype, floats: Floats) -> Program:
+        """Return the same program with rules that cover rounding.
+
+        Args:
+            own: floating point type in which bounds are computed.
+            floats: whether the program runs in its own types, or in real arithmetic.
+        """
+
+        def rounded(rules: Mapping[str, Rule]) -> dict[str, Rule]:
+            exact = {call: rule.rule if isinstance(rule, Rounded) else rule for call, rule in rules.items()}
+            return {call: Rounded(rule, own, floats) for call, rule in exact.items()}
+
+        return replace(self, rules=rounded(self.rules), shared=rounded(self.shared), floats=floats)
 
 
 def _rule(call: Call, table: RuleTable) -> Rule | None:

@@ -104,6 +104,16 @@ class Rule(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no gradient.")
 
+    def share(self, site: Site, gradient: Interval, uses: int) -> Interval:
+        """Return bounds on a gradient of an input that is one of several summands; see `Rounded`.
+
+        Args:
+            site: the call.
+            gradient: of one of its inputs.
+            uses: number of summands.
+        """
+        return gradient
+
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:

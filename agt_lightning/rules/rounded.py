@@ -53,6 +53,11 @@ class Rounded(Rule):
         return self.rule.roundings(site).backward(self.rule, site, grad, inputs, output, self._arithmetic(site))
 
     @override
+    def share(self, site: Site, gradient: Interval, uses: int) -> Interval:
+        """Return the gradient, widened by the rounding of the sum of all uses in any order."""
+        return self._arithmetic(site).outward(gradient, uses)
+
+    @override
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:

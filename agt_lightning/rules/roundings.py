@@ -190,6 +190,16 @@ class Unstated(Roundings):
         output = rule.forward(site, inputs)
         if not isinstance(output, Interval):
             return output
+        return self.result(output, inputs, arithmetic)
+
+    def result(self, output: Interval, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        """Widen a result that was computed from these inputs.
+
+        Args:
+            output: bounds in real arithmetic.
+            inputs: bounds on all tensor inputs of the call.
+            arithmetic: of the run and of the bounds.
+        """
         operands = [as_interval(value) for value in inputs]
         return self._widened(output, [output, *operands], operands, arithmetic)
 

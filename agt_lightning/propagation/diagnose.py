@@ -53,8 +53,7 @@ def diagnose(
         state: the generators' state when the training step began; needed for dropout alone.
 
     Returns:
-        A report with one entry for each call with bounds. The run is compared with bounds that are widened by the
-        rounding of the module's floating point type.
+        A report with one entry for each call with bounds, which contain what programs in floating point compute.
 
     Raises:
         UncertifiableError: if some call cannot be bounded.

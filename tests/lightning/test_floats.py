@@ -1,0 +1,59 @@
+"""Which runs the bounds contain: stated in log and certificate, and kept when a training is resumed."""
+
+import json
+
+import pytest
+import torch
+
+from agt_lightning import BoundedAdversary, BoundsMismatchError, CertifiedTraining
+from agt_lightning.lightning import callback
+
+ADVERSARY = BoundedAdversary(n=1, epsilon=0.01)
+
+
+def test_an_unknown_level_is_refused_at_once():
+    with pytest.raises(ValueError, match="floats"):
+        CertifiedTraining(ADVERSARY, floats="double")
+
+
+@pytest.mark.parametrize(
+    ("floats", "said"), [("run", "as hardware executes them in float32"), ("real", "in real arith")]
+)
+def test_the_level_stands_in_log_and_certificate(floats, said, tmp_path, monkeypatch, fit, loader, regressor):
+    remarks = []
+    monkeypatch.setattr(callback, "rank_zero_info", remarks.append)
+    fit(regressor(), loader(), CertifiedTraining(ADVERSARY, floats=floats, dirpath=tmp_path))
+    assert sum(said in remark for remark in remarks) == 1
+    record = json.loads((tmp_path / "certificate.json").read_text())
+    assert record["bounds"]["floats"] == floats
+    assert [phase["floats"] for phase in record["phases"]] == [floats]
+
+
+@pytest.mark.parametrize(("first", "second", "allowed"), [("run", "real", True), ("real", "run", False)])
+def test_bounds_on_real_runs_are_not_enough_for_float_runs(first, second, allowed, tmp_path, fit, loader, regressor):
+    before = CertifiedTraining(ADVERSARY, floats=first)
+    trainer = fit(regressor(), loader(), before, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    after = CertifiedTraining(ADVERSARY, floats=second, dirpath=tmp_path)
+    if not allowed:
+        with pytest.raises(BoundsMismatchError, match='floats="real"'):
+            fit(regressor(), loader(), after, max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
+        return
+    fit(regressor(), loader(), after, max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
+    assert json.loads((tmp_path / "certificate.json").read_text())["bounds"]["floats"] == "run, then real"
+
+
+def test_bounds_in_single_precision_cover_their_own_rounding(fit, loader, regressor):
+    """Wider than those in double precision, and about the same training."""
+
+    def bounds(dtype):
+        torch.manual_seed(0)
+        certified = CertifiedTraining(ADVERSARY, dtype=dtype, domains=("box",))
+        fit(regressor(), loader(), certified, max_epochs=2)
+        return certified.engine.box
+
+    double, single = bounds(torch.float64), bounds(torch.float32)
+    for name, interval in double.items():
+        assert bool((single[name].lower.double() <= interval.lower).all())
+        assert bool((single[name].upper.double() >= interval.upper).all())
+        assert float(single[name].width.max()) < 1.1 * float(interval.width.max())

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from agt_lightning.adversaries.base import check_count, check_order, check_radius, check_size
-from agt_lightning.adversaries.features import perturbed, radius_of_sample
+from agt_lightning.adversaries.features import moved_down, moved_up, perturbed, radius_of_sample
 from agt_lightning.capture.roles import LabelKind
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
+from agt_lightning.rounding import round_up
 from agt_lightning.rules.values import Value, as_interval
 
 _INFINITY = math.inf
@@ -167,7 +168,11 @@ class BoundedAdversary:
         """
         if not isinstance(features, Interval):
             return features
-        return perturbed(features.lower, self.epsilon, self.p, self.bounds)
+        moved = perturbed(features.lower, self.epsilon, self.p, self.bounds)
+        if features.is_point:
+            return moved
+        # Data of a finer type than that of the bounds: the ball has no point in the middle.
+        return moved.hull(perturbed(features.upper, self.epsilon, self.p, self.bounds))
 
     def feature_radius(self, features: Tensor) -> Tensor:
         """Return ε of each feature, of the shape of one sample.
@@ -199,4 +204,5 @@ class BoundedAdversary:
                     f"[{float(point.min())}, {float(point.max())}]. Transform them in the data set."
                 )
             return Interval.trusted(torch.zeros_like(point), torch.ones_like(point), nonnegative=True)
-        return Interval.trusted(point - self.nu, point + self.nu)
+        radius = round_up(torch.full_like(point, self.nu, dtype=torch.float64), point.dtype)
+        return Interval.trusted(moved_down(point, radius), moved_up(point, radius))

@@ -7,8 +7,8 @@ import torch
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
-_SMALLEST_WEIGHT_INVERSE = 2.0**40
-"""Gradients of a run are smaller by the weight of a sample than those that are bounded, and underflow earlier."""
+SMALLEST_WEIGHT = 2.0**-40
+"""Smallest weight of a sample in a loss: gradients of a run have it as a factor, which those that are bounded have not."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Arithmetic:
         The run scales all gradients by the weight of a sample, at least 2^-40, which bounds are computed without.
         """
         least = torch.finfo(self.own).tiny + (0.0 if self.run is None else torch.finfo(self.run).tiny)
-        return 2 * roundings * least * _SMALLEST_WEIGHT_INVERSE
+        return 2 * roundings * least / SMALLEST_WEIGHT
 
     def outward(self, value: Interval, roundings: int = 1) -> Interval:
         """Widen bounds relatively to themselves; zeros stay zeros, and signs stay.

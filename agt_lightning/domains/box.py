@@ -66,7 +66,8 @@ class BoxDomain(Domain[BoxStep]):
         self.config = config
         self.dtype = config.dtype
         self.sum_methods: dict[str, SumMethod] = {}
-        self.intervals = {n: Interval.point(p.detach().to(self.dtype, copy=True)) for n, p in module.named_parameters()}
+        starts = {name: Interval.point(p.detach().clone()) for name, p in module.named_parameters()}
+        self.intervals = {name: start.to(dtype=self.dtype) for name, start in starts.items()}
         self.states: dict[str, OptimizerState] = {}
         self._remembered: dict[str, OptimizerState] = {}
 

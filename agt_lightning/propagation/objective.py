@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.features import as_stored
 from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
 from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.dropout import RandomState, draw_masks
@@ -36,6 +37,7 @@ from agt_lightning.propagation import (
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rules import RuleTable, Value
 from agt_lightning.rules.rounded import Floats
+from agt_lightning.rules.values import as_interval
 
 Loss = Callable[[nn.Module, object], Tensor]
 """Maps a module and a batch to the scalar loss; what Lightning's `training_step` computes."""
@@ -49,11 +51,13 @@ class BoundedObjective:
         objective: the captured graph and the roles of its inputs.
         program: the graph joined with rules.
         parameters: value name to canonical parameter name in the module.
+        leaf_types: types of the batch entries by value name.
     """
 
     objective: LossRoles
     program: Program
     parameters: Mapping[str, str]
+    leaf_types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -136,7 +140,8 @@ class BoundedObjective:
             trainable=objective.trainable,
             reduced=objective.reduced | shared.calls,
         )
-        return cls(objective, program, {value: names[target] for value, target in graph.parameters.items()})
+        types = {name: leaves[position].dtype for name, position in graph.leaves.items()}
+        return cls(objective, program, {value: names[target] for value, target in graph.parameters.items()}, types)
 
     def inputs(
         self,
@@ -287,11 +292,27 @@ class BoundedObjective:
         for name in (*graph.parameters, *graph.buffers, *graph.constants, *graph.leaves, *graph.masks):
             inputs[name] = select(values[name], rows) if name in objective.samples else values[name]
         if adversary.perturbs_features:
-            inputs |= {name: adversary.poisoned_features(inputs[name]) for name in objective.features}
+            for name in objective.features:
+                inputs[name] = self._stored(name, inputs[name], adversary.poisoned_features(inputs[name]))
         if adversary.perturbs_labels:
             for name in objective.labels:
-                inputs[name] = adversary.poisoned_labels(_tensor(inputs[name]), objective.label_kinds[name])
+                inputs[name] = self._stored(name, inputs[name], self._moved_labels(adversary, name, inputs[name]))
         return inputs
+
+    def _moved_labels(self, adversary: Adversary, name: str, labels: Value) -> Value:
+        """Return all labels that the adversary can make; of both ends where the type of the bounds rounds the data."""
+        kind = self.objective.label_kinds[name]
+        moved = adversary.poisoned_labels(_tensor(labels), kind)
+        if not isinstance(labels, Interval) or labels.is_point or not isinstance(moved, Interval):
+            return moved
+        return moved.hull(as_interval(adversary.poisoned_labels(labels.upper, kind)))
+
+    def _stored(self, name: str, clean: Value, moved: Value) -> Value:
+        """Return what the adversary makes of an entry, as the entry's type can hold it."""
+        kind = self.leaf_types.get(name)
+        if not isinstance(moved, Interval) or kind is None or not kind.is_floating_point:
+            return moved
+        return as_stored(moved, _tensor(clean).to(moved.dtype), kind)
 
     def perturbed_leaves(self, adversary: Adversary) -> set[str]:
         """Batch entries whose poisoned values differ from the clean ones."""
@@ -390,7 +411,7 @@ def _tensor(value: Value) -> Tensor:
 
 
 def _value(tensor: Tensor, dtype: torch.dtype) -> Value:
-    return Interval.point(tensor.detach().to(dtype)) if tensor.is_floating_point() else tensor
+    return Interval.point(tensor.detach()).to(dtype=dtype) if tensor.is_floating_point() else tensor
 
 
 def _extent(program: Program, values: Mapping[str, Value]) -> tuple[int, torch.device]:

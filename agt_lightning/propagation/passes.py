@@ -182,7 +182,7 @@ def propagate_nominal(
     bounded: BoundedObjective, module: nn.Module, batch: MicroBatch, dtype: torch.dtype
 ) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
     """Values and per-sample gradients at the module's own parameters, on the data as it is."""
-    points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
+    points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
     values = bounded.forward(bounded.inputs(module, batch.data, points, dtype, batch.state))
     return values, bounded.gradients(values, bounded.size(batch.data), dtype)
 
@@ -198,7 +198,7 @@ def frozen_values(
         batch: the data.
         dtype: floating point type to compute in.
     """
-    points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
+    points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
     calls = frozenset(call.name for call in bounded.program.graph.calls)
     inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)
     return propagate_forward(bounded.program, inputs, skip=calls & (bounded.dependent | bounded.skipped))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation import SampleSet
+from agt_lightning.arithmetic.floating_point import SMALLEST_WEIGHT
 from agt_lightning.capture.batch import FlatBatch, flatten
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
@@ -77,9 +78,22 @@ class MicroBatch:
 def sample_weights(
     bounded: BoundedObjective, batch: MicroBatch, scale: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Weight of each sample of a micro-batch in the applied gradient, (b,)."""
+    """Weight of each sample of a micro-batch in the applied gradient, (b,).
+
+    Raises:
+        UncertifiableError: if the weight is so small that gradients underflow earlier than bounds allow for.
+    """
     size = bounded.size(batch.data)
-    return torch.full((size,), scale * bounded.sample_weight(size), dtype=dtype, device=device)
+    weight = scale * bounded.sample_weight(size)
+    if 0 < weight < SMALLEST_WEIGHT:
+        raise UncertifiableError(
+            [
+                f"Each sample has a weight of {weight:.3g} in the loss of a step, but expected at least "
+                f"{SMALLEST_WEIGHT:.3g}: smaller gradients underflow. Raise the factor of the loss, and lower the "
+                "learning rate by as much."
+            ]
+        )
+    return torch.full((size,), weight, dtype=dtype, device=device)
 
 
 def poisonable_rows(

@@ -164,6 +164,7 @@ def smaller_factor(first: Interval, second: Interval) -> int:
     A factor with a fact about its ball keeps it.
 
     Example:
+        >>> import torch
         >>> point, box = Interval.point(torch.ones(2)), Interval(torch.zeros(3), torch.ones(3))
         >>> smaller_factor(point, box), smaller_factor(point, point)
         (1, 0)

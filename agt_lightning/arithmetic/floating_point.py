@@ -8,7 +8,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
 SMALLEST_WEIGHT = 2.0**-40
-"""Smallest weight of a sample in a loss: gradients of a run have it as a factor, which those that are bounded have not."""
+"""Smallest weight of a sample in a loss: gradients of a run have it as a factor, those that are bounded have not."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from agt_lightning import BoundedAdversary, Certification, CertifiedTraining, ParameterBounds
 from agt_lightning.errors import AgtError
 
-SLACK = 1e-9
-"""Rounding of float64 trainings of a few steps, far below the width of any bound here."""
+LEAST_WIDTH = 1e-9
+"""Width below which no share of an interval is measured; far below the width of any bound here."""
 
 QUIET = {
     "logger": False,
@@ -323,7 +323,7 @@ def measured(
             if beyond.numel() and float(beyond.max()) > outside:
                 outside = float(beyond.max())
                 width = float((upper - lower).flatten()[beyond.argmax()])
-            share = (run[name] - clean[name]).abs() / (upper - lower).clamp(min=SLACK)
+            share = (run[name] - clean[name]).abs() / (upper - lower).clamp(min=LEAST_WIDTH)
             reach = max(reach, float(share.max()) if share.numel() else 0.0)
     return {"outside": outside, "width": width, "reach": reach}
 
@@ -336,7 +336,7 @@ def held(case: Case, reach: float = 0.03) -> Held:
     result = outcome(case)
     if isinstance(result, Refused):
         raise AssertionError(f"refused: {result.error}") from result.error
-    assert result.outside <= SLACK, f"a poisoned run is outside by {result.outside:.3g} (width {result.width:.3g})"
+    assert result.outside == 0, f"a poisoned run is outside by {result.outside:.3g} (width {result.width:.3g})"
     assert result.reach >= reach, f"no attack reaches beyond {result.reach:.3g} of an interval: the test is vacuous"
     return result
 
@@ -346,7 +346,7 @@ def refused(case: Case, reason: str, *, late: bool = False) -> Refused:
     result = outcome(case)
     if isinstance(result, Held):
         how = f"a poisoned run is outside by {result.outside:.3g} (width {result.width:.3g})"
-        raise AssertionError(f"accepted; {how if result.outside > SLACK else 'no attack leaves the bounds'}")
+        raise AssertionError(f"accepted; {how if result.outside > 0 else 'no attack leaves the bounds'}")
     require_reason(result, reason, late=late)
     return result
 
@@ -357,7 +357,7 @@ def held_or_refused(case: Case, reason: str, *, late: bool = False, reach: float
     if isinstance(result, Refused):
         require_reason(result, reason, late=late)
         return result
-    assert result.outside <= SLACK, f"a poisoned run is outside by {result.outside:.3g} (width {result.width:.3g})"
+    assert result.outside == 0, f"a poisoned run is outside by {result.outside:.3g} (width {result.width:.3g})"
     assert result.reach >= reach, f"no attack reaches beyond {result.reach:.3g} of an interval: the test is vacuous"
     return result
 

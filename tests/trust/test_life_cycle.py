@@ -16,7 +16,7 @@ from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedModule, Cer
 from agt_lightning.errors import AgtError, BoundsMismatchError
 from tests.trust.harness import (
     QUIET,
-    SLACK,
+    LEAST_WIDTH,
     Batches,
     Case,
     held,
@@ -64,7 +64,7 @@ class Story:
         runs = [clean, parameters(module)]
         runs += [parameters(self.run(poison=poison)) for poison in standard_attacks(self.case)[:4]]
         found = measured(certified.bounds, clean, runs)
-        assert found["outside"] <= SLACK, f"outside by {found['outside']:.3g} (width {found['width']:.3g})"
+        assert found["outside"] <= f"outside by {found['outside']:.3g} (width {found['width']:.3g})"
         assert found["reach"] > 0.01
 
 
@@ -213,7 +213,7 @@ def test_fit_again_with_the_mixin():
     clean = parameters(plain.run())
     runs = [parameters(plain.run(poison=poison)) for poison in standard_attacks(plain_case)[:4]]
     found = measured(module.parameter_bounds, clean, [clean, *runs])
-    assert found["outside"] <= SLACK, f"outside by {found['outside']:.3g} (width {found['width']:.3g})"
+    assert found["outside"] <= f"outside by {found['outside']:.3g} (width {found['width']:.3g})"
 
 
 def test_a_fit_without_steps_leaves_files_alone(tmp_path):
@@ -253,8 +253,8 @@ def test_going_on_equals_one_long_training():
     except AgtError:
         return
     for name, interval in whole.bounds.items():
-        assert (parts.bounds[name].lower <= interval.lower + SLACK).all()
-        assert (parts.bounds[name].upper >= interval.upper - SLACK).all()
+        assert (parts.bounds[name].lower <= interval.lower + LEAST_WIDTH).all()
+        assert (parts.bounds[name].upper >= interval.upper - LEAST_WIDTH).all()
 
 
 # --- other weights ---------------------------------------------------------------------------------------------------

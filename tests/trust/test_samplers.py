@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 
 from agt_lightning import BoundedAdversary
-from tests.trust.harness import SLACK, Case, Refused, certify, made, measured, parameters, require_reason, train
+from tests.trust.harness import Case, Refused, certify, made, measured, parameters, require_reason, train
 from tests.trust.modules import Classifier, Regressor, classes, numbers, variant
 
 SAMPLING = r"sampler|repeat|replacement|twice|several times|weights|duplicate"
@@ -192,7 +192,7 @@ def check(module, adversary, data, make, combine=lambda loader: loader, reason=S
     clean = plain(data)
     runs = [plain(rows) for rows in changed_rows(data, adversary)]
     found = measured(result.certified.bounds, clean, [clean, *runs])
-    assert found["outside"] <= SLACK, f"outside by {found['outside']:.3g} (width {found['width']:.3g})"
+    assert found["outside"] == 0, f"outside by {found['outside']:.3g} (width {found['width']:.3g})"
     assert found["reach"] > reach
 
 

@@ -10,9 +10,6 @@ from tests.lightning.conftest import labels_of
 from tests.lightning.test_training_step import FLIPS, LABELS, VARIANTS
 from tests.trust.harness import Case, Held, outcome, peaks, refused, standard_attacks
 
-ROUNDING = 1e-6
-"""Of two float32 steps; the widths are near 1e-3."""
-
 CLIPS = r"hook|override|gradient|parameter|on_\w+"
 
 
@@ -42,7 +39,7 @@ def case(name: str) -> Case:
 def test_every_variant_holds_under_attack(name):
     result = outcome(case(name))
     assert isinstance(result, Held), str(result.error)
-    assert result.outside <= ROUNDING, f"outside by {result.outside:.3g} (width {result.width:.3g})"
+    assert result.outside == 0, f"outside by {result.outside:.3g} (width {result.width:.3g})"
     assert result.reach > 0.02
 
 

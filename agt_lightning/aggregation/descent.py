@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation.gains import sum_if_all_poisoned, top_n_gains
+from agt_lightning.aggregation.rounded_sums import CLIPPED_ROUNDINGS
 from agt_lightning.aggregation.sample_clipping import Clipping
 from agt_lightning.aggregation.top_n import top_n_sum
 from agt_lightning.aggregation.weighted_sums import SampleSet, blocks, weighted_sum
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 
@@ -49,11 +51,39 @@ def bounded_descent(
         if all_poisoned is not None:
             return all_poisoned.hull(total)  # contains `total`, except for rounding
     increase, decrease = top_n_gains(clean, poisoned, samples, n, budget)
-    return Interval.trusted(total.lower - decrease, total.upper + increase)
+    return moved_outward(total, increase, decrease, summands=n)
+
+
+def moved_outward(total: Interval, increase: Tensor, decrease: Tensor, summands: int) -> Interval:
+    """Return ``[L - decrease, U + increase]``, rounded outward.
+
+    The gains of up to n samples are differences of rounded products. Their errors are relative to the products, and are
+    covered by the widened factors of the total (docs/floats.md, section 5); the sum of the gains and this last sum are
+    covered here.
+
+    Args:
+        total: bounds without poison.
+        increase: sum of at most ``summands`` nonnegative numbers, as computed.
+        decrease: likewise.
+        summands: number of gains in each sum.
+
+    Example:
+        >>> moved_outward(Interval.point(torch.zeros(1)), torch.ones(1), torch.zeros(1), 2).upper > 1
+        tensor([True])
+    """
+    own = Arithmetic(None, total.dtype)
+    factor = 1 + own.relative(summands)
+    moved = Interval.trusted(total.lower - decrease * factor, total.upper + increase * factor)
+    return own.outward(moved)
 
 
 def unbounded_descent(
-    gradient: FactoredGradient, samples: SampleSet, n: int, clipping: Clipping, budget: int
+    gradient: FactoredGradient,
+    samples: SampleSet,
+    n: int,
+    clipping: Clipping,
+    budget: int,
+    arithmetic: Arithmetic | None = None,
 ) -> Interval:
     """Bound the weighted mean of clipped gradients if up to n samples are substituted (Theorem D.1).
 
@@ -63,19 +93,23 @@ def unbounded_descent(
         n: number of samples the adversary can substitute.
         clipping: the clipping that training applies.
         budget: memory for temporary tensors, in bytes.
+        arithmetic: of the sum of clipped gradients; None means the bounds' own alone.
 
     Returns:
         Interval of the parameter's shape.
     """
-    lowers, uppers = [], []
+    parts = []
     weights = samples.select(samples.weights)
+    arithmetic = arithmetic or Arithmetic(None, weights.dtype)
+    roundings = len(samples.weights) + CLIPPED_ROUNDINGS
+    kappa = clipping.kappa * (1 + arithmetic.relative(roundings))
     for start, stop in blocks(gradient, budget):
-        block = clipping(gradient.block(start, stop))
-        gain_up = (clipping.kappa - samples.select(block.upper)) * weights
-        gain_down = (clipping.kappa + samples.select(block.lower)) * weights
-        uppers.append(block.upper @ samples.weights + top_n_sum(gain_up, n))
-        lowers.append(block.lower @ samples.weights - top_n_sum(gain_down, n))
-    return Interval.trusted(torch.cat(lowers).reshape(gradient.shape), torch.cat(uppers).reshape(gradient.shape))
+        block = arithmetic.outward(clipping(gradient.block(start, stop)), roundings)
+        gain_up = (kappa - samples.select(block.upper)) * weights
+        gain_down = (kappa + samples.select(block.lower)) * weights
+        total = Interval.trusted(block.lower @ samples.weights, block.upper @ samples.weights)
+        parts.append(moved_outward(total, top_n_sum(gain_up, n), top_n_sum(gain_down, n), n))
+    return Interval.cat(parts).rearranged(lambda bound: bound.reshape(gradient.shape))
 
 
 def clipped_mean(gradient: FactoredGradient, weights: Tensor, clipping: Clipping, budget: int) -> Tensor:

@@ -13,8 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
-from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.rounding import accumulated_roundoff, unit_roundoff
+
+_ROUNDINGS = 16
+"""Roundings of a clipped entry besides the sums of squares: roots, quotient, products, and those of the bounds."""
 
 _TORCH_SHIFT = 1e-6
 """The constant that `torch.nn.utils.clip_grad_norm_` adds to the norm."""
@@ -23,8 +27,13 @@ _TORCH_SHIFT = 1e-6
 class MeanClipping(Protocol):
     """A clipping of one gradient over all parameters, and of bounds on it."""
 
-    def bounds(self, gradients: Mapping[str, Interval]) -> dict[str, Interval]:
-        """Bound the clipped gradient, by parameter."""
+    def bounds(self, gradients: Mapping[str, Interval], arithmetic: Arithmetic | None = None) -> dict[str, Interval]:
+        """Bound the clipped gradient, by parameter.
+
+        Args:
+            gradients: bounds before clipping, by parameter name.
+            arithmetic: of the run and of the bounds; None means that of the bounds alone.
+        """
 
     def clip(self, parameters: Sequence[Tensor]) -> None:
         """Clip ``.grad`` in place, by the function of torch."""
@@ -44,12 +53,13 @@ class MeanValueClipping:
 
     limit: float
 
-    def bounds(self, gradients: Mapping[str, Interval]) -> dict[str, Interval]:
-        """Return ``[clip(l), clip(u)]``."""
-        return {
-            name: interval.mapped(lambda bound: bound.clamp(-self.limit, self.limit))
-            for name, interval in gradients.items()
-        }
+    def bounds(self, gradients: Mapping[str, Interval], arithmetic: Arithmetic | None = None) -> dict[str, Interval]:
+        """Return ``[clip(l), clip(u)]``, with the limit rounded to the run's type."""
+        return {name: self._clipped(interval, arithmetic or _own(interval)) for name, interval in gradients.items()}
+
+    def _clipped(self, interval: Interval, arithmetic: Arithmetic) -> Interval:
+        small, large = (self.limit * (1 + sign * arithmetic.relative(1)) for sign in (-1, 1))
+        return Interval.trusted(interval.lower.clamp(-large, small), interval.upper.clamp(-small, large))
 
     def clip(self, parameters: Sequence[Tensor]) -> None:
         """Call `torch.nn.utils.clip_grad_value_`."""
@@ -77,16 +87,22 @@ class MeanNormClipping:
 
     limit: float
 
-    def bounds(self, gradients: Mapping[str, Interval]) -> dict[str, Interval]:
-        """Bound each entry by the class's rule, with squared norms rounded outward."""
+    def bounds(self, gradients: Mapping[str, Interval], arithmetic: Arithmetic | None = None) -> dict[str, Interval]:
+        """Bound each entry by the class's rule, with squared norms rounded outward.
+
+        torch takes the norm of each parameter, and then of these norms. The run's norm is off by half of the errors of
+        these sums; an entry is ``g min(1, c (1 + θ) / (‖g‖ + 1e-6))``, so gradients that are not clipped stay exact.
+        """
         if not gradients:
             return {}
         small = torch.stack([interval.mignitude.square().sum() for interval in gradients.values()]).sum()
         large = torch.stack([interval.magnitude.square().sum() for interval in gradients.values()]).sum()
-        count = sum(interval.lower.numel() for interval in gradients.values())
-        roundoff = accumulated_roundoff(count + 2, small.dtype)
+        sizes = [interval.lower.numel() for interval in gradients.values()]
+        roundoff = accumulated_roundoff(sum(sizes) + 4, small.dtype)
+        arithmetic = arithmetic or Arithmetic(None, small.dtype)
+        slack = arithmetic.relative(max(sizes) + len(sizes) + _ROUNDINGS)
         return {
-            name: self._clipped(interval, small * (1 - roundoff), large * (1 + roundoff))
+            name: self._clipped(interval, small * (1 - roundoff), large * (1 + roundoff), slack)
             for name, interval in gradients.items()
         }
 
@@ -94,16 +110,31 @@ class MeanNormClipping:
         """Call `torch.nn.utils.clip_grad_norm_`."""
         torch.nn.utils.clip_grad_norm_(parameters, self.limit)
 
-    def _clipped(self, interval: Interval, small: Tensor, large: Tensor) -> Interval:
+    def _clipped(self, interval: Interval, small: Tensor, large: Tensor, slack: float) -> Interval:
         least = (small - interval.mignitude.square()).clamp(min=0)
         most = (large - interval.magnitude.square()).clamp(min=0)
-        upper = self._scaled(interval.upper, torch.where(interval.upper >= 0, least, most))
-        lower = self._scaled(interval.lower, torch.where(interval.lower <= 0, least, most))
+        grows, falls = interval.upper >= 0, interval.lower <= 0
+        upper = self._scaled(interval.upper, torch.where(grows, least, most), torch.where(grows, slack, -slack))
+        lower = self._scaled(interval.lower, torch.where(falls, least, most), torch.where(falls, slack, -slack))
         return Interval.trusted(lower, upper)
 
-    def _scaled(self, entries: Tensor, others: Tensor) -> Tensor:
+    def _scaled(self, entries: Tensor, others: Tensor, slack: Tensor) -> Tensor:
         norm = (entries.square() + others).sqrt()
-        return entries * (self.limit / (norm + _TORCH_SHIFT)).clamp(max=1.0)
+        return entries * (self.limit * (1 + slack) / (norm + _TORCH_SHIFT)).clamp(max=1.0)
+
+
+def coarsest_arithmetic(types: Mapping[str, torch.dtype] | None, own: torch.dtype) -> Arithmetic:
+    """Return the roundings of a computation over parameters of several types: those of the coarsest.
+
+    Args:
+        types: floating point types of the run by parameter name; None for a run in real arithmetic.
+        own: floating point type of the bounds.
+    """
+    return Arithmetic(max(types.values(), key=unit_roundoff) if types else None, own)
+
+
+def _own(interval: Interval) -> Arithmetic:
+    return Arithmetic(None, interval.dtype)
 
 
 def clipped_gradients(

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.descent import bounded_descent
+from agt_lightning.aggregation.descent import bounded_descent, moved_outward
 from agt_lightning.aggregation.moment_terms import FactoredGains, FactorRanges, Term
 from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
-from agt_lightning.rounding import round_down, round_up, unit_roundoff
+from agt_lightning.rounding import unit_roundoff
 
 SMALLEST_EXPONENT = 4
 """Smallest p, unless all rows can be poisoned; p = 2 is tighter only if more than a third of them can."""
@@ -218,9 +218,8 @@ def moment_descent(
     )
     sums = [MomentSums.of(gains, part, poisoned_rows, exponents) for gains, part in zip(parts, ranges, strict=True)]
     increase, decrease = functools.reduce(operator.add, sums).top_n(poisoned_rows).reshape(2, *clean.shape)
-    return Interval.trusted(
-        round_down(total.lower.double() - decrease, total.dtype), round_up(total.upper.double() + increase, total.dtype)
-    )
+    # Both sums of gains are rounded up already; `moved_outward` covers their difference to the total.
+    return moved_outward(total.to(dtype=torch.float64), increase, decrease, summands=1).to(dtype=total.dtype)
 
 
 def factored_gains(

@@ -14,12 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
 _ROUNDINGS = 16
-"""Roundings of a squared norm: a product of two sums of squares, which torch adds pairwise, in logarithmic depth."""
+"""Roundings of a squared norm besides its sums, and of a clipped entry."""
 
 
 class Clipping(Protocol):
@@ -89,11 +90,13 @@ class NormClipping:
 
     Args:
         kappa: κ.
-        square_norms: bounds on ‖g‖² over all parameters, shape (b,).
+        square_norms: ‖g‖² over all parameters, as computed from bounds on g, shape (b,); a point if g is one.
+        elements: number of elements of g, for the rounding of its norm.
     """
 
     kappa: float
     square_norms: Interval
+    elements: int = 2**20
 
     @classmethod
     def of(cls, kappa: float, gradients: Sequence[FactoredGradient]) -> NormClipping:
@@ -106,19 +109,26 @@ class NormClipping:
         sums = [gradient.square_sums() for gradient in gradients]
         lower = torch.stack([bounds.lower for bounds in sums]).sum(dim=0)
         upper = torch.stack([bounds.upper for bounds in sums]).sum(dim=0)
-        return cls(kappa, Interval.trusted(lower, upper, nonnegative=True))
+        elements = sum(gradient.elements for gradient in gradients)
+        if torch.equal(lower, upper):
+            return cls(kappa, Interval.point(lower, nonnegative=True), elements)
+        return cls(kappa, Interval.trusted(lower, upper, nonnegative=True), elements)
 
     def __call__(self, block: Interval) -> Interval:
-        """Clip a block, whose entries are part of ``square_norms``."""
-        slack = accumulated_roundoff(_ROUNDINGS, block.dtype) * self.square_norms.upper  # a difference of large squares
+        """Clip a block, whose entries are part of ``square_norms``.
+
+        Entries that are points are clipped to intervals where the norm, which other entries enter, is no point.
+        """
+        roundoff = accumulated_roundoff(2 * self.elements + _ROUNDINGS, block.dtype)
+        slack = roundoff * self.square_norms.upper  # a difference of large squares
         least = (self.square_norms.lower - block.mignitude.square() - slack).clamp(min=0)
-        if block.is_point:
+        if block.is_point and self.square_norms.is_point:
             others = (self.square_norms.lower - block.mignitude.square()).clamp(min=0)
             return Interval.point(self._scaled(block.lower, others))
         most = (self.square_norms.upper - block.magnitude.square() + slack).clamp(min=0)
         upper = self._scaled(block.upper, torch.where(block.upper >= 0, least, most))
         lower = self._scaled(block.lower, torch.where(block.lower <= 0, least, most))
-        return Interval.trusted(lower, upper)
+        return Arithmetic(None, block.dtype).outward(Interval.trusted(lower, upper), _ROUNDINGS)
 
     def _scaled(self, entries: Tensor, others: Tensor) -> Tensor:
         norm = (entries.square() + others).sqrt()

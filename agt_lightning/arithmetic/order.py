@@ -5,7 +5,7 @@ from torch import Tensor
 
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
-from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.rounding import unit_roundoff
 
 _LONGEST_SUM = 10**7
 """Number of summands of the longest sum in a bound; in float64 its rounding error stays below 3e-12 of their size."""
@@ -44,9 +44,11 @@ def require_uncrossed(value: Interval) -> Interval:
     """
     if value.is_point or _in_order(value.lower, value.upper):
         return value
+    if bool(value.lower.isnan().any() | value.upper.isnan().any()):
+        raise UnsoundBoundError("Expected bounds, but got NaN: an operation on infinite bounds has no result.")
     excess = float((value.lower - value.upper).detach().max())
     size = float(value.magnitude.detach().max())
-    if excess > size * accumulated_roundoff(_LONGEST_SUM, value.dtype):
+    if excess > size * min(1.0, _LONGEST_SUM * unit_roundoff(value.dtype)):
         raise UnsoundBoundError(
             f"Expected lower bounds below upper ones up to rounding, but they cross by {excess:.3g} at size {size:.3g}."
             " A rule is wrong: please report this message."

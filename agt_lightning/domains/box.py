@@ -14,7 +14,9 @@ from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation import DESCENTS, Clipping, NormClipping, SumMethod, choose, unbounded_descent
-from agt_lightning.aggregation.mean_clipping import MeanClipping
+from agt_lightning.aggregation.mean_clipping import MeanClipping, coarsest_arithmetic
+from agt_lightning.aggregation.rounded_sums import StepSums
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.domains.base import Domain, OptimizerStep, Step, TrainingSetup
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError, UnsoundBoundError
@@ -37,10 +39,12 @@ class BoxStep:
     Args:
         bounds: interval of the applied gradient, by parameter name.
         values: bounds on layer outputs, one per micro-batch, for other domains.
+        clipped_in: the roundings of a mean gradient that is clipped.
     """
 
     bounds: Mapping[str, Interval]
     values: tuple[ValueBounds, ...]
+    clipped_in: Arithmetic
 
 
 class BoxDomain(Domain[BoxStep]):
@@ -87,17 +91,28 @@ class BoxDomain(Domain[BoxStep]):
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BoxStep:
         with step.processes.collective_errors():
             passes = self._passes(step, value_bounds)
-            local_clean = stacked([bounds.clean for bounds in passes])
-            local_poisoned = stacked([bounds.poisoned for bounds in passes if bounds.poisoned])
+            sums = self._sums(step)
+            local_clean = sums.widened(stacked([bounds.clean for bounds in passes]))
+            local_poisoned = sums.widened(stacked([bounds.poisoned for bounds in passes if bounds.poisoned]))
             rule = step.adversary.sample_clipping
             clipping = None if rule is None else rule.fitted(list(local_clean.values()))
         clipping = _of_all_samples(clipping, step.processes)
         clean, poisoned = all_gathered(step.processes, local_clean, local_poisoned)
 
         with record_function("agt: sums over samples"):
-            bounds = self._gradient_bounds(step, clean, poisoned, clipping)
+            bounds = self._gradient_bounds(step, clean, poisoned, clipping, sums)
         self._require_finite(step, bounds)
-        return BoxStep(bounds, tuple(each.values for each in passes))
+        return BoxStep(bounds, tuple(each.values for each in passes), coarsest_arithmetic(sums.types, self.dtype))
+
+    def _sums(self, step: Step) -> StepSums:
+        """Return the roundings of the run's sums over the samples of this step, in all processes."""
+        types = {name: parameter.dtype for name, parameter in step.module.named_parameters()}
+        factors = max(len(part.bounded.objective.reduced) for part in step.parts) if step.parts else 0
+        return StepSums(
+            types if self.config.floats == "run" else None,
+            self.dtype,
+            len(step.samples.weights) + len(step.parts) + step.processes.size + factors,
+        )
 
     def _require_finite(self, step: Step, bounds: Mapping[str, Interval]) -> None:
         """Raise if a gradient's bound is NaN or infinite, naming the call where that begins."""
@@ -149,6 +164,7 @@ class BoxDomain(Domain[BoxStep]):
         clean: Mapping[str, FactoredGradient],
         poisoned: Mapping[str, FactoredGradient],
         clipping: Clipping | None,
+        sums: StepSums,
     ) -> dict[str, Interval]:
         """Bound the descent direction of every parameter by the method chosen for it (Theorem 3.4 or D.1)."""
         budget = fitting_memory_budget(self.config.memory_budget, step.samples.weights.device)
@@ -156,16 +172,21 @@ class BoxDomain(Domain[BoxStep]):
         self.sum_methods = choose(aggregation, clean, poisoned, step.samples)
 
         def bound(method: SumMethod, clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
-            if clipping is None:
-                return DESCENTS[method](clean, poisoned, step.samples, step.adversary.n, budget)
-            return unbounded_descent(clean, step.samples, step.adversary.n, clipping, budget)
+            return DESCENTS[method](clean, poisoned, step.samples, step.adversary.n, budget)
+
+        def clipped(name: str, clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
+            assert clipping is not None
+            return unbounded_descent(clean, step.samples, step.adversary.n, clipping, budget, sums.arithmetic(name))
 
         bounds: dict[str, Interval] = {}
-        for method in dict.fromkeys(self.sum_methods.values()):
+        if clipping is not None:
+            for name, gradient in clean.items():
+                bounds |= partitioned(step.processes, {name: gradient}, {}, partial(clipped, name))
+        for method in dict.fromkeys(self.sum_methods.values()) if clipping is None else ():
             names = [name for name, taken in self.sum_methods.items() if taken == method]
             inner, outer = ({name: group[name] for name in names if name in group} for group in (clean, poisoned))
             bounds |= partitioned(step.processes, inner, outer, partial(bound, method))
-        return {name: bounds[name] for name in clean}
+        return {name: sums.clear_of_underflow(name, bounds[name], clean[name], poisoned.get(name)) for name in clean}
 
     @override
     def found_values(self, data: BoxStep) -> list[ValueBounds]:
@@ -178,7 +199,7 @@ class BoxDomain(Domain[BoxStep]):
     @override
     def clip(self, data: BoxStep, clipping: MeanClipping, names: Sequence[str]) -> BoxStep:
         before = {name: data.bounds[name] for name in names if name in data.bounds}
-        return replace(data, bounds={**data.bounds, **clipping.bounds(before)})
+        return replace(data, bounds={**data.bounds, **clipping.bounds(before, data.clipped_in)})
 
     @override
     def update(self, data: BoxStep, optimizer_step: OptimizerStep) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from agt_lightning.aggregation.mean_clipping import MeanClipping, clipped_gradients
+from agt_lightning.aggregation.mean_clipping import MeanClipping, clipped_gradients, coarsest_arithmetic
 from agt_lightning.engine.self_checks import Tolerance
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED
 from agt_lightning.interval import Interval, require_inside
@@ -79,7 +80,10 @@ def checked_clipping(
     before = {name: bounds[name] for name in names if name in bounds}
     hulls = {name: box.hull(Interval.point(verified[name].to(box.dtype))) for name, box in before.items()}
     terms = sum(gradient.numel() for gradient in gradients.values())
-    for name, interval in clipping.bounds(hulls).items():
+    types = {name: gradient.dtype for name, gradient in gradients.items()}
+    own = next((box.dtype for box in hulls.values()), torch.float64)
+    arithmetic = coarsest_arithmetic(types if floats == "run" else None, own)
+    for name, interval in clipping.bounds(hulls, arithmetic).items():
         relative = accumulated_roundoff(terms, gradients[name].dtype) if floats == "real" else 0.0
         tolerance = relative * interval.magnitude
         require_inside(name, gradients[name].to(interval.dtype), interval, tolerance, NOT_WHAT_IS_TRAINED)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.distributed import Entry, Message, ProcessGroup
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients.base import FactoredGradient
@@ -149,6 +151,16 @@ class ShardedGradient(FactoredGradient):
             return None
         totals = [sent["total"] for sent in received if "total" in sent]
         return _summed([total for total in totals if isinstance(total, Interval)])
+
+    @override
+    def rounded(self, arithmetic: Arithmetic, roundings: int) -> ShardedGradient:
+        local = None if self.local is None else self.local.rounded(arithmetic, roundings)
+        return ShardedGradient(local, self.processes, self.counts, self._shape)
+
+    @override
+    def nonzero(self) -> Tensor:
+        """Return true for all elements: only the processes together know."""
+        return torch.ones(self._shape, dtype=torch.bool)
 
     @override
     def scale(self, weights: Tensor) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 
 Leaf = Tensor | Interval
@@ -90,6 +91,22 @@ class FactoredGradient(ABC):
             weights: (b,), nonnegative.
         """
 
+    @abstractmethod
+    def rounded(self, arithmetic: Arithmetic, roundings: int) -> FactoredGradient:
+        """Return the gradient with one factor of each product widened, so that its sums cover rounding.
+
+        A sum over samples in floating point, in any order, is the exact sum for factors that differ relatively by
+        γ_k (docs/floats.md, eq. (1.3)).
+
+        Args:
+            arithmetic: of the run and of the bounds.
+            roundings: number k of roundings from a factor to the sum.
+        """
+
+    @abstractmethod
+    def nonzero(self) -> Tensor:
+        """Return which elements some sample can move, of the parameter's shape; the gradient of all others is zero."""
+
     def factors(self) -> Factors | None:
         """Return the factors that the bounds are products of; None if there are none."""
         return None
@@ -135,3 +152,26 @@ class FactoredGradient(ABC):
         lower = torch.stack([block.mignitude.square().sum(dim=0) for block in blocks]).sum(dim=0)
         upper = torch.stack([block.magnitude.square().sum(dim=0) for block in blocks]).sum(dim=0)
         return Interval.trusted(lower, upper, nonnegative=True)
+
+
+def is_nonzero(value: Interval) -> Tensor:
+    """Return which entries can be other than zero, of the interval's shape."""
+    nonzero = value.lower != 0
+    return nonzero if value.is_point else nonzero | (value.upper != 0)
+
+
+def rounded_factors(
+    first: Interval, second: Interval, arithmetic: Arithmetic, roundings: int
+) -> tuple[Interval, Interval]:
+    """Return two factors, of which the one that is cheaper to widen covers rounding: no point beside an interval.
+
+    Example:
+        >>> ones = torch.ones(3, dtype=torch.float64)
+        >>> box, point = Interval(0 * ones, ones), Interval.point(ones[:2])
+        >>> rounded_factors(box, point, Arithmetic(torch.float32, torch.float64), 10)[1] is point
+        True
+    """
+    alike = first.is_point == second.is_point
+    if first.lower.numel() <= second.lower.numel() if alike else second.is_point:
+        return arithmetic.outward(first, roundings), second
+    return first, arithmetic.outward(second, roundings)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients.base import FactoredGradient, Leaf
 from agt_lightning.interval import Interval
 
@@ -50,6 +51,15 @@ class Composite(FactoredGradient):
     @override
     def scale(self, weights: Tensor) -> float:
         return sum(part.scale(share) for part, share in zip(self.parts, self.part_weights(weights), strict=True))
+
+    @override
+    def rounded(self, arithmetic: Arithmetic, roundings: int) -> FactoredGradient:
+        """Return the parts, each widened by its own sum and that of the parts."""
+        return type(self)([part.rounded(arithmetic, roundings + len(self.parts)) for part in self.parts])
+
+    @override
+    def nonzero(self) -> Tensor:
+        return torch.stack([part.nonzero().expand(self.shape) for part in self.parts]).any(dim=0)
 
     @property
     @override

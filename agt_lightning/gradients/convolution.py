@@ -1,5 +1,7 @@
 """Gradients of convolution weights: outer products of output gradients and patches, summed over positions."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -13,8 +15,9 @@ from agt_lightning.arithmetic.convolution import (
     chunks,
     has_exact_kernels,
 )
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import require_uncrossed
-from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf
+from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, is_nonzero, rounded_factors
 from agt_lightning.interval import Interval
 
 
@@ -87,6 +90,17 @@ class PatchProduct(FactoredGradient):
             outputs, canvas, weight, None, stride, none, dilation, False, none, groups, [False, True, False]
         )
         return gradients[1]
+
+    @override
+    def rounded(self, arithmetic: Arithmetic, roundings: int) -> PatchProduct:
+        outputs, image = rounded_factors(self.outputs, self.image, arithmetic, roundings)
+        return PatchProduct(outputs, image, self.windows)
+
+    @override
+    def nonzero(self) -> Tensor:
+        """Return whether output and input channel are used: an output channel at least."""
+        used = is_nonzero(self.outputs).transpose(0, 1).flatten(1).any(dim=1)
+        return used.reshape(-1, *[1] * (len(self.shape) - 1)).expand(self.shape)
 
     @override
     def factors(self) -> Factors | None:

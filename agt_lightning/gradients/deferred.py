@@ -1,11 +1,14 @@
 """The fallback for gradients without factors: computed for a few samples at a time, whenever they are used."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients.base import FactoredGradient
 from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.interval import Interval
@@ -77,6 +80,15 @@ class Deferred(FactoredGradient):
     def scale(self, weights: Tensor) -> float:
         """Return ``Σ_i w_i max |δ_i|``."""
         return sum(part.scale(weights[rows]) for rows, part in self._parts())
+
+    @override
+    def rounded(self, arithmetic: Arithmetic, roundings: int) -> Deferred:
+        return Deferred(lambda rows: arithmetic.outward(self.evaluate(rows), roundings), self._samples, self._shape)
+
+    @override
+    def nonzero(self) -> Tensor:
+        """Return true for all elements: looking at them would compute them once more."""
+        return torch.ones(self._shape, dtype=torch.bool)
 
     @override
     def square_sums(self) -> Interval:

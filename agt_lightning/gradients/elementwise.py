@@ -1,13 +1,16 @@
 """Gradients of parameters that act element by element: biases and scales."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import require_uncrossed
-from agt_lightning.gradients.base import FactoredGradient, Leaf
+from agt_lightning.gradients.base import FactoredGradient, Leaf, is_nonzero
 from agt_lightning.interval import Interval
 
 
@@ -55,6 +58,14 @@ class Elementwise(FactoredGradient):
         """Return ``Σ_i w_i max |δ_i|``."""
         lower, upper = (bound.reshape(self.samples, -1) for bound in (self.values.lower, self.values.upper))
         return float(torch.maximum(upper.amax(dim=1), -lower.amin(dim=1)) @ weights)
+
+    @override
+    def rounded(self, arithmetic: Arithmetic, roundings: int) -> Elementwise:
+        return Elementwise(arithmetic.outward(self.values, roundings))
+
+    @override
+    def nonzero(self) -> Tensor:
+        return is_nonzero(self.values).any(dim=0)
 
     @property
     @override

@@ -1,5 +1,7 @@
 """Gradients of weight matrices: outer products of an output gradient and an input."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -7,8 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply, product, splits
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import require_uncrossed
-from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf
+from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, is_nonzero, rounded_factors
 from agt_lightning.interval import Interval
 
 
@@ -64,6 +67,15 @@ class OuterProduct(FactoredGradient):
         if self.shape[0] <= self.shape[1]:  # the smaller factor is cheaper to scale
             return require_uncrossed(product(_flat(multiply(self.outputs, weight)).mT, _flat(self.inputs)))
         return require_uncrossed(product(_flat(self.outputs).mT, _flat(multiply(self.inputs, weight))))
+
+    @override
+    def rounded(self, arithmetic: Arithmetic, roundings: int) -> OuterProduct:
+        return OuterProduct(*rounded_factors(self.outputs, self.inputs, arithmetic, roundings))
+
+    @override
+    def nonzero(self) -> Tensor:
+        outputs, inputs = (is_nonzero(factor).flatten(0, 1).any(dim=0) for factor in (self.outputs, self.inputs))
+        return outputs[:, None] & inputs
 
     @override
     def factors(self) -> Factors:

@@ -3,6 +3,8 @@
 Axis letters: ``b`` samples, ``t`` positions, ``v`` rows of the table, ``d`` its columns.
 """
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients.base import FactoredGradient, Leaf
 from agt_lightning.gradients.outer_product import OuterProduct
 from agt_lightning.interval import Interval
@@ -69,6 +72,16 @@ class RowGradient(FactoredGradient):
     def scale(self, weights: Tensor) -> float:
         """Return ``Σ_i w_i Σ_t max |g_it|``."""
         return float(self.values.magnitude.amax(dim=2).sum(dim=1) @ weights)
+
+    @override
+    def rounded(self, arithmetic: Arithmetic, roundings: int) -> RowGradient:
+        return RowGradient(self.rows, arithmetic.outward(self.values, roundings), self.count)
+
+    @override
+    def nonzero(self) -> Tensor:
+        table = self.rows.new_zeros(self.shape, dtype=torch.bool)
+        table[self.rows.reshape(-1)] = True
+        return table
 
     @property
     @override

@@ -4,6 +4,7 @@ Axis letters: ``m`` rows of the left factor, ``k`` inner dimension, ``n`` column
 these are batch axes, of which the first counts samples.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -13,13 +14,19 @@ from agt_lightning.gradients import FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of, reduce_to
 from agt_lightning.rules.linear import MatrixProduct
+from agt_lightning.rules.roundings import BilinearContraction, Roundings
 from agt_lightning.rules.values import Value, as_interval
 
 
 class BatchedProduct(Rule):
     """``bmm``, and ``matmul`` with more than a weight matrix: A B of independent factors; exact."""
 
-    is_contraction = True
+    def roundings(self, site: Site) -> Roundings:
+        """The inner dimension forward; backward the rows or columns, and all copies of a shared factor."""
+        rows, inner = site.shapes[0][-2:]
+        columns, copies = site.shapes[1][-1], math.prod(site.call.shape[1:-2])
+        sums = max(rows, columns) * copies
+        return BilinearContraction(inner, sums, sums)
 
     def problem(self, site: Site) -> str | None:
         """Refuse products that pair different samples, or a shared factor that is not applied to each sample."""
@@ -60,13 +67,16 @@ class BatchedProduct(Rule):
 class Matmul(Rule):
     """``matmul``: one weight matrix for all samples, or a product of two activations; exact."""
 
-    is_contraction = True
     _weight = MatrixProduct()
     _batched = BatchedProduct()
 
     def _rule(self, site: Site) -> Rule:
         weight = site.samples[0] and not site.samples[1] and len(site.shapes[1]) == 2
         return self._weight if weight else self._batched
+
+    def roundings(self, site: Site) -> Roundings:
+        """As the rule that applies."""
+        return self._rule(site).roundings(site)
 
     def problem(self, site: Site) -> str | None:
         """As the rule that applies."""

@@ -4,6 +4,7 @@ A transposed convolution is the adjoint of a convolution with the same windows, 
 other's forward pass and both weights have the same gradient, with input and output gradient exchanged.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from agt_lightning.arithmetic.order import intersection
 from agt_lightning.gradients import Elementwise, FactoredGradient, PatchProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import Contraction, Roundings
 from agt_lightning.rules.values import Value, as_interval
 
 
@@ -29,7 +31,13 @@ class Convolution(Rule):
 
     transposed: bool | None = False
 
-    is_contraction = True
+    def roundings(self, site: Site) -> Roundings:
+        """A window's entries in all channels of a group, forward and backward; positions in the weight's gradient."""
+        window = math.prod(site.shapes[1][2:])
+        first, second = site.shapes[1][0] // site.integer("groups"), site.shapes[1][1]
+        terms, gradient_terms = (first, second) if self._is_transposed(site) else (second, first)
+        positions = max(math.prod(site.call.shape[2:]), math.prod(site.shapes[0][2:]))
+        return Contraction(terms * window, gradient_terms * window, positions)
 
     def problem(self, site: Site) -> str | None:
         """Refuse a weight or bias with samples, and an input without them or without channels."""

@@ -3,6 +3,7 @@
 Axis letters: ``b`` samples, ``t`` positions, ``v`` rows of the table, ``d`` its columns.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -11,13 +12,16 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient, RowGradient
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import Exact, Roundings
 from agt_lightning.rules.values import Value, as_interval
 
 
 class Embedding(Rule):
     """``embedding``: row k of a frozen or trained table for integers k; exact."""
 
-    is_contraction = True
+    def roundings(self, site: Site) -> Roundings:
+        """Rows are copied; their gradient is the sum over all positions that read them."""
+        return Exact(positions=max(1, math.prod(site.shapes[1][1:])))
 
     def problem(self, site: Site) -> str | None:
         """Refuse a table that is not the same for all samples, and gradients that depend on the whole batch."""

@@ -18,6 +18,7 @@ from agt_lightning.capture.graph import ITEM
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
 from agt_lightning.rules.convolution import sizes
+from agt_lightning.rules.roundings import LinearMap, Roundings
 from agt_lightning.rules.values import Value, as_interval
 
 _aten = torch.ops.aten
@@ -33,7 +34,10 @@ class AveragePool(Rule):
 
     rank: int
 
-    is_contraction = True
+    def roundings(self, site: Site) -> Roundings:
+        """The entries of a window; an entry is in at most as many windows."""
+        window = math.prod(sizes(site, "kernel_size", self.rank))
+        return LinearMap(window, window)
 
     def problem(self, site: Site) -> str | None:
         """Refuse a negative divisor."""
@@ -84,7 +88,12 @@ class AdaptiveAveragePool(Rule):
 
     rank: int
 
-    is_contraction = True
+    def roundings(self, site: Site) -> Roundings:
+        """The entries of the largest window, and the windows that an entry can be in."""
+        image, windows = (shape[len(shape) - self.rank :] for shape in (site.shapes[0], site.call.shape))
+        pairs = list(zip(image, windows, strict=True))
+        largest = math.prod(size // count + 2 for size, count in pairs)
+        return LinearMap(largest, math.prod(count // size + 2 for size, count in pairs))
 
     def problem(self, site: Site) -> str | None:
         """Accept every call."""
@@ -125,6 +134,10 @@ class MaxPool(Rule):
     """
 
     rank: int
+
+    def roundings(self, site: Site) -> Roundings:
+        """The largest entry is a copy; the gradients of all windows that an entry is the largest of are added."""
+        return LinearMap(0, math.prod(sizes(site, "kernel_size", self.rank)))
 
     def problem(self, site: Site) -> str | None:
         """Refuse the indices of the largest entries, which have no bounds."""

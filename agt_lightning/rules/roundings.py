@@ -54,7 +54,13 @@ class Roundings(ABC):
 
 @dataclass(frozen=True)
 class Exact(Roundings):
-    """No rounding: moves, copies, signs, comparisons, and products with zero, one and powers of two."""
+    """No rounding: moves, copies, signs, comparisons, and products with zero, one and powers of two.
+
+    Args:
+        positions: number of numbers that one sample adds to an element of the parameter's gradient.
+    """
+
+    positions: int = 1
 
     @override
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
@@ -71,6 +77,49 @@ class Exact(Roundings):
         arithmetic: Arithmetic,
     ) -> Sequence[Interval | None]:
         return rule.backward(site, grad, inputs, output)
+
+    @override
+    def summands(self, site: Site, grad: Interval) -> int:
+        return self.positions
+
+
+@dataclass(frozen=True)
+class LinearMap(Roundings):
+    """Results are sums of entries of one input, times constants: sums, means, averages over windows.
+
+    ``fl(Σ_k c_k a_k) = Σ_k c_k a_k (1 + δ_k)`` with |δ_k| <= γ_{K + 2}, so the input is widened; backward likewise.
+
+    Args:
+        terms: number K of summands of a result; zero if results are exact.
+        gradient_terms: number of summands of a gradient; zero if gradients are exact.
+    """
+
+    terms: int
+    gradient_terms: int
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        if not self.terms:
+            return rule.forward(site, inputs)
+        roundings = self.terms + 2
+        output = rule.forward(site, [arithmetic.outward(as_interval(inputs[0]), roundings), *inputs[1:]])
+        return arithmetic.clear_of_underflow(as_interval(output), roundings)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        if not self.gradient_terms:
+            return rule.backward(site, grad, inputs, output)
+        roundings = self.gradient_terms + 2
+        gradients = rule.backward(site, arithmetic.outward(grad, roundings), inputs, output)
+        return [None if each is None else arithmetic.clear_of_underflow(each, roundings) for each in gradients]
 
 
 @dataclass(frozen=True)
@@ -156,6 +205,25 @@ class Contraction(Roundings):
     @override
     def summands(self, site: Site, grad: Interval) -> int:
         return self.positions
+
+
+@dataclass(frozen=True)
+class BilinearContraction(Contraction):
+    """A contraction of two inputs that both have gradients: sums of products with the result's gradient."""
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        roundings = self.gradient_terms + 2
+        gradients = rule.backward(site, arithmetic.outward(grad, roundings), inputs, output)
+        return [None if each is None else arithmetic.clear_of_underflow(each, roundings) for each in gradients]
 
 
 def smaller_factor(first: Interval, second: Interval) -> int:

@@ -62,8 +62,12 @@ class Arithmetic:
 
         The run scales all gradients by the weight of a sample, at least 2^-40, which bounds are computed without.
         """
-        least = torch.finfo(self.own).tiny + (0.0 if self.run is None else torch.finfo(self.run).tiny)
-        return 2 * roundings * least / SMALLEST_WEIGHT
+        return roundings * self.least / SMALLEST_WEIGHT
+
+    @property
+    def least(self) -> float:
+        """The largest error of one operation that underflows, in the run and in the bounds together."""
+        return 2 * (torch.finfo(self.own).tiny + (0.0 if self.run is None else torch.finfo(self.run).tiny))
 
     def outward(self, value: Interval, roundings: int = 1) -> Interval:
         """Widen bounds relatively to themselves; zeros stay zeros, and signs stay.

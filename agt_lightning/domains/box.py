@@ -24,7 +24,7 @@ from agt_lightning.gradients import FactoredGradient, all_gathered, partitioned
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
-from agt_lightning.optimizers.checked_update import TrainedUpdate, checked_update, foreign_state_problems
+from agt_lightning.optimizers.checked_update import TrainedUpdate, arithmetic_of, checked_update, foreign_state_problems
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.diagnose import diagnose
 from agt_lightning.propagation.passes import GradientBounds, ValueBounds, poisonable_at_all, propagate
@@ -212,8 +212,10 @@ class BoxDomain(Domain[BoxStep]):
             if state is None:
                 state = remembered = counterpart.initial(group, box)
             after = counterpart.nominal(kept, state.step + 1, self.dtype)
+            parameter = optimizer_step.parameters[name]
+            arithmetic = arithmetic_of(parameter, group, self.dtype)
             trained = TrainedUpdate.of(
-                optimizer_step.parameters[name], optimizer_step.before[name], remembered, after, self.dtype
+                parameter, optimizer_step.before[name], remembered, after, arithmetic, self.config.floats
             )
             gradient = data.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
             self.states[name], self.intervals[name] = checked_update(

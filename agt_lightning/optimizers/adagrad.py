@@ -6,9 +6,18 @@ from typing import ClassVar
 
 import torch
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, decayed_gradient, nonnegative, number_of
-from agt_lightning.optimizers.quotient import quotient
+from agt_lightning.optimizers.base import (
+    AbstractOptimizer,
+    Group,
+    change_of,
+    decayed_gradient,
+    moved,
+    nonnegative,
+    number_of,
+)
+from agt_lightning.optimizers.quotient import ROUNDINGS, accumulated, quotient
 from agt_lightning.optimizers.state import OptimizerState
 
 
@@ -41,11 +50,19 @@ class AbstractAdagrad(AbstractOptimizer):
         return OptimizerState(0, {"sum": Interval.point(torch.full_like(box.lower, start), nonnegative=True)})
 
     def step(
-        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+        self,
+        group: Group,
+        state: OptimizerState,
+        box: Interval,
+        gradient: Interval,
+        arithmetic: Arithmetic | None = None,
     ) -> tuple[OptimizerState, Interval]:
         """Apply the updates of the class docstring."""
+        arithmetic = self.arithmetic(arithmetic, box)
         rate = number_of(group, "lr") / (1.0 + state.step * number_of(group, "lr_decay"))
-        direction = decayed_gradient(group, box, gradient, number_of(group, "weight_decay"))
+        direction = decayed_gradient(group, box, gradient, number_of(group, "weight_decay"), arithmetic)
         total, zero = nonnegative(state.moments["sum"]), Interval.point(torch.zeros_like(box.lower))
-        normalized = quotient(zero, 1.0, total, 1.0, number_of(group, "eps"), direction)
-        return OptimizerState(state.step + 1, {"sum": total + direction.square()}), box - normalized.scaled(rate)
+        normalized = quotient(zero, 1.0, total, 1.0, number_of(group, "eps"), direction, arithmetic=arithmetic)
+        change = change_of(normalized, rate, arithmetic, ROUNDINGS)
+        grown = accumulated(total, 1.0, direction, 1.0, arithmetic)
+        return OptimizerState(state.step + 1, {"sum": grown}), moved(box, change, arithmetic)

@@ -9,10 +9,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, decayed_gradient, nonnegative, number_of
-from agt_lightning.optimizers.quotient import quotient
+from agt_lightning.optimizers.base import (
+    AbstractOptimizer,
+    Group,
+    change_of,
+    decayed_gradient,
+    moved,
+    nonnegative,
+    number_of,
+)
+from agt_lightning.optimizers.quotient import ROUNDINGS, accumulated, quotient
 from agt_lightning.optimizers.state import OptimizerState
+from agt_lightning.rounding import unit_roundoff
 
 
 class AbstractAdam(AbstractOptimizer):
@@ -57,33 +67,48 @@ class AbstractAdam(AbstractOptimizer):
         return OptimizerState(0, dict.fromkeys(names, zero))
 
     def step(
-        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+        self,
+        group: Group,
+        state: OptimizerState,
+        box: Interval,
+        gradient: Interval,
+        arithmetic: Arithmetic | None = None,
     ) -> tuple[OptimizerState, Interval]:
         """Intersect both bounds on the step, and update the moments."""
+        arithmetic = self.arithmetic(arithmetic, box)
         beta1, beta2 = (float(beta) for beta in group["betas"])  # type: ignore[attr-defined]
         rate, decay, count = number_of(group, "lr"), number_of(group, "weight_decay"), state.step + 1
         decoupled = bool(group.get("decoupled_weight_decay", self.decoupled))
-        direction = decayed_gradient(group, box, gradient, 0.0 if decoupled else decay)
+        direction = decayed_gradient(group, box, gradient, 0.0 if decoupled else decay, arithmetic)
         m, v = state.moments["exp_avg"], nonnegative(state.moments["exp_avg_sq"])
         largest = nonnegative(state.moments["max_exp_avg_sq"]) if group["amsgrad"] else None
         correction = math.sqrt(1.0 - beta2**count)
         shift = number_of(group, "eps") * correction
         decayed_m, decayed_v = m.scaled(beta1), v.scaled(beta2)
-        normalized = quotient(decayed_m, 1.0 - beta1, decayed_v, 1.0 - beta2, shift, direction, largest)
+        normalized = quotient(
+            decayed_m, 1.0 - beta1, decayed_v, 1.0 - beta2, shift, direction, largest, arithmetic=arithmetic
+        )
+        kept, added = (
+            change_of(part, share, arithmetic, ROUNDINGS) for part, share in ((m, beta1), (direction, 1.0 - beta1))
+        )
         moments = {
             **state.moments,
-            "exp_avg": decayed_m + direction.scaled(1.0 - beta1),
-            "exp_avg_sq": decayed_v + direction.square().scaled(1.0 - beta2),
+            "exp_avg": kept + added,
+            "exp_avg_sq": accumulated(v, beta2, direction, 1.0 - beta2, arithmetic),
         }
         if largest is not None:
             moments["max_exp_avg_sq"] = _maximum(largest, moments["exp_avg_sq"])
         if beta2 > 0:
-            moments["ratio"] = _ratio(state.moments["ratio"], v, direction, beta1, beta2)
-            normalized = _tighter(
-                normalized, _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift)
-            )
-        start = box.scaled(1.0 - rate * decay) if decoupled else box
-        return OptimizerState(count, moments), start - normalized.scaled(rate * correction / (1.0 - beta1**count))
+            moments["ratio"] = _ratio(state.moments["ratio"], v, direction, beta1, beta2, arithmetic)
+            lost = math.sqrt(2 * arithmetic.least / max(1.0 - beta2, torch.finfo(box.dtype).eps)) / shift
+            limited = _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift)
+            limited = arithmetic.outward(limited, ROUNDINGS).widened(moments["ratio"].magnitude * lost)
+            normalized = normalized.intersect(limited)
+        start = arithmetic.outward(box.scaled(1.0 - rate * decay), 3) if decoupled and rate * decay else box
+        # The corrections are differences from one, in double precision: their errors are relative to one.
+        corrections = 8 * unit_roundoff(torch.float64) * (1 / (1.0 - beta1**count) + 1 / (1.0 - beta2**count))
+        change = change_of(normalized, rate * correction / (1.0 - beta1**count), arithmetic, ROUNDINGS)
+        return OptimizerState(count, moments), moved(start, change.widened_relatively(corrections), arithmetic)
 
     def nominal(self, state: Mapping[str, object], step: int, dtype: torch.dtype) -> OptimizerState:
         """Return the run's moments and their ratio, with the smallest normal number for v where v underflowed."""
@@ -108,15 +133,21 @@ class AbstractAdamW(AbstractAdam):
     decoupled: ClassVar[bool] = True
 
 
-def _ratio(ratio: Interval, v: Interval, direction: Interval, beta1: float, beta2: float) -> Interval:
-    """Bound ``m / √v`` after a step; if v = 0, any value is right, since m = 0 then."""
-    root = Interval.trusted(v.lower.sqrt(), v.upper.sqrt())
+def _ratio(
+    ratio: Interval, v: Interval, direction: Interval, beta1: float, beta2: float, arithmetic: Arithmetic
+) -> Interval:
+    """Bound ``m / √(v + c)`` after a step; c = 2 η / (1 - β2), zero in real arithmetic, is what underflow takes from v.
+
+    If v + c = 0, any value is right, since m = 0 then.
+    """
+    lost = 2 * arithmetic.least / max(1.0 - beta2, torch.finfo(v.dtype).eps)
+    root = Interval.trusted(v.lower.sqrt(), (v.upper + lost).sqrt())
     y = Interval.trusted(
         _divided(direction.lower, torch.where(direction.lower >= 0, root.upper, root.lower)),
         _divided(direction.upper, torch.where(direction.upper >= 0, root.lower, root.upper)),
     )
     base = Interval.point(torch.full_like(root.lower, beta2))
-    return quotient(ratio.scaled(beta1), 1.0 - beta1, base, 1.0 - beta2, 0.0, y)
+    return quotient(ratio.scaled(beta1), 1.0 - beta1, base, 1.0 - beta2, 0.0, y, arithmetic=arithmetic)
 
 
 def _divided(value: Tensor, root: Tensor) -> Tensor:
@@ -141,15 +172,6 @@ def _from_ratio(moments: Mapping[str, Interval], largest: Interval | None, shift
         return ratio * torch.where(ratio >= 0, most / (torch.maximum(most, floor) + shift), low)
 
     return Interval.trusted(-largest_step(-ratio.lower, -m.lower), largest_step(ratio.upper, m.upper))
-
-
-def _tighter(first: Interval, second: Interval) -> Interval:
-    """Intersect two intervals; where they do not meet, since both are points up to rounding, return the first."""
-    if first.is_point:
-        return first
-    lower, upper = torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper)
-    crossed = lower > upper
-    return Interval.trusted(torch.where(crossed, first.lower, lower), torch.where(crossed, first.upper, upper))
 
 
 def _maximum(first: Interval, second: Interval) -> Interval:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 from agt_lightning.optimizers.state import OptimizerState
 
@@ -79,19 +80,32 @@ class AbstractOptimizer(ABC):
 
     @abstractmethod
     def step(
-        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+        self,
+        group: Group,
+        state: OptimizerState,
+        box: Interval,
+        gradient: Interval,
+        arithmetic: Arithmetic | None = None,
     ) -> tuple[OptimizerState, Interval]:
         """Apply one step to one parameter.
+
+        With the arithmetic of a run, the result contains the step in every order in which torch computes it: its loop
+        over parameters, its ``foreach`` and its ``fused`` implementation (docs/floats.md, section 6).
 
         Args:
             group: settings of the parameter's group at this step.
             state: intervals of the optimizer's state.
             box: bounds on the parameter.
             gradient: bounds on the gradient of the loss in ``.grad``.
+            arithmetic: of the run and of the bounds; None means a run in real arithmetic.
 
         Returns:
             State and box after the step.
         """
+
+    def arithmetic(self, given: Arithmetic | None, box: Interval) -> Arithmetic:
+        """Return the given arithmetic; that of the bounds alone if there is none."""
+        return Arithmetic(None, box.dtype) if given is None else given
 
     def update(self, group: Group, box: Interval, gradient: Interval) -> Interval:
         """Return the box after a first step."""
@@ -120,10 +134,52 @@ def number_of(group: Group, name: str) -> float:
     return float(group[name])  # type: ignore[arg-type]
 
 
-def decayed_gradient(group: Group, box: Interval, gradient: Interval, decay: float) -> Interval:
+def decayed_gradient(group: Group, box: Interval, gradient: Interval, decay: float, arithmetic: Arithmetic) -> Interval:
     """Return ``±g + λ θ``, which torch uses as gradient; ``maximize`` flips the sign of g, not of the decay."""
     signed = -gradient if group.get("maximize") else gradient
-    return signed + box.scaled(decay) if decay else signed
+    if not decay:
+        return signed
+    return arithmetic.outward(signed, 1) + arithmetic.outward(box.scaled(decay), 3)
+
+
+def moved(start: Interval, change: Interval, arithmetic: Arithmetic) -> Interval:
+    """Return ``θ - Δ``, rounded; where Δ is zero in every run, θ as it is.
+
+    Args:
+        start: bounds on θ.
+        change: bounds on Δ as a run computes it.
+        arithmetic: of the run and of the bounds.
+
+    Example:
+        >>> import torch
+        >>> start, change = Interval.point(torch.ones(2)), Interval.point(torch.tensor([0.0, 0.5]))
+        >>> moved(start, change, Arithmetic(torch.float32, torch.float32)).width > 0
+        tensor([False,  True])
+    """
+    result = arithmetic.outward(start - change)
+    still = is_zero(change)
+    if not bool(still.any()):
+        return result
+    lower, upper = torch.where(still, start.lower, result.lower), torch.where(still, start.upper, result.upper)
+    return Interval.trusted(lower, upper)
+
+
+def change_of(direction: Interval, rate: float, arithmetic: Arithmetic, roundings: int) -> Interval:
+    """Return ``α d`` as a run computes it; zero where d is zero in every run.
+
+    Args:
+        direction: bounds on d.
+        rate: α.
+        arithmetic: of the run and of the bounds.
+        roundings: of d, and of its product with α.
+    """
+    change = arithmetic.outward(direction.scaled(rate), roundings)
+    return change.widened(torch.where(is_zero(change), 0.0, roundings * arithmetic.least).to(change.dtype))
+
+
+def is_zero(value: Interval) -> Tensor:
+    """Return which entries are zero and nothing else."""
+    return (value.lower == 0) & (value.upper == 0)
 
 
 def nonnegative(value: Interval) -> Interval:

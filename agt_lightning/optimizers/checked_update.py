@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, UnsoundBoundError
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.optimizers import AbstractOptimizer, OptimizerState
 from agt_lightning.optimizers.base import Group
 from agt_lightning.rounding import unit_roundoff
-
-_UPDATE_ROUNDINGS = 32
-"""Roundings in one update: decay, two moments, bias corrections, root, quotient, rate, two sums."""
+from agt_lightning.rules.rounded import Floats
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class TrainedUpdate:
         after: the parameter after the step.
         state_before: the optimizer's state before the step, as points; None if it was not recorded.
         state_after: the state after the step, as points.
-        dtype: floating point type in which training computes.
+        arithmetic: of the training and of the bounds.
+        floats: which runs the bounds contain.
     """
 
     before: Tensor
@@ -36,7 +36,8 @@ class TrainedUpdate:
     after: Tensor
     state_before: OptimizerState | None
     state_after: OptimizerState
-    dtype: torch.dtype
+    arithmetic: Arithmetic
+    floats: Floats
 
     @classmethod
     def of(
@@ -45,7 +46,8 @@ class TrainedUpdate:
         before: Tensor,
         state_before: OptimizerState | None,
         state_after: OptimizerState,
-        dtype: torch.dtype,
+        arithmetic: Arithmetic,
+        floats: Floats,
     ) -> TrainedUpdate:
         """Return the update that led to the present value of a parameter, with the gradient in its ``.grad``.
 
@@ -54,11 +56,21 @@ class TrainedUpdate:
             before: its value before the step.
             state_before: see the class.
             state_after: see the class.
-            dtype: floating point type of the bounds.
+            arithmetic: see the class.
+            floats: see the class.
         """
         assert parameter.grad is not None
-        start, gradient, end = (tensor.detach().to(dtype) for tensor in (before, parameter.grad, parameter))
-        return cls(start, gradient, end, state_before, state_after, parameter.dtype)
+        start, gradient, end = (tensor.detach() for tensor in (before, parameter.grad, parameter))
+        return cls(start, gradient, end, state_before, state_after, arithmetic, floats)
+
+    @property
+    def bounds_arithmetic(self) -> Arithmetic:
+        """The roundings of the runs that the bounds contain."""
+        return self.arithmetic if self.floats == "run" else Arithmetic(None, self.arithmetic.own)
+
+    def point(self, value: Tensor) -> Interval:
+        """Return a value of the training in the type of the bounds, rounded outward."""
+        return Interval.point(value).to(dtype=self.arithmetic.own)
 
 
 def checked_update(
@@ -72,9 +84,10 @@ def checked_update(
 ) -> tuple[OptimizerState, Interval]:
     """Return the state and the box after one step of a parameter, and check them against training.
 
-    Up to rounding, training must have made the step that the counterpart makes from training's state, parameter and
-    gradient, and the new parameter and state must lie in the new box and state intervals. The result contains them
-    exactly: the hull absorbs the rounding errors of training, so that they cannot accumulate before the next check.
+    Training must have made a step that the counterpart, with training's roundings, makes from training's state,
+    parameter and gradient. Its new parameter and state must lie in the new box and state intervals: those of float runs
+    contain them as they are; those of runs in real arithmetic do so once training's roundings are allowed for, and the
+    hull with the training's own parameter makes them contain it.
 
     Args:
         name: name of the parameter, for messages.
@@ -82,64 +95,57 @@ def checked_update(
         group: settings of the parameter's group at this step.
         state: intervals of the optimizer's state.
         box: bounds on the parameter.
-        gradient: bounds on the applied gradient in exact arithmetic.
+        gradient: bounds on the applied gradient.
         trained: the update that training made.
 
     Raises:
         UnsoundBoundError: if a check fails; the message names the parameter or state, the worst violation and its
             index.
     """
-    applied = Interval.point(trained.gradient)
+    applied = trained.point(trained.gradient)
     if trained.state_before is not None:
-        _require_step(name, counterpart, group, trained.state_before, Interval.point(trained.before), applied, trained)
-    _require_step(name, counterpart, group, state, box, gradient.hull(applied), trained)
-    new_state, new_box = counterpart.step(group, state, box, gradient)
-    new_state, new_box = new_state.hull(trained.state_after), new_box.hull(Interval.point(trained.after))
+        made = counterpart.step(group, trained.state_before, trained.point(trained.before), applied, trained.arithmetic)
+        _require_inside(name, counterpart, *made, trained)
+    new_state, new_box = counterpart.step(group, state, box, gradient, trained.bounds_arithmetic)
+    if trained.floats == "run":
+        _require_inside(name, counterpart, new_state, new_box, trained)
+    else:
+        rounded = counterpart.step(group, state, box, gradient.hull(applied), trained.arithmetic)
+        _require_inside(name, counterpart, *rounded, trained)
+        new_box = new_box.hull(trained.point(trained.after))
+    new_state = new_state.hull(trained.state_after)
     check_finite_and_ordered(new_box, f"parameter `{name}`")
     for moment, interval in new_state.moments.items():
         check_finite_and_ordered(interval, f"optimizer state `{moment}` of `{name}`")
     return new_state, new_box
 
 
-def _require_step(
-    name: str,
-    counterpart: AbstractOptimizer,
-    group: Group,
-    state: OptimizerState,
-    box: Interval,
-    gradient: Interval,
-    trained: TrainedUpdate,
+def _require_inside(
+    name: str, counterpart: AbstractOptimizer, state: OptimizerState, box: Interval, trained: TrainedUpdate
 ) -> None:
-    """Raise unless the step of training is one from these intervals, in floating point.
-
-    An update in floating point is the exact one for inputs that differ by a few relative roundings (and underflow), up
-    to a few relative roundings of the result. The division by a small root amplifies the errors of the inputs, so these
-    are propagated through the update; those of the result are a tolerance.
-    """
-    types = [value.dtype for value in group.values() if isinstance(value, Tensor)]  # a rate of coarser type
-    unit = _UPDATE_ROUNDINGS * max(unit_roundoff(dtype) for dtype in (trained.dtype, box.dtype, *types))
-    least = torch.finfo(trained.dtype).tiny
-    moments = {moment: _with_rounding(interval, unit, least) for moment, interval in state.moments.items()}
-    wide_state = OptimizerState(state.step, moments)
-    new_state, new_box = counterpart.step(
-        group, wide_state, _with_rounding(box, unit, 0.0), _with_rounding(gradient, unit, least)
-    )
-    require_inside(name, trained.after, new_box, unit * (box.magnitude + new_box.magnitude), NOT_WHAT_IS_TRAINED)
-    if trained.state_after.step != new_state.step:
+    """Raise unless training's new parameter and state lie in these intervals, to the last bit."""
+    require_inside(name, trained.after.to(box.dtype), box, 0.0, NOT_WHAT_IS_TRAINED)
+    if trained.state_after.step != state.step:
         raise UnsoundBoundError(
-            f"Expected the optimizer at step {new_state.step} of `{name}`, but it counts {trained.state_after.step}: "
+            f"Expected the optimizer at step {state.step} of `{name}`, but it counts {trained.state_after.step}: "
             "its state comes from elsewhere, or it steps without certification. Use a new optimizer."
         )
     for moment, after in trained.state_after.moments.items():
         if moment in counterpart.moments:
-            bounds = new_state.moments[moment]
-            tolerance = unit * bounds.magnitude + least
-            require_inside(f"optimizer state {moment} of {name}", after.lower, bounds, tolerance, NOT_WHAT_IS_TRAINED)
+            what = f"optimizer state {moment} of {name}"
+            require_inside(what, after.lower, state.moments[moment], 0.0, NOT_WHAT_IS_TRAINED)
 
 
-def _with_rounding(interval: Interval, relative: float, absolute: float) -> Interval:
-    """Widen by rounding errors, which do not make a second moment negative."""
-    return interval.widened(relative * interval.magnitude + absolute, nonnegative=interval.nonnegative)
+def arithmetic_of(parameter: Tensor, group: Group, own: torch.dtype) -> Arithmetic:
+    """Return the roundings of a parameter's update: those of its type, or of a setting that is a coarser tensor.
+
+    Args:
+        parameter: the parameter.
+        group: its settings.
+        own: floating point type of the bounds.
+    """
+    types = [value.dtype for value in group.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    return Arithmetic(max((parameter.dtype, *types), key=unit_roundoff), own)
 
 
 def foreign_state_problems(

@@ -16,10 +16,16 @@ negative. So the largest value over boxes of A, V, M and x is one of three evalu
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
+
+ROUNDINGS = 12
+"""Roundings of each summand of numerator and divisor, and of their quotient."""
 
 
 def quotient(
@@ -30,8 +36,15 @@ def quotient(
     shift: float,
     x: Interval,
     floor: Interval | None = None,
+    *,
+    arithmetic: Arithmetic | None = None,
 ) -> Interval:
-    """Return the smallest interval of f for independent A, V, M and x.
+    """Return the smallest interval of f for independent A, V, M and x, widened by rounding.
+
+    In floating point the two summands of the numerator are off relatively, by γ_k each, and so is the divisor, whose
+    summands are nonnegative: f is off by γ_k of itself and by γ_k of ``(|A| + a |x|) / (√max(M, V + b x²) + e)``, which
+    is at most ``|A| / (√max(M, V) + e) + a min(1 / √b, |x| / e)``. Underflow of the squares takes at most √η from the
+    root, so it raises f by √η / e of itself (docs/floats.md, section 6).
 
     Args:
         offset: A.
@@ -41,19 +54,48 @@ def quotient(
         shift: e >= 0; positive unless ``base`` is positive.
         x: the gradient.
         floor: M >= 0; None if it is 0.
+        arithmetic: of the run and of the bounds; None means that of the bounds alone.
 
     Example:
         >>> zero, x = Interval.point(torch.zeros(1)), Interval(torch.tensor([-1.0]), torch.tensor([3.0]))
         >>> quotient(zero, 1.0, zero, 1.0, 1.0, x)
         Interval(lower=tensor([-0.5000]), upper=tensor([0.7500]))
     """
-    if all(part is None or part.is_point for part in (offset, base, x, floor)):
-        numerator = offset.lower + slope * x.lower
-        least = None if floor is None else floor.lower
-        return Interval.point(numerator / _root(base.lower, curvature, shift, x.lower, least))
+    arithmetic = Arithmetic(None, x.dtype) if arithmetic is None else arithmetic
     upper = _largest(offset.upper, slope, base, curvature, shift, x, floor)
     lower = -_largest(-offset.lower, slope, base, curvature, shift, -x, floor)
-    return Interval.trusted(lower, upper)
+    relative = arithmetic.relative(ROUNDINGS)
+    underflow = 2 * math.sqrt(arithmetic.least) / shift if shift else 0.0
+    bounds = Interval.trusted(lower, upper).widened_relatively(relative + underflow)
+    return bounds.widened(_largest_summands(offset, slope, base, curvature, shift, x, floor) * relative)
+
+
+def accumulated(before: Interval, kept: float, x: Interval, weight: float, arithmetic: Arithmetic) -> Interval:
+    """Return ``V' = c V + w x²`` as a run computes it; zero stays zero.
+
+    Args:
+        before: V >= 0.
+        kept: c >= 0.
+        x: the gradient.
+        weight: w >= 0.
+        arithmetic: of the run and of the bounds.
+    """
+    total = arithmetic.outward(before.scaled(kept) + x.square().scaled(weight), ROUNDINGS)
+    slack = torch.where(total.upper == 0, 0.0, 2 * arithmetic.least).to(total.dtype)
+    return total.widened(slack, nonnegative=True)
+
+
+def _largest_summands(
+    offset: Interval, slope: float, base: Interval, curvature: float, shift: float, x: Interval, floor: Interval | None
+) -> Tensor:
+    """Bound ``(|A| + a |x|) / (√max(M, V + b x²) + e)``."""
+    least = base.lower if floor is None else torch.maximum(base.lower, floor.lower)
+    root = (least + curvature * x.mignitude.square()).sqrt() + shift
+    of_offset = torch.where(offset.magnitude == 0, 0.0, offset.magnitude / root)
+    of_gradient = torch.full_like(root, 1 / math.sqrt(curvature))
+    if shift:
+        of_gradient = torch.minimum(of_gradient, x.magnitude / shift)
+    return of_offset + slope * torch.where(x.magnitude == 0, 0.0, of_gradient)
 
 
 def _largest(

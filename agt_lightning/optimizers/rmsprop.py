@@ -7,9 +7,18 @@ from typing import ClassVar
 
 import torch
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, decayed_gradient, nonnegative, number_of
-from agt_lightning.optimizers.quotient import quotient
+from agt_lightning.optimizers.base import (
+    AbstractOptimizer,
+    Group,
+    change_of,
+    decayed_gradient,
+    moved,
+    nonnegative,
+    number_of,
+)
+from agt_lightning.optimizers.quotient import ROUNDINGS, accumulated, quotient
 from agt_lightning.optimizers.state import OptimizerState
 
 
@@ -49,17 +58,26 @@ class AbstractRMSprop(AbstractOptimizer):
         )
 
     def step(
-        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+        self,
+        group: Group,
+        state: OptimizerState,
+        box: Interval,
+        gradient: Interval,
+        arithmetic: Arithmetic | None = None,
     ) -> tuple[OptimizerState, Interval]:
         """Apply the updates of the class docstring."""
+        arithmetic = self.arithmetic(arithmetic, box)
         rate, decay, momentum = (number_of(group, name) for name in ("lr", "weight_decay", "momentum"))
         memory = number_of(group, "alpha")
-        direction = decayed_gradient(group, box, gradient, decay)
-        kept = nonnegative(state.moments["square_avg"]).scaled(memory)
+        direction = decayed_gradient(group, box, gradient, decay, arithmetic)
+        before = nonnegative(state.moments["square_avg"])
+        kept = before.scaled(memory)
         zero = Interval.point(torch.zeros_like(box.lower))
-        normalized = quotient(zero, 1.0, kept, 1.0 - memory, number_of(group, "eps"), direction)
-        moments = {**state.moments, "square_avg": kept + direction.square().scaled(1.0 - memory)}
+        normalized = quotient(zero, 1.0, kept, 1.0 - memory, number_of(group, "eps"), direction, arithmetic=arithmetic)
+        moments = {**state.moments, "square_avg": accumulated(before, memory, direction, 1.0 - memory, arithmetic)}
         descent = normalized
         if momentum > 0:
-            descent = moments["momentum_buffer"] = state.moments["momentum_buffer"].scaled(momentum) + normalized
-        return OptimizerState(state.step + 1, moments), box - descent.scaled(rate)
+            buffer = change_of(state.moments["momentum_buffer"], momentum, arithmetic, ROUNDINGS)
+            descent = moments["momentum_buffer"] = buffer + arithmetic.outward(normalized)
+        change = change_of(descent, rate, arithmetic, ROUNDINGS)
+        return OptimizerState(state.step + 1, moments), moved(box, change, arithmetic)

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.base import AbstractOptimizer, Group, decayed_gradient, number_of
+from agt_lightning.optimizers.base import (
+    AbstractOptimizer,
+    Group,
+    change_of,
+    decayed_gradient,
+    moved,
+    number_of,
+)
 from agt_lightning.optimizers.state import OptimizerState
+
+_ROUNDINGS = 12
+"""Roundings of a gradient or a buffer on its way into a parameter: decay, dampening, momentum, look-ahead, rate."""
 
 
 class AbstractSGD(AbstractOptimizer):
@@ -43,25 +54,37 @@ class AbstractSGD(AbstractOptimizer):
     moments: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
 
     def step(
-        self, group: Group, state: OptimizerState, box: Interval, gradient: Interval
+        self,
+        group: Group,
+        state: OptimizerState,
+        box: Interval,
+        gradient: Interval,
+        arithmetic: Arithmetic | None = None,
     ) -> tuple[OptimizerState, Interval]:
         """Apply the updates of the class docstring; without momentum the state has no buffer, as in torch."""
+        arithmetic = self.arithmetic(arithmetic, box)
         rate, decay, momentum = (number_of(group, name) for name in ("lr", "weight_decay", "momentum"))
-        signed = decayed_gradient(group, box, gradient, 0.0)
+        signed = decayed_gradient(group, box, gradient, 0.0, arithmetic)
         buffer = state.moments.get("momentum_buffer")
         if momentum == 0:
-            return OptimizerState(state.step + 1, state.moments), _moved(box, signed, rate, decay)
+            change = change_of(signed, rate, arithmetic, _ROUNDINGS)
+            return OptimizerState(state.step + 1, state.moments), _moved(box, change, rate * decay, arithmetic)
         share = 1.0 if buffer is None else 1.0 - number_of(group, "dampening")
-        new = decayed_gradient(group, box, gradient, decay).scaled(share)
-        if buffer is not None:
-            new = buffer.scaled(momentum) + new
+        decayed = decayed_gradient(group, box, gradient, decay, arithmetic)
+        # Without a buffer torch copies the gradient.
+        new = decayed if buffer is None else change_of(decayed, share, arithmetic, _ROUNDINGS)
         weight, carried = (1.0 + momentum * share, momentum**2) if group["nesterov"] else (share, momentum)
-        moved = _moved(box, signed.scaled(weight), rate, decay * weight)
+        change = change_of(signed, rate * weight, arithmetic, _ROUNDINGS)
         if buffer is not None:
-            moved = moved - buffer.scaled(rate * carried)
-        return OptimizerState(state.step + 1, {"momentum_buffer": new}), moved
+            new = change_of(buffer, momentum, arithmetic, _ROUNDINGS) + new
+            change = change + change_of(buffer, rate * carried, arithmetic, _ROUNDINGS)
+        state = OptimizerState(state.step + 1, {"momentum_buffer": new})
+        return state, _moved(box, change, rate * decay * weight, arithmetic)
 
 
-def _moved(box: Interval, direction: Interval, rate: float, decay: float) -> Interval:
-    """Compute ``(1 - α λ) θ - α Δ``."""
-    return box.scaled(1.0 - rate * decay) - direction.scaled(rate)
+def _moved(box: Interval, change: Interval, decay: float, arithmetic: Arithmetic) -> Interval:
+    """Compute ``(1 - α λ) θ - α Δ`` with the rounding of ``α λ θ``, and of the last difference."""
+    if decay == 0:
+        return moved(box, change, arithmetic)
+    slack = box.magnitude * (abs(decay) * arithmetic.relative(_ROUNDINGS)) + _ROUNDINGS * arithmetic.least
+    return arithmetic.outward(box.scaled(1.0 - decay).widened(slack) - change)

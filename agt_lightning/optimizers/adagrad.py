@@ -63,6 +63,6 @@ class AbstractAdagrad(AbstractOptimizer):
         direction = decayed_gradient(group, box, gradient, number_of(group, "weight_decay"), arithmetic)
         total, zero = nonnegative(state.moments["sum"]), Interval.point(torch.zeros_like(box.lower))
         normalized = quotient(zero, 1.0, total, 1.0, number_of(group, "eps"), direction, arithmetic=arithmetic)
-        change = change_of(normalized, rate, arithmetic, ROUNDINGS)
+        change = change_of(normalized, rate, arithmetic, ROUNDINGS, number_of(group, "eps"))
         grown = accumulated(total, 1.0, direction, 1.0, arithmetic)
         return OptimizerState(state.step + 1, {"sum": grown}), moved(box, change, arithmetic)

@@ -107,7 +107,9 @@ class AbstractAdam(AbstractOptimizer):
         start = arithmetic.outward(box.scaled(1.0 - rate * decay), 3) if decoupled and rate * decay else box
         # The corrections are differences from one, in double precision: their errors are relative to one.
         corrections = 8 * unit_roundoff(torch.float64) * (1 / (1.0 - beta1**count) + 1 / (1.0 - beta2**count))
-        change = change_of(normalized, rate * correction / (1.0 - beta1**count), arithmetic, ROUNDINGS)
+        change = change_of(
+            normalized, rate * correction / (1.0 - beta1**count), arithmetic, ROUNDINGS, number_of(group, "eps")
+        )
         return OptimizerState(count, moments), moved(start, change.widened_relatively(corrections), arithmetic)
 
     def nominal(self, state: Mapping[str, object], step: int, dtype: torch.dtype) -> OptimizerState:

@@ -164,7 +164,9 @@ def moved(start: Interval, change: Interval, arithmetic: Arithmetic) -> Interval
     return Interval.trusted(lower, upper)
 
 
-def change_of(direction: Interval, rate: float, arithmetic: Arithmetic, roundings: int) -> Interval:
+def change_of(
+    direction: Interval, rate: float, arithmetic: Arithmetic, roundings: int, divisor: float = 1.0
+) -> Interval:
     """Return ``α d`` as a run computes it; zero where d is zero in every run.
 
     Args:
@@ -172,9 +174,11 @@ def change_of(direction: Interval, rate: float, arithmetic: Arithmetic, rounding
         rate: α.
         arithmetic: of the run and of the bounds.
         roundings: of d, and of its product with α.
+        divisor: the least number by which a run divides after its product with α, which may have underflowed.
     """
     change = arithmetic.outward(direction.scaled(rate), roundings)
-    return change.widened(torch.where(is_zero(change), 0.0, roundings * arithmetic.least).to(change.dtype))
+    slack = roundings * arithmetic.least * max(1.0, 1 / divisor)
+    return change.widened(torch.where(is_zero(change), 0.0, slack).to(change.dtype))
 
 
 def is_zero(value: Interval) -> Tensor:

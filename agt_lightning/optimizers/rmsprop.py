@@ -79,5 +79,5 @@ class AbstractRMSprop(AbstractOptimizer):
         if momentum > 0:
             buffer = change_of(state.moments["momentum_buffer"], momentum, arithmetic, ROUNDINGS)
             descent = moments["momentum_buffer"] = buffer + arithmetic.outward(normalized)
-        change = change_of(descent, rate, arithmetic, ROUNDINGS)
+        change = change_of(descent, rate, arithmetic, ROUNDINGS, number_of(group, "eps"))
         return OptimizerState(state.step + 1, moments), moved(box, change, arithmetic)

@@ -3,19 +3,90 @@
 Axis letters: ``t`` queries, ``s`` keys, ``d`` their size; batch axes in front, of which the first counts samples.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from agt_lightning.arithmetic import product, softmax
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import Roundings
 from agt_lightning.rules.softmax import softmax_gradient
 from agt_lightning.rules.values import Value, as_interval
 
+_ROUNDINGS = 32
+"""Roundings of one probability besides its score and the sum over keys: differences, exponentials, rescalings."""
+
 _MASKED = -1e30
 """A score whose probability is zero in every floating point type, as for minus infinity."""
+
+
+@dataclass(frozen=True)
+class AttentionRoundings(Roundings):
+    """The roundings of attention, whose kernels take the softmax block by block (docs/floats.md, 4.4).
+
+    Scores are sums of products. A probability is off relatively by the rounding of the differences of its score to the
+    largest one, which a kernel may take in several steps. The gradient of a score, ``P (G V - Σ P (G V))``, is off by
+    the rounding of these sums, relative to their magnitudes.
+
+    Args:
+        size: d, length of queries and keys.
+        keys: number of keys.
+        queries: number of queries.
+    """
+
+    size: int
+    keys: int
+    queries: int
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        assert isinstance(rule, Attention)
+        _, _, value = map(as_interval, inputs)
+        probabilities = arithmetic.outward(self._probabilities(rule, site, inputs, arithmetic), self.keys + 2)
+        return arithmetic.clear_of_underflow(product(probabilities, value), self.keys + 2)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        assert isinstance(rule, Attention)
+        query, key, value = map(as_interval, inputs)
+        probabilities = self._probabilities(rule, site, inputs, arithmetic)
+        sums = self.size + self.keys + value.shape[-1] + _ROUNDINGS
+        towards = product(arithmetic.outward(grad, sums), value.mT)
+        sizes = grad.magnitude @ value.magnitude.mT
+        largest = sizes + (probabilities.upper * sizes).sum(dim=-1, keepdim=True)
+        exact = _last(softmax_gradient(_second(probabilities), _second(towards)))
+        slack = 2 * arithmetic.relative(sums) * probabilities.upper * largest
+        scores = exact.widened(slack + arithmetic.absolute(sums)).scaled(rule.scale(site))
+        wide = arithmetic.outward(scores, self.queries + self.keys + _ROUNDINGS)
+        towards_value = product(arithmetic.outward(probabilities.mT, self.queries + 2), grad)
+        gradients = [product(wide, key), product(wide.mT, query), towards_value]
+        return [arithmetic.clear_of_underflow(each, sums + self.queries) for each in gradients]
+
+    def _probabilities(self, rule: Attention, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        """Bound P as a run computes it."""
+        query, key, _ = map(as_interval, inputs)
+        scores = arithmetic.clear_of_underflow(
+            rule.scores(site, arithmetic.outward(query, self.size + 4), key), self.size + 4
+        )
+        spread = scores.magnitude + scores.magnitude.amax(dim=-1, keepdim=True)
+        moved = scores.widened(arithmetic.relative(_ROUNDINGS) * spread)
+        probabilities = arithmetic.outward(rule.probabilities(site, moved), self.keys + _ROUNDINGS)
+        return arithmetic.clear_of_underflow(probabilities, self.keys)
 
 
 class Attention(Rule):
@@ -33,12 +104,20 @@ class Attention(Rule):
             "samples and heads. Use `is_causal=True` for a causal mask, `dropout_p=0`, and the batch as first axis."
         )
 
-    def _scale(self, site: Site) -> float:
+    def roundings(self, site: Site) -> Roundings:
+        """Those of all kernels for attention."""
+        return AttentionRoundings(site.shapes[0][-1], site.shapes[1][-2], site.shapes[0][-2])
+
+    def scale(self, site: Site) -> float:
+        """Return c."""
         return 1 / math.sqrt(site.shapes[0][-1]) if site["scale"] is None else site.number("scale")
 
-    def _probabilities(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """``P = softmax(c Q Kᵀ)`` over keys."""
-        scores = product(as_interval(inputs[0]), as_interval(inputs[1]).mT).scaled(self._scale(site))
+    def scores(self, site: Site, query: Interval, key: Interval) -> Interval:
+        """Return bounds on ``c Q Kᵀ``."""
+        return product(query, key.mT).scaled(self.scale(site))
+
+    def probabilities(self, site: Site, scores: Interval) -> Interval:
+        """Return bounds on ``P``, the softmax over keys."""
         if site["is_causal"]:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(diagonal=1)
             scores = scores.mapped(lambda bound: bound.masked_fill(hidden, _MASKED))
@@ -46,14 +125,15 @@ class Attention(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``P V``."""
-        return product(self._probabilities(site, inputs), as_interval(inputs[2]))
+        query, key, value = map(as_interval, inputs)
+        return product(self.probabilities(site, self.scores(site, query, key)), value)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂V = Pᵀ G``; with ``S`` the softmax's gradient of ``G Vᵀ``, ``c S K`` for Q and ``c Sᵀ Q`` for K."""
         query, key, value = map(as_interval, inputs)
-        probabilities = self._probabilities(site, inputs)
+        probabilities = self.probabilities(site, self.scores(site, query, key))
         towards = product(grad, value.mT)
-        scores = _last(softmax_gradient(_second(probabilities), _second(towards))).scaled(self._scale(site))
+        scores = _last(softmax_gradient(_second(probabilities), _second(towards))).scaled(self.scale(site))
         return [product(scores, key), product(scores.mT, query), product(probabilities.mT, grad)]
 
 

@@ -15,14 +15,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import uncrossed
 from agt_lightning.capture.graph import ITEM, Reference
 from agt_lightning.gradients import Elementwise, FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import Roundings
 from agt_lightning.rules.values import Value, as_interval
+
+_ROUNDINGS = 16
+"""Roundings of an entry besides the sums over a group: root, reciprocal, products, sums of three terms."""
 
 BATCH_STATISTICS = (
     "is batch normalization in training mode: it uses statistics of the whole batch, so one sample reaches all "
@@ -31,8 +37,60 @@ BATCH_STATISTICS = (
 """Why batch normalization with statistics of the batch has no rule."""
 
 
+@dataclass(frozen=True)
+class NormalizationRoundings(Roundings):
+    """The roundings of a normalization, whose kernels may compute ``x (γ / σ) + (β - m γ / σ)`` (docs/floats.md, 4.3).
+
+    Their errors are relative to ``(|x| + |m|) |γ| / σ + |β|``, which can be far above the result. With statistics of
+    the sample itself, mean and variance are rounded too: the variance may be a difference of mean squares, right up to
+    the rounding of the mean square. The same holds for the sums of the backward pass.
+    """
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        assert isinstance(rule, Normalization)
+        output, slack = rule.rounded_forward(site, inputs, arithmetic)
+        return output.widened(slack + arithmetic.absolute(_ROUNDINGS))
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        assert isinstance(rule, Normalization)
+        gain = rule.parameter(site, inputs, "weight")
+        towards = grad if gain is None else arithmetic.outward(multiply(grad, gain), 2)
+        result, slack = rule.rounded_towards_input(site, towards, inputs, arithmetic)
+        return [result.widened(slack + arithmetic.absolute(_ROUNDINGS)), *[None] * (len(inputs) - 1)]
+
+    @override
+    def parameter_gradient(
+        self,
+        rule: Rule,
+        site: Site,
+        position: int,
+        grad: Interval,
+        inputs: Sequence[Value],
+        arithmetic: Arithmetic,
+    ) -> FactoredGradient:
+        """Return the factors, from the normalized values as a run computes them."""
+        assert isinstance(rule, Normalization)
+        shared = math.prod(site.shapes[0][1:]) + _ROUNDINGS
+        values = rule.rounded_values(site, inputs, arithmetic)
+        return rule.summed(site, position, arithmetic.outward(grad, shared), values)
+
+
 class Normalization(Rule):
     """``y = n γ + β``, which all normalizations share; a subclass bounds n and its gradient."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those of all kernels for normalizations."""
+        return NormalizationRoundings()
 
     def problem(self, site: Site) -> str | None:
         """Refuse parameters that depend on the batch, and results other than the first one."""
@@ -50,6 +108,30 @@ class Normalization(Rule):
     def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
         """Return bounds on the gradient with respect to the input, given h."""
 
+    @abstractmethod
+    def rounded_values(self, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        """Return bounds on n as a run computes it, whatever the form of its formula."""
+
+    @abstractmethod
+    def magnitudes(self, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Tensor:
+        """Return ``(|x| + |m|) / σ`` at its largest, which rounding errors of n are relative to."""
+
+    @abstractmethod
+    def rounded_towards_input(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], arithmetic: Arithmetic
+    ) -> tuple[Interval, Tensor]:
+        """Return bounds on the gradient with respect to the input in real arithmetic, and a run's distance to them."""
+
+    def rounded_forward(self, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> tuple[Interval, Tensor]:
+        """Return bounds on ``n γ + β``, and the error of the kernels that compute it in another form."""
+        result, size = self.rounded_values(site, inputs, arithmetic), self.magnitudes(site, inputs, arithmetic)
+        gain, bias = self.parameter(site, inputs, "weight"), self.parameter(site, inputs, "bias")
+        if gain is not None:
+            result, size = multiply(result, gain), size * gain.magnitude
+        if bias is not None:
+            result, size = result + bias, size + bias.magnitude
+        return result, size * arithmetic.relative(_ROUNDINGS)
+
     def affine_shape(self, site: Site) -> tuple[int, ...]:
         """Return the shape in which γ and β broadcast with the input; the default is one entry per channel, axis 1."""
         return (-1, *[1] * (len(site.shapes[0]) - 2))
@@ -57,13 +139,13 @@ class Normalization(Rule):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``n γ + β``."""
         result = self.normalized(site, inputs)
-        gain, bias = self._parameter(site, inputs, "weight"), self._parameter(site, inputs, "bias")
+        gain, bias = self.parameter(site, inputs, "weight"), self.parameter(site, inputs, "bias")
         result = result if gain is None else multiply(result, gain)
         return result if bias is None else result + bias
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``h = g γ``, then back through the normalization."""
-        gain = self._parameter(site, inputs, "weight")
+        gain = self.parameter(site, inputs, "weight")
         towards = self.towards_input(site, grad if gain is None else multiply(grad, gain), inputs)
         return [towards, *[None] * (len(inputs) - 1)]
 
@@ -71,8 +153,19 @@ class Normalization(Rule):
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
         """``∂L/∂γ = Σ g n`` and ``∂L/∂β = Σ g``, over all entries that share the parameter."""
+        return self.summed(site, position, grad, self.normalized(site, inputs))
+
+    def summed(self, site: Site, position: int, grad: Interval, values: Interval) -> FactoredGradient:
+        """Return the sums of ``g n``, or of g, over all entries that share a parameter.
+
+        Args:
+            site: the call.
+            position: of the parameter among the inputs.
+            grad: g.
+            values: n.
+        """
         if position == _position(site, "weight"):
-            grad = multiply(grad, self.normalized(site, inputs))
+            grad = multiply(grad, values)
         shape = self.affine_shape(site)
         first = grad.lower.ndim - len(shape)
         shared = [*range(1, first), *(first + axis for axis, size in enumerate(shape) if axis and size == 1)]
@@ -83,7 +176,8 @@ class Normalization(Rule):
 
         return Elementwise(grad.mapped(summed, nonnegative=grad.nonnegative))
 
-    def _parameter(self, site: Site, inputs: Sequence[Value], name: str) -> Interval | None:
+    def parameter(self, site: Site, inputs: Sequence[Value], name: str) -> Interval | None:
+        """Return an argument in the shape that broadcasts with the input; None if it is not given."""
         position = _position(site, name)
         if position is None:
             return None
@@ -109,21 +203,41 @@ class BatchNormalization(Normalization):
     def normalized(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``(x - μ) / √(v + ε)``."""
         mean, factor = self._statistics(site, inputs)
-        return as_interval(inputs[0]).mapped(lambda bound: (bound - mean) * factor)
+        return multiply(as_interval(inputs[0]) - mean, factor)
 
     def towards_input(self, site: Site, grad: Interval, inputs: Sequence[Value]) -> Interval:
         """``h / √(v + ε)``."""
         _, factor = self._statistics(site, inputs)
-        return grad.mapped(lambda bound: bound * factor, nonnegative=grad.nonnegative)
+        return multiply(grad, factor)
 
-    def _statistics(self, site: Site, inputs: Sequence[Value]) -> tuple[Tensor, Tensor]:
+    def rounded_values(self, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        """Those in real arithmetic: their roundings are covered by `magnitudes`."""
+        size = self.magnitudes(site, inputs, arithmetic) * arithmetic.relative(_ROUNDINGS)
+        return self.normalized(site, inputs).widened(size)
+
+    def magnitudes(self, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Tensor:
+        """``(|x| + |μ|) / √(v + ε)``."""
+        mean, factor = self._statistics(site, inputs)
+        return (as_interval(inputs[0]).magnitude + mean.magnitude) * factor.upper
+
+    def rounded_towards_input(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], arithmetic: Arithmetic
+    ) -> tuple[Interval, Tensor]:
+        """One product of a few roundings."""
+        result = self.towards_input(site, grad, inputs)
+        return arithmetic.outward(result, _ROUNDINGS), result.lower.new_zeros(())
+
+    def _statistics(self, site: Site, inputs: Sequence[Value]) -> tuple[Interval, Interval]:
         """μ and ``1 / √(v + ε)``, in the shape that broadcasts with the input."""
-        mean, variance = self._parameter(site, inputs, "running_mean"), self._parameter(site, inputs, "running_var")
+        mean, variance = self.parameter(site, inputs, "running_mean"), self.parameter(site, inputs, "running_var")
         assert mean is not None
-        assert mean.is_point
         assert variance is not None
-        assert variance.is_point
-        return mean.lower, (variance.lower + site.number("eps")).rsqrt()
+        epsilon = site.number("eps")
+        if variance.is_point:
+            return mean, Interval.point((variance.lower + epsilon).rsqrt(), nonnegative=True)
+        return mean, Interval.trusted(
+            (variance.upper + epsilon).rsqrt(), (variance.lower + epsilon).rsqrt(), nonnegative=True
+        )
 
 
 class OwnStatistics(Normalization):
@@ -144,6 +258,30 @@ class OwnStatistics(Normalization):
         standardized = standardize(self._grouped(site, as_interval(inputs[0])), site.number("eps"))
         result = standardize_backward(self._grouped(site, grad), standardized)
         return result.rearranged(lambda bound: bound.reshape(grad.shape))
+
+    def rounded_values(self, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        """By `rounded_standardize`."""
+        value = as_interval(inputs[0])
+        result = rounded_standardize(self._grouped(site, value), site.number("eps"), arithmetic).values
+        return result.rearranged(lambda bound: bound.reshape(value.shape))
+
+    def magnitudes(self, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Tensor:
+        """``(|x_i| + mean |x|) / σ``."""
+        value = as_interval(inputs[0])
+        grouped = self._grouped(site, value)
+        inverse = rounded_standardize(grouped, site.number("eps"), arithmetic).inverse
+        size = grouped.magnitude + grouped.magnitude.mean(dim=-1, keepdim=True)
+        return (size * inverse.upper).reshape(value.shape)
+
+    def rounded_towards_input(
+        self, site: Site, grad: Interval, inputs: Sequence[Value], arithmetic: Arithmetic
+    ) -> tuple[Interval, Tensor]:
+        """By `backward_error`."""
+        x, h = self._grouped(site, as_interval(inputs[0])), self._grouped(site, grad)
+        exact = rounded_standardize(x, site.number("eps"), Arithmetic(None, arithmetic.own))
+        result = standardize_backward(h, exact)
+        slack = backward_error(x, h, exact, site.number("eps"), arithmetic)
+        return result.rearranged(lambda bound: bound.reshape(grad.shape)), slack.reshape(grad.shape)
 
     def _grouped(self, site: Site, value: Interval) -> Interval:
         """(b, ...) as (b, m, N)."""
@@ -245,6 +383,73 @@ def standardize(x: Interval, epsilon: float) -> Standardized:
     lower = -_normalized_upper(-deviations.lower, variance, epsilon)
     inverse_bounds = (variance.upper + epsilon).rsqrt(), (variance.lower + epsilon).rsqrt()
     return Standardized(uncrossed(lower, upper), Interval.trusted(*inverse_bounds, nonnegative=True))
+
+
+def rounded_standardize(x: Interval, epsilon: float, arithmetic: Arithmetic) -> Standardized:
+    """Return bounds on n and 1 / σ as a run computes them.
+
+    With s = γ of the sums over N entries, mean and deviation are off by ``e_i = s (|x_i| + mean |x|)``, the variance by
+    ``c = s mean x²`` at most, also where a kernel takes a difference of mean squares. So ``n_i`` is at most
+    ``d_U / √(V - c + ε) + e_i / σ`` for d_U > 0 and the least variance V; where ``c <= ε``, V may be replaced by
+    ``d_U² / (N - 1)``, since ``d / √(d² / (N - 1) - c + ε)`` rises with d then.
+
+    Args:
+        x: (b, m, N).
+        epsilon: ε > 0.
+        arithmetic: of the run and of the bounds.
+    """
+    entries = x.shape[-1]
+    relative = arithmetic.relative(2 * entries + _ROUNDINGS)
+    size = x.magnitude
+    mean_size = size.mean(dim=-1, keepdim=True)
+    error = relative * size.square().mean(dim=-1, keepdim=True)
+    deviations = deviation(x)
+    exact = variance_bounds(x)
+    variance = Interval.trusted((exact.lower - error).clamp(min=0), exact.upper + error, nonnegative=True)
+    upper = _rounded_upper(deviations.upper, variance, error, epsilon)
+    lower = -_rounded_upper(-deviations.lower, variance, error, epsilon)
+    inverse = Interval.trusted((variance.upper + epsilon).rsqrt(), (variance.lower + epsilon).rsqrt(), nonnegative=True)
+    values = Interval.trusted(lower, upper).widened(relative * (size + mean_size) * inverse.upper)
+    return Standardized(arithmetic.outward(values, _ROUNDINGS), arithmetic.outward(inverse, _ROUNDINGS))
+
+
+def _rounded_upper(deviations: Tensor, variance: Interval, error: Tensor, epsilon: float) -> Tensor:
+    """Return the largest ``d / √(v + ε)`` for d up to ``deviations`` and any variance that a run can compute."""
+    largest = deviations * (variance.lower + epsilon).rsqrt()
+    balanced = deviations.square() / max(1, deviations.shape[-1] - 1) - error
+    together = deviations * (balanced.clamp(min=0) + epsilon).rsqrt()
+    largest = torch.where(error <= epsilon, torch.minimum(largest, together), largest)
+    return torch.where(deviations >= 0, largest, deviations * (variance.upper + epsilon).rsqrt())
+
+
+def backward_error(x: Interval, h: Interval, exact: Standardized, epsilon: float, arithmetic: Arithmetic) -> Tensor:
+    """Return how far a run's gradient can be from ``(h_i - mean(h) - n_i mean(h n)) / σ``, (b, m, N).
+
+    Two parts (docs/floats.md, 4.3): the run's 1 / σ and mean are off, by a factor 1 + ρ and by μ; and its sums are off
+    relatively to the magnitudes of ``Σ h``, ``Σ h x``, in the form ``h / σ + b x + c`` that kernels use.
+
+    Args:
+        x: the input.
+        h: gradient with respect to n.
+        exact: n and 1 / σ in real arithmetic.
+        epsilon: ε.
+        arithmetic: of the run and of the bounds.
+    """
+    entries = x.shape[-1]
+    relative = arithmetic.relative(2 * entries + 2 * _ROUNDINGS)
+    size, towards = x.magnitude, h.magnitude
+    mean_size, mean_towards = size.mean(dim=-1, keepdim=True), towards.mean(dim=-1, keepdim=True)
+    error = relative * size.square().mean(dim=-1, keepdim=True)
+    least = (exact.inverse.upper.square().reciprocal() - epsilon - error).clamp(min=0) + epsilon
+    inverse = torch.maximum(least.rsqrt(), exact.inverse.upper)
+    off = (1 + error / least) ** 3 - 1
+    n, moved = exact.values.magnitude, inverse * relative * mean_size
+    aligned = (towards * n).mean(dim=-1, keepdim=True)
+    of_statistics = off * (towards + mean_towards + n * aligned)
+    of_mean = (1 + off) * (moved * aligned + (n + moved) * moved * mean_towards)
+    products = (towards * size).mean(dim=-1, keepdim=True) + mean_size * mean_towards
+    of_sums = relative * (towards + (1 + n) * mean_towards + inverse.square() * (size + mean_size) * products)
+    return 2 * inverse * (of_statistics + of_mean + of_sums)
 
 
 def _normalized_upper(deviations: Tensor, variance: Interval, epsilon: float) -> Tensor:

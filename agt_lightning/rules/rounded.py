@@ -61,13 +61,11 @@ class Rounded(Rule):
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
-        """Return the rule's factors, widened by the sums over positions; the aggregation covers those over samples."""
+        """Return the factors of the gradient as a run computes them, up to its sum over samples."""
         if type(self.rule).parameter_gradient is Rule.parameter_gradient:
             return super().parameter_gradient(site, position, grad, inputs)  # by the backward bounds of this class
-        positions = self.rule.roundings(site).summands(site, grad)
-        if positions > 1:
-            grad = self._arithmetic(site).outward(grad, positions)
-        return self.rule.parameter_gradient(site, position, grad, inputs)
+        roundings, arithmetic = self.rule.roundings(site), self._arithmetic(site)
+        return roundings.parameter_gradient(self.rule, site, position, grad, inputs, arithmetic)
 
     def _arithmetic(self, site: Site) -> Arithmetic:
         """Return the roundings of a call, which computes in the type of its result."""

@@ -18,6 +18,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.rules.values import Value, as_interval
 
 if TYPE_CHECKING:
+    from agt_lightning.gradients import FactoredGradient
     from agt_lightning.rules.base import Rule, Site
 
 
@@ -50,6 +51,21 @@ class Roundings(ABC):
     def summands(self, site: Site, grad: Interval) -> int:
         """Return how many products one sample adds to an element of a parameter's gradient; by default one."""
         return 1
+
+    def parameter_gradient(
+        self,
+        rule: Rule,
+        site: Site,
+        position: int,
+        grad: Interval,
+        inputs: Sequence[Value],
+        arithmetic: Arithmetic,
+    ) -> FactoredGradient:
+        """Return the rule's factors, widened by the sums over positions; the aggregation covers those over samples."""
+        positions = self.summands(site, grad)
+        if positions > 1:
+            grad = arithmetic.outward(grad, positions)
+        return rule.parameter_gradient(site, position, grad, inputs)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,30 @@ from torch import Tensor
 from agt_lightning.arithmetic import softplus as exact_softplus
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Site
+from agt_lightning.rules.elementary import ElementaryFunction, KernelError
 from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction, Turn
-from agt_lightning.rules.roundings import EXACT
+from agt_lightning.rules.roundings import EXACT, Relative
+
+_RELATIVE = KernelError(12)
+"""Error of kernels that are right to a few units in the last place everywhere."""
+
+_UNIT = KernelError(12, 12)
+"""Error of derivatives that kernels compute by a difference from one, or by a sum of two terms of size one."""
+
+
+def _linear(size: Tensor) -> Tensor:
+    return 1 + size
+
+
+def _identity(size: Tensor) -> Tensor:
+    return size
+
+
+def _of_tanh_form(size: Tensor) -> Tensor:
+    """``1 + |x| + |x|³ / 8``: the rate of the argument of tanh times x, until tanh is one in every type."""
+    size = size.clamp(max=12.0)
+    return 1 + size + size * size.square() / 8
+
 
 relu = Monotone(
     function=lambda x: torch.clamp(x, min=0),
@@ -69,6 +91,7 @@ leaky_relu = PiecewiseMonotone(
         lambda site, x: torch.where(x > 0, torch.ones_like(x), site.number("negative_slope")),
         nonnegative=lambda site: site.number("negative_slope") >= 0,
     ),
+    rounding=ElementaryFunction(KernelError(2), KernelError(2)),
 )
 """``x`` above zero, ``a x`` elsewhere; derivative a at zero."""
 
@@ -112,6 +135,7 @@ def _clamped(limits: Callable[[Site], tuple[float, float]], *, closed: bool) -> 
     return PiecewiseMonotone(
         PiecewiseMonotoneFunction(value, nonnegative=lambda site: min(limits(site)) >= 0),
         _slope_between(limits, closed=closed),
+        rounding=ElementaryFunction(KernelError(2), KernelError(0), input=2),
     )
 
 
@@ -127,6 +151,7 @@ clamp = _clamped(_limits("min", "max"), closed=True)
 hardsigmoid = PiecewiseMonotone(
     PiecewiseMonotoneFunction(lambda x: (x + 3).clamp(0, 6) / 6, nonnegative=True),
     _slope_between(lambda site: (-3.0, 3.0), _single_precision(1 / 6)),
+    rounding=ElementaryFunction(KernelError(4), KernelError(2)),
 )
 """``min(max(x + 3, 0), 6) / 6``; derivative zero at the limits, and inside 1/6 as torch has it, in single precision."""
 
@@ -136,6 +161,7 @@ hardswish = PiecewiseMonotone(
         lambda x: torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0)),
         turns=((-3.0, 0.0), (-3.0, -0.5), (3.0, 1.5), (3.0, 1.0)),
     ),
+    rounding=ElementaryFunction(KernelError(6), _UNIT),
 )
 """``x min(max(x + 3, 0), 6) / 6``; the derivative jumps at ±3, where versions of torch differ and both values count."""
 
@@ -168,6 +194,7 @@ def _elu(
             lambda site: [(0.0, slope_at_zero(site))],
             lambda site: slope_at_zero(site) >= 0 and settings(site)[1] >= 0,
         ),
+        rounding=ElementaryFunction(_RELATIVE, _UNIT),
     )
 
 
@@ -193,18 +220,21 @@ def _sech_squared(x: Tensor) -> Tensor:
 tanh = PiecewiseMonotone(
     PiecewiseMonotoneFunction(torch.tanh),
     PiecewiseMonotoneFunction(_sech_squared, [(0.0, 1.0)], nonnegative=True),
+    rounding=ElementaryFunction(_RELATIVE, _UNIT),
 )
 """``tanh x`` with derivative ``1 / cosh² x``, largest at zero."""
 
 sigmoid = PiecewiseMonotone(
     PiecewiseMonotoneFunction(torch.sigmoid, nonnegative=True),
     PiecewiseMonotoneFunction(lambda x: x.sigmoid() * (-x).sigmoid(), [(0.0, 0.25)], nonnegative=True),
+    rounding=ElementaryFunction(_RELATIVE, _UNIT),
 )
 """``σ(x)`` with derivative ``σ(x) σ(-x)``, largest at zero."""
 
 log_sigmoid = PiecewiseMonotone(
     PiecewiseMonotoneFunction(lambda x: -exact_softplus(-x)),
     PiecewiseMonotoneFunction(lambda x: (-x).sigmoid(), nonnegative=True),
+    rounding=ElementaryFunction(_RELATIVE, _UNIT),
 )
 """``log σ(x)`` with derivative ``σ(-x)``."""
 
@@ -235,6 +265,7 @@ softplus = PiecewiseMonotone(
         _softplus, _softplus_jump, lambda site: site.number("beta") > 0 and site.number("threshold") >= 0
     ),
     PiecewiseMonotoneFunction(_softplus_slope, _softplus_slope_jump, nonnegative=True),
+    rounding=ElementaryFunction(_RELATIVE, _UNIT, input=4),
 )
 """``log(1 + exp(β x)) / β``, and x where torch puts it, above ``β x = threshold``, both sides of that jump included."""
 
@@ -257,6 +288,7 @@ _SILU_SLOPE_TURNS = (_turn(_silu_slope, -_SILU_STEEPEST), _turn(_silu_slope, _SI
 silu = PiecewiseMonotone(
     PiecewiseMonotoneFunction(_silu, (_SILU_MINIMUM,)),
     PiecewiseMonotoneFunction(_silu_slope, _SILU_SLOPE_TURNS),
+    rounding=ElementaryFunction(_RELATIVE, KernelError(12, 12, _linear)),
 )
 """``x σ(x)``, least at x = -1.278; derivative ``σ(x) (1 + x σ(-x))`` with turns where ``x tanh(x / 2) = 2``."""
 
@@ -321,6 +353,7 @@ gelu = PiecewiseMonotone(
     PiecewiseMonotoneFunction(
         lambda site, x: _GELUS[_approximation(site)][1](x), lambda site: _GELU_SLOPE_TURNS[_approximation(site)]
     ),
+    rounding=ElementaryFunction(KernelError(12, 12, _identity), KernelError(12, 24, _of_tanh_form)),
 )
 """``x Φ(x)``, least at x = -0.752; derivative ``Φ(x) + x φ(x)`` with turns at ±√2; or its form with tanh."""
 
@@ -336,13 +369,14 @@ def _one_sided(x: Interval) -> Tensor:
     return (x.lower > 0) | (x.upper < 0)
 
 
-exponential = Monotone(function=torch.exp, derivative=torch.exp, nonnegative=True)
+exponential = Monotone(function=torch.exp, derivative=torch.exp, nonnegative=True, rounding=Relative(12, 14))
 """``exp x``."""
 
 logarithm = PiecewiseMonotone(
     PiecewiseMonotoneFunction(torch.log),
     PiecewiseMonotoneFunction(torch.reciprocal, nonnegative=True),
     _positive,
+    rounding=ElementaryFunction(KernelError(12, 2), KernelError(4)),
 )
 """``log x`` of positive values."""
 
@@ -350,6 +384,7 @@ square_root = PiecewiseMonotone(
     PiecewiseMonotoneFunction(torch.sqrt, nonnegative=True),
     PiecewiseMonotoneFunction(lambda x: 0.5 / x.sqrt(), nonnegative=True),
     _positive,
+    rounding=ElementaryFunction(KernelError(2), KernelError(6)),
 )
 """``√x`` of positive values."""
 
@@ -357,6 +392,7 @@ reciprocal_root = PiecewiseMonotone(
     PiecewiseMonotoneFunction(torch.rsqrt, nonnegative=True),
     PiecewiseMonotoneFunction(lambda x: -0.5 * x.rsqrt() / x),
     _positive,
+    rounding=ElementaryFunction(KernelError(6), KernelError(12)),
 )
 """``1 / √x`` of positive values."""
 
@@ -364,6 +400,7 @@ reciprocal = PiecewiseMonotone(
     PiecewiseMonotoneFunction(torch.reciprocal),
     PiecewiseMonotoneFunction(lambda x: -1 / x.square()),
     _one_sided,
+    rounding=ElementaryFunction(KernelError(4), KernelError(8)),
 )
 """``1 / x`` on one side of zero."""
 
@@ -374,5 +411,6 @@ error_function = PiecewiseMonotone(
         [(0.0, 2 / math.sqrt(math.pi))],
         nonnegative=True,
     ),
+    rounding=ElementaryFunction(_RELATIVE, KernelError(12, 24)),
 )
 """``erf x`` with derivative ``2 exp(-x²) / √π``, largest at zero."""

@@ -1,15 +1,19 @@
 """Sums, scalings, powers and absolute values."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of, reduce_to
+from agt_lightning.rules.roundings import EXACT, LinearMap, Relative, Roundings
 from agt_lightning.rules.values import Value, as_interval
 
 
@@ -37,6 +41,12 @@ class Sum(Rule):
                 position += 1
         return terms
 
+    def roundings(self, site: Site) -> Roundings:
+        """One of the sum; with a factor or a number, also those of the summands."""
+        plain = all(position is not None and abs(factor) == 1 for position, factor, _ in self._terms(site))
+        numbers = [abs(factor * number) for position, factor, number in self._terms(site) if position is None]
+        return Scaled(0 if plain else 3, 1, copies(site), sum(numbers), underflows=not plain)
+
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """Bounds add."""
         result: Interval | None = None
@@ -62,6 +72,10 @@ class Sum(Rule):
 class Negation(Rule):
     """``neg``; exact."""
 
+    def roundings(self, site: Site) -> Roundings:
+        """None."""
+        return EXACT
+
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[-u, -l]``."""
         return -as_interval(inputs[0])
@@ -73,6 +87,10 @@ class Negation(Rule):
 
 class ReverseDifference(Rule):
     """``rsub``: c - a x for a number c; exact."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those of the number, the product and the difference."""
+        return Scaled(3, 1, copies(site), abs(site.number("other")))
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``c - a x``."""
@@ -86,6 +104,10 @@ class ReverseDifference(Rule):
 
 class Product(Rule):
     """``mul``: by a number, or of two independent tensors; exact element by element."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """One product, of a rounded number if it is one."""
+        return Scaled(0, 2, copies(site))
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """All corner products."""
@@ -108,6 +130,10 @@ class Product(Rule):
 
 class Quotient(Rule):
     """``div`` by a number or by a tensor of fixed values; exact."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """A quotient, or a reciprocal and a product; three products in the gradient."""
+        return Scaled(0, 4, copies(site))
 
     def problem(self, site: Site) -> str | None:
         """Refuse misaligned samples. Overloads with a rounding mode have no rule."""
@@ -142,6 +168,10 @@ class Quotient(Rule):
 
 class Power(Rule):
     """``pow`` with exponent 2, as in a hand-written squared error; exact."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """One product, and two of the gradient."""
+        return Relative(2, 4)
 
     def problem(self, site: Site) -> str | None:
         """Refuse exponents other than 1 and 2."""
@@ -183,6 +213,10 @@ class Square(Power):
 class Absolute(Rule):
     """``abs``; the derivative is the sign, zero at zero as autograd has it."""
 
+    def roundings(self, site: Site) -> Roundings:
+        """None."""
+        return EXACT
+
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[mig, mag]``."""
         value = as_interval(inputs[0])
@@ -205,6 +239,10 @@ class Extremum(Rule):
 
     sign: float
 
+    def roundings(self, site: Site) -> Roundings:
+        """None but those of a sum over copies: gradients are halved at most."""
+        return Scaled(0, 0, copies(site))
+
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``[max(l, l'), max(u, u')]``."""
         first, second = map(as_interval, inputs)
@@ -225,6 +263,62 @@ class Extremum(Rule):
         ]
 
 
+def copies(site: Site) -> int:
+    """Return how many elements of a gradient are added up for an input that was broadcast; zero if none was."""
+    if all(shape == tuple(site.call.shape) for shape in site.shapes):
+        return 0
+    return math.prod(site.call.shape[1:])
+
+
+@dataclass(frozen=True)
+class Scaled(Roundings):
+    """Sums, products and quotients of two inputs, broadcast against each other.
+
+    Args:
+        factor: roundings of each input before it is added: of its factor.
+        result: roundings of the result itself, and of the gradient's products.
+        copies: number of summands where a gradient is summed over repeated axes.
+        number: magnitude of a number among the summands, which is rounded to the type of the tensor.
+        underflows: whether results can underflow; sums and differences of floating point numbers cannot.
+    """
+
+    factor: int
+    result: int
+    copies: int
+    number: float = 0.0
+    underflows: bool = True
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        operands = inputs
+        if self.factor:
+            operands = [arithmetic.outward(as_interval(value), self.factor) for value in inputs]
+        output = as_interval(rule.forward(site, operands))
+        if not self.result:
+            return output
+        wide = arithmetic.outward(output, self.result)
+        wide = arithmetic.clear_of_underflow(wide) if self.underflows else wide
+        return wide.widened(self.number * arithmetic.relative(2)) if self.number else wide
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        roundings = self.factor + 2 * self.result + self.copies
+        if not roundings:
+            return rule.backward(site, grad, inputs, output)
+        gradients = rule.backward(site, arithmetic.outward(grad, roundings), inputs, output)
+        if not self.underflows:
+            return gradients
+        return [None if each is None else arithmetic.clear_of_underflow(each, roundings) for each in gradients]
+
+
 def _step(value: Interval) -> Interval:
     """Heaviside's function, which is one half at zero."""
     half = value.lower.new_tensor(0.5)
@@ -240,6 +334,10 @@ class Reduction(Rule):
     """
 
     reduce: Callable[..., Tensor]
+
+    def roundings(self, site: Site) -> Roundings:
+        """A sum over the axes, and a division by their size."""
+        return LinearMap(math.prod(site.shapes[0][dim] for dim in self._dims(site)), 2)
 
     def _dims(self, site: Site) -> list[int]:
         rank = len(site.shapes[0])

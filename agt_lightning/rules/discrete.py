@@ -13,6 +13,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
+from agt_lightning.rules.roundings import EXACT, Roundings
 from agt_lightning.rules.values import Value
 
 _aten = torch.ops.aten
@@ -51,6 +52,10 @@ class DiscreteFunction(Rule):
     """
 
     numbers: Rule | None
+
+    def roundings(self, site: Site) -> Roundings:
+        """None: integers that floating point numbers stand for are exact."""
+        return EXACT
 
     def problem(self, site: Site) -> str | None:
         """Refuse calls on predictions, whose result jumps, and broadcasts that pair different samples."""

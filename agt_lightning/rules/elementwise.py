@@ -153,11 +153,17 @@ class PiecewiseMonotone(Rule):
         value: f.
         slope: f', equal to what autograd uses, also at kinks.
         domain: maps an interval to whether f is defined and finite on it, element by element.
+        rounding: of values and gradients; the default is wide.
     """
 
     value: PiecewiseMonotoneFunction
     slope: PiecewiseMonotoneFunction
     domain: Callable[[Interval], Tensor] = _everywhere
+    rounding: Roundings = UNSTATED
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those that were given."""
+        return self.rounding
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``f([l, u])``."""

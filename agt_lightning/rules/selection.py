@@ -4,6 +4,7 @@ Each result element is one input element, so bounds move like values and are exa
 the sum over its copies, which the transpose of the call itself gives. A value with a sample axis keeps it in front.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,12 +14,22 @@ from agt_lightning.capture.graph import ITEM, map_references
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import EXACT, LinearMap, Roundings
 from agt_lightning.rules.shape import map_value
 from agt_lightning.rules.values import Value, as_interval
+
+_MAY_REPEAT = (torch.ops.aten.index, torch.ops.aten.index_select)
+"""Calls that can read an element several times, although their result is no larger than their input."""
 
 
 class Selection(Rule):
     """A call on one value that moves, drops or repeats elements within each sample; exact."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """None forward; backward the gradients of all copies of an element are added."""
+        result, source = math.prod(site.call.shape[1:]), math.prod(site.shapes[0][1:])
+        repeats = site.call.op.overloadpacket in _MAY_REPEAT or result > source
+        return LinearMap(0, result if repeats else 0)
 
     def problem(self, site: Site) -> str | None:
         """Refuse calls that move elements from one sample to another, found by a trial on numbered samples."""
@@ -109,6 +120,10 @@ class Padding(Selection):
 
 class Join(Selection):
     """``cat`` and ``stack`` of values that all have samples, along another axis; exact."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """None."""
+        return EXACT
 
     def problem(self, site: Site) -> str | None:
         """Refuse parts without samples, and joins along the samples' axis."""

@@ -4,14 +4,19 @@ A value with a sample axis keeps it in front; the size of that axis is read from
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
+from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import EXACT, Roundings
 from agt_lightning.rules.values import Value, as_interval
 
 _aten = torch.ops.aten
@@ -32,6 +37,10 @@ RESHAPES = (
 
 class Reshape(Rule):
     """``view``, ``reshape``, ``flatten``, ``squeeze``, ``unsqueeze``: the same elements in the same order."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """None."""
+        return EXACT
 
     def problem(self, site: Site) -> str | None:
         """Refuse a change of axis 0; if that is kept, each sample keeps its elements, since their order is kept."""
@@ -64,11 +73,42 @@ class Reshape(Rule):
         return [grad.rearranged(lambda bound: bound.reshape(full))]
 
 
+@dataclass(frozen=True)
+class CastRoundings(Roundings):
+    """The rounding of a change of type: monotone, so the ends of an interval are rounded as a run rounds numbers."""
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        output = rule.forward(site, inputs)
+        if not isinstance(output, Interval) or arithmetic.run is None or arithmetic.run == torch.float64:
+            return output
+        return output.mapped(lambda bound: bound.to(arithmetic.run).to(bound.dtype), nonnegative=output.nonnegative)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        """Round the gradient once, to single precision at least: the type before the change is not recorded."""
+        single = None if arithmetic.run is None else max((arithmetic.run, torch.float32), key=unit_roundoff)
+        wide = Arithmetic(single, arithmetic.own).outward(grad)
+        return rule.backward(site, wide, inputs, output)
+
+
 class Cast(Rule):
     """Changes of type. Between floating point types they do nothing: bounds are about real numbers.
 
     From integers to floating point they are exact.
     """
+
+    def roundings(self, site: Site) -> Roundings:
+        """One, if a type is narrower."""
+        return CastRoundings()
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """The input; discrete data become numbers if the program casts them to a floating point type."""
@@ -111,6 +151,10 @@ def _truncated(site: Site, value: Interval) -> Tensor:
 class Detach(Cast):
     """``detach``: the value, without its gradient."""
 
+    def roundings(self, site: Site) -> Roundings:
+        """None."""
+        return EXACT
+
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """No gradient flows."""
         return [None]
@@ -118,6 +162,10 @@ class Detach(Cast):
 
 class OneHot(Rule):
     """``one_hot`` of class labels: the interval hull of all reachable unit vectors."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """None."""
+        return EXACT
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """Bounds of shape (b, ..., classes)."""

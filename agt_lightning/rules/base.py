@@ -65,6 +65,14 @@ class Rule(ABC):
     the call.
     """
 
+    def at(self, site: Site) -> Rule:
+        """Return the rule that applies to a call; another one only if this one chooses among several.
+
+        Args:
+            site: the call.
+        """
+        return self
+
     def roundings(self, site: Site) -> Roundings:
         """Return the roundings of a call; the default is safe for every operation, and wide.
 

@@ -70,31 +70,28 @@ class Matmul(Rule):
     _weight = MatrixProduct()
     _batched = BatchedProduct()
 
-    def _rule(self, site: Site) -> Rule:
+    def at(self, site: Site) -> Rule:
+        """Return that of a weight matrix, or that of two activations."""
         weight = site.samples[0] and not site.samples[1] and len(site.shapes[1]) == 2
         return self._weight if weight else self._batched
 
-    def roundings(self, site: Site) -> Roundings:
-        """As the rule that applies."""
-        return self._rule(site).roundings(site)
-
     def problem(self, site: Site) -> str | None:
         """As the rule that applies."""
-        return self._rule(site).problem(site)
+        return self.at(site).problem(site)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """``A B``."""
-        return self._rule(site).forward(site, inputs)
+        return self.at(site).forward(site, inputs)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂A = G Bᵀ`` and ``∂L/∂B = Aᵀ G``."""
-        return self._rule(site).backward(site, grad, inputs, output)
+        return self.at(site).backward(site, grad, inputs, output)
 
     def parameter_gradient(
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
         """As the rule that applies."""
-        return self._rule(site).parameter_gradient(site, position, grad, inputs)
+        return self.at(site).parameter_gradient(site, position, grad, inputs)
 
 
 def _is_shared(site: Site, position: int) -> bool:

@@ -1,18 +1,50 @@
 """Linear layers, with a weight that is the same for all samples."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from agt_lightning.arithmetic import ball_product, product
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import intersection
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
 from agt_lightning.rules.roundings import Contraction, Roundings
 from agt_lightning.rules.values import Value, as_interval
+
+
+@dataclass(frozen=True)
+class LinearRoundings(Contraction):
+    """A contraction whose gradient may have entries that add up to zero, in a run up to rounding."""
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        """Intersect with ``d (W - 1 m)``, widened by ``|m|`` times what the entries of d add up to in a run."""
+        assert isinstance(rule, Linear)
+        plain = Interval.trusted(grad.lower, grad.upper, nonnegative=grad.nonnegative)
+        gradient, *others = super().backward(rule, site, plain, inputs, output, arithmetic)
+        if not grad.balanced or grad.lower.ndim != 2 or grad.is_point or gradient is None:
+            return [gradient, *others]
+        roundings = self.gradient_terms + 8
+        weight, median = less_median(arithmetic.outward(rule.weight(inputs), roundings))
+        rest = arithmetic.relative(roundings) * grad.magnitude.sum(dim=1, keepdim=True) + arithmetic.absolute(roundings)
+        centered = product(plain, arithmetic.outward(weight, 2)).widened(rest * median.abs())
+        return [gradient.intersect(arithmetic.clear_of_underflow(centered, roundings)), *others]
 
 
 class Linear(Rule):
@@ -24,7 +56,7 @@ class Linear(Rule):
     def roundings(self, site: Site) -> Roundings:
         """``k`` products in a result, ``o`` in a gradient, and one for each position in a parameter's gradient."""
         positions = math.prod(site.shapes[0][1:-1])
-        return Contraction(site.shapes[0][-1], site.call.shape[-1], positions)
+        return LinearRoundings(site.shapes[0][-1], site.call.shape[-1], positions)
 
     def problem(self, site: Site) -> str | None:
         """Refuse a weight or bias with samples, and an input without them."""
@@ -35,6 +67,10 @@ class Linear(Rule):
             f"`{name_of(site.call)}` at {site.call.source} does not apply one weight to each sample (input shape "
             f"{site.shapes[0]}). Keep the batch on the first axis and the features on the last."
         )
+
+    def weight(self, inputs: Sequence[Value]) -> Interval:
+        """Return bounds on W, (o, k)."""
+        return as_interval(inputs[1])
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``z Wᵀ + β``; for inputs in a ball, intersected with the dual-norm bound."""
@@ -54,7 +90,7 @@ class Linear(Rule):
         weight = as_interval(inputs[1])
         result = product(grad.rearranged(_as_matrix), weight)
         if grad.balanced and grad.lower.ndim == 2 and not result.is_point:
-            result = intersection(result, product(grad, _less_median(weight)))
+            result = intersection(result, product(grad, less_median(weight)[0]))
         gradient = result.rearranged(lambda bound: bound.unflatten(0, grad.shape[:-1]))
         return [gradient, *[None] * (len(inputs) - 1)]
 
@@ -71,6 +107,10 @@ class Linear(Rule):
 class MatrixProduct(Linear):
     """``aten.matmul`` and ``aten.mm``: y = z W for a shared W of shape (k, o), as in ``x @ self.weight``."""
 
+    def weight(self, inputs: Sequence[Value]) -> Interval:
+        """Return bounds on Wᵀ."""
+        return as_interval(inputs[1]).mT
+
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``z W``."""
         return super().forward(site, [inputs[0], as_interval(inputs[1]).mT])
@@ -86,10 +126,10 @@ class MatrixProduct(Linear):
         return OuterProduct(_by_position(as_interval(inputs[0])), _by_position(grad))
 
 
-def _less_median(weight: Interval) -> Interval:
-    """``W - 1 m`` for the median m of each column, which makes ``Σ |W - m|`` least."""
+def less_median(weight: Interval) -> tuple[Interval, Tensor]:
+    """Return ``W - 1 m`` and the median m of each column, which makes ``Σ |W - m|`` least."""
     median = weight.center.median(dim=0).values
-    return weight.mapped(lambda bound: bound - median)
+    return weight.mapped(lambda bound: bound - median), median
 
 
 def _as_matrix(bound: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ Targets are inputs like any other: a regression label is an interval, a class la
 Gradients are those of appendix C.3, each bound attained at a corner of the box of predictions and labels.
 """
 
+from __future__ import annotations
+
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +14,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply, softmax, softplus, surprisal
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture.graph import SATURATING
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
+from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
 from agt_lightning.rules.elementwise import Function, evaluate
+from agt_lightning.rules.roundings import Roundings
+from agt_lightning.rules.softmax import probability_error, rounded_softmax
 from agt_lightning.rules.values import Value, as_interval
+
+
+@dataclass(frozen=True)
+class ResidualRoundings(Roundings):
+    """The roundings of a loss of the residual ``f - y``: a run computes it once, and a few products of it."""
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        output = as_interval(rule.forward(site, self._residual(inputs, arithmetic)))
+        return arithmetic.clear_of_underflow(arithmetic.outward(output, 8))
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        gradients = rule.backward(site, grad, self._residual(inputs, arithmetic), output)
+        return [
+            None if each is None else arithmetic.clear_of_underflow(arithmetic.outward(each, 6)) for each in gradients
+        ]
+
+    def _residual(self, inputs: Sequence[Value], arithmetic: Arithmetic) -> list[Value]:
+        """Return the residual as a prediction, for a target of zero."""
+        residual = arithmetic.outward(as_interval(inputs[0]) - as_interval(inputs[1]))
+        still = (residual.lower == 0) & (residual.upper == 0)
+        residual = residual.widened(torch.where(still, 0.0, arithmetic.least).to(residual.dtype))
+        return [residual, Interval.point(torch.zeros_like(residual.lower))]
 
 
 @dataclass(frozen=True)
@@ -33,6 +73,10 @@ class ResidualLoss(Rule):
 
     value: Function
     slope: Function
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those of one residual."""
+        return ResidualRoundings()
 
     def problem(self, site: Site) -> str | None:
         """Refuse weights, and broadcasts that pair different samples."""
@@ -77,8 +121,50 @@ smooth_absolute_error = ResidualLoss(
 """``smooth_l1_loss``: gradient clamp((f - y) / β, -1, 1)."""
 
 
+@dataclass(frozen=True)
+class CrossEntropyRoundings(Roundings):
+    """The roundings of cross entropy: of ``log_softmax``, of targets and of sums over the classes."""
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        """Widen by the absolute error of the logarithms, for targets of any mass."""
+        assert isinstance(rule, CrossEntropy)
+        logits = as_interval(inputs[0])
+        exact = as_interval(rule.forward(site, inputs))
+        error = probability_error(logits, arithmetic)
+        target = rule.target(site, logits, inputs[1])
+        costs = surprisal(logits).magnitude + error
+        sizes = target.magnitude * (error + costs * arithmetic.relative(logits.shape[1] + 8))
+        slack = sizes.sum(dim=1) + arithmetic.absolute(logits.shape[1])
+        return arithmetic.outward(exact.widened(slack, nonnegative=exact.nonnegative), 8)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        """Use probabilities and targets as a run computes them; the sum over the classes is zero up to rounding."""
+        assert isinstance(rule, CrossEntropy)
+        logits = as_interval(inputs[0])
+        target = rule.target(site, logits, inputs[1])
+        target = arithmetic.outward(target, logits.shape[1] + 8) if rule.rounds_targets(site, inputs[1]) else target
+        probabilities = rounded_softmax(logits, arithmetic)
+        gradient = rule.gradient(site, grad, probabilities, target, inputs[1])
+        wide = arithmetic.clear_of_underflow(arithmetic.outward(gradient, 8))
+        return [Interval.trusted(wide.lower, wide.upper, balanced=True), None]
+
+
 class CrossEntropy(Rule):
     """``cross_entropy_loss`` with class labels or probabilities on axis 1: gradient p - y."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those of probabilities and targets."""
+        return CrossEntropyRoundings()
 
     def problem(self, site: Site) -> str | None:
         """Refuse class weights and an ignored class, whose mean divides by a number that depends on every label."""
@@ -93,7 +179,13 @@ class CrossEntropy(Rule):
             return f"`{name_of(site.call)}` at {site.call.source} needs predictions of shape (batch, classes, ...)."
         return _fixed_target(site)
 
-    def _target(self, site: Site, logits: Interval, target: Value) -> Interval:
+    def rounds_targets(self, site: Site, target: Value) -> bool:
+        """Return whether targets are numbers, or smoothed; labels are zero and one."""
+        return not isinstance(_as_labels(site, target), ClassLabels) or site.number("label_smoothing") != 0.0
+
+    def target(self, site: Site, logits: Interval, target: Value) -> Interval:
+        """Return bounds on y, in the shape of the logits."""
+        target = _as_labels(site, target)
         classes = logits.shape[1]
         if isinstance(target, ClassLabels):
             bounds = target.one_hot(classes, logits.dtype)
@@ -116,20 +208,81 @@ class CrossEntropy(Rule):
             lower = torch.where(reachable, cost.lower, torch.inf).amin(dim=1)
             upper = torch.where(reachable, cost.upper, -torch.inf).amax(dim=1)
             return Interval.trusted(lower, upper, nonnegative=True)
-        return multiply(self._target(site, logits, target), cost).mapped(lambda bound: bound.sum(dim=1))
+        return multiply(self.target(site, logits, target), cost).mapped(lambda bound: bound.sum(dim=1))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g (p - y)``; for probabilities as targets ``g (p Σ_k y_k - y)``. Both add up to zero over the classes."""
         logits = as_interval(inputs[0])
-        labels = _as_labels(site, inputs[1])
-        target = self._target(site, logits, labels)
-        probabilities = softmax(logits)
-        if not isinstance(labels, ClassLabels):
+        gradient = self.gradient(site, grad, softmax(logits), self.target(site, logits, inputs[1]), inputs[1])
+        return [Interval.trusted(gradient.lower, gradient.upper, balanced=True), None]
+
+    def gradient(
+        self, site: Site, grad: Interval, probabilities: Interval, target: Interval, labels: Value
+    ) -> Interval:
+        """Return bounds on the gradient of the logits.
+
+        Args:
+            site: the call.
+            grad: of the losses.
+            probabilities: p.
+            target: y.
+            labels: the target as the call receives it.
+        """
+        if not isinstance(_as_labels(site, labels), ClassLabels):
             mass = target.mapped(lambda bound: bound.sum(dim=1, keepdim=True), nonnegative=target.nonnegative)
             probabilities = multiply(probabilities, mass)
         towards = grad.rearranged(lambda bound: bound.unsqueeze(1))
-        gradient = multiply(towards, probabilities - target)
-        return [Interval.trusted(gradient.lower, gradient.upper, balanced=True), None]
+        return multiply(towards, probabilities - target)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropyRoundings(Roundings):
+    """The roundings of binary cross entropy, of logits or of a sigmoid's result.
+
+    Kernels and autograd compute the slope by differences from one, so its error is absolute: relative to
+    ``1 + |y| + w (1 + |y|)``. A sigmoid that is rounded to one makes `binary_cross_entropy` clamp its logarithm at -100
+    and its slope fade, from a logit on that depends on the type.
+    """
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        assert isinstance(rule, BinaryCrossEntropy)
+        logits = as_interval(inputs[0])
+        sizes = self._sizes(rule, site, inputs)
+        output = as_interval(rule.forward(site, inputs))
+        error = arithmetic.relative(_LOSS_ROUNDINGS) * sizes * (1 + logits.magnitude)
+        if not site.call.arguments.get(SATURATING):
+            return output.widened(error + arithmetic.absolute())
+        place = saturation(arithmetic)
+        # A difference from one is off by u, its logarithm by u / (1 - p).
+        error = error * (1 + logits.magnitude.clamp(max=place).exp())
+        clamped = torch.where(logits.magnitude > place, sizes * _CLAMPED, 0.0)
+        lower = torch.where(logits.magnitude > place, output.lower.clamp(max=0), output.lower)
+        return Interval.trusted(lower - error, torch.maximum(output.upper, clamped) + error)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        assert isinstance(rule, BinaryCrossEntropy)
+        logits = as_interval(inputs[0])
+        slope = rule.slope(site, inputs)
+        slope = slope.widened(arithmetic.relative(_LOSS_ROUNDINGS) * self._sizes(rule, site, inputs))
+        if site.call.arguments.get(SATURATING):
+            slope = _faded(slope, logits, saturation(arithmetic))
+        gradient = arithmetic.clear_of_underflow(arithmetic.outward(multiply(grad, slope), 4))
+        return [gradient, *[None] * (len(inputs) - 1)]
+
+    def _sizes(self, rule: BinaryCrossEntropy, site: Site, inputs: Sequence[Value]) -> Tensor:
+        """Return ``1 + |y| + w (1 + |y|)``."""
+        target = 1 + as_interval(inputs[1]).magnitude
+        return target * (1 + rule.positive_weight(site, inputs).magnitude)
 
 
 class BinaryCrossEntropy(Rule):
@@ -137,6 +290,10 @@ class BinaryCrossEntropy(Rule):
 
     It is monotone in z for every y and linear in y for every z, so the extremes are at corners.
     """
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those of all forms of the loss."""
+        return BinaryCrossEntropyRoundings()
 
     def problem(self, site: Site) -> str | None:
         """Refuse sample weights, misaligned samples, targets that are trained and positive weights from the batch."""
@@ -149,52 +306,70 @@ class BinaryCrossEntropy(Rule):
             )
         return alignment_problem(site) or _fixed_target(site)
 
-    def _positive_weight(self, site: Site, inputs: Sequence[Value]) -> Tensor:
+    def positive_weight(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """Return bounds on w."""
         if site["pos_weight"] is None:
-            return torch.ones((), dtype=as_interval(inputs[0]).dtype, device=as_interval(inputs[0]).device)
-        weight = as_interval(inputs[2])
-        if not weight.is_point:
-            raise UncertifiableError(
-                [f"`{name_of(site.call)}` at {site.call.source} has a `pos_weight` that is trained. Use a fixed one."]
-            )
-        return weight.lower
+            like = as_interval(inputs[0]).lower
+            return Interval.point(torch.ones((), dtype=like.dtype, device=like.device))
+        return as_interval(inputs[2])
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``w y softplus(-z) + (1 - y) softplus(z)``, each summand on its own: an enclosure, exact for points."""
         logits, target = as_interval(inputs[0]), as_interval(inputs[1])
-        weight = self._positive_weight(site, inputs)
+        weight = self.positive_weight(site, inputs)
         positive = (-logits).mapped(softplus, nonnegative=True)
         negative = logits.mapped(softplus, nonnegative=True)
         ones = Interval.point(torch.ones_like(target.lower))
-        return multiply(multiply(Interval.point(weight), target), positive) + multiply(ones - target, negative)
+        return multiply(multiply(weight, target), positive) + multiply(ones - target, negative)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """The four corners of prediction and label."""
+        """``g`` times the slope."""
+        return [multiply(grad, self.slope(site, inputs)), *[None] * (len(inputs) - 1)]
+
+    def slope(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """Return bounds on ``σ(z)(1 + (w - 1) y) - w y``: at corners of prediction, label and weight."""
         logits, target = as_interval(inputs[0]), as_interval(inputs[1])
-        weight = self._positive_weight(site, inputs)
+        weight = self.positive_weight(site, inputs)
 
-        def slope(z: Tensor, y: Tensor) -> Tensor:
-            return torch.sigmoid(z) * (1 + (weight - 1) * y) - weight * y
+        def at(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+            return torch.sigmoid(z) * (1 + (w - 1) * y) - w * y
 
-        if logits.is_point and target.is_point:
-            bounds = Interval.point(slope(logits.lower, target.lower))
+        if logits.is_point and target.is_point and weight.is_point:
+            bounds = Interval.point(at(logits.lower, target.lower, weight.lower))
         else:
-            corners = torch.stack(
-                [slope(z, y) for z in (logits.lower, logits.upper) for y in (target.lower, target.upper)]
-            )
+            ends = [
+                (value.lower,) if value.is_point else (value.lower, value.upper) for value in (logits, target, weight)
+            ]
+            corners = torch.stack(torch.broadcast_tensors(*(at(*corner) for corner in itertools.product(*ends))))
             bounds = Interval.trusted(corners.amin(dim=0), corners.amax(dim=0))
-        if site.call.arguments.get(SATURATING):
-            bounds = _faded(bounds, logits)
-        return [multiply(grad, bounds), *[None] * (len(inputs) - 1)]
+        return _faded(bounds, logits, _FADING) if site.call.arguments.get(SATURATING) else bounds
 
 
 _FADING = math.log(1e12) - 1e-3
 """`binary_cross_entropy` divides by max(p (1 - p), 1e-12), which is p (1 - p) for logits below this size."""
 
 
-def _faded(slope: Interval, logits: Interval) -> Interval:
+_CLAMPED = 100.0
+"""The largest value of minus a logarithm in `binary_cross_entropy`."""
+
+_LOSS_ROUNDINGS = 24
+"""Roundings of a slope of binary cross entropy in any of its forms."""
+
+
+def saturation(arithmetic: Arithmetic) -> float:
+    """Return the logit above which a sigmoid can be rounded to one; it is right to a few units in the last place.
+
+    Example:
+        >>> 14 < saturation(Arithmetic(torch.float32, torch.float64)) < 17
+        True
+    """
+    unit = unit_roundoff(arithmetic.own if arithmetic.run is None else arithmetic.run)
+    return min(_FADING, -math.log(16 * unit))
+
+
+def _faded(slope: Interval, logits: Interval, place: float) -> Interval:
     """For larger logits torch's gradient is the slope times p (1 - p) / 1e-12: anything between zero and the slope."""
-    large = logits.magnitude > _FADING
+    large = logits.magnitude > place
     lower = torch.where(large, slope.lower.clamp(max=0), slope.lower)
     upper = torch.where(large, slope.upper.clamp(min=0), slope.upper)
     return Interval.point(lower) if slope.is_point and torch.equal(lower, upper) else Interval.trusted(lower, upper)

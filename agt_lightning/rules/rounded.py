@@ -42,15 +42,17 @@ class Rounded(Rule):
 
     @override
     def roundings(self, site: Site) -> Roundings:
-        return self.rule.roundings(site)
+        return self.rule.at(site).roundings(site)
 
     @override
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
-        return self.rule.roundings(site).forward(self.rule, site, inputs, self._arithmetic(site))
+        rule = self.rule.at(site)
+        return rule.roundings(site).forward(rule, site, inputs, self._arithmetic(site))
 
     @override
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        return self.rule.roundings(site).backward(self.rule, site, grad, inputs, output, self._arithmetic(site))
+        rule = self.rule.at(site)
+        return rule.roundings(site).backward(rule, site, grad, inputs, output, self._arithmetic(site))
 
     @override
     def share(self, site: Site, gradient: Interval, uses: int) -> Interval:
@@ -62,10 +64,11 @@ class Rounded(Rule):
         self, site: Site, position: int, grad: Interval, inputs: Sequence[Value]
     ) -> FactoredGradient:
         """Return the factors of the gradient as a run computes them, up to its sum over samples."""
-        if type(self.rule).parameter_gradient is Rule.parameter_gradient:
+        rule = self.rule.at(site)
+        if type(rule).parameter_gradient is Rule.parameter_gradient:
             return super().parameter_gradient(site, position, grad, inputs)  # by the backward bounds of this class
-        roundings, arithmetic = self.rule.roundings(site), self._arithmetic(site)
-        return roundings.parameter_gradient(self.rule, site, position, grad, inputs, arithmetic)
+        roundings, arithmetic = rule.roundings(site), self._arithmetic(site)
+        return roundings.parameter_gradient(rule, site, position, grad, inputs, arithmetic)
 
     def _arithmetic(self, site: Site) -> Arithmetic:
         """Return the roundings of a call, which computes in the type of its result."""

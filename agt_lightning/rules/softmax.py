@@ -1,19 +1,35 @@
 """Softmax and its logarithm as layers, over any axis but the samples'."""
 
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply, softmax, surprisal
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import intersection
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.roundings import Roundings
 from agt_lightning.rules.values import Value, as_interval
 
 
 class _OverAxis(Rule):
     """The axis of the classes, which the arithmetic expects second."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those of all kernels."""
+        return SoftmaxRoundings()
+
+    @abstractmethod
+    def rounded(self, logits: Interval, arithmetic: Arithmetic) -> Interval:
+        """Return bounds on the result as a run computes it, classes on axis 1."""
 
     def problem(self, site: Site) -> str | None:
         """Refuse the samples' axis."""
@@ -25,39 +41,117 @@ class _OverAxis(Rule):
             "all others. Use the axis of the classes, for example `dim=1`."
         )
 
-    def _to_front(self, site: Site, value: Interval) -> Interval:
+    def to_front(self, site: Site, value: Interval) -> Interval:
+        """Move the axis of the classes to axis 1."""
         dim = site.integer("dim")
         return value.rearranged(lambda bound: bound.movedim(dim, 1))
 
-    def _back(self, site: Site, value: Interval) -> Interval:
+    def back(self, site: Site, value: Interval) -> Interval:
+        """Move axis 1 to the place of the classes."""
         dim = site.integer("dim")
         return value.rearranged(lambda bound: bound.movedim(1, dim))
+
+
+_ROUNDINGS = 24
+"""Roundings of one probability besides the sum: differences, exponential, logarithm, quotient."""
+
+
+def probability_error(logits: Interval, arithmetic: Arithmetic) -> Tensor:
+    """Return how far probabilities in floating point can be from the softmax of the logits, relatively.
+
+    A kernel takes the difference of each logit to the largest one, right up to u of that difference, and its
+    exponential, whose relative error is the absolute one of its argument; by ``log_softmax`` it takes the logarithm of
+    the sum as well.
+
+    Args:
+        logits: classes on axis 1.
+        arithmetic: of the run and of the bounds.
+
+    Returns:
+        One number for each sample and position, with axis 1 of size one.
+
+    Example:
+        >>> logits = Interval.point(torch.tensor([[0.0, 10.0]], dtype=torch.float64))
+        >>> bool(1e-6 < probability_error(logits, Arithmetic(torch.float32, torch.float64)) < 1e-4)
+        True
+    """
+    classes = logits.shape[1]
+    spread = logits.upper.amax(dim=1, keepdim=True) - logits.lower.amin(dim=1, keepdim=True)
+    return arithmetic.relative(classes + _ROUNDINGS) * (1 + spread + math.log(classes))
+
+
+def rounded_softmax(logits: Interval, arithmetic: Arithmetic) -> Interval:
+    """Return bounds on probabilities as a run computes them, classes on axis 1."""
+    exact = softmax(logits)
+    error = probability_error(logits, arithmetic)
+    return exact.widened(exact.upper * error + arithmetic.absolute(logits.shape[1]), nonnegative=True)
+
+
+@dataclass(frozen=True)
+class SoftmaxRoundings(Roundings):
+    """The roundings of ``softmax`` and ``log_softmax`` (docs/floats.md, section 4.2)."""
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        assert isinstance(rule, _OverAxis)
+        return rule.back(site, rule.rounded(rule.to_front(site, as_interval(inputs[0])), arithmetic))
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        """Widen by the errors of p and of the sum over the classes, which is relative to ``|g_k| + p Σ |g_j|``."""
+        assert isinstance(rule, _OverAxis)
+        logits, towards = rule.to_front(site, as_interval(inputs[0])), rule.to_front(site, grad)
+        (exact,) = rule.backward(site, grad, inputs, output)
+        assert exact is not None
+        p, size = softmax(logits).upper, towards.magnitude
+        weights = p if isinstance(rule, Softmax) else torch.ones_like(p)
+        total = (weights * size).sum(dim=1, keepdim=True)
+        error = probability_error(logits, arithmetic)
+        slack = 3 * error * p * (size + total) + arithmetic.relative(4) * size
+        wide = rule.to_front(site, exact).widened(slack + arithmetic.absolute(logits.shape[1]))
+        return [rule.back(site, wide)]
 
 
 class Softmax(_OverAxis):
     """``softmax``; exact forward, an enclosure backward."""
 
+    def rounded(self, logits: Interval, arithmetic: Arithmetic) -> Interval:
+        """Probabilities as a run computes them."""
+        return rounded_softmax(logits, arithmetic)
+
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``p_k``, each at two corners of the box of logits."""
-        return self._back(site, softmax(self._to_front(site, as_interval(inputs[0]))))
+        return self.back(site, softmax(self.to_front(site, as_interval(inputs[0]))))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``p_k Σ_j p_j (g_k - g_j)``, see `softmax_gradient`."""
-        probabilities = softmax(self._to_front(site, as_interval(inputs[0])))
-        return [self._back(site, softmax_gradient(probabilities, self._to_front(site, grad)))]
+        probabilities = softmax(self.to_front(site, as_interval(inputs[0])))
+        return [self.back(site, softmax_gradient(probabilities, self.to_front(site, grad)))]
 
 
 class LogSoftmax(_OverAxis):
     """``log_softmax``; each bound is attained. A loss that follows it over axis 1 is fused with it."""
 
+    def rounded(self, logits: Interval, arithmetic: Arithmetic) -> Interval:
+        """Logarithms as a run computes them: their absolute error is the relative one of the probabilities."""
+        return (-surprisal(logits)).widened(probability_error(logits, arithmetic))
+
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``log p_k``, each at two corners of the box of logits."""
-        return self._back(site, -surprisal(self._to_front(site, as_interval(inputs[0]))))
+        return self.back(site, -surprisal(self.to_front(site, as_interval(inputs[0]))))
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``g_k - p_k Σ_j g_j``, see `log_softmax_gradient`."""
-        probabilities = softmax(self._to_front(site, as_interval(inputs[0])))
-        return [self._back(site, log_softmax_gradient(probabilities, self._to_front(site, grad)))]
+        probabilities = softmax(self.to_front(site, as_interval(inputs[0])))
+        return [self.back(site, log_softmax_gradient(probabilities, self.to_front(site, grad)))]
 
 
 def log_softmax_gradient(probabilities: Interval, grad: Interval) -> Interval:

@@ -132,9 +132,7 @@ class BallAnalysis(ABC):
                 whole=change * self.jacobian_norm,
                 energy=gradient.energy(labels, torch.zeros_like(change)),
                 rest=change * self.mean_jacobian_error,
-                roundoff=self.roundoff.gradient(
-                    after, gradient.poisoned_error(after, 0 * change, self.roundoff.output_error)
-                ),
+                roundoff=self.roundoff.gradient(after, gradient.error_of(after)),
             )
         effect = self.feature_effect(poison.features, poison.layer_bounds)
         poisoned = gradient.poisoned(labels, effect.output)

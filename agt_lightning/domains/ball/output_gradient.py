@@ -45,7 +45,10 @@ class OutputGradient:
         Reference:
             docs/floats.md, eq. (B.3).
         """
-        size = self._nominal_norm + self._change
+        return self.error_of(self._nominal_norm + self._change)
+
+    def error_of(self, size: Tensor) -> Tensor:
+        """Upper bound on ``‖fl(g) - g‖`` over the ball, with any labels for which ``‖g‖ <= size``, (b,)."""
         return self._error(size, self.curvature, self.output_error, self.outputs)
 
     def _error(self, size: Tensor, curvature: Tensor, output_error: Tensor, outputs: OutputBounds) -> Tensor:

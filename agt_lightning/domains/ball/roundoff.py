@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -160,4 +161,4 @@ class HeadRoundoff:
             error = (layer.norm + radius) * error + rounded + underflow
         count = sum(layer.weight.numel() + len(layer.weight) for layer in self.ball.layers)
         underflow = math.sqrt(count) * self.ball.arithmetic.absolute(4)
-        return GradientRoundoff(torch.stack(errors).norm(dim=0) + underflow, torch.stack(magnitudes).norm(dim=0))
+        return GradientRoundoff(reduce(torch.hypot, errors) + underflow, reduce(torch.hypot, magnitudes))

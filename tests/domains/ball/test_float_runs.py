@@ -1,4 +1,4 @@
-"""Runs in floating point, in orders of summation that hurt, stay in the ball to the last bit; planted faults let them out.
+"""Runs in floating point, in orders of summation that hurt, stay in the ball; planted faults let them out.
 
 A run is the certified step made again from the same parameters: the same batch, poisoned within the threat model, with
 every sum from left to right in an order of its own.
@@ -33,7 +33,7 @@ def dot(terms: list[Tensor], order: Tensor) -> Tensor:
 
 @dataclass
 class Execution:
-    """One step of ``[frozen linear,] linear [, ReLU, linear]`` with one output and squared error, all by single operations.
+    """One step of ``[frozen linear,] linear [, ReLU, linear]`` with one output and squared error, by single operations.
 
     Args:
         inputs: order of the sums over features.

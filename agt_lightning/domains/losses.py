@@ -4,6 +4,9 @@ Each loss ``ℓ(f, y)`` is convex in the outputs f of one sample, (K,). Changes 
 bounded over the outputs in an `OutputBounds` and not over all outputs: a global constant, such as 1/4 for the logistic
 loss, would make few large steps look unstable.
 
+Sums and products of positive numbers are rounded by a few units of the last place, which the domain covers for all of
+them together; differences and elementary functions are rounded outward here.
+
 Reference:
     docs/theory.md, section 10.
 """
@@ -19,14 +22,25 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import softmax
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
+from agt_lightning.rounding import accumulated_roundoff
 
 Target = Interval | ClassLabels
 """Targets of a batch: numbers as a point interval (b, ...), or class labels (b,)."""
 
 _SOFTMAX_LIPSCHITZ = 0.5
 """Largest eigenvalue of ``diag(p) - p pᵀ``: 1/2, at two classes of equal probability."""
+
+_ELEMENTARY = 32
+"""Roundings that an exponential or a sigmoid may take; libraries state one to four units in the last place."""
+
+_FEW = 16
+"""Roundings of a handful of sums and products."""
+
+_UPWARD = 1 + 2.0**-40
+"""Above the rounding of a few of Python's own numbers."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +77,34 @@ class OutputBounds:
 
     @cached_property
     def probabilities(self) -> Interval:
-        """Bounds on the softmax over the box, (b, K)."""
-        return softmax(self.box)
+        """Bounds on the softmax over the box, (b, K), with its rounding."""
+        exact, error = softmax(self.box), self.softmax_roundoff[:, None]
+        lower, upper = exact.lower * (1 - error).clamp(min=0), (exact.upper * (1 + error)).clamp(max=1)
+        return Interval.trusted(lower, upper, nonnegative=True)
+
+    @cached_property
+    def softmax_roundoff(self) -> Tensor:
+        """Relative rounding of a probability, (b,): a rounded exponent changes it by as much as the exponent."""
+        sums = accumulated_roundoff(self.center.shape[1] + 2 * _ELEMENTARY, self.center.dtype)
+        return sums + accumulated_roundoff(_FEW, self.center.dtype) * self.box.magnitude.amax(dim=1)
+
+    @cached_property
+    def center_probabilities(self) -> Tensor:
+        """Upper bound on the softmax of the nominal outputs, (b, K)."""
+        return softmax(Interval.point(self.center)).lower * (1 + self.softmax_roundoff)[:, None]
 
     @cached_property
     def largest_variance(self) -> Tensor:
         """Upper bound on ``max_k p_k (1 - p_k)`` of these probabilities, (b,)."""
         above, below = self.probabilities.lower - 0.5, 0.5 - self.probabilities.upper
         nearest = torch.maximum(above, below, out=above).amin(dim=1).clamp_(min=0)
-        return 0.25 - nearest.square()
+        return 0.25 - nearest.square() + accumulated_roundoff(_FEW, nearest.dtype)
 
     def grown(self, by: Tensor) -> OutputBounds:
         """Return bounds on everything within the Euclidean distance ``by``, (b,), of this set."""
-        box = Interval.trusted(self.box.lower - by[:, None], self.box.upper + by[:, None])
-        return OutputBounds(self.center, self.radius + by, box)
+        more = by[:, None] + accumulated_roundoff(_FEW, by.dtype) * (by[:, None] + self.box.magnitude)
+        box = Interval.trusted(self.box.lower - more, self.box.upper + more)
+        return OutputBounds(self.center, (self.radius + by) * _UPWARD, box)
 
 
 @dataclass(frozen=True)
@@ -150,6 +178,21 @@ class HeadLoss(ABC):
             outputs: number of outputs, K.
         """
 
+    @property
+    @abstractmethod
+    def label_slope(self) -> float:
+        """Largest ``‖∂ℓ/∂f(f, ỹ) - ∂ℓ/∂f(f, y)‖ / ‖ỹ - y‖`` for numbers as labels."""
+
+    @abstractmethod
+    def rounding(self, gradient: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
+        """Bound by how much ``∂ℓ/∂f`` of the same outputs and labels differs in floating point, (b,).
+
+        Args:
+            gradient: upper bound on ``‖∂ℓ/∂f‖``, (b,).
+            bounds: on the outputs.
+            arithmetic: of the run.
+        """
+
     def energy(self, feature_change: Tensor, bounds: OutputBounds, labels: LabelPerturbation) -> Tensor:
         """Bound ``qᵀ H⁻¹ q`` from above for every change q of the gradient and average H of the curvature, (b,).
 
@@ -194,6 +237,15 @@ class SquaredError(HeadLoss):
         """Return ``2 ‖ỹ - y‖``."""
         return 2 * self.scale * labels.distance()
 
+    @property
+    def label_slope(self) -> float:
+        """Return 2."""
+        return 2 * self.scale
+
+    def rounding(self, gradient: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
+        """Return a few roundings of the gradient: it is one difference, and products."""
+        return arithmetic.relative(_FEW) * gradient
+
 
 class HuberError(HeadLoss):
     """``scale · Σ_k φ(f_k - y_k)`` with ``φ'(r) = slope · clamp(r, -δ, δ)``: `huber_loss` and `smooth_l1_loss`.
@@ -209,6 +261,20 @@ class HuberError(HeadLoss):
         self.delta = delta
         self.slope = slope
 
+    @property
+    def largest_slope(self) -> float:
+        """``|∂ℓ/∂f_k|`` of large residuals."""
+        return self.scale * self.slope * self.delta
+
+    @property
+    def label_slope(self) -> float:
+        """Return the curvature of the quadratic part."""
+        return self.scale * self.slope
+
+    def rounding(self, gradient: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
+        """Return a few roundings of the gradient: it is one difference, cut, and products."""
+        return arithmetic.relative(_FEW) * gradient
+
     def _slope_of(self, residual: Tensor) -> Tensor:
         return self.scale * self.slope * residual.clamp(-self.delta, self.delta)
 
@@ -218,9 +284,10 @@ class HuberError(HeadLoss):
 
     def curvature(self, bounds: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
         """Return the slope if all residuals are small, zero if all are large, and both as bounds otherwise."""
+        roundoff = self.delta * accumulated_roundoff(_FEW, bounds.center.dtype)  # of residuals near ± δ
         lower, upper = bounds.box.lower - _point(target), bounds.box.upper - _point(target)
-        quadratic = (lower >= -self.delta) & (upper <= self.delta)
-        linear = (lower >= self.delta) | (upper <= -self.delta)
+        quadratic = (lower >= roundoff - self.delta) & (upper <= self.delta - roundoff)
+        linear = (lower >= self.delta + roundoff) | (upper <= -self.delta - roundoff)
         slope = self.scale * self.slope
         return slope * quadratic.all(dim=1).to(lower.dtype), slope * (~linear.all(dim=1)).to(lower.dtype)
 
@@ -229,17 +296,18 @@ class HuberError(HeadLoss):
         nominal, residual = self.gradient(bounds.center, target), _point(target)
         up = self._slope_of(bounds.box.upper - residual) - nominal
         down = nominal - self._slope_of(bounds.box.lower - residual)
-        ends = torch.maximum(up, down).norm(dim=1)
+        roundoff = self.largest_slope * accumulated_roundoff(_FEW, up.dtype)
+        ends = (torch.maximum(up, down) + roundoff).norm(dim=1)
         return torch.minimum(ends, self.scale * self.slope * bounds.radius)
 
     def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
         """Return the Lipschitz bound in the label, at most ``2 δ √K`` times the slope."""
-        steepest = 2 * self.scale * self.slope * self.delta * math.sqrt(outputs)
+        steepest = 2 * self.largest_slope * math.sqrt(outputs)
         return (self.scale * self.slope * labels.distance()).clamp(max=steepest)
 
     def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
         """Return ``δ √K``, times the slope."""
-        return self.scale * self.slope * self.delta * math.sqrt(outputs)
+        return self.largest_slope * math.sqrt(outputs) * _UPWARD
 
 
 class LogisticLoss(HeadLoss):
@@ -252,12 +320,15 @@ class LogisticLoss(HeadLoss):
     def curvature(self, bounds: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
         """Evaluate σ' farthest from and nearest to zero: it falls with the distance from zero."""
         nearest, farthest = bounds.box.mignitude, bounds.box.magnitude
-        return self.scale * _bell(farthest).amin(dim=1), self.scale * _bell(nearest).amax(dim=1)
+        roundoff = accumulated_roundoff(2 * _ELEMENTARY + _FEW, nearest.dtype)
+        lower, upper = _bell(farthest).amin(dim=1), _bell(nearest).amax(dim=1)
+        return self.scale * lower * (1 - roundoff), self.scale * upper * (1 + roundoff)
 
     def gradient_change(self, bounds: OutputBounds, target: Target) -> Tensor:
         """Evaluate the ends of the box, where the maximum lies since σ is monotone."""
-        nominal = bounds.center.sigmoid()
-        ends = torch.maximum(bounds.box.upper.sigmoid() - nominal, nominal - bounds.box.lower.sigmoid()).norm(dim=1)
+        nominal, roundoff = bounds.center.sigmoid(), accumulated_roundoff(2 * _ELEMENTARY, bounds.center.dtype)
+        up, down = bounds.box.upper.sigmoid() - nominal, nominal - bounds.box.lower.sigmoid()
+        ends = (torch.maximum(up, down) + roundoff).norm(dim=1)
         _, steepest = self.curvature(bounds, target)
         return torch.minimum(self.scale * ends, steepest * bounds.radius)
 
@@ -265,12 +336,22 @@ class LogisticLoss(HeadLoss):
         """Return ``‖ỹ - y‖``, at most 1 for a flip."""
         return self.scale * labels.distance()
 
+    @property
+    def label_slope(self) -> float:
+        """Return 1."""
+        return self.scale
+
+    def rounding(self, gradient: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
+        """Return the rounding of a sigmoid, which is at most 1, and of its difference to the label."""
+        sigmoid = 2 * self.scale * math.sqrt(bounds.center.shape[1])
+        return arithmetic.relative(_ELEMENTARY + _FEW) * (sigmoid + gradient)
+
     def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
         """Return ``√K`` for labels in [0, 1], and infinity if a label can lie outside."""
         poisoned = labels.poisoned
         assert isinstance(poisoned, Interval)
         proper = bool((poisoned.lower >= 0).all() and (poisoned.upper <= 1).all())
-        return self.scale * math.sqrt(outputs) if proper else math.inf
+        return self.scale * math.sqrt(outputs) * _UPWARD if proper else math.inf
 
 
 class SoftmaxLoss(HeadLoss):
@@ -288,17 +369,29 @@ class SoftmaxLoss(HeadLoss):
         largest = 2 * bounds.largest_variance
         return torch.zeros_like(largest), self.scale * largest.clamp(max=_SOFTMAX_LIPSCHITZ)
 
+    @property
+    def label_slope(self) -> float:
+        """Return zero: class labels are no numbers."""
+        return 0.0
+
+    def rounding(self, gradient: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
+        """Return the rounding of probabilities, whose exponents are rounded relative to the outputs."""
+        exponents = arithmetic.relative(_FEW) * bounds.box.magnitude.amax(dim=1)
+        sums = arithmetic.relative(bounds.center.shape[1] + 2 * _ELEMENTARY)
+        return self.scale * (exponents + sums) + arithmetic.relative(_FEW) * gradient
+
     def gradient_change(self, bounds: OutputBounds, target: Target) -> Tensor:
         """Return the smaller of the Lipschitz bound and that from the extremes of each probability over the box."""
-        probability, nominal = bounds.probabilities, softmax(Interval.point(bounds.center)).lower
+        probability, nominal = bounds.probabilities, bounds.center_probabilities
+        roundoff = accumulated_roundoff(2 * _FEW, nominal.dtype) + 2 * bounds.softmax_roundoff[:, None]
         up, down = probability.upper - nominal, nominal - probability.lower
-        ends = torch.maximum(up, down, out=up).norm(dim=1)
+        ends = torch.maximum(up, down, out=up).add_(roundoff * nominal).norm(dim=1)
         _, steepest = self.curvature(bounds, target)
         return torch.minimum(self.scale * ends, steepest * bounds.radius)
 
     def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
         """Return ``‖e_y - e_ỹ‖ = √2`` if the label can be flipped, else 0."""
-        return self.scale * math.sqrt(2) * labels.flippable(outputs).to(torch.float64)
+        return self.scale * math.sqrt(2) * _UPWARD * labels.flippable(outputs).to(torch.float64)
 
     def energy(self, feature_change: Tensor, bounds: OutputBounds, labels: LabelPerturbation) -> Tensor:
         """Return the largest ``qᵀ H⁺ q = 1/p_y + 1/p_ỹ`` for ``q = e_y - e_ỹ``.
@@ -321,7 +414,7 @@ class SoftmaxLoss(HeadLoss):
 
     def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
         """Return √2, for ``‖p - e_y‖ <= √2``."""
-        return self.scale * math.sqrt(2)
+        return self.scale * math.sqrt(2) * _UPWARD
 
 
 def _bell(distance: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,12 +11,12 @@ from torch import Tensor
 from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
-from agt_lightning.domains.ball.poison_bounds import FeatureEffect, PoisonBounds
+from agt_lightning.domains.ball.poison_bounds import FeatureEffect, PoisonBounds, WorstPoison
 from agt_lightning.domains.ball.radius import StepConstants
+from agt_lightning.domains.ball.roundoff import HeadRoundoff
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
-from agt_lightning.domains.losses import HeadLoss, OutputBounds
+from agt_lightning.domains.losses import HeadLoss, OutputBounds, Target
 from agt_lightning.interval import Interval
-from agt_lightning.rounding import accumulated_roundoff
 
 
 class BallAnalysis(ABC):
@@ -24,6 +25,13 @@ class BallAnalysis(ABC):
     Tildes stand for values at parameters θ̃ in the ball, plain letters for values at the nominal θ, bars for means on
     the way from θ to θ̃. ``J = ∂f/∂θ``, with ``f̃ - f = J̄ (θ̃ - θ)``.
 
+    J̃ has the units that are on in the floating point run, which differ from those of real arithmetic where a
+    preactivation is zero up to rounding; J has those that are positive in ``samples``. All else is in real arithmetic,
+    and `roundoff` bounds what a run adds to that.
+
+    Norms and sums of numbers that are not negative are computed without care for their rounding, which `step_constants`
+    covers for all of them; differences are rounded outward where they are taken.
+
     Args:
         ball: the layers and the ball.
         samples: at the nominal parameters.
@@ -31,7 +39,8 @@ class BallAnalysis(ABC):
             samples in one go; None if it will not be called.
 
     Reference:
-        docs/theory.md, section 10: eq. (10.5) for A and E, which has the monotone part M (J there).
+        docs/theory.md, section 10: eq. (10.5) for A and E, which has the monotone part M (J there); docs/floats.md,
+        eq. (B.1) to (B.8).
     """
 
     def __init__(self, ball: LayerBall, samples: Samples, features: Perturbation | None = None) -> None:
@@ -60,18 +69,8 @@ class BallAnalysis(ABC):
 
     @property
     @abstractmethod
-    def output_magnitude(self) -> Tensor:
-        """Magnitude that the rounding of f is relative to, (b,)."""
-
-    @property
-    @abstractmethod
-    def jacobian_magnitude(self) -> Tensor:
-        """Magnitude that the rounding of J is relative to, (b,)."""
-
-    @property
-    @abstractmethod
-    def roundings(self) -> int:
-        """Number of roundings on the way to the gradient of one sample."""
+    def roundoff(self) -> HeadRoundoff:
+        """Sizes of everything that a run computes of these samples, and the rounding that follows."""
 
     @abstractmethod
     def curvature_norm(self, weights: Tensor) -> float:
@@ -82,11 +81,8 @@ class BallAnalysis(ABC):
         """
 
     @abstractmethod
-    def remainder(self, gradient: OutputGradient, weights: Tensor) -> tuple[float, float]:
-        """Upper bounds on ``‖E - M‖`` and ``‖M‖``.
-
-        ``E = Σ_i w_i (J̃_iᵀ g̃_i - J_iᵀ g_i - J̄_iᵀ Δg_i)`` is what the network's own curvature and its kinks add to the
-        step, and M a part of it with ``⟨θ̃ - θ, M⟩ >= 0``.
+    def remainder(self, gradient: OutputGradient, weights: Tensor) -> Remainder:
+        """Bound ``E = Σ_i w_i (J̃_iᵀ g̃_i - J_iᵀ g_i - J̄_iᵀ Δg_i)``, what the network's curvature and its kinks add.
 
         Args:
             gradient: of all samples.
@@ -102,6 +98,22 @@ class BallAnalysis(ABC):
             poisoned_bounds: bounds on each layer's results for poisoned features from another domain; None without one.
         """
 
+    @property
+    def input_error(self) -> Tensor:
+        """How far features of runs can be from those of ``samples``, (b,)."""
+        return _zeros_unless(self.samples.input_error, self.samples.inputs)
+
+    def output_gradient(self, loss: HeadLoss, target: Target) -> OutputGradient:
+        """Return the gradient of the loss in the outputs.
+
+        Args:
+            loss: of one sample.
+            target: of the samples.
+        """
+        target_error = _zeros_unless(self.samples.target_error, self.samples.inputs)
+        arithmetic, output_error = self.ball.arithmetic, self.roundoff.output_error
+        return OutputGradient(loss, self.outputs, target, arithmetic, output_error, target_error)
+
     def poison_bounds(self, poison: Poison, gradient: OutputGradient) -> PoisonBounds:
         """Bound how far poisoned gradients can be from clean ones at the same parameters, anywhere in the ball.
 
@@ -115,14 +127,23 @@ class BallAnalysis(ABC):
         labels = poison.labels
         if poison.features is None:
             change = gradient.label_change(labels)
-            energy = gradient.energy(labels, torch.zeros_like(change))
-            return PoisonBounds(change * self.jacobian_norm, energy, change * self.mean_jacobian_error)
+            after = gradient.norm + gradient.change + change
+            return PoisonBounds(
+                whole=change * self.jacobian_norm,
+                energy=gradient.energy(labels, torch.zeros_like(change)),
+                rest=change * self.mean_jacobian_error,
+                roundoff=self.roundoff.gradient(after, gradient.error_of(after)),
+            )
         effect = self.feature_effect(poison.features, poison.layer_bounds)
         poisoned = gradient.poisoned(labels, effect.output)
+        moved = poison.features.norm().expand_as(effect.output)
+        roundoff = HeadRoundoff.poisoned(self.ball, self.roundoff.values, self.input_error, moved)
+        error = gradient.poisoned_error(poisoned.after, effect.output, roundoff.output_error)
         return PoisonBounds(
             whole=effect.gradient_change(poisoned),
             energy=gradient.energy(labels, poisoned.feature_change),
             rest=poisoned.change * self.mean_jacobian_error + poisoned.after * effect.jacobian,
+            roundoff=roundoff.gradient(poisoned.after, error),
         )
 
     @classmethod
@@ -135,31 +156,58 @@ class BallAnalysis(ABC):
             weights: w_i of each sample in the loss, (b,).
             loss: of one sample.
         """
-        poison = data.poison
+        poison, arithmetic = data.poison, ball.arithmetic
+        sum_relative = arithmetic.relative(data.sum_roundings)
         all_poisonable = poison is not None and poison.covers(len(weights))
         analysis = cls(ball, data.samples, poison.features if poison is not None and all_poisonable else None)
-        gradient = OutputGradient(loss, analysis.outputs, data.target)
-        remainder, monotone = analysis.remainder(gradient, weights)
+        gradient = analysis.output_gradient(loss, data.target)
+        remainder = analysis.remainder(gradient, weights)
         if poison is None:
-            whole = energy = rest = 0.0
+            worst = WorstPoison()
         elif all_poisonable:
-            whole, energy, rest = analysis.poison_bounds(poison, gradient).worst(weights, poison.n)
+            worst = analysis.poison_bounds(poison, gradient).worst(weights, poison.n, sum_relative)
         else:
             part = cls(ball, data.samples[poison.rows], poison.features)
-            gradient_of_part = OutputGradient(loss, part.outputs, poison.labels.clean)
-            bounds = part.poison_bounds(poison, gradient_of_part)
-            whole, energy, rest = bounds.worst(weights[poison.rows], poison.n)
+            bounds = part.poison_bounds(poison, part.output_gradient(loss, poison.labels.clean))
+            worst = bounds.worst(weights[poison.rows], poison.n, sum_relative)
+        roundoff = analysis.roundoff.gradient(gradient.norm + gradient.change, gradient.error)
+        outward = 1 + arithmetic.own_relative(data.sum_roundings + analysis.roundings)
         return StepConstants(
-            trace=float(weights @ (gradient.curvature * analysis.mean_jacobian_norm.square())),
-            norm=lambda: analysis.curvature_norm(weights * gradient.curvature),
-            remainder=remainder + analysis._rounding(gradient, weights),
-            monotone=monotone,
-            poison=whole,
-            energy=energy,
-            rest=rest,
+            trace=outward * float(weights @ (gradient.curvature * analysis.mean_jacobian_norm.square())),
+            norm=lambda: outward * analysis.curvature_norm(weights * gradient.curvature),
+            remainder=outward * remainder.rest,
+            monotone=outward * remainder.monotone,
+            poison=outward * worst.whole,
+            energy=outward * worst.energy,
+            rest=outward * worst.rest,
+            discord=outward * remainder.discord,
+            roundoff=outward * (float(weights @ roundoff.with_sum(sum_relative)) + worst.roundoff),
+            gradient=outward * (float(weights @ roundoff.magnitude) + worst.magnitude),
         )
 
-    def _rounding(self, gradient: OutputGradient, weights: Tensor) -> float:
-        """Bound the rounding of ``Σ_i w_i J_iᵀ g_i``, relative to the sum of its magnitudes."""
-        magnitude = (gradient.norm + gradient.curvature * self.output_magnitude) * self.jacobian_magnitude
-        return accumulated_roundoff(len(weights) + self.roundings, weights.dtype) * float(weights @ magnitude)
+    @property
+    def roundings(self) -> int:
+        """Number of roundings on the way to a bound of one sample."""
+        return sum(sum(layer.weight.shape) + 8 for layer in self.ball.layers)
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """Bounds on ``E = rest + M`` with ``⟨δ, M⟩ >= -discord`` for the distance δ of the parameters.
+
+    Args:
+        rest: upper bound on ``‖E - M‖``.
+        monotone: upper bound on ``‖M‖``.
+        discord: units that rounding alone turns on or off need not move along with δ; zero without such units.
+
+    Reference:
+        docs/floats.md, eq. (B.8).
+    """
+
+    rest: float = 0.0
+    monotone: float = 0.0
+    discord: float = 0.0
+
+
+def _zeros_unless(error: Tensor | None, inputs: Tensor) -> Tensor:
+    return inputs.new_zeros(len(inputs)) if error is None else error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.deep import DeepAnalysis
 from agt_lightning.domains.ball.gathering import BatchView, step_data
-from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
@@ -24,18 +24,26 @@ from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, S
 from agt_lightning.domains.head import Head, HeadError
 from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.domains.sgd import plain_sgd_problems, plain_sgd_settings
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
-from agt_lightning.rounding import unit_roundoff
+from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.rules.rounded import Floats
 from agt_lightning.rules.values import as_interval
 
 _LARGEST_RADIUS = 1e75
 """A ball this large bounds nothing of use; beyond it, powers of the radius overflow."""
 
-_ROUNDINGS = 4
-"""Roundings on the way through one update, computed in the type of the bounds."""
+_ROUNDINGS = 8
+"""Roundings on the way of each term through one update."""
+
+_UPWARD = 1 + 2.0**-46
+"""Above the rounding of some thirty of Python's own numbers."""
+
+_FAILURES = (ArithmeticError, ValueError, RuntimeError, UncertifiableError)
+"""What a computation on numbers that are too large, or on sums that are too long for their type, can raise."""
 
 _ANALYSES: Mapping[int, type[BallAnalysis]] = {1: LinearAnalysis, 2: OneHiddenAnalysis}
 """Analysis of heads by their number of layers; `DeepAnalysis` for more."""
@@ -47,11 +55,15 @@ class BallStep:
 
     Args:
         head: the trained layers.
+        arithmetic: roundings of runs and bounds.
+        radius: R before the step.
         constants: suprema over the ball.
         gradient: of the step's loss at the nominal parameters, by parameter name.
     """
 
     head: Head
+    arithmetic: Arithmetic
+    radius: float
     constants: StepConstants
     gradient: Mapping[str, Tensor]
 
@@ -66,25 +78,27 @@ class BallDomain(Domain[BallStep]):
     Args:
         module: at its initial parameters.
         dtype: floating point type of the bounds' computation.
+        floats: which runs the ball contains, those in the parameters' type or those in real arithmetic. Its center is
+            the run that training makes in floating point in both cases.
 
     Attributes:
         ball: the ball around the parameters that training has reached.
 
     Reference:
-        docs/theory.md, section 10.
+        docs/theory.md, section 10, and docs/floats.md, eq. (B.1) to (B.9).
     """
 
     name: ClassVar[str] = "ball"
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, floats: Floats = "run") -> None:
         self.module = module
         self.dtype = dtype
-        self.ball = ParameterBall(0.0, {})
+        self.ball = ParameterBall(0.0, {}, floats)
 
     @classmethod
     @override
     def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
-        return cls(module, config.dtype)
+        return cls(module, config.dtype, config.floats)
 
     @property
     def radius(self) -> float:
@@ -113,7 +127,7 @@ class BallDomain(Domain[BallStep]):
     def _bound_batch(self, part: BoundedBatch) -> ValueBounds:
         ball = self.around(part.bounded)
         head = ball.head
-        clean = ball.bound_values(as_interval(part.nominal[head.input]))
+        clean = ball.bound_values(as_interval(part.frozen[head.input]))
         poisoned = (
             {} if part.poisoned_prefix is None else ball.bound_values(as_interval(part.poisoned_prefix[head.input]))
         )
@@ -122,8 +136,7 @@ class BallDomain(Domain[BallStep]):
     def around(self, bounded: BoundedObjective) -> HeadBall:
         """Return the ball around the trained layers of a captured loss."""
         head = match_head_loss(bounded).head
-        layers = self.ball.layers(head, self.module, self.dtype)
-        return HeadBall(head, layers, self.radius, bounded.dependent)
+        return HeadBall(head, self.ball.layers(head, self.module, self.dtype), bounded.dependent)
 
     @override
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BallStep:
@@ -135,10 +148,13 @@ class BallDomain(Domain[BallStep]):
             self._require_one_head(views)
             batches = [view.batch(step.adversary) for view in views]
         objective, data = views[0].objective, step_data(step, batches)
-        ball = LayerBall(self.ball.layers(objective.head, self.module, self.dtype), self.radius)
-        analysis = _ANALYSES.get(len(ball.layers), DeepAnalysis)
-        constants = analysis.step_constants(ball, data, step.samples.weights, objective.loss)
-        return BallStep(objective.head, constants, step.gradient)
+        try:
+            ball = self.ball.layers(objective.head, self.module, self.dtype)
+            analysis = _ANALYSES.get(len(ball.layers), DeepAnalysis)
+            constants = analysis.step_constants(ball, data, step.samples.weights, objective.loss)
+        except _FAILURES as error:  # the same in every process, for all have the same data
+            raise DomainLostError(f"its bounds cannot be computed: {error}") from error
+        return BallStep(objective.head, ball.arithmetic, ball.radius, constants, step.gradient)
 
     def _require_one_head(self, views: Sequence[BatchView]) -> None:
         """Raise unless all micro-batches of all steps train the same parameters by the same loss."""
@@ -151,11 +167,15 @@ class BallDomain(Domain[BallStep]):
     @override
     def update(self, data: BallStep, optimizer_step: OptimizerStep) -> None:
         rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
-        radius = next_radius(self.radius, data.constants, rate, decay)
-        radius += _rounding_error(data.gradient, optimizer_step, data.head, rate, decay)
+        try:
+            radius = next_radius(self.radius, data.constants, rate, decay)
+            radius += _nominal_rounding(data, optimizer_step, rate, decay)
+            radius += _update_rounding(data, optimizer_step, rate, decay, radius)
+        except _FAILURES as error:
+            raise DomainLostError(f"its radius cannot be computed: {error}") from error
         if not radius < _LARGEST_RADIUS:  # NaN is not below it
             raise DomainLostError(f"its radius is {radius}: the bounds diverged; use fewer or smaller steps")
-        self.ball = ParameterBall(radius, _copies(self.module, data.head.parameters))
+        self.ball = replace(self.ball, radius=radius, centers=_copies(self.module, data.head.parameters))
 
     @override
     def restart_optimizer(self) -> None:
@@ -188,7 +208,8 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.ball = ParameterBall(float(state["radius"]), _copies(self.module, state["parameters"]))
+        centers = _copies(self.module, state["parameters"])
+        self.ball = replace(self.ball, radius=float(state["radius"]), centers=centers)
 
 
 def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
@@ -196,22 +217,45 @@ def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: module.get_parameter(name).detach().clone() for name in names}
 
 
-def _rounding_error(
-    gradient: Mapping[str, Tensor], optimizer_step: OptimizerStep, head: Head, rate: float, decay: float
-) -> float:
+def _nominal_rounding(data: BallStep, optimizer_step: OptimizerStep, rate: float, decay: float) -> float:
     """Bound the distance between the parameters that training reached and those of its step in real arithmetic.
 
-    The ball is centered at the former; its step is proved for the latter.
+    The ball is centered at the former; its step is proved for the latter. The distance is measured, the error of the
+    training's gradient included; that of the gradient it is measured with is part of the step's constants.
 
     Reference:
-        docs/theory.md, section 10.7, "Rounding".
+        docs/floats.md, eq. (B.6).
     """
     distances = []
-    for name in head.parameters:
-        exact = gradient[name]
+    for name in data.head.parameters:
+        exact = data.gradient[name]
         before = optimizer_step.before[name].to(exact.dtype)
         after = optimizer_step.parameters[name].detach().to(exact.dtype)
         distance = (after - before + rate * (exact + decay * before)).norm()
-        rounding = _ROUNDINGS * unit_roundoff(exact.dtype) * (after.norm() + before.norm() + rate * exact.norm())
-        distances.append(float(distance + rounding))
-    return math.hypot(*distances)
+        sizes = after.norm() + (1 + rate * decay) * before.norm() + rate * exact.norm()
+        rounding = accumulated_roundoff(_ROUNDINGS, exact.dtype) * sizes
+        distances.append(float(distance + rounding) * (1 + accumulated_roundoff(exact.numel() + 8, exact.dtype)))
+    return math.hypot(*distances) * _UPWARD
+
+
+def _update_rounding(data: BallStep, optimizer_step: OptimizerStep, rate: float, decay: float, radius: float) -> float:
+    """Bound what the optimizer's own roundings add in a run whose parameters end within ``radius``.
+
+    ``θ - α (g + μ θ)`` takes one rounding of the result, and a few of the second term, with α and μ rounded.
+
+    Reference:
+        docs/floats.md, eq. (B.6).
+    """
+    arithmetic = data.arithmetic
+    if arithmetic.run is None:
+        return 0.0
+    before, after, count = 0.0, 0.0, 0
+    for name in data.head.parameters:
+        parameter = optimizer_step.parameters[name].detach()
+        count += parameter.numel()
+        before = math.hypot(before, float(optimizer_step.before[name].to(torch.float64).norm()))
+        after = math.hypot(after, float(parameter.to(torch.float64).norm()))
+    outward = 1 + arithmetic.own_relative(count)
+    step = rate * (data.constants.gradient + decay * (outward * before + data.radius))
+    sizes = arithmetic.run_relative(1) * (outward * after + radius) + arithmetic.run_relative(_ROUNDINGS) * step
+    return (sizes + math.sqrt(count) * arithmetic.absolute(_ROUNDINGS)) * (1 + arithmetic.run_relative(2)) * _UPWARD

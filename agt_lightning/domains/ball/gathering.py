@@ -3,6 +3,7 @@
 A micro-batch is a `Batch`, tensors and intervals by name, with one row per sample or per poisonable sample (m):
 
     inputs, layer/0, layer/1 ...           values at the nominal parameters
+    input_error, target_error              how far inputs and targets as runs compute them are from these, (b,)
     bounds/0, bounds/1 ...                 bounds on the layers' results from another domain, if it has some
     target, or target/index + target/form  numbers, or class labels
     clean..., poisoned...                  the same of targets before and after poisoning, if samples can be poisoned
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.capture import reached
 from agt_lightning.distributed import Entry, ProcessGroup
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
@@ -35,10 +37,14 @@ from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.objective import select
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
+from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules.values import Value, as_interval
 
 Batch = Mapping[str, Entry]
 """A micro-batch, by the names above."""
+
+_UPWARD = 1 + 2.0**-46
+"""Above the rounding of a few of Python's own numbers."""
 
 _Entry = TypeVar("_Entry", Tensor, Interval)
 
@@ -66,7 +72,21 @@ class BatchView:
             if self.bounds.clean:
                 entries[f"bounds/{number}"] = self.bounds.clean[layer.output]
         entries |= _target_entries("target", _target(nominal[self.objective.target]))
+        entries["input_error"] = self._rounding(head.input)
+        entries["target_error"] = self._rounding(self.objective.target)
         return entries if self.part.poisoned_prefix is None else entries | self._poison(adversary)
+
+    def _rounding(self, name: str) -> Tensor:
+        """Bound how far a frozen value of a run can be from the nominal one, Euclidean, (b,); zero for integers."""
+        nominal, frozen = _target(self.part.nominal[name]), _target(self.part.frozen[name])
+        if isinstance(nominal, ClassLabels) or isinstance(frozen, ClassLabels):
+            return torch.zeros(self.part.size, dtype=torch.float64)
+        center = nominal.lower
+        if frozen.is_point and torch.equal(frozen.lower, center):
+            return center.new_zeros(len(center))
+        farthest = torch.maximum(frozen.upper - center, center - frozen.lower).clamp(min=0)
+        norm: Tensor = farthest.norm(dim=1)
+        return norm * (1 + accumulated_roundoff(center.shape[1] + 4, center.dtype))
 
     def _poison(self, adversary: Adversary) -> dict[str, Entry]:
         assert self.part.poisoned_prefix is not None
@@ -87,10 +107,18 @@ class BatchView:
         if not isinstance(poisoned, Interval) or not isinstance(adversary, BoundedAdversary):
             return None
         if self.objective.one_hot:  # a flip changes two entries
-            return math.sqrt(2) * float(poisoned.width.max())
+            return math.sqrt(2) * float(poisoned.width.max()) * _UPWARD
         if adversary.q in (1, 2) and self.objective.target_is_label:
-            return adversary.nu
+            # Labels in another type are rounded on their way to the loss, clean ones and poisoned ones.
+            raw = self.objective.target in self.part.bounded.objective.labels
+            return adversary.nu * _UPWARD + (0.0 if raw else self._cast_error(poisoned))
         return None
+
+    def _cast_error(self, poisoned: Interval) -> float:
+        """Bound by how much labels and their casts, clean and poisoned, can differ together, Euclidean."""
+        graph = self.part.bounded.program.graph
+        kind = next(call.dtype for call in graph.calls if call.name == self.objective.target)
+        return accumulated_roundoff(8, kind) * float(poisoned.magnitude.norm(dim=1).max())
 
     def _perturbation(self, adversary: Adversary) -> Perturbation | None:
         """Return how far the adversary can move the features that enter the head; None if they stay."""
@@ -102,9 +130,10 @@ class BatchView:
             ball = None if adversary.p == math.inf else epsilon
             return Perturbation(epsilon[None], ball, adversary.p) if adversary.perturbs_features else None
         assert self.part.poisoned_prefix is not None
+        bounded = self.part.bounded
+        if name not in reached(bounded.program.graph, bounded.perturbed_leaves(adversary)):
+            return None  # features of poisoned samples are rounded as those of clean ones
         poisoned = as_interval(self.part.poisoned_prefix[name])
-        if poisoned.is_point:
-            return None
         return Perturbation.between(clean if self.part.poisonable is None else clean[self.part.poisonable], poisoned)
 
 
@@ -121,9 +150,13 @@ def step_data(step: Step, batches: Sequence[Batch]) -> StepData:
     everything = _gathered(step.processes, batches)
     layers = sum(name.startswith("layer/") for name in everything[0])
     values = tuple(_tensor(everything, f"layer/{number}") for number in range(layers))
-    samples = Samples(_tensor(everything, "inputs"), values, _layer_bounds(everything, "bounds", layers))
+    bounds = _layer_bounds(everything, "bounds", layers)
+    errors = (_tensor(everything, name) for name in ("input_error", "target_error"))
+    samples = Samples(_tensor(everything, "inputs"), values, bounds, *errors)
     poisonable = [batch for batch in everything if "clean" in batch or "clean/index" in batch]
-    return StepData(samples, _joined_target(everything, "target"), _joined_poison(poisonable, step, layers))
+    summands = max(len(_tensor([batch], "inputs")) for batch in everything) + 2 * len(everything)
+    poison = _joined_poison(poisonable, step, layers)
+    return StepData(samples, _joined_target(everything, "target"), poison, summands)
 
 
 def _gathered(processes: ProcessGroup, batches: Sequence[Batch]) -> list[Batch]:

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import product
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.ball.norms import spectral_norm
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
+
+REAL = Arithmetic(None, torch.float64)
+"""Runs in real arithmetic, bounded in float64."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,22 @@ class Layer:
         return spectral_norm(self.weight)
 
     @cached_property
+    def row_norms(self) -> Tensor:
+        """Upper bound on the norm of each row, (o,)."""
+        norms: Tensor = self.weight.norm(dim=1)
+        return norms * (1 + accumulated_roundoff(self.weight.shape[1] + 2, self.weight.dtype))
+
+    @cached_property
+    def frobenius(self) -> float:
+        """Upper bound on ``‖W‖_F``."""
+        return float(self.row_norms.norm()) * (1 + accumulated_roundoff(len(self.weight) + 2, self.weight.dtype))
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """``|β|``, (o,); zero without a bias."""
+        return torch.zeros_like(self.weight[:, 0]) if self.bias is None else self.bias.abs()
+
+    @cached_property
     def column_norms(self) -> Tensor:
         """``‖W e_j‖`` for each input j, (k,)."""
         norms: Tensor = self.weight.norm(dim=0)
@@ -50,7 +70,7 @@ class Layer:
         result = product(inputs, weight.mT)
         offset = torch.zeros_like(self.weight[:, 0]) if self.bias is None else self.bias
         size = inputs.magnitude @ self.weight.abs().T + offset.abs()
-        slack = accumulated_roundoff(self.weight.shape[1] + 2, self.weight.dtype) * size
+        slack = accumulated_roundoff(4 * self.weight.shape[1] + 16, self.weight.dtype) * size
         return Interval.trusted(result.lower + offset - slack, result.upper + offset + slack)
 
 
@@ -61,7 +81,9 @@ class LayerBall:
     Args:
         layers: linear layers with a ReLU between, first to last.
         radius: R, over all trained parameters of all layers together.
+        arithmetic: roundings of the runs whose parameters are in the ball, and of the computation of bounds.
     """
 
     layers: tuple[Layer, ...]
     radius: float
+    arithmetic: Arithmetic = REAL

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from agt_lightning.domains.ball.analysis import BallAnalysis
+from agt_lightning.domains.ball.analysis import BallAnalysis, Remainder
 from agt_lightning.domains.ball.layers import Layer
 from agt_lightning.domains.ball.norms import gram_norm, with_one
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import JacobianEffect
+from agt_lightning.domains.ball.roundoff import HeadRoundoff, value_errors
 from agt_lightning.domains.losses import OutputBounds
 from agt_lightning.interval import Interval
-from agt_lightning.rounding import accumulated_roundoff
 
 
 class LinearAnalysis(BallAnalysis):
@@ -37,10 +37,16 @@ class LinearAnalysis(BallAnalysis):
     @cached_property
     @override
     def outputs(self) -> OutputBounds:
-        inputs = self.samples.inputs
-        roundoff = accumulated_roundoff(inputs.shape[1] + 2, inputs.dtype) * self.output_magnitude
-        change = self.ball.radius * self.jacobian_norm + 2 * roundoff
-        return OutputBounds.around(self.samples.outputs, change, self.samples.output_bounds)
+        change = self.ball.radius * self.jacobian_norm + 2 * self.roundoff.output_error
+        outward = 1 + self.ball.arithmetic.own_relative(self.roundings)
+        return OutputBounds.around(self.samples.outputs, outward * change, self.samples.output_bounds)
+
+    @cached_property
+    @override
+    def roundoff(self) -> HeadRoundoff:
+        values = [self.jacobian_norm]
+        errors = value_errors(self.ball, values, self.input_error)
+        return HeadRoundoff(self.ball, values, errors, [torch.ones_like(self.jacobian_norm)])
 
     @cached_property
     @override
@@ -52,29 +58,13 @@ class LinearAnalysis(BallAnalysis):
     def mean_jacobian_error(self) -> Tensor:
         return torch.zeros_like(self.jacobian_norm)
 
-    @cached_property
-    @override
-    def output_magnitude(self) -> Tensor:
-        magnitude: Tensor = self._input_norm * self.layer.weight.norm() + self.samples.outputs.norm(dim=1)
-        return magnitude
-
-    @property
-    @override
-    def jacobian_magnitude(self) -> Tensor:
-        return self.jacobian_norm
-
-    @property
-    @override
-    def roundings(self) -> int:
-        return self.samples.inputs.shape[1] + self.layer.trains_bias + 4
-
     @override
     def curvature_norm(self, weights: Tensor) -> float:
         return gram_norm(self.samples.inputs, weights, self.layer.trains_bias)
 
     @override
-    def remainder(self, gradient: OutputGradient, weights: Tensor) -> tuple[float, float]:
-        return 0.0, 0.0
+    def remainder(self, gradient: OutputGradient, weights: Tensor) -> Remainder:
+        return Remainder()
 
     @override
     def feature_effect(self, features: Perturbation, poisoned_bounds: tuple[Interval, ...] | None) -> JacobianEffect:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.losses import HeadLoss, LabelPerturbation, OutputBounds, Target
 
 
@@ -18,11 +19,17 @@ class OutputGradient:
         loss: of one sample.
         outputs: bounds on the outputs f over the ball, around the nominal ones.
         target: clean targets.
+        arithmetic: roundings of runs and bounds.
+        output_error: rounding of the outputs, which ``outputs`` contain, (b,).
+        target_error: how far targets as runs compute them can be from ``target``, (b,).
     """
 
     loss: HeadLoss
     outputs: OutputBounds
     target: Target
+    arithmetic: Arithmetic
+    output_error: Tensor
+    target_error: Tensor
 
     @cached_property
     def nominal(self) -> Tensor:
@@ -30,15 +37,43 @@ class OutputGradient:
         return self.loss.gradient(self.outputs.center, self.target)
 
     @cached_property
-    def norm(self) -> Tensor:
-        """``‖g‖`` at the nominal parameters, (b,)."""
+    def error(self) -> Tensor:
+        """Upper bound on ``‖fl(g) - g‖`` over the ball, and on the error of `nominal`, (b,).
+
+        It is ``λ ‖fl(f) - f‖``, the rounding of targets, and that of the loss.
+
+        Reference:
+            docs/floats.md, eq. (B.3).
+        """
+        return self.error_of(self._nominal_norm + self._change)
+
+    def error_of(self, size: Tensor) -> Tensor:
+        """Upper bound on ``‖fl(g) - g‖`` over the ball, with any labels for which ``‖g‖ <= size``, (b,)."""
+        return self._error(size, self.curvature, self.output_error, self.outputs)
+
+    def _error(self, size: Tensor, curvature: Tensor, output_error: Tensor, outputs: OutputBounds) -> Tensor:
+        moved = curvature * output_error + self.loss.label_slope * self.target_error
+        return moved + self.loss.rounding(size + moved, outputs, self.arithmetic)
+
+    @cached_property
+    def _nominal_norm(self) -> Tensor:
         norm: Tensor = self.nominal.norm(dim=1)
         return norm
 
     @cached_property
+    def _change(self) -> Tensor:
+        """Upper bound on the distance of `nominal` from g over the ball, (b,)."""
+        return self.loss.gradient_change(self.outputs, self.target)
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """Upper bound on ``‖g‖`` at the nominal parameters, (b,)."""
+        return self._nominal_norm + self.error
+
+    @cached_property
     def change(self) -> Tensor:
         """Upper bound on ``‖Δg‖`` over the ball, (b,)."""
-        return self.loss.gradient_change(self.outputs, self.target)
+        return self._change + self.error
 
     @cached_property
     def curvature(self) -> Tensor:
@@ -78,6 +113,17 @@ class OutputGradient:
         feature_change = (curvature * output_change).clamp(max=2 * largest)
         change = (feature_change + self.label_change(labels)).clamp(max=2 * largest)
         return PoisonedOutputGradient(before, feature_change, change, (before + change).clamp(max=largest))
+
+    def poisoned_error(self, size: Tensor, output_change: Tensor, output_error: Tensor) -> Tensor:
+        """Upper bound on ``‖fl(g) - g‖`` when features and labels are poisoned, (b,).
+
+        Args:
+            size: ``‖g‖`` of the poisoned samples, (b,).
+            output_change: as for `poisoned`.
+            output_error: rounding of the outputs, (b,).
+        """
+        outputs = self.outputs.grown(output_change + output_error)
+        return self._error(size, self.loss.curvature(outputs, self.target)[1], output_error, outputs)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph
-from agt_lightning.domains.ball.layers import Layer
+from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.value_bounds import layer_bounds, margin_bounds
 from agt_lightning.domains.head import Head, match_trained
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import round_up, unit_roundoff
+from agt_lightning.rules.rounded import Floats
 
 
 @dataclass(frozen=True)
@@ -22,33 +25,31 @@ class HeadBall:
 
     Args:
         head: the layers, by the graph's names.
-        layers: the same at the nominal parameters.
-        radius: R, Euclidean, over all their parameters together.
+        ball: the same at the nominal parameters, and the ball.
         dependent: names of all values of the graph that depend on these parameters.
     """
 
     head: Head
-    layers: tuple[Layer, ...]
-    radius: float
+    ball: LayerBall
     dependent: frozenset[str]
 
     def bound_values(self, inputs: Interval) -> dict[str, Interval]:
         """Bound the result of each layer, by value name.
 
         Args:
-            inputs: features that enter the head, (b, d).
+            inputs: features that enter the head, (b, d), as runs compute them.
         """
-        bounds = layer_bounds(self.layers, self.radius, inputs)
+        bounds = layer_bounds(self.ball, inputs)
         return {layer.output: interval for layer, interval in zip(self.head.layers, bounds, strict=True)}
 
     def margins(self, inputs: Interval, target: Tensor) -> Interval:
         """Bound ``f_target - f_k`` for every output k, (b, K).
 
         Args:
-            inputs: features that enter the head, (b, d).
+            inputs: features that enter the head, (b, d), as runs compute them.
             target: integers (b,).
         """
-        return margin_bounds(self.layers, self.radius, inputs, target)
+        return margin_bounds(self.ball, inputs, target)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class ParameterBall:
         radius: R, in units of the parameters.
         centers: the nominal trained parameters by name, kept apart from the module, which can change after training;
             all others are what they are in the module.
+        floats: whether runs compute in the parameters' type, or in real arithmetic; the centers are what training
+            reached in any case.
 
     Example:
         >>> module = nn.Linear(2, 1)
@@ -69,6 +72,7 @@ class ParameterBall:
 
     radius: float
     centers: Mapping[str, Tensor]
+    floats: Floats = "run"
 
     costly: ClassVar[bool] = False
 
@@ -101,10 +105,10 @@ class ParameterBall:
         if match is None:
             return None
         head, dependent = match
-        return HeadBall(head, self.layers(head, module, dtype), self.radius, dependent)
+        return HeadBall(head, self.layers(head, module, dtype), dependent)
 
-    def layers(self, head: Head, module: nn.Module, dtype: torch.dtype) -> tuple[Layer, ...]:
-        """Return the layers of a head at the center of the ball.
+    def layers(self, head: Head, module: nn.Module, dtype: torch.dtype) -> LayerBall:
+        """Return the layers of a head at the center of the ball, with the roundings of runs.
 
         Args:
             head: the layers.
@@ -116,15 +120,23 @@ class ParameterBall:
             own = module.get_parameter(name).detach()
             return self.centers.get(name, own).to(device=own.device, dtype=dtype)
 
-        return tuple(
+        layers = tuple(
             Layer(value(layer.weight), None if layer.bias is None else value(layer.bias), layer.trains_bias)
             for layer in head.layers
         )
+        return LayerBall(layers, self.radius, self.arithmetic(head, module, dtype))
+
+    def arithmetic(self, head: Head, module: nn.Module, dtype: torch.dtype) -> Arithmetic:
+        """Return the roundings of runs, in the coarsest type of the head's parameters, and of bounds in ``dtype``."""
+        if self.floats == "real":
+            return Arithmetic(None, dtype)
+        return Arithmetic(max((module.get_parameter(name).dtype for name in head.parameters), key=unit_roundoff), dtype)
 
 
 def _around(center: Tensor, radius: float) -> Interval:
     """``[c - R, c + R]``, rounded outward."""
-    lower, upper = center - radius, center + radius
+    largest = round_up(torch.tensor(radius, dtype=torch.float64, device=center.device), center.dtype)
+    lower, upper = center - largest, center + largest
     return Interval.trusted(
         torch.nextafter(lower, torch.full_like(lower, -torch.inf)),
         torch.nextafter(upper, torch.full_like(upper, torch.inf)),

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from agt_lightning.aggregation.top_n import top_n_sum
 from agt_lightning.domains.ball.output_gradient import PoisonedOutputGradient
+from agt_lightning.domains.ball.roundoff import GradientRoundoff
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class PoisonBounds:
         whole: on ‖p‖.
         energy: on ``qᵀ H̄⁻¹ q``; infinite if there is no bound.
         rest: on ‖p'‖.
+        roundoff: of the poisoned sample's own gradient.
 
     Reference:
         docs/theory.md, eq. (10.15), (10.19) and (10.21).
@@ -61,15 +63,35 @@ class PoisonBounds:
     whole: Tensor
     energy: Tensor
     rest: Tensor
+    roundoff: GradientRoundoff
 
-    def worst(self, weights: Tensor, n: int) -> tuple[float, float, float]:
+    def worst(self, weights: Tensor, n: int, sum_relative: float) -> WorstPoison:
         """Sum each over the n worst samples, ``SEMax_n w_i v_i``.
 
         Args:
             weights: w_i of the samples in the loss, (m,).
             n: largest number of poisoned samples.
+            sum_relative: rounding of the sum over all samples.
         """
-        whole, energy, rest = (
-            float(top_n_sum((weights * values)[None], n)) for values in (self.whole, self.energy, self.rest)
-        )
-        return whole, energy, rest
+        roundoff = self.roundoff
+        values = self.whole, self.energy, self.rest, roundoff.with_sum(sum_relative), roundoff.magnitude
+        return WorstPoison(*(float(top_n_sum((weights * each)[None], n)) for each in values))
+
+
+@dataclass(frozen=True)
+class WorstPoison:
+    """Upper bounds on what all poisoned samples add together, as in `PoisonBounds`; by default none.
+
+    Args:
+        whole: as there.
+        energy: as there.
+        rest: as there.
+        roundoff: rounding of their gradients, with their share in that of the sum.
+        magnitude: size of their gradients.
+    """
+
+    whole: float = 0.0
+    energy: float = 0.0
+    rest: float = 0.0
+    roundoff: float = 0.0
+    magnitude: float = 0.0

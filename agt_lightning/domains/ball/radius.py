@@ -9,8 +9,11 @@ from dataclasses import dataclass
 _TRACE_SUFFICES = 0.5
 """Below this α·trace the curvature hardly enters the step, and its matrix norm is not computed."""
 
-_OUTWARD = 1 + 2.0**-40
-"""Above the rounding of this formula and of its constants: sums of nonnegative terms, up to a million samples."""
+_OUTWARD = 1 + 2.0**-46
+"""Above the rounding of some thirty sums, products and square roots of numbers that are not negative."""
+
+_UNDERFLOW = 2.0**-300
+"""Above what is lost where squares underflow."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class StepConstants:
         poison: upper bound on ‖p‖.
         energy: upper bound on ‖ω‖² for a splitting ``p = A^½ ω + p'``; infinite if there is none.
         rest: upper bound on ‖p'‖.
+        discord: upper bound on ``-⟨δ, M⟩``, by rounding alone.
+        roundoff: upper bound on the rounding of a run's gradient, and of the nominal one that training is compared
+            with.
+        gradient: upper bound on the norm of a run's gradient.
     """
 
     trace: float
@@ -38,6 +45,9 @@ class StepConstants:
     poison: float
     energy: float
     rest: float
+    discord: float = 0.0
+    roundoff: float = 0.0
+    gradient: float = 0.0
 
     def curvature(self, rate: float) -> float:
         """Upper bound on ‖A‖, by as much work as this learning rate makes worthwhile."""
@@ -65,27 +75,28 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
         >>> round(next_radius(1.0, still, rate=0.1, decay=0.0), 9)
         1.05
     """
-    needed = (radius, constants.trace, constants.remainder, constants.monotone, constants.poison)
-    if not all(map(math.isfinite, needed)):
+    needed = (constants.trace, constants.remainder, constants.monotone, constants.poison, constants.discord)
+    if not all(map(math.isfinite, (radius, constants.roundoff, *needed))):
         return math.inf  # minima and maxima would swallow a NaN
     curvature = constants.curvature(rate)
     kept = 1 - rate * decay
-    plain = _with_monotone(
-        max(abs(kept), abs(kept - rate * curvature)) * radius, curvature * radius, constants, rate, kept
-    )
+    differences = 2.0**-50 * (1 + rate * decay + rate * curvature)  # rounding of the next line
+    factor = max(abs(kept), abs(kept - rate * curvature)) + differences
+    plain = _with_monotone(factor * radius, curvature * radius, constants, rate, kept)
     best = plain + rate * constants.poison
-    strength = rate * curvature / kept if kept > 0 else math.inf
+    strength = rate * curvature / kept * _OUTWARD if kept > 0 else math.inf
     if strength < 2 and math.isfinite(constants.energy) and math.isfinite(constants.rest):
-        gained = rate / kept * constants.energy / (2 - strength)
+        gained = rate / kept * constants.energy / (2 - strength) * _OUTWARD
         push = curvature * radius + math.sqrt(curvature * constants.energy)
         by_energy = _with_monotone(kept * math.sqrt(radius * radius + gained), push, constants, rate, kept)
         best = min(best, by_energy + rate * constants.rest)
-    return (best + rate * constants.remainder) * _OUTWARD
+    return (best + rate * (constants.remainder + constants.roundoff)) * _OUTWARD + _UNDERFLOW
 
 
 def _with_monotone(size: float, push: float, constants: StepConstants, rate: float, kept: float) -> float:
-    """Bound ``‖u - αM‖``, ``u = (1-αμ)δ - αv``, if ``‖u‖ <= size``, ``‖v‖ <= push`` and ``⟨δ, M⟩ >= 0``."""
+    """Bound ``‖u - αM‖``, ``u = (1-αμ)δ - αv``, if ``‖u‖ <= size``, ``‖v‖ <= push`` and ``⟨δ, M⟩ >= -discord``."""
     monotone = rate * constants.monotone
     if kept < 0:
         return size + monotone
-    return min(size + monotone, math.sqrt(size * size + 2 * rate * push * monotone + monotone * monotone))
+    against = 2 * rate * (push * monotone + kept * constants.discord)
+    return min(size + monotone, math.sqrt(size * size + against + monotone * monotone))

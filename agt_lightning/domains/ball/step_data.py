@@ -21,11 +21,15 @@ class Samples:
         layers: result of each linear layer, first to last, (b, h) ... (b, K).
         layer_bounds: bounds on each of them over all parameters that another domain allows as well; None without
             another domain.
+        input_error: how far the features of a run can be from ``inputs``, Euclidean, (b,); None if they are exact.
+        target_error: the same of targets, (b,).
     """
 
     inputs: Tensor
     layers: tuple[Tensor, ...]
     layer_bounds: tuple[Interval, ...] | None = None
+    input_error: Tensor | None = None
+    target_error: Tensor | None = None
 
     @property
     def outputs(self) -> Tensor:
@@ -40,7 +44,8 @@ class Samples:
     def __getitem__(self, rows: Tensor) -> Samples:
         """Return the given samples."""
         bounds = None if self.layer_bounds is None else tuple(values[rows] for values in self.layer_bounds)
-        return Samples(self.inputs[rows], tuple(values[rows] for values in self.layers), bounds)
+        errors = (None if error is None else error[rows] for error in (self.input_error, self.target_error))
+        return Samples(self.inputs[rows], tuple(values[rows] for values in self.layers), bounds, *errors)
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,16 @@ class StepData:
         samples: at the nominal parameters.
         target: their targets, clean.
         poison: changes that the adversary can make to them; None if none.
+        summands: longest sum that leads to an element of the gradient: over the samples of a micro-batch, and over
+            micro-batches and processes; None means one over all samples.
     """
 
     samples: Samples
     target: Target
     poison: Poison | None
+    summands: int | None = None
+
+    @property
+    def sum_roundings(self) -> int:
+        """Number of roundings on the way of a sample's gradient into the sum, those of its weight included."""
+        return (len(self.samples.inputs) if self.summands is None else self.summands) + 8

@@ -155,6 +155,7 @@ class UnstableUnits:
         between 0 and 1, and what a slope other than 0 adds to the coupling of its layers is covered by its slip.
         """
         grown, slack = self.cumulated(effect)
+        slack = slack + accumulated_roundoff(8, effect.dtype) * grown  # of the difference below
         offset, offset_slack = self.cumulated(effect * self.distance)
         next_distance = torch.full_like(self.distance, radius)
         next_distance[:-1] = torch.where(self.last[:-1], next_distance[:-1], self.distance[1:])
@@ -172,9 +173,11 @@ class UnstableUnits:
             return multiplier * budget + self._sum_of_largest(torch.sub(value, cost, alpha=multiplier))
 
         everything = dual(0.0)
+        # Rounding of the sum over units, and of the differences that are summed.
+        upward = accumulated_roundoff(len(value) + 16, value.dtype) * everything
         if budget == 0 or everything == 0:
-            return math.sqrt(everything)
-        return math.sqrt(min(everything, _smallest(dual, everything / budget)))
+            return math.sqrt(everything + upward)
+        return math.sqrt(min(everything, _smallest(dual, everything / budget)) + 2 * upward)
 
     def _sum_of_largest(self, values: Tensor) -> float:
         """Sum over units of the largest of ``values``, (m,), or zero."""
@@ -244,7 +247,7 @@ def knapsack(pairs: Pairs, values: Tensor, costs: Tensor, budget: Tensor) -> Ten
     for power in range(1, _PRICES + 1):
         left = torch.sub(values, paid, alpha=0.5**power).clamp_(min=0)
         best = torch.minimum(best, everything / 2**power + pairs.sums(left, len(budget)))
-    return best
+    return best + accumulated_roundoff(16, values.dtype) * everything  # for the differences; sums round relatively
 
 
 @dataclass(frozen=True)
@@ -276,25 +279,32 @@ class UnstableBetween:
         """Upper bound on the sum of ``values``, (m,), over the units that differ, (b,)."""
         return knapsack(self.pairs, values, self.distance.square(), self.budget)
 
-    def columns(self, matrices: Tensor) -> Tensor:
+    def columns(self, matrices: Tensor, error: Tensor) -> Tensor:
         """Upper bound on the Frobenius norm of the columns at the units that differ, (b,).
 
         Args:
             matrices: one per sample, (b, q, h).
+            error: upper bound on the norm of their rounding, (b,).
         """
-        return self.largest_sum(matrices[self.pairs.sample, :, self.pairs.unit].square().sum(dim=1)).sqrt()
+        return self.largest_sum(self._column_norms(matrices, error).square()).sqrt()
 
-    def product(self, matrices: Tensor, weight: Tensor, norm: float) -> Tensor:
+    def _column_norms(self, matrices: Tensor, error: Tensor) -> Tensor:
+        """Upper bound on the norm of each column, (m,)."""
+        norms: Tensor = matrices[self.pairs.sample, :, self.pairs.unit].norm(dim=1)
+        return norms + self.pairs.by_sample(error)
+
+    def product(self, matrices: Tensor, error: Tensor, weight: Tensor, norm: float) -> Tensor:
         """Upper bound on ``‖B U W‖`` for these columns B U of ``matrices``, (b,).
 
         Args:
             matrices: B, one per sample, (b, q, h).
+            error: upper bound on the norm of their rounding, (b,).
             weight: W of the layer whose results these units are, (h, k).
             norm: its norm.
         """
-        columns = matrices[self.pairs.sample, :, self.pairs.unit].norm(dim=1)
+        columns = self._column_norms(matrices, error)
         one_by_one = self.largest_sum(columns * weight.norm(dim=1)[self.pairs.unit])
-        return torch.minimum(norm * self.columns(matrices), one_by_one)
+        return torch.minimum(norm * self.columns(matrices, error), one_by_one)
 
     def only(self, values: Tensor) -> Tensor:
         """``values``, (b, h), at the candidates, and zero elsewhere."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep import DeepAnalysis, bounds, gradient_jumps, remainder
 from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
@@ -423,7 +424,7 @@ def no_switches(patch: pytest.MonkeyPatch) -> Problem:
 
 
 def no_jumps(patch: pytest.MonkeyPatch) -> Problem:
-    patch.setattr(remainder, "gradient_jumps", lambda *_: (0.0, 0.0))
+    patch.setattr(remainder, "gradient_jumps", lambda *_: Remainder())
     return drawn(SQUARED, 2)
 
 
@@ -442,7 +443,7 @@ def no_coupling(patch: pytest.MonkeyPatch) -> Problem:
 
 def no_change_of_derivatives(patch: pytest.MonkeyPatch) -> Problem:
     """All that the derivative of the outputs changes by."""
-    patch.setattr(DeepAnalysis, "remainder", lambda *_: (0.0, 0.0))
+    patch.setattr(DeepAnalysis, "remainder", lambda *_: Remainder())
     return drawn(SQUARED, 5)
 
 
@@ -455,7 +456,7 @@ def no_turn_of_moved_features(patch: pytest.MonkeyPatch) -> Problem:
 
 def one_sample_less(patch: pytest.MonkeyPatch) -> Problem:
     whole = PoisonBounds.worst
-    patch.setattr(PoisonBounds, "worst", lambda self, weights, n: whole(self, weights, n - 1))
+    patch.setattr(PoisonBounds, "worst", lambda self, weights, n, relative: whole(self, weights, n - 1, relative))
     return drawn(Form("softmax", "flip", math.inf, boxed=True), 2)
 
 
@@ -505,7 +506,7 @@ CASES = [(0, 3, 0.01, 0.0), (1, 3, 0.2, 0.3), (3, 3, 1.0, 0.0), (2, 4, 0.1, 0.1)
 def test_layer_bounds_and_margins_contain_every_value(case):
     seed, depth, radius, width = case
     head = DeepHeadOfRows(seed, depth, radius, width)
-    for number, box in enumerate(layer_bounds(head.layers, radius, head.inputs)):
+    for number, box in enumerate(layer_bounds(head.ball, head.inputs)):
         slack = RELATIVE * (1 + float(box.magnitude.max()))
         for output in range(box.shape[1]):
             highest = head.attack(lambda results, n=number, o=output: results[n][:, o])
@@ -513,7 +514,7 @@ def test_layer_bounds_and_margins_contain_every_value(case):
             assert float((highest - box.upper[:, output]).max()) <= slack
             assert float((box.lower[:, output] - lowest).max()) <= slack
     target = torch.zeros(head.samples, dtype=torch.long)
-    margins = margin_bounds(head.layers, radius, head.inputs, target)
+    margins = margin_bounds(head.ball, head.inputs, target)
     slack = RELATIVE * (1 + float(margins.magnitude.max()))
     for output in range(1, head.k):
         highest = head.attack(lambda results, o=output: results[-1][:, 0] - results[-1][:, o])

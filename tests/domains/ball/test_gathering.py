@@ -15,7 +15,14 @@ from agt_lightning.labels import ClassLabels
 INPUTS = torch.randn(3, 2, dtype=torch.float64)
 TARGET = Interval.point(torch.randn(3, 1, dtype=torch.float64))
 BOUNDS = Interval(INPUTS[:, :1] - 1, INPUTS[:, :1] + 1)
-CLEAN = {"inputs": INPUTS, "layer/0": INPUTS[:, :1], "target": TARGET}
+NOTHING = torch.zeros(3, dtype=torch.float64)
+CLEAN = {
+    "inputs": INPUTS,
+    "layer/0": INPUTS[:, :1],
+    "target": TARGET,
+    "input_error": NOTHING,
+    "target_error": NOTHING,
+}
 POISON = {"clean": TARGET, "poisoned": TARGET, "half_widths": torch.full((1, 2), 0.1, dtype=torch.float64), "p": "2.0"}
 BATCH = CLEAN | POISON
 RADIUS = {"label_radius": torch.tensor([0.5], dtype=torch.float64)}
@@ -114,7 +121,7 @@ def test_bounds_that_some_batch_lacks_are_left_out():
 def test_class_labels_keep_what_can_be_flipped():
     form = '{"flippable": true, "sources": [0, 2], "targets": null}'
     index = torch.tensor([0, 1, 2])
-    batch = {name: BATCH[name] for name in ("inputs", "layer/0")} | {
+    batch = {name: BATCH[name] for name in ("inputs", "layer/0", "input_error", "target_error")} | {
         f"{name}/{part}": entry
         for name in ("target", "clean", "poisoned")
         for part, entry in (("index", index), ("form", form))

@@ -96,7 +96,7 @@ def no_switches(patch: pytest.MonkeyPatch) -> Problems:
 def no_monotone_switches(patch: pytest.MonkeyPatch) -> Problems:
     """A unit at the edge switches on, and a long step throws it far back."""
     whole = OneHiddenAnalysis.remainder
-    patch.setattr(OneHiddenAnalysis, "remainder", lambda *arguments: (whole(*arguments)[0], 0.0))
+    patch.setattr(OneHiddenAnalysis, "remainder", lambda *arguments: replace(whole(*arguments), monotone=0.0))
     return network(PLAIN, [-1e-4], [1.0], [1.0], [-FAR], ball=1e-3, rate=1.0)
 
 
@@ -141,7 +141,7 @@ def no_units_that_switch_with_features(patch: pytest.MonkeyPatch) -> Problems:
 
 def one_sample_less(patch: pytest.MonkeyPatch) -> Problems:
     whole = PoisonBounds.worst
-    patch.setattr(PoisonBounds, "worst", lambda self, weights, n: whole(self, weights, n - 1))
+    patch.setattr(PoisonBounds, "worst", lambda self, weights, n, relative: whole(self, weights, n - 1, relative))
     form = replace(SQUARED, labels="box")
     return network(form, [1.0], [1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], ball=1e-3, rate=0.1, n=2, nu=0.3)
 
@@ -281,10 +281,10 @@ def test_a_margin_whose_rows_move_as_one_is_left(hidden, monkeypatch):
     head = Head(4, hidden, 1e-3, 0.0)
     target = torch.zeros(head.samples, dtype=torch.long)
     reached = head.attack(lambda results: results[-1][:, 0] - results[-1][:, 1])
-    sound = value_bounds.margin_bounds(head.layers, head.radius, head.inputs, target).upper[:, 1]
+    sound = value_bounds.margin_bounds(head.ball, head.inputs, target).upper[:, 1]
     whole = value_bounds._LayerInput.output_change
-    single_row = lambda self, rows, size, changed_rows: whole(self, rows, size, changed_rows=1)  # noqa: E731
+    single_row = lambda self, rows, changed_rows: whole(self, rows, changed_rows=1)  # noqa: E731
     monkeypatch.setattr(value_bounds._LayerInput, "output_change", single_row)
-    faulty = value_bounds.margin_bounds(head.layers, head.radius, head.inputs, target).upper[:, 1]
+    faulty = value_bounds.margin_bounds(head.ball, head.inputs, target).upper[:, 1]
     assert bool((reached <= sound + 1e-12).all())
     assert float((reached - faulty).max()) > 1e-5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.layers import Layer
+from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.value_bounds import layer_bounds, margin_bounds
 from agt_lightning.interval import Interval
 
@@ -37,6 +37,11 @@ class Head:
         half = width * torch.rand(samples, d, generator=generator).double()
         self.inputs = Interval(center - half, center + half)
         self.k, self.samples = k, samples
+
+    @property
+    def ball(self) -> LayerBall:
+        """The layers and the ball."""
+        return LayerBall(tuple(self.layers), self.radius)
 
     def noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
@@ -98,7 +103,7 @@ CASES = [
 @pytest.mark.parametrize(("seed", "hidden", "radius", "width"), CASES)
 def test_layer_bounds_contain_every_value(seed, hidden, radius, width):
     head = Head(seed, hidden, radius, width)
-    for number, box in enumerate(layer_bounds(head.layers, radius, head.inputs)):
+    for number, box in enumerate(layer_bounds(head.ball, head.inputs)):
         scale = 1 + float(box.magnitude.max())
         for output in range(box.shape[1]):
             highest = head.attack(lambda results, n=number, o=output: results[n][:, o])
@@ -114,7 +119,7 @@ def test_layer_bounds_contain_every_value(seed, hidden, radius, width):
 def test_margins_contain_every_difference(seed, hidden, radius, width):
     head = Head(seed, hidden, radius, width)
     target = torch.randint(0, head.k, (head.samples,), generator=head.generator)
-    box = margin_bounds(head.layers, radius, head.inputs, target)
+    box = margin_bounds(head.ball, head.inputs, target)
     own = torch.nn.functional.one_hot(target, head.k).bool()
     assert bool((box.lower[own] == 0).all())
     assert bool((box.upper[own] == 0).all())
@@ -135,7 +140,7 @@ def test_margins_are_nearly_attained(hidden):
     """Two rows of the last weight that move against each other reach √2 times what one row reaches."""
     head = Head(4, hidden, 1e-3, 0.0)
     target = torch.zeros(head.samples, dtype=torch.long)
-    box = margin_bounds(head.layers, head.radius, head.inputs, target)
+    box = margin_bounds(head.ball, head.inputs, target)
     reached = head.attack(lambda results: results[-1][:, 0] - results[-1][:, 1])
     still = [torch.zeros(1, len(layer.weight), layer.weight.shape[1] + 1) for layer in head.layers]
     outputs = head.results(still, head.inputs.lower)[-1]
@@ -147,7 +152,7 @@ def test_margins_are_nearly_attained(hidden):
 def test_margins_are_tighter_than_differences_of_bounds():
     head = Head(2, True, 0.1, 0.1)
     target = torch.zeros(head.samples, dtype=torch.long)
-    box = margin_bounds(head.layers, head.radius, head.inputs, target)
-    outputs = layer_bounds(head.layers, head.radius, head.inputs)[-1]
+    box = margin_bounds(head.ball, head.inputs, target)
+    outputs = layer_bounds(head.ball, head.inputs)[-1]
     apart = outputs.upper[:, :1] - outputs.lower
     assert bool((box.upper[:, 1:] <= apart[:, 1:]).all())

@@ -7,6 +7,7 @@ from functools import cached_property
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.jacobian_change import mean_jacobian_errors
 from agt_lightning.domains.ball.deep.poison import feature_effect
@@ -35,7 +36,7 @@ class DeepAnalysis(DeepBounds):
         return curvature_norm(self, weights)
 
     @override
-    def remainder(self, gradient: OutputGradient, weights: Tensor) -> tuple[float, float]:
+    def remainder(self, gradient: OutputGradient, weights: Tensor) -> Remainder:
         return remainder(self, self._mean_jacobian_errors, gradient, weights)
 
     @override

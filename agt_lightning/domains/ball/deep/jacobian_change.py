@@ -39,7 +39,7 @@ def backward_changes(bounds: DeepBounds, step: float, unstable: Sequence[Unstabl
     changes = [torch.zeros_like(bounds.backward_norms[-1])]
     for number in range(len(unstable) - 1, -1, -1):
         units, behind, norm = unstable[number], number + 1, bounds.norms[number + 1]
-        switched = units.columns(bounds.activation_jacobians[number])
+        switched = units.columns(bounds.activation_jacobians[number], bounds.jacobian_errors[number])
         switched = switched + bounds.backward_changes[behind] * units.weight_norm(bounds.layers[behind])
         switched = switched + bounds.radius * bounds.largest_backward[behind] * units.any
         stable = (norm + bounds.radius) * changes[-1] + step * bounds.largest_backward[behind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -80,5 +81,16 @@ def _output_change(bounds: DeepBounds, features: Perturbation, first: Tensor, ch
     nominal = torch.stack([features.sample_support(row) for row in rows.unbind(dim=1)], dim=1).norm(dim=1)
     norm = features.norm().expand_as(first)
     of_rows = (bounds.backward_changes[0] + change) * first
+    nominal = nominal + _rounding_of_rows(bounds) * norm
     output_change: Tensor = nominal + of_rows + (bounds.largest_backward[0] + change) * bounds.radius * norm
     return output_change
+
+
+def _rounding_of_rows(bounds: DeepBounds) -> Tensor:
+    """Own rounding of ``B₀ W₀``, (m,)."""
+    layer, backward = bounds.layers[0], bounds.backward_norms[0]
+    error = bounds.jacobian_errors[0]
+    relative = bounds.ball.arithmetic.own_relative(len(layer.weight))
+    # `backward_norms` may be below the Frobenius norm, by the root of the number of outputs.
+    size = math.sqrt(len(bounds.layers[-1].weight)) * backward + error
+    return layer.norm * error + relative * layer.frobenius * size

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.coupling import coupling
 from agt_lightning.domains.ball.deep.gradient_jumps import gradient_jumps
+from agt_lightning.domains.ball.deep.signals import Signals
 from agt_lightning.domains.ball.norms import gram_norm
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 
@@ -38,10 +40,8 @@ def curvature_norm(bounds: DeepBounds, weights: Tensor) -> float:
     return total
 
 
-def remainder(
-    bounds: DeepBounds, mean_jacobian_errors: Tensor, gradient: OutputGradient, weights: Tensor
-) -> tuple[float, float]:
-    """Upper bounds on ``‖E - M‖`` and ``‖M‖``, M the monotone jumps.
+def remainder(bounds: DeepBounds, mean_jacobian_errors: Tensor, gradient: OutputGradient, weights: Tensor) -> Remainder:
+    """Bound E, with the monotone jumps for M.
 
     Args:
         bounds: of all samples of the step.
@@ -52,14 +52,13 @@ def remainder(
     Reference:
         docs/theory.md, eq. (10.23).
     """
-    propagated = bounds.backward(gradient.nominal[:, None])
-    at_results, at_activations = ([signal.squeeze(1) for signal in signals] for signals in propagated)
-    errors = _linearization_errors(bounds)
-    second_order = _second_order(bounds, at_results, at_activations, errors) @ weights
+    signals = Signals.of(bounds, gradient)
+    linearization = _linearization_errors(bounds)
+    second_order = _second_order(bounds, signals, linearization) @ weights
     rest = second_order + mean_jacobian_errors @ (weights * gradient.change)
-    against, monotone = gradient_jumps(bounds, at_activations, errors.results, weights)
-    first_order = bounds.radius * coupling(bounds, at_results, weights)
-    return first_order + against + float(rest.norm()), monotone
+    jumps = gradient_jumps(bounds, signals, linearization.results, weights)
+    first_order = bounds.radius * coupling(bounds, signals, weights)
+    return Remainder(first_order + jumps.rest + float(rest.norm()), jumps.monotone, jumps.discord)
 
 
 @dataclass(frozen=True)
@@ -90,36 +89,32 @@ def _linearization_errors(bounds: DeepBounds) -> _LinearizationErrors:
     return _LinearizationErrors(inputs, results)
 
 
-def _second_order(
-    bounds: DeepBounds, at_results: list[Tensor], at_activations: list[Tensor], errors: _LinearizationErrors
-) -> Tensor:
+def _second_order(bounds: DeepBounds, signals: Signals, errors: _LinearizationErrors) -> Tensor:
     """``‖Δe_l‖ ‖Δz_l‖ + ‖Δe_l - first order - jumps‖ ‖ẑ_l‖ + ‖e_l‖ ‖Δz_l - first order‖`` of each layer, (L, b).
 
     Args:
         bounds: of all samples of the step.
-        at_results: e_l, (b, h_l) each.
-        at_activations: the same in front of the units' slopes, for each layer but the last.
+        signals: e_l.
         errors: of values.
     """
-    norms = [signal.norm(dim=1) for signal in at_results]
-    changes = bounds.backward_changes_of([signal[:, None] for signal in at_activations], norms)
-    backward_errors = _backward_errors(bounds, at_activations, norms, changes)
-    layers = zip(changes, bounds.input_changes, backward_errors, bounds.input_norms, norms, errors.inputs, strict=True)
+    rows = [signal[:, None] for signal in signals.at_activations]
+    changes = bounds.backward_changes_of(rows, signals.errors, signals.norms)
+    backward_errors = _backward_errors(bounds, signals, changes)
+    layers = zip(
+        changes, bounds.input_changes, backward_errors, bounds.input_norms, signals.norms, errors.inputs, strict=True
+    )
     return torch.stack([de * dz + error * z + e * z_error for de, dz, error, z, e, z_error in layers])
 
 
-def _backward_errors(
-    bounds: DeepBounds, at_activations: list[Tensor], norms: list[Tensor], changes: list[Tensor]
-) -> list[Tensor]:
+def _backward_errors(bounds: DeepBounds, signals: Signals, changes: list[Tensor]) -> list[Tensor]:
     """``‖Δe_l - first order - jumps‖`` of each layer, (b,) each.
 
     Args:
         bounds: of all samples of the step.
-        at_activations: e in front of the units' slopes, for each layer but the last, (b, h).
-        norms: ``‖e_l‖``, (b,) each.
+        signals: e_l, with norms and rounding.
         changes: ``‖Δe_l‖``, (b,) each.
     """
-    radius = bounds.radius
+    radius, norms = bounds.radius, signals.norms
     errors, jump = [torch.zeros_like(norms[-1])], torch.zeros_like(norms[-1])
     for number in range(len(bounds.units) - 1, -1, -1):
         unstable, behind = bounds.units[number].unstable, number + 1
@@ -127,9 +122,12 @@ def _backward_errors(
         on_units, both = unstable.weight_norm(bounds.layers[behind]), torch.zeros_like(jump)
         if behind < len(bounds.units):
             # Jumps behind and here meet in the weights between the units that switch, and in no others.
-            jumps_behind = bounds.units[behind].unstable.only(at_activations[behind].abs()) @ weight.abs()
-            both = torch.minimum(unstable.columns(jumps_behind[:, None]), on_units * jump)
-        switched = unstable.any * radius * norms[behind] + on_units * (changes[behind] - jump) + both
+            sizes = signals.at_activations[behind].abs() + signals.errors[behind][:, None]
+            jumps_behind = bounds.units[behind].unstable.only(sizes) @ weight.abs()
+            both = torch.minimum(unstable.columns(jumps_behind[:, None], torch.zeros_like(jump)), on_units * jump)
+        # Without the jumps, which are in ``changes``; the difference is rounded outward.
+        smooth = (changes[behind] - jump).clamp(min=0) + (bounds.outward - 1) * changes[behind]
+        switched = unstable.any * radius * norms[behind] + on_units * smooth + both
         errors.append(bounds.norms[behind] * errors[-1] + radius * changes[behind] + switched)
-        jump = unstable.columns(at_activations[number][:, None])
+        jump = unstable.columns(signals.at_activations[number][:, None], signals.errors[number])
     return errors[::-1]

@@ -7,6 +7,7 @@ from functools import cached_property
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
 from agt_lightning.domains.ball.one_hidden.poison import OneHiddenEffect, feature_effect, mean_jacobian_error
 from agt_lightning.domains.ball.one_hidden.remainder import curvature_norm, remainder
@@ -28,7 +29,7 @@ class OneHiddenAnalysis(OneHiddenBounds):
         return curvature_norm(self, weights)
 
     @override
-    def remainder(self, gradient: OutputGradient, weights: Tensor) -> tuple[float, float]:
+    def remainder(self, gradient: OutputGradient, weights: Tensor) -> Remainder:
         return remainder(self, gradient, weights)
 
     @override

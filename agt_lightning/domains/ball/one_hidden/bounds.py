@@ -17,9 +17,9 @@ from agt_lightning.domains.ball.one_hidden.activation_scan import (
     UnstablePreactivations,
 )
 from agt_lightning.domains.ball.perturbation import Perturbation, PropagatedPerturbation
+from agt_lightning.domains.ball.roundoff import HeadRoundoff, largest_row_errors, result_errors, value_errors
 from agt_lightning.domains.ball.step_data import Samples
 from agt_lightning.domains.losses import OutputBounds
-from agt_lightning.rounding import accumulated_roundoff
 
 
 class OneHiddenBounds(BallAnalysis):
@@ -40,10 +40,10 @@ class OneHiddenBounds(BallAnalysis):
         hidden_bounds: bounds on it from another domain; None without one.
         scan: which units are active.
         propagated: how far poisoned features move preactivations; None if features stay.
-        slack: relative rounding of a preactivation.
 
     Reference:
         docs/theory.md, eq. (10.6) for s, (10.7) for the outputs, (10.10) and (10.16) for unstable units.
+        docs/floats.md, eq. (B.7) for units that are zero up to rounding.
     """
 
     def __init__(self, ball: LayerBall, samples: Samples, features: Perturbation | None = None) -> None:
@@ -55,7 +55,6 @@ class OneHiddenBounds(BallAnalysis):
         self.scan = ActivationScan(self.hidden)
         weight = self.first.weight
         self.propagated = None if features is None else PropagatedPerturbation.through(weight, features)
-        self.slack = accumulated_roundoff(sum(weight.shape) + 2, self.hidden.dtype)
 
     @cached_property
     def _feature_norm(self) -> Tensor:
@@ -69,15 +68,23 @@ class OneHiddenBounds(BallAnalysis):
         return with_one(self._feature_norm, self.first.trains_bias)
 
     @cached_property
-    def roundoff(self) -> Tensor:
-        """Rounding of h, (b,): a unit this close to zero counts as unstable."""
-        offset = 0.0 if self.first.bias is None else self.first.bias.abs().max()
-        roundoff: Tensor = self.slack * (self._feature_norm * self.first.weight.norm(dim=1).max() + offset)
-        return roundoff
+    def _largest_input(self) -> Tensor:
+        """``‖x̂‖`` of clean and of poisoned features, (b,)."""
+        return self.input_norm if self.propagated is None else self.input_norm + self.propagated.norm
+
+    @cached_property
+    def unit_error(self) -> Tensor:
+        """Rounding of each h, (b,): a unit this close to zero counts as unstable, for it may be on in some runs."""
+        return largest_row_errors(self.ball, self.first, self._largest_input, self.input_error)
+
+    @cached_property
+    def hidden_error(self) -> Tensor:
+        """``‖fl(h) - h‖``, (b,)."""
+        return result_errors(self.ball, self.first, self._largest_input, self.input_error)
 
     def _hidden_change(self, norm: Tensor) -> Tensor:
         """``R ‖x̂‖`` and the rounding: how far h can move within the ball for inputs of this norm, (b,)."""
-        change: Tensor = self.radius * norm + self.roundoff
+        change: Tensor = self.radius * norm + self.unit_error
         return change
 
     @cached_property
@@ -85,13 +92,13 @@ class OneHiddenBounds(BallAnalysis):
         """One scan of all units, by the widest definition of an unstable one."""
         if self.propagated is None:
             return self.scan.stats(self._hidden_change(self.input_norm), None, self.second.squared_columns)
-        within = self._hidden_change(self.input_norm + self.propagated.norm)
+        within = self._hidden_change(self._largest_input)
         return self.scan.stats(within, self.propagated.results, self.second.squared_columns)
 
     @cached_property
     def activation_norm(self) -> Tensor:
         """``‖ẑ‖``, (b,)."""
-        return with_one(self._stats.activation_norm, self.second.trains_bias)
+        return with_one(self._stats.activation_norm + self.hidden_error, self.second.trains_bias)
 
     @property
     def unstable_under_poison(self) -> UnstablePreactivations:
@@ -108,7 +115,7 @@ class OneHiddenBounds(BallAnalysis):
 
     def distance_to_zero(self, units: UnstablePreactivations) -> Tensor:
         """Lower bound on ``|h|``, (m,)."""
-        return (units.hidden.abs() - units.by_sample(self.roundoff)).clamp(min=0)
+        return (units.hidden.abs() - units.by_sample(self.unit_error)).clamp(min=0)
 
     @cached_property
     def distance(self) -> Tensor:
@@ -141,26 +148,19 @@ class OneHiddenBounds(BallAnalysis):
     def mean_jacobian_norm(self) -> Tensor:
         return self.lipschitz + self.radius / 2 * self.input_norm
 
-    @property
-    @override
-    def jacobian_magnitude(self) -> Tensor:
-        return self.lipschitz
-
-    @property
-    @override
-    def roundings(self) -> int:
-        return sum(self.first.weight.shape) + 4
-
     @cached_property
     @override
-    def output_magnitude(self) -> Tensor:
-        magnitude: Tensor = self.activation_norm * self.second.norm + self.samples.outputs.norm(dim=1)
-        return magnitude
+    def roundoff(self) -> HeadRoundoff:
+        values = [self.input_norm, self.activation_norm + self.radius * self.input_norm]
+        errors = value_errors(self.ball, values, self.input_error)
+        derivatives = [self.active_norm + self.radius, torch.ones_like(self.input_norm)]
+        return HeadRoundoff(self.ball, values, errors, derivatives)
 
     @cached_property
     @override
     def outputs(self) -> OutputBounds:
-        """``‖Δf‖ <= R s + R²/2 ‖x̂‖``, cut to the bounds of another domain."""
+        """``‖Δf‖ <= R s + R²/2 ‖x̂‖`` and rounding, cut to the bounds of another domain."""
         change = self.radius * self.lipschitz + self.radius * self.radius / 2 * self.input_norm
-        roundoff = self.slack * self.output_magnitude
-        return OutputBounds.around(self.samples.outputs, change + 2 * roundoff, self.samples.output_bounds)
+        outward = 1 + self.ball.arithmetic.own_relative(self.roundings)
+        change = outward * (change + 2 * self.roundoff.output_error)
+        return OutputBounds.around(self.samples.outputs, change, self.samples.output_bounds)

@@ -11,10 +11,11 @@ from typing_extensions import override
 from agt_lightning.domains.ball.one_hidden.activation_scan import UnstablePreactivations, rows_of
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
 from agt_lightning.domains.ball.output_gradient import PoisonedOutputGradient
-from agt_lightning.domains.ball.perturbation import PropagatedPerturbation
+from agt_lightning.domains.ball.perturbation import Perturbation, PropagatedPerturbation
 from agt_lightning.domains.ball.poison_bounds import FeatureEffect
 from agt_lightning.domains.ball.unstable import Pairs, knapsack
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
 
 
 def mean_jacobian_error(bounds: OneHiddenBounds) -> Tensor:
@@ -29,7 +30,7 @@ def mean_jacobian_error(bounds: OneHiddenBounds) -> Tensor:
         docs/theory.md, eq. (10.21).
     """
     radius, unstable, norm = bounds.radius, bounds.unstable, bounds.input_norm
-    budget = torch.full_like(norm, radius * radius)
+    budget = torch.full_like(norm, radius * radius * (1 + bounds.ball.arithmetic.own_relative(bounds.roundings)))
     squares = unstable.by_unit(bounds.second.squared_columns)
     switched = knapsack(unstable, squares, bounds.distance.square(), budget).sqrt()
     return norm * (switched.clamp(max=bounds.second.norm) + radius / 2 * (1 + unstable.any(norm)))
@@ -146,7 +147,7 @@ def _first_layer_rows(bounds: OneHiddenBounds, unstable: UnstablePreactivations,
     A unit that switches is nearer to zero than its preactivation moves, and together these move by no more than
     ``change``: ``Σ_T h_j² <= change²``, a knapsack for ``Σ_T ‖W₂ e_j‖²``.
     """
-    budget = change.square() * (1 + bounds.slack)
+    budget = change.square() * (1 + bounds.ball.arithmetic.own_relative(bounds.roundings))
     squares = unstable.by_unit(bounds.second.squared_columns)
     switched = knapsack(unstable, squares, bounds.distance_to_zero(unstable).square(), budget).sqrt()
     frobenius = bounds.active_frobenius(unstable)
@@ -169,7 +170,14 @@ def _with_mean_slopes(
         features, row_squares = propagated.features[rows], rows_of(squares, rows)
         outputs.append(torch.stack([features.sample_support(slopes @ matrix) for matrix in matrices], dim=1))
         sums.append(slopes @ row_squares[0] if len(squares) == 1 else (slopes * row_squares).sum(dim=1))
-    return torch.cat(sums), torch.cat(outputs)
+    return torch.cat(sums), torch.cat(outputs) + _rounding_of_products(bounds, propagated.features)
+
+
+def _rounding_of_products(bounds: OneHiddenBounds, features: Perturbation) -> Tensor:
+    """Rounding of ``sup |W₂ₖ diag(s) W₁ Δx|``, relative to ``|W₂ₖ| |W₁| |Δx|``, (m, K) or (1, K)."""
+    magnitudes = bounds.second.weight.abs() @ bounds.first.weight.abs()
+    slack = accumulated_roundoff(2 * bounds.roundings, magnitudes.dtype)
+    return slack * (features.half_widths @ magnitudes.T)
 
 
 def _with_half_slopes(bounds: OneHiddenBounds, unstable: Pairs, pair_change: Tensor, hidden_change: Tensor) -> Tensor:

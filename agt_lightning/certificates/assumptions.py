@@ -84,13 +84,20 @@ ASSUMPTIONS = (
         "extensions",
         "Rules of operations, domains and adversaries that do not come with this package are sound.",
     ),
-    Assumption(
-        "real arithmetic",
-        "Bounds hold in real arithmetic. They are computed in floating point without directed rounding, in double "
-        "precision unless stated otherwise; each step is checked against the training's own arithmetic.",
-    ),
 )
 """Assumptions of every certificate."""
+
+FLOAT_RUNS = Assumption(
+    'if `floats` is "run", the default',
+    "Runs compute in the types of the recorded program by IEEE arithmetic that rounds to nearest, with products and "
+    "sums in any order; not by Strassen's, Winograd's or Fourier's algorithms, nor with factors or sums cut to fewer "
+    "bits. Elementary functions are right within the units that docs/floats.md lists, and so is torch's documentation.",
+)
+
+REAL_RUNS = Assumption(
+    'if `floats` is "real"',
+    "Bounds hold for runs in real arithmetic: a run on hardware can leave them by its rounding errors.",
+)
 
 OWN_OBJECTIVE = Assumption(
     "if `certified_objective` is overridden",
@@ -105,14 +112,22 @@ NAMED_SAMPLES = Assumption(
 )
 
 
-def assumptions(adversary: Adversary, *, own_objective: bool = False, named_samples: bool = False) -> list[str]:
+def assumptions(
+    adversary: Adversary, *, own_objective: bool = False, named_samples: bool = False, real: bool = False
+) -> list[str]:
     """Return all assumptions of one certificate, in words.
 
     Args:
         adversary: the threat model, which may add its own.
         own_objective: whether `certified_objective` was certified in place of `training_step`, at any step.
         named_samples: whether `poisonable` or `sample_ids` was given, at any step.
+        real: whether bounds are about runs in real arithmetic, at any step.
     """
-    conditional = ((OWN_OBJECTIVE, own_objective), (NAMED_SAMPLES, named_samples))
+    conditional = (
+        (FLOAT_RUNS, not real),
+        (REAL_RUNS, real),
+        (OWN_OBJECTIVE, own_objective),
+        (NAMED_SAMPLES, named_samples),
+    )
     listed = [*ASSUMPTIONS, *(assumption for assumption, applies in conditional if applies)]
     return [*(assumption.sentence for assumption in listed), *adversary.assumptions]

@@ -9,14 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph, LabelKind
 from agt_lightning.certificates.goals import possible_classes
-from agt_lightning.certificates.origin import origin
+from agt_lightning.certificates.origin import origin, same_values
 from agt_lightning.certificates.predictions import Certification
 from agt_lightning.certificates.probabilities import before_probabilities, ends_in_sigmoid
 from agt_lightning.certificates.task import Task
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
+from agt_lightning.rules.softmax import probability_error
+
+_ROUNDINGS = 16
+"""Roundings of a sigmoid, with margin."""
 
 _SUBJECT = "Predictions of this `forward`"
 _BY_THRESHOLD = "Name the threshold between the two classes, as in `certify(x, threshold=0.5)`"
@@ -36,23 +41,57 @@ class Decision:
     value: str
     threshold: float | None
 
-    def certification(self, outputs: Interval, nominal: Tensor) -> Certification:
+    def certification(
+        self, outputs: Interval, nominal: Tensor, graph: Graph, run: torch.dtype | None = None
+    ) -> Certification:
         """Return the classes on both sides of the threshold; at the threshold itself both are possible.
 
         Args:
             outputs: bounds on the value, (batch, ...).
             nominal: the value of the trained network.
+            graph: the network.
+            run: floating point type in which a run computes its outputs and compares them; None for real arithmetic.
         """
         shape = outputs.shape[:1] if outputs.shape[1:].numel() == 1 else outputs.shape
-        logits = self.logits(outputs).rearranged(lambda bound: bound.reshape(-1))
+        logits = self.logits(outputs, run)
+        gap = self.gap(graph, logits, run).expand(logits.shape[0], 1).reshape(-1, *[1] * (logits.lower.ndim - 1))
+        logits = logits.widened(gap).rearranged(lambda bound: bound.reshape(-1))
         possible = possible_classes(logits).reshape(*shape, 2)
         label = (nominal > self._threshold).long().reshape(shape)
         label_is_possible = possible.gather(-1, label.unsqueeze(-1)).squeeze(-1)
         return Certification(label, label_is_possible & (possible.sum(dim=-1) == 1), possible)
 
-    def logits(self, outputs: Interval) -> Interval:
-        """Return bounds on outputs less the threshold; rounding keeps their sign, which decides."""
-        return outputs.mapped(lambda bound: bound - self._threshold)
+    def logits(self, outputs: Interval, run: torch.dtype | None = None) -> Interval:
+        """Return bounds on outputs less the threshold; rounding keeps their sign, which decides.
+
+        A run compares with the threshold in its own type.
+        """
+        exact = torch.tensor(self._threshold, dtype=torch.float64)
+        threshold = Interval.point(exact).hull(Interval.point(exact if run is None else exact.to(run).double()))
+        upper, lower = threshold.upper.to(outputs.device), threshold.lower.to(outputs.device)
+        return Interval.trusted((outputs.lower - upper).to(outputs.dtype), (outputs.upper - lower).to(outputs.dtype))
+
+    def gap(self, graph: Graph, scores: Interval, run: torch.dtype | None) -> Tensor:
+        """Return by how much scores must differ so that a run's outputs do, (batch, 1).
+
+        Outputs that are a sigmoid or softmax of the scores are rounded: probabilities of close scores can be equal, and
+        so can sigmoids of large ones, and then the first class is predicted.
+
+        Args:
+            graph: the network.
+            scores: bounds on the value that decides, (batch, ...).
+            run: floating point type in which a run computes its outputs; None for real arithmetic.
+        """
+        flat = scores.rearranged(lambda bound: bound.reshape(len(bound), -1))
+        if run is None or self.value == graph.output or self.value == same_values(graph, graph.output):
+            return flat.lower.new_zeros(1, 1)
+        arithmetic = Arithmetic(run, scores.dtype)
+        if flat.shape[1] == 1:
+            return flat.lower.new_full((1, 1), 8 * arithmetic.relative(_ROUNDINGS))
+        if not ends_in_sigmoid(graph, graph.output):
+            return 4 * probability_error(flat, arithmetic)
+        size = flat.magnitude.amax(dim=1, keepdim=True)
+        return 4 * arithmetic.relative(_ROUNDINGS) / (size.sigmoid() * (-size).sigmoid())
 
     @property
     def _threshold(self) -> float:

@@ -129,7 +129,7 @@ def binary_cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
     return Interval.trusted(lower, torch.maximum(lower, upper), nonnegative=True)
 
 
-def possible_classes(logits: Interval) -> Tensor:
+def possible_classes(logits: Interval, gap: Tensor | float = 0.0) -> Tensor:
     r"""Return the classes that some logits in the box predict, or a superset of them.
 
     Class i is impossible if another logit is larger everywhere: :math:`f_i^U < f_j^L` for some :math:`j \ne i`. With
@@ -139,6 +139,7 @@ def possible_classes(logits: Interval) -> Tensor:
 
     Args:
         logits: bounds of shape ``(batch, classes)``, ``(batch,)`` or ``(batch, 1)``.
+        gap: by how much logits must differ so that predictions differ, a number or of shape ``(batch, 1)``.
 
     Returns:
         Boolean tensor of shape ``(batch, classes)``, or ``(batch, 2)`` for one logit.
@@ -161,7 +162,7 @@ def possible_classes(logits: Interval) -> Tensor:
     """
     several = _as_several_logits(logits)
     # The maximum may include j = i: since lower <= upper, it excludes no class by its own lower bound.
-    possible = several.upper >= several.lower.amax(dim=1, keepdim=True)
+    possible = several.upper >= several.lower.amax(dim=1, keepdim=True) - gap
     return possible | ~finite_samples(several).unsqueeze(1)
 
 

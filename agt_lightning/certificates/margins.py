@@ -1,6 +1,6 @@
 """Bounds on differences of outputs, through the last linear layer if there is one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program
 from agt_lightning.propagation.crown import Substitution
 from agt_lightning.rules import Value
+from agt_lightning.rules.rounded import Rounded
 from agt_lightning.rules.values import as_interval
 
 _aten = torch.ops.aten
@@ -39,7 +40,8 @@ def output_margins(program: Program, values: Mapping[str, Value], output: str, t
         label = Interval.trusted(outputs.lower[rows, target][:, None], outputs.upper[rows, target][:, None])
         margins = label - outputs
     else:
-        z, weight, *bias = (as_interval(values[name]) for name in last.inputs)
+        z, *parameters = (as_interval(values[name]) for name in last.inputs)
+        weight, *bias = _rounded(program, last, parameters)
         margins = _linear_margins(z, weight, bias[0] if bias else None, target)
     is_label = torch.nn.functional.one_hot(target, outputs.shape[1]).bool()
     return Interval.trusted(margins.lower.masked_fill(is_label, 0), margins.upper.masked_fill(is_label, 0))
@@ -120,6 +122,16 @@ def _linear_margins(z: Interval, weight: Interval, bias: Interval | None, target
             margin = margin + _row_differences(bias, label)
         lower[rows], upper[rows] = margin.lower, margin.upper
     return Interval.trusted(lower, upper)
+
+
+def _rounded(program: Program, layer: Call, parameters: Sequence[Interval]) -> list[Interval]:
+    """Return weight and bias, widened so that exact products with them contain the outputs of a run."""
+    rule = program.rules[layer.name]
+    if not isinstance(rule, Rounded):
+        return list(parameters)
+    arithmetic = rule.arithmetic(program.sites[layer.name])
+    inputs = parameters[0].shape[1]
+    return [arithmetic.clear_of_underflow(arithmetic.outward(each, inputs + 4)) for each in parameters]
 
 
 def _row_differences(rows: Interval, label: int) -> Interval:

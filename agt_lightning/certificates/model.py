@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries.base import check_order, check_size
-from agt_lightning.adversaries.features import perturbed
+from agt_lightning.adversaries.features import as_stored, perturbed
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture import reached
 from agt_lightning.capture.replica import replica
@@ -23,12 +23,12 @@ from agt_lightning.certificates.task import Task
 from agt_lightning.certificates.values import BoundedValues, frozen_values
 from agt_lightning.domains import DOMAINS, FlipCounter, ParameterSet
 from agt_lightning.domains.head import Head, HeadBounds, unshaped
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import UncertifiableError, require_one_of
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, require_method
 from agt_lightning.propagation.objective import ProgramCache, canonical_names, graph_inputs
-from agt_lightning.rounding import training_roundoff, unit_roundoff
 from agt_lightning.rules import RULES, RuleTable, Value
+from agt_lightning.rules.rounded import FLOATS, Floats
 from agt_lightning.rules.values import as_interval
 
 
@@ -60,6 +60,8 @@ class CertifiedModel:
         output: key, attribute or position of the outputs if `forward` returns several tensors.
         dtype: floating point type to compute in.
         rules: bound rules by overload.
+        floats: ``"run"``: certificates are about the forward pass as hardware executes it in the module's own types, in
+            any order of summation; ``"real"``: about real arithmetic, for parameters that are bounded at that level.
 
     Raises:
         ValueError: if the method is unknown.
@@ -85,8 +87,10 @@ class CertifiedModel:
         output: str | int | None = None,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
+        floats: Floats = "run",
     ) -> None:
         require_method(method)
+        require_one_of("floats", floats, FLOATS)
         bounds.require_weights(module)
         self.module = module
         self.bounds = bounds
@@ -98,6 +102,7 @@ class CertifiedModel:
         self.output = output
         self.dtype = dtype
         self.rules = rules
+        self.floats: Floats = floats
         self._programs = ProgramCache(self._capture, lambda x: (tuple(x.shape[1:]), x.dtype))
 
     def bound_forward(self, x: Tensor, epsilon: float = 0.0, p: float = math.inf) -> Interval:
@@ -178,10 +183,11 @@ class CertifiedModel:
         bounded = self._propagate(program, x, epsilon, math.inf, decision.value)
         nominal = self._nominal(program, x, decision.value)
         if decision.threshold is not None:
-            return decision.certification(bounded.outputs, nominal)
+            return decision.certification(bounded.outputs, nominal, program.graph, self._run_type(program))
         label = predicted_classes(nominal)
-        beaten = bounded.margins(label).lower > 0
-        possible = possible_classes(bounded.outputs) & ~beaten
+        gap = decision.gap(program.graph, bounded.outputs, self._run_type(program))
+        beaten = bounded.margins(label).lower > gap
+        possible = possible_classes(bounded.outputs, gap) & ~beaten
         label_is_possible = possible.gather(1, label[:, None]).squeeze(1)
         return Certification(label, label_is_possible & (possible.sum(dim=1) == 1), possible)
 
@@ -247,16 +253,13 @@ class CertifiedModel:
             outputs = outputs_of(self.module, x, self.output)
         except RuntimeError:  # the module itself has no outputs here, as for inputs of another type than its parameters
             return []
-        points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
-        values = propagate_forward(program, self._inputs(program, points, x, 0.0, math.inf))
-        recorded = as_interval(values[program.graph.output]).lower
-        if recorded.numel() == outputs.numel():  # a single sample can lose its axis to `.squeeze()`
-            types = {self.dtype, outputs.dtype, *(parameter.dtype for parameter in self.module.parameters())}
-            coarsest = max((kind for kind in types if kind.is_floating_point), key=unit_roundoff)
-            slack = training_roundoff(coarsest) * _largest(values.values())
-            difference = (outputs.to(recorded.dtype).reshape(recorded.shape) - recorded).abs()
-            if not bool((difference > slack).any()):
-                return []
+        points = {name: Interval.point(p.detach()).to(dtype=self.dtype) for name, p in self.module.named_parameters()}
+        rounded = program.with_rounding(self.dtype, "run")
+        values = propagate_forward(rounded, self._inputs(program, points, x, 0.0, math.inf))
+        recorded = as_interval(values[program.graph.output])
+        # A single sample can lose its axis to `.squeeze()`.
+        if recorded.lower.numel() == outputs.numel() and recorded.contains(outputs.reshape(recorded.shape)):
+            return []
         return [
             f"`forward` computes something else for these {len(x)} inputs than for two of them, by which it was "
             "recorded. Let it treat each sample alone, and not read the size of the batch."
@@ -270,7 +273,13 @@ class CertifiedModel:
         check_size("epsilon", epsilon)
         check_order("p", p, {1, 2, math.inf})
         inputs = self._inputs(program, self._box(), x, epsilon, p)
-        return BoundedValues.of(program, inputs, value, self._heads(program), method=self.method)
+        rounded = program.with_rounding(self.dtype, self.floats)
+        return BoundedValues.of(rounded, inputs, value, self._heads(program), method=self.method)
+
+    def _run_type(self, program: Program) -> torch.dtype | None:
+        """Return the type in which a run computes the outputs; None for real arithmetic."""
+        call = program.graph.producer(program.graph.output)
+        return None if self.floats == "real" or call is None else call.dtype
 
     def _nominal(self, program: Program, x: Tensor, value: str) -> Tensor:
         """Return a value of the trained network."""
@@ -324,8 +333,13 @@ class CertifiedModel:
                     "perturbs. Cast them (`x.float()`) and let `forward` take that, or set `epsilon=0`."
                 )
             return x
-        wide = x.to(self.dtype)
-        return Interval.point(wide) if epsilon == 0 else perturbed(wide, epsilon, p)
+        wide = Interval.point(x).to(dtype=self.dtype)
+        if epsilon == 0:
+            return wide
+        moved = perturbed(wide.lower, epsilon, p)
+        if not wide.is_point:
+            moved = moved.hull(perturbed(wide.upper, epsilon, p))
+        return as_stored(moved, x.to(self.dtype), x.dtype)
 
     def _capture(self, x: Tensor) -> Program:
         """Record the forward pass for samples of this shape and type.
@@ -360,12 +374,6 @@ class CertifiedModel:
 def _marked(bounds: Interval) -> Interval:
     """Mark a parameter that cannot move as a point, so that features before the head are points too."""
     return Interval.point(bounds.lower) if torch.equal(bounds.lower, bounds.upper) else bounds
-
-
-def _largest(values: Iterable[Value]) -> float:
-    """Return the largest magnitude among numbers, which rounding is relative to."""
-    numbers = [value.magnitude for value in values if isinstance(value, Interval) and value.lower.numel()]
-    return max((float(magnitude.max()) for magnitude in numbers), default=0.0)
 
 
 def _require_samples(x: object) -> None:

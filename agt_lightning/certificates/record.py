@@ -14,7 +14,14 @@ import torch
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.certificates.assumptions import assumptions
-from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE, SAMPLES_ARE_NAMED, Phase, any_phase, in_all_phases
+from agt_lightning.certificates.phases import (
+    FLOATS,
+    OVERRIDDEN_OBJECTIVE,
+    SAMPLES_ARE_NAMED,
+    Phase,
+    any_phase,
+    in_all_phases,
+)
 
 PACKAGES = ("agt-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
@@ -107,6 +114,7 @@ def certificate(
             adversary,
             own_objective=any_phase(phases, OVERRIDDEN_OBJECTIVE),
             named_samples=any_phase(phases, SAMPLES_ARE_NAMED),
+            real=any(phase.settings.get(FLOATS) != "run" for phase in phases),
         ),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }

@@ -45,6 +45,7 @@ from agt_lightning.lightning.resume import (
     bounds_to_save,
     engine_at,
     holds_steps,
+    level,
     phases_of,
     saved_bounds,
 )
@@ -505,6 +506,7 @@ class CertifiedTraining(Callback):
             task=self._task if self._steps is None else self._steps.task,
             start=None if self._origin is None else self._origin.start,
             output=output,
+            floats=level(engine),
         )
 
     @property

@@ -14,6 +14,7 @@ from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
 from agt_lightning.errors import BoundsMismatchError
 from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.rules.rounded import Floats
 
 CHECKPOINT_KEY = "agt_bounds"
 """Key of the bounds in Lightning's checkpoint."""
@@ -111,6 +112,12 @@ def resume(engine: AbstractGradientEngine, saved: Mapping[str, Any]) -> None:
         phases = [Phase.of(plain) for plain in saved["phases"]] if "phases" in saved else unknown
     _require_floats(engine, phases)
     engine.earlier_phases = tuple(phase.plain() for phase in phases)
+
+
+def level(engine: AbstractGradientEngine) -> Floats:
+    """Return which runs the bounds of all certified steps contain."""
+    earlier = [phase.settings.get(FLOATS) for phase in phases_of(engine)]
+    return "run" if engine.config.floats == "run" and all(floats == "run" for floats in earlier) else "real"
 
 
 def _require_floats(engine: AbstractGradientEngine, phases: Sequence[Phase]) -> None:

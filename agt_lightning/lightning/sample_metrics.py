@@ -14,44 +14,35 @@ from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval, require_inside
 from agt_lightning.labels import ClassLabels
 from agt_lightning.lightning.comparison import Comparison, Metric, MetricUndefinedError
-from agt_lightning.rounding import training_roundoff
 from agt_lightning.rules import Value
 from agt_lightning.rules.values import as_interval
 
 _ADVICE = "The trained module itself is one of those that bounds must cover. Please report this."
 
 
-def sample_metrics(
-    compared: Comparison, nominal: Tensor, values: BoundedValues, dtype: torch.dtype
-) -> Mapping[str, Tensor]:
+def sample_metrics(compared: Comparison, nominal: Interval, values: BoundedValues) -> Mapping[str, Tensor]:
     """Return the metrics of each sample by name, of shape (batch,).
 
     Args:
         compared: label and prediction.
-        nominal: the trained module's predictions.
+        nominal: bounds on the trained module's predictions, as wide as rounding.
         values: bounds on all values, predictions and labels among them.
-        dtype: the coarsest type that training and bounds are computed in.
 
     Raises:
         MetricUndefinedError: if the labels of this batch do not fit the metric.
         UncertifiableError: if they do not fit the predictions.
-        UnsoundBoundError: if the trained module does worse than the certificate allows, by more than rounding.
+        UnsoundBoundError: if the trained module does worse than the certificate allows.
     """
     target, outputs = values.values[compared.target], values.outputs
-    slack = _scale(nominal, outputs, target) * training_roundoff(dtype)
-    require_inside("the prediction of the trained module", nominal, outputs, slack, _ADVICE)
+    meets = (nominal.upper >= outputs.lower) & (nominal.lower <= outputs.upper)
+    if not bool(meets.all()):
+        require_inside("the prediction of the trained module", nominal.center, outputs, 0.0, _ADVICE)
+    # What the module predicts lies in both; its center is one of these predictions.
+    predicted = torch.minimum(torch.maximum(nominal.center, outputs.lower), outputs.upper)
     if compared.metric is Metric.SQUARED_ERROR:
-        return _errors(nominal, outputs, as_interval(target).lower)
-    classes = _classes(target, 2 if compared.metric is Metric.BINARY_ACCURACY else nominal.shape[1])
-    return _accuracies(nominal, values, classes, slack)
-
-
-def _scale(nominal: Tensor, outputs: Interval, target: Value) -> float:
-    """Return the largest magnitude among predictions, their bounds and labels, to which rounding is relative."""
-    labels = [] if isinstance(target, ClassLabels) else [as_interval(target).magnitude]
-    return max(
-        (float(value.max()) for value in (nominal.abs(), outputs.magnitude, *labels) if value.numel()), default=0
-    )
+        return _errors(predicted, outputs, as_interval(target).lower)
+    classes = _classes(target, 2 if compared.metric is Metric.BINARY_ACCURACY else predicted.shape[1])
+    return _accuracies(predicted, values, classes)
 
 
 def _errors(nominal: Tensor, outputs: Interval, truth: Tensor) -> dict[str, Tensor]:
@@ -76,7 +67,7 @@ def _errors(nominal: Tensor, outputs: Interval, truth: Tensor) -> dict[str, Tens
     }
 
 
-def _accuracies(nominal: Tensor, values: BoundedValues, target: Tensor, slack: float) -> dict[str, Tensor]:
+def _accuracies(nominal: Tensor, values: BoundedValues, target: Tensor) -> dict[str, Tensor]:
     """Return whether the trained module predicts each sample correctly, and whether every reachable one does.
 
     Raises:
@@ -85,21 +76,13 @@ def _accuracies(nominal: Tensor, values: BoundedValues, target: Tensor, slack: f
     margins = values.margins(target).lower
     certified = ((margins > 0) | torch.nn.functional.one_hot(target, margins.shape[1]).bool()).all(dim=1)
     right = predicted_classes(nominal) == target
-    wrong = certified & ~right & (_shortfall(nominal, target) > 2 * slack)
+    wrong = certified & ~right
     if bool(wrong.any()):
         raise UnsoundBoundError(
             f"Expected the trained module to predict sample {int(wrong.nonzero()[0])} correctly, as every module "
             f"within the bounds does, but it does not. {_ADVICE}"
         )
     return {"nominal_accuracy": right, "certified_accuracy": certified & right}
-
-
-def _shortfall(outputs: Tensor, target: Tensor) -> Tensor:
-    """Return by how much the target's logit is below the largest, (batch,); one logit f stands for (0, f)."""
-    if outputs.numel() == len(target):
-        single = outputs.reshape(-1)
-        return torch.where(target == 1, -single, single).clamp(min=0)
-    return outputs.amax(dim=1) - outputs.gather(1, target[:, None]).squeeze(1)
 
 
 def _classes(target: Value, classes: int) -> Tensor:

@@ -19,7 +19,6 @@ from agt_lightning.interval import Interval
 from agt_lightning.lightning.comparison import MetricUndefinedError, comparison
 from agt_lightning.lightning.sample_metrics import sample_metrics
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.values import as_interval
 
 NO_METRIC = "No certified metric on the validation loader: "
@@ -214,18 +213,17 @@ class LoaderCertificate:
             raise UncertifiableError([str(error)]) from error
         compared = comparison(bounded.objective)
         engine, module, dtype = self.engine, self.engine.module, self.engine.config.dtype
-        points = {name: Interval.point(p.detach().to(dtype)) for name, p in module.named_parameters()}
-        nominal = bounded.forward(bounded.inputs(module, batch, points, dtype))
+        points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
+        rounded = bounded.rounded(dtype, engine.config.floats)
+        nominal = rounded.forward(bounded.inputs(module, batch, points, dtype))
         inputs = bounded.inputs(module, batch, self.engine.box, dtype)
         heads = self.engine.head_bounds(bounded)
         values = BoundedValues.of(
-            bounded.program, inputs, compared.prediction, heads, bounded.skipped, engine.config.method
+            rounded.program, inputs, compared.prediction, heads, bounded.skipped, engine.config.method
         )
         size = bounded.size(batch)
         _add(self.shares, {name: share * size for name, share in values.domain_shares().items()})
-        types = {dtype, *(parameter.dtype for parameter in module.parameters())}
-        coarsest = max((kind for kind in types if kind.is_floating_point), key=unit_roundoff)
-        return sample_metrics(compared, as_interval(nominal[compared.prediction]).lower, values, coarsest)
+        return sample_metrics(compared, as_interval(nominal[compared.prediction]), values)
 
 
 def _add(sums: dict[str, float], terms: Mapping[str, float]) -> None:

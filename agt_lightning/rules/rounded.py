@@ -47,17 +47,17 @@ class Rounded(Rule):
     @override
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         rule = self.rule.at(site)
-        return rule.roundings(site).forward(rule, site, inputs, self._arithmetic(site))
+        return rule.roundings(site).forward(rule, site, inputs, self.arithmetic(site))
 
     @override
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         rule = self.rule.at(site)
-        return rule.roundings(site).backward(rule, site, grad, inputs, output, self._arithmetic(site))
+        return rule.roundings(site).backward(rule, site, grad, inputs, output, self.arithmetic(site))
 
     @override
     def share(self, site: Site, gradient: Interval, uses: int) -> Interval:
         """Return the gradient, widened by the rounding of the sum of all uses in any order."""
-        return self._arithmetic(site).outward(gradient, uses)
+        return self.arithmetic(site).outward(gradient, uses)
 
     @override
     def parameter_gradient(
@@ -67,10 +67,10 @@ class Rounded(Rule):
         rule = self.rule.at(site)
         if type(rule).parameter_gradient is Rule.parameter_gradient:
             return super().parameter_gradient(site, position, grad, inputs)  # by the backward bounds of this class
-        roundings, arithmetic = rule.roundings(site), self._arithmetic(site)
+        roundings, arithmetic = rule.roundings(site), self.arithmetic(site)
         return roundings.parameter_gradient(rule, site, position, grad, inputs, arithmetic)
 
-    def _arithmetic(self, site: Site) -> Arithmetic:
+    def arithmetic(self, site: Site) -> Arithmetic:
         """Return the roundings of a call, which computes in the type of its result."""
         kind = site.call.dtype
         run = kind if self.floats == "run" and kind.is_floating_point else None

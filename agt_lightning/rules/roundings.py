@@ -192,8 +192,11 @@ class Contraction(Roundings):
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
         operands = [as_interval(value) for value in inputs]
         chosen = smaller_factor(operands[0], operands[1])
+        # Backward substitution relies on room for its own sums over results, see propagation/crown/roundings.py.
+        own = arithmetic.own_relative(max(self.terms, self.gradient_terms) + 2)
+        relative = arithmetic.run_relative(self.terms + 2) + own
         widened = [
-            arithmetic.outward(operand, self.terms + 2) if position == chosen or position > 1 else operand
+            operand.widened_relatively(relative) if position == chosen or position > 1 else operand
             for position, operand in enumerate(operands)
         ]
         output = rule.forward(site, widened)

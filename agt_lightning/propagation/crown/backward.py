@@ -5,7 +5,7 @@ See docs/theory.md, section "CROWN with interval parameters".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from agt_lightning.capture import Call
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.crown.concretize import rows_of
+from agt_lightning.propagation.crown.concretize import inner, rows_of
 from agt_lightning.propagation.crown.forms import Forms, unit_rows
+from agt_lightning.propagation.crown.roundings import CallErrors, exact_rule
 from agt_lightning.propagation.crown.slopes import Slopes, adaptive
 from agt_lightning.propagation.crown.table import RELAXATIONS
 from agt_lightning.propagation.program import Program
@@ -29,8 +30,32 @@ DEFAULT_MEMORY_BUDGET = 32 * 2**20
 _COPIES = 8
 """Tensors of the size of a form's coefficients that are alive at once."""
 
-Box = Callable[[str], Value]
-"""Bounds of a value by its name, for some of the samples."""
+
+@dataclass(frozen=True)
+class Box:
+    """Bounds of values by name, for some of the samples; values without a sample axis are shared.
+
+    Args:
+        values: bounds for all samples.
+        part: the samples.
+        samples: names of the values whose axis 0 counts samples.
+        errors: what rounding adds to the results of calls.
+    """
+
+    values: Mapping[str, Value]
+    part: slice
+    samples: frozenset[str]
+    errors: CallErrors
+
+    def __call__(self, name: str) -> Value:
+        """Return the bounds of a value."""
+        value = self.values[name]
+        return rows_of(value, self.part) if name in self.samples else value
+
+    def error(self, call: Call) -> Tensor | None:
+        """Return what rounding adds to a call's result."""
+        error = self.errors(call, self.values)
+        return None if error is None else error[self.part]
 
 
 @dataclass(frozen=True)
@@ -102,14 +127,21 @@ class Substitution:
         relaxation, site = RELAXATIONS.get(call.op), self.program.sites[call.name]
         if known.is_point or relaxation is None or not relaxation.applies(site, operands):
             return forms.settle(call.name, known)
-        rule, coefficient = self.program.rules[call.name], forms.coefficients[call.name]
+        rule, coefficient = exact_rule(self.program.rules[call.name]), forms.coefficients[call.name]
         terms = relaxation.substitute(site, rule, coefficient, operands, slopes)
-        return forms.replace(call.name, call.inputs, terms)
+        forms = forms.replace(call.name, call.inputs, terms, [as_interval(value) for value in operands])
+        if not relaxation.affine:
+            # Lines are computed from the ends of the box, and from values of the function there.
+            forms = forms.noting(inner(coefficient.abs(), 1 + known.magnitude + as_interval(operands[0]).magnitude))
+        error = box.error(call)
+        return forms if error is None else forms.raised(inner(coefficient.abs(), error))
 
     def _box(self, values: Mapping[str, Value], part: slice) -> Box:
-        """Return bounds by name for some samples; values without a sample axis are shared."""
-        samples = self.program.samples
-        return lambda name: rows_of(values[name], part) if name in samples else values[name]
+        return Box(values, part, self.program.samples, self._errors)
+
+    @cached_property
+    def _errors(self) -> CallErrors:
+        return CallErrors(self.program)
 
     def _fitting(self, size: int, most: int) -> int:
         """Return how many items fit the budget whose coefficients take ``size`` bytes per unit of the widest value."""
@@ -122,5 +154,8 @@ class Substitution:
         return max(torch.Size(shapes[name][1:]).numel() for name in self.program.samples)
 
     def _roundoff(self, dtype: torch.dtype) -> float:
-        """Return the rounding of a substitution through all calls, relative to the sum of magnitudes."""
-        return accumulated_roundoff(self._widest * len(self.program.graph.calls), dtype)
+        """Return the rounding of a substitution through all calls, relative to the sum of magnitudes.
+
+        Each of these passes through a sum over the elements of a value, and through one sum for each call.
+        """
+        return accumulated_roundoff(16 * self._widest + 4 * len(self.program.graph.calls) + 64, dtype)

@@ -24,10 +24,12 @@ class Terms:
     Args:
         coefficients: of each tensor input of the call, (b, r, *shape); None if the result is not expressed by it.
         constant: (b, r).
+        size: sum of the magnitudes that the constant was computed from, (b, r); rounding is relative to it.
     """
 
     coefficients: Sequence[Tensor | None]
     constant: Tensor
+    size: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,30 @@ class Forms:
         zero = coefficient.new_zeros(coefficient.shape[:2])
         return cls({name: coefficient}, zero, zero)
 
-    def replace(self, name: str, inputs: Sequence[str], terms: Terms) -> Forms:
-        """Express the value ``name`` by ``inputs``."""
+    def replace(self, name: str, inputs: Sequence[str], terms: Terms, boxes: Sequence[Interval]) -> Forms:
+        """Express the value ``name`` by ``inputs``.
+
+        Args:
+            name: of the value.
+            inputs: names of the call's inputs.
+            terms: the form that replaces the value.
+            boxes: bounds of the inputs: a rounded coefficient costs its error times their magnitude.
+        """
         coefficients = {other: value for other, value in self.coefficients.items() if other != name}
-        for source, towards in zip(inputs, terms.coefficients, strict=True):
+        magnitude = self.magnitude + terms.size
+        for source, towards, box in zip(inputs, terms.coefficients, boxes, strict=True):
             if towards is not None:
                 coefficients[source] = coefficients[source] + towards if source in coefficients else towards
-        return Forms(coefficients, self.constant + terms.constant, self.magnitude + terms.constant.abs())
+                magnitude = magnitude + 2 * inner(towards.abs(), box.magnitude)
+        return Forms(coefficients, self.constant + terms.constant, magnitude)
+
+    def noting(self, magnitude: Tensor) -> Forms:
+        """Return the same forms with more that rounding is relative to, (b, r)."""
+        return Forms(self.coefficients, self.constant, self.magnitude + magnitude)
+
+    def raised(self, by: Tensor) -> Forms:
+        """Return forms with a larger constant, (b, r)."""
+        return Forms(self.coefficients, self.constant + by, self.magnitude + by)
 
     def settle(self, name: str, value: Interval) -> Forms:
         """Replace the value ``name`` by its worst case: the largest of its form over its box and ball."""

@@ -80,9 +80,10 @@ class Elementwise(Relaxation):
         lines = self.lines(site, box, slopes(site.call.name, box))
         slope = torch.where(coefficient >= 0, lines.above_slope, lines.below_slope)
         constant = inner(coefficient.clamp(min=0), lines.above_offset.squeeze(1))
+        size = inner(coefficient.abs(), torch.maximum(lines.above_offset.abs(), lines.below_offset.abs()).squeeze(1))
         if bool(lines.below_offset.any()):
             constant = constant + inner(coefficient.clamp(max=0), lines.below_offset.squeeze(1))
-        return Terms([coefficient * slope], constant)
+        return Terms([coefficient * slope], constant, size)
 
 
 class Identity(Relaxation):
@@ -94,7 +95,8 @@ class Identity(Relaxation):
 
     def substitute(self, site: Site, rule: Rule, coefficient: Tensor, inputs: Sequence[Value], slopes: Slopes) -> Terms:
         """Return ``Λ x``."""
-        return Terms([coefficient], coefficient.new_zeros(coefficient.shape[:2]))
+        nothing = coefficient.new_zeros(coefficient.shape[:2])
+        return Terms([coefficient], nothing, nothing)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Affine(Relaxation):
         gradients = rule.backward(site, gradient, shapes, gradient)
         origins = [_origin(value) if own else value for value, own in zip(inputs, site.samples, strict=True)]
         offset = as_interval(rule.forward(site, origins))
-        constant = largest(coefficient, offset)
+        constant, size = largest(coefficient, offset), inner(coefficient.abs(), offset.magnitude)
         coefficients: list[Tensor | None] = []
         for value, own, towards in zip(inputs, site.samples, gradients, strict=True):
             if not own or towards is None:
@@ -143,8 +145,8 @@ class Affine(Relaxation):
                 continue
             resolved = resolve(towards.rearranged(lambda bound: bound.unflatten(0, (b, r))), as_interval(value))
             coefficients.append(resolved.coefficients[0])
-            constant = constant + resolved.constant
-        return Terms(coefficients, constant)
+            constant, size = constant + resolved.constant, size + resolved.size
+        return Terms(coefficients, constant, size)
 
 
 def resolve(coefficient: Interval, box: Interval) -> Terms:
@@ -169,11 +171,13 @@ def resolve(coefficient: Interval, box: Interval) -> Terms:
         (tensor([[[1.]]]), tensor([[3.]]))
     """
     if coefficient.is_point or box.nonnegative:
-        return Terms([coefficient.upper], coefficient.upper.new_zeros(coefficient.shape[:2]))
+        nothing = coefficient.upper.new_zeros(coefficient.shape[:2])
+        return Terms([coefficient.upper], nothing, nothing)
     below, above = (-box.lower).clamp(min=0), box.upper.clamp(min=0)
     share = below / torch.where(below + above > 0, below + above, 1.0)
     width = coefficient.width
-    return Terms([coefficient.upper - width * share.unsqueeze(1)], inner(width, share * above))
+    constant = inner(width, share * above)
+    return Terms([coefficient.upper - width * share.unsqueeze(1)], constant, 4 * constant)
 
 
 def _rows(value: Value, count: int) -> Interval:

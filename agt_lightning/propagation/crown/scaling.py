@@ -47,7 +47,7 @@ class Scaling(Relaxation):
         summed = reduce_to(flat, torch.Size((b * r, *box.shape[1:])), samples=True)
         terms = resolve(summed.rearranged(lambda bound: bound.unflatten(0, (b, r))), box)
         towards = [terms.coefficients[0] if place == position else None for place in range(len(inputs))]
-        return Terms(towards, terms.constant)
+        return Terms(towards, terms.constant, terms.size)
 
     def _moving(self, site: Site, inputs: Sequence[Value]) -> int | None:
         """Return the position of the only input with samples that is no point; None if there is not exactly one."""

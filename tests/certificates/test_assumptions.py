@@ -4,7 +4,14 @@ import re
 from pathlib import Path
 
 from agt_lightning import BoundedAdversary, UnboundedAdversary
-from agt_lightning.certificates.assumptions import ASSUMPTIONS, NAMED_SAMPLES, OWN_OBJECTIVE, assumptions
+from agt_lightning.certificates.assumptions import (
+    ASSUMPTIONS,
+    FLOAT_RUNS,
+    NAMED_SAMPLES,
+    OWN_OBJECTIVE,
+    REAL_RUNS,
+    assumptions,
+)
 
 README = Path(__file__).parents[2] / "README.md"
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
@@ -18,19 +25,21 @@ def shown():
 
 
 def test_readme_shows_exactly_this_list():
-    listed = [*ASSUMPTIONS, OWN_OBJECTIVE, NAMED_SAMPLES]
+    listed = [*ASSUMPTIONS, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES]
     assert shown() == [(assumption.name, assumption.sentence) for assumption in listed]
 
 
 def test_names_are_unique_and_sentences_end():
-    listed = [*ASSUMPTIONS, OWN_OBJECTIVE, NAMED_SAMPLES]
+    listed = [*ASSUMPTIONS, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES]
     assert len({assumption.name for assumption in listed}) == len(listed)
     assert all(assumption.sentence.endswith(".") for assumption in listed)
 
 
 def test_certificates_list_what_applies():
-    usual = [assumption.sentence for assumption in ASSUMPTIONS]
+    always = [assumption.sentence for assumption in ASSUMPTIONS]
+    usual = [*always, FLOAT_RUNS.sentence]
     assert assumptions(ADVERSARY) == usual
+    assert assumptions(ADVERSARY, real=True) == [*always, REAL_RUNS.sentence]
     assert assumptions(ADVERSARY, own_objective=True) == [*usual, OWN_OBJECTIVE.sentence]
     assert assumptions(ADVERSARY, named_samples=True) == [*usual, NAMED_SAMPLES.sentence]
 

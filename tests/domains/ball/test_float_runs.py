@@ -18,6 +18,7 @@ from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.domains.ball import domain, roundoff
 from agt_lightning.domains.ball.deep import bounds as deep
 from agt_lightning.domains.ball.gathering import BatchView
+from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.one_hidden import bounds as one_hidden
 from agt_lightning.domains.ball.roundoff import GradientRoundoff
 
@@ -232,6 +233,7 @@ def test_no_execution_leaves_the_ball(case):
 
 def no_sum(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GradientRoundoff, "with_sum", lambda self, _: self.error)
+    patch.setattr(LinearAnalysis, "summed_magnitude", lambda *_: 0.0)
 
 
 def no_unit_roundoff(patch: pytest.MonkeyPatch) -> None:

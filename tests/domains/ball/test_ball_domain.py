@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel, ParameterBounds, UncertifiableError
 from agt_lightning.aggregation.mean_clipping import MeanValueClipping
-from agt_lightning.domains.ball import ParameterBall
+from agt_lightning.domains.ball import BallDomain, ParameterBall
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.propagation.samples import MicroBatch
 
@@ -178,3 +178,27 @@ def test_real_runs_and_those_on_hardware_differ_in_single_precision():
         engine.step([(x.float(), y.float())], torch.optim.SGD(module.parameters(), lr=0.1))
         radii[floats] = engine.parameter_sets["ball"].radius
     assert radii["real"] * (1 + 1e-7) < radii["run"] < radii["real"] * 1.01
+
+
+def test_a_ball_around_other_parameters_supplies_nothing(monkeypatch):
+    """The box must not use it even in the very step in which the ball is lost."""
+    supplied = []
+    whole = BallDomain.bound_values
+
+    def recorded(self, step):
+        supplied.append(whole(self, step))
+        return supplied[-1]
+
+    monkeypatch.setattr(BallDomain, "bound_values", recorded)
+    module = network()
+    engine = AbstractGradientEngine(module, loss, BoundedAdversary(n=2, nu=0.3), domains="auto")
+    head = torch.optim.SGD(module[2].parameters(), lr=0.1)
+    module[0].requires_grad_(False)
+    assert not engine.problems(batch(), head)  # approved before anything was trained
+    module[0].requires_grad_(True)
+    engine.step([batch()], torch.optim.SGD(module.parameters(), lr=0.1))
+    assert supplied[-1]
+    module[0].requires_grad_(False)
+    engine.bound_gradient([batch()])  # without `problems`, which would have left the ball out
+    assert supplied[-1] == []
+    assert "other parameters" in engine.domains.excluded["ball"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -98,6 +99,18 @@ class BallAnalysis(ABC):
             poisoned_bounds: bounds on each layer's results for poisoned features from another domain; None without one.
         """
 
+    def summed_magnitude(self, gradient: OutputGradient, weights: Tensor) -> float:
+        """Upper bound on ``‖Σ_i w_i |fl(∇ℓ_i)|‖``, summed before the norm is taken; infinite if there is none.
+
+        Args:
+            gradient: of all samples.
+            weights: w_i of each sample in the loss, (b,).
+
+        Reference:
+            docs/floats.md, eq. (B.5).
+        """
+        return math.inf
+
     @property
     def input_error(self) -> Tensor:
         """How far features of runs can be from those of ``samples``, (b,)."""
@@ -171,6 +184,10 @@ class BallAnalysis(ABC):
             bounds = part.poison_bounds(poison, part.output_gradient(loss, poison.labels.clean))
             worst = bounds.worst(weights[poison.rows], poison.n, sum_relative)
         roundoff = analysis.roundoff.gradient(gradient.norm + gradient.change, gradient.error)
+        magnitude = float(weights @ roundoff.magnitude)
+        if arithmetic.run not in (None, arithmetic.own):  # then the sum over samples may be most of the rounding
+            magnitude = min(magnitude, analysis.summed_magnitude(gradient, weights))
+        clean = float(weights @ roundoff.error) + sum_relative * magnitude
         outward = 1 + arithmetic.own_relative(data.sum_roundings + analysis.roundings)
         return StepConstants(
             trace=outward * float(weights @ (gradient.curvature * analysis.mean_jacobian_norm.square())),
@@ -181,8 +198,8 @@ class BallAnalysis(ABC):
             energy=outward * worst.energy,
             rest=outward * worst.rest,
             discord=outward * remainder.discord,
-            roundoff=outward * (float(weights @ roundoff.with_sum(sum_relative)) + worst.roundoff),
-            gradient=outward * (float(weights @ roundoff.magnitude) + worst.magnitude),
+            roundoff=outward * (clean + worst.roundoff),
+            gradient=outward * (magnitude + worst.magnitude),
         )
 
     @property

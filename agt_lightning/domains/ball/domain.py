@@ -122,6 +122,9 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def bound_values(self, step: Step) -> list[ValueBounds]:
+        heads = {match_head_loss(part.bounded).head.parameters for part in step.parts}
+        if self.ball.parameters and heads != {self.ball.parameters}:
+            return []  # a ball around other parameters bounds nothing, and `bound_step` ends it
         return [self._bound_batch(part) for part in step.parts]
 
     def _bound_batch(self, part: BoundedBatch) -> ValueBounds:

@@ -80,7 +80,7 @@ class BatchView:
         """Bound how far a frozen value of a run can be from the nominal one, Euclidean, (b,); zero for integers."""
         nominal, frozen = _target(self.part.nominal[name]), _target(self.part.frozen[name])
         if isinstance(nominal, ClassLabels) or isinstance(frozen, ClassLabels):
-            return torch.zeros(self.part.size, dtype=torch.float64)
+            return as_interval(self.part.nominal[self.objective.head.input]).lower.new_zeros(self.part.size)
         center = nominal.lower
         if frozen.is_point and torch.equal(frozen.lower, center):
             return center.new_zeros(len(center))

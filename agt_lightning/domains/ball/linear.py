@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from agt_lightning.domains.ball.analysis import BallAnalysis, Remainder
 from agt_lightning.domains.ball.layers import Layer
-from agt_lightning.domains.ball.norms import gram_norm, with_one
+from agt_lightning.domains.ball.norms import append_one, gram_norm, with_one
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import JacobianEffect
@@ -57,6 +57,15 @@ class LinearAnalysis(BallAnalysis):
     @override
     def mean_jacobian_error(self) -> Tensor:
         return torch.zeros_like(self.jacobian_norm)
+
+    @override
+    def summed_magnitude(self, gradient: OutputGradient, weights: Tensor) -> float:
+        """``(|g| + a)(|x̂| + e)ᵀ`` with ``‖a‖ <= ‖Δg‖ + ‖fl(g) - g‖``; the first terms are summed before the norm."""
+        inputs = append_one(self.samples.inputs.abs(), self.layer.trains_bias)
+        nominal = (gradient.nominal.abs() * weights[:, None]).T @ inputs
+        norm, error = self.jacobian_norm, self.input_error
+        rest = (gradient.change + gradient.error) * (norm + error) + gradient.norm * error
+        return float(nominal.norm() + weights @ rest)
 
     @override
     def curvature_norm(self, weights: Tensor) -> float:

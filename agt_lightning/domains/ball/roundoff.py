@@ -148,17 +148,26 @@ class HeadRoundoff:
             signal: largest ``‖∂ℓ/∂f‖``, (b,).
             signal_error: its rounding, with that of the outputs, (b,).
         """
-        radius, error = self.ball.radius, signal_error
         errors, magnitudes = [], []
-        for number in range(len(self.ball.layers) - 1, -1, -1):
-            layer, backward = self.ball.layers[number], self.derivatives[number] * signal
-            value, value_error = self.values[number], self.errors[number]
+        for number, error in enumerate(self.backward_errors(signal, signal_error)):
+            backward, value, value_error = self.derivatives[number] * signal, self.values[number], self.errors[number]
             errors.append(backward * value_error + error * (value + value_error))
             magnitudes.append((backward + error) * (value + value_error))
-            relative, absolute = _roundings(self.ball, len(layer.weight))
-            underflow = math.sqrt(layer.weight.shape[1]) * absolute
-            rounded = relative * (layer.frobenius + radius) * (backward + error)
-            error = (layer.norm + radius) * error + rounded + underflow
         count = sum(layer.weight.numel() + len(layer.weight) for layer in self.ball.layers)
         underflow = math.sqrt(count) * self.ball.arithmetic.absolute(4)
         return GradientRoundoff(reduce(torch.hypot, errors) + underflow, reduce(torch.hypot, magnitudes))
+
+    def backward_errors(self, signal: Tensor, signal_error: Tensor) -> list[Tensor]:
+        """Bound ``‖fl(e_l) - e_l‖`` for ``e_l = (∂f/∂h_l)ᵀ ∂ℓ/∂f`` of each layer's results, (b,) each.
+
+        Args:
+            signal: largest ``‖∂ℓ/∂f‖``, (b,).
+            signal_error: its rounding, (b,).
+        """
+        radius, errors = self.ball.radius, [signal_error]
+        for layer, derivative in zip(self.ball.layers[:0:-1], self.derivatives[:0:-1], strict=True):
+            relative, absolute = _roundings(self.ball, len(layer.weight))
+            rounded = relative * (layer.frobenius + radius) * (derivative * signal + errors[-1])
+            underflow = math.sqrt(layer.weight.shape[1]) * absolute
+            errors.append((layer.norm + radius) * errors[-1] + rounded + underflow)
+        return errors[::-1]

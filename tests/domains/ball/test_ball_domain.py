@@ -1,6 +1,7 @@
 """The ball beside a training: where its center is, what it covers, and when it gives up."""
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel, ParameterBounds, UncertifiableError
 from agt_lightning.aggregation.mean_clipping import MeanValueClipping
+from agt_lightning.domains.ball import BallDomain, ParameterBall
+from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.propagation.samples import MicroBatch
 
 
@@ -139,3 +142,63 @@ def test_moves_of_raw_features_are_those_of_the_box_around_them(p):
 
     for epsilon in (0.1, torch.tensor([0.05, 0.2])):
         assert radius(epsilon) == pytest.approx(radius(epsilon, bounds=(-100.0, 100.0)), rel=1e-12)
+
+
+def test_a_failing_computation_loses_the_ball_alone(monkeypatch):
+    def fail(*_):
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(BallAnalysis, "step_constants", fail)
+    module = network()
+    engine, _ = trained(module, domains="auto", steps=1)
+    assert "cannot be computed: no convergence" in engine.domains.excluded["ball"]
+    with pytest.raises(UncertifiableError, match="no convergence"):
+        trained(network(), steps=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_box_contains_the_ball_in_any_type(dtype):
+    """A center much smaller than the radius: rounding is relative to the radius."""
+    module = nn.Linear(1, 1, bias=False).double()
+    for radius in (0.1, 1 / 3, 1e-3 / 7):
+        for center in (radius * (1 + 1e-7), 1e-12, 1.0):
+            ball = ParameterBall(radius, {"weight": torch.tensor([[center]]).to(dtype)})
+            box = ball.box(module, dtype)["weight"]
+            middle = Fraction(float(ball.centers["weight"]))
+            assert Fraction(float(box.lower)) <= middle - Fraction(radius)
+            assert Fraction(float(box.upper)) >= middle + Fraction(radius)
+
+
+def test_real_runs_and_those_on_hardware_differ_in_single_precision():
+    radii = {}
+    for floats in ("real", "run"):
+        module = network().float()
+        engine = AbstractGradientEngine(module, loss, BoundedAdversary(n=2, nu=0.3), domains=("ball",), floats=floats)
+        x, y = batch()
+        engine.step([(x.float(), y.float())], torch.optim.SGD(module.parameters(), lr=0.1))
+        radii[floats] = engine.parameter_sets["ball"].radius
+    assert radii["real"] * (1 + 1e-7) < radii["run"] < radii["real"] * 1.01
+
+
+def test_a_ball_around_other_parameters_supplies_nothing(monkeypatch):
+    """The box must not use it even in the very step in which the ball is lost."""
+    supplied = []
+    whole = BallDomain.bound_values
+
+    def recorded(self, step):
+        supplied.append(whole(self, step))
+        return supplied[-1]
+
+    monkeypatch.setattr(BallDomain, "bound_values", recorded)
+    module = network()
+    engine = AbstractGradientEngine(module, loss, BoundedAdversary(n=2, nu=0.3), domains="auto")
+    head = torch.optim.SGD(module[2].parameters(), lr=0.1)
+    module[0].requires_grad_(False)
+    assert not engine.problems(batch(), head)  # approved before anything was trained
+    module[0].requires_grad_(True)
+    engine.step([batch()], torch.optim.SGD(module.parameters(), lr=0.1))
+    assert supplied[-1]
+    module[0].requires_grad_(False)
+    engine.bound_gradient([batch()])  # without `problems`, which would have left the ball out
+    assert supplied[-1] == []
+    assert "other parameters" in engine.domains.excluded["ball"]

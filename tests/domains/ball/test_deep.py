@@ -486,6 +486,12 @@ def test_an_attack_finds_the_fault(fault, monkeypatch):
     assert share(problem, 0) <= 1
 
 
+def test_rows_of_a_dead_layer_have_no_direction():
+    rows, share = torch.tensor([[0.0, 0.0], [3.0, 4.0]]).double(), torch.tensor([1e300, 2.0]).double()
+    assert gradient_jumps._averaged(rows, share) == pytest.approx(10.0)
+    assert gradient_jumps._averaged(rows[:1], share[:1]) == 0.0
+
+
 class DeepHeadOfRows(Head):
     """Three or four layers for the attacks on bounds of values."""
 

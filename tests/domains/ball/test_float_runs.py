@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.domains.ball import domain, roundoff
+from agt_lightning.domains.ball.deep import bounds as deep
 from agt_lightning.domains.ball.gathering import BatchView
+from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.one_hidden import bounds as one_hidden
 from agt_lightning.domains.ball.roundoff import GradientRoundoff
 
@@ -165,6 +167,13 @@ def unit_at_zero() -> Case:
     return Case(chain((weight, None), ([[1.0]], [0.0])), x, y, unit_orders())
 
 
+def unit_at_zero_of_a_deep_head() -> Case:
+    """The same in the first of three layers."""
+    x, y = torch.ones(4, 3), torch.full((4, 1), 5.0)
+    last = ([[1.0]], [0.0])
+    return Case(chain(([[1.0, -1.0, 2.0**-25]], None), last, last), x, y, unit_orders())
+
+
 def unit_that_rounding_turns_off() -> Case:
     """A unit that is on in double precision, and off in single precision in every order."""
     x, y = torch.ones(4, 3), torch.full((4, 1), 5.0)
@@ -208,6 +217,7 @@ CASES: list[Callable[[], Case]] = [
     forgetful_sum,
     cancelling_sum,
     unit_at_zero,
+    unit_at_zero_of_a_deep_head,
     unit_that_rounding_turns_off,
     cancelling_features,
     cancelling_outputs,
@@ -223,10 +233,12 @@ def test_no_execution_leaves_the_ball(case):
 
 def no_sum(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GradientRoundoff, "with_sum", lambda self, _: self.error)
+    patch.setattr(LinearAnalysis, "summed_magnitude", lambda *_: 0.0)
 
 
 def no_unit_roundoff(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(one_hidden, "largest_row_errors", lambda ball, layer, norm, error: torch.zeros_like(norm))
+    for module in (one_hidden, deep):
+        patch.setattr(module, "largest_row_errors", lambda ball, layer, norm, error: torch.zeros_like(norm))
 
 
 def no_feature_error(patch: pytest.MonkeyPatch) -> None:
@@ -248,6 +260,7 @@ def no_nominal_error(patch: pytest.MonkeyPatch) -> None:
 FAULTS = [
     (no_sum, forgetful_sum),
     (no_unit_roundoff, unit_at_zero),
+    (no_unit_roundoff, unit_at_zero_of_a_deep_head),
     (no_feature_error, cancelling_features),
     (no_value_error, cancelling_outputs),
     (no_update, huge_parameter),

@@ -1,5 +1,7 @@
 """Norms of matrices against dense eigenvalues."""
 
+import math
+
 import pytest
 import torch
 
@@ -19,3 +21,30 @@ def test_gram_norm_is_the_largest_eigenvalue_with_and_without_ones(samples, feat
     assert largest * (1 - 1e-14) <= gram_norm(rows, weights, one) <= largest * (1 + 1e-11)
     monkeypatch.setattr(norms, "_LARGEST_GRAM", 0)
     assert gram_norm(rows, weights, one) == pytest.approx(float(gram.trace()))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (40, 7), (7, 40), (30, 30)], ids=str)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_norms_in_single_precision_are_above_those_in_double(shape, scale):
+    """Without any tolerance, and tight."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = scale * torch.randn(20, *shape, generator=generator)
+    matrices[1:5] = matrices[1:5, :1]  # of rank one
+    matrices[5] = 0
+    exact = torch.linalg.matrix_norm(matrices.double(), ord=2)
+    together = norms.spectral_norms(matrices).double()
+    one_by_one = torch.tensor([norms.spectral_norm(matrix) for matrix in matrices]).double()
+    for bound in (together, one_by_one):
+        assert bool((bound >= exact).all())
+        assert bool((bound <= 1.001 * exact).all())
+
+
+def test_an_eigenvalue_that_is_not_proved_is_replaced_by_the_trace(monkeypatch):
+    matrices = torch.eye(3).expand(2, 3, 3).double()
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda each: torch.full(each.shape[:2], 0.99).double())
+    assert torch.allclose(norms._largest_eigenvalues(matrices), torch.full((2,), 3.0).double())
+
+
+def test_numbers_that_are_not_finite_have_no_norm():
+    rows = torch.tensor([[math.inf, 1.0], [0.0, 1.0]]).double()
+    assert norms.gram_norm(rows, torch.ones(2).double()) == math.inf

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
+from agt_lightning.domains.ball.one_hidden.magnitude import summed_magnitude
 from agt_lightning.domains.ball.one_hidden.poison import OneHiddenEffect, feature_effect, mean_jacobian_error
 from agt_lightning.domains.ball.one_hidden.remainder import curvature_norm, remainder
 from agt_lightning.domains.ball.output_gradient import OutputGradient
@@ -23,6 +24,10 @@ class OneHiddenAnalysis(OneHiddenBounds):
     @override
     def mean_jacobian_error(self) -> Tensor:
         return mean_jacobian_error(self)
+
+    @override
+    def summed_magnitude(self, gradient: OutputGradient, weights: Tensor) -> float:
+        return summed_magnitude(self, gradient, weights)
 
     @override
     def curvature_norm(self, weights: Tensor) -> float:

@@ -113,14 +113,16 @@ class MeanNormClipping:
     def _clipped(self, interval: Interval, small: Tensor, large: Tensor, slack: float) -> Interval:
         least = (small - interval.mignitude.square()).clamp(min=0)
         most = (large - interval.magnitude.square()).clamp(min=0)
+        larger = torch.full_like(interval.lower, 1 + slack)
+        smaller = torch.full_like(interval.lower, 1 - slack)
         grows, falls = interval.upper >= 0, interval.lower <= 0
-        upper = self._scaled(interval.upper, torch.where(grows, least, most), torch.where(grows, slack, -slack))
-        lower = self._scaled(interval.lower, torch.where(falls, least, most), torch.where(falls, slack, -slack))
+        upper = self._scaled(interval.upper, torch.where(grows, least, most), torch.where(grows, larger, smaller))
+        lower = self._scaled(interval.lower, torch.where(falls, least, most), torch.where(falls, larger, smaller))
         return Interval.trusted(lower, upper)
 
-    def _scaled(self, entries: Tensor, others: Tensor, slack: Tensor) -> Tensor:
+    def _scaled(self, entries: Tensor, others: Tensor, factor: Tensor) -> Tensor:
         norm = (entries.square() + others).sqrt()
-        return entries * (self.limit * (1 + slack) / (norm + _TORCH_SHIFT)).clamp(max=1.0)
+        return entries * (self.limit * factor / (norm + _TORCH_SHIFT)).clamp(max=1.0)
 
 
 def coarsest_arithmetic(types: Mapping[str, torch.dtype] | None, own: torch.dtype) -> Arithmetic:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.arithmetic.floating_point import Arithmetic, unless
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 
@@ -59,4 +59,4 @@ class StepSums:
         if not bool(still.any()):
             return bounds.widened(slack)
         moves = clean.nonzero() if poisoned is None else clean.nonzero() | poisoned.nonzero()
-        return bounds.widened(torch.where(moves.to(still.device), slack, 0.0).to(bounds.dtype))
+        return bounds.widened(unless(~moves.to(still.device), slack, bounds.lower))

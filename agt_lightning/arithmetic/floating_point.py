@@ -3,12 +3,28 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
 SMALLEST_WEIGHT = 2.0**-40
 """Smallest weight of a sample in a loss: gradients of a run have it as a factor, those that are bounded have not."""
+
+
+def unless(still: Tensor, slack: float, like: Tensor) -> Tensor:
+    """Return a slack for every element, and zero for those that stay; in the type of the bounds, since it can be tiny.
+
+    Args:
+        still: which elements stay, of the shape of ``like``.
+        slack: for the others.
+        like: a tensor of the wanted type.
+
+    Example:
+        >>> unless(torch.tensor([True, False]), 1e-300, torch.zeros(2, dtype=torch.float64))
+        tensor([0.0000e+00, 1.0000e-300], dtype=torch.float64)
+    """
+    return torch.full_like(like, slack).masked_fill(still, 0.0)
 
 
 @dataclass(frozen=True)

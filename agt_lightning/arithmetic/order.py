@@ -44,8 +44,6 @@ def require_uncrossed(value: Interval) -> Interval:
     """
     if value.is_point or _in_order(value.lower, value.upper):
         return value
-    if bool(value.lower.isnan().any() | value.upper.isnan().any()):
-        raise UnsoundBoundError("Expected bounds, but got NaN: an operation on infinite bounds has no result.")
     excess = float((value.lower - value.upper).detach().max())
     size = float(value.magnitude.detach().max())
     if excess > size * min(1.0, _LONGEST_SUM * unit_roundoff(value.dtype)):

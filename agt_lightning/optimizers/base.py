@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.arithmetic.floating_point import Arithmetic, unless
 from agt_lightning.interval import Interval
 from agt_lightning.optimizers.state import OptimizerState
 
@@ -178,7 +178,7 @@ def change_of(
     """
     change = arithmetic.outward(direction.scaled(rate), roundings)
     slack = roundings * arithmetic.least * max(1.0, 1 / divisor)
-    return change.widened(torch.where(is_zero(change), 0.0, slack).to(change.dtype))
+    return change.widened(unless(is_zero(change), slack, change.lower))
 
 
 def is_zero(value: Interval) -> Tensor:

@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.arithmetic.floating_point import Arithmetic, unless
 from agt_lightning.interval import Interval
 
 ROUNDINGS = 12
@@ -81,7 +81,7 @@ def accumulated(before: Interval, kept: float, x: Interval, weight: float, arith
         arithmetic: of the run and of the bounds.
     """
     total = arithmetic.outward(before.scaled(kept) + x.square().scaled(weight), ROUNDINGS)
-    slack = torch.where(total.upper == 0, 0.0, 2 * arithmetic.least).to(total.dtype)
+    slack = unless(total.upper == 0, 2 * arithmetic.least, total.lower)
     return total.widened(slack, nonnegative=True)
 
 

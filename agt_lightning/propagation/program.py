@@ -98,6 +98,15 @@ class Program:
     def _uses(self) -> Counter[str]:
         return Counter(name for call in self.graph.calls if call.name in self.rules for name in call.inputs)
 
+    @property
+    def exact(self) -> Program:
+        """The same program with rules in real arithmetic that cover no rounding."""
+
+        def plain(rules: Mapping[str, Rule]) -> dict[str, Rule]:
+            return {call: rule.rule if isinstance(rule, Rounded) else rule for call, rule in rules.items()}
+
+        return replace(self, rules=plain(self.rules), shared=plain(self.shared), floats=None)
+
     def with_rounding(self, own: torch.dtype, floats: Floats) -> Program:
         """Return the same program with rules that cover rounding.
 
@@ -107,10 +116,10 @@ class Program:
         """
 
         def rounded(rules: Mapping[str, Rule]) -> dict[str, Rule]:
-            exact = {call: rule.rule if isinstance(rule, Rounded) else rule for call, rule in rules.items()}
-            return {call: Rounded(rule, own, floats) for call, rule in exact.items()}
+            return {call: Rounded(rule, own, floats) for call, rule in rules.items()}
 
-        return replace(self, rules=rounded(self.rules), shared=rounded(self.shared), floats=floats)
+        exact = self.exact
+        return replace(self, rules=rounded(exact.rules), shared=rounded(exact.shared), floats=floats)
 
 
 def _rule(call: Call, table: RuleTable) -> Rule | None:

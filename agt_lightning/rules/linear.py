@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
 from agt_lightning.arithmetic import ball_product, product
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.arithmetic.order import intersection
+from agt_lightning.arithmetic.order import intersection, require_uncrossed
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
@@ -44,7 +45,9 @@ class LinearRoundings(Contraction):
         weight, median = less_median(arithmetic.outward(rule.weight(inputs), roundings))
         rest = arithmetic.relative(roundings) * grad.magnitude.sum(dim=1, keepdim=True) + arithmetic.absolute(roundings)
         centered = product(plain, arithmetic.outward(weight, 2)).widened(rest * median.abs())
-        return [gradient.intersect(arithmetic.clear_of_underflow(centered, roundings)), *others]
+        other = arithmetic.clear_of_underflow(centered, roundings)
+        both = Interval.trusted(torch.maximum(gradient.lower, other.lower), torch.minimum(gradient.upper, other.upper))
+        return [require_uncrossed(both), *others]
 
 
 class Linear(Rule):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply, softmax, softplus, surprisal
-from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.arithmetic.floating_point import Arithmetic, unless
 from agt_lightning.capture.graph import SATURATING
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
@@ -58,7 +58,7 @@ class ResidualRoundings(Roundings):
         """Return the residual as a prediction, for a target of zero."""
         residual = arithmetic.outward(as_interval(inputs[0]) - as_interval(inputs[1]))
         still = (residual.lower == 0) & (residual.upper == 0)
-        residual = residual.widened(torch.where(still, 0.0, arithmetic.least).to(residual.dtype))
+        residual = residual.widened(unless(still, arithmetic.least, residual.lower))
         return [residual, Interval.point(torch.zeros_like(residual.lower))]
 
 

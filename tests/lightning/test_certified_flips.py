@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining, UncertifiableError
 from agt_lightning.domains.influence.label_sets import LabelFlips
-from agt_lightning.rounding import training_roundoff
 from tests.domains.influence.attacks import strongest_flips
 
 SAMPLES, CLASSES, EPOCHS = 40, 3, 4
@@ -150,7 +149,7 @@ def test_bounds_per_batch_contain_trainings_with_fresh_flips_in_every_epoch(cert
         module = Poisoned()
         fit(module, shuffled(*data()), max_epochs=EPOCHS)
         assert outputs.contains(module(queries()).detach(), 1e-9)
-        assert model.bounds.contains(module, slack=training_roundoff(torch.float64))
+        assert model.bounds.contains(module)
 
 
 def test_the_budget_of_the_data_set_does_not_depend_on_the_adversary_of_the_batch(certify):

@@ -36,6 +36,7 @@ class LabelledHead:
         factor: sample i has the slope ``c_i = factor w_i``, for its weight w_i in the loss.
         target_is_label: whether y is the label itself, up to its shape and type.
         codewords: y of each class, (C, K) in float64; None if labels are numbers.
+        code_error: largest distance of the target of a class in a run from its codeword.
     """
 
     layer: HeadLayer
@@ -45,6 +46,7 @@ class LabelledHead:
     factor: float
     target_is_label: bool
     codewords: Tensor | None
+    code_error: float = 0.0
 
 
 def match_labelled_head(bounded: BoundedObjective, module: nn.Module) -> LabelledHead:
@@ -64,6 +66,7 @@ def match_labelled_head(bounded: BoundedObjective, module: nn.Module) -> Labelle
         raise HeadError(f"{len(pattern.head.layers)} layers are trained; freeze all but the last linear layer")
     features, target = pattern.head.input, pattern.target
     label = _only_label(bounded, features, target)
+    codewords, code_error = _codewords(bounded, module, label, target)
     return LabelledHead(
         layer=pattern.head.layers[0],
         input=features,
@@ -71,7 +74,8 @@ def match_labelled_head(bounded: BoundedObjective, module: nn.Module) -> Labelle
         label=label,
         factor=2 * pattern.loss.scale,
         target_is_label=pattern.target_is_label,
-        codewords=_codewords(bounded, module, label, target),
+        codewords=codewords,
+        code_error=code_error,
     )
 
 
@@ -128,16 +132,17 @@ def _only_label(bounded: BoundedObjective, features: str, target: str) -> str:
     return sources[0]
 
 
-def _codewords(bounded: BoundedObjective, module: nn.Module, label: str, target: str) -> Tensor | None:
-    """Return the targets of all classes, (C, K) in float64; None if labels are not one-hot encoded.
+def _codewords(bounded: BoundedObjective, module: nn.Module, label: str, target: str) -> tuple[Tensor | None, float]:
+    """Return the targets of all classes, (C, K) in float64, and how far they can be off in a run.
 
-    They come from a pass of all class indices through the calls between label and target.
+    There are none if labels are not one-hot encoded. They come from a pass of all class indices through the calls
+    between label and target.
     """
     graph = bounded.program.graph
     from_label = reached(graph, {label})
     one_hot = [call for call in graph.calls if call.op is _aten.one_hot.default and call.inputs[0] in from_label]
     if not one_hot:
-        return None
+        return None, 0.0
     if _unshaped(graph, one_hot[0].inputs[0]) != label:
         raise HeadError("the labels are changed before `one_hot`; number the classes from 0 in the data set")
     sample = graph.shapes[label][1:]
@@ -149,11 +154,13 @@ def _codewords(bounded: BoundedObjective, module: nn.Module, label: str, target:
     values: dict[str, Value] = {name: _value(tensor) for name, tensor in fixed.items()}
     values[label] = ClassLabels(classes)
     skip = frozenset(call.name for call in graph.calls) - _leading_to(bounded, target)
-    targets = as_interval(propagate_forward(bounded.program, values, skip=skip)[target])
-    codewords = targets.lower.reshape(len(classes), -1)
+    exact = as_interval(propagate_forward(bounded.program.exact, values, skip=skip)[target])
+    runs = as_interval(propagate_forward(bounded.program, values, skip=skip)[target])
+    codewords = exact.lower.reshape(len(classes), -1)
+    apart = torch.maximum(runs.upper - exact.lower, exact.lower - runs.lower).reshape(len(classes), -1)
     if len(codewords.unique(dim=0)) < len(codewords):
         raise HeadError("two classes have the same target; give each class its own")
-    return codewords.double()
+    return codewords.double(), float(apart.norm(dim=1).max()) * (1 + 2.0**-20)
 
 
 def _unshaped(graph: Graph, name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.influence.label_sets import LabelFlips, LabelRange
 from agt_lightning.domains.influence.model import MEMORY, Budget, BudgetGroup, LinearInLabels, query_chunks
 from agt_lightning.domains.influence.target_encoding import Comparison
@@ -29,8 +30,8 @@ def certified_flips(
     rival if and only if the margin exceeds that sum. With the budget for each batch, the sums of all steps add, each
     of the n largest of its step.
 
-    A tie counts as changed. Rounding is one-sided: the margin must exceed the reduction by the error that summation and
-    replay can have in float64, so a certificate holds, and within that error n + 1 flips can be refused without need.
+    A tie counts as changed. Rounding is one-sided: the margin must exceed the reduction by the errors that runs, replay
+    and sums can have, so a certificate holds, and within them n + 1 flips can be refused without need.
 
     Args:
         model: outputs as a function of labels.
@@ -70,14 +71,16 @@ def certified_flips(
 def _certified(model: LinearInLabels, queries: Tensor, flips: LabelFlips, budget: Budget, tolerance: float) -> Tensor:
     predictions = model.predict(queries)
     predicted = flips.encoding.predicted(predictions.outputs)
-    slack = 2 * predictions.slack(model.roundoff, flips.largest) + tolerance  # a margin has at most two outputs
+    slack = 2 * predictions.slack(flips.largest) + tolerance  # a margin has at most two outputs
     spare = flips.encoding.margins(predictions.outputs, predicted) - slack[:, None]
     groups, positions = tuple(model.budget_groups(queries, budget)), max(model.group_sizes(budget))
     withstood = torch.full_like(predicted, positions)
     for comparison in flips.encoding.comparisons(predicted):
         members = comparison.queries
         damage = _damage(groups, comparison, flips.range(comparison.direction), positions)
-        count = (damage < spare[members, comparison.rival, None]).sum(dim=1)
+        own = Arithmetic(None, damage.dtype)
+        upward = damage * (1 + own.relative(len(model.targets) + len(groups)))
+        count = (upward < spare[members, comparison.rival, None]).sum(dim=1)
         withstood[members] = torch.minimum(withstood[members], count)
     return withstood
 

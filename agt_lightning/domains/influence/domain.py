@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -29,6 +30,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
+from agt_lightning.rules.rounded import Floats
 from agt_lightning.rules.values import as_interval
 
 
@@ -44,6 +46,7 @@ class InfluenceStep:
         poisonable: samples whose label can be changed, boolean (b,); None for all.
         ids: integers that identify the samples, (b,); None to identify them by their content.
         epoch: number of the epoch.
+        errors: largest distances of features and of targets in a run from these.
     """
 
     head: LabelledHead
@@ -53,6 +56,7 @@ class InfluenceStep:
     poisonable: Tensor | None
     ids: Tensor | None
     epoch: int
+    errors: tuple[float, float]
 
 
 class InfluenceDomain(Domain[InfluenceStep]):
@@ -69,6 +73,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
     Args:
         module: at its initial parameters.
         adversary: the threat model.
+        floats: which runs the bounds contain.
 
     Attributes:
         recorder: the steps so far; None before the first one.
@@ -82,9 +87,10 @@ class InfluenceDomain(Domain[InfluenceStep]):
     reads_value_bounds: ClassVar[bool] = False
     counts_flips: ClassVar[bool] = True
 
-    def __init__(self, module: nn.Module, adversary: Adversary) -> None:
+    def __init__(self, module: nn.Module, adversary: Adversary, floats: Floats = "run") -> None:
         self.module = module
         self.adversary = adversary
+        self.floats: Floats = floats
         self.recorder: HeadRecorder | None = None
         self._names: tuple[str, str | None] = ("", None)
         self._codewords: Tensor | None = None
@@ -94,7 +100,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
     @classmethod
     @override
     def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
-        return cls(module, adversary)
+        return cls(module, adversary, config.floats)
 
     @override
     def problems(self, setup: TrainingSetup) -> list[str]:
@@ -116,9 +122,13 @@ class InfluenceDomain(Domain[InfluenceStep]):
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> InfluenceStep:
         with step.processes.collective_errors():
             heads = [match_labelled_head(part.bounded, step.module) for part in step.parts]
+            dtype = step.module.get_parameter(heads[0].layer.weight).dtype
             entries = _local_entries(step.parts, heads)
+            local = _errors(step.parts, heads, dtype)
         head = heads[0]
         gathered = step.processes.gather(entries)
+        messages = step.processes.gather({"errors": json.dumps(local)})
+        errors: list[tuple[float, float]] = [json.loads(str(message["errors"])) for message in messages]
         features, targets = _all_entries(gathered, "features"), _all_entries(gathered, "targets")
         assert features is not None
         assert targets is not None
@@ -126,12 +136,13 @@ class InfluenceDomain(Domain[InfluenceStep]):
         _require_valid_targets(step.adversary, targets, head.codewords)
         return InfluenceStep(
             head=head,
-            features=features.to(device="cpu", dtype=step.module.get_parameter(head.layer.weight).dtype),
+            features=features.to(device="cpu", dtype=dtype),
             targets=targets,
             slopes=(head.factor * step.samples.weights).double().cpu(),
             poisonable=_poisonable_mask(step),
             ids=_all_entries(gathered, "ids"),
             epoch=step.parts[0].batch.epoch,
+            errors=(max(feature for feature, _ in errors), max(target for _, target in errors)),
         )
 
     @override
@@ -148,6 +159,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
                 ids=data.ids,
                 epoch=data.epoch,
                 poisonable=data.poisonable,
+                errors=data.errors,
             )
         except (UncertifiableError, ValueError) as error:
             raise DomainLostError(str(error)) from error
@@ -181,8 +193,9 @@ class InfluenceDomain(Domain[InfluenceStep]):
             assert isinstance(self.adversary, BoundedAdversary)
             weight, bias = self._names
             dtype = self.module.get_parameter(weight).dtype
+            run = dtype if self.floats == "run" else None
             self._recorded_head = RecordedHead(
-                self.recorder.influence(), self.adversary, weight, bias, self._codewords, dtype
+                self.recorder.influence(run), self.adversary, weight, bias, self._codewords, dtype, self.floats
             )
         return self._recorded_head
 
@@ -272,6 +285,25 @@ def _local_entries(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead])
     }
     ids = [part.sample_ids.cpu() for part in parts if part.sample_ids is not None]
     return {**entries, "ids": torch.cat(ids)} if len(ids) == len(parts) else entries
+
+
+def _errors(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead], dtype: torch.dtype) -> tuple[float, float]:
+    """Return the largest distance of features, and of targets, in any run from those that are recorded."""
+    features, targets = 0.0, 0.0
+    for part, head in zip(parts, heads, strict=True):
+        recorded = as_interval(part.nominal[head.input]).lower.to(dtype).double()
+        features = max(features, _distance(as_interval(part.frozen[head.input]), recorded))
+        recorded = as_interval(part.nominal[head.target]).lower.double()
+        targets = max(targets, head.code_error, _distance(as_interval(part.frozen[head.target]), recorded))
+    return features, targets
+
+
+def _distance(runs: Interval, recorded: Tensor) -> float:
+    """Return the largest Euclidean distance of a sample's values in a run from recorded ones."""
+    if runs.is_point and torch.equal(runs.lower.double(), recorded):
+        return 0.0
+    apart = torch.maximum((runs.upper.double() - recorded).abs(), (recorded - runs.lower.double()).abs())
+    return float(apart.reshape(len(apart), -1).norm(dim=1).max()) * (1 + 2.0**-20)
 
 
 def _all_entries(gathered: Sequence[Mapping[str, Entry]], name: str) -> Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.influence.label_sets import LabelSet
 from agt_lightning.domains.influence.model import MEMORY, Budget, LinearInLabels, query_chunks
 from agt_lightning.domains.influence.target_encoding import Comparison, TargetEncoding
@@ -116,8 +117,10 @@ def _prediction_bounds(model: LinearInLabels, queries: Tensor, n: int, labels: L
     members = torch.arange(len(queries), device=outputs.device)
     axes = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
     single = [Comparison(members, column, axis) for column, axis in enumerate(axes)]
-    slack = predictions.slack(model.roundoff, labels.largest)[:, None]
-    return _with_changes(outputs, _changes(model, queries, n, labels, budget, single, len(axes)), slack)
+    slack = predictions.slack(labels.largest)[:, None]
+    return _with_changes(
+        outputs, _changes(model, queries, n, labels, budget, single, len(axes)), slack, sum(model.group_sizes(budget))
+    )
 
 
 def _margin_bounds(
@@ -131,10 +134,11 @@ def _margin_bounds(
 ) -> Interval:
     predictions = model.predict(queries)
     pairs, count = tuple(encoding.comparisons(classes)), len(encoding.codewords)
-    slack = 2 * predictions.slack(model.roundoff, labels.largest)[:, None].expand(-1, count)
+    slack = 2 * predictions.slack(labels.largest)[:, None].expand(-1, count)
     slack = slack.scatter(1, classes[:, None], 0.0)
     changes = _changes(model, queries, n, labels, budget, pairs, count)
-    return _with_changes(encoding.margins(predictions.outputs, classes), changes, slack)
+    value = encoding.margins(predictions.outputs, classes)
+    return _with_changes(value, changes, slack, sum(model.group_sizes(budget)))
 
 
 def _changes(
@@ -157,9 +161,13 @@ def _changes(
     return fall, rise
 
 
-def _with_changes(value: Tensor, changes: tuple[Tensor, Tensor], slack: Tensor) -> Interval:
+def _with_changes(value: Tensor, changes: tuple[Tensor, Tensor], slack: Tensor, summands: int) -> Interval:
+    """Widen a value by sums of at most so many changes, and by the slack."""
     fall, rise = changes
-    return Interval(value - fall - slack, value + rise + slack)
+    own = Arithmetic(None, value.dtype)
+    # Sums over the chosen labels of each step; the errors of their coefficients are part of the slack.
+    room = slack + own.relative(summands) * (fall + rise)
+    return own.outward(Interval(value - fall - room, value + rise + room))
 
 
 def _bytes(model: LinearInLabels, budget: Budget) -> int:

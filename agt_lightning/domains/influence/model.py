@@ -16,26 +16,25 @@ MEMORY = 2**28
 
 
 class Predictions(NamedTuple):
-    """Outputs for queries, and the magnitudes that their rounding is relative to.
+    """Outputs for queries, and the rounding errors of outputs under any labels.
 
     Args:
         outputs: (Q, K), in units of the targets.
-        constant: upper bound on the magnitude of what does not depend on labels, in every output, (Q,).
-        influence: upper bound on Σ |a_i| over all samples and steps, with a product of norms for each a_i, (Q,).
+        constant: error of every output that does not depend on labels, (Q,).
+        per_label: error for each unit of the largest label, (Q,).
     """
 
     outputs: Tensor
     constant: Tensor
-    influence: Tensor
+    per_label: Tensor
 
-    def slack(self, roundoff: float, largest_label: float) -> Tensor:
-        """Return the rounding error that one output can have, (Q,).
+    def slack(self, largest_label: float) -> Tensor:
+        """Return the rounding error that one output can have, in the runs and in its computation, (Q,).
 
         Args:
-            roundoff: relative error with respect to the sum of magnitudes.
             largest_label: largest magnitude of a label, changed or not.
         """
-        return roundoff * (self.constant + self.influence * largest_label)
+        return self.constant + self.per_label * largest_label
 
 
 class BudgetGroup(NamedTuple):
@@ -56,7 +55,6 @@ class LinearInLabels(Protocol):
     Attributes:
         targets: y, (N, K) in float64.
         poisonable: samples whose label can be changed, boolean (N,).
-        roundoff: relative rounding error of outputs and coefficients, with respect to the sum of magnitudes.
     """
 
     @property
@@ -64,9 +62,6 @@ class LinearInLabels(Protocol):
 
     @property
     def poisonable(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def roundoff(self) -> float: ...  # noqa: D102
 
     def predict(self, queries: Tensor) -> Predictions:
         """Return the outputs for features (Q, d), in float64."""

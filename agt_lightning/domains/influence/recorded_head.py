@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph
 from agt_lightning.domains.head import Head, match_trained
 from agt_lightning.domains.influence.certified_flips import certified_flips
@@ -21,10 +22,7 @@ from agt_lightning.domains.influence.replay import LabelInfluence
 from agt_lightning.domains.influence.target_encoding import TargetEncoding
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
-from agt_lightning.rounding import accumulated_roundoff
-
-_LARGEST_DEVIATION = 1.0
-"""Largest distance between module and replay, in units of the largest rounding error of both."""
+from agt_lightning.rules.rounded import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +33,9 @@ class RecordedHead:
     which can be others in each step. `certified_flips` counts samples of the **whole data set**, each with one new
     label for all epochs, and does not depend on the adversary's n.
 
-    The replay computes the outputs of training in float64. Their distance from the module's own outputs is measured at
-    every use. It must not exceed the rounding error in the module's type, and it widens every bound.
+    The replay computes the outputs of training in float64. Those of the module, which is a run in floating point, must
+    lie within the rounding errors that are proved for runs in its type. Bounds on runs in real arithmetic are widened
+    by their distance, so that they contain the module's outputs too.
 
     Args:
         influence: the record.
@@ -45,6 +44,7 @@ class RecordedHead:
         bias: name of its bias; None if it has none.
         codewords: target of each class, (C, K); None if labels are numbers.
         dtype: type of the module's parameters.
+        floats: which runs the bounds contain.
 
     Reference:
         docs/theory.md, section 11.
@@ -56,6 +56,7 @@ class RecordedHead:
     bias: str | None
     codewords: Tensor | None
     dtype: torch.dtype
+    floats: Floats = "run"
 
     costly: ClassVar[bool] = True
 
@@ -74,7 +75,7 @@ class RecordedHead:
         Raises:
             UnsoundBoundError: if the record does not lead to this layer.
         """
-        deviation = self._deviation(self.influence, head, queries)
+        deviation = self._deviation(self.influence, head, queries) + self._evaluated(queries)
         bounds = prediction_bounds(self.influence, queries, self.adversary.n, self.labels, budget="batch")
         return bounds.widened(deviation[:, None])
 
@@ -89,7 +90,7 @@ class RecordedHead:
         Raises:
             UnsoundBoundError: if the record does not lead to this layer.
         """
-        deviation = self._deviation(self.influence, head, queries)
+        deviation = self._deviation(self.influence, head, queries) + self._evaluated(queries)
         argmax = TargetEncoding.one_hot(len(head))  # whatever the targets are
         n = self.adversary.n
         bounds = margin_bounds(self.influence, queries, target, n, self.labels, argmax, budget="batch")
@@ -112,19 +113,22 @@ class RecordedHead:
         widened = bounds.widened(deviation[:, None])
         return Interval.trusted(widened.lower.T.contiguous(), widened.upper.T.contiguous())
 
-    def certified_flips(self, head: Tensor, queries: Tensor) -> Tensor:
+    def certified_flips(self, head: Tensor, queries: Tensor, off: Tensor | None = None) -> Tensor:
         """Compute the largest number of labels of the whole data set whose change leaves the prediction as it is, (Q,).
 
         Args:
             head: the layer of the module, (K, D) in float64.
             queries: features that enter it, (Q, d).
+            off: what the rounding of these features can change in an output, (Q,); None means nothing.
 
         Raises:
             UncertifiableError: if flips have no meaning for these targets, or rows cannot be attributed to samples.
             UnsoundBoundError: if the record does not lead to this layer.
         """
         flips = class_flips(self.adversary, self.influence.targets, self.codewords)
-        deviation = float(self._deviation(self.influence, head, queries).max()) if len(queries) else 0.0
+        deviations = self._deviation(self.influence, head, queries) + self._evaluated(queries)
+        deviations = deviations if off is None else deviations + off
+        deviation = float(deviations.max()) if len(queries) else 0.0
         # Both outputs of a margin can deviate.
         return certified_flips(self.influence, queries, flips, budget="dataset", tolerance=2 * deviation)
 
@@ -153,8 +157,23 @@ class RecordedHead:
             return None
         return HeadInfluence(head, self, self.head_of(module), dependent)
 
+    def largest_output(self, norms: Tensor) -> Tensor:
+        """Bound the outputs of every run for inputs of these norms, (Q,)."""
+        head = self.influence.largest_head
+        return (head.constant + head.per_label * self.labels.largest) * norms
+
+    def _evaluated(self, queries: Tensor) -> Tensor:
+        """Return the rounding of the forward pass of a run on these features, (Q,)."""
+        run = self.dtype if self.floats == "run" else None
+        columns = self.influence.initial.shape[1]
+        norms = (queries.double().square().sum(dim=1) + 1).sqrt()
+        return Arithmetic(run, torch.float64).relative(columns + 2) * self.largest_output(norms)
+
     def _deviation(self, model: LabelInfluence, head: Tensor, queries: Tensor) -> Tensor:
-        """Return the distance between the module's outputs and those of the replay, the largest over outputs, (Q,)."""
+        """Return the distance between the module's outputs and those of the replay, the largest over outputs, (Q,).
+
+        It is zero for bounds on float runs, of which the module is one.
+        """
         distances = [self._chunk_deviation(model, head, chunk) for chunk in self._chunks(queries)]
         return torch.cat(distances) if distances else queries.new_zeros(0, dtype=torch.float64)
 
@@ -163,8 +182,10 @@ class RecordedHead:
         inputs = queries.double()
         outputs = torch.nn.functional.pad(inputs, (0, head.shape[1] - inputs.shape[1]), value=1.0) @ head.T
         distance = (outputs - replayed.outputs).abs().amax(dim=1)
-        roundoff = accumulated_roundoff(model.operations, self.dtype) + model.roundoff
-        allowed = _LARGEST_DEVIATION * replayed.slack(roundoff, self._largest_residual)
+        in_floats = model if self.floats == "run" else replace(model, run=self.dtype)
+        slack = replayed if self.floats == "run" else in_floats.predict(queries)
+        own = Arithmetic(None, torch.float64).relative(head.shape[1]) * outputs.abs().amax(dim=1)
+        allowed = slack.slack(self.labels.largest) + 4 * own
         excess = distance - allowed
         if not bool((excess <= 0).all()):  # NaN included
             worst = int(torch.nan_to_num(excess, nan=torch.inf).argmax())
@@ -174,20 +195,11 @@ class RecordedHead:
                 "Something besides the recorded steps changed the parameters, or a step was recorded wrongly. If "
                 "steps are so large that rounding errors grow, use a smaller learning rate or float64; else report it."
             )
-        return distance
+        return torch.zeros_like(distance) if self.floats == "run" else distance + 4 * own
 
     def _chunks(self, queries: Tensor) -> tuple[Tensor, ...]:
         largest = max(len(step.rows) for step in self.influence.steps)
         return query_chunks(queries, 8 * (2 * largest + self.influence.initial.shape[1]), MEMORY)
-
-    @cached_property
-    def _largest_residual(self) -> float:
-        """Upper bound on residuals of the training: the largest label, and the outputs before the first step."""
-        initial, record = self.influence.initial, self.influence
-        if not bool(initial.any()):
-            return self.labels.largest
-        inputs = [torch.nn.functional.pad(part.double(), (0, int(record.bias)), value=1.0) for part in _rows(record)]
-        return self.labels.largest + max(float((part @ initial.T).abs().max()) for part in inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,34 +219,38 @@ class HeadInfluence:
     dependent: frozenset[str]
 
     def bound_values(self, inputs: Interval) -> dict[str, Interval]:
-        """Bound the result of the layer, by value name; empty if the features are not known exactly.
+        """Bound the result of the layer, by value name.
 
         Args:
             inputs: features that enter the head, (b, d).
         """
-        if not inputs.is_point:
-            return {}
-        bounds = self.recorded.outputs(self.matrix, inputs.lower.cpu())
+        center, off = self._center(inputs)
+        bounds = self.recorded.outputs(self.matrix, center).widened(off[:, None])
         return {self.head.output: bounds.to(dtype=inputs.dtype, device=inputs.device)}
 
     def margins(self, inputs: Interval, target: Tensor) -> Interval:
-        """Bound ``f_target - f_k``, (b, K), for features that are known exactly.
+        """Bound ``f_target - f_k``, (b, K).
 
         Args:
             inputs: features that enter the head, (b, d).
             target: integers (b,).
         """
-        bounds = self.recorded.margins(self.matrix, inputs.lower.cpu(), target.cpu())
-        return bounds.to(dtype=inputs.dtype, device=inputs.device)
+        center, off = self._center(inputs)
+        bounds = self.recorded.margins(self.matrix, center, target.cpu())
+        others = torch.ones_like(bounds.lower).scatter(1, target.cpu()[:, None], 0.0)
+        return bounds.widened(2 * off[:, None] * others).to(dtype=inputs.dtype, device=inputs.device)
 
     def certified_flips(self, inputs: Interval) -> Tensor:
         """Compute the largest number of labels of the whole data set whose change leaves the prediction as it is, (b,).
 
         Args:
-            inputs: features that enter the head, (b, d), known exactly.
+            inputs: features that enter the head, (b, d).
         """
-        return self.recorded.certified_flips(self.matrix, inputs.lower.cpu()).to(inputs.lower.device)
+        center, off = self._center(inputs)
+        flips = self.recorded.certified_flips(self.matrix, center, off)
+        return flips.to(inputs.lower.device)
 
-
-def _rows(record: LabelInfluence) -> tuple[Tensor, ...]:
-    return query_chunks(record.features, 16 * record.initial.shape[1], MEMORY)
+    def _center(self, inputs: Interval) -> tuple[Tensor, Tensor]:
+        """Return features, and what their distance from others within bounds can change in an output of any run."""
+        center, radius = inputs.center.double().cpu(), inputs.radius.double().cpu().norm(dim=1)
+        return center, self.recorded.largest_output(radius * (1 + 2.0**-20))

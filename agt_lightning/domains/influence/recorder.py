@@ -61,6 +61,7 @@ class HeadRecorder:
         ids: Tensor | None = None,
         epoch: int = 0,
         poisonable: Tensor | None = None,
+        errors: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         """Add one optimizer step.
 
@@ -74,6 +75,7 @@ class HeadRecorder:
             ids: integers (b,) that identify the samples in all epochs; None to identify them by content.
             epoch: number of the epoch. New content after the first epoch leaves only the budget for each batch.
             poisonable: samples whose label can be changed, boolean (b,); None for all.
+            errors: largest distances of a sample's features and targets in a run from these.
 
         Raises:
             ValueError: if shapes do not fit, a value is not finite, or only some steps have ids.
@@ -84,15 +86,18 @@ class HeadRecorder:
             features.detach(), targets.detach().double(), ids=ids, epoch=epoch, poisonable=poisonable
         )
         factors = self._next_factors(settings, settings if bias_settings is None else bias_settings)
-        self._add(rows, slopes.detach().double().clone(), factors)
+        self._add(rows, slopes.detach().double().clone(), factors, errors)
 
     def restart_optimizer(self) -> None:
         """Go on with a new optimizer, which has no momentum buffer yet."""
         self._started = {"weight": False, "bias": False}
         self._restarted = True
 
-    def influence(self) -> LabelInfluence:
+    def influence(self, run: torch.dtype | None = None) -> LabelInfluence:
         """Return the steps so far as an immutable record.
+
+        Args:
+            run: floating point type in which the runs compute; None for runs in real arithmetic.
 
         Raises:
             ValueError: if there is no step yet.
@@ -109,6 +114,7 @@ class HeadRecorder:
             initial=self._initial,
             bias=self._bias,
             problem=table.problem,
+            run=run,
         )
 
     @property
@@ -130,6 +136,7 @@ class HeadRecorder:
             "rows": [step.rows for step in self._steps],
             "slopes": [step.slopes for step in self._steps],
             "numbers": torch.tensor(self._factors, dtype=torch.float64),
+            "errors": [list(step.errors) for step in self._steps],
             "started": dict(self._started),
             "restarted": self._restarted,
         }
@@ -139,17 +146,22 @@ class HeadRecorder:
         """Return the recorder of a checkpoint, which continues as if it had not been interrupted."""
         recorder = cls(state["initial"], bias=bool(state["bias"]))
         recorder._table = SampleTable.restored(state["table"])
-        for rows, slopes, (weight, bias) in zip(state["rows"], state["slopes"], state["numbers"].tolist(), strict=True):
-            recorder._add(rows, slopes, (UpdateFactors(*weight), UpdateFactors(*bias)))
+        numbers, errors = state["numbers"].tolist(), state["errors"]
+        for rows, slopes, (weight, bias), error in zip(state["rows"], state["slopes"], numbers, errors, strict=True):
+            recorder._add(
+                rows, slopes, (UpdateFactors(*weight), UpdateFactors(*bias)), (float(error[0]), float(error[1]))
+            )
         recorder._started = {name: bool(flag) for name, flag in state["started"].items()}
         recorder._restarted = bool(state.get("restarted", False))
         return recorder
 
-    def _add(self, rows: Tensor, slopes: Tensor, factors: tuple[UpdateFactors, UpdateFactors]) -> None:
+    def _add(
+        self, rows: Tensor, slopes: Tensor, factors: tuple[UpdateFactors, UpdateFactors], errors: tuple[float, float]
+    ) -> None:
         weight, bias = factors
         features = self._initial.shape[1] - int(self._bias)
         update = SGDMap.of_head(weight, features, bias if self._bias else None, self._initial.device)
-        self._steps.append(HeadStep(rows, slopes, update))
+        self._steps.append(HeadStep(rows, slopes, update, errors))
         self._factors.append(factors)
 
     def _next_factors(self, weight: SGDSettings, bias: SGDSettings) -> tuple[UpdateFactors, UpdateFactors]:

@@ -26,18 +26,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.influence.model import Budget, BudgetGroup, Predictions
+from agt_lightning.domains.influence.roundings import Affine, StepErrors, functional_error, step_errors
 from agt_lightning.domains.influence.sgd_map import SGDMap
 from agt_lightning.errors import UncertifiableError
-from agt_lightning.rounding import accumulated_roundoff
-
-_UPDATE_ROUNDINGS = 8
-"""Roundings of one step back besides its two matrix products."""
 
 
 class Adjoint(NamedTuple):
@@ -69,11 +68,13 @@ class HeadStep:
         rows: rows of the table of features, int64 (b,).
         slopes: c_i, (b,). For `torch.nn.MSELoss`, the mean over batch and outputs, 2 / (b K).
         update: the optimizer's update.
+        errors: largest distances of a sample's features and targets in a run from the recorded ones.
     """
 
     rows: Tensor
     slopes: Tensor
     update: SGDMap
+    errors: tuple[float, float] = (0.0, 0.0)
 
 
 def step_back(step: HeadStep, inputs: Tensor, after: Adjoint) -> tuple[Tensor, Adjoint]:
@@ -110,15 +111,14 @@ def step_back(step: HeadStep, inputs: Tensor, after: Adjoint) -> tuple[Tensor, A
 
 @dataclass(frozen=True, eq=False)
 class LabelInfluence:
-    """A recorded training of a linear head, ``f(x*) = W_0 v(x*) + Σ_i a_i(x*) y_i``, exact in real arithmetic.
+    """A recorded training of a linear head, ``f(x*) = W_0 v(x*) + Σ_i a_i(x*) y_i``, up to rounding.
 
     It covers SGD with momentum, dampening, Nesterov, weight decay, any schedule and any sequence of mini-batches that
     does not depend on labels. A step back costs two products of queries and batch. No tensor has the size of samples
     times parameters, and one of samples times queries has the queries of one call only. `HeadRecorder` makes it.
 
-    Rounding: computed in float64. The relative error ``roundoff`` counts the roundings of the replay, with respect to
-    products of norms, where each functional counts with the largest norm it ever had. It presumes that steps do not
-    amplify errors, which holds if no learning rate exceeds 2 over the largest curvature.
+    Rounding: computed in float64. `predict` bounds the errors of all runs, and its own, see
+    `agt_lightning.domains.influence.roundings`.
 
     Args:
         features: distinct rows of features, (rows, d), without the 1 of the bias.
@@ -129,6 +129,7 @@ class LabelInfluence:
         initial: W_0, the head before the first step, (K, D) in float64; its momentum buffer is zero.
         bias: whether the last column of the head is a bias.
         problem: why rows cannot be attributed to samples; None if they can.
+        run: floating point type in which the runs compute; None for runs in real arithmetic.
 
     Reference:
         docs/theory.md, eq. (11.2).
@@ -142,17 +143,17 @@ class LabelInfluence:
     initial: Tensor
     bias: bool
     problem: str | None = None
+    run: torch.dtype | None = None
+
+    @cached_property
+    def _step_errors(self) -> tuple[list[StepErrors], Affine]:
+        inputs = [self._inputs(self.features[step.rows]).norm(dim=1) for step in self.steps]
+        return step_errors(self.steps, inputs, self.initial, Arithmetic(self.run, torch.float64))
 
     @property
-    def operations(self) -> int:
-        """Number of roundings that one output goes through in the training, or in its replay."""
-        inputs = self.initial.shape[1]
-        return sum(len(step.rows) + inputs + _UPDATE_ROUNDINGS for step in self.steps) + len(self.targets)
-
-    @property
-    def roundoff(self) -> float:
-        """Relative error of outputs and coefficients with respect to the sum of magnitudes."""
-        return accumulated_roundoff(self.operations, torch.float64)
+    def largest_head(self) -> Affine:
+        """Upper bound on the norm of each row of the trained head, in every run."""
+        return self._step_errors[1]
 
     def of_inputs(self) -> LabelInfluence:
         """Return the same training for queries x̂ (Q, D) that include the 1 of the bias.
@@ -201,19 +202,22 @@ class LabelInfluence:
         return self.predict(queries).outputs
 
     def predict(self, queries: Tensor) -> Predictions:
-        """Compute the outputs for features (Q, d), and the magnitudes that their rounding is relative to."""
+        """Compute the outputs for features (Q, d), and the errors of all runs and of this computation."""
         adjoint = Adjoint.of_queries(self._inputs(queries))
         labels = self.initial.new_zeros(len(queries), len(self.initial))
-        influence = self.initial.new_zeros(len(queries))
-        norms = adjoint.norms()
-        for step in reversed(self.steps):
+        constant, per_label = (self.initial.new_zeros(len(queries)) for _ in range(2))
+        columns, summed = self.initial.shape[1], torch.zeros_like(constant)
+        for step, made in zip(reversed(self.steps), reversed(self._step_errors[0]), strict=True):
+            added = functional_error(step, made, adjoint.norms(), columns)
+            constant, per_label = constant + added[0], per_label + added[1]
             inputs = self._inputs(self.features[step.rows])
-            influence += (norms @ step.update.gains()) * (step.slopes.abs() * inputs.norm(dim=1)).sum()
+            size = adjoint.norms() @ step.update.gains() * made.pull
             coefficients, adjoint = step_back(step, inputs, adjoint)
             labels += coefficients @ self.targets[self.sample_of_row[step.rows]]
-            norms = torch.maximum(norms, adjoint.norms())
-        constant = norms[:, 0] * self.initial.norm(dim=1).max()
-        return Predictions(adjoint.parameter @ self.initial.T + labels, constant, influence)
+            summed = summed + size
+        own = Arithmetic(None, torch.float64).relative(len(self.steps) + len(self.targets) + columns)
+        constant = constant + own * adjoint.norms()[:, 0] * self.initial.norm(dim=1).max()
+        return Predictions(adjoint.parameter @ self.initial.T + labels, constant, per_label + own * summed)
 
     def budget_groups(self, queries: Tensor, budget: Budget) -> Iterator[BudgetGroup]:
         """Yield one group with the coefficients of all poisonable samples, or one per step with those of its positions.

@@ -71,11 +71,6 @@ class RidgeInfluence:
         """Samples whose label can be changed, boolean (N,)."""
         return self._poisonable
 
-    @property
-    def roundoff(self) -> float:
-        """Relative error of outputs and coefficients with respect to the sum of magnitudes."""
-        return self._roundoff
-
     def coefficients(self, queries: Tensor) -> Tensor:
         """a, (Q, N), for features (Q, d)."""
         return self._solved(queries) @ self._inputs.T
@@ -85,9 +80,9 @@ class RidgeInfluence:
         return self.predict(queries).outputs
 
     def predict(self, queries: Tensor) -> Predictions:
-        """Outputs, and the magnitudes that their rounding is relative to; nothing is independent of labels."""
+        """Outputs, and their rounding errors; nothing is independent of labels."""
         solved = self._solved(queries)
-        influence = solved.norm(dim=1) * self._inputs.norm(dim=1).sum()
+        influence = self._roundoff * solved.norm(dim=1) * self._inputs.norm(dim=1).sum()
         return Predictions(solved @ (self._inputs.T @ self._targets), torch.zeros_like(influence), influence)
 
     def budget_groups(self, queries: Tensor, budget: Budget) -> Iterator[BudgetGroup]:

@@ -19,7 +19,6 @@ from agt_lightning import (
 from agt_lightning.aggregation.mean_clipping import MeanNormClipping
 from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
-from agt_lightning.rounding import training_roundoff
 from tests.domains.influence.attacks import strongest_classes
 
 ROUNDING = 1e-9
@@ -141,7 +140,7 @@ def test_no_training_with_flipped_labels_leaves_its_bounds(options, bias):
         reached = poisoned(x).detach()
         assert outputs.contains(reached, ROUNDING)
         assert margins.contains(reached.gather(1, target[:, None]) - reached, ROUNDING)
-        assert model.bounds.contains(poisoned, slack=training_roundoff(torch.float64))
+        assert model.bounds.contains(poisoned)
         assert bool((reached.argmax(dim=1) == certified.label)[certified.certified].all())
 
 
@@ -198,7 +197,7 @@ def test_no_training_with_moved_labels_leaves_its_bounds(q, loss):
             poisoned.append((features, labels.index_add(0, torch.randperm(BATCH, generator=generator)[:2], move)))
         module = retrained(loss, poisoned)
         assert outputs.contains(module(points).detach(), ROUNDING)
-        assert model.bounds.contains(module, slack=training_roundoff(torch.float64))
+        assert model.bounds.contains(module)
 
 
 def test_bounds_alone_are_the_smallest_box():

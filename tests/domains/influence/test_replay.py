@@ -99,7 +99,7 @@ def test_step_coefficients_add_up_to_the_coefficients():
 def test_rounding_is_covered_by_the_slack():
     training = random_training(2, momentum=0.9, dampening=0.1)
     influence, queries = training.recorded(), random_queries(50)
-    slack = influence.predict(queries).slack(influence.roundoff, 1.0)
+    slack = influence.predict(queries).slack(1.0)
     error = (influence.outputs(queries) - training.outputs(training.targets[None], queries)[0]).abs().amax(dim=1)
     assert bool((error <= slack).all())
     assert float(slack.max()) < 1e-10

@@ -50,24 +50,6 @@ def accumulated_roundoff(operations: int, dtype: torch.dtype) -> float:
     return error / (1 - error) * _UPWARD
 
 
-_TRAINING_ROUNDINGS = 10**5
-"""Roundings on the longest path through a short training: thirty steps with sums of some three thousand terms."""
-
-
-def training_roundoff(dtype: torch.dtype) -> float:
-    """Return how far a short training in ``dtype`` can be from the same training in real arithmetic.
-
-    Bounds contain runs in real arithmetic. A run on hardware can leave a bound that it attains, by rounding alone. The
-    slack is relative to the largest magnitude of a parameter, not to each element: the error of a float sum is relative
-    to the magnitudes of its terms, which can cancel to a much smaller element.
-
-    Example:
-        >>> 1e-13 < training_roundoff(torch.float64) < 1e-12
-        True
-    """
-    return accumulated_roundoff(_TRAINING_ROUNDINGS, dtype)
-
-
 def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the largest tensor of ``dtype`` that is nowhere above ``value``."""
     cast = value.to(dtype)

@@ -251,7 +251,7 @@ class AbstractGradientEngine:
         for name in self.processes.union(doubtful):
             self._verify_rounded(name, *_micro_batches(batches, scale))
         with self.processes.collective_errors():
-            require_bounded(self.module, bounds, self.config.floats)
+            require_bounded(moving, bounds, self.config.floats)
         if self.adversary.sample_clipping is not None:
             for name, gradient in bounds.applied.items():
                 parameter = self.module.get_parameter(name)

@@ -36,17 +36,22 @@ class StepBounds:
     data: Mapping[str, object]
 
 
-def require_bounded(module: nn.Module, bounds: StepBounds, floats: Floats) -> None:
+def require_bounded(parameters: Mapping[str, nn.Parameter], bounds: StepBounds, floats: Floats) -> None:
     """Raise unless the gradients to be applied lie in their bounds.
 
     Bounds on float runs contain training's own gradient as it is. Bounds on runs in real arithmetic contain the exact
     one: training's may leave them by its rounding error, which is computed only on demand.
 
+    Args:
+        parameters: those that the optimizer moves, by name; gradients of others can pile up.
+        bounds: of the step.
+        floats: which runs the bounds contain.
+
     Raises:
         UnsoundBoundError: naming the parameter, the worst violation and its index.
     """
     for name, interval in bounds.bounds.items():
-        training = module.get_parameter(name).grad
+        training = parameters[name].grad if name in parameters else None
         if training is None:
             continue
         applied = bounds.applied[name]

@@ -83,8 +83,11 @@ def probability_error(logits: Interval, arithmetic: Arithmetic) -> Tensor:
 def rounded_softmax(logits: Interval, arithmetic: Arithmetic) -> Interval:
     """Return bounds on probabilities as a run computes them, classes on axis 1."""
     exact = softmax(logits)
-    error = probability_error(logits, arithmetic)
-    return exact.widened(exact.upper * error + arithmetic.absolute(logits.shape[1]), nonnegative=True)
+    error = exact.upper * probability_error(logits, arithmetic)
+    wide = exact.widened(error + arithmetic.absolute(logits.shape[1]), nonnegative=True)
+    # However far apart logits are, no exponential exceeds the sum of all, but for the roundings of both.
+    largest = 1 + arithmetic.relative(logits.shape[1] + _ROUNDINGS)
+    return Interval.trusted(wide.lower, wide.upper.clamp(max=largest), nonnegative=True)
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,8 @@ class SoftmaxRoundings(Roundings):
         p, size = softmax(logits).upper, towards.magnitude
         weights = p if isinstance(rule, Softmax) else torch.ones_like(p)
         total = (weights * size).sum(dim=1, keepdim=True)
-        error = probability_error(logits, arithmetic)
-        slack = 3 * error * p * (size + total) + arithmetic.relative(4) * size
+        error = (p * probability_error(logits, arithmetic)).clamp(max=1.5)
+        slack = 3 * error * (size + total) + arithmetic.relative(4) * size
         wide = rule.to_front(site, exact).widened(slack + arithmetic.absolute(logits.shape[1]))
         return [rule.back(site, wide)]
 

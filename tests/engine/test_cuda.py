@@ -11,7 +11,6 @@ from agt_lightning import AbstractGradientEngine, BoundedAdversary, Uncertifiabl
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.errors import UnsoundBoundError
-from agt_lightning.rounding import training_roundoff
 from tests.engine import attacks as dense
 from tests.engine import test_convolutional_networks as convolutional
 from tests.engine.attacks import LOSSES, Attacks, assert_contained
@@ -137,7 +136,7 @@ def assert_same_bounds(engine, reference):
         found = engine.bounds[name]
         assert found.device.type == DEVICE.type, name
         width, size = float(expected.width.max()), float(expected.magnitude.max())
-        tolerance = SUMMATION_ORDER * width + training_roundoff(torch.float64) * size
+        tolerance = SUMMATION_ORDER * width + 1e-11 * size
         error = max((found.lower.cpu() - expected.lower).abs().max(), (found.upper.cpu() - expected.upper).abs().max())
         assert float(error) <= tolerance, name
 

@@ -79,9 +79,9 @@ def test_bounds_contain_every_poisoned_run(kind, adversary, setting, captured):
 class NoCorrection(AbstractAdam):
     """Forgets the bias correction of the second moment."""
 
-    def step(self, group, state, box, gradient):
+    def step(self, group, state, box, gradient, arithmetic=None):
         later = type(state)(10_000, state.moments)
-        new, moved = super().step(group, later, box, gradient)
+        new, moved = super().step(group, later, box, gradient, arithmetic)
         return type(state)(state.step + 1, new.moments), moved
 
 

@@ -234,7 +234,7 @@ def test_fewer_poisonable_samples_are_tighter(poisonable, fit, loader, keyed_reg
 def test_nobody_poisonable_is_a_point(fit, loader, keyed_regressor):
     nobody = CertifiedTraining(ADVERSARY, poisonable=lambda batch: torch.zeros(len(batch["x"]), dtype=torch.bool))
     fit(make(keyed_regressor), loader(adapt=keyed), nobody)
-    assert nobody.bounds.mean_width() < 1e-7
+    assert nobody.bounds.mean_width() < 1e-5
 
 
 MASKS = {

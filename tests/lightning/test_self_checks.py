@@ -150,7 +150,7 @@ def test_losses_that_depend_on_time_are_right_or_raise(step, fit, loader, varian
     except UnsoundBoundError:
         return
     assert certified.bounds.contains(plain)
-    assert certified.bounds.mean_width() < 1e-6
+    assert certified.bounds.mean_width() < 1e-4
 
 
 class RemembersData(L.LightningModule):

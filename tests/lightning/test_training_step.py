@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agt_lightning import BoundedAdversary, CertifiedModule, CertifiedTraining
 from agt_lightning.capture import LabelKind
 
-ROUNDING = 1e-7
+ROUNDING = 1e-5
 """Mean width after two float32 steps without poison: the hull of the trained parameters and their float64 twins."""
 
 NUMBER, CLASS, BINARY = LabelKind.NUMBER, LabelKind.CLASS, LabelKind.BINARY

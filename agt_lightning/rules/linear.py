@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from agt_lightning.arithmetic import ball_product, product
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.arithmetic.order import intersection, require_uncrossed
+from agt_lightning.arithmetic.order import intersection
+from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
@@ -44,10 +45,15 @@ class LinearRoundings(Contraction):
         roundings = self.gradient_terms + 8
         weight, median = less_median(arithmetic.outward(rule.weight(inputs), roundings))
         rest = arithmetic.relative(roundings) * grad.magnitude.sum(dim=1, keepdim=True) + arithmetic.absolute(roundings)
+        rest = rest if grad.imbalance is None else rest + grad.imbalance
         centered = product(plain, arithmetic.outward(weight, 2)).widened(rest * median.abs())
         other = arithmetic.clear_of_underflow(centered, roundings)
         both = Interval.trusted(torch.maximum(gradient.lower, other.lower), torch.minimum(gradient.upper, other.upper))
-        return [require_uncrossed(both), *others]
+        if bool((both.lower > both.upper).any()):
+            raise UnsoundBoundError(
+                "Expected two enclosures of one gradient to meet, but they do not. Please report it."
+            )
+        return [both, *others]
 
 
 class Linear(Rule):

@@ -156,7 +156,17 @@ class CrossEntropyRoundings(Roundings):
         probabilities = rounded_softmax(logits, arithmetic)
         gradient = rule.gradient(site, grad, probabilities, target, inputs[1])
         wide = arithmetic.clear_of_underflow(arithmetic.outward(gradient, 8))
-        return [Interval.trusted(wide.lower, wide.upper, balanced=True), None]
+        imbalance = grad.magnitude.unsqueeze(1) * self._imbalance(logits, probabilities, target, arithmetic)
+        return [Interval.trusted(wide.lower, wide.upper, balanced=True, imbalance=imbalance), None]
+
+    def _imbalance(self, logits: Interval, probabilities: Interval, target: Interval, arithmetic: Arithmetic) -> Tensor:
+        """Bound what ``p Σ y - y`` adds up to in a run: the errors of p, which are absolute, and of the products."""
+        mass = target.magnitude.sum(dim=1, keepdim=True).clamp(min=1.0)
+        sizes = probabilities.upper.sum(dim=1, keepdim=True) * mass
+        relative = 2 * probability_error(logits, arithmetic) + arithmetic.relative(2 * logits.shape[1] + 16)
+        return (
+            sizes * relative + arithmetic.relative(logits.shape[1] + 16) * mass + arithmetic.absolute(logits.shape[1])
+        )
 
 
 class CrossEntropy(Rule):

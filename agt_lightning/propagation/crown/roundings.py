@@ -11,15 +11,28 @@ and the widened rule has room for that many own roundings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call
 from agt_lightning.propagation.program import Program
-from agt_lightning.rules import Rule, Value
+from agt_lightning.rules import Rule, Site, Value
 from agt_lightning.rules.rounded import Rounded
 from agt_lightning.rules.values import as_interval
+
+_SIZE = 2.0**-4
+"""Magnified error of the longest sum."""
+
+_LONGEST = 2**18
+"""Roundings from which on errors are magnified no less."""
+
+_MARGIN = 0.125
+"""Room for the rounding of a difference of two widths, relative to what is measured there."""
 
 
 class CallErrors:
@@ -50,9 +63,47 @@ class CallErrors:
         rule, site = self.program.rules[call.name], self.program.sites[call.name]
         if not isinstance(rule, Rounded):
             return None
-        wide, exact = (as_interval(each.forward(site, inputs)) for each in (rule, rule.rule))
-        added = (wide.width - exact.width).clamp(min=0)
-        return 2 * added if bool((added > 0).any()) else None
+        magnified = Magnified.of(rule.arithmetic(site), min(_LONGEST, math.prod(site.call.shape[1:]) + _inputs(site)))
+        applied = rule.rule.at(site)
+        wide = as_interval(applied.roundings(site).forward(applied, site, inputs, magnified))
+        added = (wide.width - as_interval(applied.forward(site, inputs)).width).clamp(min=0)
+        if bool((added == 0).all()):
+            return None
+        return (added / magnified.factor * (1 + _MARGIN)).nan_to_num(nan=torch.inf)
+
+
+@dataclass(frozen=True)
+class Magnified(Arithmetic):
+    """An arithmetic whose errors are so large that they are not lost in a difference of two widths.
+
+    What roundings add to a width is proportional to their sizes, so it can be measured at any size.
+
+    Args:
+        factor: by which errors are magnified.
+    """
+
+    factor: float = 1.0
+
+    @classmethod
+    def of(cls, arithmetic: Arithmetic, roundings: int) -> Magnified:
+        """Magnify the errors of so many roundings to `_SIZE`."""
+        return cls(arithmetic.run, arithmetic.own, max(1.0, _SIZE / arithmetic.relative(roundings)))
+
+    def run_relative(self, roundings: int) -> float:
+        """Return the magnified part of the run."""
+        return self.factor * super().run_relative(roundings)
+
+    def own_relative(self, roundings: int) -> float:
+        """Return the magnified part of the bounds' own computation."""
+        return self.factor * super().own_relative(roundings)
+
+    def absolute(self, roundings: int = 1) -> float:
+        """Return the magnified effect of underflow."""
+        return self.factor * super().absolute(roundings)
+
+
+def _inputs(site: Site) -> int:
+    return sum(math.prod(shape) for shape in site.shapes)
 
 
 def exact_rule(rule: Rule) -> Rule:

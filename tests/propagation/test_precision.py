@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from agt_lightning.capture import capture
-from agt_lightning.engine.precision import precision_problems
+from agt_lightning.propagation.precision import precision_problems
 
 CUDA = torch.device("cuda")
 

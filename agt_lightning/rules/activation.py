@@ -15,7 +15,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Site
 from agt_lightning.rules.elementary import ElementaryFunction, KernelError
 from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction, Turn
-from agt_lightning.rules.roundings import EXACT, Relative
+from agt_lightning.rules.roundings import EXACT, Relative, Roundings
 
 _RELATIVE = KernelError(12)
 """Error of kernels that are right to a few units in the last place everywhere."""
@@ -91,24 +91,25 @@ leaky_relu = PiecewiseMonotone(
         lambda site, x: torch.where(x > 0, torch.ones_like(x), site.number("negative_slope")),
         nonnegative=lambda site: site.number("negative_slope") >= 0,
     ),
-    rounding=ElementaryFunction(KernelError(2), KernelError(2)),
+    rounding=ElementaryFunction(KernelError(4), KernelError(4)),
 )
 """``x`` above zero, ``a x`` elsewhere; derivative a at zero."""
 
 
 def _slope_between(
-    limits: Callable[[Site], tuple[float, float]], gain: float = 1.0, *, closed: bool = False
+    limits: Callable[[Site], tuple[float, float]], gain: float = 1.0, *, either: bool = False
 ) -> PiecewiseMonotoneFunction:
-    """Return the derivative that is ``gain`` between two limits, on them only if ``closed``, and zero elsewhere."""
+    """Return the derivative that is ``gain`` between two limits and zero elsewhere; on them zero, or ``either``."""
 
     def slope(site: Site, x: Tensor) -> Tensor:
         low, high = limits(site)
-        inside = (x >= low) & (x <= high) if closed else (x > low) & (x < high)
-        return inside.to(x.dtype) * gain
+        return ((x > low) & (x < high)).to(x.dtype) * gain
 
     def turns(site: Site) -> Sequence[Turn]:
         low, high = limits(site)
-        return [((low + high) / 2, gain)] if -math.inf < low < high < math.inf else []
+        between = [((low + high) / 2, gain)] if -math.inf < low < high < math.inf else []
+        on_limits = [(limit, gain) for limit in (low, high) if math.isfinite(limit)] if either and low <= high else []
+        return [*between, *on_limits]
 
     return PiecewiseMonotoneFunction(slope, turns, nonnegative=True)
 
@@ -127,26 +128,26 @@ def _limits(low: str, high: str) -> Callable[[Site], tuple[float, float]]:
     return limits
 
 
-def _clamped(limits: Callable[[Site], tuple[float, float]], *, closed: bool) -> PiecewiseMonotone:
+def _clamped(limits: Callable[[Site], tuple[float, float]], *, either: bool) -> PiecewiseMonotone:
     def value(site: Site, x: Tensor) -> Tensor:
         low, high = limits(site)
         return x.clamp(min=low, max=high)
 
     return PiecewiseMonotone(
         PiecewiseMonotoneFunction(value, nonnegative=lambda site: min(limits(site)) >= 0),
-        _slope_between(limits, closed=closed),
+        _slope_between(limits, either=either),
         rounding=ElementaryFunction(KernelError(2), KernelError(0), input=2),
     )
 
 
-hardtanh = _clamped(_limits("min_val", "max_val"), closed=False)
+hardtanh = _clamped(_limits("min_val", "max_val"), either=False)
 """``min(max(x, a), b)``; derivative zero at the limits."""
 
-relu6 = _clamped(lambda site: (0.0, 6.0), closed=False)
+relu6 = _clamped(lambda site: (0.0, 6.0), either=False)
 """``min(max(x, 0), 6)``; derivative zero at the limits."""
 
-clamp = _clamped(_limits("min", "max"), closed=True)
-"""``min(max(x, a), b)``; derivative one at the limits."""
+clamp = _clamped(_limits("min", "max"), either=True)
+"""``min(max(x, a), b)``; at the limits versions of torch have derivatives of zero and of one, and both count."""
 
 hardsigmoid = PiecewiseMonotone(
     PiecewiseMonotoneFunction(lambda x: (x + 3).clamp(0, 6) / 6, nonnegative=True),
@@ -187,6 +188,10 @@ def _elu(
     def slope_at_zero(site: Site) -> float:
         return math.prod(of_slope(site))
 
+    def rounding(site: Site) -> Roundings:
+        """In place, a kernel computes the slope from the result, ``c (f(x) + s α)``."""
+        return ElementaryFunction(_RELATIVE, KernelError(12, 12 * math.ceil(max(1.0, 2 * abs(slope_at_zero(site))))))
+
     return PiecewiseMonotone(
         PiecewiseMonotoneFunction(value, [(0.0, 0.0)]),
         PiecewiseMonotoneFunction(
@@ -194,7 +199,7 @@ def _elu(
             lambda site: [(0.0, slope_at_zero(site))],
             lambda site: slope_at_zero(site) >= 0 and settings(site)[1] >= 0,
         ),
-        rounding=ElementaryFunction(_RELATIVE, _UNIT),
+        rounding=rounding,
     )
 
 
@@ -384,7 +389,7 @@ square_root = PiecewiseMonotone(
     PiecewiseMonotoneFunction(torch.sqrt, nonnegative=True),
     PiecewiseMonotoneFunction(lambda x: 0.5 / x.sqrt(), nonnegative=True),
     _positive,
-    rounding=ElementaryFunction(KernelError(2), KernelError(6)),
+    rounding=ElementaryFunction(KernelError(4), KernelError(8)),
 )
 """``√x`` of positive values."""
 

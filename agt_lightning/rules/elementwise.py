@@ -103,6 +103,12 @@ def _at_ends(product: Callable[[Tensor, Tensor], Tensor], grad: Interval, x: Int
     return Interval.trusted(torch.minimum(at_lower, at_upper), upper, nonnegative=grad.nonnegative)
 
 
+def _jumps(x: Tensor, value: Tensor, turn: Turn) -> bool:
+    """Return whether any x is at a turn where the function takes another value too."""
+    point, other = turn
+    return bool(((x == point) & (value != other)).any())
+
+
 @dataclass(frozen=True)
 class PiecewiseMonotoneFunction:
     """A function that is monotone between its turns, so its values at the turns and at both ends span its range.
@@ -128,13 +134,14 @@ class PiecewiseMonotoneFunction:
     def over(self, site: Site, x: Interval) -> Interval:
         """Return the range over each element's interval."""
         nonnegative = self.nonnegative(site) if callable(self.nonnegative) else self.nonnegative
+        turns = self.turns(site) if callable(self.turns) else self.turns
         at_lower = evaluate(self.function, site, x.lower)
-        if x.is_point:
+        if x.is_point and not any(_jumps(x.lower, at_lower, turn) for turn in turns):
             return Interval.point(at_lower, nonnegative=nonnegative)
         at_upper = evaluate(self.function, site, x.upper)
         # Ordered here, so that rounding of a function that is nearly flat cannot exchange the bounds.
         lower, upper = torch.minimum(at_lower, at_upper), torch.maximum(at_lower, at_upper)
-        for point, value in self.turns(site) if callable(self.turns) else self.turns:
+        for point, value in turns:
             between = (x.lower <= point) & (x.upper >= point)
             lower = torch.where(between, lower.clamp(max=value), lower)
             upper = torch.where(between, upper.clamp(min=value), upper)
@@ -153,17 +160,18 @@ class PiecewiseMonotone(Rule):
         value: f.
         slope: f', equal to what autograd uses, also at kinks.
         domain: maps an interval to whether f is defined and finite on it, element by element.
-        rounding: of values and gradients; the default is wide.
+        rounding: of values and gradients; a function of the site if it depends on settings of the call; the default is
+            wide.
     """
 
     value: PiecewiseMonotoneFunction
     slope: PiecewiseMonotoneFunction
     domain: Callable[[Interval], Tensor] = _everywhere
-    rounding: Roundings = UNSTATED
+    rounding: Roundings | Callable[[Site], Roundings] = UNSTATED
 
     def roundings(self, site: Site) -> Roundings:
         """Those that were given."""
-        return self.rounding
+        return self.rounding if isinstance(self.rounding, Roundings) else self.rounding(site)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``f([l, u])``."""

@@ -132,9 +132,9 @@ class CrossEntropyRoundings(Roundings):
         logits = as_interval(inputs[0])
         exact = as_interval(rule.forward(site, inputs))
         error = probability_error(logits, arithmetic)
-        target = rule.target(site, logits, inputs[1])
+        target = rule.target(site, logits, inputs[1]).magnitude + self._cancelled(rule, site, inputs[1])
         costs = surprisal(logits).magnitude + error
-        sizes = target.magnitude * (error + costs * arithmetic.relative(logits.shape[1] + 8))
+        sizes = target * (error + costs * arithmetic.relative(logits.shape[1] + 8))
         slack = sizes.sum(dim=1) + arithmetic.absolute(logits.shape[1])
         return arithmetic.outward(exact.widened(slack, nonnegative=exact.nonnegative), 8)
 
@@ -152,21 +152,30 @@ class CrossEntropyRoundings(Roundings):
         assert isinstance(rule, CrossEntropy)
         logits = as_interval(inputs[0])
         target = rule.target(site, logits, inputs[1])
-        target = arithmetic.outward(target, logits.shape[1] + 8) if rule.rounds_targets(site, inputs[1]) else target
+        if rule.rounds_targets(site, inputs[1]):
+            roundings = logits.shape[1] + 8
+            target = arithmetic.outward(target, roundings)
+            target = target.widened(
+                arithmetic.relative(roundings) * self._cancelled(rule, site, inputs[1]), nonnegative=target.nonnegative
+            )
         probabilities = rounded_softmax(logits, arithmetic)
         gradient = rule.gradient(site, grad, probabilities, target, inputs[1])
         wide = arithmetic.clear_of_underflow(arithmetic.outward(gradient, 8))
         imbalance = grad.magnitude.unsqueeze(1) * self._imbalance(logits, probabilities, target, arithmetic)
         return [Interval.trusted(wide.lower, wide.upper, balanced=True, imbalance=imbalance), None]
 
+    def _cancelled(self, rule: CrossEntropy, site: Site, labels: Value) -> float:
+        """Return the size of what smoothing adds to a target and can cancel: zero unless targets can be negative."""
+        smoothing = site.number("label_smoothing")
+        return 0.0 if smoothing == 0.0 or rule.nonnegative_targets(site, labels) else smoothing
+
     def _imbalance(self, logits: Interval, probabilities: Interval, target: Interval, arithmetic: Arithmetic) -> Tensor:
         """Bound what ``p Σ y - y`` adds up to in a run: the errors of p, which are absolute, and of the products."""
         mass = target.magnitude.sum(dim=1, keepdim=True).clamp(min=1.0)
         sizes = probabilities.upper.sum(dim=1, keepdim=True) * mass
         relative = 2 * probability_error(logits, arithmetic) + arithmetic.relative(2 * logits.shape[1] + 16)
-        return (
-            sizes * relative + arithmetic.relative(logits.shape[1] + 16) * mass + arithmetic.absolute(logits.shape[1])
-        )
+        rest = arithmetic.relative(logits.shape[1] + 16) * mass + arithmetic.absolute(logits.shape[1])
+        return sizes * relative + rest
 
 
 class CrossEntropy(Rule):
@@ -192,6 +201,11 @@ class CrossEntropy(Rule):
     def rounds_targets(self, site: Site, target: Value) -> bool:
         """Return whether targets are numbers, or smoothed; labels are zero and one."""
         return not isinstance(_as_labels(site, target), ClassLabels) or site.number("label_smoothing") != 0.0
+
+    def nonnegative_targets(self, site: Site, target: Value) -> bool:
+        """Return whether targets are classes, or numbers of which it is known that none is negative."""
+        labels = _as_labels(site, target)
+        return isinstance(labels, ClassLabels) or as_interval(labels).nonnegative
 
     def target(self, site: Site, logits: Interval, target: Value) -> Interval:
         """Return bounds on y, in the shape of the logits."""

@@ -83,7 +83,7 @@ class Setting:
         return f"{self.op} {self.name}"
 
 
-class _Holder(nn.Module):
+class Holder(nn.Module):
     """Owner of a setting's parameters and of the zeros added to its leaves."""
 
     def __init__(self, setting: Setting) -> None:
@@ -111,7 +111,7 @@ def _example(leaf: Leaf) -> Tensor:
 @cache
 def captured(setting: Setting) -> Graph:
     """The setting as a graph of calls."""
-    holder = _Holder(setting)
+    holder = Holder(setting)
     return capture(
         holder, lambda leaves: evaluate(setting, holder, list(leaves)), [_example(x) for x in setting.leaves]
     )
@@ -275,7 +275,7 @@ def propagate(setting: Setting, table: RuleTable, domain: Domain) -> Bounds:
 
 def run(setting: Setting, domain: Domain, choose: Choice) -> Values:
     """The function itself at one point, in double precision, and autograd's gradient of each sample."""
-    holder = _Holder(setting)
+    holder = Holder(setting)
     leaves = [choose(value) for value in domain.leaves]
     parameters = dict(holder.named_parameters())
     with torch.no_grad():

@@ -71,7 +71,7 @@ CONV2D = [
     Setting(
         "frozen kernel",
         aten.conv2d.default,
-        lambda m, x: F.conv2d(x, KERNEL),
+        lambda m, x: F.conv2d(x, KERNEL.to(x.dtype)),
         (Box((1, 3, 3)),),
         exact=CONTAINMENT_ONLY,
     ),

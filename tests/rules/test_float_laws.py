@@ -1,0 +1,168 @@
+"""Every rule states the roundings of its calls: what torch computes lies inside, and no statement is idle."""
+
+from collections import defaultdict
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.interval import Interval
+from agt_lightning.rounding import unit_roundoff
+from agt_lightning.rules.roundings import UNSTATED, Exact
+from tests.floats.kernels import KERNELS, shares
+from tests.rules.float_laws import (
+    build,
+    execute,
+    in_double,
+    require_run_inside,
+    rounded,
+    runs_stay_inside,
+    widened_bounds,
+)
+from tests.rules.laws import Box, Domain, Setting
+from tests.rules.settings import SETTINGS
+
+aten = torch.ops.aten
+SINGLE, DOUBLE = torch.float32, torch.float64
+QUICK = [(SINGLE, 1e-6)]
+SLOW = [(dtype, scale) for dtype in (SINGLE, DOUBLE) for scale in (0.0, 1e-6, 1.0)]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_runs_stay_inside(setting, subtests):
+    for dtype, scale in QUICK:
+        with subtests.test(dtype=dtype, scale=scale):
+            runs_stay_inside(setting, dtype, scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_runs_stay_inside_at_all_widths(setting, subtests):
+    for dtype, scale in SLOW:
+        with subtests.test(dtype=dtype, scale=scale):
+            runs_stay_inside(setting, dtype, scale)
+
+
+def statements():
+    """Return the settings of each way to state roundings, other than exact ones."""
+    kinds = defaultdict(list)
+    for setting in SETTINGS:
+        program = build(setting, SINGLE, rounded())
+        for name, site in program.sites.items():
+            if site.call.op is setting.op:
+                kinds[type(program.rules[name].roundings(site))].append(setting)
+    return {kind: found for kind, found in kinds.items() if kind is not Exact}
+
+
+STATEMENTS = statements()
+
+
+def test_every_rule_states_its_roundings():
+    assert type(UNSTATED) not in STATEMENTS
+
+
+@pytest.mark.parametrize("kind", STATEMENTS, ids=lambda kind: kind.__name__)
+def test_runs_leave_bounds_without_their_roundings(kind):
+    """Planted fault: only the bounds' own rounding is covered."""
+    table = rounded(floats="real")
+    outside = 0
+    for setting in STATEMENTS[kind]:
+        try:
+            runs_stay_inside(setting, SINGLE, 1e-6, table)
+            runs_stay_inside(setting, SINGLE, 0.0, table)
+        except AssertionError:
+            outside += 1
+    assert outside > 0
+
+
+# --- sums ------------------------------------------------------------------------------------------------------------
+
+
+def one_by_one(terms):
+    """Return one and many numbers that vanish beside it, and their sum in this order."""
+    weight = torch.full((1, terms), 0.99 * unit_roundoff(SINGLE))
+    weight[0, 0] = 1.0
+    total = torch.zeros(())
+    for term in weight[0]:
+        total = total + term
+    return weight, total
+
+
+def bounds_of_sum(weight):
+    """Return bounds on the sum by the rule of a linear layer."""
+    terms = weight.shape[1]
+    setting = Setting(
+        "sum", aten.linear.default, lambda m, x: F.linear(x, m.weight), (Box((terms,)),), {"weight": Box((1, terms))}
+    )
+    program = build(setting, SINGLE, rounded())
+    ones = Interval.point(torch.ones(3, terms))
+    seed = Interval.point(torch.ones(3, 1))
+    return widened_bounds(program, in_double(Domain((ones,), {"weight": Interval.point(weight)}, seed))).output
+
+
+def test_a_sum_in_the_worst_order_stays_inside():
+    weight, total = one_by_one(64)
+    assert bounds_of_sum(weight).contains(total.double().expand(3, 1))
+
+
+def test_half_of_the_rounding_of_a_sum_is_too_little(monkeypatch):
+    """Planted fault."""
+    weight, total = one_by_one(64)
+    stated = Arithmetic.run_relative
+    monkeypatch.setattr(Arithmetic, "run_relative", lambda self, roundings: stated(self, roundings) / 2)
+    assert not bounds_of_sum(weight).contains(total.double().expand(3, 1))
+
+
+# --- kernels of functions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(SINGLE, 3000), (DOUBLE, 40)], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_kernels_are_as_right_as_stated(kernel, dtype, count):
+    found = shares(kernel, dtype, count)
+    assert found.value <= 1
+    assert found.slope <= 1
+
+
+# --- particular places -----------------------------------------------------------------------------------------------
+
+
+def contained(setting, x, dtype=SINGLE, parameters=None, seed=None):
+    """Raise unless a run at a point stays inside."""
+    program = build(setting, dtype, rounded())
+    leaves = tuple(Interval.point(leaf) for leaf in x)
+    shape = program.graph.shapes[program.graph.output]
+    domain = Domain(leaves, parameters or {}, Interval.point(torch.ones(shape, dtype=dtype) if seed is None else seed))
+    bounds = widened_bounds(program, in_double(domain))
+    require_run_inside(setting, bounds, execute(setting, domain, dtype, lambda value: value.lower))
+    return bounds
+
+
+@pytest.mark.parametrize("limits", [(0.0, 6.0), (-0.5, 0.0), (0.0, None), (None, 0.0), (0.1, 1.0), (0.0, 0.0)], ids=str)
+def test_clamp_at_a_limit_has_both_derivatives(limits):
+    low, high = limits
+    at = next(limit for limit in limits if limit is not None)
+    setting = Setting("at its limit", aten.clamp.default, lambda m, x: x.clamp(low, high), (Box(),))
+    bounds = contained(setting, [torch.full((3,), at)])
+    slope = bounds.gradients["shift0"]
+    assert bool((slope.lower <= 0).all())
+    assert bool((slope.upper >= 1).all())
+
+
+def test_elu_in_place_computes_its_slope_from_the_result():
+    setting = Setting("in place", aten.elu.default, lambda m, x: F.elu(x + 0.0, 100.0, inplace=True), (Box((500,)),))
+    contained(setting, [-torch.linspace(0.1, 16.0, 1500).reshape(3, 500)])
+
+
+def test_smoothed_targets_that_cancel():
+    """``(1 - s) y + s / K`` of a negative y is right only up to the rounding of both parts."""
+    smoothing = 0.3
+
+    def loss(m, z, y):
+        return F.cross_entropy(z, y, label_smoothing=smoothing, reduction="none")
+
+    setting = Setting("cancelled", aten.cross_entropy_loss.default, loss, (Box((4,)), Box((4,), differentiable=False)))
+    logits = torch.tensor([[0.0, 1.0, 2.0, 80.0]]).expand(3, 4).contiguous()
+    target = torch.full((3, 4), -smoothing / 4 / (1 - smoothing))
+    contained(setting, [logits, target])

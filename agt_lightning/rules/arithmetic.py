@@ -318,6 +318,13 @@ class Scaled(Roundings):
             return gradients
         return [None if each is None else arithmetic.clear_of_underflow(each, roundings) for each in gradients]
 
+    @override
+    def summands(self, site: Site, grad: Interval) -> int:
+        """Return how many elements of one sample meet an element of an input that is shared by all samples."""
+        elements = math.prod(site.call.shape[1:])
+        shared = (shape for shape, samples in zip(site.shapes, site.samples, strict=True) if not samples)
+        return max((elements // max(1, math.prod(shape)) for shape in shared), default=1)
+
 
 def _step(value: Interval) -> Interval:
     """Heaviside's function, which is one half at zero."""

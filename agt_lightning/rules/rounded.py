@@ -65,9 +65,9 @@ class Rounded(Rule):
     ) -> FactoredGradient:
         """Return the factors of the gradient as a run computes them, up to its sum over samples."""
         rule = self.rule.at(site)
-        if type(rule).parameter_gradient is Rule.parameter_gradient:
-            return super().parameter_gradient(site, position, grad, inputs)  # by the backward bounds of this class
         roundings, arithmetic = rule.roundings(site), self.arithmetic(site)
+        if type(rule).parameter_gradient is Rule.parameter_gradient:  # by the backward bounds of this class
+            return super().parameter_gradient(site, position, roundings.spread(site, grad, arithmetic), inputs)
         return roundings.parameter_gradient(rule, site, position, grad, inputs, arithmetic)
 
     def arithmetic(self, site: Site) -> Arithmetic:

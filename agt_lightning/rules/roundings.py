@@ -61,11 +61,22 @@ class Roundings(ABC):
         inputs: Sequence[Value],
         arithmetic: Arithmetic,
     ) -> FactoredGradient:
-        """Return the rule's factors, widened by the sums over positions; the aggregation covers those over samples."""
+        """Return the rule's factors, widened by one sum over positions and samples; see `spread`."""
+        return rule.parameter_gradient(site, position, self.spread(site, grad, arithmetic), inputs)
+
+    def spread(self, site: Site, grad: Interval, arithmetic: Arithmetic) -> Interval:
+        """Return the gradient, widened by a sum over positions and samples together.
+
+        A run may take one sum over all of them, in which a product passes through positions times samples roundings.
+        The aggregation covers sums over samples alone.
+
+        Args:
+            site: the call.
+            grad: bounds on the gradient with respect to the result.
+            arithmetic: of the run and of the bounds.
+        """
         positions = self.summands(site, grad)
-        if positions > 1:
-            grad = arithmetic.outward(grad, positions)
-        return rule.parameter_gradient(site, position, grad, inputs)
+        return arithmetic.outward(grad, positions * site.call.shape[0]) if positions > 1 else grad
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""Numbers that were made to leave the bounds: sums that lose all small terms, tiny factors, underflow."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from agt_lightning import AbstractGradientEngine, BoundedAdversary
+from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent
+from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.gradients import Elementwise, OuterProduct
+from agt_lightning.interval import Interval
+
+STILL = BoundedAdversary(n=0)
+
+
+def trained(module, loss, batches, optimizer):
+    """Train with certification; the engine itself compares the run with its bounds."""
+    engine = AbstractGradientEngine(module, loss, STILL)
+    for batch in batches:
+        engine.step([batch], optimizer)
+    return engine.box
+
+
+class Scaled(nn.Module):
+    """A product with one parameter, which meets every position."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def linear():
+    module = nn.Linear(1, 1)
+    nn.init.zeros_(module.weight)
+    return module
+
+
+@pytest.mark.parametrize("make", [linear, Scaled], ids=["linear", "elementwise"])
+def test_one_sum_over_samples_and_positions(make):
+    """Summed one after another, 8191 terms of almost half a unit in the last place of the first one are lost."""
+    samples, positions = 16, 512
+    x = torch.full((samples, positions, 1), 0.99 * 2.0**-24)
+    x[0, 0] = 1.0
+    module = make()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    box = trained(module, lambda m, batch: m(batch[0]).sum(dim=(1, 2)).mean(), [(x,)], optimizer)
+    total = torch.zeros(())
+    for entry in x.flatten():
+        total = total + entry / samples
+    assert box["weight"].contains(-total.double())
+    assert box["weight"].width.max() < 1e-3
+
+
+def gradients(values):
+    """The same values as an element-wise gradient and as a product with ones."""
+    outputs = values.mapped(lambda bound: bound.reshape(-1, 1, 1))
+    ones = Interval.point(torch.ones_like(outputs.lower))
+    return Elementwise(values), OuterProduct(outputs, ones)
+
+
+@pytest.mark.parametrize("descent", [bounded_descent, moment_descent])
+@pytest.mark.parametrize("kind", [0, 1], ids=["elementwise", "outer product"])
+def test_a_gain_that_takes_back_a_large_term(descent, kind):
+    """The total loses small terms beside -100, which a poisoned sample can take back."""
+    samples, small = 2**12, 0.49 * 2.0**-46
+    clean = torch.full((samples, 1), small, dtype=torch.float64)
+    clean[0] = -100.0
+    poisoned = clean.clone()
+    poisoned[0] = 0.0
+    own = Arithmetic(None, torch.float64)
+    both = [
+        gradients(values)[kind].rounded(own, samples + 18)
+        for values in (Interval.point(clean), Interval.trusted(clean, poisoned))
+    ]
+    bounds = descent(*both, SampleSet(torch.ones(samples, dtype=torch.float64)), 1, 2**24)
+    assert Fraction(bounds.upper.item()) >= Fraction(small) * (samples - 1)
+
+
+@pytest.mark.parametrize("implementation", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("beta", [0.25, 0.01, 0.001])
+def test_adam_with_little_memory(beta, dtype, implementation):
+    """Torch keeps ``1 - fl(1 - β1)`` of the old moment, which is no rounding of β1."""
+    module = nn.Linear(1, 1, bias=False).to(dtype)
+    batches = [(torch.ones(2, 1, dtype=dtype), torch.full((2, 1), slope, dtype=dtype)) for slope in (1.0, 1e-7, 1e-7)]
+    optimizer = torch.optim.Adam(module.parameters(), lr=1.0, betas=(beta, 0.999), **implementation)
+    box = trained(module, lambda m, b: (m(b[0]) * b[1]).sum(dim=1).mean(), batches, optimizer)
+    assert box["weight"].contains(module.weight.double())
+
+
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1, weight_decay=1e-4),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("value", [1.234e-37, 1.23e-39])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_decay_that_underflows_at_a_parameter_without_gradient(optimizer, value):
+    module = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    nn.init.constant_(module[0].weight, value)
+    made = OPTIMIZERS[optimizer](module.parameters())
+    box = trained(module, lambda m, b: m(b[0]).sum(dim=1).mean(), 3 * [(-torch.ones(2, 1),)], made)
+    assert box["0.weight"].contains(module[0].weight.double())

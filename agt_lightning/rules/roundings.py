@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from typing_extensions import override
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
@@ -254,6 +255,25 @@ class BilinearContraction(Contraction):
         roundings = self.gradient_terms + 2
         gradients = rule.backward(site, arithmetic.outward(grad, roundings), inputs, output)
         return [None if each is None else arithmetic.clear_of_underflow(each, roundings) for each in gradients]
+
+
+def as_operand(value: Value, arithmetic: Arithmetic) -> Interval:
+    """Return an input as a kernel reads it: integers, and single numbers, are rounded to the type of the result first.
+
+    Example:
+        >>> import torch
+        >>> large = torch.tensor([2**24 + 1])
+        >>> as_operand(large, Arithmetic(torch.float32, torch.float64)).lower - 2.0**24
+        tensor([0.], dtype=torch.float64)
+    """
+    bounds, run = as_interval(value), arithmetic.run
+    if run is None or (isinstance(value, Interval) and bounds.lower.ndim):
+        return bounds
+    rounded = bounds.mapped(lambda bound: bound.to(run).to(bound.dtype), nonnegative=bounds.nonnegative)
+    if not isinstance(value, Interval):
+        return rounded
+    same = torch.equal(rounded.lower, bounds.lower) and torch.equal(rounded.upper, bounds.upper)
+    return bounds if same else bounds.hull(rounded)
 
 
 def smaller_factor(first: Interval, second: Interval) -> int:

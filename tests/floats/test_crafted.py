@@ -109,3 +109,30 @@ def test_decay_that_underflows_at_a_parameter_without_gradient(optimizer, value)
     made = OPTIMIZERS[optimizer](module.parameters())
     box = trained(module, lambda m, b: m(b[0]).sum(dim=1).mean(), 3 * [(-torch.ones(2, 1),)], made)
     assert box["0.weight"].contains(module[0].weight.double())
+
+
+class Shifted(nn.Module):
+    """A product with what is left of a difference."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.register_buffer("shift", shift)
+
+    def forward(self, x):
+        return (x - self.shift) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("x", "shift"),
+    [(0.1, torch.tensor(0.1, dtype=torch.float64)), (2.0**24, torch.tensor([2**24 + 1]))],
+    ids=["a single number of a wider type", "a large integer"],
+)
+def test_a_difference_from_a_number_of_another_type(x, shift):
+    """Torch rounds such a number to the type of the result first, and nothing is left of the difference."""
+    module = Shifted(shift)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    batch = (torch.full((2, 1), x),)
+    box = trained(module, lambda m, b: m(b[0]).sum(dim=1).mean(), [batch], optimizer)
+    assert module.weight == 1
+    assert box["weight"].contains(torch.ones(1))

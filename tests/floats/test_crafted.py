@@ -136,3 +136,16 @@ def test_a_difference_from_a_number_of_another_type(x, shift):
     box = trained(module, lambda m, b: m(b[0]).sum(dim=1).mean(), [batch], optimizer)
     assert module.weight == 1
     assert box["weight"].contains(torch.ones(1))
+
+
+def test_terms_of_a_loss_that_cancel():
+    """The slope of 0.1 is a difference of two that are 10 000 times as large, each of which is rounded."""
+    module = linear()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+
+    def loss(m, batch):
+        losses = m(batch[0]).sum(dim=1)
+        return 1000 * losses.mean() - 999.9 * losses.mean()
+
+    box = trained(module, loss, [(torch.ones(4, 1),)], optimizer)
+    assert box["weight"].contains(module.weight.double())

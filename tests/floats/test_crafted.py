@@ -9,6 +9,7 @@ from torch import nn
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent
 from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import Elementwise, OuterProduct
 from agt_lightning.interval import Interval
 
@@ -149,3 +150,15 @@ def test_terms_of_a_loss_that_cancel():
 
     box = trained(module, loss, [(torch.ones(4, 1),)], optimizer)
     assert box["weight"].contains(module.weight.double())
+
+
+def test_runs_whose_numbers_can_overflow_are_refused():
+    """exp(100) is a number in the double precision of the bounds, infinite in a run: its gradient is NaN."""
+    module = linear()
+    nn.init.constant_(module.weight, 50.0)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    engine = AbstractGradientEngine(
+        module, lambda m, batch: torch.log(1 + torch.exp(m(batch[0]))).mean(), BoundedAdversary(n=1, epsilon=1.0)
+    )
+    with pytest.raises(UncertifiableError, match="range of float32"):
+        engine.step([(torch.tensor([[1.0], [-1.0], [1.1]]),)], optimizer)

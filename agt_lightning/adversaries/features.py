@@ -42,9 +42,10 @@ def perturbed(
             f"Expected features within `bounds={bounds}`, but got values from {float(features.min())} to "
             f"{float(features.max())}. Give the range of the features as they enter `training_step`."
         )
-    least, most = torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64)
-    least, most = round_down(least, features.dtype).item(), round_up(most, features.dtype).item()
-    return Interval.trusted(lower.clamp(min=least), upper.clamp(max=most), nonnegative=low >= 0, ball=ball)
+    least, most = (torch.tensor(end, dtype=torch.float64) for end in bounds)
+    lower = lower.clamp(min=round_down(least, features.dtype).item())
+    upper = upper.clamp(max=round_up(most, features.dtype).item())
+    return Interval.trusted(lower, upper, nonnegative=low >= 0, ball=ball)
 
 
 def moved_up(values: Tensor, by: Tensor) -> Tensor:

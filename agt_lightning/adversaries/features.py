@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.interval import Interval, LpBall
-from agt_lightning.rounding import round_up, unit_roundoff
+from agt_lightning.rounding import round_down, round_up, unit_roundoff
 
 
 def perturbed(
@@ -42,7 +42,10 @@ def perturbed(
             f"Expected features within `bounds={bounds}`, but got values from {float(features.min())} to "
             f"{float(features.max())}. Give the range of the features as they enter `training_step`."
         )
-    return Interval.trusted(lower.clamp(min=low), upper.clamp(max=high), nonnegative=low >= 0, ball=ball)
+    least, most = (torch.tensor(end, dtype=torch.float64) for end in bounds)
+    lower = lower.clamp(min=round_down(least, features.dtype).item())
+    upper = upper.clamp(max=round_up(most, features.dtype).item())
+    return Interval.trusted(lower, upper, nonnegative=low >= 0, ball=ball)
 
 
 def moved_up(values: Tensor, by: Tensor) -> Tensor:

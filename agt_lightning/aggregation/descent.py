@@ -51,21 +51,22 @@ def bounded_descent(
         if all_poisoned is not None:
             return all_poisoned.hull(total)  # contains `total`, except for rounding
     increase, decrease = top_n_gains(clean, poisoned, samples, n, budget)
-    return moved_outward(total, increase, decrease, summands=n)
+    return moved_outward(total, increase, decrease, summands=n + clean.samples * clean.positions)
 
 
 def moved_outward(total: Interval, increase: Tensor, decrease: Tensor, summands: int) -> Interval:
     """Return ``[L - decrease, U + increase]``, rounded outward.
 
-    The gains of up to n samples are differences of rounded products. Their errors are relative to the products, and are
-    covered by the widened factors of the total (docs/floats.md, section 5); the sum of the gains and this last sum are
+    The gains of up to n samples are differences of rounded products. A clean product that a gain takes back has passed
+    through the roundings of the whole total. It is at most the gain plus the poisoned product, whose widened factor
+    covers its own part (docs/floats.md, section 5); the part of the gain, the sum of the gains and this last sum are
     covered here.
 
     Args:
         total: bounds without poison.
         increase: sum of at most ``summands`` nonnegative numbers, as computed.
         decrease: likewise.
-        summands: number of gains in each sum.
+        summands: number of gains in each sum, and of products in the total.
 
     Example:
         >>> moved_outward(Interval.point(torch.zeros(1)), torch.ones(1), torch.zeros(1), 2).upper > 1
@@ -108,7 +109,7 @@ def unbounded_descent(
         gain_up = (kappa - samples.select(block.upper)) * weights
         gain_down = (kappa + samples.select(block.lower)) * weights
         total = Interval.trusted(block.lower @ samples.weights, block.upper @ samples.weights)
-        parts.append(moved_outward(total, top_n_sum(gain_up, n), top_n_sum(gain_down, n), n))
+        parts.append(moved_outward(total, top_n_sum(gain_up, n), top_n_sum(gain_down, n), n + len(samples.weights)))
     return Interval.cat(parts).rearranged(lambda bound: bound.reshape(gradient.shape))
 
 

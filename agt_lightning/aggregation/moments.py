@@ -219,7 +219,8 @@ def moment_descent(
     sums = [MomentSums.of(gains, part, poisoned_rows, exponents) for gains, part in zip(parts, ranges, strict=True)]
     increase, decrease = functools.reduce(operator.add, sums).top_n(poisoned_rows).reshape(2, *clean.shape)
     # Both sums of gains are rounded up already; `moved_outward` covers their difference to the total.
-    return moved_outward(total.to(dtype=torch.float64), increase, decrease, summands=1).to(dtype=total.dtype)
+    products = clean.samples * clean.positions
+    return moved_outward(total.to(dtype=torch.float64), increase, decrease, products).to(dtype=total.dtype)
 
 
 def factored_gains(

@@ -107,6 +107,11 @@ class FactoredGradient(ABC):
     def nonzero(self) -> Tensor:
         """Return which elements some sample can move, of the parameter's shape; the gradient of all others is zero."""
 
+    @property
+    def positions(self) -> int:
+        """Number of products that one sample adds to an element when a sum over samples is taken."""
+        return 1
+
     def factors(self) -> Factors | None:
         """Return the factors that the bounds are products of; None if there are none."""
         return None

@@ -63,6 +63,11 @@ class Composite(FactoredGradient):
 
     @property
     @override
+    def positions(self) -> int:
+        return sum(part.positions for part in self.parts)
+
+    @property
+    @override
     def structure(self) -> Hashable | None:
         structures = tuple(part.structure for part in self.parts)
         return None if None in structures else (type(self).__name__, structures)

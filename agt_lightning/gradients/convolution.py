@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -101,6 +102,11 @@ class PatchProduct(FactoredGradient):
         """Return whether output and input channel are used: an output channel at least."""
         used = is_nonzero(self.outputs).transpose(0, 1).flatten(1).any(dim=1)
         return used.reshape(-1, *[1] * (len(self.shape) - 1)).expand(self.shape)
+
+    @property
+    @override
+    def positions(self) -> int:
+        return math.prod(self.outputs.shape[2:])
 
     @override
     def factors(self) -> Factors | None:

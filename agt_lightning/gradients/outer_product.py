@@ -77,6 +77,11 @@ class OuterProduct(FactoredGradient):
         outputs, inputs = (is_nonzero(factor).flatten(0, 1).any(dim=0) for factor in (self.outputs, self.inputs))
         return outputs[:, None] & inputs
 
+    @property
+    @override
+    def positions(self) -> int:
+        return self.outputs.shape[1]
+
     @override
     def factors(self) -> Factors:
         """Return d and z."""

@@ -85,6 +85,11 @@ class RowGradient(FactoredGradient):
 
     @property
     @override
+    def positions(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    @override
     def structure(self) -> Hashable:
         return ("RowGradient", self.count)
 

@@ -19,6 +19,7 @@ from agt_lightning.optimizers.base import (
     moved,
     nonnegative,
     number_of,
+    scaled_box,
 )
 from agt_lightning.optimizers.quotient import ROUNDINGS, accumulated, quotient
 from agt_lightning.optimizers.state import OptimizerState
@@ -84,12 +85,13 @@ class AbstractAdam(AbstractOptimizer):
         largest = nonnegative(state.moments["max_exp_avg_sq"]) if group["amsgrad"] else None
         correction = math.sqrt(1.0 - beta2**count)
         shift = number_of(group, "eps") * correction
-        decayed_m, decayed_v = m.scaled(beta1), v.scaled(beta2)
+        decayed_m, decayed_v = _kept(m, beta1, arithmetic), v.scaled(beta2)
         normalized = quotient(
             decayed_m, 1.0 - beta1, decayed_v, 1.0 - beta2, shift, direction, largest, arithmetic=arithmetic
         )
         kept, added = (
-            change_of(part, share, arithmetic, ROUNDINGS) for part, share in ((m, beta1), (direction, 1.0 - beta1))
+            change_of(part, share, arithmetic, ROUNDINGS)
+            for part, share in ((decayed_m, 1.0), (direction, 1.0 - beta1))
         )
         moments = {
             **state.moments,
@@ -104,7 +106,7 @@ class AbstractAdam(AbstractOptimizer):
             limited = _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift)
             limited = arithmetic.outward(limited, ROUNDINGS).widened(moments["ratio"].magnitude * lost)
             normalized = normalized.intersect(limited)
-        start = arithmetic.outward(box.scaled(1.0 - rate * decay), 3) if decoupled and rate * decay else box
+        start = scaled_box(box, 1.0 - rate * decay, arithmetic) if decoupled and rate * decay else box
         # The corrections are differences from one, in double precision: their errors are relative to one.
         corrections = 8 * unit_roundoff(torch.float64) * (1 / (1.0 - beta1**count) + 1 / (1.0 - beta2**count))
         change = change_of(
@@ -149,7 +151,13 @@ def _ratio(
         _divided(direction.upper, torch.where(direction.upper >= 0, root.lower, root.upper)),
     )
     base = Interval.point(torch.full_like(root.lower, beta2))
-    return quotient(ratio.scaled(beta1), 1.0 - beta1, base, 1.0 - beta2, 0.0, y, arithmetic=arithmetic)
+    return quotient(_kept(ratio, beta1, arithmetic), 1.0 - beta1, base, 1.0 - beta2, 0.0, y, arithmetic=arithmetic)
+
+
+def _kept(m: Interval, beta1: float, arithmetic: Arithmetic) -> Interval:
+    """Bound ``β1 m``; for β1 below one half torch takes the factor as ``1 - fl(1 - β1)``, which is right up to u."""
+    kept = m.scaled(beta1)
+    return kept if beta1 >= 0.5 else kept.widened(m.magnitude * arithmetic.relative(2))
 
 
 def _divided(value: Tensor, root: Tensor) -> Tensor:

@@ -139,7 +139,19 @@ def decayed_gradient(group: Group, box: Interval, gradient: Interval, decay: flo
     signed = -gradient if group.get("maximize") else gradient
     if not decay:
         return signed
-    return arithmetic.outward(signed, 1) + arithmetic.outward(box.scaled(decay), 3)
+    return arithmetic.outward(signed, 1) + scaled_box(box, decay, arithmetic)
+
+
+def scaled_box(box: Interval, factor: float, arithmetic: Arithmetic) -> Interval:
+    """Return ``c θ`` as a run computes it; it can underflow, but zero stays zero.
+
+    Args:
+        box: bounds on θ.
+        factor: c.
+        arithmetic: of the run and of the bounds.
+    """
+    product = arithmetic.outward(box.scaled(factor), 3)
+    return product.widened(unless(is_zero(box), arithmetic.least, product.lower))
 
 
 def moved(start: Interval, change: Interval, arithmetic: Arithmetic) -> Interval:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.features import as_stored
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
 from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.dropout import RandomState, draw_masks
@@ -238,14 +239,25 @@ class BoundedObjective:
         """
         weight = self.sample_weight(batch_size)
         seeds: dict[str, Interval] = {}
+        slopes: dict[str, list[float]] = {}
         samples, device = _extent(self.program, values)
         for term in self.objective.terms:
             shape = (samples, *self.program.graph.shapes[term.value][1:])
             count = batch_size * torch.Size(shape[1:]).numel() if term.mean else 1
             slope = term.coefficient / count / weight
             seed = Interval.point(torch.full(shape, slope, dtype=dtype, device=device), nonnegative=slope >= 0)
+            slopes.setdefault(term.value, []).append(slope)
             seeds[term.value] = seeds[term.value] + seed if term.value in seeds else seed
-        return seeds
+        return {name: self._rounded_seed(name, seed, slopes[name]) for name, seed in seeds.items()}
+
+    def _rounded_seed(self, name: str, seed: Interval, slopes: Sequence[float]) -> Interval:
+        """Widen a sum of several slopes, which may cancel; a single one is a factor like others, see `StepSums`."""
+        if len(slopes) == 1 or self.program.floats is None:
+            return seed
+        kind = next((call.dtype for call in self.program.graph.calls if call.name == name), seed.dtype)
+        arithmetic = Arithmetic(kind if self.program.floats == "run" else None, seed.dtype)
+        roundings = 2 * len(self.objective.reduced) + len(slopes) + 8
+        return seed.widened(sum(map(abs, slopes)) * arithmetic.relative(roundings))
 
     @cached_property
     def dependent(self) -> frozenset[str]:

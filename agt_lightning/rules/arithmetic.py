@@ -13,7 +13,7 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of, reduce_to
-from agt_lightning.rules.roundings import EXACT, LinearMap, Relative, Roundings
+from agt_lightning.rules.roundings import EXACT, LinearMap, Relative, Roundings, as_operand
 from agt_lightning.rules.values import Value, as_interval
 
 
@@ -290,9 +290,9 @@ class Scaled(Roundings):
 
     @override
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
-        operands = inputs
+        operands = [as_operand(value, arithmetic) for value in inputs]
         if self.factor:
-            operands = [arithmetic.outward(as_interval(value), self.factor) for value in inputs]
+            operands = [arithmetic.outward(operand, self.factor) for operand in operands]
         output = as_interval(rule.forward(site, operands))
         if not self.result:
             return output
@@ -310,6 +310,7 @@ class Scaled(Roundings):
         output: Value,
         arithmetic: Arithmetic,
     ) -> Sequence[Interval | None]:
+        inputs = [as_operand(value, arithmetic) for value in inputs]
         roundings = self.factor + 2 * self.result + self.copies
         if not roundings:
             return rule.backward(site, grad, inputs, output)
@@ -317,6 +318,13 @@ class Scaled(Roundings):
         if not self.underflows:
             return gradients
         return [None if each is None else arithmetic.clear_of_underflow(each, roundings) for each in gradients]
+
+    @override
+    def summands(self, site: Site, grad: Interval) -> int:
+        """Return how many elements of one sample meet an element of an input that is shared by all samples."""
+        elements = math.prod(site.call.shape[1:])
+        shared = (shape for shape, samples in zip(site.shapes, site.samples, strict=True) if not samples)
+        return max((elements // max(1, math.prod(shape)) for shape in shared), default=1)
 
 
 def _step(value: Interval) -> Interval:

@@ -25,7 +25,7 @@ from agt_lightning.labels import ClassLabels
 from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
 from agt_lightning.rules.elementwise import Function, evaluate
-from agt_lightning.rules.roundings import Roundings
+from agt_lightning.rules.roundings import Roundings, as_operand
 from agt_lightning.rules.softmax import probability_error, rounded_softmax
 from agt_lightning.rules.values import Value, as_interval
 
@@ -56,7 +56,7 @@ class ResidualRoundings(Roundings):
 
     def _residual(self, inputs: Sequence[Value], arithmetic: Arithmetic) -> list[Value]:
         """Return the residual as a prediction, for a target of zero."""
-        residual = arithmetic.outward(as_interval(inputs[0]) - as_interval(inputs[1]))
+        residual = arithmetic.outward(as_operand(inputs[0], arithmetic) - as_operand(inputs[1], arithmetic))
         still = (residual.lower == 0) & (residual.upper == 0)
         residual = residual.widened(unless(still, arithmetic.least, residual.lower))
         return [residual, Interval.point(torch.zeros_like(residual.lower))]

@@ -80,9 +80,10 @@ class NormalizationRoundings(Roundings):
     ) -> FactoredGradient:
         """Return the factors, from the normalized values as a run computes them."""
         assert isinstance(rule, Normalization)
-        shared = math.prod(site.shapes[0][1:]) + _ROUNDINGS
+        shared = math.prod(site.shapes[0][1:]) // math.prod(site.shapes[position])
+        roundings = (shared * site.call.shape[0] if shared > 1 else 1) + _ROUNDINGS
         values = rule.rounded_values(site, inputs, arithmetic)
-        return rule.summed(site, position, arithmetic.outward(grad, shared), values)
+        return rule.summed(site, position, arithmetic.outward(grad, roundings), values)
 
 
 class Normalization(Rule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +11,7 @@ import torch
 from typing_extensions import override
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site
@@ -47,12 +49,38 @@ class Rounded(Rule):
     @override
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         rule = self.rule.at(site)
-        return rule.roundings(site).forward(rule, site, inputs, self.arithmetic(site))
+        result = rule.roundings(site).forward(rule, site, inputs, self.arithmetic(site))
+        if isinstance(result, Interval):
+            self._require_in_range(site, result)
+        return result
 
     @override
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         rule = self.rule.at(site)
-        return rule.roundings(site).backward(rule, site, grad, inputs, output, self.arithmetic(site))
+        gradients = rule.roundings(site).backward(rule, site, grad, inputs, output, self.arithmetic(site))
+        for gradient in gradients:
+            if gradient is not None:
+                self._require_in_range(site, gradient)
+        return gradients
+
+    def _require_in_range(self, site: Site, value: Interval) -> None:
+        """Raise if a run could compute a number beyond its type, which becomes infinite; NaN follows.
+
+        Infinite bounds are found elsewhere, so nothing is done where the bounds have no larger range than the run.
+        """
+        run = self.arithmetic(site).run
+        if run is None or torch.finfo(run).max >= torch.finfo(value.dtype).max or not value.lower.numel():
+            return
+        largest = max(float(value.upper.amax()), -float(value.lower.amin()))
+        if math.isfinite(largest) and largest > torch.finfo(run).max:
+            kind = str(run).removeprefix("torch.")
+            raise UncertifiableError(
+                [
+                    f"Expected numbers in the range of {kind}, but a run can reach {largest:.3g}, which is infinite "
+                    "there. Use a stable function (`softplus` for `log(1 + exp(x))`), a weaker adversary or fewer "
+                    'steps, train in float64, or use `floats="real"`.'
+                ]
+            )
 
     @override
     def share(self, site: Site, gradient: Interval, uses: int) -> Interval:
@@ -65,9 +93,9 @@ class Rounded(Rule):
     ) -> FactoredGradient:
         """Return the factors of the gradient as a run computes them, up to its sum over samples."""
         rule = self.rule.at(site)
-        if type(rule).parameter_gradient is Rule.parameter_gradient:
-            return super().parameter_gradient(site, position, grad, inputs)  # by the backward bounds of this class
         roundings, arithmetic = rule.roundings(site), self.arithmetic(site)
+        if type(rule).parameter_gradient is Rule.parameter_gradient:  # by the backward bounds of this class
+            return super().parameter_gradient(site, position, roundings.spread(site, grad, arithmetic), inputs)
         return roundings.parameter_gradient(rule, site, position, grad, inputs, arithmetic)
 
     def arithmetic(self, site: Site) -> Arithmetic:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from typing_extensions import override
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
@@ -61,11 +62,22 @@ class Roundings(ABC):
         inputs: Sequence[Value],
         arithmetic: Arithmetic,
     ) -> FactoredGradient:
-        """Return the rule's factors, widened by the sums over positions; the aggregation covers those over samples."""
+        """Return the rule's factors, widened by one sum over positions and samples; see `spread`."""
+        return rule.parameter_gradient(site, position, self.spread(site, grad, arithmetic), inputs)
+
+    def spread(self, site: Site, grad: Interval, arithmetic: Arithmetic) -> Interval:
+        """Return the gradient, widened by a sum over positions and samples together.
+
+        A run may take one sum over all of them, in which a product passes through positions times samples roundings.
+        The aggregation covers sums over samples alone.
+
+        Args:
+            site: the call.
+            grad: bounds on the gradient with respect to the result.
+            arithmetic: of the run and of the bounds.
+        """
         positions = self.summands(site, grad)
-        if positions > 1:
-            grad = arithmetic.outward(grad, positions)
-        return rule.parameter_gradient(site, position, grad, inputs)
+        return arithmetic.outward(grad, positions * site.call.shape[0]) if positions > 1 else grad
 
 
 @dataclass(frozen=True)
@@ -243,6 +255,25 @@ class BilinearContraction(Contraction):
         roundings = self.gradient_terms + 2
         gradients = rule.backward(site, arithmetic.outward(grad, roundings), inputs, output)
         return [None if each is None else arithmetic.clear_of_underflow(each, roundings) for each in gradients]
+
+
+def as_operand(value: Value, arithmetic: Arithmetic) -> Interval:
+    """Return an input as a kernel reads it: integers, and single numbers, are rounded to the type of the result first.
+
+    Example:
+        >>> import torch
+        >>> large = torch.tensor([2**24 + 1])
+        >>> as_operand(large, Arithmetic(torch.float32, torch.float64)).lower - 2.0**24
+        tensor([0.], dtype=torch.float64)
+    """
+    bounds, run = as_interval(value), arithmetic.run
+    if run is None or (isinstance(value, Interval) and bounds.lower.ndim):
+        return bounds
+    rounded = bounds.mapped(lambda bound: bound.to(run).to(bound.dtype), nonnegative=bounds.nonnegative)
+    if not isinstance(value, Interval):
+        return rounded
+    same = torch.equal(rounded.lower, bounds.lower) and torch.equal(rounded.upper, bounds.upper)
+    return bounds if same else bounds.hull(rounded)
 
 
 def smaller_factor(first: Interval, second: Interval) -> int:

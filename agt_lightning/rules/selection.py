@@ -18,7 +18,14 @@ from agt_lightning.rules.roundings import EXACT, LinearMap, Roundings
 from agt_lightning.rules.shape import map_value
 from agt_lightning.rules.values import Value, as_interval
 
-_MAY_REPEAT = (torch.ops.aten.index, torch.ops.aten.index_select)
+_MAY_REPEAT = (
+    torch.ops.aten.index,
+    torch.ops.aten.index_select,
+    torch.ops.aten.pad,
+    torch.ops.aten.upsample_nearest1d,
+    torch.ops.aten.upsample_nearest2d,
+    torch.ops.aten.upsample_nearest3d,
+)
 """Calls that can read an element several times, although their result is no larger than their input."""
 
 

@@ -1,0 +1,164 @@
+"""Numbers that were made to leave the bounds: sums that lose all small terms, tiny factors, underflow."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from agt_lightning import AbstractGradientEngine, BoundedAdversary
+from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent
+from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.errors import UncertifiableError
+from agt_lightning.gradients import Elementwise, OuterProduct
+from agt_lightning.interval import Interval
+
+STILL = BoundedAdversary(n=0)
+
+
+def trained(module, loss, batches, optimizer):
+    """Train with certification; the engine itself compares the run with its bounds."""
+    engine = AbstractGradientEngine(module, loss, STILL)
+    for batch in batches:
+        engine.step([batch], optimizer)
+    return engine.box
+
+
+class Scaled(nn.Module):
+    """A product with one parameter, which meets every position."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def linear():
+    module = nn.Linear(1, 1)
+    nn.init.zeros_(module.weight)
+    return module
+
+
+@pytest.mark.parametrize("make", [linear, Scaled], ids=["linear", "elementwise"])
+def test_one_sum_over_samples_and_positions(make):
+    """Summed one after another, 8191 terms of almost half a unit in the last place of the first one are lost."""
+    samples, positions = 16, 512
+    x = torch.full((samples, positions, 1), 0.99 * 2.0**-24)
+    x[0, 0] = 1.0
+    module = make()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    box = trained(module, lambda m, batch: m(batch[0]).sum(dim=(1, 2)).mean(), [(x,)], optimizer)
+    total = torch.zeros(())
+    for entry in x.flatten():
+        total = total + entry / samples
+    assert box["weight"].contains(-total.double())
+    assert box["weight"].width.max() < 1e-3
+
+
+def gradients(values):
+    """The same values as an element-wise gradient and as a product with ones."""
+    outputs = values.mapped(lambda bound: bound.reshape(-1, 1, 1))
+    ones = Interval.point(torch.ones_like(outputs.lower))
+    return Elementwise(values), OuterProduct(outputs, ones)
+
+
+@pytest.mark.parametrize("descent", [bounded_descent, moment_descent])
+@pytest.mark.parametrize("kind", [0, 1], ids=["elementwise", "outer product"])
+def test_a_gain_that_takes_back_a_large_term(descent, kind):
+    """The total loses small terms beside -100, which a poisoned sample can take back."""
+    samples, small = 2**12, 0.49 * 2.0**-46
+    clean = torch.full((samples, 1), small, dtype=torch.float64)
+    clean[0] = -100.0
+    poisoned = clean.clone()
+    poisoned[0] = 0.0
+    own = Arithmetic(None, torch.float64)
+    both = [
+        gradients(values)[kind].rounded(own, samples + 18)
+        for values in (Interval.point(clean), Interval.trusted(clean, poisoned))
+    ]
+    bounds = descent(*both, SampleSet(torch.ones(samples, dtype=torch.float64)), 1, 2**24)
+    assert Fraction(bounds.upper.item()) >= Fraction(small) * (samples - 1)
+
+
+@pytest.mark.parametrize("implementation", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("beta", [0.25, 0.01, 0.001])
+def test_adam_with_little_memory(beta, dtype, implementation):
+    """Torch keeps ``1 - fl(1 - β1)`` of the old moment, which is no rounding of β1."""
+    module = nn.Linear(1, 1, bias=False).to(dtype)
+    batches = [(torch.ones(2, 1, dtype=dtype), torch.full((2, 1), slope, dtype=dtype)) for slope in (1.0, 1e-7, 1e-7)]
+    optimizer = torch.optim.Adam(module.parameters(), lr=1.0, betas=(beta, 0.999), **implementation)
+    box = trained(module, lambda m, b: (m(b[0]) * b[1]).sum(dim=1).mean(), batches, optimizer)
+    assert box["weight"].contains(module.weight.double())
+
+
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1, weight_decay=1e-4),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("value", [1.234e-37, 1.23e-39])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_decay_that_underflows_at_a_parameter_without_gradient(optimizer, value):
+    module = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    nn.init.constant_(module[0].weight, value)
+    made = OPTIMIZERS[optimizer](module.parameters())
+    box = trained(module, lambda m, b: m(b[0]).sum(dim=1).mean(), 3 * [(-torch.ones(2, 1),)], made)
+    assert box["0.weight"].contains(module[0].weight.double())
+
+
+class Shifted(nn.Module):
+    """A product with what is left of a difference."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.register_buffer("shift", shift)
+
+    def forward(self, x):
+        return (x - self.shift) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("x", "shift"),
+    [(0.1, torch.tensor(0.1, dtype=torch.float64)), (2.0**24, torch.tensor([2**24 + 1]))],
+    ids=["a single number of a wider type", "a large integer"],
+)
+def test_a_difference_from_a_number_of_another_type(x, shift):
+    """Torch rounds such a number to the type of the result first, and nothing is left of the difference."""
+    module = Shifted(shift)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    batch = (torch.full((2, 1), x),)
+    box = trained(module, lambda m, b: m(b[0]).sum(dim=1).mean(), [batch], optimizer)
+    assert module.weight == 1
+    assert box["weight"].contains(torch.ones(1))
+
+
+def test_terms_of_a_loss_that_cancel():
+    """The slope of 0.1 is a difference of two that are 10 000 times as large, each of which is rounded."""
+    module = linear()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+
+    def loss(m, batch):
+        losses = m(batch[0]).sum(dim=1)
+        return 1000 * losses.mean() - 999.9 * losses.mean()
+
+    box = trained(module, loss, [(torch.ones(4, 1),)], optimizer)
+    assert box["weight"].contains(module.weight.double())
+
+
+def test_runs_whose_numbers_can_overflow_are_refused():
+    """exp(100) is a number in the double precision of the bounds, infinite in a run: its gradient is NaN."""
+    module = linear()
+    nn.init.constant_(module.weight, 50.0)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    engine = AbstractGradientEngine(
+        module, lambda m, batch: torch.log(1 + torch.exp(m(batch[0]))).mean(), BoundedAdversary(n=1, epsilon=1.0)
+    )
+    with pytest.raises(UncertifiableError, match="range of float32"):
+        engine.step([(torch.tensor([[1.0], [-1.0], [1.1]]),)], optimizer)

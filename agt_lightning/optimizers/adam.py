@@ -106,7 +106,7 @@ class AbstractAdam(AbstractOptimizer):
             limited = _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift)
             limited = arithmetic.outward(limited, ROUNDINGS).widened(moments["ratio"].magnitude * lost)
             normalized = normalized.intersect(limited)
-        start = scaled_box(box, 1.0 - rate * decay, arithmetic) if decoupled and rate * decay else box
+        start = _shrunk(box, rate * decay, arithmetic) if decoupled and rate * decay else box
         # The corrections are differences from one, in double precision: their errors are relative to one.
         corrections = 8 * unit_roundoff(torch.float64) * (1 / (1.0 - beta1**count) + 1 / (1.0 - beta2**count))
         change = change_of(
@@ -158,6 +158,11 @@ def _kept(m: Interval, beta1: float, arithmetic: Arithmetic) -> Interval:
     """Bound ``β1 m``; for β1 below one half torch takes the factor as ``1 - fl(1 - β1)``, which is right up to u."""
     kept = m.scaled(beta1)
     return kept if beta1 >= 0.5 else kept.widened(m.magnitude * arithmetic.relative(2))
+
+
+def _shrunk(box: Interval, share: float, arithmetic: Arithmetic) -> Interval:
+    """Bound ``(1 - α λ) θ``, where the difference is right up to u (1 + α λ), or ``θ - α λ θ``."""
+    return scaled_box(box, 1.0 - share, arithmetic).widened(box.magnitude * (abs(share) * arithmetic.relative(4)))
 
 
 def _divided(value: Tensor, root: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ class NormalizationRoundings(Roundings):
         """Return the factors, from the normalized values as a run computes them."""
         assert isinstance(rule, Normalization)
         shared = math.prod(site.shapes[0][1:]) // math.prod(site.shapes[position])
-        roundings = (shared * site.call.shape[0] if shared > 1 else 1) + _ROUNDINGS
+        samples = max(site.call.shape[0], grad.shape[0])
+        roundings = (shared * samples if shared > 1 else 1) + _ROUNDINGS
         values = rule.rounded_values(site, inputs, arithmetic)
         return rule.summed(site, position, arithmetic.outward(grad, roundings), values)
 

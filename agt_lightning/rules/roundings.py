@@ -76,8 +76,8 @@ class Roundings(ABC):
             grad: bounds on the gradient with respect to the result.
             arithmetic: of the run and of the bounds.
         """
-        positions = self.summands(site, grad)
-        return arithmetic.outward(grad, positions * site.call.shape[0]) if positions > 1 else grad
+        positions, samples = self.summands(site, grad), max(site.call.shape[0], grad.shape[0])
+        return arithmetic.outward(grad, positions * samples) if positions > 1 else grad
 
 
 @dataclass(frozen=True)

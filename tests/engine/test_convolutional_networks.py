@@ -13,8 +13,9 @@ from agt_lightning.errors import UncertifiableError
 from tests.engine.attacks import Attacks, assert_contained
 from tests.lightning.conftest import NOISE
 
-ZERO = 1e-11
-"""Width that rounding leaves without poison, where parameters are of size one."""
+ZERO = 1e-8
+"""More than the width that rounding leaves without poison, where parameters are of size one; attention and layer
+normalization leave 5e-10, all other layers less than 1e-12."""
 
 CLASSES, BATCH, STEPS, RUNS = 3, 6, 3, 24
 RATE = 0.02
@@ -176,7 +177,7 @@ def test_no_width_without_poison(name):
         engine.step([batch], optimizer)
     for parameter, box in engine.box.items():
         assert float(box.width.max()) <= ZERO, parameter
-        assert box.contains(module.get_parameter(parameter).detach(), ZERO)
+        assert box.contains(module.get_parameter(parameter).detach())
 
 
 def attacks_on(module: nn.Module, adversary: BoundedAdversary, generator: torch.Generator) -> Attacks:

@@ -20,12 +20,19 @@ def test_learning_rate_of_the_moment_is_used():
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
     box = Interval.point(torch.ones(1, dtype=torch.float64))
-    assert AbstractSGD().update(optimizer.param_groups[0], box, box).lower.item() == 0.75
+    assert AbstractSGD().update(optimizer.param_groups[0], box, box).lower.item() == pytest.approx(0.75, abs=1e-12)
 
 
-def test_zero_width_stays_zero_width():
+def test_zero_width_grows_by_rounding_alone():
     point = Interval.point(torch.ones(3, dtype=torch.float64))
-    assert AbstractSGD().update(GROUP, point, point).is_point
+    assert 0 < float(AbstractSGD().update(GROUP, point, point).width.max()) < 1e-12
+
+
+def test_parameters_without_gradient_stay_where_they_are():
+    point, zero = Interval.point(torch.ones(3, dtype=torch.float64)), Interval.point(torch.zeros(3).double())
+    new = AbstractSGD().update({**GROUP, "weight_decay": 0.0}, point, zero)
+    assert torch.equal(new.lower, point.lower)
+    assert torch.equal(new.upper, point.upper)
 
 
 def test_plain_sgd_remembers_nothing():

@@ -140,9 +140,9 @@ class CrossEntropyWithoutLabel(CrossEntropy):
 
 
 class CrossEntropyWithoutSmoothing(CrossEntropy):
-    def _target(self, site, logits, target):
+    def target(self, site, logits, target):
         arguments = {**site.call.arguments, "label_smoothing": 0.0}
-        return super()._target(replace(site, call=replace(site.call, arguments=arguments)), logits, target)
+        return super().target(replace(site, call=replace(site.call, arguments=arguments)), logits, target)
 
 
 class BinaryCrossEntropyAtLowerLabel(BinaryCrossEntropy):
@@ -151,8 +151,8 @@ class BinaryCrossEntropyAtLowerLabel(BinaryCrossEntropy):
 
 
 class BinaryCrossEntropyWithoutWeight(BinaryCrossEntropy):
-    def _positive_weight(self, site, inputs):
-        return torch.ones((), dtype=torch.float64)
+    def positive_weight(self, site, inputs):
+        return Interval.point(torch.ones((), dtype=torch.float64))
 
 
 class ResidualGradientOfTargetUnsigned(ResidualLoss):

@@ -93,7 +93,7 @@ class MatmulByLowerWeight(Matmul):
 
 
 class AttentionWithoutScale(Attention):
-    def _scale(self, site):
+    def scale(self, site):
         return 1.0
 
 

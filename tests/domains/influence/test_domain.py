@@ -227,12 +227,17 @@ def test_it_is_tighter_than_box_and_ball_and_decides():
     assert model.deciding_domains(x) == {"box": 0.0, "ball": 0.0, "influence": 1.0}
 
 
-def test_a_trigger_on_the_inputs_leaves_it_out():
+def test_inputs_with_a_trigger_have_bounds_that_hold_for_every_one():
     engine = trained(one_hot_loss, batches(*data()), FLIPS, domains="auto")
     without = CertifiedModel(engine.module, engine.bounds, sets={"ball": engine.parameter_sets["ball"]})
-    x = queries()
-    assert torch.equal(model_of(engine).bound_forward(x, 0.1).lower, without.bound_forward(x, 0.1).lower)
-    assert "influence" not in model_of(engine).deciding_domains(x, 0.1)
+    x, model = queries(), model_of(engine)
+    triggered = model.bound_forward(x, 0.1)
+    assert bool((triggered.width <= without.bound_forward(x, 0.1).width).all())
+    for sign in (-1.0, 0.0, 1.0):
+        moved = model.bound_forward(x + 0.1 * sign)
+        assert bool((triggered.lower <= moved.upper).all())
+        assert bool((triggered.upper >= moved.lower).all())
+        assert triggered.contains(engine.module(x + 0.0999 * sign).detach())
 
 
 def test_an_adversary_without_labels_leaves_points():

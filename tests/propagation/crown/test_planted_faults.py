@@ -29,15 +29,20 @@ class Forms:
 
 def resolved_without_constant(coefficient, box):
     terms = relaxation_resolve(coefficient, box)
-    return Terms(terms.coefficients, torch.zeros_like(terms.constant))
+    return replace(terms, constant=torch.zeros_like(terms.constant))
+
+
+def without_constant(coefficient):
+    nothing = coefficient.new_zeros(coefficient.shape[:2])
+    return Terms([coefficient], nothing, nothing)
 
 
 def resolved_at_upper_coefficient(coefficient, box):
-    return Terms([coefficient.upper], coefficient.lower.new_zeros(coefficient.shape[:2]))
+    return without_constant(coefficient.upper)
 
 
 def resolved_as_midpoint(coefficient, box):
-    return Terms([coefficient.center], coefficient.lower.new_zeros(coefficient.shape[:2]))
+    return without_constant(coefficient.center)
 
 
 def largest_at_center(coefficient, value):
@@ -57,7 +62,7 @@ class Swapped(relaxation.Elementwise):
 
     def substitute(self, site, rule, coefficient, inputs, slopes):
         terms = super().substitute(site, rule, -coefficient, inputs, slopes)
-        return Terms([-terms.coefficients[0]], -terms.constant)
+        return Terms([-terms.coefficients[0]], -terms.constant, terms.size)
 
 
 def shifted(change):
@@ -81,7 +86,7 @@ class Detached(relaxation.Affine):
 
     def substitute(self, site, rule, coefficient, inputs, slopes):
         terms = super().substitute(site, rule, coefficient, inputs, slopes)
-        return Terms(terms.coefficients, torch.zeros_like(terms.constant))
+        return replace(terms, constant=torch.zeros_like(terms.constant))
 
 
 RELAXATIONS = (backward, "RELAXATIONS")

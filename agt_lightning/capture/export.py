@@ -201,6 +201,7 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
         constants={name: origin.detach().clone() for name, origin in origins.items()},
         leaves=leaves,
         shapes=reader.shapes,
+        types=reader.types,
         output=results[kinds.index("USER_OUTPUT")],
         changed=frozenset(leaves[str(target)] for target in changed),
         origins=origins,

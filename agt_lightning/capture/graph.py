@@ -84,6 +84,7 @@ class Graph:
         masks: value name to dropout mask, in the order of drawing.
         changed: positions of batch tensors that the code changes in place; the graph computes from their values before.
         origins: value name to the tensor itself of which a constant is the value; code outside may change it.
+        types: value name to type, for inputs and for values as they were recorded.
     """
 
     calls: tuple[Call, ...]
@@ -96,6 +97,7 @@ class Graph:
     masks: Mapping[str, Mask] = field(default_factory=dict)
     changed: frozenset[int] = frozenset()
     origins: Mapping[str, Tensor] = field(default_factory=dict)
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def producer(self, name: str) -> Call | None:
         """Return the call whose result is ``name``; None if it is an input."""

@@ -36,6 +36,7 @@ class GraphReader:
         module: the graph and its regions.
         calls: list to which calls are appended; None for a new one.
         shapes: mapping to which shapes of values are added; None for a new one.
+        types: mapping to which their types are added; None for a new one.
         prefix: prefix of the names of this graph's values.
     """
 
@@ -44,11 +45,13 @@ class GraphReader:
         module: fx.GraphModule,
         calls: list[Call] | None = None,
         shapes: dict[str, tuple[int, ...]] | None = None,
+        types: dict[str, torch.dtype] | None = None,
         prefix: str = "",
     ) -> None:
         self.module = module
         self.calls: list[Call] = [] if calls is None else calls
         self.shapes: dict[str, tuple[int, ...]] = {} if shapes is None else shapes
+        self.types: dict[str, torch.dtype] = {} if types is None else types
         self.prefix = prefix
         self.names: dict[fx.Node, str] = {}
         self.regions: dict[fx.Node, list[str]] = {}
@@ -98,7 +101,7 @@ class GraphReader:
         enabled, region, *operands = node.args
         assert isinstance(region, fx.Node)
         inner = getattr(self.module, str(region.target))
-        reader = GraphReader(inner, self.calls, self.shapes, f"{self.prefix}{node.name}.")
+        reader = GraphReader(inner, self.calls, self.shapes, self.types, f"{self.prefix}{node.name}.")
         results = reader.read([self._name(operand) for operand in operands if isinstance(operand, fx.Node)])
         self.regions[node] = results if enabled else [self._detached(result) for result in results]
 
@@ -152,6 +155,7 @@ class GraphReader:
         value = node.meta.get("val")
         if _has_fixed_shape(value):
             self.shapes[self._name(node)] = tuple(int(size) for size in value.shape)
+            self.types[self._name(node)] = value.dtype
 
     def _append(self, node: fx.Node, op: OpOverload, arguments: Mapping[str, object]) -> None:
         self._note_shape(node)

@@ -135,6 +135,7 @@ def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozense
         shapes=tuple(graph.shapes[name] for name in names),
         samples=tuple(name in samples for name in names),
         trainable=tuple(name in trainable for name in names),
+        kinds=tuple(graph.types[name] for name in names if name in graph.types and name in trainable),
     )
 
 

@@ -28,12 +28,14 @@ class Site:
         shapes: shapes of the tensor inputs in the captured batch.
         samples: for each tensor input, whether its axis 0 counts samples.
         trainable: for each tensor input, whether it depends on a trainable parameter.
+        kinds: types of the tensor inputs that depend on a trainable parameter, as far as they are known.
     """
 
     call: Call
     shapes: tuple[tuple[int, ...], ...]
     samples: tuple[bool, ...]
     trainable: tuple[bool, ...]
+    kinds: tuple[torch.dtype, ...] = ()
 
     def __getitem__(self, name: str) -> object:
         """Return an argument of the call by its name in the ATen schema."""

@@ -99,7 +99,12 @@ class Rounded(Rule):
         return roundings.parameter_gradient(rule, site, position, grad, inputs, arithmetic)
 
     def arithmetic(self, site: Site) -> Arithmetic:
-        """Return the roundings of a call, which computes in the type of its result."""
-        kind = site.call.dtype
-        run = kind if self.floats == "run" and kind.is_floating_point else None
-        return Arithmetic(run, self.own)
+        """Return the roundings of a call, which computes in the type of its result.
+
+        If an input is of a coarser type, so is its gradient: that type counts for the whole call.
+        """
+        result = site.call.dtype
+        if self.floats != "run" or not result.is_floating_point:
+            return Arithmetic(None, self.own)
+        kinds = (result, *(kind for kind in site.kinds if kind.is_floating_point))
+        return Arithmetic(max(kinds, key=lambda kind: torch.finfo(kind).eps), self.own)

@@ -176,3 +176,11 @@ def test_a_cast_rounds():
     contained(setting, [tenth], DOUBLE)
     with pytest.raises(AssertionError, match="leaves its bounds"):
         contained(setting, [tenth], DOUBLE, floats="real")
+
+
+def test_gradients_of_single_precision_are_rounded_though_the_result_is_of_double():
+    setting = Setting("mixed", aten.mul.Tensor, lambda m, x: x * torch.full((2,), 1 / 3, dtype=DOUBLE), (Box((2,)),))
+    program = build(setting, SINGLE, rounded())
+    (name,) = (call.name for call in program.graph.calls if call.op is aten.mul.Tensor)
+    assert program.sites[name].call.dtype == DOUBLE
+    assert program.rules[name].arithmetic(program.sites[name]).run == SINGLE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from weakref import WeakSet
 
@@ -165,6 +165,7 @@ class CertifiedSteps:
         for remark in [
             reading,
             _level(self.engine),
+            *_unstated(batch.recorded.program.unstated),
             *self.engine.domains.remarks(),
             *remarks(self.trainer, self.module),
         ]:
@@ -191,3 +192,13 @@ def _level(engine: AbstractGradientEngine) -> str:
         return 'bounds runs in real arithmetic (`floats="real"`); runs on hardware can leave them by rounding.'
     types = {str(p.dtype).removeprefix("torch.") for p in engine.module.parameters() if p.requires_grad}
     return f"bounds runs as hardware executes them in {', '.join(sorted(types))}, in any order of summation."
+
+
+def _unstated(operations: Sequence[str]) -> list[str]:
+    """Return a remark on rules that do not say how their operations round."""
+    if not operations:
+        return []
+    return [
+        f"widens the bounds of {', '.join(f'`{name}`' for name in operations)} by the rounding of a sum over a whole "
+        "sample, since the rule states none. Give the rule `roundings` for narrower bounds (docs/rules.md)."
+    ]

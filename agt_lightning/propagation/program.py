@@ -15,6 +15,7 @@ from agt_lightning.rules.base import name_of
 from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
 from agt_lightning.rules.rounded import Floats, Rounded
+from agt_lightning.rules.roundings import UNSTATED
 
 _WAYS_OUT = {
     "aten._native_batch_norm_legit_functional": BATCH_STATISTICS,
@@ -97,6 +98,16 @@ class Program:
     @cached_property
     def _uses(self) -> Counter[str]:
         return Counter(name for call in self.graph.calls if call.name in self.rules for name in call.inputs)
+
+    @property
+    def unstated(self) -> tuple[str, ...]:
+        """Names of the operations whose rules state no roundings, so that their bounds are widened to be safe."""
+        silent = {
+            name_of(self.sites[call].call)
+            for call, rule in self.exact.rules.items()
+            if rule.at(self.sites[call]).roundings(self.sites[call]) is UNSTATED
+        }
+        return tuple(sorted(silent))
 
     @property
     def exact(self) -> Program:

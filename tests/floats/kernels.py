@@ -20,13 +20,16 @@ from torch.nn import functional as F
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
+from agt_lightning.labels import ClassLabels
 from agt_lightning.rounding import accumulated_roundoff, unit_roundoff
-from agt_lightning.rules import RULES, Rule, Site
+from agt_lightning.rules import RULES, Rule, Site, Value
 from agt_lightning.rules.elementary import ElementaryFunction, KernelError
-from tests.rules.float_laws import build, rounded
-from tests.rules.laws import Box, Setting
+from tests.rules.float_laws import build, execute, in_double, rounded, widened_bounds
+from tests.rules.laws import Box, Setting, draw_domain
+from tests.rules.settings import SETTINGS
 
 aten = torch.ops.aten
+SINGLE = torch.float32
 mpmath.mp.dps = 50
 
 Real = Callable[[mpf], mpf]
@@ -271,5 +274,38 @@ def sums(lengths: tuple[int, ...] = (64, 1024, 16384, 262144)) -> Iterator[str]:
                 )
 
 
+def _point(value: Value) -> Tensor:
+    if isinstance(value, ClassLabels):
+        return value.index
+    return value.lower if isinstance(value, Interval) else value
+
+
+def rules(draws: int = 20) -> Iterator[str]:
+    """Yield the rows of the table of rules: errors of runs on points, over half the width of their bounds."""
+    largest: dict[str, float] = {}
+    for setting in SETTINGS:
+        program, plain = build(setting, SINGLE, rounded()), build(setting, SINGLE, rounded(floats="real"))
+        for seed in range(draws):
+            domain = draw_domain(setting, SINGLE, seed, scale=0.0)
+            run = execute(setting, domain, SINGLE, _point)
+            wide, exact = (widened_bounds(each, in_double(domain)) for each in (program, plain))
+            pairs = [(run.output, wide.output, exact.output)]
+            pairs += [
+                (run.gradients[n], wide.gradients[n], exact.gradients[n]) for n in wide.gradients if n in run.gradients
+            ]
+            for value, bounds, centers in pairs:
+                error = (value - centers.center).abs()
+                share = torch.where(error == 0, 0.0, error / bounds.radius)
+                kind = type(RULES[setting.op]).__name__
+                largest[kind] = max(
+                    largest.get(kind, 0.0),
+                    float(torch.cat([share[centers.radius < 1e-3 * bounds.radius], torch.zeros(1)]).max()),
+                )
+    yield "| rule | observed / allowed |"
+    yield "|---|---|"
+    for kind, share in sorted(largest.items(), key=lambda item: -item[1]):
+        yield f"| `{kind}` | {share:.2f} |"
+
+
 if __name__ == "__main__":
-    sys.stdout.write("\n".join([*functions(100_000), "", *sums(), ""]))
+    sys.stdout.write("\n".join([*functions(100_000), "", *sums(), "", *rules(), ""]))

@@ -1,12 +1,16 @@
 """Which runs the bounds contain: stated in log and certificate, and kept when a training is resumed."""
 
 import json
+import math
 
 import pytest
 import torch
+from torch import nn
 
-from agt_lightning import BoundedAdversary, BoundsMismatchError, CertifiedTraining
+from agt_lightning import BoundedAdversary, BoundsMismatchError, CertifiedTraining, rules
 from agt_lightning.lightning import callback
+from agt_lightning.rules import Monotone
+from agt_lightning.rules.roundings import Relative
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.01)
 
@@ -57,3 +61,23 @@ def test_bounds_in_single_precision_cover_their_own_rounding(fit, loader, regres
         assert bool((single[name].lower.double() <= interval.lower).all())
         assert bool((single[name].upper.double() >= interval.upper).all())
         assert float(single[name].width.max()) < 1.1 * float(interval.width.max())
+
+
+class Doubling(nn.Module):
+    """``2^x``, for which there is no rule."""
+
+    def forward(self, x):
+        return torch.exp2(x)
+
+
+@pytest.mark.parametrize("rounding", [None, Relative(12, 14)], ids=["none", "stated"])
+def test_a_rule_that_states_no_roundings_is_named(rounding, monkeypatch, fit, loader, regressor):
+    remarks = []
+    monkeypatch.setattr(callback, "rank_zero_info", remarks.append)
+    given = {} if rounding is None else {"rounding": rounding}
+    rule = Monotone(torch.exp2, lambda x: torch.exp2(x) * math.log(2), nonnegative=True, **given)
+    monkeypatch.setitem(rules._rules, torch.ops.aten.exp2.default, rule)
+    module = regressor()
+    module.net = nn.Sequential(module.net, Doubling())
+    fit(module, loader(), CertifiedTraining(ADVERSARY))
+    assert sum("`aten.exp2`" in remark for remark in remarks) == (rounding is None)

@@ -122,7 +122,7 @@ def test_a_callback_can_be_used_again(fit, loader, regressor):
 
 @pytest.fixture
 def interrupted(fit, loader, regressor, tmp_path):
-    """The checkpoint of two epochs of four."""
+    """The checkpoint of two epochs of three."""
     saver = ModelCheckpoint(dirpath=tmp_path, filename="last", save_top_k=1)
     fit(make(regressor), loader(size=10), CertifiedTraining(ADVERSARY), saver, max_epochs=2, enable_checkpointing=True)
     return tmp_path / "last.ckpt"
@@ -131,11 +131,11 @@ def interrupted(fit, loader, regressor, tmp_path):
 def test_a_resumed_run_has_the_bounds_of_an_uninterrupted_one(interrupted, fit, loader, regressor):
     whole, rest = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY)
     plain, module = make(regressor), make(regressor)
-    fit(plain, loader(size=10), whole, max_epochs=4)
-    fit(module, loader(size=10), rest, max_epochs=4, ckpt_path=interrupted)
+    fit(plain, loader(size=10), whole, max_epochs=3)
+    fit(module, loader(size=10), rest, max_epochs=3, ckpt_path=interrupted)
     assert torch.equal(plain.net[0].weight, module.net[0].weight)
     assert_same_bounds(rest.bounds, whole.bounds)
-    assert rest.engine.steps == whole.engine.steps == 12
+    assert rest.engine.steps == whole.engine.steps == 9
 
 
 def test_checkpoints_hold_tensors_and_plain_values_only(interrupted):
@@ -167,7 +167,7 @@ def test_a_checkpoint_whose_parameters_left_the_box_is_refused(interrupted, fit,
 
 def test_a_fresh_start_after_a_resumed_one(interrupted, fit, loader, regressor):
     certified, fresh = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY)
-    fit(make(regressor), loader(size=10), certified, max_epochs=4, ckpt_path=interrupted)
+    fit(make(regressor), loader(size=10), certified, max_epochs=3, ckpt_path=interrupted)
     fit(make(regressor), loader(), certified)
     fit(make(regressor), loader(), fresh)
     assert_same_bounds(certified.bounds, fresh.bounds)

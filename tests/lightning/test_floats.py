@@ -80,4 +80,4 @@ def test_a_rule_that_states_no_roundings_is_named(rounding, monkeypatch, fit, lo
     module = regressor()
     module.net = nn.Sequential(module.net, Doubling())
     fit(module, loader(), CertifiedTraining(ADVERSARY))
-    assert sum("`aten.exp2`" in remark for remark in remarks) == (rounding is None)
+    assert sum("`aten.exp2` by the rounding of a sum" in remark for remark in remarks) == (rounding is None)

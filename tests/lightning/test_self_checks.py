@@ -194,9 +194,11 @@ def test_a_step_that_is_skipped_raises_or_is_skipped(fit, loader, variant):
 
 def test_divergence_is_named(fit, loader, variant):
     """Infinite bounds are no bug, and the message says what to do."""
-    module = variant()
+    real, strong = variant(), BoundedAdversary(n=4, epsilon=1.0)
     with pytest.raises(UnsoundBoundError, match="fewer steps, a smaller learning rate or a weaker adversary"):
-        fit(module, loader(size=4), CertifiedTraining(BoundedAdversary(n=4, epsilon=1.0)), max_epochs=30)
+        fit(real, loader(size=4), CertifiedTraining(strong, floats="real"), max_epochs=30)
+    with pytest.raises(UncertifiableError, match="is infinite there.*a weaker adversary or fewer steps"):
+        fit(variant(), loader(size=4), CertifiedTraining(strong), max_epochs=30)
 
 
 # --- no false alarms ------------------------------------------------------------------------------------------------

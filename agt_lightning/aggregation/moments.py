@@ -27,6 +27,7 @@ from torch import Tensor
 from agt_lightning.aggregation.descent import bounded_descent, moved_outward
 from agt_lightning.aggregation.moment_terms import FactoredGains, FactorRanges, Term
 from agt_lightning.aggregation.weighted_sums import SampleSet
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import unit_roundoff
@@ -220,7 +221,9 @@ def moment_descent(
     increase, decrease = functools.reduce(operator.add, sums).top_n(poisoned_rows).reshape(2, *clean.shape)
     # Both sums of gains are rounded up already; `moved_outward` covers their difference to the total.
     products = clean.samples * clean.positions
-    return moved_outward(total.to(dtype=torch.float64), increase, decrease, products).to(dtype=total.dtype)
+    outward = 1 + Arithmetic(None, total.dtype).relative(products)  # what a gain takes back was rounded in this type
+    wide = total.to(dtype=torch.float64)
+    return moved_outward(wide, increase * outward, decrease * outward, products).to(dtype=total.dtype)
 
 
 def factored_gains(

@@ -126,7 +126,10 @@ def convolve(image: Interval, weight: Interval, windows: Windows) -> Interval:
         tensor([[[4.]]])
     """
     if splits(image, weight) and has_exact_kernels(image.lower):
-        return split_product(lambda x, w: _native(windows.pad(x), w, windows, transposed=False), image, weight)
+        terms = weight.lower[0].numel()
+        return split_product(
+            lambda x, w: _native(windows.pad(x), w, windows, transposed=False), image, weight, terms=terms
+        )
     parts = [_convolve_patches(image[chunk], weight, windows) for chunk in chunks(image, windows)]
     return require_uncrossed(Interval.cat(parts, dim=0))
 
@@ -151,7 +154,10 @@ def convolve_adjoint(values: Interval, weight: Interval, windows: Windows) -> In
         tensor([[[ 0., -1., -1.]]])
     """
     if splits(values, weight) and has_exact_kernels(values.lower):
-        return split_product(lambda d, w: windows.crop(_native(d, w, windows, transposed=True)), values, weight)
+        terms = weight.lower[:, 0].numel()
+        return split_product(
+            lambda d, w: windows.crop(_native(d, w, windows, transposed=True)), values, weight, terms=terms
+        )
     entries = math.prod(windows.positions) * weight.lower[0].numel()
     size = entries * values.lower.element_size()
     parts = [_fold_products(values[chunk], weight, windows) for chunk in chunks_of(values.shape[0], size)]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic.order import uncrossed
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
 
 
 def multiply(a: Interval, b: Interval) -> Interval:
@@ -82,7 +83,7 @@ def product(a: Interval, b: Interval) -> Interval:
         tensor([[4.]])
     """
     if splits(a, b):
-        return split_product(torch.matmul, a, b)
+        return split_product(torch.matmul, a, b, terms=a.shape[-1])
     return uncrossed(_largest_products(a, -b).neg_(), _largest_products(a, b))  # the two sum in different orders
 
 
@@ -91,28 +92,34 @@ def splits(a: Interval, b: Interval) -> bool:
     return a.is_point or b.is_point or a.nonnegative or b.nonnegative
 
 
-def split_product(bilinear: Callable[[Tensor, Tensor], Tensor], a: Interval, b: Interval) -> Interval:
-    """Return bounds on a bilinear map with nonnegative coefficients, of factors that `splits` accepts; exact.
+def split_product(bilinear: Callable[[Tensor, Tensor], Tensor], a: Interval, b: Interval, *, terms: int) -> Interval:
+    """Return bounds on a bilinear map with nonnegative coefficients, of factors that `splits` accepts.
 
-    For a point a: center ``a·b_c`` and radius ``|a|·b_r``. For a ≥ 0: upper ``au·bu⁺ - al·bu⁻``, lower
-    ``al·bl⁺ - au·bl⁻``.
+    For a point a: center ``a·b_c`` and radius ``|a|·b_r``, widened by their rounding. For a ≥ 0: upper
+    ``au·bu⁺ - al·bu⁻``, lower ``al·bl⁺ - au·bl⁻``; exact.
+
+    The sum of center and radius is off relatively to ``|a| max(|bl|, |bu|)``, which can be more than both of its ends,
+    so that widening a factor relatively does not cover it (docs/floats.md, section 1); all other sums here are of
+    products of ends.
 
     Args:
         bilinear: the map, such as `torch.matmul`; it returns a new tensor.
         a: first factor.
         b: second factor, independent of the first.
+        terms: number of products in an element of the result.
 
     Example:
         >>> half = Interval(torch.zeros(1, 1), torch.ones(1, 1), nonnegative=True)
-        >>> split_product(torch.mm, half, Interval.point(torch.tensor([[-2.0]])))
+        >>> split_product(torch.mm, half, Interval.point(torch.tensor([[-2.0]])), terms=1)
         Interval(lower=tensor([[-2.]]), upper=tensor([[0.]]))
     """
     if a.is_point and b.is_point:
         return Interval.point(bilinear(a.lower, b.lower), nonnegative=a.nonnegative and b.nonnegative)
     if not (a.is_point or (a.nonnegative and not b.is_point)):
-        return split_product(lambda first, second: bilinear(second, first), b, a)
+        return split_product(lambda first, second: bilinear(second, first), b, a, terms=terms)
     if a.is_point and not a.nonnegative:
-        center, radius = bilinear(a.lower, b.center), bilinear(a.lower.abs(), b.radius)
+        radii = b.radius + b.magnitude * accumulated_roundoff(2 * terms + 16, b.dtype)
+        center, radius = bilinear(a.lower, b.center), bilinear(a.lower.abs(), radii)
         return Interval.trusted(center - radius, center + radius)
     if a.is_point or b.nonnegative:
         return Interval.trusted(bilinear(a.lower, b.lower), bilinear(a.upper, b.upper), nonnegative=b.nonnegative)

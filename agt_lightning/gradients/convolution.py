@@ -80,7 +80,8 @@ class PatchProduct(FactoredGradient):
             return None
         shares = weights.reshape(-1, *[1] * (len(self.outputs.shape) - 1)).to(self.outputs.dtype)
         weighted = multiply(self.outputs, Interval.point(shares, nonnegative=True))
-        return split_product(self._native_total, weighted, self.image.rearranged(self.windows.pad))
+        terms = len(weights) * self.positions
+        return split_product(self._native_total, weighted, self.image.rearranged(self.windows.pad), terms=terms)
 
     def _native_total(self, outputs: Tensor, canvas: Tensor) -> Tensor:
         """Return ``Σ_i Σ_t d ⊗ z`` of tensors."""

@@ -162,3 +162,16 @@ def test_runs_whose_numbers_can_overflow_are_refused():
     )
     with pytest.raises(UncertifiableError, match="range of float32"):
         engine.step([(torch.tensor([[1.0], [-1.0], [1.1]]),)], optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_products_with_intervals_that_end_at_zero(dtype):
+    """Center and radius of ``[0, h]`` are as large as its upper end, and so is their rounding."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        point = torch.randn(1, 300, generator=generator, dtype=torch.float64).to(dtype)
+        ends = torch.rand(300, 1, generator=generator, dtype=torch.float64).to(dtype)
+        bounds = product(Interval.point(point), Interval(torch.zeros_like(ends), ends))
+        terms = [Fraction(float(a)) * Fraction(float(b)) for a, b in zip(point[0], ends[:, 0], strict=True)]
+        assert Fraction(float(bounds.lower)) <= sum(min(term, 0) for term in terms)
+        assert Fraction(float(bounds.upper)) >= sum(max(term, 0) for term in terms)

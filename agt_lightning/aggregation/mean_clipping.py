@@ -101,10 +101,14 @@ class MeanNormClipping:
         roundoff = accumulated_roundoff(sum(sizes) + 4, small.dtype)
         arithmetic = arithmetic or Arithmetic(None, small.dtype)
         slack = arithmetic.relative(max(sizes) + len(sizes) + _ROUNDINGS)
-        return {
+        bounds = {
             name: self._clipped(interval, small * (1 - roundoff), large * (1 + roundoff), slack)
             for name, interval in gradients.items()
         }
+        if arithmetic.run is None or float(large) < torch.finfo(arithmetic.run).max / 2:
+            return bounds
+        # The squares of a run overflow: its norm is infinite, and all that it clips becomes zero.
+        return {name: bound.hull(Interval.point(torch.zeros_like(bound.lower))) for name, bound in bounds.items()}
 
     def clip(self, parameters: Sequence[Tensor]) -> None:
         """Call `torch.nn.utils.clip_grad_norm_`."""

@@ -8,6 +8,8 @@ from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent
+from agt_lightning.aggregation.mean_clipping import MeanNormClipping
+from agt_lightning.arithmetic import product
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import Elementwise, OuterProduct
@@ -175,3 +177,33 @@ def test_products_with_intervals_that_end_at_zero(dtype):
         terms = [Fraction(float(a)) * Fraction(float(b)) for a, b in zip(point[0], ends[:, 0], strict=True)]
         assert Fraction(float(bounds.lower)) <= sum(min(term, 0) for term in terms)
         assert Fraction(float(bounds.upper)) >= sum(max(term, 0) for term in terms)
+
+
+@pytest.mark.parametrize("size", [1e15, 1e19, 1e20, 1e30])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_norms_that_overflow_clip_to_zero(size, foreach):
+    gradient = torch.tensor([2.0, -2.0, 1.0, 2.0]) * size
+    parameter = nn.Parameter(torch.zeros(4))
+    parameter.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_([parameter], 1.0, foreach=foreach)
+    bounds = MeanNormClipping(1.0).bounds(
+        {"w": Interval.point(gradient.double())}, Arithmetic(torch.float32, torch.float64)
+    )
+    assert bounds["w"].contains(parameter.grad.double())
+
+
+def test_gains_take_back_what_a_total_in_single_precision_lost():
+    """Against fractions."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        clean = torch.randn(64, 1, 1, generator=generator) * 10 ** (4 * torch.rand(64, 1, 1, generator=generator))
+        poisoned = clean + 1e-3 * torch.rand(64, 1, 1, generator=generator) * clean.abs()
+        ones = Interval.point(torch.ones(64, 1, 1), nonnegative=True)
+        gradients = [OuterProduct(Interval(low, high), ones) for low, high in ((clean, clean), (clean, poisoned))]
+        weights = torch.ones(64)
+        bound = moment_descent(*gradients, SampleSet(weights), 4, 2**24)
+        fractions = [
+            (Fraction(float(a)), Fraction(float(b))) for a, b in zip(clean.flatten(), poisoned.flatten(), strict=True)
+        ]
+        gains = sorted((b - a for a, b in fractions), reverse=True)[:4]
+        assert Fraction(float(bound.upper)) >= sum(a for a, _ in fractions) + sum(gains)

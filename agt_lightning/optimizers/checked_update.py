@@ -107,6 +107,7 @@ def checked_update(
         made = counterpart.step(group, trained.state_before, trained.point(trained.before), applied, trained.arithmetic)
         _require_inside(name, counterpart, *made, trained)
     new_state, new_box = counterpart.step(group, state, box, gradient, trained.bounds_arithmetic)
+    _require_finite(name, new_state, new_box)  # first: where a square overflows, other bounds mean nothing
     if trained.floats == "run":
         _require_inside(name, counterpart, new_state, new_box, trained)
     else:
@@ -114,10 +115,14 @@ def checked_update(
         _require_inside(name, counterpart, *rounded, trained)
         new_box = new_box.hull(trained.point(trained.after))
     new_state = new_state.hull(trained.state_after)
-    check_finite_and_ordered(new_box, f"parameter `{name}`")
-    for moment, interval in new_state.moments.items():
-        check_finite_and_ordered(interval, f"optimizer state `{moment}` of `{name}`")
+    _require_finite(name, new_state, new_box)
     return new_state, new_box
+
+
+def _require_finite(name: str, state: OptimizerState, box: Interval) -> None:
+    check_finite_and_ordered(box, f"parameter `{name}`")
+    for moment, interval in state.moments.items():
+        check_finite_and_ordered(interval, f"optimizer state `{moment}` of `{name}`")
 
 
 def _require_inside(

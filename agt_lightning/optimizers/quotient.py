@@ -44,7 +44,8 @@ def quotient(
     In floating point the two summands of the numerator are off relatively, by γ_k each, and so is the divisor, whose
     summands are nonnegative: f is off by γ_k of itself and by γ_k of ``(|A| + a |x|) / (√max(M, V + b x²) + e)``, which
     is at most ``|A| / (√max(M, V) + e) + a min(1 / √b, |x| / e)``. Underflow of the squares takes at most √η from the
-    root, so it raises f by √η / e of itself (docs/floats.md, section 6).
+    root, so it raises f by √η / e of itself (docs/floats.md, section 6). Where b x² overflows, f is taken for zero; the
+    accumulated V is infinite then, which stops training (`checked_update`).
 
     Args:
         offset: A.

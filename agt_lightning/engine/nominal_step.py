@@ -110,10 +110,11 @@ class NominalPass:
         scale = scale / self.processes.size
         with self.processes.collective_errors():
             with record_function("agt: nominal pass"):
-                passes = [self._propagate(batch) for batch in batches]
+                frozen = [self._frozen(batch) for batch in batches]
+                passes = [self._propagate(*each) for each in zip(batches, frozen, strict=True)]
             parts = [
-                self._part(batch, values, need_poisoned_prefixes=need_poisoned_prefixes)
-                for batch, (values, _) in zip(batches, passes, strict=True)
+                self._part(batch, values, same, need_poisoned_prefixes=need_poisoned_prefixes)
+                for batch, (values, _), same in zip(batches, passes, frozen, strict=True)
             ]
             local = self._local(parts, [gradients for _, gradients in passes], scale)
             sums = {name: local.sum(name).lower for name in local.gradients}
@@ -137,9 +138,8 @@ class NominalPass:
             The interval, and the tolerance for the sum over samples, whose rounding it does not contain.
         """
         step, local = self.step(batches, scale, need_poisoned_prefixes=False)
-        dtype = self.module.get_parameter(name).dtype
         with self.processes.collective_errors():
-            gradients = stacked([self._propagate(batch, dtype)[1] for batch in batches])
+            gradients = stacked([self._followed(batch) for batch in batches])
             wide = LocalGradients({name: gradients[name]}, local.samples, local.keys, local.budget)
             bounds = wide.sum(name)
         sums = self.processes.sum({"lower": bounds.lower, "upper": bounds.upper})
@@ -163,20 +163,33 @@ class NominalPass:
         magnitudes = self.processes.sum({name: local.magnitude(name) for name in local.gradients})
         return {name: Tolerance(relative[name], partial(float, size)) for name, size in magnitudes.items()}
 
-    def _propagate(
-        self, batch: MicroBatch, rounding: torch.dtype | None = None
-    ) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
-        """Return values and per-sample gradients; with ``rounding``, bounds on what a program in that type computes."""
-        objective = self.objectives(batch)
-        objective = objective if rounding is None else objective.rounded(self.config.dtype, "run")
-        return propagate_nominal(objective, self.module, batch, self.config.dtype)
+    def _frozen(self, batch: MicroBatch) -> dict[str, Value]:
+        bounded = self.objectives(batch).rounded(self.config.dtype, self.config.floats)
+        return frozen_values(bounded, self.module, batch, self.config.dtype)
 
-    def _part(self, batch: MicroBatch, values: Mapping[str, Value], *, need_poisoned_prefixes: bool) -> BoundedBatch:
+    def _propagate(
+        self, batch: MicroBatch, frozen: Mapping[str, Value]
+    ) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
+        """Return values and per-sample gradients."""
+        return propagate_nominal(self.objectives(batch), self.module, batch, self.config.dtype, frozen)
+
+    def _followed(self, batch: MicroBatch) -> dict[str, FactoredGradient]:
+        """Bound per-sample gradients with training's rounding followed through every call."""
+        objective = self.objectives(batch).rounded(self.config.dtype, "run")
+        return propagate_nominal(objective, self.module, batch, self.config.dtype)[1]
+
+    def _part(
+        self,
+        batch: MicroBatch,
+        values: Mapping[str, Value],
+        frozen: Mapping[str, Value],
+        *,
+        need_poisoned_prefixes: bool,
+    ) -> BoundedBatch:
         bounded = self.objectives(batch).rounded(self.config.dtype, self.config.floats)
         size = bounded.size(batch.data)
         device = next(self.module.parameters()).device
         rows = poisonable_rows(self.config.poisonable, batch.data, size, device)
-        frozen = frozen_values(bounded, self.module, batch, self.config.dtype)
         needed = need_poisoned_prefixes and poisonable_at_all(bounded, self.adversary, rows)
         prefix = PoisonedPrefix(bounded, frozen, self.adversary, rows) if needed else None
         ids = ids_of_samples(self.config.sample_ids, batch.data, size)

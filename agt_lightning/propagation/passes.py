@@ -179,12 +179,36 @@ def poisonable_at_all(bounded: BoundedObjective, adversary: Adversary, rows: Ten
 
 
 def propagate_nominal(
-    bounded: BoundedObjective, module: nn.Module, batch: MicroBatch, dtype: torch.dtype
+    bounded: BoundedObjective,
+    module: nn.Module,
+    batch: MicroBatch,
+    dtype: torch.dtype,
+    frozen: Mapping[str, Value] | None = None,
 ) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
-    """Values and per-sample gradients at the module's own parameters, on the data as it is."""
+    """Return values and per-sample gradients at the module's own parameters, on the data as it is.
+
+    Args:
+        bounded: the captured loss.
+        module: owner of parameters and buffers.
+        batch: the data.
+        dtype: floating point type to compute in.
+        frozen: `frozen_values`; the midpoints of what frozen layers compute are taken from them. Targets are not: they
+            are compared with those of other samples.
+    """
     points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
-    values = bounded.forward(bounded.inputs(module, batch.data, points, dtype, batch.state))
+    inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)
+    layers = reached(bounded.program.graph, set(bounded.program.graph.parameters)) - set(inputs)
+    known = {name: _midpoint(value) for name, value in (frozen or {}).items() if name in layers}
+    values = bounded.forward(inputs, known)
     return values, bounded.gradients(values, bounded.size(batch.data), dtype)
+
+
+def _midpoint(value: Value) -> Value:
+    """Return the middle of bounds that are as wide as rounding, and zero where that is inside."""
+    if not isinstance(value, Interval) or value.is_point:
+        return value
+    middle = torch.where((value.lower <= 0) & (value.upper >= 0), 0.0, value.center)
+    return Interval.point(middle, nonnegative=value.nonnegative)
 
 
 def frozen_values(

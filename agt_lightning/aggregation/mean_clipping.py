@@ -48,7 +48,7 @@ class MeanValueClipping:
 
     Example:
         >>> MeanValueClipping(1.0).bounds({"w": Interval(torch.tensor([-3.0]), torch.tensor([0.5]))})
-        {'w': Interval(lower=tensor([-1.]), upper=tensor([0.5000]))}
+        {'w': Interval(lower=tensor([-1.0000]), upper=tensor([0.5000]))}
     """
 
     limit: float

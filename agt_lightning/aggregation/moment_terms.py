@@ -31,6 +31,9 @@ from agt_lightning.memory import chunks
 _CACHED = 2**20
 """Bytes of the factors of one chunk of samples: their powers should stay in the caches."""
 
+_NARROW = 2.0**-10
+"""Inputs whose widths are at most this share of their magnitudes, in sum, are treated as points by one term for two."""
+
 ChunkOfFactors = tuple[Interval, Interval, Interval, Interval]
 """Output gradients d (weighted) on clean data and under poison, then inputs z on clean data and under poison."""
 
@@ -58,14 +61,14 @@ class FactorRanges:
 
     Args:
         has_negative_inputs: whether some input can be negative, on clean data or under poison.
-        has_point_inputs: whether all inputs of clean data are points.
+        has_narrow_inputs: whether the inputs of clean data are points, or nearly so.
         changes_inputs: whether the adversary can move some input out of its clean bounds.
         largest_input: an upper bound on all x and y, positive.
         largest_output: an upper bound on α and β of each unit, (o,).
     """
 
     has_negative_inputs: bool
-    has_point_inputs: bool
+    has_narrow_inputs: bool
     changes_inputs: bool
     largest_input: float
     largest_output: Tensor
@@ -107,10 +110,11 @@ class FactoredGains:
 
     def ranges(self) -> FactorRanges:
         """Compute the ranges of all factors, in one pass over the samples."""
-        smallest, largest, points, changes = math.inf, 0.0, True, False
+        smallest, largest, width, size, changes = math.inf, 0.0, 0.0, 0.0, False
         outputs = self.weights.new_zeros(self.poisoned.outputs.shape[2])
         for d, d_poisoned, z, z_poisoned in self.chunks():
-            points = points and z.is_point
+            width += 0.0 if z.is_point else float(z.width.sum())
+            size += float(z.upper.sum())
             differ = not _is_same_memory(z, z_poisoned)
             for inputs in (z, z_poisoned) if differ else (z,):
                 smallest = min(smallest, float(inputs.lower.min()))
@@ -120,7 +124,7 @@ class FactoredGains:
                 for magnitude in (bounds.upper.amax(dim=0), -bounds.lower.amin(dim=0)):
                     torch.maximum(outputs, magnitude, out=outputs)
         largest_input = 2 * max(largest, -smallest)  # a difference is at most twice as large as the larger magnitude
-        return FactorRanges(not smallest >= 0, points, changes, largest_input or 1.0, 2 * outputs)
+        return FactorRanges(not smallest >= 0, width <= _NARROW * size, changes, largest_input or 1.0, 2 * outputs)
 
     def terms(self, ranges: FactorRanges) -> Iterator[tuple[Term, ...]]:
         """Yield the summands of one chunk of samples after another."""
@@ -130,7 +134,7 @@ class FactoredGains:
             if ranges.has_negative_inputs:
                 beta = d_poisoned.magnitude.repeat(1, 2)
                 yield (Term(alpha, beta, *_split_by_sign(z, _maximum(y_up, y_down))),)
-            elif ranges.has_point_inputs:
+            elif ranges.has_narrow_inputs:
                 beta = torch.cat([d_poisoned.upper.abs(), d_poisoned.lower.abs()], dim=1)
                 yield (Term(alpha, beta, z.upper, _maximum(y_up, y_down)),)
             else:

@@ -204,7 +204,7 @@ def moment_descent(
         >>> bounded_descent(clean, poisoned, equal, 2, 2**20).upper[0, 0], moment_descent(
         ...     clean, poisoned, equal, 2, 2**20
         ... ).upper[0, 0]
-        (tensor(10., dtype=torch.float64), tensor(10.0000, dtype=torch.float64))
+        (tensor(10.0000, dtype=torch.float64), tensor(10.0000, dtype=torch.float64))
     """
     parts = None if poisoned is None or n == 0 else factored_gains(clean, poisoned, samples)
     if parts is None:

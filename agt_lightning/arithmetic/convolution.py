@@ -149,9 +149,9 @@ def convolve_adjoint(values: Interval, weight: Interval, windows: Windows) -> In
 
     Example:
         >>> windows = Windows((2,), (1,), (1,), (0,), (3,), (2,))
-        >>> values = Interval(torch.zeros(1, 1, 2), torch.ones(1, 1, 2))
+        >>> values = Interval(torch.ones(1, 1, 2), 3 * torch.ones(1, 1, 2))
         >>> convolve_adjoint(values, Interval.point(torch.tensor([[[1.0, -1.0]]])), windows).lower
-        tensor([[[ 0., -1., -1.]]])
+        tensor([[[ 1.0000, -2.0000, -3.0000]]])
     """
     if splits(values, weight) and has_exact_kernels(values.lower):
         terms = weight.lower[:, 0].numel()

@@ -22,7 +22,7 @@ def unless(still: Tensor, slack: float, like: Tensor) -> Tensor:
 
     Example:
         >>> unless(torch.tensor([True, False]), 1e-300, torch.zeros(2, dtype=torch.float64))
-        tensor([0.0000e+00, 1.0000e-300], dtype=torch.float64)
+        tensor([ 0.0000e+00, 1.0000e-300], dtype=torch.float64)
     """
     return torch.full_like(like, slack).masked_fill(still, 0.0)
 

@@ -109,9 +109,9 @@ def split_product(bilinear: Callable[[Tensor, Tensor], Tensor], a: Interval, b: 
         terms: number of products in an element of the result.
 
     Example:
-        >>> half = Interval(torch.zeros(1, 1), torch.ones(1, 1), nonnegative=True)
-        >>> split_product(torch.mm, half, Interval.point(torch.tensor([[-2.0]])), terms=1)
-        Interval(lower=tensor([[-2.]]), upper=tensor([[0.]]))
+        >>> near = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+        >>> split_product(torch.mm, near, Interval.point(torch.tensor([[-2.0]])), terms=1)
+        Interval(lower=tensor([[-4.0000]]), upper=tensor([[-2.0000]]))
     """
     if a.is_point and b.is_point:
         return Interval.point(bilinear(a.lower, b.lower), nonnegative=a.nonnegative and b.nonnegative)

@@ -129,9 +129,9 @@ class AbstractAdamW(AbstractAdam):
 
     Example:
         >>> group = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5, weight_decay=1.0).param_groups[0]
-        >>> box = Interval(torch.tensor([0.0]), torch.tensor([1.0]))
+        >>> box = Interval(torch.tensor([1.0]), torch.tensor([2.0]))
         >>> AbstractAdamW().update(group, box, Interval.point(torch.zeros(1)))
-        Interval(lower=tensor([0.]), upper=tensor([0.5000]))
+        Interval(lower=tensor([0.5000]), upper=tensor([1.0000]))
     """
 
     decoupled: ClassVar[bool] = True

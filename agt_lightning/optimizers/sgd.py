@@ -43,9 +43,9 @@ class AbstractSGD(AbstractOptimizer):
     Example:
         >>> import torch
         >>> group = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5).param_groups[0]
-        >>> box, gradient = Interval(torch.tensor([0.0]), torch.tensor([1.0])), Interval.point(torch.tensor([2.0]))
+        >>> box, gradient = Interval(torch.tensor([2.0]), torch.tensor([3.0])), Interval.point(torch.tensor([2.0]))
         >>> AbstractSGD().update(group, box, gradient)
-        Interval(lower=tensor([-1.]), upper=tensor([0.]))
+        Interval(lower=tensor([1.0000]), upper=tensor([2.0000]))
     """
 
     settings: ClassVar[frozenset[str]] = frozenset(

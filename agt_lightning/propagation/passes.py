@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.capture import reached
+from agt_lightning.capture import Graph, reached
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET, propagate_forward
@@ -192,15 +192,21 @@ def propagate_nominal(
         module: owner of parameters and buffers.
         batch: the data.
         dtype: floating point type to compute in.
-        frozen: `frozen_values`; the midpoints of what frozen layers compute are taken from them. Targets are not: they
-            are compared with those of other samples.
+        frozen: `frozen_values`; the midpoints of what frozen layers give to others are taken from them, not computed
+            again. Targets are: they are compared with those of other samples.
     """
     points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
     inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)
-    layers = reached(bounded.program.graph, set(bounded.program.graph.parameters)) - set(inputs)
-    known = {name: _midpoint(value) for name, value in (frozen or {}).items() if name in layers}
-    values = bounded.forward(inputs, known)
+    values = bounded.forward(inputs, _midpoints(bounded.program.graph, frozen or {}))
     return values, bounded.gradients(values, bounded.size(batch.data), dtype)
+
+
+def _midpoints(graph: Graph, frozen: Mapping[str, Value]) -> dict[str, Value]:
+    """Return what frozen layers compute; as points, where others read it."""
+    layers = reached(graph, set(graph.parameters)) - set(graph.parameters)
+    known = {name: value for name, value in frozen.items() if name in layers}
+    read = {name for call in graph.calls if call.name not in known for name in call.inputs}
+    return {name: _midpoint(value) if name in read else value for name, value in known.items()}
 
 
 def _midpoint(value: Value) -> Value:

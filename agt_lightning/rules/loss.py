@@ -384,7 +384,7 @@ def saturation(arithmetic: Arithmetic) -> float:
     """Return the logit above which a sigmoid can be rounded to one; it is right to a few units in the last place.
 
     Example:
-        >>> 14 < saturation(Arithmetic(torch.float32, torch.float64)) < 17
+        >>> 13 < saturation(Arithmetic(torch.float32, torch.float64)) < 17
         True
     """
     unit = unit_roundoff(arithmetic.own if arithmetic.run is None else arithmetic.run)

@@ -21,7 +21,17 @@ SLACK = 640 * unit_roundoff(torch.float64)
 
 WINDOWS = Windows((2,), (1,), (1,), (1,), (4,), (5,))
 
-KINDS = ("nonnegative", "nonnegative point", "signed", "point", "nonpositive", "positions", "patches", "stacked")
+KINDS = (
+    "nonnegative",
+    "nonnegative narrow",
+    "nonnegative point",
+    "signed",
+    "point",
+    "nonpositive",
+    "positions",
+    "patches",
+    "stacked",
+)
 REACHES = ("labels", "features", "wider", "anything")
 """What differs under poison: outputs; inputs and outputs, around the clean ones or not, as no adversary's are."""
 
@@ -62,7 +72,7 @@ def _pair(
     elif perturbation != "labels":
         width = 0.01 if perturbation == "features" else 1.0
         inputs_reach = _around(inputs_reach, generator, width)
-        if kind in ("nonnegative", "nonnegative point"):
+        if kind.startswith("nonnegative"):
             inputs_reach = Interval(inputs_reach.lower.clamp(min=0), inputs_reach.upper, nonnegative=True)
     return _gradient(kind, outputs, inputs), _gradient(kind, outputs_reach, inputs_reach)
 
@@ -71,6 +81,9 @@ def _inputs(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> In
     if kind == "nonpositive":
         values = box(shape, generator, "nonnegative")
         return Interval(-values.upper, -values.lower)
+    if kind == "nonnegative narrow":
+        values = box(shape, generator, "nonnegative point").lower
+        return Interval(values, values * (1 + torch.rand(shape, generator=generator, dtype=torch.float64) / 1024))
     return box(shape, generator, kind if kind in ("nonnegative", "nonnegative point", "point") else "signed")
 
 

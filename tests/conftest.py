@@ -1,11 +1,20 @@
-"""Small tensors only: threads cost more than they save, and Lightning raises their number for the whole process."""
+"""Where tests run: threads, kernels and devices.
 
+Small tensors only: threads cost more than they save, and Lightning raises their number for the whole process. So there
+is one, unless ``OMP_NUM_THREADS`` says otherwise. With ``AGT_WITHOUT_ONEDNN=1`` tests compute without oneDNN.
+"""
+
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.distributed.pool import Pool
+
+if os.environ.get("AGT_WITHOUT_ONEDNN") == "1":
+    torch.backends.mkldnn.set_flags(False)
+    torch.backends.nnpack.set_flags(False)  # would replace oneDNN, and is refused: it transforms convolutions
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     yield
     torch.set_num_threads(threads)
 

@@ -5,6 +5,7 @@ is one, unless ``OMP_NUM_THREADS`` says otherwise. With ``AGT_WITHOUT_ONEDNN=1``
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -17,8 +18,16 @@ if os.environ.get("AGT_WITHOUT_ONEDNN") == "1":
     torch.backends.nnpack.set_flags(False)  # would replace oneDNN, and is refused: it transforms convolutions
 
 
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is no CUDA device."""
+    """Mark all but some cases of ``thinned`` tests as slow, and skip ``gpu`` tests where there is no CUDA device."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        if thinned := item.get_closest_marker("thinned"):
+            name = item.nodeid.partition("[")[0]
+            if counts[name] % thinned.args[0]:
+                item.add_marker(pytest.mark.slow)
+            counts[name] += 1
     if torch.cuda.is_available():
         return
     for item in items:

@@ -35,6 +35,7 @@ def assert_resumed(results, whole):
     assert all(result["radius"] == whole["radius"] for result in results)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
 def test_one_process(training, step, tmp_path):

@@ -52,6 +52,7 @@ def assert_same_bits(results):
             assert all(torch.equal(value, other[side][name]) for other in results[1:]), (side, name)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_bounds_do_not_depend_on_the_number_of_processes(case, pool):
     alone = train(case)

@@ -54,6 +54,7 @@ def mask(batch):
     return torch.arange(len(batch[0])) % 3 > 0
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("poisonable", [None, mask], ids=["all", "some"])
 @pytest.mark.parametrize("adversary", ADVERSARIES.values(), ids=ADVERSARIES)

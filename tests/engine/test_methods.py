@@ -22,6 +22,7 @@ ADVERSARIES = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("method", ["crown", "tightest"])
 @pytest.mark.parametrize("hidden", [(4,), (4, 4, 4)], ids=["one-hidden", "three-hidden"])
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)

@@ -30,10 +30,14 @@ def found(seed, executions):
         return list(violations(case, bounds, executions)), True
 
 
-@pytest.mark.parametrize("seed", QUICK)
-def test_no_execution_leaves_the_bounds(seed):
-    outside, _ = found(seed, 15)
-    assert not outside
+def test_no_execution_leaves_the_bounds(subtests):
+    counts = []
+    for seed in QUICK:
+        with subtests.test(seed=seed):
+            outside, is_certified = found(seed, 15)
+            assert not outside
+            counts.append(is_certified)
+    assert sum(counts) >= len(QUICK) // 2, "most trainings were refused"
 
 
 @pytest.mark.slow

@@ -62,6 +62,7 @@ CONFIGURATIONS = {
 }
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.5}, {"weight_decay": 0.25}], ids=str)
 @pytest.mark.parametrize("hidden", [False, True], ids=["linear", "relu"])
 @pytest.mark.parametrize("config", CONFIGURATIONS)

@@ -111,6 +111,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_one_more_flip_changes_the_prediction_and_as_many_do_not(make, certify, fit):
     module = make()

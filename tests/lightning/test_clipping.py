@@ -21,6 +21,7 @@ def twins(regressor, count=2, **options):
     return made
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("algorithm", ["norm", "value", None])
 @pytest.mark.parametrize("limit", [0.05, 100.0])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam], ids=["SGD", "Adam"])

@@ -29,6 +29,7 @@ class Dropping(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_training_with_dropout_is_unchanged_and_certified(fit, loader, inplace):
     def trained(*callbacks):

@@ -30,6 +30,7 @@ def module_of(regressor, make, seed=0):
     return module
 
 
+@pytest.mark.thinned(3)
 @every_optimizer
 @pytest.mark.parametrize("n", [0, 2])
 def test_training_is_unchanged_and_raises_no_false_alarm(make, n, fit, loader, regressor):
@@ -42,6 +43,7 @@ def test_training_is_unchanged_and_raises_no_false_alarm(make, n, fit, loader, r
         assert certified.bounds.contains(module)
 
 
+@pytest.mark.thinned(3)
 @every_optimizer
 def test_bounds_in_float32_raise_no_false_alarm(make, fit, loader, regressor):
     for seed in range(2):
@@ -51,6 +53,7 @@ def test_bounds_in_float32_raise_no_false_alarm(make, fit, loader, regressor):
         assert certified.bounds.contains(module)
 
 
+@pytest.mark.thinned(3)
 @every_optimizer
 def test_a_resumed_training_has_the_same_bounds_to_the_last_bit(make, fit, loader, regressor, tmp_path):
     whole, first, second = (CertifiedTraining(ADVERSARY) for _ in range(3))

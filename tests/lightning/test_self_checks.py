@@ -234,6 +234,7 @@ def kink_loader(seed: int, size: int) -> DataLoader:
     return DataLoader(TensorDataset(x, torch.randint(0, 3, (size,), generator=generator)), batch_size=size // 2)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("n", [0, 5])
 @pytest.mark.parametrize("seed", range(5))
 def test_units_at_zero_raise_no_false_alarm(seed, n, fit):

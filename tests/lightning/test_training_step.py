@@ -761,6 +761,7 @@ def train(fit, loader):
     return run
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_training_is_unchanged_to_the_last_bit(name, train):
     plain, _ = train(VARIANTS[name])
@@ -771,6 +772,7 @@ def test_training_is_unchanged_to_the_last_bit(name, train):
     assert certified.bounds.mean_width() <= ROUNDING
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_features_and_labels_are_found_and_bounded(name, train, loader):
     case = VARIANTS[name]

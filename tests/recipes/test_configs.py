@@ -83,6 +83,7 @@ def test_every_experiment_has_a_fast_variant(composed, experiment):
     assert not fast.trainer.enable_progress_bar
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("sweep", sorted({path.stem for path in (CONF / "sweep").glob("*.yaml")} - {"none"}))
 def test_every_point_of_every_sweep_instantiates(composed, sweep):
     config = composed(f"sweep={sweep}")

@@ -14,6 +14,7 @@ CHOICE = "callbacks.certified.domains"
 SMALL = ("debug=fast", "data.batch_size=40", "trainer.max_steps=8", "model.hidden=[4]")
 
 
+@pytest.mark.slow
 def test_every_choice_of_domains_is_trained_and_drawn(swept, household_root):
     points = {str(i): [f"{CHOICE}={domains}"] for i, domains in enumerate(DOMAINS)}
     folder = swept("household_domains", points, *SMALL, f"data.root={household_root}")

@@ -122,6 +122,7 @@ def largest_share(module: nn.Module, kind: str, adversary: BoundedAdversary, dty
     return largest
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("hidden", [(), (5,), (4, 3)], ids=["linear", "hidden", "deep"])
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)

@@ -105,6 +105,7 @@ class Training:
         self.shares.append(distance / max(radius, LEAST))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("domains", [("ball",), ("box", "ball")], ids="-".join)
 @pytest.mark.parametrize("hidden", [(), (4,)], ids=["linear", "hidden"])
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)

@@ -29,6 +29,7 @@ def test_table_is_written_and_its_paths_are_said(tmp_path, capsys, monkeypatch):
     assert [float(row["extra memory MB"]) for row in rows] == [float(row["b"]) / 1e6 for row in rows]
 
 
+@pytest.mark.slow
 def test_extra_memory_is_that_of_another_process():
     setting = Setting("cpu", torch.float64, torch.float64, 1)
     assert extra_memory(partial(benchmark.paper_workload, 0, 0.005), setting, threads=1) >= 0

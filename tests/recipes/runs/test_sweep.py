@@ -144,6 +144,7 @@ def launch(*overrides):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_in_other_processes_resumes_gathers_and_draws(composed, tmp_path, capsys):
     folder = tmp_path / "sweep"
     finished, stopped = (folder / f"panel=c,level={level},record.resolution=8" for level in (0, 1))

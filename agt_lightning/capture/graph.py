@@ -107,6 +107,16 @@ class Graph:
         """Return the calls that have ``name`` as an input."""
         return tuple(call for call in self.calls if name in call.inputs)
 
+    def narrows(self, call: Call) -> bool:
+        """Return whether a cast can round floating point numbers, so that two of them can become equal."""
+        source = self.types.get(call.inputs[0])
+        if source is None or not call.dtype.is_floating_point:
+            return True
+        if not source.is_floating_point:
+            return False
+        before, after = torch.finfo(source), torch.finfo(call.dtype)
+        return after.eps > before.eps or after.max < before.max or after.tiny > before.tiny
+
 
 def map_references(argument: object, function: Callable[[Reference], object]) -> object:
     """Replace each `Reference` in an argument, also inside lists."""

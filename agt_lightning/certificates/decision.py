@@ -12,12 +12,18 @@ from torch import Tensor
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph, LabelKind
 from agt_lightning.certificates.goals import possible_classes
-from agt_lightning.certificates.origin import origin, same_values
+from agt_lightning.certificates.origin import origin
 from agt_lightning.certificates.predictions import Certification
-from agt_lightning.certificates.probabilities import before_probabilities, ends_in_sigmoid
+from agt_lightning.certificates.probabilities import (
+    before_probabilities,
+    behind_logarithm,
+    ends_in_sigmoid,
+    rounded_type,
+)
 from agt_lightning.certificates.task import Task
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
+from agt_lightning.rules.rounded import Floats
 from agt_lightning.rules.softmax import probability_error
 
 _ROUNDINGS = 16
@@ -41,20 +47,19 @@ class Decision:
     value: str
     threshold: float | None
 
-    def certification(
-        self, outputs: Interval, nominal: Tensor, graph: Graph, run: torch.dtype | None = None
-    ) -> Certification:
+    def certification(self, outputs: Interval, nominal: Tensor, graph: Graph, floats: Floats) -> Certification:
         """Return the classes on both sides of the threshold; at the threshold itself both are possible.
 
         Args:
             outputs: bounds on the value, (batch, ...).
             nominal: the value of the trained network.
             graph: the network.
-            run: floating point type in which a run computes its outputs and compares them; None for real arithmetic.
+            floats: whether the classes are those of a run as hardware executes it.
         """
+        run = self._run_type(graph, floats)
         shape = outputs.shape[:1] if outputs.shape[1:].numel() == 1 else outputs.shape
         logits = self.logits(outputs, run)
-        gap = self.gap(graph, logits, run).expand(logits.shape[0], 1).reshape(-1, *[1] * (logits.lower.ndim - 1))
+        gap = self.gap(graph, logits, floats).expand(logits.shape[0], 1).reshape(-1, *[1] * (logits.lower.ndim - 1))
         logits = logits.widened(gap).rearranged(lambda bound: bound.reshape(-1))
         possible = possible_classes(logits).reshape(*shape, 2)
         label = (nominal > self._threshold).long().reshape(shape)
@@ -71,7 +76,7 @@ class Decision:
         upper, lower = threshold.upper.to(outputs.device), threshold.lower.to(outputs.device)
         return Interval.trusted((outputs.lower - upper).to(outputs.dtype), (outputs.upper - lower).to(outputs.dtype))
 
-    def gap(self, graph: Graph, scores: Interval, run: torch.dtype | None) -> Tensor:
+    def gap(self, graph: Graph, scores: Interval, floats: Floats) -> Tensor:
         """Return by how much scores must differ so that a run's outputs do, (batch, 1).
 
         Outputs that are a sigmoid or softmax of the scores are rounded: probabilities of close scores can be equal, and
@@ -80,18 +85,28 @@ class Decision:
         Args:
             graph: the network.
             scores: bounds on the value that decides, (batch, ...).
-            run: floating point type in which a run computes its outputs; None for real arithmetic.
+            floats: whether the outputs are those of a run as hardware executes it.
         """
+        run = self._run_type(graph, floats)
         flat = scores.rearranged(lambda bound: bound.reshape(len(bound), -1))
-        if run is None or self.value == graph.output or self.value == same_values(graph, graph.output):
+        if run is None or self.value == graph.output:
             return flat.lower.new_zeros(1, 1)
         arithmetic = Arithmetic(run, scores.dtype)
         if flat.shape[1] == 1:
             return flat.lower.new_full((1, 1), 8 * arithmetic.relative(_ROUNDINGS))
-        if not ends_in_sigmoid(graph, graph.output):
+        probabilities = behind_logarithm(graph, graph.output)
+        if not ends_in_sigmoid(graph, probabilities):
             return 4 * probability_error(flat, arithmetic)
         size = flat.magnitude.amax(dim=1, keepdim=True)
-        return 4 * arithmetic.relative(_ROUNDINGS) / (size.sigmoid() * (-size).sigmoid())
+        rounded = 4 * arithmetic.relative(_ROUNDINGS)
+        if probabilities == graph.output:
+            return rounded / (size.sigmoid() * (-size).sigmoid())
+        # A logarithm adds its own rounding to the relative one of a sigmoid; its slope is at least σ(-size).
+        return rounded * (2 + size) / (-size).sigmoid()
+
+    def _run_type(self, graph: Graph, floats: Floats) -> torch.dtype | None:
+        """Return the coarsest type in which a run computes its outputs from the value; None for real arithmetic."""
+        return None if floats == "real" else rounded_type(graph, self.value, graph.output)
 
     @property
     def _threshold(self) -> float:
@@ -162,7 +177,8 @@ def _problem_of_one(graph: Graph, kinds: frozenset[LabelKind] | None) -> str | N
 
 
 def _problem_of_several(graph: Graph, kinds: frozenset[LabelKind] | None) -> str | None:
-    if kinds == frozenset({LabelKind.CLASS}) or kinds is None and not ends_in_sigmoid(graph, graph.output):
+    sigmoids = ends_in_sigmoid(graph, behind_logarithm(graph, graph.output))
+    if kinds == frozenset({LabelKind.CLASS}) or kinds is None and not sigmoids:
         return None
     if kinds is None or kinds == frozenset({LabelKind.BINARY}):
         return (

@@ -17,8 +17,9 @@ from agt_lightning.rules.values import as_interval
 
 _aten = torch.ops.aten
 
-_KEEP_DIFFERENCES = frozenset({_aten.log_softmax.int, _aten._to_copy.default, _aten.to.dtype, _aten.dropout.default})
-"""Calls after which two outputs of a sample differ by as much as before; rules refuse to truncate."""
+_CASTS = frozenset({_aten._to_copy.default, _aten.to.dtype})
+_KEEP_DIFFERENCES = frozenset({_aten.log_softmax.int, _aten.dropout.default, *_CASTS})
+"""Calls after which two outputs of a sample differ by as much as before, unless they round."""
 
 
 def output_margins(program: Program, values: Mapping[str, Value], output: str, target: Tensor) -> Interval:
@@ -42,7 +43,7 @@ def output_margins(program: Program, values: Mapping[str, Value], output: str, t
     else:
         z, *parameters = (as_interval(values[name]) for name in last.inputs)
         weight, *bias = _rounded(program, last, parameters)
-        margins = _linear_margins(z, weight, bias[0] if bias else None, target)
+        margins = _linear_margins(z, weight, bias[0] if bias else None, target).widened(_underflow(program, last))
     is_label = torch.nn.functional.one_hot(target, outputs.shape[1]).bool()
     return Interval.trusted(margins.lower.masked_fill(is_label, 0), margins.upper.masked_fill(is_label, 0))
 
@@ -96,12 +97,16 @@ def single_logit_margins(logit: Interval, target: Tensor) -> Interval:
 def last_linear(program: Program, output: str) -> Call | None:
     """Return the linear layer whose results differ as the outputs do, since at most a log-softmax follows it.
 
+    What a log-softmax rounds is not counted: the one who asks compares the margin with `Decision.gap`.
+
     Returns:
         The call; None if the outputs come from another operation.
     """
     call = program.graph.producer(output)
     while call is not None and call.op in _KEEP_DIFFERENCES:
         if call.op is _aten.log_softmax.int and call.arguments["dim"] not in (1, -1):
+            return None
+        if call.op in _CASTS and program.graph.narrows(call):
             return None
         call = program.graph.producer(call.inputs[0])
     return call if call is not None and call.op is _aten.linear.default and len(call.shape) == 2 else None
@@ -131,7 +136,13 @@ def _rounded(program: Program, layer: Call, parameters: Sequence[Interval]) -> l
         return list(parameters)
     arithmetic = rule.arithmetic(program.sites[layer.name])
     inputs = parameters[0].shape[1]
-    return [arithmetic.clear_of_underflow(arithmetic.outward(each, inputs + 4)) for each in parameters]
+    return [arithmetic.outward(each, inputs + 4) for each in parameters]
+
+
+def _underflow(program: Program, layer: Call) -> float:
+    """Return what underflow in the products of both outputs can change in a margin."""
+    rule, site = program.rules[layer.name], program.sites[layer.name]
+    return 2 * rule.arithmetic(site).absolute(site.shapes[0][-1] + 4) if isinstance(rule, Rounded) else 0.0
 
 
 def _row_differences(rows: Interval, label: int) -> Interval:

@@ -17,6 +17,7 @@ from agt_lightning.certificates.decision import Decision, decide
 from agt_lightning.certificates.goals import class_indices, is_single_logit, possible_classes
 from agt_lightning.certificates.margins import last_linear, predicted_classes, single_logit_margins
 from agt_lightning.certificates.predictions import Certification
+from agt_lightning.certificates.probabilities import before_probabilities
 from agt_lightning.certificates.recording import SUBJECT, forward_problems, outputs_of, record_forward
 from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.certificates.task import Task
@@ -184,9 +185,9 @@ class CertifiedModel:
         bounded = self._propagate(program, x, epsilon, math.inf, decision.value)
         nominal = self._nominal(program, x, decision.value)
         if decision.threshold is not None:
-            return decision.certification(bounded.outputs, nominal, program.graph, self._run_type(program))
+            return decision.certification(bounded.outputs, nominal, program.graph, self.floats)
         label = predicted_classes(nominal)
-        gap = decision.gap(program.graph, bounded.outputs, self._run_type(program))
+        gap = decision.gap(program.graph, bounded.outputs, self.floats)
         beaten = bounded.margins(label).lower > gap
         possible = possible_classes(bounded.outputs, gap) & ~beaten
         label_is_possible = possible.gather(1, label[:, None]).squeeze(1)
@@ -222,7 +223,18 @@ class CertifiedModel:
         if not isinstance(head, FlipCounter) or not self._ends_in(program, head.head):
             raise UncertifiableError([self._why_no_flips()], "The number of flips")
         inputs = self._inputs(program, self._box(), x, 0.0, math.inf)
-        return head.certified_flips(as_interval(frozen_values(program, inputs, {name: head})[head.head.input]))
+        features = as_interval(frozen_values(program, inputs, {name: head})[head.head.input])
+        return head.certified_flips(features, self._gap_of_flips(program))
+
+    def _gap_of_flips(self, program: Program) -> float:
+        """Return by how much outputs of the head must differ so that those of `forward`, perhaps a log-softmax, do.
+
+        What a log-softmax subtracts from all outputs of a sample is one number, so the spread of outputs that are no
+        rivals does not count: the gap is that of equal outputs.
+        """
+        score, shape = before_probabilities(program.graph, program.graph.output), program.graph.shapes
+        equal = Interval.point(torch.zeros(1, *shape[score][1:], dtype=torch.float64))
+        return float(Decision(score, None).gap(program.graph, equal, self.floats).max())
 
     def deciding_domains(self, x: Tensor, epsilon: float = 0.0) -> dict[str, float]:
         """Return the share of the bounds on outputs that each domain decides by being the tightest, by its name.
@@ -277,11 +289,6 @@ class CertifiedModel:
         rounded = program.with_rounding(self.dtype, self.floats)
         return BoundedValues.of(rounded, inputs, value, self._heads(program), method=self.method)
 
-    def _run_type(self, program: Program) -> torch.dtype | None:
-        """Return the type in which a run computes the outputs; None for real arithmetic."""
-        call = program.graph.producer(program.graph.output)
-        return None if self.floats == "real" or call is None else call.dtype
-
     def _nominal(self, program: Program, x: Tensor, value: str) -> Tensor:
         """Return a value of the trained network."""
         points = {name: Interval.point(p.detach().to(self.dtype)) for name, p in self.module.named_parameters()}
@@ -303,8 +310,8 @@ class CertifiedModel:
     @staticmethod
     def _ends_in(program: Program, head: Head) -> bool:
         """Return whether the program's outputs predict as the head's do: nothing after them changes the class."""
-        last, producers = last_linear(program, program.graph.output), {c.name: c for c in program.graph.calls}
-        name = unshaped(producers, program.graph.output) if last is None else last.name
+        last = last_linear(program, program.graph.output)
+        name = unshaped(program.graph, program.graph.output) if last is None else last.name
         return name == head.output
 
     def _why_no_flips(self) -> str:

@@ -28,12 +28,35 @@ def before_probabilities(graph: Graph, name: str) -> str:
     call = graph.producer(same_values(graph, name))
     if torch.Size(graph.shapes[name][1:]).numel() == 1:
         return call.inputs[0] if call is not None and call.op is _aten.sigmoid.default else name
-    if call is not None and call.op is _aten.log.default:
-        call = graph.producer(same_values(graph, call.inputs[0]))
+    call = graph.producer(same_values(graph, behind_logarithm(graph, name)))
     keeps_order = call is not None and (call.op is _aten.sigmoid.default or _is_softmax_over_classes(call))
     if call is None or not keeps_order or graph.shapes[call.inputs[0]] != graph.shapes[name]:
         return name
     return call.inputs[0]
+
+
+def rounded_type(graph: Graph, value: str, output: str) -> torch.dtype | None:
+    """Return the coarsest type in which anything between a value and the outputs is computed; None for an input.
+
+    Args:
+        graph: a captured graph.
+        value: name of the outputs, or what `before_probabilities` returns for them.
+        output: name of the outputs.
+    """
+    call = graph.producer(output)
+    if call is None:
+        return None
+    coarsest = call.dtype
+    while call is not None and call.name != value:
+        coarsest = max(coarsest, call.dtype, key=lambda each: torch.finfo(each).eps)
+        call = graph.producer(call.inputs[0])
+    return coarsest
+
+
+def behind_logarithm(graph: Graph, name: str) -> str:
+    """Return the value whose logarithm ``name`` is, possibly reshaped or cast; ``name`` itself if it is none."""
+    call = graph.producer(same_values(graph, name))
+    return call.inputs[0] if call is not None and call.op is _aten.log.default else name
 
 
 def ends_in_sigmoid(graph: Graph, name: str) -> bool:

@@ -116,11 +116,12 @@ class ParameterSet(Protocol):
 class FlipCounter(HeadBounds, Protocol):
     """Bounds of a head that also bound how many flipped labels leave a prediction as it is."""
 
-    def certified_flips(self, inputs: Interval) -> Tensor:
+    def certified_flips(self, inputs: Interval, gap: float = 0.0) -> Tensor:
         """Return the largest n, (b,), such that no flip of n labels in the whole data set alters the prediction.
 
         Args:
             inputs: features that enter the head, (b, d), as a point.
+            gap: by how much two outputs must differ so that they decide.
         """
 
 

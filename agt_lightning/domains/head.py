@@ -16,7 +16,8 @@ from agt_lightning.rules.shape import RESHAPES
 
 _aten = torch.ops.aten
 
-_CASTS = frozenset({_aten.to.dtype, _aten._to_copy.default})
+CASTS = frozenset({_aten.to.dtype, _aten._to_copy.default})
+"""Calls that change the type of numbers."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def match_head(graph: Graph, output: str, parameters: Mapping[str, str], depende
         HeadError: if any other call lies between, or a parameter is trained elsewhere.
     """
     producers = {call.name: call for call in graph.calls}
-    name = unshaped(producers, output)
+    name = unshaped(graph, output)
     layers: list[HeadLayer] = []
     while name in dependent:
         call = producers.get(name)
@@ -149,15 +150,15 @@ def match_trained(
     return head, dependent - values
 
 
-def unshaped(producers: Mapping[str, Call], name: str) -> str:
+def unshaped(graph: Graph, name: str) -> str:
     """Return the value that ``name`` is a reshaped copy of, in some floating point type.
 
-    A cast to integers ends the search, for it truncates.
+    A cast that rounds ends the search.
     """
-    call = producers.get(name)
-    while call is not None and (call.op in RESHAPES or call.op in _CASTS and call.dtype.is_floating_point):
+    call = graph.producer(name)
+    while call is not None and (call.op in RESHAPES or call.op in CASTS and not graph.narrows(call)):
         name = call.inputs[0]
-        call = producers.get(name)
+        call = graph.producer(name)
     return name
 
 

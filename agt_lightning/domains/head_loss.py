@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from agt_lightning.capture import Call
+from agt_lightning.capture import Call, Graph
 from agt_lightning.capture.graph import SATURATING
-from agt_lightning.domains.head import Head, HeadError, match_head, unshaped
+from agt_lightning.domains.head import CASTS, Head, HeadError, match_head, unshaped
 from agt_lightning.domains.losses import HeadLoss, HuberError, LogisticLoss, SoftmaxLoss, SquaredError
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules.base import name_of
@@ -53,7 +53,7 @@ def match_head_loss(bounded: BoundedObjective) -> HeadLossPattern:
     """
     graph, terms = bounded.program.graph, bounded.objective.terms
     producers = {call.name: call for call in graph.calls}
-    term = unshaped(producers, terms[0].value) if len(terms) == 1 else None
+    term = unshaped(graph, terms[0].value) if len(terms) == 1 else None
     call = producers.get(term) if term is not None else None
     if call is None or call.op not in _LOSSES:
         raise HeadError(
@@ -69,11 +69,21 @@ def match_head_loss(bounded: BoundedObjective) -> HeadLossPattern:
     outputs = producers[head.output].shape[1]
     _require_same_elements(call, graph.shapes[prediction], graph.shapes[target], outputs)
     loss = _loss(call, 1.0 / outputs if terms[0].mean and call.op is not _aten.cross_entropy_loss.default else 1.0)
-    source = unshaped(producers, target)
+    source = _unrounded(graph, target)
     label = producers.get(source)
     return HeadLossPattern(
         head, loss, target, source in bounded.objective.labels, label is not None and label.op is _aten.one_hot.default
     )
+
+
+def _unrounded(graph: Graph, target: str) -> str:
+    """Return the value that a target is a reshaped copy of, in some type; its rounding is one of those of the loss."""
+    name = unshaped(graph, target)
+    call = graph.producer(name)
+    while call is not None and call.op in CASTS and call.dtype.is_floating_point:
+        name = unshaped(graph, call.inputs[0])
+        call = graph.producer(name)
+    return name
 
 
 def _loss(call: Call, scale: float) -> HeadLoss:

@@ -113,13 +113,14 @@ class RecordedHead:
         widened = bounds.widened(deviation[:, None])
         return Interval.trusted(widened.lower.T.contiguous(), widened.upper.T.contiguous())
 
-    def certified_flips(self, head: Tensor, queries: Tensor, off: Tensor | None = None) -> Tensor:
+    def certified_flips(self, head: Tensor, queries: Tensor, off: Tensor | None = None, gap: float = 0.0) -> Tensor:
         """Compute the largest number of labels of the whole data set whose change leaves the prediction as it is, (Q,).
 
         Args:
             head: the layer of the module, (K, D) in float64.
             queries: features that enter it, (Q, d).
             off: what the rounding of these features can change in an output, (Q,); None means nothing.
+            gap: by how much two outputs must differ so that they decide.
 
         Raises:
             UncertifiableError: if flips have no meaning for these targets, or rows cannot be attributed to samples.
@@ -130,7 +131,7 @@ class RecordedHead:
         deviations = deviations if off is None else deviations + off
         deviation = float(deviations.max()) if len(queries) else 0.0
         # Both outputs of a margin can deviate.
-        return certified_flips(self.influence, queries, flips, budget="dataset", tolerance=2 * deviation)
+        return certified_flips(self.influence, queries, flips, budget="dataset", tolerance=2 * deviation + gap)
 
     def head_of(self, module: nn.Module) -> Tensor:
         """Return the layer as it is in the module, (K, D) in float64 on the CPU."""
@@ -240,14 +241,15 @@ class HeadInfluence:
         others = torch.ones_like(bounds.lower).scatter(1, target.cpu()[:, None], 0.0)
         return bounds.widened(2 * off[:, None] * others).to(dtype=inputs.dtype, device=inputs.device)
 
-    def certified_flips(self, inputs: Interval) -> Tensor:
+    def certified_flips(self, inputs: Interval, gap: float = 0.0) -> Tensor:
         """Compute the largest number of labels of the whole data set whose change leaves the prediction as it is, (b,).
 
         Args:
             inputs: features that enter the head, (b, d).
+            gap: by how much two outputs must differ so that they decide.
         """
         center, off = self._center(inputs)
-        flips = self.recorded.certified_flips(self.matrix, center, off)
+        flips = self.recorded.certified_flips(self.matrix, center, off, gap)
         return flips.to(inputs.lower.device)
 
     def _center(self, inputs: Interval) -> tuple[Tensor, Tensor]:

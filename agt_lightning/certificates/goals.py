@@ -32,7 +32,7 @@ def squared_error_bounds(outputs: Interval, target: Tensor) -> Interval:
         Interval of the outputs' shape, in squared units of the target; not averaged.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or an integer target has too many digits for the outputs' type.
 
     Reference:
         Paper, appendix C.3, equation 22.
@@ -48,7 +48,20 @@ def squared_error_bounds(outputs: Interval, target: Tensor) -> Interval:
             "one to the other, as with `target.reshape(lower.shape)`: broadcasting would compare outputs with the "
             "targets of other samples."
         )
-    return outputs.mapped(lambda bound: bound - target).square()
+    return outputs.mapped(lambda bound: bound - _as_real(target, outputs.dtype)).square()
+
+
+def _as_real(target: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return targets as they are, and integers in a floating point type that holds them."""
+    if target.is_floating_point():
+        return target
+    real = target.to(dtype)
+    if not bool((real.to(target.dtype) == target).all()):
+        raise ValueError(
+            f"Expected integer targets that {dtype} holds exactly, but got {int(target.abs().max())}. Give bounds and "
+            "targets in a wider type, or in another unit."
+        )
+    return real
 
 
 def cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from agt_lightning.certificates import squared_error_bounds
 from agt_lightning.certificates.margins import predicted_classes
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
@@ -40,13 +39,16 @@ def sample_metrics(compared: Comparison, nominal: Interval, values: BoundedValue
     # What the module predicts lies in both; its center is one of these predictions.
     predicted = torch.minimum(torch.maximum(nominal.center, outputs.lower), outputs.upper)
     if compared.metric is Metric.SQUARED_ERROR:
-        return _errors(predicted, outputs, as_interval(target).lower)
+        wide = (each.to(dtype=torch.float64) for each in (outputs, as_interval(target)))
+        return _errors(predicted.double(), *wide)
     classes = _classes(target, 2 if compared.metric is Metric.BINARY_ACCURACY else predicted.shape[1])
     return _accuracies(predicted, values, classes)
 
 
-def _errors(nominal: Tensor, outputs: Interval, truth: Tensor) -> dict[str, Tensor]:
+def _errors(nominal: Tensor, outputs: Interval, truth: Interval) -> dict[str, Tensor]:
     """Return the mean squared error: the trained module's, the largest and the smallest reachable one.
+
+    Labels are as wide as the type of the bounds rounds them.
 
     Raises:
         UncertifiableError: if labels have another shape than predictions.
@@ -59,7 +61,7 @@ def _errors(nominal: Tensor, outputs: Interval, truth: Tensor) -> dict[str, Tens
             ],
             "The error",
         )
-    bounds, error = squared_error_bounds(outputs, truth), (nominal - truth).square()
+    bounds, error = (outputs - truth).square(), (nominal - truth.center).square()
     return {
         "nominal_mse": _mean(error),
         "certified_mse": _mean(torch.maximum(bounds.upper, error)),

@@ -119,9 +119,6 @@ def _errors(
     decay = float(update.decay.abs().max())
     size, share = float(update.step.abs().max()), float(update.share.abs().max())
     carry, keep = float(update.carry.abs().max()), float(update.keep.abs().max())
-    if arithmetic.run is None:
-        nothing = Affine(0.0, 0.0)
-        return StepErrors(parameter, buffer, nothing, nothing, curvature + decay, pull)
     gradient = curvature * parameter + Affine(0.0, pull)
     sums = len(step.slopes) + columns + _GRADIENT_ROUNDINGS
     off, target_off = step.errors

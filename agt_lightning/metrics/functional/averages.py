@@ -22,14 +22,36 @@ def count_samples(mask: Tensor) -> tuple[Tensor, Tensor]:
     return mask.sum(), torch.tensor(mask.numel(), device=mask.device)
 
 
-def rate(hits: Tensor, total: Tensor, *, empty: float) -> Tensor:
-    """Compute the fraction ``hits / total`` in [0, 1], or return ``empty`` if there are no samples.
+_EXACT = 2**29
+"""Up to so many samples the product of their number and a float32 number is exact in float64."""
+
+
+def rate_from_below(hits: Tensor, total: Tensor) -> Tensor:
+    """Compute the fraction ``hits / total``, rounded down to float32; 0 if there are no samples.
 
     Example:
-        >>> rate(torch.tensor(1), torch.tensor(4), empty=0.0), rate(torch.tensor(0), torch.tensor(0), empty=1.0)
-        (tensor(0.2500), tensor(1.))
+        >>> rate_from_below(torch.tensor(1), torch.tensor(4)), rate_from_below(torch.tensor(0), torch.tensor(0))
+        (tensor(0.2500), tensor(0.))
+        >>> 3 * rate_from_below(torch.tensor(2), torch.tensor(3)).double() < 2
+        tensor(True)
     """
-    return torch.where(total > 0, hits / total.clamp(min=1), empty)
+    nearest = (hits.double() / total.clamp(min=1)).float()
+    is_below = (nearest.double() * total <= hits) & (total <= _EXACT)
+    return torch.where(is_below, nearest, nearest.nextafter(torch.zeros_like(nearest)))
+
+
+def rate_from_above(hits: Tensor, total: Tensor) -> Tensor:
+    """Compute the fraction ``hits / total``, rounded up to float32; 1 if there are no samples.
+
+    Example:
+        >>> rate_from_above(torch.tensor(1), torch.tensor(4)), rate_from_above(torch.tensor(0), torch.tensor(0))
+        (tensor(0.2500), tensor(1.))
+        >>> 3 * rate_from_above(torch.tensor(1), torch.tensor(3)).double() > 1
+        tensor(True)
+    """
+    nearest = (hits.double() / total.clamp(min=1)).float()
+    is_above = (nearest.double() * total >= hits) & (total <= _EXACT)
+    return torch.where(total > 0, torch.where(is_above, nearest, nearest.nextafter(torch.ones_like(nearest))), 1.0)
 
 
 def sum_from_above(losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agt_lightning.certificates.goals import class_indices, possible_classes, targeted_attack_reachable
-from agt_lightning.metrics.functional.averages import count_samples, rate
+from agt_lightning.metrics.functional.averages import count_samples, rate_from_below
 from agt_lightning.metrics.functional.bounds import checked_bounds
 
 
@@ -28,7 +28,7 @@ def certified_accuracy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
         target: integer classes ``(N,)``; with one logit also ``(N, 1)`` and any real type.
 
     Returns:
-        Scalar in [0, 1]; 0 for no samples.
+        Scalar in [0, 1], rounded down; 0 for no samples.
 
     Raises:
         TypeError: if a bound is not of a floating point type, or the target not of an integer type.
@@ -57,4 +57,4 @@ def _certified_accuracy_update(lower: Tensor, upper: Tensor, target: Tensor) -> 
 
 
 def _certified_accuracy_compute(certified: Tensor, total: Tensor) -> Tensor:
-    return rate(certified, total, empty=0.0)
+    return rate_from_below(certified, total)

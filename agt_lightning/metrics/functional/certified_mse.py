@@ -30,7 +30,7 @@ def certified_mse(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         TypeError: if a bound is not of a floating point type.
-        ValueError: if shapes do not match.
+        ValueError: if shapes do not match, or an integer target exceeds 2^53.
         UnsoundBoundError: if a lower bound exceeds its upper bound.
 
     Reference:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from agt_lightning.certificates.goals import possible_classes
-from agt_lightning.metrics.functional.averages import count_samples, rate
+from agt_lightning.metrics.functional.averages import count_samples, rate_from_below
 from agt_lightning.metrics.functional.bounds import checked_bounds
 
 
@@ -24,7 +24,7 @@ def certified_rate(lower: Tensor, upper: Tensor) -> Tensor:
         upper: upper bounds, of the same shape and dtype.
 
     Returns:
-        Scalar in [0, 1]; 0 for no samples.
+        Scalar in [0, 1], rounded down; 0 for no samples.
 
     Raises:
         TypeError: if a bound is not of a floating point type.
@@ -50,4 +50,4 @@ def _certified_rate_update(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor
 
 
 def _certified_rate_compute(certified: Tensor, total: Tensor) -> Tensor:
-    return rate(certified, total, empty=0.0)
+    return rate_from_below(certified, total)

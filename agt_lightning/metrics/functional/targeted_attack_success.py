@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agt_lightning.certificates.goals import class_indices, possible_classes, targeted_attack_reachable
-from agt_lightning.metrics.functional.averages import count_samples, rate
+from agt_lightning.metrics.functional.averages import count_samples, rate_from_above
 from agt_lightning.metrics.functional.bounds import checked_bounds
 
 
@@ -33,7 +33,7 @@ def targeted_attack_success(
         safe_classes: for each true class, the predictions that are safe; by default only the true class itself.
 
     Returns:
-        Scalar in [0, 1]; 1 for no samples.
+        Scalar in [0, 1], rounded up; 1 for no samples.
 
     Raises:
         TypeError: if a bound is not of a floating point type, or the target not of an integer type.
@@ -90,7 +90,7 @@ def _targeted_attack_success_update(
 
 
 def _targeted_attack_success_compute(hits: Tensor, total: Tensor) -> Tensor:
-    return rate(hits, total, empty=1.0)
+    return rate_from_above(hits, total)
 
 
 def _safe_table(safe_classes: Sequence[Sequence[int]], classes: int) -> Tensor:

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agt_lightning.metrics.functional.averages import count_samples, mean_from_above, rate, sum_from_above
+from agt_lightning.metrics.functional.averages import (
+    count_samples,
+    mean_from_above,
+    rate_from_above,
+    rate_from_below,
+    sum_from_above,
+)
 
 positive = st.floats(min_value=1e-100, max_value=1e100)
 
@@ -42,5 +48,15 @@ def test_broken_losses_make_the_mean_infinite(bad: float) -> None:
 def test_no_samples() -> None:
     nothing = torch.zeros(0)
     assert mean_from_above(*sum_from_above(nothing)).item() == math.inf
-    assert rate(*count_samples(nothing.bool()), empty=1.0).item() == 1.0
-    assert rate(*count_samples(nothing.bool()), empty=0.0).item() == 0.0
+    assert rate_from_above(*count_samples(nothing.bool())).item() == 1.0
+    assert rate_from_below(*count_samples(nothing.bool())).item() == 0.0
+
+
+@given(st.integers(1, 2**40), st.floats(0, 1))
+def test_rates_are_rounded_in_their_own_direction(total, share):
+    hits = min(total, round(share * total))
+    counts = (torch.tensor(hits), torch.tensor(total))
+    exact = Fraction(hits, total)
+    below, above = Fraction(rate_from_below(*counts).item()), Fraction(rate_from_above(*counts).item())
+    assert 0 <= below <= exact <= above <= 1
+    assert above - below <= exact * Fraction(1, 2**22)

@@ -1,5 +1,6 @@
 """What rounding can change: in the run that bounds must contain, and in the computation of the bounds."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,20 @@ class Arithmetic:
     def least(self) -> float:
         """The largest error of one operation that underflows, in the run and in the bounds together."""
         return 2 * (torch.finfo(self.own).tiny + (0.0 if self.run is None else torch.finfo(self.run).tiny))
+
+    def overflow(self, value: Interval) -> float:
+        """Return the largest size in these bounds if it is infinite in the type of a run alone, and 0 otherwise.
+
+        Infinite bounds are found elsewhere, so nothing is done where the bounds have no larger range than the run.
+
+        Example:
+            >>> Arithmetic(torch.float32, torch.float64).overflow(Interval.point(torch.tensor([1e39]).double())) > 1e38
+            True
+        """
+        if self.run is None or torch.finfo(self.run).max >= torch.finfo(value.dtype).max or not value.lower.numel():
+            return 0.0
+        largest = max(float(value.upper.amax()), -float(value.lower.amin()))
+        return largest if math.isfinite(largest) and largest > torch.finfo(self.run).max else 0.0
 
     def outward(self, value: Interval, roundings: int = 1) -> Interval:
         """Widen bounds relatively to themselves; zeros stay zeros, and signs stay.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic.floating_point import Arithmetic, unless
+from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.optimizers.state import OptimizerState
 
@@ -150,8 +151,7 @@ def scaled_box(box: Interval, factor: float, arithmetic: Arithmetic) -> Interval
         factor: c.
         arithmetic: of the run and of the bounds.
     """
-    product = arithmetic.outward(box.scaled(factor), 3)
-    return product.widened(unless(is_zero(box), arithmetic.least, product.lower))
+    return _times(box, factor, arithmetic, 3, arithmetic.least)
 
 
 def moved(start: Interval, change: Interval, arithmetic: Arithmetic) -> Interval:
@@ -188,14 +188,40 @@ def change_of(
         roundings: of d, and of its product with α.
         divisor: the least number by which a run divides after its product with α, which may have underflowed.
     """
-    change = arithmetic.outward(direction.scaled(rate), roundings)
-    slack = roundings * arithmetic.least * max(1.0, 1 / divisor)
-    return change.widened(unless(is_zero(change), slack, change.lower))
+    return _times(direction, rate, arithmetic, roundings, roundings * arithmetic.least * max(1.0, 1 / divisor))
+
+
+def _times(value: Interval, factor: float, arithmetic: Arithmetic, roundings: int, underflow: float) -> Interval:
+    """Return a multiple of a value, rounded relatively and by underflow; zero where the value is zero in every run."""
+    product = arithmetic.outward(value.scaled(factor), roundings)
+    slack = unless(is_zero(value), underflow, product.lower)
+    if abs(factor) < arithmetic.least:  # the factor itself loses digits in the type of the run or of the bounds
+        slack = slack + value.magnitude * arithmetic.least
+    return product.widened(slack)
 
 
 def is_zero(value: Interval) -> Tensor:
     """Return which entries are zero and nothing else."""
     return (value.lower == 0) & (value.upper == 0)
+
+
+def require_in_range(arithmetic: Arithmetic, bounds: Interval, what: str) -> None:
+    """Raise if a run could compute a number that is infinite in its type, though its bounds are finite.
+
+    Args:
+        arithmetic: of the run and of the bounds.
+        bounds: on the number.
+        what: its name, for the message.
+
+    Raises:
+        UnsoundBoundError: with the largest size and ways out.
+    """
+    if largest := arithmetic.overflow(bounds):
+        raise UnsoundBoundError(
+            f"Expected {what} in the range of {arithmetic.run}, but a run can reach {largest:.3g}, which is infinite "
+            "there. Use fewer steps, a smaller learning rate, a weaker adversary or other units of the data; train in "
+            'float64; or use `floats="real"`.'
+        )
 
 
 def nonnegative(value: Interval) -> Interval:

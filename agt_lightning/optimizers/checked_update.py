@@ -12,7 +12,7 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, UnsoundBoundError
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.optimizers import AbstractOptimizer, OptimizerState
-from agt_lightning.optimizers.base import Group
+from agt_lightning.optimizers.base import Group, require_in_range
 from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.rounded import Floats
 
@@ -103,11 +103,16 @@ def checked_update(
             index.
     """
     applied = trained.point(trained.gradient)
+    arithmetic = trained.bounds_arithmetic
+    require_in_range(arithmetic, gradient, f"the gradient of `{name}`")
     if trained.state_before is not None:
         made = counterpart.step(group, trained.state_before, trained.point(trained.before), applied, trained.arithmetic)
         _require_inside(name, counterpart, *made, trained)
-    new_state, new_box = counterpart.step(group, state, box, gradient, trained.bounds_arithmetic)
+    new_state, new_box = counterpart.step(group, state, box, gradient, arithmetic)
     _require_finite(name, new_state, new_box)  # first: where a square overflows, other bounds mean nothing
+    require_in_range(arithmetic, new_box, f"parameter `{name}`")
+    for moment, interval in new_state.moments.items():
+        require_in_range(arithmetic, interval, f"optimizer state `{moment}` of `{name}`")
     if trained.floats == "run":
         _require_inside(name, counterpart, new_state, new_box, trained)
     else:

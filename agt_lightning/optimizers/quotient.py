@@ -23,6 +23,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic.floating_point import Arithmetic, unless
 from agt_lightning.interval import Interval
+from agt_lightning.optimizers.base import is_zero, require_in_range
 
 ROUNDINGS = 12
 """Roundings of each summand of numerator and divisor, and of their quotient."""
@@ -81,8 +82,10 @@ def accumulated(before: Interval, kept: float, x: Interval, weight: float, arith
         weight: w >= 0.
         arithmetic: of the run and of the bounds.
     """
-    total = arithmetic.outward(before.scaled(kept) + x.square().scaled(weight), ROUNDINGS)
-    slack = unless(total.upper == 0, 2 * arithmetic.least, total.lower)
+    square = x.square()
+    require_in_range(arithmetic, square, "the square of a gradient")
+    total = arithmetic.outward(before.scaled(kept) + square.scaled(weight), ROUNDINGS)
+    slack = unless(is_zero(before) & is_zero(x), 2 * arithmetic.least, total.lower)
     return total.widened(slack, nonnegative=True)
 
 

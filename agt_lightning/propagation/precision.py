@@ -1,12 +1,14 @@
-"""Settings of torch under which float32 is not computed as the bounds assume (docs/floats.md, section 2).
+"""Settings and numbers with which float32 is not computed as the bounds assume (docs/floats.md, section 2).
 
 Products in TensorFloat-32 or bfloat16 cut the factors to 10 or 7 bits; a training with them would fail the self-checks
 at its first step. Winograd's and Fourier's algorithms compute a convolution by sums with cancellation, whose errors
-exceed those of a sum of products. Either is refused before the first step, with the setting that is the reason.
+exceed those of a sum of products. Either is refused before the first step, with the setting that is the reason. So is a
+number in the code that is no normal number in the type of the run or of the bounds: it loses more than the last digit.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ _PRODUCTS = frozenset(
     f"aten::{name}"
     for name in ("linear", "matmul", "mm", "bmm", "mv", "addmm", "addbmm", "baddbmm", "addmv", "dot", "einsum")
 ) | {"aten::bilinear", "aten::scaled_dot_product_attention"}
+
+_SUMS = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.rsub.Scalar})
 
 _REMEDY = "or train in float64, with bounds in float64."
 
@@ -31,6 +35,35 @@ def precision_problems(graph: Graph, bounds: torch.dtype, device: torch.device, 
         device: of training and bounds.
         floats: whether bounds contain runs as hardware executes them; only then the algorithm of a convolution matters.
     """
+    return [*_setting_problems(graph, bounds, device, floats), *_number_problems(graph, bounds)]
+
+
+def _number_problems(graph: Graph, bounds: torch.dtype) -> list[str]:
+    problems = []
+    for call in graph.calls:
+        types = [dtype for dtype in (call.dtype, bounds) if dtype.is_floating_point]
+        narrow = max(types, key=lambda each: torch.finfo(each).tiny)
+        lost = [value for value in _factors(call) if not _is_normal(value, narrow)]
+        if lost:
+            problems.append(
+                f"Expected numbers that {narrow} holds with all its digits, but `{call.op._schema.name}` at "
+                f"{call.source} has {lost[0]:g}. Choose other units, or compute in float64 with bounds in float64."
+            )
+    return problems
+
+
+def _factors(call: Call) -> list[float]:
+    """Return the numbers of a call, but for a number that is added, which may be lost beside a larger one."""
+    added = {"other"} if call.op in _SUMS else set()
+    return [float(v) for name, v in call.arguments.items() if name not in added and isinstance(v, float)]
+
+
+def _is_normal(value: float, dtype: torch.dtype) -> bool:
+    limits = torch.finfo(dtype)
+    return value == 0 or not math.isfinite(value) or limits.tiny <= abs(value) <= limits.max
+
+
+def _setting_problems(graph: Graph, bounds: torch.dtype, device: torch.device, floats: Floats) -> list[str]:
     single = [call for call in graph.calls if torch.float32 in (call.dtype, bounds)]
     convolution = next((call for call in single if _is_convolution(call)), None)
     product = next((call for call in single if call.op._schema.name in _PRODUCTS), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -64,16 +63,10 @@ class Rounded(Rule):
         return gradients
 
     def _require_in_range(self, site: Site, value: Interval) -> None:
-        """Raise if a run could compute a number beyond its type, which becomes infinite; NaN follows.
-
-        Infinite bounds are found elsewhere, so nothing is done where the bounds have no larger range than the run.
-        """
-        run = self.arithmetic(site).run
-        if run is None or torch.finfo(run).max >= torch.finfo(value.dtype).max or not value.lower.numel():
-            return
-        largest = max(float(value.upper.amax()), -float(value.lower.amin()))
-        if math.isfinite(largest) and largest > torch.finfo(run).max:
-            kind = str(run).removeprefix("torch.")
+        """Raise if a run could compute a number beyond its type, which becomes infinite; NaN follows."""
+        arithmetic = self.arithmetic(site)
+        if largest := arithmetic.overflow(value):
+            kind = str(arithmetic.run).removeprefix("torch.")
             raise UncertifiableError(
                 [
                     f"Expected numbers in the range of {kind}, but a run can reach {largest:.3g}, which is infinite "

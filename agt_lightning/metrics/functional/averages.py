@@ -36,7 +36,7 @@ def rate_from_below(hits: Tensor, total: Tensor) -> Tensor:
         tensor(True)
     """
     nearest = (hits.double() / total.clamp(min=1)).float()
-    is_below = (nearest.double() * total <= hits) & (total <= _EXACT)
+    is_below = (nearest.double() * total <= hits) & _comparable(hits, total)
     return torch.where(is_below, nearest, nearest.nextafter(torch.zeros_like(nearest)))
 
 
@@ -50,8 +50,13 @@ def rate_from_above(hits: Tensor, total: Tensor) -> Tensor:
         tensor(True)
     """
     nearest = (hits.double() / total.clamp(min=1)).float()
-    is_above = (nearest.double() * total >= hits) & (total <= _EXACT)
+    is_above = (nearest.double() * total >= hits) & _comparable(hits, total)
     return torch.where(total > 0, torch.where(is_above, nearest, nearest.nextafter(torch.ones_like(nearest))), 1.0)
+
+
+def _comparable(hits: Tensor, total: Tensor) -> Tensor:
+    """Return whether the product of the number of samples and a float32 fraction is exact in float64."""
+    return (total <= _EXACT) | (hits == 0) | (hits == total)
 
 
 def sum_from_above(losses: Tensor) -> tuple[Tensor, Tensor]:

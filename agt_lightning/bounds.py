@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from agt_lightning.digest import values_digest
 from agt_lightning.errors import BoundsMismatchError
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import FLOATS, Floats
 
 _FORMAT = "agt_lightning bounds 1"
 
@@ -53,6 +54,7 @@ class ParameterBounds(Mapping[str, Interval]):
         weights: `agt_lightning.digest.values_digest` of the parameters that these are the bounds of, which the runs of
             an adversary are compared with. None if it is not known; then whoever uses the bounds claims that they
             belong to a module.
+        floats: which runs they contain; None if it is not known, and whoever uses the bounds claims that.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -61,9 +63,12 @@ class ParameterBounds(Mapping[str, Interval]):
         (0.0, 0.0, True)
     """
 
-    def __init__(self, intervals: Mapping[str, Interval], weights: str | None = None) -> None:
+    def __init__(
+        self, intervals: Mapping[str, Interval], weights: str | None = None, floats: Floats | None = None
+    ) -> None:
         self._intervals = dict(intervals)
         self.weights = weights
+        self.floats = floats
 
     @classmethod
     def point(cls, module: nn.Module) -> ParameterBounds:
@@ -157,7 +162,7 @@ class ParameterBounds(Mapping[str, Interval]):
                 )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``name.lower`` and ``name.upper`` for each parameter, and the digest of the weights, atomically.
+        """Write ``name.lower`` and ``name.upper`` for each parameter, and what is known of weights and runs, atomically.
 
         Args:
             path: a ``.safetensors`` file; missing folders are created.
@@ -166,7 +171,8 @@ class ParameterBounds(Mapping[str, Interval]):
         for name, interval in self.items():
             tensors[f"{name}.lower"] = interval.lower.detach().cpu().contiguous().clone()
             tensors[f"{name}.upper"] = interval.upper.detach().cpu().contiguous().clone()
-        metadata = {"format": _FORMAT} | ({} if self.weights is None else {"weights": self.weights})
+        known = {"weights": self.weights, "floats": self.floats}
+        metadata = {"format": _FORMAT} | {name: value for name, value in known.items() if value is not None}
         with atomic_path(path) as partial:
             save_file(tensors, partial, metadata=metadata)
 
@@ -198,4 +204,5 @@ class ParameterBounds(Mapping[str, Interval]):
         if missing:
             raise BoundsMismatchError(f"Expected both bounds of each parameter in {path}, but {missing} are missing.")
         intervals = {name: Interval.checked(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names}
-        return cls(intervals, metadata.get("weights"))
+        floats = next((level for level in FLOATS if level == metadata.get("floats")), None)
+        return cls(intervals, metadata.get("weights"), floats)

@@ -1,9 +1,16 @@
 """Floating point: outward rounding, and the largest error of many roundings (docs/floats.md)."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from agt_lightning.errors import UncertifiableError
+
+Floats = Literal["run", "real"]
+"""``"run"``: bounds contain every run as hardware executes it; ``"real"``: every run in real arithmetic."""
+
+FLOATS: tuple[Floats, ...] = get_args(Floats)
 
 _UPWARD = 1 + 2.0**-48
 """Factor that covers the rounding of a few operations on Python's own numbers."""

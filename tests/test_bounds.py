@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from agt_lightning import CertifiedModel
 from agt_lightning import bounds as bounds_module
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.errors import BoundsMismatchError, UnsoundBoundError
@@ -175,3 +176,14 @@ def test_broken_bounds_are_refused_on_loading(lower, upper, tmp_path):
     save_file(tensors, tmp_path / "b.safetensors", metadata={"format": FORMAT})
     with pytest.raises(UnsoundBoundError, match="Expected finite bounds with lower <= upper"):
         ParameterBounds.load(tmp_path / "b.safetensors")
+
+
+def test_the_runs_that_bounds_contain_are_kept_and_required(tmp_path):
+    module = nn.Linear(2, 1)
+    bounds = ParameterBounds(ParameterBounds.point(module), floats="real")
+    bounds.save(tmp_path / "bounds.safetensors")
+    loaded = ParameterBounds.load(tmp_path / "bounds.safetensors")
+    assert loaded.floats == CertifiedModel(module, loaded).floats == "real"
+    assert CertifiedModel(module, ParameterBounds.point(module)).floats == "run"
+    with pytest.raises(BoundsMismatchError, match="real arithmetic"):
+        CertifiedModel(module, loaded, floats="run")

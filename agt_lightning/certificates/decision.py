@@ -23,7 +23,7 @@ from agt_lightning.certificates.probabilities import (
 from agt_lightning.certificates.task import Task
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats
 from agt_lightning.rules.softmax import probability_error
 
 _ROUNDINGS = 16

@@ -24,13 +24,13 @@ from agt_lightning.certificates.task import Task
 from agt_lightning.certificates.values import BoundedValues, frozen_values
 from agt_lightning.domains import DOMAINS, FlipCounter, ParameterSet
 from agt_lightning.domains.head import Head, HeadBounds, unshaped
-from agt_lightning.errors import UncertifiableError, require_one_of
+from agt_lightning.errors import BoundsMismatchError, UncertifiableError, require_one_of
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, require_method
 from agt_lightning.propagation.objective import ProgramCache, canonical_names, graph_inputs
 from agt_lightning.propagation.precision import precision_problems
+from agt_lightning.rounding import FLOATS, Floats
 from agt_lightning.rules import RULES, RuleTable, Value
-from agt_lightning.rules.rounded import FLOATS, Floats
 from agt_lightning.rules.values import as_interval
 
 
@@ -63,7 +63,8 @@ class CertifiedModel:
         dtype: floating point type to compute in.
         rules: bound rules by overload.
         floats: ``"run"``: certificates are about the forward pass as hardware executes it in the module's own types, in
-            any order of summation; ``"real"``: about real arithmetic, for parameters that are bounded at that level.
+            any order of summation; ``"real"``: about real arithmetic. None means the level of the bounds, or
+            ``"run"`` if it is not known.
 
     Raises:
         ValueError: if the method is unknown.
@@ -89,10 +90,16 @@ class CertifiedModel:
         output: str | int | None = None,
         dtype: torch.dtype = torch.float64,
         rules: RuleTable = RULES,
-        floats: Floats = "run",
+        floats: Floats | None = None,
     ) -> None:
         require_method(method)
+        floats = floats or bounds.floats or "run"
         require_one_of("floats", floats, FLOATS)
+        if floats != bounds.floats == "real":
+            raise BoundsMismatchError(
+                'Expected bounds on runs as hardware executes them for `floats="run"`, but these bounds are about runs '
+                'in real arithmetic. Use `floats="real"`, or train with `floats="run"`.'
+            )
         bounds.require_weights(module)
         self.module = module
         self.bounds = bounds

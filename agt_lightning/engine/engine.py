@@ -396,7 +396,7 @@ class AbstractGradientEngine:
         rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in self.box.items()}
         for name, interval in rounded_outward.items():
             check_finite_and_ordered(interval, f"parameter `{name}` in {types[name]}")
-        return ParameterBounds(rounded_outward, values_digest(self._trained.items()))
+        return ParameterBounds(rounded_outward, values_digest(self._trained.items()), self.config.floats)
 
     @property
     def parameter_sets(self) -> dict[str, ParameterSet]:
@@ -422,6 +422,7 @@ class AbstractGradientEngine:
         """Return all that a checkpoint must keep: tensors, numbers and strings."""
         return {
             "steps": self.steps,
+            "floats": self.config.floats,
             "parameters": tensors_digest(self._trained.items()),
             "domains": self.domains.state(),
         }
@@ -430,11 +431,17 @@ class AbstractGradientEngine:
         """Go on from the `state` of an interrupted run; the module must have that run's parameters already.
 
         Raises:
-            BoundsMismatchError: if names or shapes differ, something is missing, or the parameters are not those that
-                the bounds were computed for.
+            BoundsMismatchError: if names or shapes differ, something is missing, the parameters are not those that the
+                bounds were computed for, or the bounds are about runs in real arithmetic and this engine is not.
         """
         with self.processes.collective_errors():
             with complete(state):
+                floats = state.get("floats", "unknown")
+                if floats != self.config.floats == "run":
+                    raise BoundsMismatchError(
+                        'Expected bounds on runs as hardware executes them (`floats="run"`), but those of the '
+                        f'checkpoint have `floats` {floats}. Go on with `floats="real"`, or train from the start.'
+                    )
                 self.domains.restore(state["domains"])
                 steps, digest = int(state["steps"]), str(state["parameters"])
             outside = self.bounds.violations(self.module)

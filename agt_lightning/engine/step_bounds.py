@@ -12,8 +12,7 @@ from agt_lightning.aggregation.mean_clipping import MeanClipping, clipped_gradie
 from agt_lightning.engine.self_checks import Tolerance
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED
 from agt_lightning.interval import Interval, require_inside
-from agt_lightning.rounding import accumulated_roundoff
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats, accumulated_roundoff
 
 
 @dataclass(frozen=True)

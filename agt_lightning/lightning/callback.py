@@ -57,7 +57,7 @@ from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
 from agt_lightning.propagation.config import CertificationConfig, DomainChoice
 from agt_lightning.propagation.samples import Poisonable, SampleIds
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats
 
 
 class CertifiedTraining(Callback):

@@ -14,7 +14,7 @@ from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
 from agt_lightning.errors import BoundsMismatchError
 from agt_lightning.propagation.config import CertificationConfig
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats
 
 CHECKPOINT_KEY = "agt_bounds"
 """Key of the bounds in Lightning's checkpoint."""

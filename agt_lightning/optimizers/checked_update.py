@@ -13,8 +13,7 @@ from agt_lightning.errors import NOT_WHAT_IS_TRAINED, UnsoundBoundError
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.optimizers import AbstractOptimizer, OptimizerState
 from agt_lightning.optimizers.base import Group, require_in_range
-from agt_lightning.rounding import unit_roundoff
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats, unit_roundoff
 
 
 @dataclass(frozen=True)

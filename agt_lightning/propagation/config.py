@@ -15,8 +15,8 @@ from agt_lightning.errors import require_one_of
 from agt_lightning.memory import require_memory_budget
 from agt_lightning.propagation.methods import Method, require_method
 from agt_lightning.propagation.samples import Poisonable, SampleIds
+from agt_lightning.rounding import FLOATS, Floats
 from agt_lightning.rules import RuleTable
-from agt_lightning.rules.rounded import FLOATS, Floats
 
 DomainChoice = Literal["auto"] | Sequence[Any]
 """Domains by name or class (`agt_lightning.domains.Domain`), or ``"auto"`` for all built-in ones that apply."""

@@ -36,8 +36,8 @@ from agt_lightning.propagation import (
     refinement,
 )
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
+from agt_lightning.rounding import Floats
 from agt_lightning.rules import RuleTable, Value
-from agt_lightning.rules.rounded import Floats
 from agt_lightning.rules.values import as_interval
 
 Loss = Callable[[nn.Module, object], Tensor]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from agt_lightning.capture.graph import Call, Graph
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats
 
 _PRODUCTS = frozenset(
     f"aten::{name}"

@@ -10,11 +10,12 @@ from functools import cached_property
 import torch
 
 from agt_lightning.capture import Call, Graph
+from agt_lightning.rounding import Floats
 from agt_lightning.rules import Rule, RuleTable, Site
 from agt_lightning.rules.base import name_of
 from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
-from agt_lightning.rules.rounded import Floats, Rounded
+from agt_lightning.rules.rounded import Rounded
 from agt_lightning.rules.roundings import UNSTATED
 
 _WAYS_OUT = {

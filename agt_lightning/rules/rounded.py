@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from typing_extensions import override
@@ -13,14 +12,10 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import Floats
 from agt_lightning.rules.base import Rule, Site
 from agt_lightning.rules.roundings import Roundings
 from agt_lightning.rules.values import Value
-
-Floats = Literal["run", "real"]
-"""``"run"``: bounds contain every run as hardware executes it; ``"real"``: every run in real arithmetic."""
-
-FLOATS: tuple[Floats, ...] = get_args(Floats)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch import Tensor
 from agt_lightning.capture import capture, reached
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Program, propagate_backward, propagate_forward
+from agt_lightning.rounding import Floats
 from agt_lightning.rules import RULES, RuleTable, Value
-from agt_lightning.rules.rounded import Floats, Rounded
+from agt_lightning.rules.rounded import Rounded
 from tests.rules.laws import (
     SAMPLES,
     Bounds,

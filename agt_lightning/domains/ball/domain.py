@@ -29,8 +29,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
-from agt_lightning.rounding import accumulated_roundoff
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats, accumulated_roundoff
 from agt_lightning.rules.values import as_interval
 
 _LARGEST_RADIUS = 1e75

@@ -15,8 +15,7 @@ from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.value_bounds import layer_bounds, margin_bounds
 from agt_lightning.domains.head import Head, match_trained
 from agt_lightning.interval import Interval
-from agt_lightning.rounding import round_up, unit_roundoff
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats, round_up, unit_roundoff
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats
 from agt_lightning.rules.values import as_interval
 
 

@@ -22,7 +22,7 @@ from agt_lightning.domains.influence.replay import LabelInfluence
 from agt_lightning.domains.influence.target_encoding import TargetEncoding
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.rounded import Floats
+from agt_lightning.rounding import Floats
 
 
 @dataclass(frozen=True, eq=False)

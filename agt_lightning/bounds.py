@@ -162,7 +162,7 @@ class ParameterBounds(Mapping[str, Interval]):
                 )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``name.lower`` and ``name.upper`` for each parameter, and what is known of weights and runs, atomically.
+        """Write ``name.lower`` and ``name.upper`` of each parameter, and what is known of weights and runs, atomically.
 
         Args:
             path: a ``.safetensors`` file; missing folders are created.

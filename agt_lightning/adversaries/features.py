@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.interval import Interval, LpBall
 from agt_lightning.rounding import round_down, round_up, unit_roundoff
 
@@ -93,7 +94,8 @@ def as_stored(moved: Interval, clean: Tensor, dtype: torch.dtype) -> Interval:
 def _stored_ball(ball: LpBall, magnitude: Tensor, dtype: torch.dtype) -> LpBall:
     """Enlarge a ball by what rounding to a type can add to a perturbation."""
     errors = torch.where(ball.scale > 0, 2 * unit_roundoff(dtype) * magnitude / ball.scale, 0.0).flatten(1)
-    growth = torch.linalg.vector_norm(errors, ord=ball.p, dim=1).max() if len(errors) else 0.0
+    norms = euclidean_norm(errors, dim=1) if ball.p == 2 else torch.linalg.vector_norm(errors, ord=ball.p, dim=1)
+    growth = norms.max() if len(errors) else 0.0
     return LpBall(ball.nominal, ball.scale * (1 + 2 * growth), ball.p)
 
 

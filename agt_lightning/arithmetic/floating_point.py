@@ -92,8 +92,9 @@ class Arithmetic:
         Infinite bounds are found elsewhere, so nothing is done where the bounds have no larger range than the run.
 
         Example:
-            >>> Arithmetic(torch.float32, torch.float64).overflow(Interval.point(torch.tensor([1e39]).double())) > 1e38
-            True
+            >>> huge = Interval.point(torch.tensor([1e39], dtype=torch.float64))
+            >>> Arithmetic(torch.float32, torch.float64).overflow(huge)
+            1e+39
         """
         if self.run is None or torch.finfo(self.run).max >= torch.finfo(value.dtype).max or not value.lower.numel():
             return 0.0

@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic import softmax
+from agt_lightning.arithmetic import euclidean_norm, softmax
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -73,7 +73,7 @@ class OutputBounds:
         # Rounding must not push the box off the center that both contain.
         tight = Interval.trusted(torch.minimum(lower, center), torch.maximum(upper, center))
         farthest = torch.maximum(tight.upper - center, center - tight.lower)
-        return cls(center, torch.minimum(radius, farthest.norm(dim=1)), tight)
+        return cls(center, torch.minimum(radius, euclidean_norm(farthest, dim=1)), tight)
 
     @cached_property
     def probabilities(self) -> Interval:
@@ -127,7 +127,7 @@ class LabelPerturbation:
         assert isinstance(clean, Interval)
         assert isinstance(poisoned, Interval)
         farthest = torch.maximum(poisoned.upper - clean.lower, clean.lower - poisoned.lower)
-        distance: Tensor = farthest.reshape(len(farthest), -1).norm(dim=1)
+        distance: Tensor = euclidean_norm(farthest.reshape(len(farthest), -1), dim=1)
         return distance if self.radius is None else distance.clamp(max=self.radius)
 
     def flippable(self, classes: int) -> Tensor:
@@ -297,7 +297,7 @@ class HuberError(HeadLoss):
         up = self._slope_of(bounds.box.upper - residual) - nominal
         down = nominal - self._slope_of(bounds.box.lower - residual)
         roundoff = self.largest_slope * accumulated_roundoff(_FEW, up.dtype)
-        ends = (torch.maximum(up, down) + roundoff).norm(dim=1)
+        ends = euclidean_norm(torch.maximum(up, down) + roundoff, dim=1)
         return torch.minimum(ends, self.scale * self.slope * bounds.radius)
 
     def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
@@ -328,7 +328,7 @@ class LogisticLoss(HeadLoss):
         """Evaluate the ends of the box, where the maximum lies since σ is monotone."""
         nominal, roundoff = bounds.center.sigmoid(), accumulated_roundoff(2 * _ELEMENTARY, bounds.center.dtype)
         up, down = bounds.box.upper.sigmoid() - nominal, nominal - bounds.box.lower.sigmoid()
-        ends = (torch.maximum(up, down) + roundoff).norm(dim=1)
+        ends = euclidean_norm(torch.maximum(up, down) + roundoff, dim=1)
         _, steepest = self.curvature(bounds, target)
         return torch.minimum(self.scale * ends, steepest * bounds.radius)
 
@@ -385,7 +385,7 @@ class SoftmaxLoss(HeadLoss):
         probability, nominal = bounds.probabilities, bounds.center_probabilities
         roundoff = accumulated_roundoff(2 * _FEW, nominal.dtype) + 2 * bounds.softmax_roundoff[:, None]
         up, down = probability.upper - nominal, nominal - probability.lower
-        ends = torch.maximum(up, down, out=up).add_(roundoff * nominal).norm(dim=1)
+        ends = euclidean_norm(torch.maximum(up, down, out=up).add_(roundoff * nominal), dim=1)
         _, steepest = self.curvature(bounds, target)
         return torch.minimum(self.scale * ends, steepest * bounds.radius)
 

@@ -193,6 +193,8 @@ def change_of(
 
 def _times(value: Interval, factor: float, arithmetic: Arithmetic, roundings: int, underflow: float) -> Interval:
     """Return a multiple of a value, rounded relatively and by underflow; zero where the value is zero in every run."""
+    if factor == 0:
+        return Interval.point(torch.zeros_like(value.lower))
     product = arithmetic.outward(value.scaled(factor), roundings)
     slack = unless(is_zero(value), underflow, product.lower)
     if abs(factor) < arithmetic.least:  # the factor itself loses digits in the type of the run or of the bounds

@@ -35,7 +35,19 @@ def precision_problems(graph: Graph, bounds: torch.dtype, device: torch.device, 
         device: of training and bounds.
         floats: whether bounds contain runs as hardware executes them; only then the algorithm of a convolution matters.
     """
-    return [*_setting_problems(graph, bounds, device, floats), *_number_problems(graph, bounds)]
+    problems = [*_setting_problems(graph, bounds, device, floats), *_number_problems(graph, bounds)]
+    return [*problems, *_flushing_problems(device, floats)]
+
+
+def _flushing_problems(device: torch.device, floats: Floats) -> list[str]:
+    """Return a problem if a CPU is set to read numbers below the smallest normal one as zero."""
+    subnormal = torch.full((1,), torch.finfo(torch.float32).tiny / 8)
+    if floats == "real" or device.type != "cpu" or bool(subnormal + subnormal != 0):
+        return []
+    return [
+        "Expected subnormal numbers to be kept, but torch reads them as zero. Call `torch.set_flush_denormal(False)` "
+        'before training, or use `floats="real"`, whose bounds are about runs in real arithmetic.'
+    ]
 
 
 def _number_problems(graph: Graph, bounds: torch.dtype) -> list[str]:

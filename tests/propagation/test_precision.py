@@ -89,3 +89,37 @@ def test_nnpack_is_refused_where_onednn_is_off():
             assert "nnpack.set_flags(False)" in problem
         with torch.backends.nnpack.flags(enabled=False):
             assert not precision_problems(single, torch.float64, torch.device("cpu"))
+
+
+def test_numbers_that_a_type_does_not_hold_are_refused():
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.linear, self.factor = nn.Linear(1, 1).double(), factor
+
+        def forward(self, x):
+            return self.linear(x) * self.factor
+
+    def problems(factor, dtype, bounds):
+        module = Scaled(factor).to(dtype)
+        graph = capture(module, lambda leaves: module(leaves[0]), [torch.zeros(2, 1, dtype=dtype)])
+        return precision_problems(graph, bounds, torch.device("cpu"))
+
+    single, double = torch.float32, torch.float64
+    assert not problems(1e-46, double, double)
+    assert not problems(1e-30, single, single)
+    for factor, dtype, bounds in ((1e-46, single, double), (1e-46, double, single), (1e40, single, double)):
+        (problem,) = problems(factor, dtype, bounds)
+        assert f"{factor:g}" in problem
+
+
+def test_subnormal_numbers_that_count_as_zero_are_refused():
+    graph = graph_of(nn.Linear(1, 1), inputs=(1,))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU keeps subnormal numbers")
+    try:
+        (problem,) = precision_problems(graph, torch.float64, torch.device("cpu"))
+        assert "set_flush_denormal(False)" in problem
+        assert not precision_problems(graph, torch.float64, torch.device("cpu"), "real")
+    finally:
+        torch.set_flush_denormal(False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.deep import DeepAnalysis
@@ -233,8 +234,8 @@ def _nominal_rounding(data: BallStep, optimizer_step: OptimizerStep, rate: float
         exact = data.gradient[name]
         before = optimizer_step.before[name].to(exact.dtype)
         after = optimizer_step.parameters[name].detach().to(exact.dtype)
-        distance = (after - before + rate * (exact + decay * before)).norm()
-        sizes = after.norm() + (1 + rate * decay) * before.norm() + rate * exact.norm()
+        distance = euclidean_norm(after - before + rate * (exact + decay * before))
+        sizes = euclidean_norm(after) + (1 + rate * decay) * euclidean_norm(before) + rate * euclidean_norm(exact)
         rounding = accumulated_roundoff(_ROUNDINGS, exact.dtype) * sizes
         distances.append(float(distance + rounding) * (1 + accumulated_roundoff(exact.numel() + 8, exact.dtype)))
     return math.hypot(*distances) * _UPWARD
@@ -255,8 +256,8 @@ def _update_rounding(data: BallStep, optimizer_step: OptimizerStep, rate: float,
     for name in data.head.parameters:
         parameter = optimizer_step.parameters[name].detach()
         count += parameter.numel()
-        before = math.hypot(before, float(optimizer_step.before[name].to(torch.float64).norm()))
-        after = math.hypot(after, float(parameter.to(torch.float64).norm()))
+        before = math.hypot(before, float(euclidean_norm(optimizer_step.before[name].to(torch.float64))))
+        after = math.hypot(after, float(euclidean_norm(parameter.to(torch.float64))))
     outward = 1 + arithmetic.own_relative(count)
     step = rate * (data.constants.gradient + decay * (outward * before + data.radius))
     sizes = arithmetic.run_relative(1) * (outward * after + radius) + arithmetic.run_relative(_ROUNDINGS) * step

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.capture import reached
 from agt_lightning.distributed import Entry, ProcessGroup
 from agt_lightning.domains.ball.perturbation import Perturbation
@@ -85,7 +86,7 @@ class BatchView:
         if frozen.is_point and torch.equal(frozen.lower, center):
             return center.new_zeros(len(center))
         farthest = torch.maximum(frozen.upper - center, center - frozen.lower).clamp(min=0)
-        norm: Tensor = farthest.norm(dim=1)
+        norm: Tensor = euclidean_norm(farthest, dim=1)
         return norm * (1 + accumulated_roundoff(center.shape[1] + 4, center.dtype))
 
     def _poison(self, adversary: Adversary) -> dict[str, Entry]:
@@ -118,7 +119,7 @@ class BatchView:
         """Bound by how much labels and their casts, clean and poisoned, can differ together, Euclidean."""
         graph = self.part.bounded.program.graph
         kind = next(call.dtype for call in graph.calls if call.name == self.objective.target)
-        return accumulated_roundoff(8, kind) * float(poisoned.magnitude.norm(dim=1).max())
+        return accumulated_roundoff(8, kind) * float(euclidean_norm(poisoned.magnitude, dim=1).max())
 
     def _perturbation(self, adversary: Adversary) -> Perturbation | None:
         """Return how far the adversary can move the features that enter the head; None if they stay."""

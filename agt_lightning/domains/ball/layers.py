@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic import product
+from agt_lightning.arithmetic import euclidean_norm, product
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.ball.norms import spectral_norm
 from agt_lightning.interval import Interval
@@ -40,13 +40,15 @@ class Layer:
     @cached_property
     def row_norms(self) -> Tensor:
         """Upper bound on the norm of each row, (o,)."""
-        norms: Tensor = self.weight.norm(dim=1)
+        norms: Tensor = euclidean_norm(self.weight, dim=1)
         return norms * (1 + accumulated_roundoff(self.weight.shape[1] + 2, self.weight.dtype))
 
     @cached_property
     def frobenius(self) -> float:
         """Upper bound on ``‖W‖_F``."""
-        return float(self.row_norms.norm()) * (1 + accumulated_roundoff(len(self.weight) + 2, self.weight.dtype))
+        return float(euclidean_norm(self.row_norms)) * (
+            1 + accumulated_roundoff(len(self.weight) + 2, self.weight.dtype)
+        )
 
     @cached_property
     def offsets(self) -> Tensor:
@@ -56,7 +58,7 @@ class Layer:
     @cached_property
     def column_norms(self) -> Tensor:
         """``‖W e_j‖`` for each input j, (k,)."""
-        norms: Tensor = self.weight.norm(dim=0)
+        norms: Tensor = euclidean_norm(self.weight, dim=0)
         return norms
 
     @cached_property

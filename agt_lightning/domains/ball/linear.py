@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.analysis import BallAnalysis, Remainder
 from agt_lightning.domains.ball.layers import Layer
 from agt_lightning.domains.ball.norms import append_one, gram_norm, with_one
@@ -31,7 +32,7 @@ class LinearAnalysis(BallAnalysis):
     @cached_property
     def _input_norm(self) -> Tensor:
         """``‖x‖``, (b,)."""
-        norm: Tensor = self.samples.inputs.norm(dim=1)
+        norm: Tensor = euclidean_norm(self.samples.inputs, dim=1)
         return norm
 
     @cached_property
@@ -65,7 +66,7 @@ class LinearAnalysis(BallAnalysis):
         nominal = (gradient.nominal.abs() * weights[:, None]).T @ inputs
         norm, error = self.jacobian_norm, self.input_error
         rest = (gradient.change + gradient.error) * (norm + error) + gradient.norm * error
-        return float(nominal.norm() + weights @ rest)
+        return float(euclidean_norm(nominal) + weights @ rest)
 
     @override
     def curvature_norm(self, weights: Tensor) -> float:
@@ -79,5 +80,5 @@ class LinearAnalysis(BallAnalysis):
     def feature_effect(self, features: Perturbation, poisoned_bounds: tuple[Interval, ...] | None) -> JacobianEffect:
         """``ΔJ = Δx``, and ``‖W̃ Δx‖ <= ‖(sup |W_k Δx|)_k‖ + R ‖Δx‖``."""
         norm = features.norm().expand_as(self.jacobian_norm)
-        output = features.support(self.layer.weight).norm(dim=1) + self.ball.radius * norm
+        output = euclidean_norm(features.support(self.layer.weight), dim=1) + self.ball.radius * norm
         return JacobianEffect(output, norm, self.jacobian_norm)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.rounding import accumulated_roundoff
 
 _LARGEST_GRAM = 4096
@@ -29,12 +30,13 @@ def spectral_norm(matrix: Tensor) -> float:
 def spectral_norms(matrices: Tensor) -> Tensor:
     """Upper bound on the largest singular value of every matrix, (m, o, k) to (m,)."""
     outputs, inputs = matrices.shape[1:]
-    norms: Tensor = matrices.flatten(1).norm(dim=1) * _upward(outputs * inputs + 2, matrices)
+    norms: Tensor = euclidean_norm(matrices.flatten(1), dim=1) * _upward(outputs * inputs + 2, matrices)
     if outputs == 1 or not bool(norms.isfinite().all()):
         return norms
     largest = _largest_eigenvalues(matrices @ matrices.mT)
     error = accumulated_roundoff(inputs + 4, matrices.dtype) * norms.square()  # of the products
-    return torch.minimum((largest + error).sqrt() * _upward(4, matrices), norms)
+    lost = torch.where(norms > 0, 4 * outputs * inputs * torch.finfo(matrices.dtype).tiny, 0.0)  # by underflow
+    return torch.minimum((largest + error + lost).sqrt() * _upward(4, matrices), norms)
 
 
 def gram_norm(rows: Tensor, weights: Tensor, one: bool = False) -> float:
@@ -56,13 +58,21 @@ def gram_norm(rows: Tensor, weights: Tensor, one: bool = False) -> float:
     scaled = rows * root[:, None]
     small, large = sorted((len(rows), rows.shape[1] + one))
     if small > _LARGEST_GRAM:
-        return float(scaled.square().sum() + one * weights.sum()) * _upward(len(rows) * (rows.shape[1] + 1) + 8, rows)
+        total = float(scaled.square().sum() + one * weights.sum())
+        return total * _upward(len(rows) * (rows.shape[1] + 1) + 8, rows) + _underflow(rows, total)
     gram = _inner_gram(scaled, root, one) if len(rows) > small else _outer_gram(scaled, root, one)
     trace = float(gram.trace()) * _upward(large + small + 8, rows)
     if not math.isfinite(trace):
         return math.inf
     error = accumulated_roundoff(large + 8, rows.dtype) * trace  # of the products
-    return min(trace, (float(_largest_eigenvalues(gram[None])) + error) * _upward(4, rows))
+    return min(trace, (float(_largest_eigenvalues(gram[None])) + error) * _upward(4, rows)) + _underflow(rows, trace)
+
+
+def _underflow(rows: Tensor, trace: float) -> float:
+    """Return what underflow can take from the trace of a Gram matrix of these rows, if roundings do not cover it."""
+    limits = torch.finfo(rows.dtype)
+    lost = 4 * len(rows) * (rows.shape[1] + 1) * limits.tiny
+    return lost if trace * limits.eps < lost and bool(rows.any()) else 0.0
 
 
 def _largest_eigenvalues(matrices: Tensor) -> Tensor:

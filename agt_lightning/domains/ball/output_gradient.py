@@ -7,6 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.losses import HeadLoss, LabelPerturbation, OutputBounds, Target
 
@@ -57,7 +58,7 @@ class OutputGradient:
 
     @cached_property
     def _nominal_norm(self) -> Tensor:
-        norm: Tensor = self.nominal.norm(dim=1)
+        norm: Tensor = euclidean_norm(self.nominal, dim=1)
         return norm
 
     @cached_property

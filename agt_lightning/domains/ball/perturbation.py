@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic import dual_norm
+from agt_lightning.arithmetic import dual_norm, euclidean_norm
 from agt_lightning.interval import Interval
 
 _SAME = 2.0**-30
@@ -51,7 +51,7 @@ class Perturbation:
 
     def norm(self) -> Tensor:
         """Largest ``‖Δx‖₂``, (b,), or (1,) if it is the same for all."""
-        box: Tensor = self.half_widths.norm(dim=1)
+        box: Tensor = euclidean_norm(self.half_widths, dim=1)
         return box if self.scale is None else box.clamp(max=float(self.scale.max()))
 
     def support(self, rows: Tensor) -> Tensor:

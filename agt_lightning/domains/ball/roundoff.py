@@ -10,6 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.layers import Layer, LayerBall
 
 
@@ -28,7 +29,11 @@ def result_errors(ball: LayerBall, layer: Layer, input_norm: Tensor, input_error
         docs/floats.md, eq. (B.2).
     """
     relative, absolute = _roundings(ball, layer.weight.shape[1])
-    magnitude = (layer.frobenius + ball.radius) * (input_norm + input_error) + float(layer.offsets.norm()) + ball.radius
+    magnitude = (
+        (layer.frobenius + ball.radius) * (input_norm + input_error)
+        + float(euclidean_norm(layer.offsets))
+        + ball.radius
+    )
     underflow = math.sqrt(len(layer.weight)) * absolute
     return (layer.norm + ball.radius) * input_error + relative * magnitude + underflow
 

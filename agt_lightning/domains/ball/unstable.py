@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.layers import Layer
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
@@ -290,7 +291,7 @@ class UnstableBetween:
 
     def _column_norms(self, matrices: Tensor, error: Tensor) -> Tensor:
         """Upper bound on the norm of each column, (m,)."""
-        norms: Tensor = matrices[self.pairs.sample, :, self.pairs.unit].norm(dim=1)
+        norms: Tensor = euclidean_norm(matrices[self.pairs.sample, :, self.pairs.unit], dim=1)
         return norms + self.pairs.by_sample(error)
 
     def product(self, matrices: Tensor, error: Tensor, weight: Tensor, norm: float) -> Tensor:
@@ -303,7 +304,7 @@ class UnstableBetween:
             norm: its norm.
         """
         columns = self._column_norms(matrices, error)
-        one_by_one = self.largest_sum(columns * weight.norm(dim=1)[self.pairs.unit])
+        one_by_one = self.largest_sum(columns * euclidean_norm(weight, dim=1)[self.pairs.unit])
         return torch.minimum(norm * self.columns(matrices, error), one_by_one)
 
     def only(self, values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.norms import with_one
 from agt_lightning.domains.ball.roundoff import result_errors, row_errors
@@ -96,7 +97,7 @@ class _LayerInput:
     @classmethod
     def features(cls, ball: LayerBall, inputs: Interval) -> _LayerInput:
         """Return the input of the first layer, which depends on no parameter."""
-        norm = inputs.magnitude.norm(dim=1)
+        norm = euclidean_norm(inputs.magnitude, dim=1)
         zero = torch.zeros_like(norm)
         return cls(ball, inputs, with_one(norm, ball.layers[0].trains_bias), torch.ones_like(inputs.lower), zero, zero)
 
@@ -149,7 +150,7 @@ class _LayerInput:
             results: bounds on the layer's results over the ball.
         """
         values = layer.nominal(self.nominal).mapped(torch.relu, nonnegative=True)
-        norm = with_one(values.upper.norm(dim=1), following.trains_bias)
+        norm = with_one(euclidean_norm(values.upper, dim=1), following.trains_bias)
         matrix = layer.norm if bool(self.lipschitz.any()) else 0.0
         lipschitz = torch.hypot(self.norm, matrix * self.lipschitz) + self.ball.radius / 2 * self.lipschitz
         error = result_errors(self.ball, layer, self.largest_norm, self.error)

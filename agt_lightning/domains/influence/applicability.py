@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.capture import Graph, reached
 from agt_lightning.domains.base import OptimizerStep
 from agt_lightning.domains.head import HeadError, HeadLayer
@@ -160,7 +161,7 @@ def _codewords(bounded: BoundedObjective, module: nn.Module, label: str, target:
     apart = torch.maximum(runs.upper - exact.lower, exact.lower - runs.lower).reshape(len(classes), -1)
     if len(codewords.unique(dim=0)) < len(codewords):
         raise HeadError("two classes have the same target; give each class its own")
-    return codewords.double(), float(apart.norm(dim=1).max()) * (1 + 2.0**-20)
+    return codewords.double(), float(euclidean_norm(apart, dim=1).max()) * (1 + 2.0**-20)
 
 
 def _unshaped(graph: Graph, name: str) -> str:

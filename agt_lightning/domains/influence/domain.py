@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.distributed import Entry
 from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import HeadError
@@ -303,7 +304,7 @@ def _distance(runs: Interval, recorded: Tensor) -> float:
     if runs.is_point and torch.equal(runs.lower.double(), recorded):
         return 0.0
     apart = torch.maximum((runs.upper.double() - recorded).abs(), (recorded - runs.lower.double()).abs())
-    return float(apart.reshape(len(apart), -1).norm(dim=1).max()) * (1 + 2.0**-20)
+    return float(euclidean_norm(apart.reshape(len(apart), -1), dim=1).max()) * (1 + 2.0**-20)
 
 
 def _all_entries(gathered: Sequence[Mapping[str, Entry]], name: str) -> Tensor | None:

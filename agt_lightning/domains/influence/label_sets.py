@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agt_lightning.adversaries import BoundedAdversary
 from agt_lightning.adversaries.base import check_order, check_size
+from agt_lightning.arithmetic import dual_norm
 from agt_lightning.domains.influence.target_encoding import TargetEncoding
 from agt_lightning.errors import UncertifiableError
 
@@ -145,8 +146,7 @@ class LabelBall:
 
     def range(self, direction: Tensor) -> LabelRange:
         """Return ``ν ‖w‖_{q*}`` for every sample, with the dual norm."""
-        dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[float(self.q)]
-        change = self.nu * torch.linalg.vector_norm(direction.double(), ord=dual)
+        change = self.nu * dual_norm(direction.double()[None], self.q)[0]
         changes = change.to(self.targets.device).expand(len(self.targets))
         return LabelRange(changes, changes)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph
 from agt_lightning.domains.head import Head, match_trained
@@ -254,5 +255,5 @@ class HeadInfluence:
 
     def _center(self, inputs: Interval) -> tuple[Tensor, Tensor]:
         """Return features, and what their distance from others within bounds can change in an output of any run."""
-        center, radius = inputs.center.double().cpu(), inputs.radius.double().cpu().norm(dim=1)
+        center, radius = inputs.center.double().cpu(), euclidean_norm(inputs.radius.double().cpu(), dim=1)
         return center, self.recorded.largest_output(radius * (1 + 2.0**-20))

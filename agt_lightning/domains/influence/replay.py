@@ -32,6 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.influence.model import Budget, BudgetGroup, Predictions
 from agt_lightning.domains.influence.roundings import Affine, StepErrors, functional_error, step_errors
@@ -57,7 +58,7 @@ class Adjoint(NamedTuple):
 
     def norms(self) -> Tensor:
         """Return the Euclidean norms of v and u, (Q, 2)."""
-        return torch.stack([self.parameter.norm(dim=1), self.buffer.norm(dim=1)], dim=1)
+        return torch.stack([euclidean_norm(self.parameter, dim=1), euclidean_norm(self.buffer, dim=1)], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,7 @@ class LabelInfluence:
 
     @cached_property
     def _step_errors(self) -> tuple[list[StepErrors], Affine]:
-        inputs = [self._inputs(self.features[step.rows]).norm(dim=1) for step in self.steps]
+        inputs = [euclidean_norm(self._inputs(self.features[step.rows]), dim=1) for step in self.steps]
         return step_errors(self.steps, inputs, self.initial, Arithmetic(self.run, torch.float64))
 
     @property
@@ -216,7 +217,7 @@ class LabelInfluence:
             labels += coefficients @ self.targets[self.sample_of_row[step.rows]]
             summed = summed + size
         own = Arithmetic(None, torch.float64).relative(len(self.steps) + len(self.targets) + columns)
-        constant = constant + own * adjoint.norms()[:, 0] * self.initial.norm(dim=1).max()
+        constant = constant + own * adjoint.norms()[:, 0] * euclidean_norm(self.initial, dim=1).max()
         return Predictions(adjoint.parameter @ self.initial.T + labels, constant, per_label + own * summed)
 
     def budget_groups(self, queries: Tensor, budget: Budget) -> Iterator[BudgetGroup]:

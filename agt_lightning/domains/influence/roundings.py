@@ -26,6 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.influence.sgd_map import SGDMap
 
@@ -101,7 +102,7 @@ def step_errors(
     Returns:
         The bounds of each step, and that on the norm of each row of W after the last one.
     """
-    parameter, buffer = Affine(float(initial.norm(dim=1).max()) * _UPWARD, 0.0), Affine(0.0, 0.0)
+    parameter, buffer = Affine(float(euclidean_norm(initial, dim=1).max()) * _UPWARD, 0.0), Affine(0.0, 0.0)
     errors = []
     for step, norms in zip(steps, inputs, strict=True):
         made = _errors(step, norms, initial.shape[1], parameter, buffer, arithmetic)

@@ -71,11 +71,14 @@ class Forms:
         """
         coefficients = {other: value for other, value in self.coefficients.items() if other != name}
         magnitude = self.magnitude + terms.size
+        lost = _underflow(self.coefficients[name])
+        constant = self.constant + terms.constant + lost
         for source, towards, box in zip(inputs, terms.coefficients, boxes, strict=True):
             if towards is not None:
                 coefficients[source] = coefficients[source] + towards if source in coefficients else towards
                 magnitude = magnitude + 2 * inner(towards.abs(), box.magnitude)
-        return Forms(coefficients, self.constant + terms.constant, magnitude)
+                constant = constant + lost * box.magnitude.reshape(len(box.lower), -1).sum(dim=1, keepdim=True)
+        return Forms(coefficients, constant, magnitude)
 
     def noting(self, magnitude: Tensor) -> Forms:
         """Return the same forms with more that rounding is relative to, (b, r)."""
@@ -89,8 +92,13 @@ class Forms:
         """Replace the value ``name`` by its worst case: the largest of its form over its box and ball."""
         coefficients = dict(self.coefficients)
         coefficient = coefficients.pop(name)
-        constant = self.constant + largest(coefficient, value)
+        constant = self.constant + largest(coefficient, value) + _underflow(coefficient)
         return Forms(coefficients, constant, self.magnitude + inner(coefficient.abs(), value.magnitude))
+
+
+def _underflow(coefficient: Tensor) -> float:
+    """Return what underflow can take from a sum of products with each element of a value, (b, r, *shape)."""
+    return 4.0 * (coefficient[0, 0].numel() + 1) * torch.finfo(coefficient.dtype).tiny
 
 
 def unit_rows(shape: Sequence[int], first: int, last: int, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from functools import cached_property
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.jacobian_change import mean_jacobian_errors
@@ -28,7 +29,7 @@ class DeepAnalysis(DeepBounds):
     @property
     @override
     def mean_jacobian_error(self) -> Tensor:
-        error: Tensor = self._mean_jacobian_errors.norm(dim=0)
+        error: Tensor = euclidean_norm(self._mean_jacobian_errors, dim=0)
         return error
 
     @override

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.norms import with_one
@@ -138,7 +139,7 @@ class DeepBounds(BallAnalysis):
         lipschitz, possibly_active = torch.zeros_like(self.input_error), torch.ones_like(self.samples.inputs)
         for number, layer in enumerate(self.layers):
             own_error = self.errors[-1] if number else 0.0  # features are exact where bounds are centered
-            norm = with_one(self.inputs[number].norm(dim=1) + own_error, layer.trains_bias)
+            norm = with_one(euclidean_norm(self.inputs[number], dim=1) + own_error, layer.trains_bias)
             self.input_norms.append(norm)
             largest = norm + self.radius * lipschitz + self._moved_to(number)
             self.errors.append(result_errors(self.ball, layer, largest, self.errors[-1]))
@@ -206,7 +207,7 @@ class DeepBounds(BallAnalysis):
         norms, product = [], 1.0
         jacobians = zip(self.result_jacobians[::-1], self.jacobian_errors[::-1], self.norms[::-1], strict=True)
         for jacobian, error, norm in jacobians:
-            norms.append((jacobian.flatten(1).norm(dim=1) + error).clamp(max=product))
+            norms.append((euclidean_norm(jacobian.flatten(1), dim=1) + error).clamp(max=product))
             product *= norm
         return norms[::-1]
 
@@ -249,7 +250,7 @@ class DeepBounds(BallAnalysis):
     @override
     def jacobian_norm(self) -> Tensor:
         pairs = zip(self.largest_backward, self.largest_inputs, strict=True)
-        norm: Tensor = torch.stack([backward * values for backward, values in pairs]).norm(dim=0)
+        norm: Tensor = euclidean_norm(torch.stack([backward * values for backward, values in pairs]), dim=0)
         return norm
 
     @cached_property

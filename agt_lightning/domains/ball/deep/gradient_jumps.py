@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.signals import Signals
@@ -61,7 +62,7 @@ def _size(bounds: DeepBounds, number: int, pull: Tensor, weights: Tensor) -> flo
         return _first_layer(unstable, pull, weights * norm, norm, bounds.radius)
     pairs = unstable.pairs
     rows = torch.zeros_like(pull[0]).index_add_(0, pairs.unit, (weights * norm)[pairs.sample] * pairs.of(pull))
-    return math.hypot(float(rows.norm()), *_layers_before(bounds, number, pull, weights))
+    return math.hypot(float(euclidean_norm(rows)), *_layers_before(bounds, number, pull, weights))
 
 
 def _first_layer(unstable: UnstableBetween, pull: Tensor, share: Tensor, norm: Tensor, radius: float) -> float:
@@ -82,7 +83,7 @@ def _layers_before(bounds: DeepBounds, number: int, pull: Tensor, weights: Tenso
     weight = bounds.layers[number].weight
     rows = weight[pairs.unit] if comparable else weight[:0]
     backward, sizes = unstable.columns(pull[:, None], torch.zeros_like(weights)), []
-    error, size_of_rows = torch.zeros_like(pair_pulls), rows.norm(dim=1) if comparable else pair_pulls
+    error, size_of_rows = torch.zeros_like(pair_pulls), euclidean_norm(rows, dim=1) if comparable else pair_pulls
     for earlier in range(number - 1, -1, -1):
         backward = backward * bounds.norms[earlier + 1]
         share = weights * bounds.input_norms[earlier]
@@ -90,7 +91,7 @@ def _layers_before(bounds: DeepBounds, number: int, pull: Tensor, weights: Tenso
         if comparable:
             rows = rows * bounds.units[earlier].mask[pairs.sample]
             pair_share, layer = share[pairs.sample] * pair_pulls, bounds.layers[earlier]
-            one_by_one = unstable.largest_sum(pair_pulls * (rows.norm(dim=1) + error))
+            one_by_one = unstable.largest_sum(pair_pulls * (euclidean_norm(rows, dim=1) + error))
             averaged = _averaged(rows, pair_share) + float(pair_share @ error)
             size = min(float(share @ torch.minimum(backward, one_by_one)), averaged)
             rows = rows @ layer.weight if earlier else rows
@@ -110,7 +111,7 @@ def _averaged(rows: Tensor, share: Tensor) -> float:
         rows: r, (m, k).
         share: c >= 0, (m,).
     """
-    norms = rows.norm(dim=1)
+    norms = euclidean_norm(rows, dim=1)
     kept = norms > torch.finfo(norms.dtype).tiny  # rows of zero add nothing, and have no direction
     rows, share, norms = rows[kept], share[kept], norms[kept]
     return math.sqrt(float(share @ norms) * gram_norm(rows, share / norms)) if len(rows) else 0.0

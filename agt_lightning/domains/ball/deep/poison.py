@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.jacobian_change import backward_changes, jacobian_changes
 from agt_lightning.domains.ball.perturbation import Perturbation
@@ -31,14 +32,14 @@ def feature_effect(
     """
     norm = features.norm().expand_as(bounds.input_norms[0])
     rows = features.support(bounds.layers[0].weight)
-    first = rows.norm(dim=1).clamp(max=bounds.norms[0] * features.norm()).expand_as(norm)
+    first = euclidean_norm(rows, dim=1).clamp(max=bounds.norms[0] * features.norm()).expand_as(norm)
     moved = [norm, first + bounds.radius * norm]
     for weight_norm in bounds.norms[1:]:
         moved.append((weight_norm + bounds.radius) * moved[-1])
     changes = backward_changes(bounds, 0.0, _unstable(bounds, moved, rows, poisoned_bounds))
     *input_moved, output_moved = moved
     poisoned_inputs = [values + more for values, more in zip(bounds.largest_inputs, input_moved, strict=True)]
-    jacobian = jacobian_changes(changes, poisoned_inputs, bounds.largest_backward, input_moved).norm(dim=0)
+    jacobian = euclidean_norm(jacobian_changes(changes, poisoned_inputs, bounds.largest_backward, input_moved), dim=0)
     output = torch.minimum(output_moved, _output_change(bounds, features, first, changes[0]))
     return JacobianEffect(output, jacobian, bounds.jacobian_norm)
 
@@ -59,7 +60,7 @@ def _unstable(
         if number == 0:
             more = rows + bounds.radius * moved[0][:, None]
         else:
-            more = (bounds.layers[number].weight.norm(dim=1) + bounds.radius) * moved[number][:, None]
+            more = (euclidean_norm(bounds.layers[number].weight, dim=1) + bounds.radius) * moved[number][:, None]
         clean_bounds, known = bounds.samples.layer_bounds, []
         if poisoned_bounds is not None and clean_bounds is not None:
             known = [clean_bounds[number], poisoned_bounds[number]]
@@ -78,7 +79,7 @@ def _output_change(bounds: DeepBounds, features: Perturbation, first: Tensor, ch
         change: ``‖ΔB₀‖`` between clean and poisoned features, (m,).
     """
     rows = bounds.result_jacobians[0] @ bounds.layers[0].weight
-    nominal = torch.stack([features.sample_support(row) for row in rows.unbind(dim=1)], dim=1).norm(dim=1)
+    nominal = euclidean_norm(torch.stack([features.sample_support(row) for row in rows.unbind(dim=1)], dim=1), dim=1)
     norm = features.norm().expand_as(first)
     of_rows = (bounds.backward_changes[0] + change) * first
     nominal = nominal + _rounding_of_rows(bounds) * norm

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.coupling import coupling
@@ -58,7 +59,7 @@ def remainder(bounds: DeepBounds, mean_jacobian_errors: Tensor, gradient: Output
     rest = second_order + mean_jacobian_errors @ (weights * gradient.change)
     jumps = gradient_jumps(bounds, signals, linearization.results, weights)
     first_order = bounds.radius * coupling(bounds, signals, weights)
-    return Remainder(first_order + jumps.rest + float(rest.norm()), jumps.monotone, jumps.discord)
+    return Remainder(first_order + jumps.rest + float(euclidean_norm(rest)), jumps.monotone, jumps.discord)
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def _linearization_errors(bounds: DeepBounds) -> _LinearizationErrors:
     for number, units in enumerate(bounds.units):
         weight, added = bounds.layers[number].weight, radius * bounds.input_changes[number]
         through_units = overshoot @ weight.abs().T
-        results.append(through_units + (weight.norm(dim=1) * smooth[:, None]) + added[:, None])
+        results.append(through_units + (euclidean_norm(weight, dim=1) * smooth[:, None]) + added[:, None])
         smooth = bounds.norms[number] * inputs[-1] + added
         overshoot = units.overshoot
-        inputs.append(smooth + torch.minimum(overshoot.norm(dim=1), radius * units.lipschitz))
+        inputs.append(smooth + torch.minimum(euclidean_norm(overshoot, dim=1), radius * units.lipschitz))
     return _LinearizationErrors(inputs, results)
 
 

@@ -8,6 +8,7 @@ from typing import Self
 
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 
@@ -39,5 +40,5 @@ class Signals:
         propagated = bounds.backward(gradient.nominal[:, None])
         at_results, at_activations = ([signal.squeeze(1) for signal in signals] for signals in propagated)
         errors = bounds.backward_errors(gradient.norm, gradient.error)
-        norms = [signal.norm(dim=1) + error for signal, error in zip(at_results, errors, strict=True)]
+        norms = [euclidean_norm(signal, dim=1) + error for signal, error in zip(at_results, errors, strict=True)]
         return cls(at_results, at_activations, errors, norms)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.unstable import Pairs, true_positions
 
 _BLOCK = 2**16
@@ -68,7 +69,7 @@ class ActivationScan:
         units = self.hidden.shape[1]
         norms, sums, positions, preactivations = [], [], [], []
         for rows, block, buffer in self._blocks():
-            norms.append(torch.clamp(block, min=0, out=buffer).norm(dim=1))
+            norms.append(euclidean_norm(torch.clamp(block, min=0, out=buffer), dim=1))
             sums.append(buffer.gt_(0) @ values)
             beyond = torch.abs(block, out=buffer).sub_(within[rows, None])
             here = true_positions(beyond <= (0 if more is None else rows_of(more, rows)))

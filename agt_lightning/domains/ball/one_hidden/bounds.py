@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.norms import with_one
@@ -59,7 +60,7 @@ class OneHiddenBounds(BallAnalysis):
     @cached_property
     def _feature_norm(self) -> Tensor:
         """``‖x‖``, (b,)."""
-        norm: Tensor = self.samples.inputs.norm(dim=1)
+        norm: Tensor = euclidean_norm(self.samples.inputs, dim=1)
         return norm
 
     @cached_property

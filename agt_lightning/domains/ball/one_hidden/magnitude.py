@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.norms import append_one
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
 from agt_lightning.domains.ball.output_gradient import OutputGradient
@@ -34,7 +35,9 @@ def _first_layer(bounds: OneHiddenBounds, gradient: OutputGradient, weights: Ten
     unstable = bounds.unstable.sums(squares, len(norm)).sqrt()
     change = (bounds.active_norm + radius) * gradient.change + (radius + unstable) * norm + signal_error
     rest = change * (bounds.input_norm + bounds.input_error) + bounds.active_norm * norm * bounds.input_error
-    return float(_nominal_first_layer(bounds, gradient.nominal.abs() * weights[:, None]).norm() + weights @ rest)
+    return float(
+        euclidean_norm(_nominal_first_layer(bounds, gradient.nominal.abs() * weights[:, None])) + weights @ rest
+    )
 
 
 def _nominal_first_layer(bounds: OneHiddenBounds, weighted: Tensor) -> Tensor:
@@ -60,4 +63,4 @@ def _second_layer(bounds: OneHiddenBounds, gradient: OutputGradient, weights: Te
     nominal = (gradient.nominal.abs() * weights[:, None]).T @ values
     moved = bounds.radius * bounds.input_norm + bounds.hidden_error
     rest = (gradient.change + gradient.error) * (bounds.activation_norm + moved) + gradient.norm * moved
-    return float(nominal.norm() + weights @ rest)
+    return float(euclidean_norm(nominal) + weights @ rest)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.one_hidden.activation_scan import UnstablePreactivations, rows_of
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
 from agt_lightning.domains.ball.output_gradient import PoisonedOutputGradient
@@ -120,7 +121,7 @@ def feature_effect(bounds: OneHiddenBounds, poisoned_bounds: Interval | None) ->
     hidden_change = torch.minimum(squares.sqrt(), bounds.first.norm * moved)
     rows = _first_layer_rows(bounds, unstable, hidden_change + radius * (norm + moved))
     other = _with_half_slopes(bounds, unstable, pair_change, hidden_change)
-    output = torch.minimum(outputs.norm(dim=1) + other, rows.active_norm * hidden_change)
+    output = torch.minimum(euclidean_norm(outputs, dim=1) + other, rows.active_norm * hidden_change)
     output = output + radius * torch.hypot(hidden_change, rows.active_norm * moved) + radius * radius / 2 * moved
     activation_change = hidden_change + radius * moved
     return OneHiddenEffect(

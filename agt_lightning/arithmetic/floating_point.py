@@ -86,6 +86,18 @@ class Arithmetic:
         """The largest error of one operation that underflows, in the run and in the bounds together."""
         return 2 * (torch.finfo(self.own).tiny + (0.0 if self.run is None else torch.finfo(self.run).tiny))
 
+    def stored(self, value: Interval) -> Interval:
+        """Return bounds on numbers as a run stores them: rounding to nearest keeps order, so the ends are rounded.
+
+        Example:
+            >>> tenth = Interval.point(torch.tensor([0.1], dtype=torch.float64))
+            >>> Arithmetic(torch.float32, torch.float64).stored(tenth).lower.item()
+            0.10000000149011612
+        """
+        if self.run is None or torch.finfo(self.run).eps <= torch.finfo(value.dtype).eps:
+            return value
+        return value.mapped(lambda bound: bound.to(self.run).to(bound.dtype), nonnegative=value.nonnegative)
+
     def overflow(self, value: Interval) -> float:
         """Return the largest size in these bounds if it is infinite in the type of a run alone, and 0 otherwise.
 

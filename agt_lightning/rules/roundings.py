@@ -266,10 +266,10 @@ def as_operand(value: Value, arithmetic: Arithmetic) -> Interval:
         >>> as_operand(large, Arithmetic(torch.float32, torch.float64)).lower - 2.0**24
         tensor([0.], dtype=torch.float64)
     """
-    bounds, run = as_interval(value), arithmetic.run
-    if run is None or (isinstance(value, Interval) and bounds.lower.ndim):
+    bounds = as_interval(value)
+    if arithmetic.run is None or (isinstance(value, Interval) and bounds.lower.ndim):
         return bounds
-    rounded = bounds.mapped(lambda bound: bound.to(run).to(bound.dtype), nonnegative=bounds.nonnegative)
+    rounded = arithmetic.stored(bounds)
     if not isinstance(value, Interval):
         return rounded
     same = torch.equal(rounded.lower, bounds.lower) and torch.equal(rounded.upper, bounds.upper)

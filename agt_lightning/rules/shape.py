@@ -80,9 +80,7 @@ class CastRoundings(Roundings):
     @override
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
         output = rule.forward(site, inputs)
-        if not isinstance(output, Interval) or arithmetic.run is None or arithmetic.run == torch.float64:
-            return output
-        return output.mapped(lambda bound: bound.to(arithmetic.run).to(bound.dtype), nonnegative=output.nonnegative)
+        return arithmetic.stored(output) if isinstance(output, Interval) else output
 
     @override
     def backward(

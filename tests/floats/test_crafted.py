@@ -11,7 +11,7 @@ from agt_lightning.aggregation import SampleSet, bounded_descent, moment_descent
 from agt_lightning.aggregation.mean_clipping import MeanNormClipping
 from agt_lightning.arithmetic import product
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import Elementwise, OuterProduct
 from agt_lightning.interval import Interval
 
@@ -207,3 +207,84 @@ def test_gains_take_back_what_a_total_in_single_precision_lost():
         ]
         gains = sorted((b - a for a, b in fractions), reverse=True)[:4]
         assert Fraction(float(bound.upper)) >= sum(a for a, _ in fractions) + sum(gains)
+
+
+def poisoned_step(run, own, optimizer, floats="run", domains="box", x=1.0, y=0.0, nu=0.0, epsilon=0.0, inputs=1):
+    """Certify one step, and make it with the largest poison; return the bounds, and the poisoned run's parameters."""
+
+    def made():
+        module = nn.Linear(inputs, 1, bias=False).to(run)
+        nn.init.constant_(module.weight, 1.0 if epsilon else 0.0)
+        return module
+
+    def loss(module, batch):
+        return nn.functional.mse_loss(module(batch[0]), batch[1])
+
+    features, labels = torch.full((1, inputs), x, dtype=run), torch.full((1, 1), y, dtype=run)
+    module, poisoned = made(), made()
+    adversary = BoundedAdversary(n=1, nu=nu, epsilon=epsilon)
+    engine = AbstractGradientEngine(module, loss, adversary, domains=domains, dtype=own, floats=floats)
+    engine.step([(features, labels)], optimizer(module.parameters()))
+    poisoner = optimizer(poisoned.parameters())
+    loss(poisoned, (features + epsilon, labels + nu)).backward()
+    poisoner.step()
+    return engine.box["weight"], poisoned.weight.detach().double()
+
+
+def sgd(rate):
+    return lambda parameters: torch.optim.SGD(parameters, rate)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"run": torch.float64, "own": torch.float64, "domains": "auto", "x": 1e-165, "nu": 1e150, "inputs": 2},
+        {"run": torch.float32, "own": torch.float32, "domains": "ball", "x": 1e-24, "nu": 1e15, "inputs": 2},
+    ],
+    ids=["double", "single"],
+)
+def test_norms_of_features_whose_squares_underflow(settings):
+    bounds, poisoned = poisoned_step(optimizer=sgd(1.0), **settings)
+    assert bounds.to(dtype=torch.float64).contains(poisoned)
+
+
+def test_features_that_are_not_those_of_the_record():
+    """One tenth is no number of single precision; a frozen layer that cancels has other outputs in real arithmetic."""
+    settings = {"domains": "influence", "floats": "real", "x": 0.1, "nu": 1.0}
+    bounds, poisoned = poisoned_step(torch.float64, torch.float32, sgd(0.5), **settings)
+    assert bounds.to(dtype=torch.float64).contains(poisoned)
+    module = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    module[0].weight.requires_grad_(False).copy_(torch.tensor([[1.0, 1.0, -1.0]]))
+    nn.init.zeros_(module[1].weight)
+    engine = AbstractGradientEngine(
+        module,
+        lambda m, batch: nn.functional.mse_loss(m(batch[0]), batch[1]),
+        BoundedAdversary(n=1, nu=1.0),
+        domains="influence",
+        floats="real",
+    )
+    batch = (torch.tensor([[1e16, 1.0, 1e16]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
+    engine.step([batch], torch.optim.SGD([module[1].weight], 0.5))
+    exact = 2 * Fraction(1, 2) * (Fraction(10**16) + 1 - Fraction(10**16))
+    assert engine.box["1.weight"].contains(torch.tensor([[float(exact)]], dtype=torch.float64))
+
+
+def test_a_rate_that_the_type_of_the_bounds_does_not_hold():
+    bounds, poisoned = poisoned_step(torch.float64, torch.float32, sgd(1e-46), nu=1e30)
+    assert poisoned != 0
+    assert bounds.to(dtype=torch.float64).contains(poisoned)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        (sgd(1e-10), {"epsilon": 1e20}),
+        (lambda parameters: torch.optim.Adam(parameters, 1e-3), {"y": 2.5e20, "nu": 0.6e20}),
+        (lambda parameters: torch.optim.RMSprop(parameters, 1e-3, alpha=0.999), {"y": 2.5e20, "nu": 0.6e20}),
+        (lambda parameters: torch.optim.Adagrad(parameters, 1e-3), {"y": 2.5e20, "nu": 0.6e20}),
+    ],
+    ids=["gradient", "Adam", "RMSprop", "Adagrad"],
+)
+def test_gradients_and_squares_that_overflow_in_the_type_of_the_run_alone(optimizer, settings):
+    with pytest.raises(UnsoundBoundError, match="in the range of torch.float32"):
+        poisoned_step(torch.float32, torch.float64, optimizer, **settings)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call
+from agt_lightning.interval import Interval
 from agt_lightning.propagation.program import Program
 from agt_lightning.rules import Rule, Site, Value
 from agt_lightning.rules.rounded import Rounded
@@ -100,6 +101,10 @@ class Magnified(Arithmetic):
     def absolute(self, roundings: int = 1) -> float:
         """Return the magnified effect of underflow."""
         return self.factor * super().absolute(roundings)
+
+    def stored(self, value: Interval) -> Interval:
+        """Return bounds that are wider by the magnified error of one rounding, which can also move both ends alike."""
+        return value if self.run is None else self.clear_of_underflow(self.outward(value))
 
 
 def _inputs(site: Site) -> int:

@@ -4,7 +4,8 @@ r"""Measure the cost of certification, in parts.
 both kinds of step as batch, n and network grow: same process, in turns, median of repeats; CPU time, or on a GPU time
 on the wall; random data of the same shapes; the third step, when bounds have width; the box alone, as in the paper.
 ``ball`` measures steps with the ball alone, ``methods`` the methods of propagation on household power (real data), and
-``processes`` a batch divided among processes. Writes tables (markdown and CSV) and figures.
+``processes`` a batch divided among processes; ``floats`` compares widths with those of bounds in real arithmetic.
+Writes tables (markdown and CSV) and figures.
 
     python -m recipes.benchmark                                    table, profile and growth
     python -m recipes.benchmark --scale 0.01 --repeats 1           seconds, to see that it runs
@@ -24,7 +25,7 @@ from statistics import median
 import torch
 
 from agt_lightning.aggregation import AGGREGATIONS, Aggregation
-from recipes.benchmark import ball, methods, processes
+from recipes.benchmark import ball, floats, methods, processes
 from recipes.benchmark.report import Row, machine, write
 from recipes.benchmark.step_cost import Clock, Setting, Training, extra_memory
 from recipes.benchmark.workloads import GROWTH, TABLE, Workload, along
@@ -154,6 +155,13 @@ def several_processes(chosen: argparse.Namespace) -> list[Path]:
     return write(rows, chosen.output_dir / "benchmark_processes", caption)
 
 
+def float_widths(chosen: argparse.Namespace) -> list[Path]:
+    """Compare widths of bounds on runs of hardware and in real arithmetic, and return the paths of the tables."""
+    workloads = [paper_workload(index, chosen.scale) for index in chosen.workloads]
+    rows = list(floats.rows(workloads, _setting(chosen)))
+    return write(rows, chosen.output_dir / "floats", f"{machine(chosen.device)}; after three steps.")
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], list[Path]]] = {
     "table": table_one,
     "profile": profile,
@@ -161,6 +169,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], list[Path]]] = {
     "ball": balls,
     "methods": propagation_methods,
     "processes": several_processes,
+    "floats": float_widths,
 }
 
 

@@ -16,6 +16,7 @@ from torch.profiler import profile, record_function
 
 from agt_lightning import AbstractGradientEngine
 from agt_lightning.aggregation import Aggregation
+from agt_lightning.rounding import Floats
 from recipes.benchmark.workloads import Batch, Module, Workload
 
 STEPS_BEFORE = 2
@@ -44,6 +45,7 @@ class Setting:
         bounds: type that bounds are computed in.
         repeats: certified steps to take the median over.
         aggregation: method of aggregation.
+        floats: which runs the bounds contain.
     """
 
     device: str
@@ -51,6 +53,7 @@ class Setting:
     bounds: torch.dtype
     repeats: int
     aggregation: Aggregation = "exact"
+    floats: Floats = "run"
 
     @property
     def clock(self) -> Clock:
@@ -122,6 +125,7 @@ class Training:
             poisonable=workload.poisonable,
             dtype=setting.bounds,
             aggregation=setting.aggregation,
+            floats=setting.floats,
         )
 
     def plain_step(self) -> None:

@@ -87,3 +87,15 @@ def test_numbers_have_three_digits():
         "| x | 0.123 |",
         "| y | 12346 |",
     ]
+
+
+def test_floating_point_widens_little_in_double_precision(tmp_path):
+    benchmark.main([*SMALL, "--parts", "floats", "--workloads", "0", "--output-dir", str(tmp_path)])
+    with (tmp_path / "floats.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["bounds"]) for row in rows] == [
+        ("float64", "float64"),
+        ("float32", "float64"),
+        ("float32", "float32"),
+    ]
+    assert 0 <= float(rows[0]["wider by"]) < 1e-3 * float(rows[1]["wider by"])

@@ -172,12 +172,12 @@ class Interval:
     @property
     def center(self) -> Tensor:
         """The midpoint, ``(lower + upper) / 2``."""
-        return (self.lower + self.upper) / 2
+        return (self.lower + self.upper).mul_(0.5)
 
     @property
     def radius(self) -> Tensor:
         """Half the width."""
-        return (self.upper - self.lower) / 2
+        return (self.upper - self.lower).mul_(0.5)
 
     @property
     def width(self) -> Tensor:
@@ -302,6 +302,8 @@ class Interval:
             >>> Interval(torch.tensor([-1.0, 0.0]), torch.tensor([0.0, 2.0])).widened_relatively(0.5)
             Interval(lower=tensor([-1.5000,  0.0000]), upper=tensor([0., 3.]))
         """
+        if self.nonnegative:
+            return Interval.trusted(self.lower * (1 - by), self.upper * (1 + by), nonnegative=True)
         lower = torch.sub(self.lower, self.lower.abs(), alpha=by)
         upper = torch.add(self.upper, self.upper.abs(), alpha=by)
         return Interval.trusted(lower, upper, nonnegative=self.nonnegative)

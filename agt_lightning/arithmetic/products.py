@@ -118,9 +118,10 @@ def split_product(bilinear: Callable[[Tensor, Tensor], Tensor], a: Interval, b: 
     if not (a.is_point or (a.nonnegative and not b.is_point)):
         return split_product(lambda first, second: bilinear(second, first), b, a, terms=terms)
     if a.is_point and not a.nonnegative:
-        radii = b.radius + b.magnitude * accumulated_roundoff(2 * terms + 16, b.dtype)
-        center, radius = bilinear(a.lower, b.center), bilinear(a.lower.abs(), radii)
-        return Interval.trusted(center - radius, center + radius)
+        own, middle = accumulated_roundoff(2 * terms + 24, b.dtype), b.center
+        radii = (b.upper - b.lower).mul_(0.5 * (1 + own)).add_(middle.abs(), alpha=own)
+        center, radius = bilinear(a.lower, middle), bilinear(a.lower.abs(), radii)
+        return Interval.trusted(center - radius, radius.add_(center))
     if a.is_point or b.nonnegative:
         return Interval.trusted(bilinear(a.lower, b.lower), bilinear(a.upper, b.upper), nonnegative=b.nonnegative)
     upper = bilinear(a.upper, b.upper.clamp(min=0)).add_(bilinear(a.lower, b.upper.clamp(max=0)))

@@ -118,7 +118,7 @@ def split_product(bilinear: Callable[[Tensor, Tensor], Tensor], a: Interval, b: 
     if not (a.is_point or (a.nonnegative and not b.is_point)):
         return split_product(lambda first, second: bilinear(second, first), b, a, terms=terms)
     if a.is_point and not a.nonnegative:
-        own, middle = accumulated_roundoff(2 * terms + 24, b.dtype), b.center
+        own, middle = accumulated_roundoff(2 * terms + 16, b.dtype), b.center
         radii = (b.upper - b.lower).mul_(0.5 * (1 + own)).add_(middle.abs(), alpha=own)
         center, radius = bilinear(a.lower, middle), bilinear(a.lower.abs(), radii)
         return Interval.trusted(center - radius, radius.add_(center))

@@ -13,12 +13,12 @@ from agt_lightning.propagation import Program
 from agt_lightning.propagation.crown import Substitution
 from agt_lightning.rules import Value
 from agt_lightning.rules.rounded import Rounded
+from agt_lightning.rules.shape import CASTS
 from agt_lightning.rules.values import as_interval
 
 _aten = torch.ops.aten
 
-_CASTS = frozenset({_aten._to_copy.default, _aten.to.dtype})
-_KEEP_DIFFERENCES = frozenset({_aten.log_softmax.int, _aten.dropout.default, *_CASTS})
+_KEEP_DIFFERENCES = frozenset({_aten.log_softmax.int, _aten.dropout.default, *CASTS})
 """Calls after which two outputs of a sample differ by as much as before, unless they round."""
 
 
@@ -106,7 +106,7 @@ def last_linear(program: Program, output: str) -> Call | None:
     while call is not None and call.op in _KEEP_DIFFERENCES:
         if call.op is _aten.log_softmax.int and call.arguments["dim"] not in (1, -1):
             return None
-        if call.op in _CASTS and program.graph.narrows(call):
+        if call.op in CASTS and program.graph.narrows(call):
             return None
         call = program.graph.producer(call.inputs[0])
     return call if call is not None and call.op is _aten.linear.default and len(call.shape) == 2 else None

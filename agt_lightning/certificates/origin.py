@@ -10,14 +10,13 @@ import torch
 from agt_lightning.capture import Call, Graph
 from agt_lightning.capture.graph import Reference
 from agt_lightning.certificates.start import tensor_digest
-from agt_lightning.rules.shape import RESHAPES
+from agt_lightning.rules.shape import CASTS, RESHAPES
 
 _aten = torch.ops.aten
 
 _SCALINGS = frozenset({_aten.mul.Tensor, _aten.div.Tensor})
 _VIEWS = frozenset({*RESHAPES, _aten.select.int, _aten.slice.Tensor})
 _COPIES = frozenset({_aten.clone.default, _aten.contiguous.default, _aten.dropout.default, _aten.detach.default})
-_CASTS = frozenset({_aten.to.dtype, _aten.to.dtype_layout, _aten._to_copy.default})
 
 
 def same_values(graph: Graph, name: str) -> str:
@@ -52,7 +51,7 @@ def _first(graph: Graph, name: str, source: Callable[[Graph, Call], str | None])
 
 def _copied(graph: Graph, call: Call) -> str | None:
     """Return the input whose elements the result has; None if they change, or are fewer or more."""
-    if call.op in _CASTS:
+    if call.op in CASTS:
         keeps = call.dtype.is_floating_point
     elif call.op in _VIEWS:
         keeps = torch.Size(call.shape).numel() == torch.Size(graph.shapes[call.inputs[0]]).numel()

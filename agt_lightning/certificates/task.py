@@ -11,15 +11,14 @@ from agt_lightning.capture import Graph, LabelKind, LossRoles, reached
 from agt_lightning.capture.reductions import LOSSES
 from agt_lightning.certificates.origin import origin
 from agt_lightning.certificates.probabilities import before_probabilities
-from agt_lightning.rules.shape import RESHAPES
+from agt_lightning.rules.shape import CASTS, RESHAPES
 
 _aten = torch.ops.aten
 
 _KEEP_LARGEST = frozenset(
     {
         *RESHAPES,
-        _aten.to.dtype,
-        _aten._to_copy.default,
+        *CASTS,
         _aten.add.Tensor,
         _aten.sub.Tensor,
         _aten.mul.Tensor,

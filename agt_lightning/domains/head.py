@@ -12,12 +12,9 @@ from torch import Tensor
 from agt_lightning.capture import Call, Graph, reached
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import name_of
-from agt_lightning.rules.shape import RESHAPES
+from agt_lightning.rules.shape import CASTS, RESHAPES
 
 _aten = torch.ops.aten
-
-CASTS = frozenset({_aten.to.dtype, _aten._to_copy.default})
-"""Calls that change the type of numbers."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import torch
 
 from agt_lightning.capture import Call, Graph
 from agt_lightning.capture.graph import SATURATING
-from agt_lightning.domains.head import CASTS, Head, HeadError, match_head, unshaped
+from agt_lightning.domains.head import Head, HeadError, match_head, unshaped
 from agt_lightning.domains.losses import HeadLoss, HuberError, LogisticLoss, SoftmaxLoss, SquaredError
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules.base import name_of
+from agt_lightning.rules.shape import CASTS, RESHAPES
 
 _aten = torch.ops.aten
 
@@ -78,12 +79,11 @@ def match_head_loss(bounded: BoundedObjective) -> HeadLossPattern:
 
 def _unrounded(graph: Graph, target: str) -> str:
     """Return the value that a target is a reshaped copy of, in some type; its rounding is one of those of the loss."""
-    name = unshaped(graph, target)
-    call = graph.producer(name)
-    while call is not None and call.op in CASTS and call.dtype.is_floating_point:
-        name = unshaped(graph, call.inputs[0])
-        call = graph.producer(name)
-    return name
+    call = graph.producer(target)
+    while call is not None and (call.op in RESHAPES or call.op in CASTS and call.dtype.is_floating_point):
+        target = call.inputs[0]
+        call = graph.producer(target)
+    return target
 
 
 def _loss(call: Call, scale: float) -> HeadLoss:

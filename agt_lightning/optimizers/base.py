@@ -221,8 +221,8 @@ def require_in_range(arithmetic: Arithmetic, bounds: Interval, what: str) -> Non
     if largest := arithmetic.overflow(bounds):
         raise UnsoundBoundError(
             f"Expected {what} in the range of {arithmetic.run}, but a run can reach {largest:.3g}, which is infinite "
-            "there. Use fewer steps, a smaller learning rate, a weaker adversary or other units of the data; train in "
-            'float64; or use `floats="real"`.'
+            "there. Use fewer steps, a smaller learning rate, a weaker adversary or other units of the data, or train "
+            "in float64."
         )
 
 

@@ -34,6 +34,9 @@ RESHAPES = (
 )
 """Overloads that `Reshape` is for: they only change the shape of a sample."""
 
+CASTS = (_aten.to.dtype, _aten.to.dtype_layout, _aten._to_copy.default)
+"""Overloads that `Cast` is for: they only change the type of numbers."""
+
 
 class Reshape(Rule):
     """``view``, ``reshape``, ``flatten``, ``squeeze``, ``unsqueeze``: the same elements in the same order."""

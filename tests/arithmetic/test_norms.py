@@ -5,7 +5,7 @@ import torch
 
 from agt_lightning.adversaries import BoundedAdversary
 from agt_lightning.adversaries.features import perturbed
-from agt_lightning.arithmetic import ball_product, dual_norm, product
+from agt_lightning.arithmetic import ball_product, dual_norm, euclidean_norm, product
 from agt_lightning.interval import Interval
 
 ROUNDING = 1e-12
@@ -69,3 +69,22 @@ def test_features_outside_their_range_are_refused():
 def test_radius_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"Expected `epsilon` to broadcast to the shape of one sample, \(3,\)"):
         perturbed(torch.zeros(2, 3), torch.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_euclidean_norm_at_every_size(dtype):
+    """Against Python's, which scales; of zero rows, along each axis, and of all values."""
+    exponents = torch.linspace(math.log10(torch.finfo(dtype).tiny), 18, 60).double()
+    values = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)).double()
+    values = (values * 10 ** exponents[:, None]).to(dtype)
+    values[::7] = 0
+    tolerance = 8 * torch.finfo(dtype).eps
+    for dim in (0, 1, -1):
+        rows = values if dim else values.mT
+        expected = torch.tensor([math.hypot(*row) for row in rows.tolist()], dtype=torch.float64)
+        torch.testing.assert_close(euclidean_norm(values, dim=dim).double(), expected, rtol=tolerance, atol=0.0)
+    for row in values:
+        assert float(euclidean_norm(row)) == pytest.approx(math.hypot(*row.tolist()), rel=tolerance, abs=0.0)
+    assert euclidean_norm(values[:0], dim=1).shape == (0,)
+    assert euclidean_norm(values[:, :0], dim=1).tolist() == [0.0] * 60
+    assert euclidean_norm(torch.tensor([1e-30, math.nan], dtype=dtype)).isnan()

@@ -1,3 +1,6 @@
+import itertools
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,3 +104,24 @@ def test_a_product_over_no_inner_index_is_zero(batch):
     a, b = (Interval.trusted(-torch.ones(*batch, *shape), torch.ones(*batch, *shape)) for shape in ((2, 0), (0, 4)))
     for bound in (product(a, b).lower, product(a, b).upper):
         assert torch.equal(bound, torch.zeros(*batch, 2, 4))
+
+
+def test_center_and_radius_cover_their_own_rounding():
+    """Intervals much narrower than their distance from zero, and intervals that end there, by exact fractions."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randn(6, 64, generator=generator)
+    lower = torch.rand(64, 6, generator=generator)
+    for width in (0.0, 1e-6, 1.0):
+        lower = lower if width < 1 else torch.zeros_like(lower)
+        box = Interval(lower, lower * (1 + width) + (torch.rand(64, 6, generator=generator) if width == 1 else 0))
+        bounds = product(Interval.point(signs), box)
+        for row, column in itertools.product(range(6), range(6)):
+            ends = [
+                sorted(Fraction(a) * Fraction(end) for end in (low, high))
+                for a, low, high in zip(
+                    signs[row].tolist(), box.lower[:, column].tolist(), box.upper[:, column].tolist(), strict=True
+                )
+            ]
+            if not box.is_point:
+                assert Fraction(bounds.lower[row, column].item()) <= sum(low for low, _ in ends)
+                assert Fraction(bounds.upper[row, column].item()) >= sum(high for _, high in ends)

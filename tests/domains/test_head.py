@@ -65,6 +65,11 @@ def test_loss_is_matched_with_its_scale(loss, target, kind):
     assert pattern.target_is_label
 
 
+@pytest.mark.parametrize("cast", [lambda y: y.float(), lambda y: y.float().reshape(2, 2).float()])
+def test_targets_in_a_wider_type_are_labels(cast):
+    assert matched(lambda f, y: F.mse_loss(f, cast(y)), NUMBERS.double()).target_is_label
+
+
 def test_one_hot_targets_are_no_labels_themselves():
     pattern = matched(lambda f, y: F.mse_loss(f, F.one_hot(y, 2).to(f.dtype)), Y)
     assert (pattern.one_hot, pattern.target_is_label) == (True, False)
@@ -92,6 +97,7 @@ def frozen_end():
         (lambda f, y: F.mse_loss(f[:, :1], y[:, :1]), NUMBERS, None, "where only linear layers and ReLU may be"),
         (F.mse_loss, NUMBERS, Network(torch.tanh), "stands between trained layers, where only ReLU may be"),
         (F.mse_loss, NUMBERS, trained_features(), "stands between trained layers, where only ReLU may be"),
+        (lambda f, y: F.mse_loss(f.bfloat16().float(), y), NUMBERS, None, "where only linear layers and ReLU may be"),
         (F.mse_loss, NUMBERS, frozen_end(), "`last.weight` is frozen behind or beside trained parameters"),
     ],
 )

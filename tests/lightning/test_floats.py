@@ -2,10 +2,13 @@
 
 import json
 import math
+from fractions import Fraction
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from agt_lightning import BoundedAdversary, BoundsMismatchError, CertifiedTraining, rules
 from agt_lightning.lightning import callback
@@ -81,3 +84,29 @@ def test_a_rule_that_states_no_roundings_is_named(rounding, monkeypatch, fit, lo
     module.net = nn.Sequential(module.net, Doubling())
     fit(module, loader(), CertifiedTraining(ADVERSARY))
     assert sum("`aten.exp2` by the rounding of a sum" in remark for remark in remarks) == (rounding is None)
+
+
+@pytest.mark.parametrize("label", [0.1, -0.1, 0.3, 0.7])
+def test_errors_of_validation_cover_labels_that_the_bounds_round(label, tmp_path, fit):
+    """One tenth is no number in single precision, and the module computes in double precision."""
+
+    class Zero(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 1, bias=False).double()
+            nn.init.zeros_(self.linear.weight)
+
+        def training_step(self, batch, _):
+            return nn.functional.mse_loss(self.linear(batch[0]), batch[1])
+
+        def validation_step(self, batch, _):
+            self.training_step(batch, 0)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    data = TensorDataset(torch.zeros(4, 2).double(), torch.full((4, 1), label, dtype=torch.float64))
+    batches = DataLoader(data, 2)
+    fit(Zero(), batches, CertifiedTraining(ADVERSARY, dtype=torch.float32, dirpath=tmp_path), val=batches)
+    results = json.loads((tmp_path / "certificate.json").read_text())["results"]
+    assert Fraction(results["val_best_mse"]) <= Fraction(label) ** 2 <= Fraction(results["val_certified_mse"])

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
-from agt_lightning.optimizers.quotient import quotient
+from agt_lightning.optimizers.base import change_of
+from agt_lightning.optimizers.quotient import accumulated, quotient
 
 CASES = 200
 OUTSIDE = 1e-12
@@ -60,3 +62,12 @@ def test_points_grow_by_rounding_alone():
     one = Interval.point(torch.ones(2, dtype=torch.float64))
     assert float(quotient(one, 0.1, one, 0.1, 0.1, one).width.max()) < 1e-12
     assert float(quotient(one, 0.1, one, 0.1, 0.1, one, one).width.max()) < 1e-12
+
+
+def test_what_underflows_in_the_type_of_the_bounds_alone_is_no_zero():
+    """A run in double precision has 1e-40 and 1e-61, which bounds in single precision cannot hold."""
+    arithmetic = Arithmetic(torch.float64, torch.float32)
+    tiny, zero = Interval.point(torch.tensor([1e-30])), Interval.point(torch.zeros(1))
+    assert change_of(tiny, 1e-10, arithmetic, 4).upper > 1e-40
+    assert accumulated(zero, 0.9, tiny, 0.1, arithmetic).upper > 1e-61
+    assert change_of(zero, 1e-10, arithmetic, 4).upper == accumulated(zero, 0.9, zero, 0.1, arithmetic).upper == 0

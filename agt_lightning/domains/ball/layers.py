@@ -46,9 +46,8 @@ class Layer:
     @cached_property
     def frobenius(self) -> float:
         """Upper bound on ``‖W‖_F``."""
-        return float(euclidean_norm(self.row_norms)) * (
-            1 + accumulated_roundoff(len(self.weight) + 2, self.weight.dtype)
-        )
+        upward = 1 + accumulated_roundoff(len(self.weight) + 2, self.weight.dtype)
+        return float(euclidean_norm(self.row_norms)) * upward
 
     @cached_property
     def offsets(self) -> Tensor:

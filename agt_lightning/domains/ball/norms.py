@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import euclidean_norm
+from agt_lightning.arithmetic.floating_point import unless
 from agt_lightning.rounding import accumulated_roundoff
 
 _LARGEST_GRAM = 4096
@@ -35,7 +36,7 @@ def spectral_norms(matrices: Tensor) -> Tensor:
         return norms
     largest = _largest_eigenvalues(matrices @ matrices.mT)
     error = accumulated_roundoff(inputs + 4, matrices.dtype) * norms.square()  # of the products
-    lost = torch.where(norms > 0, 4 * outputs * inputs * torch.finfo(matrices.dtype).tiny, 0.0)  # by underflow
+    lost = unless(norms == 0, 4 * outputs * inputs * torch.finfo(matrices.dtype).tiny, norms)  # by underflow
     return torch.minimum((largest + error + lost).sqrt() * _upward(4, matrices), norms)
 
 

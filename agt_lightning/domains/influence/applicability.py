@@ -19,7 +19,7 @@ from agt_lightning.domains.sgd import SGDSettings, sgd_settings
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.rules.shape import RESHAPES
+from agt_lightning.rules.shape import CASTS, RESHAPES
 from agt_lightning.rules.values import Value, as_interval
 
 _aten = torch.ops.aten
@@ -167,7 +167,7 @@ def _codewords(bounded: BoundedObjective, module: nn.Module, label: str, target:
 def _unshaped(graph: Graph, name: str) -> str:
     """Return the value that ``name`` is a copy of in another shape or type."""
     call = graph.producer(name)
-    while call is not None and call.op in (*RESHAPES, _aten.to.dtype, _aten._to_copy.default):
+    while call is not None and call.op in (*RESHAPES, *CASTS):
         name = call.inputs[0]
         call = graph.producer(name)
     return name

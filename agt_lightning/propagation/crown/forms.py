@@ -7,6 +7,7 @@ only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ class Forms:
 
 def _underflow(coefficient: Tensor) -> float:
     """Return what underflow can take from a sum of products with each element of a value, (b, r, *shape)."""
-    return 4.0 * (coefficient[0, 0].numel() + 1) * torch.finfo(coefficient.dtype).tiny
+    return 4.0 * (math.prod(coefficient.shape[2:]) + 1) * torch.finfo(coefficient.dtype).tiny
 
 
 def unit_rows(shape: Sequence[int], first: int, last: int, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from agt_lightning.propagation.crown.lines import kinked, sigmoidal
 from agt_lightning.propagation.crown.relaxation import Affine, Elementwise, Identity, Relaxation
 from agt_lightning.propagation.crown.scaling import Scaling
 from agt_lightning.rules import Site
-from agt_lightning.rules.shape import RESHAPES
+from agt_lightning.rules.shape import CASTS, RESHAPES
 
 _aten = torch.ops.aten
 
@@ -62,9 +62,7 @@ _MOVED = (
 _SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
 
 _SAME = (
-    _aten.to.dtype,
-    _aten.to.dtype_layout,
-    _aten._to_copy.default,
+    *CASTS,
     _aten.detach.default,
     _aten.dropout.default,
     _aten.feature_dropout.default,

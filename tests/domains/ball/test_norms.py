@@ -48,3 +48,11 @@ def test_an_eigenvalue_that_is_not_proved_is_replaced_by_the_trace(monkeypatch):
 def test_numbers_that_are_not_finite_have_no_norm():
     rows = torch.tensor([[math.inf, 1.0], [0.0, 1.0]]).double()
     assert norms.gram_norm(rows, torch.ones(2).double()) == math.inf
+
+
+def test_norms_of_matrices_whose_squares_underflow():
+    matrix = torch.full((2, 3), 1e-170, dtype=torch.float64)
+    largest = math.sqrt(6) * 1e-170
+    assert norms.spectral_norm(matrix) >= largest
+    assert float(norms.spectral_norms(matrix[None])[0]) >= largest
+    assert norms.spectral_norm(torch.zeros(2, 3)) == 0.0

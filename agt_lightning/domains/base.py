@@ -146,9 +146,6 @@ class Domain(ABC, Generic[StepData]):
     name: ClassVar[str]
     """Key of this domain in checkpoints, certificates and logs."""
 
-    uses_poisoned_prefix: ClassVar[bool] = True
-    """Whether `bound_values` or `bound_step` reads `BoundedBatch.poisoned_prefix`."""
-
     reads_value_bounds: ClassVar[bool] = True
     """Whether `bound_step` uses other domains' bounds on layer outputs."""
 

@@ -62,7 +62,6 @@ class BoxDomain(Domain[BoxStep]):
     """
 
     name: ClassVar[str] = "box"
-    uses_poisoned_prefix: ClassVar[bool] = False
     follows_clipping: ClassVar[bool] = True
     tightens: ClassVar[bool] = True
 

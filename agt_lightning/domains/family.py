@@ -104,11 +104,6 @@ class DomainFamily:
         return data
 
     @property
-    def use_poisoned_prefixes(self) -> bool:
-        """Whether some domain reads `BoundedBatch.poisoned_prefix`."""
-        return any(domain.uses_poisoned_prefix for domain in self.in_use.values())
-
-    @property
     def follow_clipping(self) -> bool:
         """Whether every domain covers clipping of the mean gradient by its `clip`."""
         return all(domain.follows_clipping for domain in self.in_use.values())

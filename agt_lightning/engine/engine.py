@@ -202,9 +202,7 @@ class AbstractGradientEngine:
                 self.require_constant(self._recorded(batch))
             require_unhooked(self.module)
         with blaming_data(micro_batches):
-            step, local = self._nominal.step(
-                micro_batches, scale, need_poisoned_prefixes=self.domains.use_poisoned_prefixes
-            )
+            step, local = self._nominal.step(micro_batches, scale)
             data = self.domains.bound_step(step)
         clipped = self._nominal.clipped_gradient(local)
         return StepBounds(

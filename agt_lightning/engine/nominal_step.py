@@ -23,13 +23,8 @@ from agt_lightning.interval import Interval
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.propagation.passes import (
-    BoundedBatch,
-    PoisonedPrefix,
-    frozen_values,
-    poisonable_at_all,
-    propagate_nominal,
-)
+from agt_lightning.propagation.passes import BoundedBatch, poisonable_at_all, propagate_nominal
+from agt_lightning.propagation.prefix import PoisonedPrefix, frozen_values
 from agt_lightning.propagation.samples import (
     MicroBatch,
     ids_of_samples,
@@ -92,16 +87,12 @@ class NominalPass:
     processes: ProcessGroup
     drawn_once: bool = True
 
-    def step(
-        self, batches: Sequence[MicroBatch], scale: float, *, need_poisoned_prefixes: bool
-    ) -> tuple[Step, LocalGradients]:
+    def step(self, batches: Sequence[MicroBatch], scale: float) -> tuple[Step, LocalGradients]:
         """Return the step, and the gradients of this process's samples.
 
         Args:
             batches: the micro-batches of this process.
             scale: factor in front of each micro-batch's loss.
-            need_poisoned_prefixes: whether to bound the values of poisonable samples that depend on no trained
-                parameter, for domains that read `BoundedBatch.poisoned_prefix`.
 
         Raises:
             UncertifiableError: in every process, if a poisonable sample is in the step twice, or if processes train
@@ -113,7 +104,7 @@ class NominalPass:
                 frozen = [self._frozen(batch) for batch in batches]
                 passes = [self._propagate(*each) for each in zip(batches, frozen, strict=True)]
             parts = [
-                self._part(batch, values, same, need_poisoned_prefixes=need_poisoned_prefixes)
+                self._part(batch, values, same)
                 for batch, (values, _), same in zip(batches, passes, frozen, strict=True)
             ]
             local = self._local(parts, [gradients for _, gradients in passes], scale)
@@ -137,7 +128,7 @@ class NominalPass:
         Returns:
             The interval, and the tolerance for the sum over samples, whose rounding it does not contain.
         """
-        step, local = self.step(batches, scale, need_poisoned_prefixes=False)
+        step, local = self.step(batches, scale)
         with self.processes.collective_errors():
             gradients = stacked([self._followed(batch) for batch in batches])
             wide = LocalGradients({name: gradients[name]}, local.samples, local.keys, local.budget)
@@ -165,7 +156,8 @@ class NominalPass:
 
     def _frozen(self, batch: MicroBatch) -> dict[str, Value]:
         bounded = self.objectives(batch).rounded(self.config.dtype, self.config.floats)
-        return frozen_values(bounded, self.module, batch, self.config.dtype)
+        keep_all = self.config.method != "ibp"
+        return frozen_values(bounded, self.module, batch, self.config.dtype, self._budget(), keep_all=keep_all)
 
     def _propagate(
         self, batch: MicroBatch, frozen: Mapping[str, Value]
@@ -178,29 +170,20 @@ class NominalPass:
         objective = self.objectives(batch).rounded(self.config.dtype, "run")
         return propagate_nominal(objective, self.module, batch, self.config.dtype)[1]
 
-    def _part(
-        self,
-        batch: MicroBatch,
-        values: Mapping[str, Value],
-        frozen: Mapping[str, Value],
-        *,
-        need_poisoned_prefixes: bool,
-    ) -> BoundedBatch:
+    def _part(self, batch: MicroBatch, values: Mapping[str, Value], frozen: Mapping[str, Value]) -> BoundedBatch:
         bounded = self.objectives(batch).rounded(self.config.dtype, self.config.floats)
         size = bounded.size(batch.data)
-        device = next(self.module.parameters()).device
-        rows = poisonable_rows(self.config.poisonable, batch.data, size, device)
-        needed = need_poisoned_prefixes and poisonable_at_all(bounded, self.adversary, rows)
-        prefix = PoisonedPrefix(bounded, frozen, self.adversary, rows) if needed else None
+        rows = poisonable_rows(self.config.poisonable, batch.data, size, self._device)
+        prefix = None
+        if poisonable_at_all(bounded, self.adversary, rows):
+            prefix = PoisonedPrefix(bounded, frozen, self.adversary, rows, self._budget())
         ids = ids_of_samples(self.config.sample_ids, batch.data, size)
         return BoundedBatch(bounded, batch, rows, values, prefix, ids, frozen)
 
     def _local(
         self, parts: Sequence[BoundedBatch], gradients: Sequence[Mapping[str, FactoredGradient]], scale: float
     ) -> LocalGradients:
-        device = next(self.module.parameters()).device
-        budget = fitting_memory_budget(self.config.memory_budget, device)
-        weights = [sample_weights(part.bounded, part.batch, scale, self.config.dtype, device) for part in parts]
+        weights = [sample_weights(part.bounded, part.batch, scale, self.config.dtype, self._device) for part in parts]
         samples = sample_set(weights, [part.poisonable for part in parts])
         keys = None
         named = self.config.sample_ids is not None
@@ -208,7 +191,14 @@ class NominalPass:
             keys = torch.cat([sample_keys(part.bounded, part.batch.data, part.sample_ids) for part in parts])
         if keys is not None and (named or not self.drawn_once):
             require_once(keys if samples.poisonable is None else keys[samples.poisonable.to(keys.device)], named=named)
-        return LocalGradients(stacked(gradients), samples, keys, budget)
+        return LocalGradients(stacked(gradients), samples, keys, self._budget())
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def _budget(self) -> int:
+        return fitting_memory_budget(self.config.memory_budget, self._device)
 
 
 def all_samples(processes: ProcessGroup, local: LocalGradients) -> SampleSet:

@@ -201,7 +201,7 @@ def _different(
         largest: magnitude of the gradients on the data as they are.
     """
     try:
-        step, local = nominal.step([batch], 1.0, need_poisoned_prefixes=False)
+        step, local = nominal.step([batch], 1.0)
         tolerance = nominal.tolerances(local, step.samples)
     except (AgtError, ValueError):  # a label out of range, or an overflow
         return []

@@ -86,10 +86,9 @@ def _shared_entries(roles: LossRoles) -> list[str]:
 
 def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: MicroBatch) -> list[str]:
     """Return problems that depend on the values of a batch, by bounding a step that is then dropped."""
-    needed = domains.use_poisoned_prefixes
     try:
         with blaming_data([batch]):
-            step, _ = nominal.step([replace(batch, state=RandomState.now())], scale=1.0, need_poisoned_prefixes=needed)
+            step, _ = nominal.step([replace(batch, state=RandomState.now())], scale=1.0)
             domains.bound_step(step)
     except UncertifiableError as error:
         return list(error.problems)

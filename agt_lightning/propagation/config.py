@@ -41,8 +41,9 @@ class CertificationConfig:
             With ``features`` or ``labels``, no other entry is moved; None for both means that the roles are found in
             the captured loss, and asked for where that is not certain.
         labels: batch entries that it moves by ν, likewise.
-        memory_budget: bytes for temporary tensors of the aggregation, and for the coefficients of linear bounds. None
-            means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a GPU.
+        memory_budget: bytes for temporary tensors of the aggregation, for bounds inside frozen layers and for the
+            coefficients of linear bounds. None means a part of what is available: at most 32 MiB on a CPU, 1 GiB on a
+            GPU.
         dtype: floating point type of the bounds' computation, whose rounding they cover.
         floats: ``"run"``: the bounds contain every run as hardware executes it, in the parameters' type and any order
             of summation (docs/floats.md); ``"real"``: every run in real arithmetic.

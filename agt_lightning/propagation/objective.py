@@ -38,7 +38,7 @@ from agt_lightning.propagation import (
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import RuleTable, Value
-from agt_lightning.rules.values import as_interval
+from agt_lightning.rules.values import as_interval, select
 
 Loss = Callable[[nn.Module, object], Tensor]
 """Maps a module and a batch to the scalar loss; what Lightning's `training_step` computes."""
@@ -240,7 +240,7 @@ class BoundedObjective:
         weight = self.sample_weight(batch_size)
         seeds: dict[str, Interval] = {}
         slopes: dict[str, list[float]] = {}
-        samples, device = _extent(self.program, values)
+        samples, device = sample_count(self.program, values), _tensor(values[_leaf_of_samples(self.program)]).device
         for term in self.objective.terms:
             shape = (samples, *self.program.graph.shapes[term.value][1:])
             count = batch_size * torch.Size(shape[1:]).numel() if term.mean else 1
@@ -264,6 +264,31 @@ class BoundedObjective:
         """Names of all values that change when trained parameters change, detached copies included."""
         return reached(self.program.graph, {name for name in self.parameters if name in self.objective.trainable})
 
+    @cached_property
+    def frozen_layers(self) -> frozenset[str]:
+        """Names of the values of samples that depend on parameters, none of which is trained."""
+        layers = reached(self.program.graph, set(self.program.graph.parameters)) & self.program.samples
+        return layers - self.dependent - self.skipped
+
+    @cached_property
+    def inside_frozen_layers(self) -> frozenset[str]:
+        """Names of those of them that frozen layers alone read, so that nothing else needs their bounds."""
+        layers, users = self.frozen_layers, self.program.graph.users
+        return frozenset(name for name in layers if all(user.name in layers for user in users(name)))
+
+    def _unread(self, known: Mapping[str, Value]) -> frozenset[str]:
+        """Values inside frozen layers that nothing reads, since the values behind them are known."""
+        read: set[str] = set()
+        unread: set[str] = set()
+        for call in reversed(self.program.graph.calls):
+            if call.name in known or call.name in self.skipped:
+                continue
+            if call.name in self.inside_frozen_layers and call.name not in read:
+                unread.add(call.name)
+            else:
+                read.update(call.inputs)
+        return frozenset(unread)
+
     def forward(
         self,
         inputs: Mapping[str, Value],
@@ -272,7 +297,7 @@ class BoundedObjective:
         method: Method = "ibp",
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
     ) -> dict[str, Value]:
-        """Bounds of every value that gradients need.
+        """Bounds of every value that gradients need; of frozen layers, what the known values do not replace.
 
         Args:
             inputs: parameters, buffers, constants and batch leaves by value name.
@@ -282,7 +307,8 @@ class BoundedObjective:
             memory_budget: bytes for the coefficients of linear bounds.
         """
         refine = refinement(method, self.program, self.skipped, memory_budget=memory_budget)
-        return propagate_forward(self.program, inputs, skip=self.skipped, known=known, within=within, refine=refine)
+        skip = self.skipped | self._unread(known or {})
+        return propagate_forward(self.program, inputs, skip=skip, known=known, within=within, refine=refine)
 
     def gradients(
         self, values: Mapping[str, Value], batch_size: int, dtype: torch.dtype
@@ -336,15 +362,6 @@ def _replicated(module: nn.Module, loss: Loss, rebuild: Rebuild) -> tuple[nn.Mod
     """Return a new replica of a module, and its loss as a function of the tensors of a batch."""
     twin, traced = replica(module), as_forward(loss)
     return twin, lambda tensors: traced(twin, rebuild(tensors))
-
-
-def select(value: Value, rows: Tensor | None) -> Value:
-    """The given samples of a value; all of them for None."""
-    if rows is None:
-        return value
-    if isinstance(value, ClassLabels):
-        return value.map(lambda index: index[rows])
-    return value[rows]
 
 
 def canonical_names(module: nn.Module) -> dict[str, str]:
@@ -426,11 +443,18 @@ def _value(tensor: Tensor, dtype: torch.dtype) -> Value:
     return Interval.point(tensor.detach()).to(dtype=dtype) if tensor.is_floating_point() else tensor
 
 
-def _extent(program: Program, values: Mapping[str, Value]) -> tuple[int, torch.device]:
-    """Number of samples at hand and their device."""
-    leaf = next(name for name in program.graph.leaves if name in program.samples)
-    tensor = _tensor(values[leaf])
-    return tensor.shape[0], tensor.device
+def sample_count(program: Program, values: Mapping[str, Value]) -> int:
+    """Return the number of samples in given values of a program.
+
+    Args:
+        program: with at least one batch entry that has samples.
+        values: of its batch entries, by name.
+    """
+    return len(_tensor(values[_leaf_of_samples(program)]))
+
+
+def _leaf_of_samples(program: Program) -> str:
+    return next(name for name in program.graph.leaves if name in program.samples)
 
 
 def _batch_size(leaves: Sequence[Tensor]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,14 +11,15 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.capture import Graph, reached
+from agt_lightning.capture import reached
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
-from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET, propagate_forward
+from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET
 from agt_lightning.propagation.config import CertificationConfig
-from agt_lightning.propagation.objective import BoundedObjective, select
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.prefix import PoisonedPrefix
 from agt_lightning.propagation.samples import MicroBatch
-from agt_lightning.rules.values import Value, as_interval
+from agt_lightning.rules.values import Value, as_interval, select
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class BoundedBatch:
         poisonable: positions of its poisonable samples; None means all.
         nominal: all values of the loss at the module's own parameters, on the data as it is, up to the rounding of
             their computation; empty if unknown.
-        poisoned_prefix: bounds on the values of poisonable samples that depend on no trained parameter; None if
-            nothing can be poisoned or no domain reads them.
+        poisoned_prefix: bounds on the values of poisonable samples that depend on no trained parameter, computed when
+            they are first read; None if nothing can be poisoned.
         sample_ids: integers that name the samples in all epochs, (b,); None if they have no names.
-        frozen: bounds on the values that depend on no trained parameter, on the data as it is, as runs compute them.
+        frozen: `frozen_values`, on the data as it is, as runs compute them.
     """
 
     bounded: BoundedObjective
@@ -118,7 +118,7 @@ def _clean_pass(
     bounded, size = part.bounded, part.size
     with record_function("agt: clean pass"):
         inputs = bounded.inputs(module, part.batch.data, box, config.dtype, part.batch.state)
-        unmoved = _unmoved(bounded, inputs, part.frozen)
+        unmoved = _unmoved(bounded, inputs, part.frozen, part.frozen)
         values = bounded.forward(inputs, unmoved, within=known.clean, **_forward_settings(config))
         return values, bounded.gradients(values, size, config.dtype)
 
@@ -148,6 +148,8 @@ def _poisoned_pass(
             for name, value in values.items()
             if name not in touched and name not in inputs
         }
+        if part.poisoned_prefix is not None and config.method == "ibp":
+            same |= _unmoved(bounded, inputs, part.frozen, part.poisoned_prefix.moved_layers)
         reachable = bounded.forward(inputs, same, within=known.poisoned, **_forward_settings(config))
         return reachable, bounded.gradients(reachable, part.size, config.dtype)
 
@@ -156,17 +158,28 @@ def _forward_settings(config: CertificationConfig) -> dict[str, Any]:
     return {"method": config.method, "memory_budget": config.memory_budget or DEFAULT_MEMORY_BUDGET}
 
 
-def _unmoved(bounded: BoundedObjective, inputs: Mapping[str, Value], frozen: Mapping[str, Value]) -> dict[str, Value]:
-    """Frozen values that depend on no parameter that is somewhere else.
+def _unmoved(
+    bounded: BoundedObjective,
+    inputs: Mapping[str, Value],
+    frozen: Mapping[str, Value],
+    values: Mapping[str, Value],
+) -> dict[str, Value]:
+    """Choose values that depend on no parameter that is somewhere else.
 
     Whether a parameter is trained at present does not matter: one that was before keeps its box.
+
+    Args:
+        bounded: the captured loss.
+        inputs: of the pass, parameters among them.
+        frozen: the same where frozen values were computed; empty if they were not.
+        values: frozen ones to choose from.
     """
     if not frozen:
         return {}
     graph = bounded.program.graph
     moved = {name for name in graph.parameters if not _same_point(as_interval(inputs[name]), as_interval(frozen[name]))}
     moving = reached(graph, moved)
-    return {name: value for name, value in frozen.items() if name not in moving and name not in inputs}
+    return {name: value for name, value in values.items() if name not in moving and name not in inputs}
 
 
 def _same_point(box: Interval, point: Interval) -> bool:
@@ -197,16 +210,14 @@ def propagate_nominal(
     """
     points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
     inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)
-    values = bounded.forward(inputs, _midpoints(bounded.program.graph, frozen or {}))
+    values = bounded.forward(inputs, _midpoints(bounded, frozen or {}))
     return values, bounded.gradients(values, bounded.size(batch.data), dtype)
 
 
-def _midpoints(graph: Graph, frozen: Mapping[str, Value]) -> dict[str, Value]:
-    """Return what frozen layers compute; as points, where others read it."""
-    layers = reached(graph, set(graph.parameters)) - set(graph.parameters)
-    known = {name: value for name, value in frozen.items() if name in layers}
-    read = {name for call in graph.calls if call.name not in known for name in call.inputs}
-    return {name: _midpoint(value) if name in read else value for name, value in known.items()}
+def _midpoints(bounded: BoundedObjective, frozen: Mapping[str, Value]) -> dict[str, Value]:
+    """Return what other layers read of frozen ones, as points."""
+    read = bounded.frozen_layers - bounded.inside_frozen_layers
+    return {name: _midpoint(value) for name, value in frozen.items() if name in read}
 
 
 def _midpoint(value: Value) -> Value:
@@ -215,65 +226,3 @@ def _midpoint(value: Value) -> Value:
         return value
     middle = torch.where((value.lower <= 0) & (value.upper >= 0), 0.0, value.center)
     return Interval.point(middle, nonnegative=value.nonnegative)
-
-
-def frozen_values(
-    bounded: BoundedObjective, module: nn.Module, batch: MicroBatch, dtype: torch.dtype
-) -> dict[str, Value]:
-    """Bounds on all inputs, and on the values that depend on no trained parameter, on the data as it is.
-
-    Args:
-        bounded: the captured loss, with roundings: sums in another order have other values, frozen or not.
-        module: owner of parameters and buffers.
-        batch: the data.
-        dtype: floating point type to compute in.
-    """
-    points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
-    calls = frozenset(call.name for call in bounded.program.graph.calls)
-    inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)
-    return propagate_forward(bounded.program, inputs, skip=calls & (bounded.dependent | bounded.skipped))
-
-
-class PoisonedPrefix:
-    """Bounds on the frozen part of the network for poisoned samples: values that depend on no trained parameter.
-
-    Values that the adversary cannot change are copied from the clean ones; the others are computed on first access.
-
-    Args:
-        bounded: the captured loss of this batch.
-        values: `frozen_values`, on the data as it is.
-        adversary: the threat model.
-        rows: positions of the poisonable samples; None means all.
-    """
-
-    def __init__(
-        self, bounded: BoundedObjective, values: Mapping[str, Value], adversary: Adversary, rows: Tensor | None
-    ) -> None:
-        self.bounded = bounded
-        self.values = values
-        self.adversary = adversary
-        self.rows = rows
-
-    def __getitem__(self, name: str) -> Value:
-        """A value by its name.
-
-        Raises:
-            KeyError: if it depends on a trained parameter.
-        """
-        if name in self._touched or name in self._moving:
-            return self._reachable[name]
-        return select(self.values[name], self.rows) if name in self.bounded.program.samples else self.values[name]
-
-    @cached_property
-    def _touched(self) -> frozenset[str]:
-        return reached(self.bounded.program.graph, self.bounded.perturbed_leaves(self.adversary))
-
-    @property
-    def _moving(self) -> frozenset[str]:
-        return self.bounded.dependent | self.bounded.skipped
-
-    @cached_property
-    def _reachable(self) -> dict[str, Value]:
-        calls = frozenset(call.name for call in self.bounded.program.graph.calls)
-        inputs = self.bounded.poisoned(self.values, self.adversary, self.rows)
-        return propagate_forward(self.bounded.program, inputs, skip=calls & self._moving)

@@ -1,9 +1,12 @@
 """What is known of a value of a program: an interval, class labels, or a tensor that nothing changes."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from agt_lightning.errors import UncertifiableError
-from agt_lightning.interval import Interval
+from agt_lightning.interval import Interval, LpBall
 from agt_lightning.labels import ClassLabels
 
 Value = Interval | ClassLabels | Tensor
@@ -27,3 +30,43 @@ def as_interval(value: Value) -> Interval:
         )
     tensor = value.index if isinstance(value, ClassLabels) else value
     return Interval.point(tensor if tensor.is_floating_point() else tensor.double())
+
+
+def select(value: Value, rows: Tensor | slice | None) -> Value:
+    """Return the given samples of a value, of its ball too; all of them for None.
+
+    Args:
+        value: with samples along axis 0.
+        rows: positions of samples, or a range of them.
+
+    Example:
+        >>> select(torch.tensor([1, 2, 3]), slice(1, 3))
+        tensor([2, 3])
+    """
+    if rows is None:
+        return value
+    if isinstance(value, ClassLabels):
+        return value.map(lambda index: index[rows])
+    if isinstance(value, Tensor) or value.ball is None:
+        return value[rows]
+    part, ball = value[rows], LpBall(value.ball.nominal[rows], value.ball.scale, value.ball.p)
+    return Interval.trusted(part.lower, part.upper, nonnegative=part.nonnegative, ball=ball)
+
+
+def concatenate(parts: Sequence[Value]) -> Value:
+    """Return all samples of a value that was computed part by part; facts about balls are dropped.
+
+    Args:
+        parts: at least one, all of one kind.
+
+    Example:
+        >>> concatenate([torch.tensor([1]), torch.tensor([2, 3])])
+        tensor([1, 2, 3])
+    """
+    intervals = [part for part in parts if isinstance(part, Interval)]
+    if intervals:
+        return Interval.cat(intervals)
+    labels = [part for part in parts if isinstance(part, ClassLabels)]
+    if labels:
+        return labels[0].map(lambda _: torch.cat([part.index for part in labels]))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])

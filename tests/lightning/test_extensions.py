@@ -59,7 +59,6 @@ class DriftDomain(Domain[float]):
     """
 
     name: ClassVar[str] = "drift"
-    uses_poisoned_prefix: ClassVar[bool] = False
     largest_gap: ClassVar[float] = 2.0
 
     def __init__(self, module: torch.nn.Module) -> None:

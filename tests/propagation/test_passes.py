@@ -1,4 +1,4 @@
-"""What of a batch the adversary reaches before any trained parameter enters."""
+"""The clean and the poisoned pass over a batch, with and without values that are known before."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.propagation import passes
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.propagation.passes import BoundedBatch, PoisonedPrefix, propagate, propagate_nominal
+from agt_lightning.propagation.passes import BoundedBatch, propagate, propagate_nominal
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
 
@@ -35,46 +35,6 @@ def captured():
     bounded = BoundedObjective.capture(module, lambda m, b: F.mse_loss(m(b[0]), 2 * b[1]), batch, RULES)
     values, _ = propagate_nominal(bounded, module, MicroBatch(batch), torch.float64)
     return bounded, values
-
-
-ROWS = torch.tensor([1, 4])
-
-
-@pytest.mark.parametrize("rows", [None, ROWS], ids=["all", "some"])
-@pytest.mark.parametrize(
-    "adversary",
-    [BoundedAdversary(n=1, epsilon=0.1), BoundedAdversary(n=1, nu=0.2), BoundedAdversary(n=1, epsilon=0.1, nu=0.2)],
-    ids=["features", "labels", "both"],
-)
-def test_it_is_what_the_poisoned_inputs_give(captured, adversary, rows):
-    bounded, values = captured
-    reach = PoisonedPrefix(bounded, values, adversary, rows)
-    poisoned = bounded.poisoned(values, adversary, rows)
-    frozen = bounded.program.samples - bounded.dependent - bounded.skipped
-    assert len(frozen) >= 5  # two leaves, the frozen layer, its tanh, the doubled labels
-    whole = reach._reachable
-    for name in frozen:
-        assert torch.equal(reach[name].lower, whole[name].lower)
-        assert torch.equal(reach[name].upper, whole[name].upper)
-    for leaf in bounded.program.graph.leaves:
-        assert torch.equal(reach[leaf].upper, poisoned[leaf].upper)
-        assert isinstance(reach[leaf], Interval)
-
-
-def test_what_the_adversary_cannot_touch_is_not_computed_again(captured):
-    bounded, values = captured
-    reach = PoisonedPrefix(bounded, values, BoundedAdversary(n=1, nu=0.2), ROWS)
-    (feature,) = bounded.objective.features
-    assert torch.equal(reach[feature].lower, values[feature].lower[ROWS])
-    assert "_reachable" not in vars(reach)
-
-
-def test_what_depends_on_a_trained_parameter_is_no_part_of_it(captured):
-    bounded, values = captured
-    reach = PoisonedPrefix(bounded, values, BoundedAdversary(n=1, epsilon=0.1), None)
-    trained = next(name for name in bounded.dependent if name in values and name in bounded.program.samples)
-    with pytest.raises(KeyError):
-        reach[trained]
 
 
 def boxes(module, width):
@@ -124,7 +84,7 @@ def test_a_layer_without_a_box_is_not_computed_again(captured):
     inputs = {name: nominal[name] for name in bounded.program.graph.parameters}
     (weight,) = (name for name, parameter in bounded.parameters.items() if parameter == "head.weight")
     inputs[weight] = Interval(nominal[weight].lower - 1, nominal[weight].upper)
-    shared = passes._unmoved(bounded, inputs, nominal)
+    shared = passes._unmoved(bounded, inputs, nominal, nominal)
     behind = {call.name for call in bounded.program.graph.calls if call.name in shared}
     assert {call.op.name().split("::")[1] for call in bounded.program.graph.calls if call.name in behind} >= {"tanh"}
 
@@ -132,8 +92,8 @@ def test_a_layer_without_a_box_is_not_computed_again(captured):
 def test_taking_all_that_is_not_trained_to_be_unmoved_is_found(captured, monkeypatch):
     """Planted fault: a layer that was trained before has a box, and training it no more does not take that away."""
 
-    def untrained(bounded, inputs, nominal):
-        return {name: nominal[name] for name in nominal.keys() - bounded.dependent - inputs.keys()}
+    def untrained(bounded, inputs, nominal, values):
+        return {name: values[name] for name in values.keys() - bounded.dependent - inputs.keys()}
 
     monkeypatch.setattr(passes, "_unmoved", untrained)
     with pytest.raises(AssertionError, match="nominal values are at hand"):

@@ -36,10 +36,9 @@ from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.propagation.objective import select
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rounding import accumulated_roundoff
-from agt_lightning.rules.values import Value, as_interval
+from agt_lightning.rules.values import Value, as_interval, select
 
 Batch = Mapping[str, Entry]
 """A micro-batch, by the names above."""

@@ -84,7 +84,6 @@ class InfluenceDomain(Domain[InfluenceStep]):
     """
 
     name: ClassVar[str] = "influence"
-    uses_poisoned_prefix: ClassVar[bool] = False
     reads_value_bounds: ClassVar[bool] = False
     counts_flips: ClassVar[bool] = True
 

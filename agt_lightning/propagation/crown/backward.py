@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agt_lightning.capture import Call
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.crown.concretize import inner, rows_of
+from agt_lightning.propagation.crown.concretize import inner
 from agt_lightning.propagation.crown.forms import Forms, unit_rows
 from agt_lightning.propagation.crown.roundings import CallErrors, exact_rule
 from agt_lightning.propagation.crown.slopes import Slopes, adaptive
@@ -22,7 +22,7 @@ from agt_lightning.propagation.crown.table import RELAXATIONS
 from agt_lightning.propagation.program import Program
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules import Value
-from agt_lightning.rules.values import as_interval
+from agt_lightning.rules.values import as_interval, select
 
 DEFAULT_MEMORY_BUDGET = 32 * 2**20
 """Bytes for coefficients: larger blocks leave the caches and are no faster."""
@@ -50,7 +50,7 @@ class Box:
     def __call__(self, name: str) -> Value:
         """Return the bounds of a value."""
         value = self.values[name]
-        return rows_of(value, self.part) if name in self.samples else value
+        return select(value, self.part) if name in self.samples else value
 
     def error(self, call: Call) -> Tensor | None:
         """Return what rounding adds to a call's result."""

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from agt_lightning.arithmetic.norms import dual_norm
 from agt_lightning.interval import Interval, LpBall
-from agt_lightning.labels import ClassLabels
-from agt_lightning.rules import Value
 
 
 def largest(coefficient: Tensor, value: Interval) -> Tensor:
@@ -59,13 +57,3 @@ def _largest_in_ball(coefficient: Tensor, ball: LpBall) -> Tensor:
     scaled = flat_rows(coefficient * ball.scale)
     radius = dual_norm(scaled.flatten(0, 1), ball.p).reshape(scaled.shape[:2])
     return inner(coefficient, ball.nominal) + radius
-
-
-def rows_of(value: Value, rows: slice) -> Value:
-    """Select some samples of a value, of its ball too."""
-    if isinstance(value, ClassLabels):
-        return value.map(lambda index: index[rows])
-    if isinstance(value, Tensor) or value.ball is None:
-        return value[rows]
-    part, ball = value[rows], LpBall(value.ball.nominal[rows], value.ball.scale, value.ball.p)
-    return Interval.trusted(part.lower, part.upper, nonnegative=part.nonnegative, ball=ball)

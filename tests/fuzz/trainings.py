@@ -1,0 +1,264 @@
+"""Random certified trainings: network, loss, data, adversary, optimizer, and how bounds are computed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agt_lightning import AbstractGradientEngine, BoundedAdversary, ParameterBounds, UnboundedAdversary
+from agt_lightning.adversaries import Adversary
+from tests.fuzz.networks import TOKENS, Plan
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Features or tokens, labels, and which samples can be poisoned."""
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""The loss of outputs and labels."""
+
+CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that is certified once and poisoned many times.
+
+    Args:
+        seed: of everything.
+        plan: of the network.
+        criterion: the loss.
+        loss_name: its name, for reports.
+        labels: "class", "number", "soft" or "binary".
+        steps: the micro-batches of each step.
+        adversary: the threat model.
+        optimizer: class of the optimizer.
+        settings: its settings.
+        engine: settings of the bounds.
+        dtype: of parameters and data.
+    """
+
+    seed: int
+    plan: Plan
+    criterion: Criterion
+    loss_name: str
+    labels: str
+    steps: tuple[tuple[Batch, ...], ...]
+    adversary: Adversary
+    optimizer: type[torch.optim.Optimizer]
+    settings: dict[str, Any]
+    engine: dict[str, Any]
+    dtype: torch.dtype
+
+    def module(self) -> nn.Module:
+        """Return the network at its initial parameters."""
+        return self.plan.build(self.dtype)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of a micro-batch."""
+        return self.criterion(module(batch[0]), batch[1])
+
+    def certified(self, **settings: Any) -> ParameterBounds:
+        """Return the bounds after the last step.
+
+        Args:
+            settings: of the bounds, instead of those of this training.
+        """
+        return self.certified_with_operations(**settings)[0]
+
+    def certified_with_operations(self, **settings: Any) -> tuple[ParameterBounds, list[str]]:
+        """Return the bounds after the last step, and the names of the operations of the recorded loss."""
+        module = self.module()
+        engine = AbstractGradientEngine(module, self.loss, self.adversary, poisonable=_mask, **self.engine | settings)
+        optimizer = self.optimizer(_trained(module), **self.settings)
+        for number, batches in enumerate(self.steps):
+            engine.step(list(batches), optimizer, epoch=number)
+        calls = engine.objective(self.steps[0][0]).program.graph.calls
+        return engine.bounds, sorted({str(call.op).removeprefix("aten.") for call in calls})
+
+    def summary(self) -> str:
+        """Return what was drawn, in one line."""
+        blocks = ", ".join(type(block).__name__ for block in self.plan.build(self.dtype).blocks)  # type: ignore[attr-defined]
+        return (
+            f"seed {self.seed}: {blocks}; {self.loss_name}; {self.adversary}; {self.optimizer.__name__} "
+            f"{self.settings}; {self.engine}; {self.dtype}"
+        )
+
+
+def _mask(batch: Any) -> Tensor:
+    mask: Tensor = batch[2]
+    return mask
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def training(seed: int) -> Training:
+    """Return the training of a seed."""
+    draw = random.Random(seed)
+    dtype = draw.choice([torch.float32, torch.float32, torch.float64])
+    labels = draw.choice(["class", "class", "number", "number", "soft", "binary"])
+    loss_name = draw.choice(list(LOSSES[labels]))
+    outputs = {"class": CLASSES, "soft": CLASSES, "binary": 1, "number": draw.choice([1, 2])}[labels]
+    plan = Plan(draw.randrange(2**31), outputs, tokens=draw.random() < 0.06)
+    size = draw.choice([3, 5, 5, 6])
+    parts = draw.choice([1, 1, 1, 2])
+    steps = tuple(
+        tuple(_batch(draw, plan, size, labels, outputs, dtype) for _ in range(parts))
+        for _ in range(draw.choice([1, 2, 2, 3]))
+    )
+    optimizer, settings = draw.choice(OPTIMIZERS)
+    adversary = _adversary(draw, plan, size * parts, "number" if loss_name in REAL_LABELS else labels)
+    steps = tuple(tuple(_in_range(batch, adversary) for batch in step) for step in steps)
+    return Training(
+        seed,
+        plan,
+        LOSSES[labels][loss_name],
+        loss_name,
+        labels,
+        steps,
+        adversary,
+        optimizer,
+        dict(settings),
+        _engine(draw, adversary),
+        dtype,
+    )
+
+
+def _engine(draw: random.Random, adversary: Adversary) -> dict[str, Any]:
+    methods = ["ibp"] * 6 + ["tightest", "crown"]
+    domains: Sequence[Any] = [("box",), ("box",), "auto"]
+    return {
+        "method": draw.choice(methods),
+        "aggregation": draw.choice(["exact", "exact", "moment", "auto"]),
+        "domains": draw.choice(domains),
+        "dtype": draw.choice([torch.float64] * 9 + [torch.float32]),
+        "memory_budget": draw.choice([None, None, 1000]),
+    }
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def _one_hot_likelihood(z: Tensor, y: Tensor) -> Tensor:
+    return -(F.log_softmax(z, 1) * F.one_hot(y, CLASSES)).sum(1).mean()
+
+
+def _brier(z: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(torch.softmax(z, 1), F.one_hot(y, CLASSES).to(z.dtype))
+
+
+def _quantile(z: Tensor, y: Tensor) -> Tensor:
+    residual = z - y
+    return torch.maximum(0.3 * residual, -0.7 * residual).mean()
+
+
+def _hinge(z: Tensor, y: Tensor) -> Tensor:
+    return (1 - (2 * y - 1) * z).clamp_min(0).mean()
+
+
+LOSSES: dict[str, dict[str, Criterion]] = {
+    "class": {
+        "cross_entropy": F.cross_entropy,
+        "cross_entropy, smoothed": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+        "one_hot likelihood": _one_hot_likelihood,
+        "brier": _brier,
+    },
+    "soft": {
+        "cross_entropy, soft": F.cross_entropy,
+        "cross_entropy, soft and smoothed": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.2),
+    },
+    "number": {
+        "mse": F.mse_loss,
+        "mse by hand": lambda z, y: 0.3 * (z - y).square().sum(1).mean(),
+        "l1": F.l1_loss,
+        "huber": lambda z, y: F.huber_loss(z, y, delta=0.4),
+        "smooth_l1": lambda z, y: F.smooth_l1_loss(z, y, beta=0.5),
+        "quantile": _quantile,
+        "charbonnier": lambda z, y: torch.sqrt((z - y).square() + 0.1).mean(),
+    },
+    "binary": {
+        "bce": F.binary_cross_entropy_with_logits,
+        "bce, weighted": lambda z, y: F.binary_cross_entropy_with_logits(z, y, pos_weight=z.new_tensor(2.5)),
+        "bce of sigmoid": lambda z, y: F.binary_cross_entropy(torch.sigmoid(z), y),
+        "logsigmoid": lambda z, y: -(y * F.logsigmoid(z) + (1 - y) * F.logsigmoid(-z)).mean(),
+        "hinge": _hinge,
+    },
+}
+"""Losses by the kind of labels and by name."""
+
+REAL_LABELS = ("logsigmoid", "hinge")
+"""Losses of zeros and ones that take other labels as well, so that an adversary moves them as numbers."""
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS: tuple[tuple[type[torch.optim.Optimizer], dict[str, Any]], ...] = (
+    (torch.optim.SGD, {"lr": 0.1}),
+    (torch.optim.SGD, {"lr": 0.1}),
+    (torch.optim.SGD, {"lr": 0.05, "weight_decay": 0.2}),
+    (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.3}),
+    (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    (torch.optim.SGD, {"lr": 0.05, "maximize": True}),
+    (torch.optim.Adam, {"lr": 0.01}),
+    (torch.optim.Adam, {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1}),
+    (torch.optim.Adam, {"lr": 0.02, "betas": (0.5, 0.9), "eps": 1e-3}),
+    (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.3}),
+    (torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.5}),
+    (torch.optim.RMSprop, {"lr": 0.01, "eps": 1e-2}),
+    (torch.optim.Adagrad, {"lr": 0.05, "lr_decay": 0.1, "weight_decay": 0.1}),
+)
+
+# --- data and adversaries ---------------------------------------------------------------------------------------------
+
+
+def _batch(draw: random.Random, plan: Plan, size: int, labels: str, outputs: int, dtype: torch.dtype) -> Batch:
+    generator = torch.Generator().manual_seed(draw.randrange(2**31))
+    if plan.tokens:
+        x = torch.randint(0, TOKENS, (size, *plan.shape), generator=generator)
+    else:
+        x = torch.randn(size, *plan.shape, generator=generator, dtype=torch.float64) * draw.choice([1.0, 1.0, 3.0])
+        x = x.to(dtype)
+    share = draw.choice([1.0, 1.0, 0.6])
+    return x, _labels(generator, size, labels, outputs, dtype), torch.rand(size, generator=generator) < share
+
+
+def _in_range(batch: Batch, adversary: Adversary) -> Batch:
+    """Cut features to the range that an adversary keeps."""
+    bounds = getattr(adversary, "bounds", None)
+    return batch if bounds is None else (batch[0].clamp(*bounds), *batch[1:])
+
+
+def _labels(generator: torch.Generator, size: int, labels: str, outputs: int, dtype: torch.dtype) -> Tensor:
+    if labels == "class":
+        return torch.randint(0, outputs, (size,), generator=generator)
+    if labels == "binary":
+        return torch.randint(0, 2, (size, 1), generator=generator).to(dtype)
+    numbers = torch.randn(size, outputs, generator=generator, dtype=torch.float64)
+    return (numbers.softmax(1) if labels == "soft" else numbers).to(dtype)
+
+
+def _adversary(draw: random.Random, plan: Plan, size: int, labels: str) -> Adversary:
+    n = draw.choice([0, 1, 1, 1, 2, 2, size])
+    if draw.random() < 0.1:
+        return UnboundedAdversary(n=n, kappa=draw.choice([0.05, 1.0]), clip=draw.choice(["value", "norm"]))
+    moved = _moved_labels(draw, labels)
+    if plan.tokens or draw.random() < 0.3:
+        return BoundedAdversary(n=n, **moved)
+    epsilon: Any = draw.choice([1e-3, 0.02, 0.1, 0.1])
+    if draw.random() < 0.15:
+        epsilon = epsilon * torch.rand(plan.shape, generator=torch.Generator().manual_seed(draw.randrange(2**31)))
+    bounds = draw.choice([{}, {}, {}, {"bounds": (-1.0, 1.5)}])
+    p = draw.choice([float("inf"), float("inf"), 2.0, 1.0])
+    return BoundedAdversary(n=n, epsilon=epsilon, p=p, **bounds, **draw.choice([{}, moved]))
+
+
+def _moved_labels(draw: random.Random, labels: str) -> dict[str, Any]:
+    if labels in ("class", "binary"):
+        some = {"target_classes": (draw.randrange(CLASSES),), "source_classes": (draw.randrange(CLASSES),)}
+        return {"nu": 1, "q": 0, **(draw.choice([{}, {}, some]) if labels == "class" else {})}
+    return {"nu": draw.choice([0.01, 0.3]), "q": draw.choice([float("inf"), 2.0, 1.0])}

@@ -88,7 +88,7 @@ def _made(name: str, ranks: Sequence[int], build: Callable[[Shape], nn.Module | 
     return Block(name, ranks, lambda draw, shape: build(shape))
 
 
-# --- one number after the other ----------------------------------------------------------------------------------------
+# --- one number after the other ---------------------------------------------------------------------------------------
 
 ELEMENTWISE = (
     _of("relu", torch.relu),

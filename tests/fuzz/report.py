@@ -1,7 +1,8 @@
-"""What a fuzzer has done: trainings, violations, and which share of the width attacks attained, by what they were of."""
+"""What a fuzzer has done: trainings, violations, and the share of the width that attacks attained."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -65,3 +66,9 @@ def _adversary(case: Training) -> str:
         return f"unbounded, {a.clip}"  # type: ignore[attr-defined]
     moved = ["features"] * bool(a.perturbs_features) + ["labels"] * bool(a.perturbs_labels)  # type: ignore[attr-defined]
     return " and ".join(moved) or "nothing"
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -119,7 +119,7 @@ class AbstractAdam(AbstractOptimizer):
         nominal, v = super().nominal(state, step, dtype), state.get("exp_avg_sq")
         if not isinstance(v, Tensor):
             return nominal
-        least = v.detach().to(dtype).clamp(min=torch.finfo(v.dtype).tiny)
+        least = v.detach().to(dtype).clamp(min=max(torch.finfo(v.dtype).tiny, torch.finfo(dtype).tiny))
         ratio = nominal.moments["exp_avg"].lower / least.sqrt()
         return OptimizerState(nominal.step, {**nominal.moments, "ratio": Interval.point(ratio)})
 

@@ -158,7 +158,7 @@ class Attacker:
         x, y = x.clone(), y.clone()
         share = torch.rand((), generator=self.generator).double() if inside else 1.0
         if len(rows) and self.adversary.perturbs_features and x.is_floating_point():
-            epsilon = torch.as_tensor(self.adversary.epsilon).double()
+            epsilon = torch.as_tensor(self.adversary.epsilon, dtype=torch.float64)
             x[rows] += share * epsilon * self._within(to_x[rows], self.adversary.p)
             if self.adversary.bounds is not None:
                 x[rows] = x[rows].clamp(*self.adversary.bounds)

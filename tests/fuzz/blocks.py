@@ -202,6 +202,11 @@ def _convolution(draw: random.Random, shape: Shape) -> nn.Module | None:
     return kind(channels, 2 * groups if groups < 3 else groups, 2, padding=padding, groups=groups)
 
 
+def _padded_convolution(draw: random.Random, shape: Shape) -> nn.Module:
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 2]
+    return kind(shape[0], 2, 3, padding="same", dilation=draw.choice([1, 2]))
+
+
 def _transposed(draw: random.Random, shape: Shape) -> nn.Module | None:
     if shape[0] > 4 or max(shape[1:]) > 4:
         return None
@@ -232,6 +237,7 @@ PRODUCTS = (
     _made("residual", (1,), lambda s: Residual(s[0], nn.ReLU())),
     Block("convolution", (2, 3, 4), _convolution),
     Block("convolution", (2, 3, 4), _convolution),
+    Block("padded convolution", (2, 3, 4), _padded_convolution),
     Block("transposed convolution", (2, 3, 4), _transposed),
     Block("convolution.default", (3,), _convolution_by_name),
 )

@@ -1,0 +1,462 @@
+"""Plausible mistakes in every part of the package, and how long the fuzzer needs to find each.
+
+python -m tests.fuzz.faults --seed 0 --minutes 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from agt_lightning import BoundedAdversary, UnboundedAdversary
+from agt_lightning.adversaries import bounded, features
+from agt_lightning.aggregation import DESCENTS, descent, gains, sample_clipping, top_n_sum
+from agt_lightning.arithmetic import floating_point, products
+from agt_lightning.domains import box as box_domain
+from agt_lightning.domains.ball import domain as ball_domain
+from agt_lightning.errors import AgtError, UncertifiableError
+from agt_lightning.gradients import outer_product
+from agt_lightning.interval import Interval
+from agt_lightning.labels import ClassLabels
+from agt_lightning.optimizers import AbstractAdagrad, AbstractAdam, AbstractAdamW, AbstractRMSprop, AbstractSGD
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.prefix import PoisonedPrefix
+from agt_lightning.rules import RULES
+from agt_lightning.rules import convolution as convolution_rules
+from agt_lightning.rules import linear as linear_rules
+from tests.fuzz.check import worst_violation
+from tests.fuzz.report import say
+from tests.fuzz.runs import Parameters, poisoned_runs
+from tests.fuzz.trainings import Training, training
+from tests.propagation.crown.test_planted_faults import FAULTS as CROWN_FAULTS
+from tests.rules.test_planted_faults import BROKEN_RULES
+from tests.rules.test_planted_faults_in_convolutions import BROKEN_RULES as BROKEN_CONVOLUTIONS
+from tests.rules.test_planted_faults_in_networks import BROKEN_RULES as BROKEN_NETWORKS
+
+Patch = Callable[[pytest.MonkeyPatch], Any]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A mistake that is put into the package for one certification.
+
+    Args:
+        name: what is wrong.
+        plant: puts it in place.
+        settings: of the bounds, with it.
+        operation: name of the operation that must be in the loss; None for all losses.
+        concerns: whether it can matter to a training.
+    """
+
+    name: str
+    plant: Patch = lambda patch: None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    operation: str | None = None
+    concerns: Callable[[Training], bool] = lambda case: True
+
+    def may_matter(self, case: Training, operations: list[str]) -> bool:
+        """Return whether a training can show the mistake."""
+        return (self.operation is None or self.operation in operations) and self.concerns(case)
+
+    def found(self, case: Training, runs: list[Parameters]) -> str | None:
+        """Return how the fuzzer notices it, by poisoned runs or by a self-check of the package; None if it does not."""
+        with pytest.MonkeyPatch.context() as patch:
+            self.plant(patch)
+            try:
+                bounds = case.certified(**self.settings)
+            except UncertifiableError:
+                return None
+            except AgtError:
+                return "self-check"
+            except Exception:  # the mistake makes the code crash
+                return "crash"
+        return None if worst_violation(bounds, runs) is None else "poisoned run"
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+_RULES = [
+    Planted(name, settings={"rules": {**RULES, op: rule}}, operation=str(op).removeprefix("aten."))
+    for broken in (BROKEN_RULES, BROKEN_CONVOLUTIONS, BROKEN_NETWORKS)
+    for name, (op, rule) in broken.items()
+]
+
+
+def _crown(fault: Any) -> Planted:
+    return Planted(
+        f"substitution: {fault.name}",
+        lambda patch: patch.setattr(*fault.place, fault.broken),
+        operation=str(fault.check.op).removeprefix("aten."),
+        concerns=lambda case: case.engine["method"] != "ibp",
+    )
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def _put(owner: object, name: str, value: object) -> Patch:
+    return lambda patch: patch.setattr(owner, name, value)
+
+
+def _of_midpoints(a: Interval, b: Interval) -> Interval:
+    return Interval.point(a.center @ b.center)
+
+
+def _of_like_ends(a: Interval, b: Interval) -> Interval:
+    ends = torch.stack([a.lower @ b.lower, a.upper @ b.upper])
+    return Interval.trusted(ends.amin(0), ends.amax(0))
+
+
+def _half_radius(a: Interval, b: Interval) -> Interval:
+    exact = products.product(a, b)
+    return Interval.trusted(exact.center - 0.5 * exact.radius, exact.center + 0.5 * exact.radius)
+
+
+def _unmoved(a: Interval, by: Any, *, nonnegative: bool = False) -> Interval:
+    return Interval.trusted(a.lower, a.upper, nonnegative=a.nonnegative)
+
+
+_ARITHMETIC = [
+    Planted("product: midpoints alone", _put(linear_rules, "product", _of_midpoints), operation="linear.default"),
+    Planted("product: like ends alone", _put(linear_rules, "product", _of_like_ends), operation="linear.default"),
+    Planted("product: half of the radius", _put(linear_rules, "product", _half_radius), operation="linear.default"),
+    Planted("outer product: half of the radius", _put(outer_product, "product", _half_radius)),
+    Planted(
+        "interval: sum of like ends for a difference",
+        _put(Interval, "__sub__", lambda a, b: a + Interval.point(-b.center)),
+    ),
+    Planted(
+        "interval: negative without exchange", _put(Interval, "__neg__", lambda a: Interval.trusted(-a.lower, -a.upper))
+    ),
+    Planted(
+        "interval: square of the ends", _put(Interval, "square", lambda a: Interval.trusted(a.lower**2, a.upper**2))
+    ),
+    Planted("interval: nothing is widened", _put(Interval, "widened", _unmoved), concerns=lambda case: True),
+    Planted("floats: a run does not round", _put(floating_point.Arithmetic, "run_relative", lambda self, k: 0.0)),
+    Planted(
+        "floats: nothing rounds",
+        lambda patch: (
+            patch.setattr(floating_point.Arithmetic, "run_relative", lambda self, k: 0.0),
+            patch.setattr(floating_point.Arithmetic, "own_relative", lambda self, k: 0.0),
+        ),
+    ),
+    Planted(
+        "convolution: ball for the box",
+        _put(convolution_rules, "intersection", lambda product, ball: ball.widened(-0.5 * ball.radius)),
+        concerns=lambda case: getattr(case.adversary, "p", 0) in (1, 2),
+    ),
+]
+
+# --- aggregation ------------------------------------------------------------------------------------------------------
+
+
+def _descents(**changes: Callable[..., Interval]) -> Patch:
+    return _put(box_domain, "DESCENTS", {**DESCENTS, **changes})
+
+
+def _one_less(method: str) -> Callable[..., Interval]:
+    kept = DESCENTS[method]  # type: ignore[index]
+    return lambda clean, poisoned, samples, n, budget: kept(clean, poisoned, samples, max(0, n - 1), budget)
+
+
+def _without_poison(clean: Any, poisoned: Any, samples: Any, n: int, budget: int) -> Interval:
+    return DESCENTS["exact"](clean, None, samples, n, budget)
+
+
+def _without_mirror(method: str) -> Callable[..., Interval]:
+    def descend(clean: Any, poisoned: Any, samples: Any, n: int, budget: int) -> Interval:
+        full, plain = (DESCENTS[method](clean, each, samples, n, budget) for each in (poisoned, None))  # type: ignore[index]
+        return Interval.trusted(plain.lower, full.upper)
+
+    return descend
+
+
+def _bounded(case: Training) -> bool:
+    return isinstance(case.adversary, BoundedAdversary) and case.adversary.n > 0
+
+
+def _unbounded(case: Training) -> bool:
+    return isinstance(case.adversary, UnboundedAdversary) and case.adversary.n > 0
+
+
+def _clipped_as_point(self: Any, block: Interval) -> Interval:
+    """Clip points to points by the smallest norm of the whole gradient, whatever that is (A1)."""
+    factor = (self.kappa / self.square_norms.lower.sqrt()).clamp(max=1.0)
+    if block.is_point:
+        return Interval.point(block.lower * factor)
+    return _clip(self, block)
+
+
+_clip = sample_clipping.NormClipping.__call__
+
+
+def _half_masked(patch: pytest.MonkeyPatch) -> None:
+    kept = gains.top_n_gains
+    patch.setattr(descent, "top_n_gains", lambda *given: tuple(0.5 * each for each in kept(*given)))
+
+
+_AGGREGATION = [
+    Planted("exact sum: n - 1 samples", _descents(exact=_one_less("exact")), concerns=_bounded),
+    Planted("exact sum: no poison", _descents(exact=_without_poison), concerns=_bounded),
+    Planted("exact sum: lower bound not mirrored", _descents(exact=_without_mirror("exact")), concerns=_bounded),
+    Planted("exact sum: half of the gains", _half_masked, concerns=_bounded),
+    Planted(
+        "exact sum: all poisoned for the clean sum",
+        _put(
+            descent,
+            "sum_if_all_poisoned",
+            lambda clean, poisoned, samples, budget: descent.weighted_sum(clean, samples.weights, budget),
+        ),
+        concerns=_bounded,
+    ),
+    Planted("moments: n - 1 samples", _descents(moment=_one_less("moment")), concerns=_bounded),
+    Planted("moments: lower bound not mirrored", _descents(moment=_without_mirror("moment")), concerns=_bounded),
+    Planted("moments: no poison", _descents(moment=_without_poison), concerns=_bounded),
+    Planted(
+        "substitution of samples: n - 1",
+        _put(descent, "top_n_sum", lambda found, n: top_n_sum(found, max(0, n - 1))),
+        concerns=_unbounded,
+    ),
+    Planted(
+        "clipping: points stay points",
+        _put(sample_clipping.NormClipping, "__call__", _clipped_as_point),
+        concerns=_unbounded,
+    ),
+    Planted(
+        "clipping: half of the level",
+        _put(
+            sample_clipping.ValueClipping,
+            "__call__",
+            lambda self, block: block.mapped(lambda bound: bound.clamp(-self.kappa / 2, self.kappa / 2)),
+        ),
+        concerns=_unbounded,
+    ),
+]
+
+# --- adversaries ------------------------------------------------------------------------------------------------------
+
+
+def _adversary(change: Callable[[BoundedAdversary], BoundedAdversary], name: str) -> Patch:
+    kept = getattr(BoundedAdversary, name)
+    return _put(BoundedAdversary, name, lambda self, *given: kept(change(self), *given))
+
+
+def _features(case: Training) -> bool:
+    return _bounded(case) and bool(case.adversary.perturbs_features)
+
+
+def _labels(case: Training) -> bool:
+    return _bounded(case) and bool(case.adversary.perturbs_labels)
+
+
+def _reachable_targets(self: ClassLabels, classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(self.index, classes).bool()
+
+
+_ADVERSARIES = [
+    Planted(
+        "features: half of ε",
+        _adversary(lambda a: replace(a, epsilon=a.epsilon / 2), "poisoned_features"),
+        concerns=_features,
+    ),
+    Planted(
+        "features: Euclidean ball for the box",
+        _put(bounded, "perturbed", lambda x, e, p, r: features.perturbed(x, e, 2, r)),
+        concerns=lambda case: _features(case) and case.adversary.p > 2,
+    ),
+    Planted(
+        "features: ball of ℓ1 for the Euclidean one",
+        _put(bounded, "perturbed", lambda x, e, p, r: features.perturbed(x, e, 1 if p == 2 else p, r)),
+        concerns=lambda case: _features(case) and case.adversary.p == 2,
+    ),
+    Planted(
+        "labels: half of ν",
+        _adversary(lambda a: a if a.q == 0 else replace(a, nu=a.nu / 2), "poisoned_labels"),
+        concerns=lambda case: _labels(case) and case.adversary.q != 0,
+    ),
+    Planted(
+        "labels: no flips of classes",
+        _put(ClassLabels, "reachable", _reachable_targets),
+        concerns=lambda case: _labels(case) and case.labels == "class",
+    ),
+    Planted(
+        "labels: sources and targets exchanged",
+        _adversary(
+            lambda a: replace(a, source_classes=a.target_classes, target_classes=a.source_classes), "poisoned_labels"
+        ),
+        concerns=lambda case: _labels(case) and getattr(case.adversary, "target_classes", None) is not None,
+    ),
+    Planted(
+        "samples: nobody can be poisoned",
+        lambda patch: None,
+        settings={"poisonable": lambda batch: torch.zeros(len(batch[0]), dtype=torch.bool)},
+        concerns=lambda case: case.adversary.n > 0,
+    ),
+]
+
+# --- propagation and domains ------------------------------------------------------------------------------------------
+
+
+def _small_ball(patch: pytest.MonkeyPatch) -> None:
+    kept = ball_domain.next_radius
+    patch.setattr(ball_domain, "next_radius", lambda *given: 0.1 * kept(*given))
+
+
+def _clean_prefix(patch: pytest.MonkeyPatch) -> None:
+    def clean(self: PoisonedPrefix) -> dict[str, Any]:
+        names = (self._touched & self.bounded.frozen_layers) - self.bounded.inside_frozen_layers
+        return {name: self.values[name] if self.rows is None else self.values[name][self.rows] for name in names}  # type: ignore[index]
+
+    patch.setattr(PoisonedPrefix, "moved_layers", property(clean))
+
+
+def _half_weight(patch: pytest.MonkeyPatch) -> None:
+    kept = BoundedObjective.sample_weight
+    patch.setattr(BoundedObjective, "sample_weight", lambda self, size: kept(self, 2 * size))
+
+
+_PROPAGATION = [
+    Planted("frozen layers: clean for poisoned", _clean_prefix, concerns=_features),
+    Planted("loss: half of the samples' weight", _half_weight),
+    Planted("ball: a tenth of the radius", _small_ball, concerns=lambda case: case.engine["domains"] == "auto"),
+    Planted(
+        "box: a quarter of the step's bounds",
+        _put(
+            box_domain,
+            "checked_update",
+            lambda name, counterpart, group, state, box, gradient, trained: _CHECKED(
+                name,
+                counterpart,
+                group,
+                state,
+                box,
+                Interval.trusted(gradient.center - gradient.radius / 4, gradient.center + gradient.radius / 4),
+                trained,
+            ),
+        ),
+    ),
+]
+_CHECKED = box_domain.checked_update
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+
+def _group(owner: type, **changes: object) -> Patch:
+    kept = owner.step  # type: ignore[attr-defined]
+    return _put(
+        owner,
+        "step",
+        lambda self, group, state, box, gradient, arithmetic=None: kept(
+            self, {**group, **changes}, state, box, gradient, arithmetic
+        ),
+    )
+
+
+def _state(owner: type, change: Callable[[Any], Any]) -> Patch:
+    kept = owner.step  # type: ignore[attr-defined]
+    return _put(
+        owner,
+        "step",
+        lambda self, group, state, box, gradient, arithmetic=None: kept(
+            self, group, change(state), box, gradient, arithmetic
+        ),
+    )
+
+
+def _shrunk(state: Any) -> Any:
+    """Take the middle of every moment for the whole of it."""
+    points = {
+        name: Interval.point(moment.center, nonnegative=moment.nonnegative) for name, moment in state.moments.items()
+    }
+    return replace(state, moments=points)
+
+
+def _of(kind: type, **settings: object) -> Callable[[Training], bool]:
+    return lambda case: case.optimizer is kind and all(case.settings.get(k, False) == v for k, v in settings.items())
+
+
+_OPTIMIZERS = [
+    Planted("SGD: no momentum", _group(AbstractSGD, momentum=0.0), concerns=_of(torch.optim.SGD, momentum=0.9)),
+    Planted("SGD: no dampening", _group(AbstractSGD, dampening=0.0), concerns=_of(torch.optim.SGD, dampening=0.3)),
+    Planted("SGD: no look-ahead", _group(AbstractSGD, nesterov=False), concerns=_of(torch.optim.SGD, nesterov=True)),
+    Planted("SGD: no decay", _group(AbstractSGD, weight_decay=0.0), concerns=_of(torch.optim.SGD, weight_decay=0.2)),
+    Planted("SGD: minimizes", _group(AbstractSGD, maximize=False), concerns=_of(torch.optim.SGD, maximize=True)),
+    Planted("SGD: middle of the buffer", _state(AbstractSGD, _shrunk), concerns=_of(torch.optim.SGD, momentum=0.9)),
+    Planted("Adam: middle of the moments", _state(AbstractAdam, _shrunk), concerns=_of(torch.optim.Adam)),
+    Planted(
+        "Adam: steps not counted",
+        _state(AbstractAdam, lambda state: replace(state, step=0)),
+        concerns=_of(torch.optim.Adam),
+    ),
+    Planted(
+        "Adam: other betas", _group(AbstractAdam, betas=(0.9, 0.999)), concerns=_of(torch.optim.Adam, betas=(0.5, 0.9))
+    ),
+    Planted(
+        "Adam: decay decoupled",
+        _group(AbstractAdam, decoupled_weight_decay=True),
+        concerns=_of(torch.optim.Adam, weight_decay=0.1),
+    ),
+    Planted(
+        "AdamW: decay not decoupled",
+        _group(AbstractAdamW, decoupled_weight_decay=False),
+        concerns=_of(torch.optim.AdamW),
+    ),
+    Planted(
+        "RMSprop: no momentum", _group(AbstractRMSprop, momentum=0.0), concerns=_of(torch.optim.RMSprop, momentum=0.5)
+    ),
+    Planted("RMSprop: middle of the state", _state(AbstractRMSprop, _shrunk), concerns=_of(torch.optim.RMSprop)),
+    Planted("Adagrad: rate does not fall", _group(AbstractAdagrad, lr_decay=0.0), concerns=_of(torch.optim.Adagrad)),
+    Planted("Adagrad: middle of the sum", _state(AbstractAdagrad, _shrunk), concerns=_of(torch.optim.Adagrad)),
+]
+
+FAULTS = (
+    *_RULES,
+    *map(_crown, CROWN_FAULTS),
+    *_ARITHMETIC,
+    *_AGGREGATION,
+    *_ADVERSARIES,
+    *_PROPAGATION,
+    *_OPTIMIZERS,
+)
+"""All mistakes that are planted."""
+
+
+def main() -> None:
+    """Search for every mistake until it is found or time is over, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--trainings", type=int, default=20)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    missing = {fault.name: fault for fault in FAULTS}
+    spent, end, seed = 0.0, time.monotonic() + 60 * given.minutes, given.seed
+    say("| mistake | noticed by | trainings | seconds |\n|---|---|---|---|")
+    while missing and time.monotonic() < end:
+        case, began = training(seed), time.monotonic()
+        seed += 1
+        try:
+            _, operations = case.certified_with_operations()
+        except (AgtError, ValueError):
+            continue
+        runs = list(poisoned_runs(case, given.trainings))
+        spent += time.monotonic() - began
+        for name, fault in list(missing.items()):
+            how = fault.found(case, runs) if fault.may_matter(case, operations) else None
+            if how is not None:
+                del missing[name]
+                say(f"| {name} | {how} | {seed - given.seed} | {spent:.0f} |")
+    say(f"{len(FAULTS) - len(missing)} of {len(FAULTS)} found in {seed - given.seed} trainings, {spent:.0f} seconds")
+    say("".join(f"not found: {name}\n" for name in missing))
+
+
+if __name__ == "__main__":
+    main()

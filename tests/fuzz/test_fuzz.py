@@ -1,0 +1,146 @@
+"""The first minute of the fuzzer, and what it is made of: every operation, attacks that find mistakes, seeds."""
+
+import random
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.rules import RULES
+from tests.fuzz.attacks import Attacker
+from tests.fuzz.blocks import FAMILIES
+from tests.fuzz.check import worst_violation
+from tests.fuzz.examine import fuzz
+from tests.fuzz.faults import FAULTS
+from tests.fuzz.networks import INPUTS, Network
+from tests.fuzz.runs import poisoned_runs
+from tests.fuzz.trainings import LOSSES, training
+
+aten = torch.ops.aten
+
+
+def test_random_poisoned_trainings_stay_inside():
+    report = fuzz(seed=0, stride=1, count=16, minutes=5, trainings=8)
+    assert not report.violations, "\n".join(report.violations)
+    assert set(report.counts) <= {"certified trainings", "poisoned trainings", "refused", "diverged"}, report.stopped
+    assert report.counts["certified trainings"] >= 14
+    (shares,) = (shares for part, shares in report.shares.items() if part == ("all", "all"))
+    assert sum(shares) / len(shares) > 0.2  # the attacks are not idle
+
+
+OF_OTHERS = {
+    aten.t.default: "of the batch itself it would move the samples' axis; parameters that are transposed need no rule",
+    aten.to.dtype_layout: "no public function of torch records it",
+}
+"""Operations that no block has, and why."""
+
+
+class AllAtOnce(nn.Module):
+    """Blocks side by side on one input, and a linear layer."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks, self.last = nn.ModuleList(blocks), nn.Linear(len(blocks), 1)
+
+    def forward(self, x):
+        return self.last(torch.stack([block(x).flatten(1).sum(1) for block in self.blocks], 1))
+
+
+def test_blocks_and_losses_have_every_operation():
+    used = _operations_of_losses()
+    for shape in dict.fromkeys((*INPUTS, (4, 4, 4), (2, 2, 2, 2))):
+        network = AllAtOnce(_fitting(shape)).double().eval()
+        used |= _recorded(network, F.mse_loss, (torch.rand(3, *shape).double(), torch.rand(3, 1).double()))
+    missing = {str(op) for op in RULES if op not in used} - {str(op) for op in OF_OTHERS}
+    assert not missing
+
+
+def _fitting(shape):
+    """Return a module of each block that takes this shape."""
+    fitting = []
+    for block in dict.fromkeys(block for family in FAMILIES for block in family):
+        module = block.build(random.Random(0), shape) if len(shape) in block.ranks else None
+        try:
+            if module is not None and module.eval()(torch.rand(3, *shape)).flatten(1).shape[1]:
+                fitting.append(module)
+        except (RuntimeError, IndexError, ValueError):
+            continue  # such as a window that is larger than the image
+    return fitting
+
+
+def _operations_of_losses():
+    used = set()
+    for labels, criteria in LOSSES.items():
+        y = {"class": torch.tensor([0, 2]), "soft": torch.rand(2, 3).double()}.get(labels, torch.rand(2, 1).double())
+        outputs = 3 if labels in ("class", "soft") else 1
+        for criterion in criteria.values():
+            network = Network([torch.nn.Linear(3, 3)], 3, outputs).double()
+            used |= _recorded(network, criterion, (torch.rand(2, 3).double(), y))
+    embedding = Network([torch.nn.Embedding(5, 2)], 6, 1).double()
+    return used | _recorded(embedding, F.mse_loss, (torch.randint(0, 5, (2, 3)), torch.rand(2, 1).double()))
+
+
+def _recorded(network, criterion, batch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        objective = BoundedObjective.of(network, lambda m, b: criterion(m(b[0]), b[1]), batch, RULES)
+    return {call.op for call in objective.program.graph.calls}
+
+
+def test_a_seed_gives_the_same_training_again():
+    first, again = (training(11) for _ in range(2))
+    assert first.summary() == again.summary()
+    assert all(torch.equal(*pair) for pair in zip(*(t.module().parameters() for t in (first, again)), strict=True))
+
+
+def test_attacks_keep_to_the_adversary():
+    """What the attacks draw is within ε and ν, up to the rounding of the data, and of at most n allowed samples."""
+    checked = 0
+    for seed in range(40):
+        case = training(seed)
+        if not hasattr(case.adversary, "epsilon"):
+            continue
+        for steps in Attacker(case, random.Random(seed)).poisoned(5):
+            for poisoned, clean in zip(steps, case.steps, strict=True):
+                checked += _changed(case, poisoned, clean)
+    assert checked > 100
+
+
+def _changed(case, poisoned, clean):
+    """Check the micro-batches of one step, and return the number of changed samples."""
+    changed, adversary = 0, case.adversary
+    for (x, y, _), (clean_x, clean_y, mask) in zip(poisoned, clean, strict=True):
+        moved = ((x != clean_x).flatten(1).any(1)) | (y != clean_y).reshape(len(y), -1).any(1)
+        assert not bool((moved & ~mask).any())
+        changed += int(moved.sum())
+        if x.is_floating_point():
+            apart = (x - clean_x).double().flatten(1)
+            radius = torch.as_tensor(adversary.epsilon).double().expand(x.shape[1:]).flatten()
+            units = apart[:, radius > 0] / radius[radius > 0]
+            assert float(torch.linalg.vector_norm(units, ord=adversary.p, dim=1).max() if units.numel() else 0) < 1.001
+        if y.is_floating_point() and adversary.q != 0:
+            apart = (y - clean_y).double().reshape(len(y), -1)
+            assert float(torch.linalg.vector_norm(apart, ord=adversary.q, dim=1).max()) <= adversary.nu * 1.001
+    assert changed <= adversary.n
+    return changed
+
+
+QUICK = ("exact sum: n - 1 samples", "features: half of ε", "Adam: middle of the moments")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_mistake_is_found_within_a_few_trainings(name):
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    for seed in range(300, 360):
+        case = training(seed)
+        if fault.may_matter(case, ["linear.default"]) and _notices(fault, case):
+            return
+    pytest.fail("No poisoned training left the bounds.")
+
+
+def _notices(fault, case):
+    runs = list(poisoned_runs(case, 12))
+    return fault.found(case, runs) is not None and worst_violation(case.certified(), runs) is None

@@ -51,6 +51,14 @@ def test_a_block_of_points_is_clipped_by_every_norm_of_the_whole():
     assert clipped.width[0, 0] > 0.1
 
 
+def test_the_rest_of_a_squared_norm_is_not_lost_beside_a_large_entry():
+    """1e16 + 1 is 1e16: what is left of the norm without the first entry is one, not zero."""
+    box = Interval(torch.tensor([[-1e8, 1.0]]).double(), torch.tensor([[-1e-3, 1.0]]).double())
+    clipped = clip_box(0.1, box)
+    smallest = torch.tensor([-1e-3, 1.0], dtype=torch.float64)
+    assert clipped.upper[0, 0] >= (smallest * (0.1 / smallest.norm()))[0]
+
+
 def test_value_clipping_is_the_clamp_of_both_bounds():
     box = Interval(torch.tensor([[-3.0, -0.2, 2.0]]), torch.tensor([[-2.0, 0.3, 5.0]]))
     clipped = ValueClipping(1.0)(box)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
@@ -70,14 +70,22 @@ class OptimizerStep:
     """One optimizer step, after it was made.
 
     Args:
-        parameters: as the optimizer left them, with the gradients that it applied in ``grad``, by name.
+        parameters: as the optimizer left them, by name.
         before: their values before the step.
         optimizer: of the module, with the settings that it used.
+        gradients: that it applied; those in ``grad`` unless given, where an optimizer can have added momentum.
     """
 
     parameters: Mapping[str, nn.Parameter]
     before: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def applied(self, name: str) -> Tensor:
+        """Return the gradient of a parameter that has one."""
+        gradient = self.gradients.get(name, self.parameters[name].grad)
+        assert gradient is not None
+        return gradient
 
     def updates(self) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
         """Yield name, settings and optimizer state of every parameter that has a gradient."""

@@ -214,7 +214,13 @@ class BoxDomain(Domain[BoxStep]):
             parameter = optimizer_step.parameters[name]
             arithmetic = arithmetic_of(parameter, group, self.dtype)
             trained = TrainedUpdate.of(
-                parameter, optimizer_step.before[name], remembered, after, arithmetic, self.config.floats
+                parameter,
+                optimizer_step.applied(name),
+                optimizer_step.before[name],
+                remembered,
+                after,
+                arithmetic,
+                self.config.floats,
             )
             gradient = data.bounds.get(name, Interval.point(torch.zeros_like(box.lower)))
             self.states[name], self.intervals[name] = checked_update(

@@ -33,6 +33,7 @@ from agt_lightning.engine.self_checks import (
     require_unmoved,
     require_untouched,
     require_unwritten,
+    with_momentum,
 )
 from agt_lightning.engine.step_bounds import StepBounds, checked_clipping, require_bounded
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, UncertifiableError
@@ -303,11 +304,15 @@ class AbstractGradientEngine:
                 left the new box, or the box is NaN or infinite.
         """
         with self.processes.collective_errors():
-            require_same_gradients(_moving_parameters(self.module, optimizer), self._verified)
+            moving = _moving_parameters(self.module, optimizer)
+            changed = with_momentum(moving, optimizer, self._verified)
+            require_same_gradients(moving, self._verified | changed)
             if self._marks is not None:
-                require_unwritten(self.module, self._marks)
+                require_unwritten(self.module, self._marks, changed)
             after = require_unmoved(self.module, self._trained, optimizer)
-            optimizer_step = OptimizerStep(dict(self.module.named_parameters()), self._trained, optimizer)
+            optimizer_step = OptimizerStep(
+                dict(self.module.named_parameters()), self._trained, optimizer, self._verified
+            )
             with record_function("agt: update"):
                 self.domains.update(bounds.data, optimizer_step)
         self.processes.require_same(self.domains.fingerprint_tensors(), "bounds")

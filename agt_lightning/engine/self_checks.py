@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -228,8 +228,13 @@ class WriteMarks:
         gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
         return cls({name: (grad, grad._version) for name, grad in gradients.items() if grad is not None})
 
-    def written(self, module: nn.Module) -> list[str]:
-        """Return the names of the parameters whose gradients were written or replaced since."""
+    def written(self, module: nn.Module, once: Collection[str] = ()) -> list[str]:
+        """Return the names of the parameters whose gradients were written or replaced since.
+
+        Args:
+            module: the module.
+            once: names of parameters whose gradients had to be written once.
+        """
         after = WriteMarks.of(module).gradients
         return [
             name
@@ -237,21 +242,49 @@ class WriteMarks:
             if name not in self.gradients
             or name not in after
             or after[name][0] is not self.gradients[name][0]
-            or after[name][1] != self.gradients[name][1]
+            or after[name][1] != self.gradients[name][1] + (name in once)
         ]
 
 
-def require_unwritten(module: nn.Module, marks: WriteMarks) -> None:
+def with_momentum(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, verified: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return checked gradients as the optimizer itself left them, where it added the momentum to them in place.
+
+    Of torch's optimizers only the ``foreach`` implementation of SGD does, the default on CUDA devices, with Nesterov's
+    momentum and neither decay nor ``maximize``, which make a copy first.
+
+    Args:
+        parameters: those of the optimizer after its step, by name.
+        optimizer: of the parameters.
+        verified: the checked gradients, by parameter name.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    left = {}
+    for group in optimizer.param_groups if type(optimizer) is torch.optim.SGD else ():
+        if not group["nesterov"] or group["weight_decay"] or group["maximize"]:
+            continue
+        for parameter in group["params"]:
+            name, buffer = names.get(id(parameter), ""), optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if parameter.grad is None or buffer is None or name not in verified:
+                continue
+            if not same_bits(parameter.grad, verified[name]):
+                (left[name],) = torch._foreach_add([verified[name]], [buffer], alpha=group["momentum"])
+    return left
+
+
+def require_unwritten(module: nn.Module, marks: WriteMarks, by_optimizer: Collection[str] = ()) -> None:
     """Raise if a gradient was written after it was checked, even if no bit of it changed.
 
     Args:
         module: after the optimizer's step.
         marks: of its gradients as they were checked.
+        by_optimizer: parameters whose gradients the optimizer itself has written once.
 
     Raises:
         UnsoundBoundError: naming the parameter.
     """
-    for name in marks.written(module):
+    for name in marks.written(module, by_optimizer):
         raise UnsoundBoundError(
             f"Expected nothing to write the gradient of `{name}` between its check and the optimizer's step, but a "
             "hook did. It changed nothing here, but it could in a poisoned run (gradient clipping by hand). Remove "

@@ -41,8 +41,9 @@ class AbstractAdam(AbstractOptimizer):
 
     For all gradients, the second gives ``r² <= K_t``, ``K_t = (β1² / β2) K_{t-1} + (1 - β1)² / (1 - β2)``, K_0 = 0: the
     data-independent cap, ``C_t = √(K_t c2) / c1`` for the step, attained by ``g_s ∝ (β1 / β2)^(t - s)``. It needs the
-    zero initial state, and holds for moments that change from step to step. With AMSGrad the divisor uses
-    ``max_s v_s >= v``, so the cap stays.
+    zero initial state, and holds for moments that change from step to step. After a step with β2 = 0, v forgets what m
+    remembers, so the first bound is the only one from there on. With AMSGrad the divisor uses ``max_s v_s >= v``, so
+    the cap stays.
 
     Reference:
         `torch.optim.Adam`, `torch.optim.AdamW`. The cap, docs/theory.md, eq. (6.2): Cauchy-Schwarz,
@@ -100,12 +101,13 @@ class AbstractAdam(AbstractOptimizer):
         }
         if largest is not None:
             moments["max_exp_avg_sq"] = _maximum(largest, moments["exp_avg_sq"])
-        if beta2 > 0:
-            moments["ratio"] = _ratio(state.moments["ratio"], v, direction, beta1, beta2, arithmetic)
-            lost = math.sqrt(2 * arithmetic.least / max(1.0 - beta2, torch.finfo(box.dtype).eps)) / shift
-            limited = _from_ratio(moments, moments["max_exp_avg_sq"] if largest else None, shift)
-            limited = arithmetic.outward(limited, ROUNDINGS).widened(moments["ratio"].magnitude * lost)
-            normalized = normalized.intersect(limited)
+        ratio = moments.pop("ratio", None)
+        if ratio is not None and beta2 > 0:
+            lost = 2 * count * arithmetic.least
+            moments["ratio"] = _ratio(ratio, v, direction, beta1, beta2, lost, arithmetic)
+            limited = _from_ratio(moments, None if largest is None else moments["max_exp_avg_sq"], shift)
+            limited = arithmetic.outward(limited, ROUNDINGS)
+            normalized = normalized.intersect(limited.widened(moments["ratio"].magnitude * (math.sqrt(lost) / shift)))
         start = _shrunk(box, rate * decay, arithmetic) if decoupled and rate * decay else box
         # The corrections are differences from one, in double precision: their errors are relative to one.
         corrections = 8 * unit_roundoff(torch.float64) * (1 / (1.0 - beta1**count) + 1 / (1.0 - beta2**count))
@@ -138,13 +140,12 @@ class AbstractAdamW(AbstractAdam):
 
 
 def _ratio(
-    ratio: Interval, v: Interval, direction: Interval, beta1: float, beta2: float, arithmetic: Arithmetic
+    ratio: Interval, v: Interval, direction: Interval, beta1: float, beta2: float, lost: float, arithmetic: Arithmetic
 ) -> Interval:
-    """Bound ``m / √(v + c)`` after a step; c = 2 η / (1 - β2), zero in real arithmetic, is what underflow takes from v.
+    """Bound ``m / √(v + c)`` after step t; c <= 2 t η is what underflow takes from v in real arithmetic.
 
-    If v + c = 0, any value is right, since m = 0 then.
+    If v + c = 0, any value is right, since m = 0 then, as long as β2 > 0 in all steps so far.
     """
-    lost = 2 * arithmetic.least / max(1.0 - beta2, torch.finfo(v.dtype).eps)
     root = Interval.trusted(v.lower.sqrt(), (v.upper + lost).sqrt())
     y = Interval.trusted(
         _divided(direction.lower, torch.where(direction.lower >= 0, root.upper, root.lower)),

@@ -59,9 +59,9 @@ class AbstractOptimizer(ABC):
                 f"`torch.optim.{name}` has `{flag}={group[flag]}` in parameter group {number}, which {reason}. Set "
                 f"`{flag}={_off(group[flag])}`."
             )
-        if "eps" in defaults and not number_of(group, "eps") > 0:
+        if "eps" in defaults and not number_of(group, "eps") >= _least_eps(group):
             problems.append(
-                f"`torch.optim.{name}` has `eps={group['eps']}` in parameter group {number}: a gradient of zero would "
+                f"`torch.optim.{name}` has `eps={group['eps']}` in parameter group {number}: a gradient of zero could "
                 "be divided by zero. Set `eps=1e-8`."
             )
         if any(isinstance(beta, Tensor) for beta in group.get("betas", ())):  # type: ignore[attr-defined]
@@ -229,6 +229,12 @@ def require_in_range(arithmetic: Arithmetic, bounds: Interval, what: str) -> Non
 def nonnegative(value: Interval) -> Interval:
     """Cut a second moment at zero: it is a sum of squares, but its interval may have been widened below zero."""
     return value.mapped(lambda bound: bound.clamp(min=0), nonnegative=True)
+
+
+def _least_eps(group: Group) -> float:
+    """Return the least number that is normal in every type of a group's parameters: less can be read as zero."""
+    types = (parameter.dtype for parameter in group["params"] if parameter.is_floating_point())  # type: ignore[attr-defined]
+    return max((torch.finfo(dtype).tiny for dtype in types), default=torch.finfo(torch.float64).tiny)
 
 
 def _off(value: object) -> object:

@@ -42,25 +42,27 @@ class TrainedUpdate:
     def of(
         cls,
         parameter: Tensor,
+        gradient: Tensor,
         before: Tensor,
         state_before: OptimizerState | None,
         state_after: OptimizerState,
         arithmetic: Arithmetic,
         floats: Floats,
     ) -> TrainedUpdate:
-        """Return the update that led to the present value of a parameter, with the gradient in its ``.grad``.
+        """Return the update that led to the present value of a parameter.
 
         Args:
             parameter: the parameter after the step.
+            gradient: see the class.
             before: its value before the step.
             state_before: see the class.
             state_after: see the class.
             arithmetic: see the class.
             floats: see the class.
         """
-        assert parameter.grad is not None
-        start, gradient, end = (tensor.detach() for tensor in (before, parameter.grad, parameter))
-        return cls(start, gradient, end, state_before, state_after, arithmetic, floats)
+        return cls(
+            before.detach(), gradient.detach(), parameter.detach(), state_before, state_after, arithmetic, floats
+        )
 
     @property
     def bounds_arithmetic(self) -> Arithmetic:

@@ -115,7 +115,7 @@ def _largest(
     ends = torch.maximum(at(x.lower), at(x.upper))
     peak = _peak(offset, slope, base.lower, curvature, shift)
     if floor is not None:
-        peak = torch.maximum(peak, ((floor.lower - base.lower).clamp(min=0) / curvature).sqrt())
+        peak = torch.maximum(peak, (floor.lower - base.lower).clamp(min=0).sqrt() / math.sqrt(curvature))
     inside = torch.minimum(torch.maximum(peak, x.lower), x.upper)
     return torch.where(offset > 0, torch.maximum(ends, at(inside)), ends)
 
@@ -126,9 +126,17 @@ def _root(base: Tensor, curvature: float, shift: float, x: Tensor, floor: Tensor
 
 
 def _peak(offset: Tensor, slope: float, base: Tensor, curvature: float, shift: float) -> Tensor:
-    """Return x*, infinite if f rises everywhere."""
-    excess = offset.square() * curvature - (slope * shift) ** 2
-    falls = (offset > 0) & (excess > 0)
-    rest = (excess + slope**2 * base).clamp(min=0)
-    top = slope * (offset * curvature * base + shift * (base * curvature * rest).sqrt())
-    return torch.where(falls, top / torch.where(falls, curvature * excess, 1.0), torch.inf)
+    """Return x*, infinite if f rises everywhere.
+
+    With ``r = a e / (A √b)`` and ``w = a √V / (A √b)``, which have no unit: gradients of any size neither overflow nor
+    underflow on the way, as their squares and cubes do.
+
+        x* = √(V / b) (w + r √(1 - r² + w²)) / (1 - r²)
+    """
+    root = math.sqrt(curvature)
+    unit = slope / (torch.where(offset > 0, offset, 1.0) * root)
+    shifted, spread = shift * unit, base.sqrt() * unit
+    falls = (offset > 0) & (shifted < 1)
+    rest = torch.where(falls, (1 - shifted) * (1 + shifted), 1.0)
+    top = spread + shifted * torch.hypot(rest.sqrt(), spread)
+    return torch.where(falls, base.sqrt() / root * (top / rest), torch.inf)

@@ -40,6 +40,25 @@ def test_norms_run_over_all_parameters():
     assert [clipping(part.block(0, 1)).lower.item() for part in parts] == pytest.approx([0.6, 0.8])
 
 
+def test_a_block_of_points_is_clipped_by_every_norm_of_the_whole():
+    """One entry is known, as that of a bias in ``-y (w x + b)``; the factor follows the others all the same."""
+    known = Interval.point(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+    others = Interval(torch.tensor([[0.0], [-2.0]]).double(), torch.tensor([[3.0], [-2.0]]).double())
+    clipped = NormClipping.of(KAPPA, [Elementwise(known), Elementwise(others)])(Elementwise(known).block(0, 1))
+    for other in (others.lower, others.upper):
+        norm = (known.lower.square() + other.square()).sqrt()
+        assert clipped.contains((known.lower * (KAPPA / norm).clamp(max=1.0)).T, 0.0)
+    assert clipped.width[0, 0] > 0.1
+
+
+def test_the_rest_of_a_squared_norm_is_not_lost_beside_a_large_entry():
+    """1e16 + 1 is 1e16: what is left of the norm without the first entry is one, not zero."""
+    box = Interval(torch.tensor([[-1e8, 1.0]]).double(), torch.tensor([[-1e-3, 1.0]]).double())
+    clipped = clip_box(0.1, box)
+    smallest = torch.tensor([-1e-3, 1.0], dtype=torch.float64)
+    assert clipped.upper[0, 0] >= (smallest * (0.1 / smallest.norm()))[0]
+
+
 def test_value_clipping_is_the_clamp_of_both_bounds():
     box = Interval(torch.tensor([[-3.0, -0.2, 2.0]]), torch.tensor([[-2.0, 0.3, 5.0]]))
     clipped = ValueClipping(1.0)(box)

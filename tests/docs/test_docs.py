@@ -1,5 +1,6 @@
 """The documents say what the code does: their code runs, and the table of operations is the table of rules."""
 
+import ast
 import re
 import runpy
 import sys
@@ -72,6 +73,28 @@ def test_every_home_of_a_statement_exists():
     assert homes
     for file, name in homes:
         attrgetter(name)(import_module(f"agt_lightning.{file.replace('/', '.')}"))
+
+
+def test_every_test_of_the_list_of_faults_exists():
+    text = (DOCS / "SOUNDNESS.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[^`:]+)::([^`]+)`", text))
+    assert len(named) > 100
+    for file, name in sorted(named):
+        assert (ROOT / file).is_file(), f"Expected {file}, which docs/SOUNDNESS.md names."
+        assert name in _functions(ROOT / file), f"Expected {file}::{name}, which docs/SOUNDNESS.md names."
+
+
+def test_every_home_of_a_mending_exists():
+    text = (DOCS / "SOUNDNESS.md").read_text(encoding="utf-8")
+    for path, name in re.findall(r"`((?!tests)[\w/]+(?:\.py|/))(?:::([\w.]+))?`", text):
+        assert (ROOT / "agt_lightning" / path).exists(), f"Expected {path}, which docs/SOUNDNESS.md names."
+        if name:
+            attrgetter(name)(import_module(f"agt_lightning.{path[:-3].replace('/', '.')}"))
+
+
+def _functions(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 class _Classifier(L.LightningModule):

@@ -288,3 +288,43 @@ def test_a_rate_that_the_type_of_the_bounds_does_not_hold():
 def test_gradients_and_squares_that_overflow_in_the_type_of_the_run_alone(optimizer, settings):
     with pytest.raises(UnsoundBoundError, match="in the range of torch.float32"):
         poisoned_step(torch.float32, torch.float64, optimizer, **settings)
+
+
+class NearlyZero(nn.Module):
+    """One hidden unit whose input, 0.3 - 0.1 - 0.2, is zero in no order of summation for certain."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(3, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.order = order
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.tensor([[-0.1, -0.2, 0.3]]))
+            self.out.weight.fill_(1.0)
+
+    def forward(self, x):
+        terms = x * self.hidden.weight.to(x.dtype)
+        first, second, third = self.order
+        total = (terms[:, first] + terms[:, second]) + terms[:, third]
+        return self.out(torch.relu(total[:, None]))
+
+
+@pytest.mark.parametrize("domains", ["box", "auto"])
+def test_a_unit_whose_input_is_zero_up_to_rounding(domains):
+    """Some orders of summation have it on, some off; a certified training must contain both gradients."""
+    orders, ends = [(0, 1, 2), (0, 2, 1), (1, 2, 0)], []
+    for order in orders:
+        run = NearlyZero(order)
+        (run(torch.ones(1, 3)) - 1.0).square().mean().backward()
+        torch.optim.SGD(run.parameters(), lr=0.1).step()
+        ends.append(run.hidden.weight.detach())
+    assert any(not torch.equal(ends[0], end) for end in ends)
+    module = nn.Sequential(nn.Linear(3, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[-0.1, -0.2, 0.3]]))
+        module[2].weight.fill_(1.0)
+    engine = AbstractGradientEngine(
+        module, lambda m, batch: (m(batch[0]) - 1.0).square().mean(), BoundedAdversary(n=0), domains=domains
+    )
+    engine.step([(torch.ones(1, 3),)], torch.optim.SGD(module.parameters(), lr=0.1))
+    for end in ends:
+        assert engine.box["0.weight"].contains(end.double(), 0.0)

@@ -14,6 +14,7 @@ ADVERSARY = BoundedAdversary(n=1, epsilon=0.02)
 OPTIMIZERS = {
     "momentum": lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
     "nesterov": lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "nesterov of all at once": lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True, foreach=True),
     "Adam": lambda p: Adam(p, lr=0.01),
     "AMSGrad": lambda p: Adam(p, lr=0.01, amsgrad=True, weight_decay=0.01),
     "AdamW": lambda p: AdamW(p, lr=0.01),

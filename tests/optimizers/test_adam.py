@@ -84,6 +84,27 @@ def test_a_sign_that_is_known_gives_a_first_step_of_one_rate():
     assert float(box.width) < 1e-9
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_step_that_forgets_v_forgets_the_ratio_to_it(amsgrad):
+    """With β2 = 0, v is the last square, and m keeps what v forgets; a schedule may raise β2 again."""
+    group = {**torch.optim.Adam([nn.Parameter(torch.zeros(1))]).param_groups[0], "lr": 1.0, "amsgrad": amsgrad}
+    schedule = [(0.9, 0.9), (0.9, 0.0), (0.5, 0.9), (0.5, 0.9)]
+    gradients = [Interval(torch.tensor([low], dtype=DOUBLE), torch.tensor([1.0], dtype=DOUBLE)) for low in (1, 0, 0, 0)]
+    box = Interval.point(torch.zeros(1, dtype=DOUBLE))
+    state, boxes = AbstractAdam().initial(group, box), []
+    for betas, gradient in zip(schedule, gradients, strict=True):
+        state, box = AbstractAdam().step({**group, "betas": betas}, state, box, gradient)
+        boxes.append(box)
+    for small in (1.0, 0.3, 1e-3, 0.0):
+        parameter = nn.Parameter(torch.zeros(1, dtype=DOUBLE))
+        optimizer = torch.optim.Adam([parameter], lr=1.0, amsgrad=amsgrad)
+        for betas, value, box in zip(schedule, (1.0, small, small, small), boxes, strict=True):
+            optimizer.param_groups[0]["betas"] = betas
+            parameter.grad = torch.full_like(parameter, value)
+            optimizer.step()
+            assert box.lower.item() <= parameter.item() <= box.upper.item(), (small, betas)
+
+
 @pytest.mark.parametrize("name", ["ratio", "exp_avg"])
 def test_both_bounds_of_the_step_matter(name):
     """Without one of the two, boxes are wider somewhere."""

@@ -58,6 +58,29 @@ def test_quotient_is_exact(shift, slope, with_floor, from_zero):
         assert float(((low - got.lower) / height).max()) <= RESOLUTION
 
 
+@pytest.mark.parametrize("size", [2.0**-400, 2.0**400])
+@pytest.mark.parametrize("with_floor", [False, True])
+def test_the_peak_is_found_for_gradients_of_any_size(size, with_floor):
+    """f stays if A, x, e and the roots of V and M get one factor; cubes of A would underflow or overflow."""
+    generator = torch.Generator().manual_seed(1)
+    offset, x = intervals(generator), intervals(generator)
+    base, floor = intervals(generator, positive=True), intervals(generator, positive=True)
+    plain = quotient(offset, 0.1, base, 0.05, 1e-8, x, floor if with_floor else None)
+    base, floor = base.scaled(size**2), floor.scaled(size**2)
+    got = quotient(
+        offset.scaled(size),
+        0.1,
+        base,
+        0.05,
+        1e-8 * size,
+        x.scaled(size),
+        floor if with_floor else None,
+        arithmetic=Arithmetic(None, torch.float64),
+    )
+    assert bool((got.lower <= plain.center - plain.radius * (1 - OUTSIDE)).all())
+    assert bool((got.upper >= plain.center + plain.radius * (1 - OUTSIDE)).all())
+
+
 def test_points_grow_by_rounding_alone():
     one = Interval.point(torch.ones(2, dtype=torch.float64))
     assert float(quotient(one, 0.1, one, 0.1, 0.1, one).width.max()) < 1e-12

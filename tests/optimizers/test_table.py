@@ -22,6 +22,7 @@ REFUSED = {
         r"tensors as `betas`.*Use numbers",
     ),
     "no eps": (torch.optim.Adam, {"eps": 0.0}, r"`eps=0.0`.*divided by zero. Set `eps=1e-8`"),
+    "an eps that single precision takes for zero": (torch.optim.RMSprop, {"eps": 1e-46}, r"`eps=1e-46`.*by zero"),
     "no eps in Adagrad": (torch.optim.Adagrad, {"eps": 0.0}, r"`torch.optim.Adagrad` has `eps=0.0`"),
 }
 

@@ -1,5 +1,7 @@
 """Uses of an op that lie outside what its rule proves: they must be refused, or their bounds must hold."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -59,6 +61,20 @@ def from_bytes(m, x, y):
     return F.mse_loss(x.to(torch.float64) @ m.weight, y)
 
 
+SOFT = torch.tensor([[0.1, 0.2, 0.7]] * 5, dtype=torch.float64)
+EVEN = torch.tensor([[0.0], [1.0], [0.0]] * 2, dtype=torch.float64)[:5]
+
+
+def smoothed(m, x, y):
+    return F.cross_entropy(5 * x @ m.weight, y, label_smoothing=0.1)
+
+
+def broadcast(m, x, y):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a target size", UserWarning)
+        return F.mse_loss(x @ m.weight, y)
+
+
 # loss, clean batch, adversary, a batch that the adversary can make of it
 CASES = {
     "a flip to the ignored class": (
@@ -91,6 +107,18 @@ CASES = {
         (real(5, 3), CLASSES.double()),
         FLIPS,
         (real(5, 3), 1 - CLASSES.double()),
+    ),
+    "smoothed labels below zero": (
+        smoothed,
+        (real(5, 3), SOFT),
+        BoundedAdversary(n=5, nu=0.5),
+        (real(5, 3), SOFT - 0.5),
+    ),
+    "one target for three outputs": (
+        broadcast,
+        (real(5, 3), EVEN),
+        BoundedAdversary(n=5, nu=0.5),
+        (real(5, 3), EVEN - 0.5),
     ),
     "a number before a class": (
         number_and_class,
@@ -141,13 +169,17 @@ def test_negative_weight_of_positives_is_contained():
     bounds_contain_sampled_points(setting, torch.float64, RULES)
 
 
-def test_the_fading_gradient_of_sigmoid_and_binary_cross_entropy_is_contained():
-    """torch divides by max(p (1 - p), 1e-12): at a logit of 30 its gradient is a tenth of p - y."""
+@pytest.mark.parametrize(("dtype", "logit"), [(torch.float64, 20.0), (torch.float32, 12.0)], ids=str)
+def test_the_fading_gradient_of_sigmoid_and_binary_cross_entropy_is_contained(dtype, logit):
+    """torch divides by max(p (1 - p), 1e-12): in double precision its gradient at a logit of 30 is a tenth of p - y.
+
+    In single precision p is one from a logit of 17.3 on, and the gradient zero.
+    """
 
     def train(x):
-        module = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
-        torch.nn.init.constant_(module.weight, 20.0)
-        batch = torch.tensor([[x]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+        module = torch.nn.Linear(1, 1, bias=False, dtype=dtype)
+        torch.nn.init.constant_(module.weight, logit)
+        batch = torch.tensor([[x]], dtype=dtype), torch.zeros(1, 1, dtype=dtype)
         return module, lambda m, b: F.binary_cross_entropy(torch.sigmoid(m(b[0])), b[1]), batch
 
     module, loss, clean = train(1.0)

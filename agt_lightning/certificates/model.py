@@ -209,6 +209,11 @@ class CertifiedModel:
         every step and does not enter here. Its ``source_classes`` and ``target_classes`` enter if it flips labels, and
         so does ``poisonable``.
 
+        A sample is what ``sample_ids`` give one name. Without them it is a distinct pair of features and target as they
+        enter the layer: samples of equal content count as one, whose labels change together, and a sample that
+        transforms change each time it is drawn would count as several, which is noticed from the second epoch on.
+        ``certificate.json`` states the number of samples, and which of the two they are.
+
         Args:
             x: inputs, (batch, ...).
 

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from agt_lightning.errors import UncertifiableError
 
+_REMEDY = (
+    "So which samples are the same is not known, and a budget for the data set has no meaning. Give each sample an id "
+    "(`sample_ids`; `ids` of a `HeadRecorder`), or use the budget for each batch."
+)
+
 _TWO_TARGETS = (
     "Expected one target for each id, but the one at position {position} of the batch came with two. Give each sample "
     "an id of its own, and do not change targets during training."
@@ -24,7 +29,8 @@ class SampleTable:
     content then count as one whose label is changed in both places, which makes the adversary no weaker.
 
     Content does not identify samples whose features change from epoch to epoch. If an epoch has content that the first
-    epoch did not have, rows cannot be attributed to samples, and `problem` states why.
+    epoch did not have, rows cannot be attributed to samples, and `problem` states why. A batch of an unknown epoch is
+    an epoch of its own.
 
     Rows are compared by a cryptographic digest of 128 bits. The 64-bit `distributed.fingerprint` compares processes
     that are honest; here an adversary could construct samples of equal fingerprint, which would be taken for one.
@@ -44,6 +50,7 @@ class SampleTable:
         self.problem: str | None = None
         self._uses_ids: bool | None = None
         self._first_epoch: int | None = None
+        self._started = False
         self._row_of: dict[bytes, int] = {}
         self._sample_of: dict[bytes, int] = {}
         self._label_of: list[bytes] = []
@@ -58,7 +65,7 @@ class SampleTable:
         targets: Tensor,
         *,
         ids: Tensor | None = None,
-        epoch: int = 0,
+        epoch: int | None = None,
         poisonable: Tensor | None = None,
     ) -> Tensor:
         """Look a batch up in the table, and add its new rows and samples.
@@ -68,7 +75,7 @@ class SampleTable:
             targets: (b, K).
             ids: integers (b,) that identify the samples in all epochs; None to identify them by content, which must
                 then hold for all batches.
-            epoch: number of the epoch.
+            epoch: number of the epoch; None for an epoch of its own.
             poisonable: boolean (b,); None for all. A sample that is poisonable once stays so.
 
         Returns:
@@ -89,6 +96,11 @@ class SampleTable:
         self._features.append(features[new_rows])
         self._check_epoch(epoch, len(new_samples), ids)
         return torch.tensor(rows, dtype=torch.int64, device=features.device)
+
+    @property
+    def named(self) -> bool:
+        """Whether samples are identified by ids."""
+        return bool(self._uses_ids)
 
     @property
     def features(self) -> Tensor:
@@ -123,8 +135,8 @@ class SampleTable:
             "names": _bytes_tensor(list(self._sample_of)),
             "labels": _bytes_tensor(self._label_of),
             "keys": _bytes_tensor(list(self._row_of)),
-            "uses_ids": bool(self._uses_ids),
-            "first_epoch": int(self._first_epoch or 0),
+            "uses_ids": self.named,
+            "first_epoch": self._first_epoch,
             "problem": self.problem or "",
         }
 
@@ -147,8 +159,9 @@ class SampleTable:
         table._sample_of = {name: number for number, name in enumerate(_bytes_list(state["names"]))}
         table._row_of = {key: number for number, key in enumerate(_bytes_list(state["keys"]))}
         table._label_of = _bytes_list(state["labels"])
-        table._uses_ids, table._first_epoch = bool(state["uses_ids"]), int(state["first_epoch"])
-        table.problem = state["problem"] or None
+        first = state["first_epoch"]
+        table._uses_ids, table._first_epoch = bool(state["uses_ids"]), None if first is None else int(first)
+        table._started, table.problem = True, state["problem"] or None
         return table
 
     def _add_samples(self, names: list[bytes], labels: list[bytes]) -> tuple[list[int], list[int]]:
@@ -185,17 +198,30 @@ class SampleTable:
         if self._uses_ids != uses_ids:
             raise ValueError("Expected `ids` with every batch or with none, but got both. Give them with every batch.")
 
-    def _check_epoch(self, epoch: int, new_samples: int, ids: Tensor | None) -> None:
-        if self._first_epoch is None:
-            self._first_epoch = epoch
-        if ids is not None or epoch == self._first_epoch or not new_samples or self.problem is not None:
+    def _check_epoch(self, epoch: int | None, new_samples: int, ids: Tensor | None) -> None:
+        """Note a problem if a batch after the first epoch has new samples that no ids name."""
+        if not self._started:
+            self._started, self._first_epoch = True, epoch
             return
-        self.problem = (
-            f"Expected every epoch to hold the samples of epoch {self._first_epoch}, but epoch {epoch} brought "
-            f"{new_samples} samples with features or targets not seen there: random augmentation, a frozen part that "
-            "rounds differently, `drop_last` with shuffling, or more data. So which samples are the same is not known, "
-            "and a budget for the data set has no meaning. Give `ids`, or use the budget for each batch."
+        in_first = epoch is not None and epoch == self._first_epoch
+        if ids is None and not in_first and new_samples and self.problem is None:
+            self.problem = _new_content(self._first_epoch, epoch, new_samples)
+
+
+def _new_content(first: int | None, epoch: int | None, count: int) -> str:
+    """Return why content that the first epoch did not have leaves samples unknown, and the ways out."""
+    if first is None or epoch is None:
+        return (
+            f"Expected to know which samples are the same, but a step of an unknown epoch, or after one, brought "
+            f"{count} samples with features or targets not seen before. An epoch is unknown without `epoch=`, and with "
+            "samplers or a `collate_fn` of the user's own, which may take a sample several times. If each pass takes "
+            f"every sample once and unchanged, give each step the number of its pass (`epoch=`). {_REMEDY}"
         )
+    return (
+        f"Expected every epoch to hold the samples of epoch {first}, but epoch {epoch} brought {count} samples with "
+        "features or targets not seen there: random augmentation, a frozen part that rounds differently, `drop_last` "
+        f"with shuffling, a first epoch that was interrupted, or more data. {_REMEDY}"
+    )
 
 
 def _flags(mask: Tensor | None, count: int) -> list[bool]:

@@ -422,9 +422,10 @@ class CertifiedTraining(Callback):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._engine is not None and self._engine.module is pl_module:
-            checkpoint[self._checkpoint_key] = bounds_to_save(self._engine, self._epochs_before)
-            if self._origin is not None:
-                checkpoint[BUFFERS_KEY] = dict(self._origin.start.buffers)
+            buffers = None if self._origin is None else dict(self._origin.start.buffers)
+            checkpoint[self._checkpoint_key] = bounds_to_save(self._engine, self._epochs_before, buffers)
+            if buffers is not None:
+                checkpoint[BUFFERS_KEY] = buffers
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ def _digest_of(value: object) -> bytes:
     digest = blake2b(digest_size=16)
     if isinstance(value, Tensor):
         digest.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
         digest.update(b"dictionary ")
         for entry in sorted(_digest_of(key) + _digest_of(item) for key, item in value.items()):

@@ -210,9 +210,10 @@ class CertifiedModel:
         so does ``poisonable``.
 
         A sample is what ``sample_ids`` give one name. Without them it is a distinct pair of features and target as they
-        enter the layer: samples of equal content count as one, whose labels change together, and a sample that
-        transforms change each time it is drawn would count as several, which is noticed from the second epoch on.
-        ``certificate.json`` states the number of samples, and which of the two they are.
+        enter the layer. Samples of equal content then count as one; if they are not all in one step of every epoch, so
+        that flips of some can do more than flips of all, this is refused. So are samples that the first epoch did not
+        have, which random transforms make. ``certificate.json`` states the number of samples, and which of the two they
+        are.
 
         Args:
             x: inputs, (batch, ...).

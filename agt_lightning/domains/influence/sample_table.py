@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -16,6 +17,13 @@ _REMEDY = (
     "(`sample_ids`; `ids` of a `HeadRecorder`), or use the budget for each batch."
 )
 
+_EQUAL = (
+    "Expected each distinct pair of features and target in one step of every epoch, always equally often, but {count} "
+    "are in several steps, in some steps more often than in others, or not in every step of unknown epoch (`epoch=`): "
+    "samples of equal content, which cannot be told apart, or samples that are drawn several times. "
+    f"{_REMEDY}"
+)
+
 _TWO_TARGETS = (
     "Expected one target for each id, but the one at position {position} of the batch came with two. Give each sample "
     "an id of its own, and do not change targets during training."
@@ -25,8 +33,9 @@ _TWO_TARGETS = (
 class SampleTable:
     """A table of distinct rows of features, each stored once, with the sample that each belongs to.
 
-    A sample is identified by its id, or without ids by its content, features and target together. Two samples of equal
-    content then count as one whose label is changed in both places, which makes the adversary no weaker.
+    A sample is identified by its id, or without ids by its content, features and target together. Samples of equal
+    content then count as one. That makes an adversary who changes some of them no stronger only if all of them have the
+    same influence: in each epoch they must be in one step together, all of them. If not, `problem` states it.
 
     Content does not identify samples whose features change from epoch to epoch. If an epoch has content that the first
     epoch did not have, rows cannot be attributed to samples, and `problem` states why. A batch of an unknown epoch is
@@ -51,6 +60,9 @@ class SampleTable:
         self._uses_ids: bool | None = None
         self._first_epoch: int | None = None
         self._started = False
+        self._epoch: int | None = None  # of the last batch
+        self._of_epoch: set[int] = set()  # samples in the batches of that epoch so far
+        self._times: dict[int, int] = {}  # in its step, by sample that no id names
         self._row_of: dict[bytes, int] = {}
         self._sample_of: dict[bytes, int] = {}
         self._label_of: list[bytes] = []
@@ -95,6 +107,8 @@ class SampleTable:
         self._targets.append(targets[new_samples])
         self._features.append(features[new_rows])
         self._check_epoch(epoch, len(new_samples), ids)
+        if ids is None and self.problem is None:
+            self.problem = self._equal_content(epoch, samples)
         return torch.tensor(rows, dtype=torch.int64, device=features.device)
 
     @property
@@ -137,6 +151,9 @@ class SampleTable:
             "keys": _bytes_tensor(list(self._row_of)),
             "uses_ids": self.named,
             "first_epoch": self._first_epoch,
+            "epoch": self._epoch,
+            "of_epoch": torch.tensor(sorted(self._of_epoch), dtype=torch.int64),
+            "times": torch.tensor(sorted(self._times.items()), dtype=torch.int64).reshape(-1, 2),
             "problem": self.problem or "",
         }
 
@@ -162,6 +179,11 @@ class SampleTable:
         first = state["first_epoch"]
         table._uses_ids, table._first_epoch = bool(state["uses_ids"]), None if first is None else int(first)
         table._started, table.problem = True, state["problem"] or None
+        table._epoch, table._of_epoch = (
+            state.get("epoch"),
+            set(state["of_epoch"].tolist() if "of_epoch" in state else ()),
+        )
+        table._times = dict(state["times"].tolist() if "times" in state else ())
         return table
 
     def _add_samples(self, names: list[bytes], labels: list[bytes]) -> tuple[list[int], list[int]]:
@@ -197,6 +219,20 @@ class SampleTable:
             self._uses_ids = uses_ids
         if self._uses_ids != uses_ids:
             raise ValueError("Expected `ids` with every batch or with none, but got both. Give them with every batch.")
+
+    def _equal_content(self, epoch: int | None, samples: list[int]) -> str | None:
+        """Return why samples of equal content have influences of their own; None if they have none.
+
+        Without the number of an epoch, each step must hold all samples.
+        """
+        times = Counter(samples)
+        earlier = self._of_epoch if epoch is not None and epoch == self._epoch else set()
+        apart = [sample for sample, count in times.items() if self._times.setdefault(sample, count) != count]
+        apart += times.keys() & earlier
+        if epoch is None:
+            apart += self._times.keys() - times.keys()
+        self._epoch, self._of_epoch = epoch, earlier | times.keys()
+        return _EQUAL.format(count=len(set(apart))) if apart else None
 
     def _check_epoch(self, epoch: int | None, new_samples: int, ids: Tensor | None) -> None:
         """Note a problem if a batch after the first epoch has new samples that no ids name."""

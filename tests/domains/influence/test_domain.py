@@ -68,6 +68,11 @@ def batches(x, y, seed=6):
     return [(x[chosen], y[chosen]) for chosen in rows]
 
 
+def rows_of(batch):
+    """Names of samples: their rows in the data."""
+    return torch.cdist(batch[0].double(), data()[0]).argmin(dim=1)
+
+
 def queries(dtype=F64, count=8):
     return torch.randn(count, 3, generator=torch.Generator().manual_seed(8), dtype=F64).to(dtype)
 
@@ -80,14 +85,14 @@ def rate(step):
     return 0.4 / (1 + 0.2 * step)
 
 
-def trained(loss, steps, adversary, module=None, domains=("influence",), **options):
+def trained(loss, steps, adversary, module=None, domains=("influence",), names=True, **options):
     """An engine after certified training on these batches, with a falling learning rate."""
     module = Probe() if module is None else module
-    engine = AbstractGradientEngine(module, loss, adversary, domains=domains)
+    engine = AbstractGradientEngine(module, loss, adversary, domains=domains, sample_ids=rows_of if names else None)
     optimizer = sgd(module, **options)
     for number, batch in enumerate(steps):
         optimizer.param_groups[0]["lr"] = rate(number)
-        engine.step([batch], optimizer, epoch=0)
+        engine.step([batch], optimizer)
     return engine
 
 
@@ -371,6 +376,53 @@ def test_a_step_of_two_epochs_is_of_an_unknown_one():
     assert "unknown epoch" in engine.parameter_sets["influence"].influence.problem
 
 
+EQUAL = torch.tensor([0, 1, 2, 0, 3])
+"""Rows of the data of a batch with two samples of equal content."""
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "known"),
+    [
+        ([EQUAL, EQUAL], [0, 1], True),
+        ([EQUAL, EQUAL], [None, None], True),
+        ([EQUAL[:3], EQUAL[3:]], [0, 0], False),
+        ([EQUAL, EQUAL[:3]], [0, 1], False),
+        ([EQUAL, EQUAL[1:]], [None, None], False),
+        ([EQUAL[:3], EQUAL[:2]], [None, None], False),
+    ],
+)
+def test_samples_of_equal_content_are_counted_only_if_all_have_one_influence(steps, epochs, known):
+    x, y = data()
+    engine = influence_engine()
+    by_parts(engine, [(x[rows], y[rows]) for rows in steps], epochs)
+    problem = engine.parameter_sets["influence"].influence.problem
+    assert (problem is None) is known
+
+
+def test_a_flip_of_one_of_two_equal_samples_can_be_stronger_than_of_both():
+    """Which is why these are refused: the influence of the first step has the other sign in the second."""
+    x = data()[0][:1]
+
+    def loss(module, batch):
+        return 9 * one_hot_loss(module, batch)
+
+    def output(first, second):
+        return float(retrained(loss, [(x, torch.tensor([first])), (x, torch.tensor([second]))])(x)[0, 1].detach())
+
+    changes = [abs(output(*labels) - output(1, 1)) for labels in ((2, 1), (1, 2), (2, 2))]
+    assert changes[2] < max(changes[:2])
+
+
+def test_a_checkpoint_keeps_which_samples_an_epoch_has_had():
+    x, y = data()
+    engine = influence_engine()
+    stepwise(engine, [(x[:6], y[:6])], epoch=0)
+    again = AbstractGradientEngine(engine.module, one_hot_loss, FLIPS, domains=("influence",))
+    again.restore(engine.state())
+    stepwise(again, [(x[5:], y[5:])], epoch=0)
+    assert "samples of equal content" in again.parameter_sets["influence"].influence.problem
+
+
 def test_a_checkpoint_keeps_that_the_epoch_was_unknown():
     engine = influence_engine()
     stepwise(engine, [data()])
@@ -470,7 +522,7 @@ def test_other_faults_of_the_record_are_caught(monkeypatch, fault):
 
     append = HeadRecorder.append
     monkeypatch.setattr(HeadRecorder, "append", wrong)
-    engine = trained(one_hot_loss, batches(*data()), FLIPS, domains=("ball", "influence"))
+    engine = trained(one_hot_loss, batches(*data()), FLIPS, domains=("ball", "influence"), names=False)
     with pytest.raises(UnsoundBoundError, match="Expected the recorded training to end in the outputs"):
         model_of(engine).bound_forward(queries())
 
@@ -494,18 +546,18 @@ def test_an_interrupted_training_gives_the_same_certificate(options):
     whole = trained(one_hot_loss, steps, FLIPS, **options)
     module = Probe()
     optimizer = sgd(module, **options)
-    first = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",))
+    first = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=rows_of)
     for number, batch in enumerate(steps[:3]):
         optimizer.param_groups[0]["lr"] = rate(number)
-        first.step([batch], optimizer, epoch=0)
+        first.step([batch], optimizer)
     file = io.BytesIO()
     torch.save(first.state(), file)
     file.seek(0)
-    second = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",))
+    second = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=rows_of)
     second.restore(torch.load(file, weights_only=True))
     for number, batch in enumerate(steps[3:], start=3):
         optimizer.param_groups[0]["lr"] = rate(number)
-        second.step([batch], optimizer, epoch=0)
+        second.step([batch], optimizer)
     for name, bounds in whole.box.items():
         assert torch.equal(bounds.lower, second.box[name].lower)
     assert torch.equal(model_of(whole).certified_flips(x), model_of(second).certified_flips(x))

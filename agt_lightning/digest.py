@@ -23,8 +23,7 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = blake2b(digest_size=16)
     for name, tensor in named:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().tobytes())
+        digest.update(_bits(tensor))
     return digest.hexdigest()
 
 
@@ -38,6 +37,14 @@ def values_digest(named: Iterable[tuple[str, Tensor]]) -> str:
         True
     """
     return tensors_digest((name, tensor.detach().double() + 0.0) for name, tensor in named)  # -0.0 + 0.0 is 0.0
+
+
+def _bits(tensor: Tensor) -> bytes:
+    """Return the bits of all elements in their order."""
+    values = tensor.detach().cpu().reshape(-1)
+    # A single element can have any stride and count as contiguous.
+    values = values if values.stride() == (1,) else values.clone(memory_format=torch.contiguous_format)
+    return values.view(torch.uint8).numpy().tobytes()
 
 
 def state_digest(state: object) -> str:
@@ -63,7 +70,7 @@ def _digest_of(value: object) -> bytes:
     digest = blake2b(digest_size=16)
     if isinstance(value, Tensor):
         digest.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bits(value))
     elif isinstance(value, Mapping):
         digest.update(b"dictionary ")
         for entry in sorted(_digest_of(key) + _digest_of(item) for key, item in value.items()):

@@ -65,6 +65,13 @@ def test_order_of_keys_and_kind_of_sequence_do_not_count():
 def test_layout_in_memory_does_not_count():
     matrix = torch.arange(6.0).reshape(2, 3)
     assert state_digest(matrix.T.contiguous()) == state_digest(matrix.T)
+    for strange in (
+        torch.ones(1).expand(3),
+        torch.ones(3).as_strided((1,), (0,)),
+        torch.ones(3)[::3],
+        torch.ones(6)[::2],
+    ):
+        assert state_digest(strange) == state_digest(torch.ones(len(strange)))
     assert state_digest(torch.empty(0, 3)) != state_digest(torch.empty(3, 0))
 
 

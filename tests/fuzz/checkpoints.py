@@ -301,7 +301,8 @@ def identical(a: object, b: object) -> bool:
     """Return whether two states agree in every bit, without any digest."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         same = a.dtype == b.dtype and a.shape == b.shape
-        return same and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+        bits = [torch.empty(each.shape, dtype=each.dtype).copy_(each).reshape(-1).view(torch.uint8) for each in (a, b)]
+        return same and torch.equal(*bits)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(identical(value, b[key]) for key, value in a.items())
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):

@@ -17,7 +17,7 @@ def check(seed=2):
     assert found is None, found
 
 
-@pytest.mark.parametrize("seed", [2, 7])
+@pytest.mark.parametrize("seed", [2, pytest.param(5, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)])
 def test_damaged_checkpoints_are_refused_or_whole(seed):
     check(seed)
 

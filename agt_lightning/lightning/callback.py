@@ -95,8 +95,9 @@ class CertifiedTraining(Callback):
             whole data set: a function from batch to integers (batch,), or the key of such a tensor in the batch. None
             means that a sample is a distinct pair of features and target. If an epoch brings new ones, as random
             augmentation does, `certified_flips` then raises; so it does with new ones in the second step, if the
-            sampler is not one of PyTorch's or Lightning's, or a loader starts again within an epoch. Bounds for the
-            adversary's n of each batch need no names.
+            sampler is not one of PyTorch's or Lightning's, or a loader starts again within an epoch, and with samples
+            of equal content that are not all in one step of every epoch. Bounds for the adversary's n of each batch
+            need no names.
         dirpath: folder for ``certificate.json`` and ``bounds.safetensors``, written when training ends; None writes
             none.
         features: batch entries that the adversary moves by epsilon: a key, position or field of the batch, a name as

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from agt_lightning.digest import values_digest
+from agt_lightning.digest import state_digest, values_digest
 from agt_lightning.errors import BoundsMismatchError
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import FLOATS, Floats
@@ -173,6 +173,7 @@ class ParameterBounds(Mapping[str, Interval]):
             tensors[f"{name}.upper"] = interval.upper.detach().cpu().contiguous().clone()
         known = {"weights": self.weights, "floats": self.floats}
         metadata = {"format": _FORMAT} | {name: value for name, value in known.items() if value is not None}
+        metadata["digest"] = state_digest({**metadata, "tensors": tensors})
         with atomic_path(path) as partial:
             save_file(tensors, partial, metadata=metadata)
 
@@ -182,7 +183,8 @@ class ParameterBounds(Mapping[str, Interval]):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            BoundsMismatchError: if it is not a complete file of bounds.
+            BoundsMismatchError: if it is not a complete file of bounds, or not the one that was saved. Files of before
+                version 0.2 have no digest by which that is seen.
             UnsoundBoundError: if a pair of bounds is crossed, NaN or infinite.
         """
         if not Path(path).is_file():
@@ -198,6 +200,12 @@ class ParameterBounds(Mapping[str, Interval]):
         if metadata.get("format") != _FORMAT:
             raise BoundsMismatchError(
                 f"Expected a file written by `ParameterBounds.save`, but {path} has format {metadata.get('format')}."
+            )
+        digest = metadata.pop("digest", None)
+        if digest not in (None, state_digest({**metadata, "tensors": tensors})):
+            raise BoundsMismatchError(
+                f"Expected the bounds as they were saved, but {path} has others: it is damaged, or was changed. Save "
+                "the bounds anew, or use those of a checkpoint."
             )
         names = dict.fromkeys(key.rsplit(".", 1)[0] for key in tensors)
         missing = [key for name in names for key in (f"{name}.lower", f"{name}.upper") if key not in tensors]

@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -187,3 +188,28 @@ def test_the_runs_that_bounds_contain_are_kept_and_required(tmp_path):
     assert CertifiedModel(module, ParameterBounds.point(module)).floats == "run"
     with pytest.raises(BoundsMismatchError, match="real arithmetic"):
         CertifiedModel(module, loaded, floats="run")
+
+
+def test_one_flipped_bit_of_a_file_is_found(wide, tmp_path):
+    """Of a number that stays between the others: nothing but a digest tells."""
+    path = tmp_path / "b.safetensors"
+    ParameterBounds(wide, "0" * 32, "run").save(path)
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BoundsMismatchError, match="it is damaged, or was changed"):
+        ParameterBounds.load(path)
+
+
+@pytest.mark.parametrize("change", [{"weights": "1" * 32}, {"floats": "real"}, {"digest": "0" * 32}], ids=str)
+def test_what_a_file_says_of_its_bounds_is_part_of_the_digest(change, wide, tmp_path):
+    path = tmp_path / "b.safetensors"
+    ParameterBounds(wide, "0" * 32, "run").save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata=metadata | change)
+    with pytest.raises(BoundsMismatchError, match="it is damaged, or was changed"):
+        ParameterBounds.load(path)
+    metadata.pop("digest")
+    save_file(tensors, path, metadata=metadata)  # as earlier versions wrote it
+    assert ParameterBounds.load(path).weights == "0" * 32

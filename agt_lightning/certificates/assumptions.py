@@ -50,6 +50,11 @@ ASSUMPTIONS = (
         "user's own that draws samples is not.",
     ),
     Assumption(
+        "samples of the whole data set",
+        "`certified_flips` counts samples as `sample_ids` names them, or, without names, distinct pairs of features "
+        "and target; then no transform changes a sample that is drawn several times in the first epoch.",
+    ),
+    Assumption(
         "the start",
         "Initial parameters are the same in every run: the adversary had no influence on data that they were "
         "trained on before.",

@@ -44,7 +44,15 @@ def complete(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """
     try:
         yield state
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise BoundsMismatchError(
             "Expected the complete bounds of a certified training in the checkpoint, but they are incomplete or of "
             f"another form: {error!r}. Resume from a checkpoint that this version of `CertifiedTraining` wrote."

@@ -153,7 +153,7 @@ class AbstractGradientEngine:
 
     # --- one step (Algorithm 1) --------------------------------------------------------------------------------------
 
-    def step(self, batches: Sequence[object], optimizer: torch.optim.Optimizer, epoch: int = 0) -> None:
+    def step(self, batches: Sequence[object], optimizer: torch.optim.Optimizer, epoch: int | None = None) -> None:
         """Train one step and move all domains with it: gradient, optimizer step, abstract step, checks.
 
         The mean gradient is not clipped.
@@ -162,7 +162,9 @@ class AbstractGradientEngine:
             batches: micro-batches of this step, in this process; their losses are averaged, and so are the gradients of
                 all processes.
             optimizer: the module's optimizer.
-            epoch: number of the pass over the data set, for domains that follow a sample through all epochs.
+            epoch: number of the pass over the data set, for domains that follow a sample through all epochs. None
+                makes each step a pass of its own: samples of later steps that the first one did not have are then not
+                known apart from changed ones, and `certified_flips` is refused, unless ``sample_ids`` names them.
 
         Raises:
             CaptureError: if the loss cannot be recorded.
@@ -174,7 +176,7 @@ class AbstractGradientEngine:
         trained = []
         with self.processes.collective_errors():
             for at, batch in enumerate(batches):
-                trained.append(self.observe(batch, Clock(epoch, self.steps, at)))
+                trained.append(self.observe(batch, Clock(epoch or 0, self.steps, at), epoch))
                 (self.loss(self.module, batch) / len(batches)).backward()
         average_gradients(self.module, self.processes)
         bounds = self.bound_gradient(trained)
@@ -186,8 +188,8 @@ class AbstractGradientEngine:
         """Bound the gradient of one optimizer step, before it is applied (Algorithm 1, lines 6, 8 and 9).
 
         Args:
-            batches: the micro-batches of this step, each a batch or, with dropout, a `MicroBatch`; n counts the
-                poisoned samples of all of them together.
+            batches: the micro-batches of this step, each a batch or a `MicroBatch`, which dropout needs, and domains
+                that follow a sample through all epochs; n counts the poisoned samples of all of them together.
             scale: factor in front of each micro-batch's loss; None means 1 / number of micro-batches.
 
         Raises:
@@ -343,14 +345,14 @@ class AbstractGradientEngine:
             batch: in this process.
             clock: the time of the step.
             epoch: number of the pass over the data set, for domains that follow a sample through all epochs; None means
-                that of the clock.
+                a pass of its own, as for `step`.
 
         Raises:
             CaptureError: if the loss cannot be recorded.
             UnsoundBoundError: if the loss depends on something that earlier batches may have changed.
         """
         self._clock = clock
-        return MicroBatch.observed(batch, self._recordings(batch, clock), clock.epoch if epoch is None else epoch)
+        return MicroBatch.observed(batch, self._recordings(batch, clock), epoch)
 
     def _approve(self, batch: object, optimizer: torch.optim.Optimizer) -> None:
         """Raise all problems of a new kind of batch at once."""

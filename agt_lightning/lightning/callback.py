@@ -93,8 +93,11 @@ class CertifiedTraining(Callback):
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs, for `CertifiedModel.certified_flips`, whose budget is for the
             whole data set: a function from batch to integers (batch,), or the key of such a tensor in the batch. None
-            identifies samples by features and target; if an epoch brings new ones, as random augmentation does,
-            `certified_flips` then raises. Bounds for the adversary's n of each batch need no names.
+            means that a sample is a distinct pair of features and target. If an epoch brings new ones, as random
+            augmentation does, `certified_flips` then raises; so it does with new ones in the second step, if the
+            sampler is not one of PyTorch's or Lightning's, or a loader starts again within an epoch, and with samples
+            of equal content that are not all in one step of every epoch. Bounds for the adversary's n of each batch
+            need no names.
         dirpath: folder for ``certificate.json`` and ``bounds.safetensors``, written when training ends; None writes
             none.
         features: batch entries that the adversary moves by epsilon: a key, position or field of the batch, a name as
@@ -420,9 +423,10 @@ class CertifiedTraining(Callback):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._engine is not None and self._engine.module is pl_module:
-            checkpoint[self._checkpoint_key] = bounds_to_save(self._engine, self._epochs_before)
-            if self._origin is not None:
-                checkpoint[BUFFERS_KEY] = dict(self._origin.start.buffers)
+            buffers = None if self._origin is None else dict(self._origin.start.buffers)
+            checkpoint[self._checkpoint_key] = bounds_to_save(self._engine, self._epochs_before, buffers)
+            if buffers is not None:
+                checkpoint[BUFFERS_KEY] = buffers
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

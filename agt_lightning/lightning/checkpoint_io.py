@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -65,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only)
         except (FileNotFoundError, PermissionError):
             raise
-        except (EOFError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
+        except Exception as error:  # whatever reading damaged bytes comes upon
             raise BoundsMismatchError(
                 f"Expected a whole checkpoint, but {path} is damaged or cut off: {error} Resume from another one."
             ) from error

@@ -17,6 +17,7 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.certificates.record import describe
 from agt_lightning.digest import tensors_digest
 from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.engine.checkpoint import complete
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.lightning.resume import bounds_to_save, resume
 
@@ -154,6 +155,8 @@ def begin(engine: AbstractGradientEngine, key: str, optimizer: Optimizer | None,
 def begin_resumed(engine: AbstractGradientEngine, key: str, saved: Mapping[str, Any]) -> Fit:
     """Start a training with the bounds of a checkpoint.
 
+    It goes through the data set anew: an epoch that was interrupted may draw the same samples again.
+
     Args:
         engine: new, of the module with the checkpoint's parameters.
         key: of the callback in checkpoints.
@@ -163,7 +166,9 @@ def begin_resumed(engine: AbstractGradientEngine, key: str, saved: Mapping[str, 
         BoundsMismatchError: if the bounds are incomplete, or for another adversary or other parameters.
     """
     resume(engine, saved)
-    return Fit(engine, key, None, int(saved.get("epochs_before", 0)), resumed=True)
+    with complete(saved):
+        epochs_before = int(saved.get("epochs_before", 0)) + int(engine.steps > 0)
+    return Fit(engine, key, None, epochs_before, resumed=True)
 
 
 def _past_of(module: nn.Module, digest: str, adversary: Adversary, key: str) -> PastTraining | None:

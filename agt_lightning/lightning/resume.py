@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import Adversary
 from agt_lightning.certificates.phases import FLOATS, UNKNOWN, Phase, bound_settings, followed_by
 from agt_lightning.certificates.record import describe
+from agt_lightning.digest import state_digest
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
 from agt_lightning.errors import BoundsMismatchError
@@ -22,17 +23,47 @@ CHECKPOINT_KEY = "agt_bounds"
 BUFFERS_KEY = "agt_buffers_at_start"
 """Key of the digests of all buffers before the first step in Lightning's checkpoint."""
 
+_DIGEST = "digest"
+"""Key of the digest of all other entries in the bounds of a checkpoint."""
 
-def bounds_to_save(engine: AbstractGradientEngine, epochs_before: int) -> dict[str, Any]:
+_BUFFERS_DIGEST = "buffers_at_start"
+"""Key of the digest of what the checkpoint has under `BUFFERS_KEY`; None if nothing."""
+
+
+def bounds_to_save(
+    engine: AbstractGradientEngine, epochs_before: int, buffers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the bounds of a training, their adversary and their settings, as tensors, numbers and strings.
 
     Args:
         engine: after its last step.
         epochs_before: the number that is added to the Trainer's epochs, see `life_cycle.Fit`.
+        buffers: what is saved beside the bounds under `BUFFERS_KEY`.
     """
-    phases = [phase.plain() for phase in phases_of(engine)]
-    adversary = describe(engine.adversary)
-    return {"adversary": adversary, "phases": phases, "epochs_before": epochs_before, **engine.state()}
+    return signed(
+        {
+            "adversary": describe(engine.adversary),
+            "phases": [phase.plain() for phase in phases_of(engine)],
+            "epochs_before": epochs_before,
+            _BUFFERS_DIGEST: None if buffers is None else state_digest(buffers),
+            **engine.state(),
+        }
+    )
+
+
+def signed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved bounds with a digest of all their entries, by which `resume` finds damage.
+
+    Raises:
+        TypeError: if the state of a domain is not made of tensors, numbers and strings.
+
+    Example:
+        >>> once = signed({"steps": 3})
+        >>> signed(once) == once
+        True
+    """
+    entries = {key: value for key, value in saved.items() if key != _DIGEST}
+    return {**entries, _DIGEST: state_digest(entries)}
 
 
 def phases_of(engine: AbstractGradientEngine) -> tuple[Phase, ...]:
@@ -49,7 +80,7 @@ def saved_bounds(checkpoint: Mapping[str, Any], key: str = CHECKPOINT_KEY) -> Ma
         key: of the callback.
 
     Raises:
-        BoundsMismatchError: if the checkpoint has no bounds.
+        BoundsMismatchError: if the checkpoint has no bounds, or what is saved beside them is damaged.
     """
     if checkpoint.get(key) is None:
         raise BoundsMismatchError(
@@ -58,6 +89,10 @@ def saved_bounds(checkpoint: Mapping[str, Any], key: str = CHECKPOINT_KEY) -> Ma
             "checkpoint that was written with `CertifiedTraining`."
         )
     saved: Mapping[str, Any] = checkpoint[key]
+    with complete(saved):
+        buffers = saved.get(_BUFFERS_DIGEST)
+        if buffers is not None and buffers != state_digest(checkpoint.get(BUFFERS_KEY)):
+            raise BoundsMismatchError(_DAMAGED)
     return saved
 
 
@@ -97,21 +132,43 @@ def resume(engine: AbstractGradientEngine, saved: Mapping[str, Any]) -> None:
         saved: from `saved_bounds`.
 
     Raises:
-        BoundsMismatchError: if the bounds are incomplete, or for another adversary or other parameters.
+        BoundsMismatchError: if the bounds are damaged or incomplete, or for another adversary or other parameters.
     """
     with complete(saved):
-        adversary = saved["adversary"]
+        with engine.processes.collective_errors():
+            _require_undamaged(saved)
+        _require_adversary(engine, saved["adversary"])
+        engine.restore(saved)
+        unknown = [Phase.unknown(engine.steps)] if engine.steps else []
+        phases = [Phase.of(plain) for plain in saved["phases"]] if "phases" in saved else unknown
+        _require_floats(engine, phases)
+        engine.earlier_phases = tuple(phase.plain() for phase in phases)
+
+
+_DAMAGED = (
+    "Expected the bounds of the checkpoint as they were saved, but their digest is missing or that of other ones: the "
+    "file is damaged, or was changed. Resume from another checkpoint, or train from the start."
+)
+
+
+def _require_undamaged(saved: Mapping[str, Any]) -> None:
+    """Raise unless the bounds have the digest that they were saved with.
+
+    Raises:
+        BoundsMismatchError: naming the ways out.
+    """
+    written_before_digests = _DIGEST not in saved and FLOATS not in saved
+    if not written_before_digests and saved.get(_DIGEST) != signed(saved)[_DIGEST]:
+        raise BoundsMismatchError(_DAMAGED)
+
+
+def _require_adversary(engine: AbstractGradientEngine, adversary: object) -> None:
+    """Raise unless an engine has the adversary of a checkpoint."""
     if adversary != describe(engine.adversary):
         raise BoundsMismatchError(
             f"Expected to resume with the adversary of the checkpoint, {adversary}, but got "
             f"{describe(engine.adversary)}. Bounds for one adversary do not hold for another: use the same."
         )
-    engine.restore(saved)
-    with complete(saved):
-        unknown = [Phase.unknown(engine.steps)] if engine.steps else []
-        phases = [Phase.of(plain) for plain in saved["phases"]] if "phases" in saved else unknown
-    _require_floats(engine, phases)
-    engine.earlier_phases = tuple(phase.plain() for phase in phases)
 
 
 def level(engine: AbstractGradientEngine) -> Floats:

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper, _DatasetSamplerWrapper
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
@@ -59,6 +60,14 @@ def draws_once(trainer: L.Trainer) -> bool:
     An `IterableDataset` has no indices: that it yields no sample twice in a step is an assumption of the certificate.
     """
     return all(type(sampler) in _DRAW_ONCE for sampler in _samplers(trainer))
+
+
+def starts_again(trainer: L.Trainer) -> bool:
+    """Return whether the shorter of several loaders starts again within an epoch, and draws its samples once more."""
+    combined = trainer.fit_loop._combined_loader
+    if combined is None or combined._mode != "max_size_cycle":
+        return False
+    return len({sized_len(loader) for loader in combined.flattened}) > 1
 
 
 def collates_more(trainer: L.Trainer, size: int) -> bool:
@@ -176,10 +185,7 @@ def _identity(dataset: object) -> object:
 
 def _cycle_problems(trainer: L.Trainer) -> list[str]:
     """Return a problem if the shorter of two loaders can start again within an optimizer step."""
-    combined = trainer.fit_loop._combined_loader
-    if combined is None or combined._mode != "max_size_cycle" or _largest_accumulation(trainer) == 1:
-        return []
-    if len({len(loader) for loader in combined.flattened if isinstance(loader, Sized)}) < 2:
+    if _largest_accumulation(trainer) == 1 or not starts_again(trainer):
         return []
     return [
         "The shorter of the training loaders starts again while gradients are accumulated, so that a step can hold a "

@@ -20,7 +20,7 @@ from agt_lightning.lightning.checks import training_problems
 from agt_lightning.lightning.hooks import optimizer_problems, remarks
 from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
-from agt_lightning.lightning.samplers import collates_more, draws_once, sampler_problems
+from agt_lightning.lightning.samplers import collates_more, draws_once, sampler_problems, starts_again
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.samples import MicroBatch
@@ -60,6 +60,7 @@ class CertifiedSteps:
         self._approved: WeakSet[BoundedObjective] = WeakSet()  # recordings that can be certified
         self._loaders: object = None
         self._collates_more = False
+        self._follows_samples = True  # whether none can be drawn twice in an epoch, and changed in between
         self._stepping = False
 
     def drop_batches(self) -> None:
@@ -82,7 +83,7 @@ class CertifiedSteps:
         # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
         if self.module.automatic_optimization:
             with suppress(CaptureError), self.engine.processes.collective_errors():
-                observed = self.engine.observe(batch, self.loss.now, self.fit.epoch(self.trainer.current_epoch))
+                observed = self.engine.observe(batch, self.loss.now, self._epoch())
         if self.engine.processes.any(observed is None or observed.recorded not in self._approved):
             self._approve(MicroBatch(batch) if observed is None else observed)
         assert observed is not None
@@ -172,7 +173,14 @@ class CertifiedSteps:
             self._announce(f"`CertifiedTraining` {remark}")
 
     def _expect_repeats(self) -> None:
-        self.engine.expect_repeats(possible=self._collates_more or not draws_once(self.trainer))
+        drawn_once = draws_once(self.trainer) and not self._collates_more
+        self.engine.expect_repeats(possible=not drawn_once)
+        self._follows_samples = drawn_once and not starts_again(self.trainer)
+
+    def _epoch(self) -> int | None:
+        """Return the number of the epoch; None if a sample could be drawn several times in it."""
+        number = self.fit.epoch(self.trainer.current_epoch)
+        return number if self._follows_samples else None
 
     def _check_loaders(self) -> None:
         """Look at how new loaders draw samples; those of the first batch are checked with all else."""

@@ -35,7 +35,7 @@ class CertificationConfig:
         poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such
-            a tensor in the batch. None means that samples are identified by their content.
+            a tensor in the batch. None means that a sample is a distinct pair of features and target.
         features: batch entries that the adversary moves by ε: a key, position or field of the batch, a name as messages
             print it, such as ``"batch['inputs'][0]"``, or a sequence of these. A container means all tensors in it.
             With ``features`` or ``labels``, no other entry is moved; None for both means that the roles are found in

@@ -31,14 +31,15 @@ class MicroBatch:
     Args:
         data: the batch.
         state: the generators' state when the step began, from which dropout drew its masks; None if unknown.
-        epoch: number of the pass over the data set that it belongs to.
+        epoch: number of the pass over the data set that it belongs to; None if unknown: its step is then a pass of its
+            own.
         recorded: the captured loss of this batch at its time; None if it is still to be recorded.
         versions: how often each tensor of ``data`` had been changed in place when the step began; None if unknown.
     """
 
     data: object
     state: RandomState | None = None
-    epoch: int = 0
+    epoch: int | None = None
     recorded: BoundedObjective | None = None
     versions: tuple[int, ...] | None = None
 
@@ -48,7 +49,7 @@ class MicroBatch:
         return batch if isinstance(batch, MicroBatch) else cls(batch)
 
     @classmethod
-    def observed(cls, batch: object, recorded: BoundedObjective, epoch: int) -> MicroBatch:
+    def observed(cls, batch: object, recorded: BoundedObjective, epoch: int | None) -> MicroBatch:
         """Return a batch as its training step finds it; call it right before the step.
 
         The containers are copied, and so are the tensors that the step changes in place, so that the step may take

@@ -140,7 +140,17 @@ def test_a_resumed_run_has_the_bounds_of_an_uninterrupted_one(interrupted, fit, 
 
 def test_checkpoints_hold_tensors_and_plain_values_only(interrupted):
     checkpoint = torch.load(interrupted, weights_only=True)
-    keys = {"steps", "floats", "adversary", "domains", "parameters", "phases", "epochs_before"}
+    keys = {
+        "steps",
+        "floats",
+        "adversary",
+        "domains",
+        "parameters",
+        "phases",
+        "epochs_before",
+        "buffers_at_start",
+        "digest",
+    }
     assert set(checkpoint["agt_bounds"]) == keys
     assert all(key.startswith("net.") for key in checkpoint["state_dict"])
 

@@ -13,6 +13,7 @@ from agt_lightning.certificates.assumptions import OWN_OBJECTIVE
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.interval import Interval
+from agt_lightning.lightning.resume import signed
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.05, nu=0.1)
 WEAK = BoundedAdversary(n=1, epsilon=0.001)
@@ -175,7 +176,8 @@ def resumed(fit, loader, regressor, tmp_path):
         fit(made(regressor), loader(), before, saver, max_epochs=epochs[0], enable_checkpointing=True)
         if change is not None:
             checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-            change(checkpoint)
+            change(checkpoint["agt_bounds"])
+            checkpoint["agt_bounds"] = signed(checkpoint["agt_bounds"])
             torch.save(checkpoint, tmp_path / "last.ckpt")
         certified, module = CertifiedTraining(ADVERSARY, domains="box", dirpath=tmp_path, **second), made(regressor)
         fit(module, loader(), certified, max_epochs=epochs[1], ckpt_path=tmp_path / "last.ckpt")
@@ -221,7 +223,7 @@ def test_a_training_resumed_under_its_own_settings_is_one_phase(resumed):
 def test_settings_that_an_older_checkpoint_lacks_are_unknown(resumed):
     """Bounds of unknown level can be those of runs in real arithmetic."""
     real = {"floats": "real"}
-    record, _, _ = resumed(real, real, change=lambda checkpoint: checkpoint["agt_bounds"].pop("phases"))
+    record, _, _ = resumed(real, real, change=lambda bounds: bounds.pop("phases"))
     assert record["bounds"]["all_samples_poisonable"] == "unknown"
     assert [phase["method"] for phase in record["phases"]] == ["unknown", "ibp"]
 
@@ -242,8 +244,8 @@ def test_an_objective_of_the_users_own_is_assumed_to_be_the_trained_loss(fit, lo
 
 
 def test_what_else_is_stated_is_kept_in_checkpoints(resumed):
-    def objective_was_overridden(checkpoint):
-        checkpoint["agt_bounds"]["phases"][0]["certified_objective_is_overridden"] = True
+    def objective_was_overridden(bounds):
+        bounds["phases"][0]["certified_objective_is_overridden"] = True
 
     record, _, _ = resumed({}, {}, change=objective_was_overridden)
     assert [phase["certified_objective_is_overridden"] for phase in record["phases"]] == [True, False]

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining, UncertifiableError
 from agt_lightning.domains.influence.label_sets import LabelFlips
@@ -192,6 +193,7 @@ def test_metrics_and_files_without_a_box(certify, tmp_path):
     assert influence["steps"] == 3 * EPOCHS
     assert influence["bounds_count"].startswith("n samples of each batch")
     assert influence["certified_flips_count"].startswith("samples of the whole data set")
+    assert "a sample is a distinct pair of features and target" in influence["certified_flips_count"]
     assert 0 <= record["results"]["val_certified_accuracy"] < record["results"]["val_nominal_accuracy"]
     certified_share = (certified.certified_model().margins(x, y).lower > 0).sum(dim=1) == CLASSES - 1
     assert float(certified_share.double().mean()) == pytest.approx(record["results"]["val_certified_accuracy"])
@@ -231,6 +233,44 @@ def test_augmentation_is_noticed_and_ids_settle_it(certify, fit):
     assert int(clean(query[None]).argmax()) != int(poisoned(query[None]).argmax())
 
 
+class Drawn(Sampler):
+    """A sampler of the user's, which draws some samples several times in an epoch, each time in another batch."""
+
+    def __iter__(self):
+        return iter([0, 1, 2, 3, 0, 1, 4, 5, 6, 7, 0, 1])
+
+    def __len__(self):
+        return 12
+
+
+@pytest.mark.parametrize("kind", [Augmented, Probe])
+def test_samples_of_an_own_sampler_need_names(kind, fit):
+    """Within the first epoch, nothing but a name tells a changed sample from another one."""
+
+    def model(**options):
+        certified = CertifiedTraining(ADVERSARY, **options)
+        fit(kind(), DataLoader(TensorDataset(*data()), batch_size=4, sampler=Drawn()), certified)
+        return certified.certified_model()
+
+    with pytest.raises(UncertifiableError, match="samplers or a `collate_fn` of the user's own"):
+        model().certified_flips(queries())
+    assert int(model(sample_ids=lambda batch: batch[2]).certified_flips(queries()).max()) <= 8
+
+
+def test_a_loader_that_starts_again_draws_samples_twice(fit):
+    class Both(Augmented):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            x, y, ids = (torch.cat(parts) for parts in zip(*batch, strict=True))
+            return super().on_after_batch_transfer((x, y, ids), dataloader_idx)
+
+    parts = [[tensor[chosen] for tensor in data()] for chosen in (slice(0, 4), slice(4, 12))]
+    loaders = CombinedLoader([DataLoader(TensorDataset(*part), batch_size=4) for part in parts], "max_size_cycle")
+    certified = CertifiedTraining(ADVERSARY)
+    fit(Both(), loaders, certified)
+    with pytest.raises(UncertifiableError, match="An epoch is unknown"):
+        certified.certified_model().certified_flips(queries())
+
+
 def test_ids_by_key(certify):
     class Named(Probe):
         def training_step(self, batch, batch_idx):
@@ -263,6 +303,34 @@ def test_a_resumed_training_gives_the_same_certificate(fit, tmp_path):
     assert torch.equal(first.certified_flips(queries()), second.certified_flips(queries()))
     assert torch.equal(first.bound_forward(queries()).lower, second.bound_forward(queries()).lower)
     assert whole.engine.domains.record()["in_use"] == resumed.engine.domains.record()["in_use"]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_first_epoch_that_is_interrupted_leaves_samples_unknown_if_they_change(fit, tmp_path):
+    """The resumed epoch draws the first batches again, with other noise."""
+
+    class Shaken(Augmented):
+        shift = 0
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            x, y, ids = batch
+            return x + 0.01 * self.shift, y, ids
+
+    def run(shift, ckpt_path=None, *callbacks, **options):
+        certified, module = CertifiedTraining(ADVERSARY), Shaken()
+        module.shift = shift
+        loader = DataLoader(TensorDataset(*data()), batch_size=16)
+        fit(module, loader, certified, *callbacks, ckpt_path=ckpt_path, **options)
+        return certified
+
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    run(0, None, saver, enable_checkpointing=True)
+    for shift, known in ((1, False), (0, False)):  # the second brings the rest of the first epoch
+        resumed = run(shift, tmp_path / "step=1.ckpt", max_epochs=2)
+        influence = resumed.engine.parameter_sets["influence"].influence
+        assert (influence.problem is None) is known
+    ended = run(0, tmp_path / "step=3.ckpt", max_epochs=2)
+    assert ended.engine.parameter_sets["influence"].influence.problem is None
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

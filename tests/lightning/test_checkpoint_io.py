@@ -9,6 +9,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from agt_lightning import BoundedAdversary, BoundsMismatchError, CertifiedTraining, UnsoundBoundError
 from agt_lightning.lightning.checkpoint_io import AtomicCheckpointIO
+from agt_lightning.lightning.resume import signed
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.01, nu=0.05)
 
@@ -32,9 +33,12 @@ def resume(fit, loader, regressor):
     return run
 
 
-def change(path, edit):
+def change(path, edit, *, sign=True):
+    """Edit the bounds of a checkpoint; signed anew, they are read like bounds of another program."""
     checkpoint = torch.load(path, weights_only=True)
     edit(checkpoint["agt_bounds"])
+    if sign:
+        checkpoint["agt_bounds"] = signed(checkpoint["agt_bounds"])
     torch.save(checkpoint, path)
 
 
@@ -93,6 +97,80 @@ def test_bounds_that_do_not_fit_are_refused(edit, error, message, stopped, resum
     change(stopped, edit)
     with pytest.raises(error, match=message):
         resume(stopped, domains=("box", "ball"))
+
+
+@pytest.mark.parametrize("edit", [edit for edit, *_ in FAULTS.values()], ids=FAULTS)
+def test_no_edit_goes_unnoticed(edit, stopped, resume):
+    change(stopped, edit, sign=False)
+    with pytest.raises(BoundsMismatchError, match="the file is damaged, or was changed. Resume from another"):
+        resume(stopped, domains=("box", "ball"))
+
+
+def flip(number, bit=40):
+    """One bit of a number, as a disk can flip it."""
+    return (torch.tensor(number, dtype=torch.float64).view(torch.int64) ^ (1 << bit)).view(torch.float64).item()
+
+
+QUIET = {
+    "radius": lambda state: state["domains"]["ball"].update(radius=flip(state["domains"]["ball"]["radius"], 58)),
+    "parameters of the ball": lambda state: state["domains"]["ball"].update(parameters=[]),
+    "one bound": lambda state: state["domains"]["box"]["upper"]["net.0.weight"].view(torch.int64).bitwise_xor_(1),
+    "settings": lambda state: state["phases"][0].update(all_samples_poisonable=False),
+    "epochs": lambda state: state.update(epochs_before=3),
+    "steps": lambda state: state.update(steps=state["steps"] + 1),
+    "digest": lambda state: state.update(digest="0" * 32),
+    "no digest": lambda state: state.pop("digest"),
+    "no floats": lambda state: state.pop("floats"),
+}
+
+
+@pytest.mark.parametrize("edit", QUIET.values(), ids=QUIET)
+def test_damage_that_no_other_check_sees_is_refused(edit, stopped, resume):
+    change(stopped, edit, sign=False)
+    with pytest.raises(BoundsMismatchError, match="the file is damaged, or was changed"):
+        resume(stopped, domains=("box", "ball"))
+
+
+def test_bounds_from_before_digests_are_read(stopped, resume):
+    def older(state):
+        for key in ("floats", "digest", "buffers_at_start"):
+            state.pop(key)
+
+    change(stopped, older, sign=False)
+    assert resume(stopped, domains=("box", "ball"), floats="real").engine.steps == 8
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda state: state.update(steps="x"),
+        lambda state: state.update(epochs_before="x"),
+        lambda state: state.update(phases=[{"steps": [1, 2, 3]}]),
+        lambda state: state["domains"].update(box=[]),
+        lambda state: state["domains"]["ball"].update(radius=None),
+        lambda state: state["domains"]["box"].update(optimizer=3),
+    ],
+)
+def test_entries_of_another_form_are_refused(edit, stopped, resume):
+    change(stopped, edit)
+    with pytest.raises(BoundsMismatchError, match="incomplete or of another form"):
+        resume(stopped, domains=("box", "ball"))
+
+
+def test_bounds_that_are_no_dictionary_are_refused(stopped, resume):
+    checkpoint = torch.load(stopped, weights_only=True)
+    torch.save({**checkpoint, "agt_bounds": 3}, stopped)
+    with pytest.raises(BoundsMismatchError, match="incomplete or of another form"):
+        resume(stopped)
+
+
+@pytest.mark.parametrize("buffers", [None, {"mean": "0"}], ids=["lost", "changed"])
+def test_buffers_of_the_start_belong_to_the_bounds(buffers, stopped, resume):
+    checkpoint = torch.load(stopped, weights_only=True)
+    checkpoint["agt_buffers_at_start"] = buffers
+    torch.save(checkpoint, stopped)
+    with pytest.raises(BoundsMismatchError, match="the file is damaged, or was changed"):
+        resume(stopped)
 
 
 def test_a_ball_without_a_box_is_tied_to_its_parameters(fit, loader, regressor, resume, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
+from agt_lightning.lightning.resume import signed
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.02)
 
@@ -84,6 +85,7 @@ def test_a_checkpoint_that_lost_the_states_is_refused(fit, loader, regressor, tm
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
     checkpoint["agt_bounds"]["domains"]["box"]["optimizer"].clear()
+    checkpoint["agt_bounds"] = signed(checkpoint["agt_bounds"])
     torch.save(checkpoint, tmp_path / "less.ckpt")
     module = module_of(regressor, OPTIMIZERS["Adam"])
     with pytest.raises(UncertifiableError, match="that have no bounds. Use a new optimizer, or resume"):

@@ -46,7 +46,7 @@ class InfluenceStep:
         slopes: c_i, (b,).
         poisonable: samples whose label can be changed, boolean (b,); None for all.
         ids: integers that identify the samples, (b,); None to identify them by their content.
-        epoch: number of the epoch.
+        epoch: number of the epoch; None if unknown.
         errors: largest distances of features and of targets in a run from these.
     """
 
@@ -56,7 +56,7 @@ class InfluenceStep:
     slopes: Tensor
     poisonable: Tensor | None
     ids: Tensor | None
-    epoch: int
+    epoch: int | None
     errors: tuple[float, float]
 
 
@@ -127,8 +127,10 @@ class InfluenceDomain(Domain[InfluenceStep]):
             local = _errors(step.parts, heads, dtype)
         head = heads[0]
         gathered = step.processes.gather(entries)
-        messages = step.processes.gather({"errors": json.dumps(local)})
+        epochs = sorted({part.batch.epoch for part in step.parts}, key=str)
+        messages = step.processes.gather({"errors": json.dumps(local), "epochs": json.dumps(epochs)})
         errors: list[tuple[float, float]] = [json.loads(str(message["errors"])) for message in messages]
+        every = {epoch for message in messages for epoch in json.loads(str(message["epochs"]))}
         features, targets = _all_entries(gathered, "features"), _all_entries(gathered, "targets")
         assert features is not None
         assert targets is not None
@@ -141,7 +143,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
             slopes=(head.factor * step.samples.weights).double().cpu(),
             poisonable=_poisonable_mask(step),
             ids=_all_entries(gathered, "ids"),
-            epoch=step.parts[0].batch.epoch,
+            epoch=every.pop() if len(every) == 1 else None,
             errors=(max(feature for feature, _ in errors), max(target for _, target in errors)),
         )
 
@@ -210,9 +212,15 @@ class InfluenceDomain(Domain[InfluenceStep]):
             "samples": len(influence.targets),
             "poisonable_samples": int(influence.poisonable.sum()),
             "bounds_count": "n samples of each batch, as the adversary does",
-            "certified_flips_count": "samples of the whole data set, over all epochs",
+            "certified_flips_count": f"samples of the whole data set, over all epochs; {self._sample()}",
             "why_no_certified_flips": influence.problem,
         }
+
+    def _sample(self) -> str:
+        """Return what counts as one sample."""
+        if self.recorder is not None and self.recorder.named:
+            return "a sample is all that has one id"
+        return "a sample is a distinct pair of features and target, since no `sample_ids` were given"
 
     @override
     def fingerprint_tensors(self) -> Iterator[Tensor]:

@@ -59,7 +59,7 @@ class HeadRecorder:
         *,
         bias_settings: SGDSettings | None = None,
         ids: Tensor | None = None,
-        epoch: int = 0,
+        epoch: int | None = None,
         poisonable: Tensor | None = None,
         errors: tuple[float, float] = (0.0, 0.0),
     ) -> None:
@@ -73,7 +73,8 @@ class HeadRecorder:
             settings: the optimizer's settings at this step, for the weight.
             bias_settings: the same for the bias; None if they agree.
             ids: integers (b,) that identify the samples in all epochs; None to identify them by content.
-            epoch: number of the epoch. New content after the first epoch leaves only the budget for each batch.
+            epoch: number of the epoch; None makes the step an epoch of its own. New content after the first epoch
+                leaves only the budget for each batch.
             poisonable: samples whose label can be changed, boolean (b,); None for all.
             errors: largest distances of a sample's features and targets in a run from these.
 
@@ -121,6 +122,11 @@ class HeadRecorder:
     def steps(self) -> int:
         """Number of steps so far."""
         return len(self._steps)
+
+    @property
+    def named(self) -> bool:
+        """Whether samples are identified by ids; if not, a sample is a distinct pair of features and target."""
+        return self._table.named
 
     def last_step(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return rows, slopes and update factors of the last step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -10,6 +11,18 @@ import torch
 from torch import Tensor
 
 from agt_lightning.errors import UncertifiableError
+
+_REMEDY = (
+    "So which samples are the same is not known, and a budget for the data set has no meaning. Give each sample an id "
+    "(`sample_ids`; `ids` of a `HeadRecorder`), or use the budget for each batch."
+)
+
+_EQUAL = (
+    "Expected each distinct pair of features and target in one step of every epoch, always equally often, but {count} "
+    "are in several steps, in some steps more often than in others, or not in every step of unknown epoch (`epoch=`): "
+    "samples of equal content, which cannot be told apart, or samples that are drawn several times. "
+    f"{_REMEDY}"
+)
 
 _TWO_TARGETS = (
     "Expected one target for each id, but the one at position {position} of the batch came with two. Give each sample "
@@ -20,11 +33,13 @@ _TWO_TARGETS = (
 class SampleTable:
     """A table of distinct rows of features, each stored once, with the sample that each belongs to.
 
-    A sample is identified by its id, or without ids by its content, features and target together. Two samples of equal
-    content then count as one whose label is changed in both places, which makes the adversary no weaker.
+    A sample is identified by its id, or without ids by its content, features and target together. Samples of equal
+    content then count as one. That makes an adversary who changes some of them no stronger only if all of them have the
+    same influence: in each epoch they must be in one step together, all of them. If not, `problem` states it.
 
     Content does not identify samples whose features change from epoch to epoch. If an epoch has content that the first
-    epoch did not have, rows cannot be attributed to samples, and `problem` states why.
+    epoch did not have, rows cannot be attributed to samples, and `problem` states why. A batch of an unknown epoch is
+    an epoch of its own.
 
     Rows are compared by a cryptographic digest of 128 bits. The 64-bit `distributed.fingerprint` compares processes
     that are honest; here an adversary could construct samples of equal fingerprint, which would be taken for one.
@@ -44,6 +59,10 @@ class SampleTable:
         self.problem: str | None = None
         self._uses_ids: bool | None = None
         self._first_epoch: int | None = None
+        self._started = False
+        self._epoch: int | None = None  # of the last batch
+        self._of_epoch: set[int] = set()  # samples in the batches of that epoch so far
+        self._times: dict[int, int] = {}  # in its step, by sample that no id names
         self._row_of: dict[bytes, int] = {}
         self._sample_of: dict[bytes, int] = {}
         self._label_of: list[bytes] = []
@@ -58,7 +77,7 @@ class SampleTable:
         targets: Tensor,
         *,
         ids: Tensor | None = None,
-        epoch: int = 0,
+        epoch: int | None = None,
         poisonable: Tensor | None = None,
     ) -> Tensor:
         """Look a batch up in the table, and add its new rows and samples.
@@ -68,7 +87,7 @@ class SampleTable:
             targets: (b, K).
             ids: integers (b,) that identify the samples in all epochs; None to identify them by content, which must
                 then hold for all batches.
-            epoch: number of the epoch.
+            epoch: number of the epoch; None for an epoch of its own.
             poisonable: boolean (b,); None for all. A sample that is poisonable once stays so.
 
         Returns:
@@ -88,7 +107,14 @@ class SampleTable:
         self._targets.append(targets[new_samples])
         self._features.append(features[new_rows])
         self._check_epoch(epoch, len(new_samples), ids)
+        if ids is None and self.problem is None:
+            self.problem = self._equal_content(epoch, samples)
         return torch.tensor(rows, dtype=torch.int64, device=features.device)
+
+    @property
+    def named(self) -> bool:
+        """Whether samples are identified by ids."""
+        return bool(self._uses_ids)
 
     @property
     def features(self) -> Tensor:
@@ -123,8 +149,11 @@ class SampleTable:
             "names": _bytes_tensor(list(self._sample_of)),
             "labels": _bytes_tensor(self._label_of),
             "keys": _bytes_tensor(list(self._row_of)),
-            "uses_ids": bool(self._uses_ids),
-            "first_epoch": int(self._first_epoch or 0),
+            "uses_ids": self.named,
+            "first_epoch": self._first_epoch,
+            "epoch": self._epoch,
+            "of_epoch": torch.tensor(sorted(self._of_epoch), dtype=torch.int64),
+            "times": torch.tensor(sorted(self._times.items()), dtype=torch.int64).reshape(-1, 2),
             "problem": self.problem or "",
         }
 
@@ -147,8 +176,14 @@ class SampleTable:
         table._sample_of = {name: number for number, name in enumerate(_bytes_list(state["names"]))}
         table._row_of = {key: number for number, key in enumerate(_bytes_list(state["keys"]))}
         table._label_of = _bytes_list(state["labels"])
-        table._uses_ids, table._first_epoch = bool(state["uses_ids"]), int(state["first_epoch"])
-        table.problem = state["problem"] or None
+        first = state["first_epoch"]
+        table._uses_ids, table._first_epoch = bool(state["uses_ids"]), None if first is None else int(first)
+        table._started, table.problem = True, state["problem"] or None
+        table._epoch, table._of_epoch = (
+            state.get("epoch"),
+            set(state["of_epoch"].tolist() if "of_epoch" in state else ()),
+        )
+        table._times = dict(state["times"].tolist() if "times" in state else ())
         return table
 
     def _add_samples(self, names: list[bytes], labels: list[bytes]) -> tuple[list[int], list[int]]:
@@ -185,17 +220,44 @@ class SampleTable:
         if self._uses_ids != uses_ids:
             raise ValueError("Expected `ids` with every batch or with none, but got both. Give them with every batch.")
 
-    def _check_epoch(self, epoch: int, new_samples: int, ids: Tensor | None) -> None:
-        if self._first_epoch is None:
-            self._first_epoch = epoch
-        if ids is not None or epoch == self._first_epoch or not new_samples or self.problem is not None:
+    def _equal_content(self, epoch: int | None, samples: list[int]) -> str | None:
+        """Return why samples of equal content have influences of their own; None if they have none.
+
+        Without the number of an epoch, each step must hold all samples.
+        """
+        times = Counter(samples)
+        earlier = self._of_epoch if epoch is not None and epoch == self._epoch else set()
+        apart = [sample for sample, count in times.items() if self._times.setdefault(sample, count) != count]
+        apart += times.keys() & earlier
+        if epoch is None:
+            apart += self._times.keys() - times.keys()
+        self._epoch, self._of_epoch = epoch, earlier | times.keys()
+        return _EQUAL.format(count=len(set(apart))) if apart else None
+
+    def _check_epoch(self, epoch: int | None, new_samples: int, ids: Tensor | None) -> None:
+        """Note a problem if a batch after the first epoch has new samples that no ids name."""
+        if not self._started:
+            self._started, self._first_epoch = True, epoch
             return
-        self.problem = (
-            f"Expected every epoch to hold the samples of epoch {self._first_epoch}, but epoch {epoch} brought "
-            f"{new_samples} samples with features or targets not seen there: random augmentation, a frozen part that "
-            "rounds differently, `drop_last` with shuffling, or more data. So which samples are the same is not known, "
-            "and a budget for the data set has no meaning. Give `ids`, or use the budget for each batch."
+        in_first = epoch is not None and epoch == self._first_epoch
+        if ids is None and not in_first and new_samples and self.problem is None:
+            self.problem = _new_content(self._first_epoch, epoch, new_samples)
+
+
+def _new_content(first: int | None, epoch: int | None, count: int) -> str:
+    """Return why content that the first epoch did not have leaves samples unknown, and the ways out."""
+    if first is None or epoch is None:
+        return (
+            f"Expected to know which samples are the same, but a step of an unknown epoch, or after one, brought "
+            f"{count} samples with features or targets not seen before. An epoch is unknown without `epoch=`, and with "
+            "samplers or a `collate_fn` of the user's own, which may take a sample several times. If each pass takes "
+            f"every sample once and unchanged, give each step the number of its pass (`epoch=`). {_REMEDY}"
         )
+    return (
+        f"Expected every epoch to hold the samples of epoch {first}, but epoch {epoch} brought {count} samples with "
+        "features or targets not seen there: random augmentation, a frozen part that rounds differently, `drop_last` "
+        f"with shuffling, a first epoch that was interrupted, or more data. {_REMEDY}"
+    )
 
 
 def _flags(mask: Tensor | None, count: int) -> list[bool]:

@@ -89,6 +89,7 @@ class Training:
                 _settings(rate, {**self.options, **momentum}),
                 bias_settings=_settings(rate, {**self.options, **(self.bias_options or {}), **momentum}),
                 ids=batch if identify else None,
+                epoch=number // 2,
                 poisonable=None if poisonable is None else poisonable[batch],
             )
         return recorder.influence()

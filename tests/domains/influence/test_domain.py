@@ -1,6 +1,7 @@
 """The domain in the engine: what it records is what was trained, and no run with changed labels leaves its bounds."""
 
 import io
+import itertools
 import math
 from functools import partial
 
@@ -19,6 +20,7 @@ from agt_lightning import (
 from agt_lightning.aggregation.mean_clipping import MeanNormClipping
 from agt_lightning.domains.influence import InfluenceDomain
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
+from agt_lightning.propagation.samples import MicroBatch
 from tests.domains.influence.attacks import strongest_classes
 
 ROUNDING = 1e-9
@@ -42,7 +44,7 @@ class Probe(nn.Module):
 
 
 def one_hot_loss(module, batch, low=0.0, high=1.0):
-    x, y = batch
+    x, y, *_ = batch
     return F.mse_loss(module(x), low + (high - low) * F.one_hot(y, CLASSES).to(x.dtype))
 
 
@@ -66,6 +68,11 @@ def batches(x, y, seed=6):
     return [(x[chosen], y[chosen]) for chosen in rows]
 
 
+def rows_of(batch):
+    """Names of samples: their rows in the data."""
+    return torch.cdist(batch[0].double(), data()[0]).argmin(dim=1)
+
+
 def queries(dtype=F64, count=8):
     return torch.randn(count, 3, generator=torch.Generator().manual_seed(8), dtype=F64).to(dtype)
 
@@ -78,10 +85,10 @@ def rate(step):
     return 0.4 / (1 + 0.2 * step)
 
 
-def trained(loss, steps, adversary, module=None, domains=("influence",), **options):
+def trained(loss, steps, adversary, module=None, domains=("influence",), names=True, **options):
     """An engine after certified training on these batches, with a falling learning rate."""
     module = Probe() if module is None else module
-    engine = AbstractGradientEngine(module, loss, adversary, domains=domains)
+    engine = AbstractGradientEngine(module, loss, adversary, domains=domains, sample_ids=rows_of if names else None)
     optimizer = sgd(module, **options)
     for number, batch in enumerate(steps):
         optimizer.param_groups[0]["lr"] = rate(number)
@@ -280,6 +287,187 @@ def test_samples_that_cannot_be_poisoned_keep_their_labels():
     assert model_of(trusted).certified_flips(queries()).tolist() == [0] * 8  # of no samples that could be flipped
 
 
+# --- which samples are the same ------------------------------------------------------------------------------------
+
+
+def moved(steps, size=0.01):
+    """The same batches with fresh noise in their features, as random augmentation makes it."""
+    generator = torch.Generator().manual_seed(3)
+    return [(x + size * torch.randn(x.shape, generator=generator, dtype=x.dtype), y) for x, y in steps]
+
+
+def stepwise(engine, steps, **options):
+    optimizer = sgd(engine.module)
+    for batch in steps:
+        engine.step([batch], optimizer, **options)
+
+
+def by_parts(engine, steps, epochs):
+    """A loop of one's own, with the number of each step's epoch."""
+    optimizer = sgd(engine.module)
+    for batch, epoch in zip(steps, epochs, strict=True):
+        micro_batches = [MicroBatch(batch, epoch=epoch)]
+        optimizer.zero_grad()
+        engine.loss(engine.module, batch).backward()
+        bounds = engine.bound_gradient(micro_batches)
+        engine.verify(bounds, micro_batches)
+        optimizer.step()
+        engine.update(bounds, optimizer)
+
+
+def influence_engine(**options):
+    return AbstractGradientEngine(Probe(), one_hot_loss, FLIPS, domains=("influence",), **options)
+
+
+def test_full_batches_need_no_epoch():
+    engine = influence_engine()
+    stepwise(engine, [data()] * 3)
+    numbered = influence_engine()
+    for epoch in range(3):
+        stepwise(numbered, [data()], epoch=epoch)
+    assert torch.equal(model_of(engine).certified_flips(queries()), model_of(numbered).certified_flips(queries()))
+
+
+@pytest.mark.parametrize("train", [stepwise, partial(by_parts, epochs=[None] * 3)], ids=["step", "bound_gradient"])
+def test_samples_that_change_without_an_epoch_are_not_known(train):
+    engine = influence_engine()
+    train(engine, moved([data()] * 3))
+    with pytest.raises(UncertifiableError, match=r"\(`epoch=`\).*\(`sample_ids`;"):
+        model_of(engine).certified_flips(queries())
+    assert bool((model_of(engine).bound_forward(queries()).width > 0).all())
+    ids = influence_engine(sample_ids=lambda batch: torch.arange(len(batch[1])))
+    train(ids, moved([data()] * 3))
+    assert len(ids.parameter_sets["influence"].influence.targets) == SAMPLES
+    assert model_of(ids).certified_flips(queries()).shape == (8,)
+
+
+def test_mini_batches_need_an_epoch():
+    x, y = data()
+    halves = [(x[:6], y[:6]), (x[6:], y[6:])]
+    unknown, known = influence_engine(), influence_engine()
+    stepwise(unknown, halves)
+    stepwise(known, halves, epoch=0)
+    with pytest.raises(UncertifiableError, match="a step of an unknown epoch"):
+        model_of(unknown).certified_flips(queries())
+    assert model_of(known).certified_flips(queries()).shape == (8,)
+
+
+@pytest.mark.parametrize("epochs", [[None, 0], [0, None], [0, 1]], ids=str)
+def test_new_samples_are_known_in_the_first_epoch_alone(epochs):
+    x, y = data()
+    engine = influence_engine()
+    by_parts(engine, [(x[:6], y[:6]), (x[6:], y[6:])], epochs)
+    assert engine.parameter_sets["influence"].influence.problem is not None
+
+
+def test_a_step_of_two_epochs_is_of_an_unknown_one():
+    x, y = data()
+    engine = influence_engine()
+    optimizer = sgd(engine.module)
+    for step in range(2):
+        micro_batches = [MicroBatch((x[:4] + step, y[:4]), epoch=0), MicroBatch((x[4:] + step, y[4:]), epoch=1)]
+        optimizer.zero_grad()
+        for batch in micro_batches:
+            (engine.loss(engine.module, batch.data) / 2).backward()
+        bounds = engine.bound_gradient(micro_batches)
+        engine.verify(bounds, micro_batches)
+        optimizer.step()
+        engine.update(bounds, optimizer)
+    assert "unknown epoch" in engine.parameter_sets["influence"].influence.problem
+
+
+EQUAL = torch.tensor([0, 1, 2, 0, 3])
+"""Rows of the data of a batch with two samples of equal content."""
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "known"),
+    [
+        ([EQUAL, EQUAL], [0, 1], True),
+        ([EQUAL, EQUAL], [None, None], True),
+        ([EQUAL[:3], EQUAL[3:]], [0, 0], False),
+        ([EQUAL, EQUAL[:3]], [0, 1], False),
+        ([EQUAL, EQUAL[1:]], [None, None], False),
+        ([EQUAL[:3], EQUAL[:2]], [None, None], False),
+    ],
+)
+def test_samples_of_equal_content_are_counted_only_if_all_have_one_influence(steps, epochs, known):
+    x, y = data()
+    engine = influence_engine()
+    by_parts(engine, [(x[rows], y[rows]) for rows in steps], epochs)
+    problem = engine.parameter_sets["influence"].influence.problem
+    assert (problem is None) is known
+
+
+def test_a_flip_of_one_of_two_equal_samples_can_be_stronger_than_of_both():
+    """Which is why these are refused: the influence of the first step has the other sign in the second."""
+    x = data()[0][:1]
+
+    def loss(module, batch):
+        return 9 * one_hot_loss(module, batch)
+
+    def output(first, second):
+        return float(retrained(loss, [(x, torch.tensor([first])), (x, torch.tensor([second]))])(x)[0, 1].detach())
+
+    changes = [abs(output(*labels) - output(1, 1)) for labels in ((2, 1), (1, 2), (2, 2))]
+    assert changes[2] < max(changes[:2])
+
+
+def test_a_checkpoint_keeps_which_samples_an_epoch_has_had():
+    x, y = data()
+    engine = influence_engine()
+    stepwise(engine, [(x[:6], y[:6])], epoch=0)
+    again = AbstractGradientEngine(engine.module, one_hot_loss, FLIPS, domains=("influence",))
+    again.restore(engine.state())
+    stepwise(again, [(x[5:], y[5:])], epoch=0)
+    assert "samples of equal content" in again.parameter_sets["influence"].influence.problem
+
+
+def test_a_checkpoint_keeps_that_the_epoch_was_unknown():
+    engine = influence_engine()
+    stepwise(engine, [data()])
+    again = AbstractGradientEngine(engine.module, one_hot_loss, FLIPS, domains=("influence",))
+    again.restore(engine.state())
+    stepwise(again, moved([data()]), epoch=0)
+    assert again.parameter_sets["influence"].influence.problem is not None
+
+
+def test_a_name_that_is_drawn_several_times_in_an_epoch_counts_once():
+    """Flips of all subsets of samples, each with all its occurrences; augmented each time."""
+    x, y = data()
+    drawn = [torch.tensor(rows) for rows in ([0, 1, 2], [1, 3, 4], [4, 0, 1], [2, 3, 5], [1, 5, 0])]
+    noise = torch.Generator().manual_seed(3)
+    steps = [(x[rows] + 0.3 * torch.randn(3, 3, generator=noise, dtype=F64), y[rows], rows) for rows in drawn]
+    engine = influence_engine(sample_ids=lambda batch: batch[2])
+    stepwise(engine, steps, epoch=0)
+    record = engine.domains.record()["in_use"]["influence"]
+    assert record["samples"] == 6
+    assert record["certified_flips_count"].endswith("a sample is all that has one id")
+    assert torch.equal(model_of(engine).certified_flips(queries()), withstood_by_all(steps, y[:6]))
+
+
+def withstood_by_all(steps, labels):
+    """Retrain with every labeling of the samples."""
+    nominal = _classes(steps, labels)
+    least = torch.full_like(nominal, len(labels))
+    for labeling in itertools.product(range(CLASSES), repeat=len(labels)):
+        chosen = torch.tensor(labeling)
+        flips = int((chosen != labels).sum())
+        changed = _classes(steps, chosen) != nominal
+        least = torch.where(changed, least.clamp(max=flips - 1), least)
+    return least
+
+
+def _classes(steps, labels):
+    module = Probe()
+    optimizer = sgd(module)
+    for x, _, rows in steps:
+        optimizer.zero_grad()
+        one_hot_loss(module, (x, labels[rows])).backward()
+        optimizer.step()
+    return module(queries()).argmax(dim=1)
+
+
 # --- rounding and self-check ---------------------------------------------------------------------------------------
 
 
@@ -334,7 +522,7 @@ def test_other_faults_of_the_record_are_caught(monkeypatch, fault):
 
     append = HeadRecorder.append
     monkeypatch.setattr(HeadRecorder, "append", wrong)
-    engine = trained(one_hot_loss, batches(*data()), FLIPS, domains=("ball", "influence"))
+    engine = trained(one_hot_loss, batches(*data()), FLIPS, domains=("ball", "influence"), names=False)
     with pytest.raises(UnsoundBoundError, match="Expected the recorded training to end in the outputs"):
         model_of(engine).bound_forward(queries())
 
@@ -358,14 +546,14 @@ def test_an_interrupted_training_gives_the_same_certificate(options):
     whole = trained(one_hot_loss, steps, FLIPS, **options)
     module = Probe()
     optimizer = sgd(module, **options)
-    first = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",))
+    first = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=rows_of)
     for number, batch in enumerate(steps[:3]):
         optimizer.param_groups[0]["lr"] = rate(number)
         first.step([batch], optimizer)
     file = io.BytesIO()
     torch.save(first.state(), file)
     file.seek(0)
-    second = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",))
+    second = AbstractGradientEngine(module, one_hot_loss, FLIPS, domains=("influence",), sample_ids=rows_of)
     second.restore(torch.load(file, weights_only=True))
     for number, batch in enumerate(steps[3:], start=3):
         optimizer.param_groups[0]["lr"] = rate(number)

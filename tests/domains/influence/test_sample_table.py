@@ -41,7 +41,7 @@ def test_minus_zero_is_zero():
 def test_content_that_is_new_after_the_first_epoch_leaves_the_batch_budget_only():
     influence = recorder_with({"epoch": 0}, {"features": FEATURES + 0.01, "epoch": 1}).influence()
     queries = torch.ones(1, 2)
-    with pytest.raises(UncertifiableError, match="epoch 1 brought 3 samples.*Give `ids`, or use the budget for each"):
+    with pytest.raises(UncertifiableError, match="epoch 1 brought 3 samples.*an id .*, or use the budget for each"):
         influence.coefficients(queries)
     with pytest.raises(UncertifiableError, match="not seen there"):
         next(influence.budget_groups(queries, "dataset"))
@@ -58,7 +58,9 @@ def test_new_batches_of_the_first_epoch_are_expected():
 def test_ids_hold_augmented_features_together():
     ids = torch.tensor([7, 5, 9])
     moved = {"features": FEATURES + 0.01, "ids": ids, "epoch": 1}
-    influence = recorder_with({"ids": ids}, moved).influence()
+    recorder = recorder_with({"ids": ids}, moved)
+    assert recorder.named
+    influence = recorder.influence()
     assert influence.features.shape == (6, 2)
     assert influence.sample_of_row.tolist() == [0, 1, 2, 0, 1, 2]
     assert influence.coefficients(torch.ones(1, 2)).shape == (1, 3)

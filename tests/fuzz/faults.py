@@ -66,13 +66,13 @@ class Planted:
         return (self.operation is None or self.operation in operations) and self.concerns(case)
 
     def found(self, case: Training, runs: list[Parameters]) -> str | None:
-        """Return how the fuzzer notices it, by poisoned runs or by a self-check of the package; None if it does not."""
+        """Return how the fuzzer notices it: by a poisoned run, or since the package itself does; None if it does not."""
         with pytest.MonkeyPatch.context() as patch:
             self.plant(patch)
             try:
                 bounds = case.certified(**self.settings)
-            except UncertifiableError:
-                return None
+            except UncertifiableError:  # of a training that is certified without the mistake
+                return "refusal"
             except AgtError:
                 return "self-check"
             except Exception:  # the mistake makes the code crash

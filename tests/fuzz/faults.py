@@ -66,7 +66,7 @@ class Planted:
         return (self.operation is None or self.operation in operations) and self.concerns(case)
 
     def found(self, case: Training, runs: list[Parameters]) -> str | None:
-        """Return how the fuzzer notices it: by a poisoned run, or since the package itself does; None if it does not."""
+        """Return how it is noticed, by a poisoned run or by the package itself; None if it is not."""
         with pytest.MonkeyPatch.context() as patch:
             self.plant(patch)
             try:

@@ -123,3 +123,10 @@ def test_both_bounds_of_the_step_matter(name):
 
     one = abstract_run(setting, start, gradients, One())[1][-1]
     assert float((one.width - both.width).max()) > 1e-3
+
+
+def test_a_second_moment_of_zero_has_a_ratio_in_bounds_of_a_coarser_type():
+    """A run in float64 whose gradient was zero, under bounds in float32: the smallest normal number is that of both."""
+    zero = torch.zeros(2, dtype=DOUBLE)
+    nominal = AbstractAdam().nominal({"exp_avg": zero, "exp_avg_sq": zero}, 1, torch.float32)
+    assert torch.equal(nominal.moments["ratio"].lower, torch.zeros(2))

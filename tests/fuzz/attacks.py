@@ -42,6 +42,9 @@ class Attacker:
     Args:
         case: the training.
         draw: source of chance.
+
+    Attributes:
+        targets: what the attacks so far have raised or lowered.
     """
 
     def __init__(self, case: Training, draw: random.Random) -> None:
@@ -51,6 +54,7 @@ class Attacker:
         module = case.plan.build(torch.float64)
         self.module: nn.Module = module
         self.start = {n: p.detach().requires_grad_() for n, p in module.named_parameters() if p.requires_grad}
+        self.targets: list[Target] = []
         self.clean: Steps = tuple(tuple((_double(x), _double(y), m) for x, y, m in step) for step in case.steps)
 
     def poisoned(self, count: int) -> Iterator[Steps]:
@@ -79,9 +83,11 @@ class Attacker:
         return tuple(steps)
 
     def target(self) -> Target:
-        """Draw an element of a trained parameter."""
+        """Draw an element of a trained parameter, and remember it."""
         name = self.draw.choice(list(self.start))
-        return Target(name, self.draw.randrange(self.start[name].numel()), self.draw.choice([-1.0, 1.0]))
+        target = Target(name, self.draw.randrange(self.start[name].numel()), self.draw.choice([-1.0, 1.0]))
+        self.targets.append(target)
+        return target
 
     def _greedy(self) -> Steps:
         """Poison one step after another for the parameters right after it."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning import ParameterBounds
+from tests.fuzz.attacks import Target
 
 Parameters = dict[str, Tensor]
 
@@ -44,21 +45,24 @@ def worst_violation(bounds: ParameterBounds, runs: Sequence[Parameters]) -> Viol
     return worst
 
 
-def attained_share(bounds: ParameterBounds, runs: Sequence[Parameters]) -> float | None:
-    """Return the mean share of the room on both sides of the clean run that some run used; None without any room.
+def attained_share(bounds: ParameterBounds, runs: Sequence[Parameters], targets: Sequence[Target]) -> float | None:
+    """Return the mean share of the room from the clean run to the bound that some run used, for what was attacked.
+
+    It is a lower bound on how tight the bounds are: attacks are no optimum.
 
     Args:
         bounds: of the training.
         runs: the first one is clean.
+        targets: elements that attacks raised or lowered.
+
+    Returns:
+        The mean over the targets with any room; None if there are none.
     """
     shares = []
-    for name, clean in runs[0].items():
-        start, values = clean.double(), torch.stack([run[name].double() for run in runs])
-        for room, used in (
-            (bounds[name].upper.double() - start, values.amax(0) - start),
-            (start - bounds[name].lower.double(), start - values.amin(0)),
-        ):
-            wide = room > 1e-6 * (1 + start.abs())
-            shares.append((used[wide] / room[wide]).flatten())
-    together = torch.cat(shares)
-    return float(together.mean()) if len(together) else None
+    for target in targets:
+        values = [float(run[target.name].flatten()[target.index]) for run in runs]
+        side = bounds[target.name].upper if target.sign > 0 else bounds[target.name].lower
+        room = target.sign * (float(side.flatten()[target.index]) - values[0])
+        if room > 1e-6 * (1 + abs(values[0])):
+            shares.append(max(target.sign * (value - values[0]) for value in values) / room)
+    return sum(shares) / len(shares) if shares else None

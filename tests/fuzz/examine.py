@@ -9,6 +9,7 @@ import torch
 
 from agt_lightning.errors import AgtError, UncertifiableError, UnsoundBoundError
 from tests.fuzz.check import attained_share, worst_violation
+from tests.fuzz.facts import checked_facts
 from tests.fuzz.report import Report, say
 from tests.fuzz.runs import poisoned_runs
 from tests.fuzz.trainings import training
@@ -41,12 +42,13 @@ def examine(seed: int, trainings: int, report: Report, *, verbose: bool = False)
     if verbose:
         say(case.summary())
     try:
-        bounds, operations = case.certified_with_operations()
+        with checked_facts():
+            bounds, operations = case.certified_with_operations()
     except Exception as error:  # a crash is a finding as well
         report.counts[_kind(error)] += 1
         report.stopped.append(f"{_kind(error)}: {case.summary()}\n    {type(error).__name__}: {str(error)[:400]}")
         return
-    runs = list(poisoned_runs(case, trainings))
+    runs, targets = poisoned_runs(case, trainings)
     report.counts["certified trainings"] += 1
     report.counts["poisoned trainings"] += len(runs)
     violation = worst_violation(bounds, runs)
@@ -54,7 +56,7 @@ def examine(seed: int, trainings: int, report: Report, *, verbose: bool = False)
         report.counts["outside"] += 1
         report.violations.append(f"{violation}\n    {case.summary()}")
         say(report.violations[-1])
-    report.add(case, operations, attained_share(bounds, runs))
+    report.add(case, operations, attained_share(bounds, runs, targets))
 
 
 def _kind(error: Exception) -> str:

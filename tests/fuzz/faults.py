@@ -447,7 +447,7 @@ def main() -> None:
             _, operations = case.certified_with_operations()
         except (AgtError, ValueError):
             continue
-        runs = list(poisoned_runs(case, given.trainings))
+        runs, _ = poisoned_runs(case, given.trainings)
         spent += time.monotonic() - began
         for name, fault in list(missing.items()):
             how = fault.found(case, runs) if fault.may_matter(case, operations) else None

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from agt_lightning import UnboundedAdversary
-from tests.fuzz.attacks import Attacker, Steps
+from tests.fuzz.attacks import Attacker, Steps, Target
 from tests.fuzz.trainings import Training
 
 Parameters = dict[str, Tensor]
 
 
-def poisoned_runs(case: Training, count: int) -> Iterator[Parameters]:
-    """Yield the parameters after so many poisoned trainings; the first one is clean.
+def poisoned_runs(case: Training, count: int) -> tuple[list[Parameters], list[Target]]:
+    """Return the parameters after so many poisoned trainings, and what they raised or lowered; the first one is clean.
 
     Args:
         case: the training.
@@ -24,11 +23,9 @@ def poisoned_runs(case: Training, count: int) -> Iterator[Parameters]:
     """
     draw = random.Random(case.seed + 1)
     if isinstance(case.adversary, UnboundedAdversary):
-        for number in range(count):
-            yield _substituted(case, case.adversary, draw, poison=number > 0)
-        return
-    for steps in Attacker(case, draw).poisoned(count):
-        yield trained(case, steps)
+        return [_substituted(case, case.adversary, draw, poison=number > 0) for number in range(count)], []
+    attacker = Attacker(case, draw)
+    return [trained(case, steps) for steps in attacker.poisoned(count)], attacker.targets
 
 
 def trained(case: Training, steps: Steps) -> Parameters:

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from agt_lightning.interval import Interval
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules import RULES
 from tests.fuzz.attacks import Attacker
 from tests.fuzz.blocks import FAMILIES
 from tests.fuzz.check import worst_violation
 from tests.fuzz.examine import fuzz
+from tests.fuzz.facts import FactError, checked_facts
 from tests.fuzz.faults import FAULTS
 from tests.fuzz.networks import INPUTS, Network
 from tests.fuzz.runs import poisoned_runs
@@ -90,6 +92,15 @@ def _recorded(network, criterion, batch):
     return {call.op for call in objective.program.graph.calls}
 
 
+def test_a_wrong_fact_is_noticed():
+    negative = torch.tensor([-1.0])
+    with checked_facts():
+        with pytest.raises(FactError, match="nonnegative"):
+            Interval.trusted(negative, negative, nonnegative=True)
+        with pytest.raises(FactError, match="ordered"):
+            Interval.trusted(-negative, negative)
+
+
 def test_a_seed_gives_the_same_training_again():
     first, again = (training(11) for _ in range(2))
     assert first.summary() == again.summary()
@@ -142,5 +153,5 @@ def test_a_mistake_is_found_within_a_few_trainings(name):
 
 
 def _notices(fault, case):
-    runs = list(poisoned_runs(case, 12))
+    runs, _ = poisoned_runs(case, 12)
     return fault.found(case, runs) is not None and worst_violation(case.certified(), runs) is None

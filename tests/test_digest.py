@@ -75,7 +75,7 @@ def test_layout_in_memory_does_not_count():
     assert state_digest(torch.empty(0, 3)) != state_digest(torch.empty(3, 0))
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), 1j, torch.float32], ids=repr)
+@pytest.mark.parametrize("value", [{1, 2}, object(), 1j, torch.float32], ids=lambda value: type(value).__name__)
 def test_other_types_are_refused(value):
     with pytest.raises(TypeError, match="Expected tensors, numbers, strings"):
         state_digest({"a": [value]})

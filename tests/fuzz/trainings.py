@@ -72,14 +72,24 @@ class Training:
 
     def certified_with_operations(self, **settings: Any) -> tuple[ParameterBounds, list[str]]:
         """Return the bounds after the last step, and the names of the operations of the recorded loss."""
+        engine = self.engine_after(self.steps, **settings)
+        calls = engine.objective(self.steps[0][0]).program.graph.calls
+        return engine.bounds, sorted({str(call.op).removeprefix("aten.") for call in calls})
+
+    def engine_after(self, steps: Sequence[Sequence[Batch]], **settings: Any) -> AbstractGradientEngine:
+        """Return the engine after training on some micro-batches.
+
+        Args:
+            steps: the micro-batches of each step, in this process.
+            settings: of the bounds, instead of those of this training; ``processes`` among them.
+        """
         module = self.module()
         config = {"poisonable": _mask, **self.engine, **settings}
         engine = AbstractGradientEngine(module, self.loss, self.adversary, **config)
         optimizer = self.optimizer(_trained(module), **self.settings)
-        for number, batches in enumerate(self.steps):
+        for number, batches in enumerate(steps):
             engine.step(list(batches), optimizer, epoch=number)
-        calls = engine.objective(self.steps[0][0]).program.graph.calls
-        return engine.bounds, sorted({str(call.op).removeprefix("aten.") for call in calls})
+        return engine
 
     def summary(self) -> str:
         """Return what was drawn, in one line."""

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install clean
+.PHONY: demo test fuzz install clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,14 @@ test: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=30 -m "not slow"
+
+# Random certified trainings, poisoned (docs/fuzzing.md): an hour, before each release. Stops at the first finding.
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes 30 --workers 2
+	for part in processes optimizers lemmas flips checkpoints; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.$$part --minutes 5 || exit 1; \
+	done
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.floats.fuzz --minutes 5
 
 clean:
 	rm -rf $(VENV) outputs

@@ -78,7 +78,7 @@ def _worst(bounds: ParameterBounds, parameters: dict[str, torch.Tensor]) -> tupl
 
 
 def main() -> None:
-    """Run until time is over, and print what was found."""
+    """Run until time is over, and print what was found; exit with 1 if something was outside."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1.0)
@@ -104,6 +104,7 @@ def main() -> None:
             _say(f"{violation} {case.engine} {case.optimizer.__name__} {case.dtype} {case.adversary}")
             break
     _say(str(dict(counts)))
+    sys.exit(counts["outside"] > 0)
 
 
 def _say(line: str) -> None:

@@ -5,14 +5,10 @@ python -m tests.fuzz.checkpoints --seed 0 --minutes 5
 
 from __future__ import annotations
 
-import argparse
 import io
 import random
 import struct
-import sys
 import tempfile
-import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +30,7 @@ from agt_lightning.lightning.resume import (
     holds_steps,
     saved_bounds,
 )
+from tests.fuzz.command import fuzz_until_time_is_over
 
 FLIPS_OF_A_FILE, CUTS_OF_A_FILE = 60, 8
 """Kinds of damage to a whole file, for each seed."""
@@ -364,23 +361,5 @@ def violations(seed: int, counts: Counter[str]) -> Iterator[str]:
             yield f"seed {seed}, {damage}: {found}"
 
 
-def main() -> None:
-    """Run until time is over, and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    counts: Counter[str] = Counter()
-    end, seed = time.monotonic() + 60 * arguments.minutes, arguments.seed
-    while time.monotonic() < end:
-        for violation in violations(seed, counts):
-            sys.stdout.write(f"{violation}\n")
-            sys.stdout.flush()
-        counts["trainings"] += 1
-        seed += 1
-    sys.stdout.write(f"{dict(counts)}\n")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz_until_time_is_over(violations, __doc__)

@@ -5,13 +5,9 @@ python -m tests.fuzz.flips --seed 0 --minutes 5
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import random
-import sys
-import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +19,7 @@ from torch import Tensor, nn
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel
 from agt_lightning.errors import AgtError, UncertifiableError
 from agt_lightning.lightning.resume import bounds_to_save, resume
+from tests.fuzz.command import fuzz_until_time_is_over
 
 MOST = 3
 """Flips that are tried at once."""
@@ -290,22 +287,5 @@ def violations(seed: int, counts: Counter[str]) -> Iterator[str]:
         yield f"seed {seed}, query {query}: {int(flips[query])} flips are certified, {int(least[query])} change it"
 
 
-def main() -> None:
-    """Run until time is over, and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    counts: Counter[str] = Counter()
-    end, seed = time.monotonic() + 60 * arguments.minutes, arguments.seed
-    while time.monotonic() < end:
-        for violation in violations(seed, counts):
-            sys.stdout.write(f"{violation}\n")
-            sys.stdout.flush()
-        seed += 1
-    sys.stdout.write(f"{dict(counts)}\n")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz_until_time_is_over(violations, __doc__)

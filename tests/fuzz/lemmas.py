@@ -5,12 +5,8 @@ python -m tests.fuzz.lemmas --seed 0 --minutes 5
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
-import sys
-import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +20,7 @@ from torch.nn import functional as F
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.domains.ball import BallDomain
 from agt_lightning.errors import AgtError, UncertifiableError
+from tests.fuzz.command import fuzz_until_time_is_over
 
 ATTACKS, ASCENTS = 6, 8
 """Points of the ball that are tried in each step, and how often each is improved."""
@@ -291,22 +288,5 @@ def violations(seed: int, counts: Counter[str]) -> Iterator[str]:
         yield f"seed {seed}: a step ends at {farthest}, outside of {step.after}, from a radius of {step.before}: {case}"
 
 
-def main() -> None:
-    """Run until time is over, and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    counts: Counter[str] = Counter()
-    end, seed = time.monotonic() + 60 * arguments.minutes, arguments.seed
-    while time.monotonic() < end:
-        for violation in violations(seed, counts):
-            sys.stdout.write(f"{violation}\n")
-            sys.stdout.flush()
-        seed += 1
-    sys.stdout.write(f"{dict(counts)}\n")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz_until_time_is_over(violations, __doc__)

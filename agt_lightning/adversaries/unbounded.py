@@ -23,8 +23,8 @@ class UnboundedAdversary:
 
     Args:
         n: number of substituted samples per batch (per optimizer step, if gradients accumulate).
-        kappa: clipping level κ, in units of the gradient of one sample's loss, without a factor in front of the mean: in
-            ``0.3 * loss.mean()``, gradients of ``loss`` are clipped, and 0.3 is applied to the mean of the clipped ones.
+        kappa: clipping level κ, in units of the gradient of one sample's loss, without a factor in front of the mean:
+            in ``0.3 * loss.mean()``, gradients of ``loss`` are clipped, and 0.3 is a factor of their mean.
         clip: ``"value"`` cuts each entry of a sample's gradient to [-κ, κ]; ``"norm"`` scales a sample's gradient, over
             all trainable parameters, to Euclidean norm at most κ.
 

@@ -144,7 +144,7 @@ def training(seed: int) -> Training:
 
 
 def _engine(draw: random.Random, adversary: Adversary) -> dict[str, Any]:
-    methods = ["ibp"] * 6 + ["tightest", "crown"]
+    methods = ["ibp"] * 5 + ["tightest", "crown", "crown"]
     domains: Sequence[Any] = [("box",), ("box",), "auto"]
     return {
         "method": draw.choice(methods),
@@ -263,7 +263,7 @@ def _adversary(draw: random.Random, plan: Plan, size: int, labels: str) -> Adver
     moved = _moved_labels(draw, labels)
     if plan.tokens or draw.random() < 0.3:
         return BoundedAdversary(n=n, **moved)
-    epsilon: Any = draw.choice([1e-3, 0.02, 0.1, 0.1])
+    epsilon: Any = draw.choice([1e-3, 0.02, 0.1, 0.1, 1.0])
     if draw.random() < 0.15:
         epsilon = epsilon * torch.rand(plan.shape, generator=torch.Generator().manual_seed(draw.randrange(2**31)))
     bounds = draw.choice([{}, {}, {}, {"bounds": (-1.0, 1.5)}])
@@ -275,4 +275,4 @@ def _moved_labels(draw: random.Random, labels: str) -> dict[str, Any]:
     if labels in ("class", "binary"):
         some = {"target_classes": (draw.randrange(CLASSES),), "source_classes": (draw.randrange(CLASSES),)}
         return {"nu": 1, "q": 0, **(draw.choice([{}, {}, some]) if labels == "class" else {})}
-    return {"nu": draw.choice([0.01, 0.3]), "q": draw.choice([float("inf"), 2.0, 1.0])}
+    return {"nu": draw.choice([0.01, 0.3, 2.0]), "q": draw.choice([float("inf"), 2.0, 1.0])}

@@ -28,9 +28,11 @@ from agt_lightning.labels import ClassLabels
 from agt_lightning.optimizers import AbstractAdagrad, AbstractAdam, AbstractAdamW, AbstractRMSprop, AbstractSGD
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.prefix import PoisonedPrefix
-from agt_lightning.rules import RULES
+from agt_lightning.rules import RULES, Site
 from agt_lightning.rules import convolution as convolution_rules
 from agt_lightning.rules import linear as linear_rules
+from agt_lightning.rules.loss import BinaryCrossEntropy, CrossEntropy
+from agt_lightning.rules.values import as_interval
 from tests.fuzz.check import worst_violation
 from tests.fuzz.report import say
 from tests.fuzz.runs import Parameters, poisoned_runs
@@ -82,10 +84,47 @@ class Planted:
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
+INVISIBLE = frozenset(
+    {
+        "detach: gradient passes",  # what is behind `detach` alone is trained by no gradient
+        "mse: sign of the label's gradient",  # labels are not trained
+        "mse: interior minimum missed",  # the value of a loss is in no gradient
+        "cross-entropy: flips forgotten",  # in the bounds on real arithmetic alone; see below
+        "binary cross-entropy: one label",  # likewise
+    }
+)
+"""Broken rules that change no parameter's bounds, so that only the laws of rules find them."""
+
+
+class _WithoutFlips(CrossEntropy):
+    """Takes labels as they are."""
+
+    def target(self, site: Site, logits: Interval, target: Any) -> Interval:
+        return super().target(
+            site, logits, replace(target, flippable=False) if isinstance(target, ClassLabels) else target
+        )
+
+
+class _OneLabel(BinaryCrossEntropy):
+    """Takes the smaller label."""
+
+    def slope(self, site: Site, inputs: Any) -> Interval:
+        return super().slope(site, [inputs[0], Interval.point(as_interval(inputs[1]).lower), *inputs[2:]])
+
+
+_OWN_RULES = {
+    "cross-entropy: flips forgotten in targets": (torch.ops.aten.cross_entropy_loss.default, _WithoutFlips()),
+    "binary cross-entropy: one label in slopes": (
+        torch.ops.aten.binary_cross_entropy_with_logits.default,
+        _OneLabel(),
+    ),
+}
+
 _RULES = [
     Planted(name, settings={"rules": {**RULES, op: rule}}, operation=str(op).removeprefix("aten."))
-    for broken in (BROKEN_RULES, BROKEN_CONVOLUTIONS, BROKEN_NETWORKS)
+    for broken in (BROKEN_RULES, BROKEN_CONVOLUTIONS, BROKEN_NETWORKS, _OWN_RULES)
     for name, (op, rule) in broken.items()
+    if name not in INVISIBLE
 ]
 
 

@@ -94,7 +94,8 @@ class Case:
     def module(self) -> nn.Sequential:
         """Return the network before training."""
         torch.manual_seed(self.seed)
-        first = nn.Sequential(nn.Linear(2, 3), nn.Tanh()).requires_grad_(False) if self.frozen else nn.Identity()
+        wide = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 3), nn.Tanh())  # rounds by the batch's size
+        first = wide.requires_grad_(False) if self.frozen else nn.Identity()
         head = nn.Linear(3 if self.frozen else 2, self.outputs, bias=self.seed % 4 > 0)
         return nn.Sequential(first, head).to(self.dtype)
 

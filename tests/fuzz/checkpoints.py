@@ -365,7 +365,7 @@ def violations(seed: int, counts: Counter[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run until time is over, and print what was found."""
+    """Run until time is over, and print what was found; exit with 1 if something was."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1.0)
@@ -380,6 +380,7 @@ def main() -> None:
         counts["trainings"] += 1
         seed += 1
     sys.stdout.write(f"{dict(counts)}\n")
+    sys.exit(bool(counts["violations"] or counts["stopped"]))
 
 
 if __name__ == "__main__":

@@ -94,8 +94,7 @@ class Case:
     def module(self) -> nn.Sequential:
         """Return the network before training."""
         torch.manual_seed(self.seed)
-        wide = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 3), nn.Tanh())  # rounds by the batch's size
-        first = wide.requires_grad_(False) if self.frozen else nn.Identity()
+        first = nn.Sequential(nn.Linear(2, 3), nn.Tanh()).requires_grad_(False) if self.frozen else nn.Identity()
         head = nn.Linear(3 if self.frozen else 2, self.outputs, bias=self.seed % 4 > 0)
         return nn.Sequential(first, head).to(self.dtype)
 
@@ -292,7 +291,7 @@ def violations(seed: int, counts: Counter[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run until time is over, and print what was found."""
+    """Run until time is over, and print what was found; exit with 1 if something was."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1.0)
@@ -306,6 +305,7 @@ def main() -> None:
             sys.stdout.flush()
         seed += 1
     sys.stdout.write(f"{dict(counts)}\n")
+    sys.exit(bool(counts["violations"] or counts["stopped"]))
 
 
 if __name__ == "__main__":

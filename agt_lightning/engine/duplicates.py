@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agt_lightning.capture import flatten
 from agt_lightning.distributed.fingerprint import row_fingerprints
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.propagation.objective import BoundedObjective
@@ -23,11 +22,7 @@ def sample_keys(bounded: BoundedObjective, batch: object, ids: Tensor | None) ->
     """
     if ids is not None:
         return ids
-    leaves, _ = flatten(batch)
-    read = [
-        leaves[position] for name, position in bounded.program.graph.leaves.items() if name in bounded.objective.samples
-    ]
-    return row_fingerprints(read)
+    return row_fingerprints(bounded.sample_entries(batch))
 
 
 def require_distinct(keys: Sequence[Tensor]) -> None:

@@ -199,6 +199,12 @@ class BoundedObjective:
             0,
         )
 
+    def sample_entries(self, batch: object) -> list[Tensor]:
+        """Return all that the loss reads of samples, from a batch of this structure."""
+        leaves, _ = flatten(batch)
+        graph_leaves = self.program.graph.leaves.items()
+        return [leaves[position].detach() for name, position in graph_leaves if name in self.objective.samples]
+
     @cached_property
     def _rounded(self) -> dict[tuple[torch.dtype, Floats], BoundedObjective]:
         return {}

@@ -36,7 +36,7 @@ def main() -> None:
         for job in [pool.submit(fuzz, *job) for job in jobs]:
             whole.merge(job.result())
     _print(whole, time.monotonic() - began)
-    sys.exit(bool(whole.violations or whole.counts["crashed"]))
+    sys.exit(bool(whole.violations or whole.counts["crashed"] or whole.counts["stopped"]))
 
 
 def _print(report: Report, seconds: float) -> None:

@@ -38,7 +38,7 @@ def worst_violation(bounds: ParameterBounds, runs: Sequence[Parameters]) -> Viol
         for name, value in parameters.items():
             lower, upper, exact = bounds[name].lower.double(), bounds[name].upper.double(), value.double()
             beyond = torch.maximum(lower - exact, exact - upper).flatten()
-            beyond = torch.where(exact.flatten().isfinite(), beyond, torch.inf)
+            beyond = torch.where(exact.flatten().isfinite() & beyond.isfinite(), beyond, torch.inf)  # NaN is outside
             excess, at = float(beyond.max()), int(beyond.argmax())
             if excess > 0 and (worst is None or excess > worst.excess):
                 worst = Violation(number, name, excess, float((upper - lower).flatten()[at]))

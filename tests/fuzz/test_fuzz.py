@@ -1,5 +1,6 @@
 """The first minute of the fuzzer, and what it is made of: every operation, attacks that find mistakes, seeds."""
 
+import math
 import random
 import warnings
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from agt_lightning import ParameterBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules import RULES
@@ -99,6 +101,16 @@ def test_a_wrong_fact_is_noticed():
             Interval.trusted(negative, negative, nonnegative=True)
         with pytest.raises(FactError, match="ordered"):
             Interval.trusted(-negative, negative)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "value"),
+    [(-1.0, 1.0, 1.5), (-1.0, 1.0, math.nan), (-1.0, 1.0, math.inf), (math.nan, math.nan, 0.0)],
+)
+def test_what_is_outside_or_no_number_is_a_violation(lower, upper, value):
+    bounds = ParameterBounds({"w": Interval.trusted(torch.tensor([lower, 0.0]), torch.tensor([upper, 0.0]))})
+    assert worst_violation(bounds, [{"w": torch.tensor([value, 0.0])}]) is not None
+    assert worst_violation(bounds, []) is None
 
 
 def test_a_seed_gives_the_same_training_again():

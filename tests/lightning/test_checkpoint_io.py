@@ -131,6 +131,17 @@ def test_damage_that_no_other_check_sees_is_refused(edit, stopped, resume):
         resume(stopped, domains=("box", "ball"))
 
 
+def test_bounds_that_lost_both_keys_of_their_form_are_refused(stopped, resume):
+    def edit(state):
+        state.pop("digest")
+        state.pop("floats")
+        state["domains"]["box"]["upper"]["net.0.weight"].view(torch.int64).bitwise_xor_(1)
+
+    change(stopped, edit, sign=False)
+    with pytest.raises(BoundsMismatchError, match="the file is damaged, or was changed"):
+        resume(stopped, domains=("box", "ball"), floats="real")
+
+
 def test_bounds_from_before_digests_are_read(stopped, resume):
     def older(state):
         for key in ("floats", "digest", "buffers_at_start"):

@@ -25,6 +25,7 @@ from agt_lightning.domains.influence.applicability import (
 from agt_lightning.domains.influence.label_sets import allowed_labels
 from agt_lightning.domains.influence.recorded_head import RecordedHead
 from agt_lightning.domains.influence.recorder import HeadRecorder
+from agt_lightning.domains.influence.sample_table import content_digests
 from agt_lightning.domains.sgd import sgd_problems
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
@@ -48,6 +49,7 @@ class InfluenceStep:
         ids: integers that identify the samples, (b,); None to identify them by their content.
         epoch: number of the epoch; None if unknown.
         errors: largest distances of features and of targets in a run from these.
+        sources: `content_digests` of what the loss reads of each sample, (b, 16); None if some process lacks them.
     """
 
     head: LabelledHead
@@ -58,6 +60,7 @@ class InfluenceStep:
     ids: Tensor | None
     epoch: int | None
     errors: tuple[float, float]
+    sources: Tensor | None
 
 
 class InfluenceDomain(Domain[InfluenceStep]):
@@ -145,6 +148,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
             ids=_all_entries(gathered, "ids"),
             epoch=every.pop() if len(every) == 1 else None,
             errors=(max(feature for feature, _ in errors), max(target for _, target in errors)),
+            sources=_all_entries(gathered, "sources"),
         )
 
     @override
@@ -162,6 +166,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
                 epoch=data.epoch,
                 poisonable=data.poisonable,
                 errors=data.errors,
+                sources=data.sources,
             )
         except (UncertifiableError, ValueError) as error:
             raise DomainLostError(str(error)) from error
@@ -284,7 +289,7 @@ def _require_valid_targets(adversary: Adversary, targets: Tensor, codewords: Ten
 
 
 def _local_entries(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead]) -> dict[str, Entry]:
-    """Return features, targets and, if there are any, ids of this process's samples."""
+    """Return features, targets and ids of this process's samples; without ids, digests of their content."""
     entries: dict[str, Entry] = {
         "features": torch.cat(
             [as_interval(part.nominal[head.input]).lower for part, head in zip(parts, heads, strict=True)]
@@ -292,7 +297,9 @@ def _local_entries(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead])
         "targets": torch.cat([_targets(part, head) for part, head in zip(parts, heads, strict=True)]),
     }
     ids = [part.sample_ids.cpu() for part in parts if part.sample_ids is not None]
-    return {**entries, "ids": torch.cat(ids)} if len(ids) == len(parts) else entries
+    if len(ids) == len(parts):
+        return {**entries, "ids": torch.cat(ids)}
+    return {**entries, "sources": torch.cat([content_digests(p.bounded.sample_entries(p.batch.data)) for p in parts])}
 
 
 def _errors(parts: Sequence[BoundedBatch], heads: Sequence[LabelledHead], dtype: torch.dtype) -> tuple[float, float]:

@@ -62,6 +62,7 @@ class HeadRecorder:
         epoch: int | None = None,
         poisonable: Tensor | None = None,
         errors: tuple[float, float] = (0.0, 0.0),
+        sources: Tensor | None = None,
     ) -> None:
         """Add one optimizer step.
 
@@ -77,6 +78,7 @@ class HeadRecorder:
                 leaves only the budget for each batch.
             poisonable: samples whose label can be changed, boolean (b,); None for all.
             errors: largest distances of a sample's features and targets in a run from these.
+            sources: `content_digests` of what the features were computed from; None if it is the features.
 
         Raises:
             ValueError: if shapes do not fit, a value is not finite, or only some steps have ids.
@@ -84,7 +86,12 @@ class HeadRecorder:
         """
         self._check(features, targets, slopes, ids, poisonable)
         rows = self._table.rows(
-            features.detach(), targets.detach().double(), ids=ids, epoch=epoch, poisonable=poisonable
+            features.detach(),
+            targets.detach().double(),
+            ids=ids,
+            epoch=epoch,
+            poisonable=poisonable,
+            sources=sources,
         )
         factors = self._next_factors(settings, settings if bias_settings is None else bias_settings)
         self._add(rows, slopes.detach().double().clone(), factors, errors)

@@ -79,6 +79,7 @@ class SampleTable:
         ids: Tensor | None = None,
         epoch: int | None = None,
         poisonable: Tensor | None = None,
+        sources: Tensor | None = None,
     ) -> Tensor:
         """Look a batch up in the table, and add its new rows and samples.
 
@@ -89,6 +90,8 @@ class SampleTable:
                 then hold for all batches.
             epoch: number of the epoch; None for an epoch of its own.
             poisonable: boolean (b,); None for all. A sample that is poisonable once stays so.
+            sources: `content_digests` of what the features were computed from, which is the content of samples without
+                ids; None if it is the features. Computed features of equal samples can differ by rounding.
 
         Returns:
             Rows of `features`, int64 (b,), on the device of the batch.
@@ -99,7 +102,8 @@ class SampleTable:
         """
         self._check_ids(ids)
         contents, labels = _digests(features), _digests(targets)
-        names = [c + t for c, t in zip(contents, labels, strict=True)] if ids is None else _digests(ids[:, None])
+        origins = contents if sources is None else _digests(sources)
+        names = [o + t for o, t in zip(origins, labels, strict=True)] if ids is None else _digests(ids[:, None])
         samples, new_samples = self._add_samples(names, labels)
         rows, new_rows = self._add_rows(samples, [n + c for n, c in zip(names, contents, strict=True)])
         for sample, allowed in zip(samples, _flags(poisonable, len(samples)), strict=True):
@@ -184,6 +188,8 @@ class SampleTable:
             set(state["of_epoch"].tolist() if "of_epoch" in state else ()),
         )
         table._times = dict(state["times"].tolist() if "times" in state else ())
+        if "times" not in state and not table.named and table.problem is None:
+            table.problem = f"The checkpoint does not say how often each step holds samples of equal content. {_REMEDY}"
         return table
 
     def _add_samples(self, names: list[bytes], labels: list[bytes]) -> tuple[list[int], list[int]]:
@@ -268,6 +274,26 @@ def _digests(rows: Tensor) -> list[bytes]:
     """Return a digest of each row, equal for equal values; 1e6 rows collide with probability below 1e-25."""
     values = (rows + 0).detach().cpu().contiguous().numpy()  # -0.0 + 0 is 0.0
     return [blake2b(row.tobytes(), digest_size=16).digest() for row in values]
+
+
+def content_digests(entries: Sequence[Tensor]) -> Tensor:
+    """Return a digest of each sample's content, uint8 (b, 16).
+
+    Args:
+        entries: of a batch, each with samples along axis 0.
+
+    Example:
+        >>> first, second, third = content_digests([torch.tensor([1.0, 1.0, 2.0]), torch.tensor([[0], [0], [0]])])
+        >>> torch.equal(first, second), torch.equal(first, third)
+        (True, False)
+    """
+    rows = [_digests(_readable(entry).reshape(len(entry), -1)) for entry in entries]
+    return _bytes_tensor([blake2b(b"".join(parts), digest_size=16).digest() for parts in zip(*rows, strict=True)])
+
+
+def _readable(entry: Tensor) -> Tensor:
+    """Return the same values in a type that NumPy has."""
+    return entry.float() if entry.dtype == torch.bfloat16 else entry
 
 
 def _bytes_tensor(digests: Sequence[bytes]) -> Tensor:

@@ -399,6 +399,43 @@ def test_samples_of_equal_content_are_counted_only_if_all_have_one_influence(ste
     assert (problem is None) is known
 
 
+class Wide(nn.Module):
+    """One trained layer behind a frozen one whose long sums are rounded in another way in every batch size."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(64, 6).requires_grad_(False)
+        self.head = nn.Linear(6, CLASSES)
+        self.double()
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.frozen(x)))
+
+
+def wide_engine(steps, *, equal):
+    """An engine after steps of two epochs, given by rows; rows 0 and 1 are equal or not."""
+    x, y = torch.randn(4, 64, generator=torch.Generator().manual_seed(1), dtype=F64), torch.tensor([1, 1, 0, 2])
+    if equal:
+        x[1] = x[0]
+    engine = AbstractGradientEngine(Wide(), one_hot_loss, FLIPS, domains=("influence",))
+    by_parts(engine, [(x[rows], y[rows]) for rows in steps], [0, 0, 1, 1])
+    return engine.parameter_sets["influence"].influence
+
+
+def test_equal_samples_are_equal_even_if_frozen_layers_round_them_differently():
+    """Else the second epoch would take each of the two for the other one, and flips of one for flips of both."""
+    problem = wide_engine([[0, 2, 3], [1], [1, 2, 3], [0]], equal=True).problem
+    assert problem is not None
+    assert "equal content" in problem
+
+
+def test_a_sample_is_known_even_if_frozen_layers_round_it_differently():
+    influence = wide_engine([[0, 2, 3], [1], [1, 2, 3], [0]], equal=False)
+    assert influence.problem is None
+    assert len(influence.targets) == 4
+
+
 def test_a_flip_of_one_of_two_equal_samples_can_be_stronger_than_of_both():
     """Which is why these are refused: the influence of the first step has the other sign in the second."""
     x = data()[0][:1]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from agt_lightning.domains.influence.recorder import HeadRecorder
-from agt_lightning.domains.influence.sample_table import SampleTable
+from agt_lightning.domains.influence.sample_table import SampleTable, content_digests
 from agt_lightning.domains.sgd import SGDSettings
 from agt_lightning.errors import UncertifiableError
 
@@ -117,3 +117,18 @@ def test_maximize_is_refused():
     group = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, maximize=True).param_groups[0]
     with pytest.raises(UncertifiableError, match="maximize=False"):
         SGDSettings.of_group(group)
+
+
+def test_a_table_that_did_not_count_equal_content_leaves_the_batch_budget_only():
+    table, named = SampleTable(), SampleTable()
+    table.rows(FEATURES, TARGETS, epoch=0)
+    named.rows(FEATURES, TARGETS, ids=torch.arange(3), epoch=0)
+    old, old_named = ({k: v for k, v in each.state().items() if k != "times"} for each in (table, named))
+    assert "how often" in SampleTable.restored(old).problem
+    assert SampleTable.restored(old_named).problem is None
+
+
+def test_bfloat16_has_a_content():
+    digests = content_digests([torch.tensor([1.0, 1.0, 2.0], dtype=torch.bfloat16)])
+    assert torch.equal(digests[0], digests[1])
+    assert not torch.equal(digests[0], digests[2])

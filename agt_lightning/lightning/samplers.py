@@ -62,12 +62,18 @@ def draws_once(trainer: L.Trainer) -> bool:
     return all(type(sampler) in _DRAW_ONCE for sampler in _samplers(trainer))
 
 
+def has_indices(trainer: L.Trainer) -> bool:
+    """Return whether no loader reads an `IterableDataset`, which can yield a sample as often as it likes."""
+    return not any(isinstance(getattr(loader, "dataset", None), IterableDataset) for loader in _loaders(trainer))
+
+
 def starts_again(trainer: L.Trainer) -> bool:
     """Return whether the shorter of several loaders starts again within an epoch, and draws its samples once more."""
     combined = trainer.fit_loop._combined_loader
     if combined is None or combined._mode != "max_size_cycle":
         return False
-    return len({sized_len(loader) for loader in combined.flattened}) > 1
+    lengths = [sized_len(loader) for loader in combined.flattened]
+    return len(set(lengths)) > 1 or len(lengths) > 1 and None in lengths
 
 
 def collates_more(trainer: L.Trainer, size: int) -> bool:

@@ -20,7 +20,7 @@ from agt_lightning.lightning.checks import training_problems
 from agt_lightning.lightning.hooks import optimizer_problems, remarks
 from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
-from agt_lightning.lightning.samplers import collates_more, draws_once, sampler_problems, starts_again
+from agt_lightning.lightning.samplers import collates_more, draws_once, has_indices, sampler_problems, starts_again
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.samples import MicroBatch
@@ -175,7 +175,7 @@ class CertifiedSteps:
     def _expect_repeats(self) -> None:
         drawn_once = draws_once(self.trainer) and not self._collates_more
         self.engine.expect_repeats(possible=not drawn_once)
-        self._follows_samples = drawn_once and not starts_again(self.trainer)
+        self._follows_samples = drawn_once and has_indices(self.trainer) and not starts_again(self.trainer)
 
     def _epoch(self) -> int | None:
         """Return the number of the epoch; None if a sample could be drawn several times in it."""

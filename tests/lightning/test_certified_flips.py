@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining, UncertifiableError
 from agt_lightning.domains.influence.label_sets import LabelFlips
@@ -243,13 +243,30 @@ class Drawn(Sampler):
         return 12
 
 
+class Yielded(IterableDataset):
+    """The same without indices."""
+
+    def __iter__(self):
+        samples = TensorDataset(*data())
+        return iter([samples[index] for index in Drawn()])
+
+
+def drawn_by_a_sampler():
+    return DataLoader(TensorDataset(*data()), batch_size=4, sampler=Drawn())
+
+
+def yielded_by_the_data_set():
+    return DataLoader(Yielded(), batch_size=4)
+
+
+@pytest.mark.parametrize("loader", [drawn_by_a_sampler, yielded_by_the_data_set])
 @pytest.mark.parametrize("kind", [Augmented, Probe])
-def test_samples_of_an_own_sampler_need_names(kind, fit):
+def test_samples_of_an_own_sampler_need_names(kind, loader, fit):
     """Within the first epoch, nothing but a name tells a changed sample from another one."""
 
     def model(**options):
         certified = CertifiedTraining(ADVERSARY, **options)
-        fit(kind(), DataLoader(TensorDataset(*data()), batch_size=4, sampler=Drawn()), certified)
+        fit(kind(), loader(), certified)
         return certified.certified_model()
 
     with pytest.raises(UncertifiableError, match="samplers or a `collate_fn` of the user's own"):

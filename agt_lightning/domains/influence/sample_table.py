@@ -256,7 +256,7 @@ def _new_content(first: int | None, epoch: int | None, count: int) -> str:
         return (
             f"Expected to know which samples are the same, but a step of an unknown epoch, or after one, brought "
             f"{count} samples with features or targets not seen before. An epoch is unknown without `epoch=`, and with "
-            "an iterable data set, samplers or a `collate_fn` of the user's own, which may take a sample several times. "
+            "an iterable data set, samplers or a `collate_fn` of the user's own, which may draw a sample repeatedly. "
             f"If each pass takes every sample once and unchanged, give each step its number (`epoch=`). {_REMEDY}"
         )
     return (

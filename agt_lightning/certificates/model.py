@@ -209,8 +209,8 @@ class CertifiedModel:
         every step and does not enter here. Its ``source_classes`` and ``target_classes`` enter if it flips labels, and
         so does ``poisonable``.
 
-        A sample is what ``sample_ids`` give one name. Without them it is a distinct pair of features and target as they
-        enter the layer. Samples of equal content then count as one; if they are not all in one step of every epoch, so
+        A sample is what ``sample_ids`` give one name. Without them it is a distinct pair of features and target as the
+        loss reads them. Samples of equal content then count as one; if they are not all in one step of every epoch, so
         that flips of some can do more than flips of all, this is refused. So are samples that the first epoch did not
         have, which random transforms make. ``certificate.json`` states the number of samples, and which of the two they
         are.

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from agt_lightning import BoundedAdversary
@@ -13,18 +12,7 @@ from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.passes import BoundedBatch, propagate, propagate_nominal
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
-
-
-class Behind(nn.Module):
-    """A trained layer behind a frozen one."""
-
-    def __init__(self):
-        super().__init__()
-        self.frozen = nn.Linear(2, 3).double().requires_grad_(False)
-        self.head = nn.Linear(3, 1).double()
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.frozen(x)))
+from tests.propagation.test_prefix import Behind
 
 
 @pytest.fixture

@@ -261,8 +261,8 @@ def _new_content(first: int | None, epoch: int | None, count: int) -> str:
         )
     return (
         f"Expected every epoch to hold the samples of epoch {first}, but epoch {epoch} brought {count} samples with "
-        "features or targets not seen there: random augmentation, a frozen part that rounds differently, `drop_last` "
-        f"with shuffling, a first epoch that was interrupted, or more data. {_REMEDY}"
+        "features or targets not seen there: random augmentation, `drop_last` with shuffling, a first epoch that was "
+        f"interrupted, or more data. {_REMEDY}"
     )
 
 

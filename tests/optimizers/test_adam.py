@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 from agt_lightning.optimizers import AbstractAdam, OptimizerState
 from tests.optimizers.oracles import CONTAINMENT, Setting, abstract_run, gradient_boxes, torch_run
@@ -130,3 +131,16 @@ def test_a_second_moment_of_zero_has_a_ratio_in_bounds_of_a_coarser_type():
     zero = torch.zeros(2, dtype=DOUBLE)
     nominal = AbstractAdam().nominal({"exp_avg": zero, "exp_avg_sq": zero}, 1, torch.float32)
     assert torch.equal(nominal.moments["ratio"].lower, torch.zeros(2))
+
+
+def test_squares_that_underflow_leave_the_step_inside():
+    """v is zero in float32 though the gradient is not, so m / (√v + ε) is far above the cap of real arithmetic."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([parameter], lr=1.0, eps=1e-30)
+    parameter.grad = torch.full((1,), 3e-23)
+    zero, gradient = Interval.point(torch.zeros(1, dtype=DOUBLE)), Interval.point(parameter.grad.double())
+    group, rule = optimizer.param_groups[0], AbstractAdam()
+    _, box = rule.step(group, rule.initial(group, zero), zero, gradient, Arithmetic(torch.float32, DOUBLE))
+    optimizer.step()
+    assert float(parameter.detach()) < -100
+    assert box.contains(parameter.detach().double())

@@ -12,6 +12,7 @@ from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import FactoredGradient, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
+from agt_lightning.propagation.composites import CompositeCalls
 from agt_lightning.propagation.program import Program
 from agt_lightning.rules.base import address, located
 from agt_lightning.rules.roundings import UNSTATED
@@ -93,11 +94,22 @@ def _bounded_call(
     try:
         result = program.rules[call.name].forward(program.sites[call.name], [values[name] for name in call.inputs])
         bounds = result.to(dtype=dtype) if isinstance(result, Interval) else result
+        bounds = _as_composite(program, call, values, bounds)
         if refine is not None and isinstance(bounds, Interval):
             bounds = refine({**values, call.name: bounds}, call, bounds)
         return bounds if within is None else as_interval(bounds).intersect(within)
     except (UnsoundBoundError, UncertifiableError) as error:
         raise located(error, call) from error
+
+
+def _as_composite(program: Program, call: Call, values: Mapping[str, Value], bounds: Value) -> Value:
+    """Intersect bounds with those of the function of one number that ends with a call, if there is one."""
+    composite = program.composites.get(call.name)
+    if composite is None or composite.argument not in values:
+        return bounds
+    argument = as_interval(values[composite.argument])
+    exact = composite.function.range(argument, program.arithmetic(call.name, argument.dtype))
+    return bounds if exact is None else as_interval(bounds).intersect(exact)
 
 
 def propagate_backward(
@@ -128,7 +140,10 @@ def propagate_backward(
         if observe is not None:
             observe(call, gradient)
         try:
-            _backward_call(program, call, gradient, values, gradients, parameters)
+            if call.name in program.composites:
+                _backward_composite(program, program.composites[call.name], gradient, values, gradients)
+            else:
+                _backward_call(program, call, gradient, values, gradients, parameters)
         except (UnsoundBoundError, UncertifiableError) as error:
             raise located(error, call) from error
     return {name: uses[0] if len(uses) == 1 else Summed(uses) for name, uses in parameters.items()}
@@ -159,6 +174,27 @@ def _backward_call(
         uses = program.uses(name)
         share = rule.share(site, towards, uses) if uses > 1 else towards
         gradients[name] = gradients[name] + share if name in gradients else share
+
+
+def _backward_composite(
+    program: Program,
+    composite: CompositeCalls,
+    gradient: Interval,
+    values: Mapping[str, Value],
+    gradients: dict[str, Interval],
+) -> None:
+    """Pass the gradient of a function that takes several calls on to its argument, as the chain rule and it allow."""
+    name, last = composite.argument, composite.calls[-1]
+    chain: dict[str, Interval] = {last.name: gradient}
+    for call in reversed(composite.calls):
+        _backward_call(program, call, chain.pop(call.name), values, chain, {})
+    uses = program.uses(name)
+    arithmetic = program.arithmetic(last.name, gradient.dtype)
+    exact = composite.function.towards(gradient, as_interval(values[name]), uses, arithmetic)
+    if uses > 1:
+        exact = program.rules[last.name].share(program.sites[last.name], exact, uses)
+    towards = chain[name].intersect(exact)
+    gradients[name] = gradients[name] + towards if name in gradients else towards
 
 
 def evaluate(call: Call, values: Mapping[str, Value], dtype: torch.dtype) -> Value:

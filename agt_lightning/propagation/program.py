@@ -9,7 +9,9 @@ from functools import cached_property
 
 import torch
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call, Graph
+from agt_lightning.propagation.composites import CompositeCalls, composites
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import Rule, RuleTable, Site
 from agt_lightning.rules.base import name_of
@@ -99,6 +101,17 @@ class Program:
     @cached_property
     def _uses(self) -> Counter[str]:
         return Counter(name for call in self.graph.calls if call.name in self.rules for name in call.inputs)
+
+    @cached_property
+    def composites(self) -> Mapping[str, CompositeCalls]:
+        """Functions of one number that take several calls, by the name of the last one."""
+        moving = self.samples & self.trainable & self.rules.keys()
+        return composites(self.graph, moving)
+
+    def arithmetic(self, name: str, own: torch.dtype) -> Arithmetic:
+        """Return the roundings of a call; those of bounds in type ``own`` alone if its rule does not cover any."""
+        rule = self.rules[name]
+        return rule.arithmetic(self.sites[name]) if isinstance(rule, Rounded) else Arithmetic(None, own)
 
     @property
     def unstated(self) -> tuple[str, ...]:

@@ -63,6 +63,18 @@ POSITIVES = [
     (aten.reciprocal.default, torch.reciprocal),
 ]
 
+# functions that take several calls, by the last one
+COMPOSITES = [
+    (aten.sqrt.default, "of a quadratic", lambda x: torch.sqrt(x.square() + 0.1)),
+    (aten.log.default, "of a quadratic", lambda x: torch.log(1 + x * x / 2)),
+    (aten.reciprocal.default, "of a quadratic", lambda x: torch.reciprocal(x**2 * 3 + 0.7)),
+    (aten.rsqrt.default, "of a quadratic", lambda x: torch.rsqrt(x.square() + 0.25)),
+    (aten.mul.Tensor, "swish", lambda x: x * torch.sigmoid(x)),
+    (aten.mul.Tensor, "swish beside its argument", lambda x: torch.sigmoid(x) * x - 0.5 * x + x.tanh()),
+    (aten.log.default, "of a sigmoid", lambda x: torch.log(torch.sigmoid(x))),
+    (aten.log.default, "of one minus a sigmoid", lambda x: torch.log(1 - torch.sigmoid(x))),
+]
+
 ATTENDED = Box((3,))
 
 
@@ -88,6 +100,9 @@ ELEMENTWISE = [
     *(unary(f"{use}, large", op, function, LARGE) for op, use, function in ACTIVATIONS),
     *(unary(f"{use}, one side", op, function, HIGH, ATTAINED) for op, use, function in ACTIVATIONS),
     *(composed(f"{use}, layers", op, function) for op, use, function in ACTIVATIONS),
+    *(unary(f"{use}, small", op, function, ROW) for op, use, function in COMPOSITES),
+    *(unary(f"{use}, wide", op, function, WIDE) for op, use, function in COMPOSITES),
+    *(composed(f"{use}, layers", op, function) for op, use, function in COMPOSITES),
     unary("one number", aten.exp.default, torch.exp, SCALAR, ATTAINED),
     *(unary("positive", op, function, POSITIVE, ATTAINED) for op, function in POSITIVES),
     unary("negative", aten.reciprocal.default, torch.reciprocal, NEGATIVE, ATTAINED),

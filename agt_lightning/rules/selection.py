@@ -6,10 +6,13 @@ the sum over its copies, which the transpose of the call itself gives. A value w
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture.graph import ITEM, map_references
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -108,7 +111,14 @@ class Expansion(Selection):
 
 
 class Padding(Selection):
-    """``pad``: a frame of one number, or of copies of elements, around axes other than the samples'; exact."""
+    """``pad``: a frame of one number, or of copies of elements, around axes other than the samples'."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """That of the frame's number to the type of the call; backward as of any selection."""
+        moves = super().roundings(site)
+        assert isinstance(moves, LinearMap)
+        fill = site["value"]
+        return FrameRoundings(moves.terms, moves.gradient_terms, float(fill) if isinstance(fill, int | float) else 0.0)
 
     def _keeps_rows(self, site: Site) -> bool:
         """Return whether the widths, two for each axis from the last, leave axis 0 out."""
@@ -123,6 +133,37 @@ class Padding(Selection):
         if isinstance(framed, Interval) and isinstance(fill, int | float) and fill < 0:
             return framed.mapped(lambda bound: bound)
         return framed
+
+
+@dataclass(frozen=True)
+class FrameRoundings(LinearMap):
+    """Elements are moved, and a frame of one number is put around them, which is rounded to the type of the call.
+
+    Args:
+        fill: the number.
+    """
+
+    fill: float = 0.0
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        framed = super().forward(rule, site, inputs, arithmetic)
+        if not isinstance(framed, Interval) or all(_holds(kind, self.fill) for kind in (arithmetic.run, framed.dtype)):
+            return framed
+        number = Interval.point(framed.lower.new_tensor(self.fill), nonnegative=self.fill >= 0)
+        stored = arithmetic.clear_of_underflow(arithmetic.outward(number))
+        elements = Interval.point(torch.zeros_like(as_interval(inputs[0]).lower))
+        inside = as_interval(rule.forward(site, [elements, *inputs[1:]])).lower == 0  # the frame's number is not zero
+        lower, upper = (
+            torch.where(inside, bound, end)
+            for bound, end in ((framed.lower, stored.lower), (framed.upper, stored.upper))
+        )
+        return Interval.trusted(lower, upper, nonnegative=framed.nonnegative)
+
+
+def _holds(kind: torch.dtype | None, number: float) -> bool:
+    """Return whether a type, or real arithmetic, has this number."""
+    return kind is None or float(torch.tensor(number, dtype=kind)) == number
 
 
 class Join(Selection):

@@ -153,6 +153,19 @@ def test_clamp_at_a_limit_has_both_derivatives(limits):
     assert bool((slope.upper >= 1).all())
 
 
+@pytest.mark.parametrize("number", [0.1, -0.1, 1e-50], ids=str)
+def test_a_frame_of_a_number_that_the_run_does_not_hold(number):
+    setting = Setting("frame", aten.pad.default, lambda m, x: F.pad(x, (1, 1), value=number), (Box((1,)),))
+    bounds = contained(setting, [torch.zeros(3, 1)])
+    assert bool((bounds.output.lower[:, 0] < number).all())
+    assert bool((bounds.output.width[:, 1] == 0).all())
+
+
+def test_a_frame_of_a_number_that_the_run_holds_is_exact():
+    setting = Setting("frame", aten.pad.default, lambda m, x: F.pad(x, (1, 1), value=0.5), (Box((1,)),))
+    assert bool((contained(setting, [torch.zeros(3, 1)]).output.width == 0).all())
+
+
 def test_elu_in_place_computes_its_slope_from_the_result():
     setting = Setting("in place", aten.elu.default, lambda m, x: F.elu(x + 0.0, 100.0, inplace=True), (Box((500,)),))
     contained(setting, [-torch.linspace(0.1, 16.0, 1500).reshape(3, 500)])

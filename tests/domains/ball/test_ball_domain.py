@@ -169,6 +169,19 @@ def test_the_box_contains_the_ball_in_any_type(dtype):
             assert Fraction(float(box.upper)) >= middle + Fraction(radius)
 
 
+def test_a_type_that_does_not_hold_the_center_rounds_it_outward():
+    """A point must be one: bounds of width zero beside a frozen parameter left it out."""
+    module = nn.Linear(1, 1).double()
+    with torch.no_grad():
+        module.weight.fill_(1 / 3)
+        module.bias.fill_(1 / 3)
+    for radius in (0.0, 1e-12):
+        box = ParameterBall(radius, {"weight": module.weight.detach().clone()}).box(module, torch.float32)
+        for name, parameter in module.named_parameters():
+            assert not box[name].is_point
+            assert box[name].lower.double() < parameter < box[name].upper.double()
+
+
 def test_real_runs_and_those_on_hardware_differ_in_single_precision():
     radii = {}
     for floats in ("real", "run"):

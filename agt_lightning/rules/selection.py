@@ -5,7 +5,7 @@ the sum over its copies, which the transpose of the call itself gives. A value w
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +110,44 @@ class Expansion(Selection):
         return dict(site.call.arguments) | ({"size": [samples, *size[1:]]} if whole else {})
 
 
+class NearestUpsampling(Selection):
+    """``upsample_nearest``: the nearest element along each axis of an image; exact.
+
+    Which one is nearest is computed from a ratio of sizes that kernels round in the type of the image: in another type
+    an image can have other elements. Gradients go back by the ratio in single precision, also in double precision.
+    """
+
+    def _call(self, site: Site, tensors: Sequence[Tensor]) -> Tensor:
+        # Shorter types compute in single precision.
+        return self._read(site, tensors[0], torch.float64 if site.call.dtype == torch.float64 else torch.float32)
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """The gradient carried back by the places of both passes."""
+        shape, (direct,) = as_interval(inputs[0]).shape, super().backward(site, grad, inputs, output)
+        assert direct is not None
+        if site.call.dtype != torch.float64:
+            return [direct]
+        in_single = grad.mapped(
+            lambda bound: _transpose(lambda each: self._read(site, each[0], torch.float32), [shape], bound)[0]
+        )
+        return [direct if _same(direct, in_single) else direct.hull(in_single)]
+
+    def _read(self, site: Site, image: Tensor, kind: torch.dtype) -> Tensor:
+        """Return the elements of an image at the places that are computed in this type."""
+        for axis, places in enumerate(self._places(site, image.device, kind), start=2):
+            image = image.index_select(axis, places)
+        return image
+
+    def _places(self, site: Site, device: torch.device, kind: torch.dtype) -> Iterator[Tensor]:
+        """Yield the positions along each axis of the image that the elements of the result are read from."""
+        image = site.shapes[0][2:]
+        for axis, size in enumerate(image):
+            lengths = [size if other == axis else 1 for other in range(len(image))]
+            numbers = torch.arange(size, dtype=kind, device=device).reshape(1, 1, *lengths).expand(1, 1, *image)
+            read = super()._call(site, [numbers.contiguous()])
+            yield read.movedim(2 + axis, 0).flatten(1)[:, 0].long()
+
+
 class Padding(Selection):
     """``pad``: a frame of one number, or of copies of elements, around axes other than the samples'."""
 
@@ -133,6 +171,10 @@ class Padding(Selection):
         if isinstance(framed, Interval) and isinstance(fill, int | float) and fill < 0:
             return framed.mapped(lambda bound: bound)
         return framed
+
+
+def _same(first: Interval, second: Interval) -> bool:
+    return torch.equal(first.lower, second.lower) and torch.equal(first.upper, second.upper)
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,13 @@ def test_a_frame_of_a_number_that_the_run_holds_is_exact():
     assert bool((contained(setting, [torch.zeros(3, 1)]).output.width == 0).all())
 
 
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+def test_upsampling_reads_the_elements_that_the_type_of_the_run_reads(dtype):
+    """Of two elements, the 42nd of 82 copies is the first one or the second one, by the rounding of 2 / 82."""
+    setting = Setting("82", aten.upsample_nearest1d.vec, lambda m, x: F.interpolate(x, size=82), (Box((1, 2)),))
+    contained(setting, [torch.tensor([[[1.0, 2.0]]], dtype=dtype).repeat(3, 1, 1)], dtype)
+
+
 def test_elu_in_place_computes_its_slope_from_the_result():
     setting = Setting("in place", aten.elu.default, lambda m, x: F.elu(x + 0.0, 100.0, inplace=True), (Box((500,)),))
     contained(setting, [-torch.linspace(0.1, 16.0, 1500).reshape(3, 500)])

@@ -183,8 +183,8 @@ class ParameterBounds(Mapping[str, Interval]):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            BoundsMismatchError: if it is not a complete file of bounds, or not the one that was saved. Files of before
-                version 0.2 have no digest by which that is seen.
+            BoundsMismatchError: if it is not a complete file of bounds, or not the one that was saved. A file without a
+                digest, as before version 0.2, is refused: whoever changes a file can also leave that out.
             UnsoundBoundError: if a pair of bounds is crossed, NaN or infinite.
         """
         if not Path(path).is_file():
@@ -202,10 +202,11 @@ class ParameterBounds(Mapping[str, Interval]):
                 f"Expected a file written by `ParameterBounds.save`, but {path} has format {metadata.get('format')}."
             )
         digest = metadata.pop("digest", None)
-        if digest not in (None, state_digest({**metadata, "tensors": tensors})):
+        if digest != state_digest({**metadata, "tensors": tensors}):
             raise BoundsMismatchError(
-                f"Expected the bounds as they were saved, but {path} has others: it is damaged, or was changed. Save "
-                "the bounds anew, or use those of a checkpoint."
+                f"Expected the bounds as they were saved, but {path} has others, or no digest that tells: it is "
+                "damaged, was changed, or is from before version 0.2. Save the bounds anew, or use those of a "
+                "checkpoint. If you know that the file is whole, give its tensors to `ParameterBounds` yourself."
             )
         names = dict.fromkeys(key.rsplit(".", 1)[0] for key in tensors)
         missing = [key for name in names for key in (f"{name}.lower", f"{name}.upper") if key not in tensors]

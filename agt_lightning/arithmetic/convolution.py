@@ -198,9 +198,25 @@ def _dual_norms(scale: Tensor, magnitude: Tensor, windows: Windows, p: float) ->
             patches = windows.patches(by_group(Interval.point(scale), windows.groups, group).lower)[0]
             parts += [(patches * kernel).amax(dim=1) for kernel in kernels.lower]
         return torch.stack(parts).reshape(1, -1, *windows.positions)
-    power = 2 if p == 2 else 1
-    sums = convolve(Interval.point(scale**power), Interval.point(magnitude**power), windows).lower
-    return sums.clamp(min=0) ** (1 / power)
+    largest_scale, largest_weight = _largest(scale), _largest(magnitude)
+    unit, kernel = scale / largest_scale, magnitude / largest_weight  # so that no square overflows
+    norms = _kernel_sums(unit, kernel, windows)
+    if p == 2:
+        squares, limits = _kernel_sums(unit.square(), kernel.square(), windows), torch.finfo(scale.dtype)
+        lost = squares < 4 * magnitude[0].numel() * limits.tiny / limits.eps  # where squares can lose digits
+        norms = torch.where(lost, norms, squares.sqrt())
+    return norms * largest_scale * largest_weight
+
+
+def _largest(numbers: Tensor) -> Tensor:
+    """Return the largest number, or one if all are zero."""
+    largest = numbers.amax()
+    return torch.where(largest > 0, largest, 1.0)
+
+
+def _kernel_sums(scale: Tensor, magnitude: Tensor, windows: Windows) -> Tensor:
+    """Convolve numbers that are not negative."""
+    return convolve(Interval.point(scale), Interval.point(magnitude), windows).lower.clamp(min=0)
 
 
 def has_exact_kernels(tensor: Tensor) -> bool:

@@ -263,9 +263,11 @@ class CertifiedModel:
         """Return `forward` recorded for inputs like these, after checking what it reads.
 
         Raises:
+            BoundsMismatchError: if the module has other parameters by now than those that the bounds belong to.
             UncertifiableError: if it reads a buffer that training changed, or depends on the size of the batch.
         """
         _require_samples(x)
+        self.bounds.require_weights(self.module)
         program = self._programs(x)
         problems = self.start.buffer_problems(self.module, program.graph.buffers.values()) if self.start else []
         problems = problems or self._recording_problems(program, x)

@@ -22,21 +22,12 @@ SAMPLES_ARE_NAMED = "samples_are_named"
 """Setting of a phase: whether `poisonable` or `sample_ids` was given."""
 
 UNKNOWN = "unknown"
-"""Value of a setting that an old checkpoint did not keep."""
+"""Value of a setting that an earlier version did not keep."""
 
 FLOATS = "floats"
 """Setting of a phase: whether bounds contain runs as hardware executes them, or runs in real arithmetic."""
 
 _ALL_POISONABLE = "all_samples_poisonable"
-_COMPUTATION = (
-    "method",
-    "aggregation",
-    "dtype",
-    FLOATS,
-    _ALL_POISONABLE,
-    SAMPLES_ARE_NAMED,
-    "clipping_of_the_mean_gradient",
-)
 
 
 @dataclass(frozen=True)
@@ -46,17 +37,12 @@ class Phase:
     Args:
         first: number of the first step, from 1 on.
         last: number of the last step.
-        settings: from `bound_settings`; values are "unknown" if an old checkpoint did not keep them.
+        settings: from `bound_settings`; those that an earlier version did not keep are "unknown".
     """
 
     first: int
     last: int
     settings: Mapping[str, object]
-
-    @classmethod
-    def unknown(cls, steps: int) -> Phase:
-        """Return the first steps of a training whose checkpoint does not contain their settings."""
-        return cls(1, steps, dict.fromkeys((*_COMPUTATION, "domains", OVERRIDDEN_OBJECTIVE), UNKNOWN))
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Phase:

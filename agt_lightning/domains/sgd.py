@@ -118,7 +118,8 @@ def plain_sgd_settings(step: OptimizerStep, trained: Sequence[str]) -> tuple[flo
         trained: names of the parameters.
 
     Raises:
-        DomainLostError: as `sgd_settings`, if they differ among parameters, or if there is momentum.
+        DomainLostError: as `sgd_settings`, if they differ among parameters, if there is momentum, or if one of them is
+            negative: the poison of a step that ascends, and its roundings, would count with the wrong sign.
     """
     settings = sgd_settings(step, trained).values()
     used = {(setting.rate, setting.weight_decay, setting.momentum) for setting in settings}
@@ -127,6 +128,8 @@ def plain_sgd_settings(step: OptimizerStep, trained: Sequence[str]) -> tuple[flo
     rate, decay, momentum = used.pop()
     if momentum != 0:
         raise DomainLostError("momentum was switched on during training")
+    if not min(rate, decay) >= 0:
+        raise DomainLostError(f"the learning rate is {rate} and the weight decay {decay}, and one of them is negative")
     return rate, decay
 
 

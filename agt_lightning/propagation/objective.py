@@ -71,7 +71,9 @@ class BoundedObjective:
         problems = [*self.objective.problems, *self.program.problems]
         if not problems and not any(term.value in self.objective.trainable for term in self.objective.terms):
             problems.append(
-                "The loss that `training_step` returns does not depend on batch and trainable parameters. Return it."
+                "The loss that `training_step` returns trains no parameter: it reads none, or those that it reads are "
+                "frozen or detached. Return the loss of the network's outputs, leave out `detach` and `no_grad`, and "
+                "train a parameter by `requires_grad_(True)`."
             )
         return tuple(dict.fromkeys(problems))
 

@@ -69,7 +69,7 @@ from agt_lightning.rules.normalization import (
     LayerNormalization,
 )
 from agt_lightning.rules.pooling import AdaptiveAveragePool, AveragePool, MaxPool
-from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
+from agt_lightning.rules.selection import Expansion, Join, NearestUpsampling, Padding, Selection
 from agt_lightning.rules.shape import RESHAPES, Cast, Detach, OneHot, Reshape
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
 from agt_lightning.rules.values import Value
@@ -202,9 +202,9 @@ _rules: dict[OpOverload, Rule] = {
     _aten.tile.default: Selection(),
     _aten.transpose.int: Selection(),
     _aten.unbind.int: Selection(),
-    _aten.upsample_nearest1d.vec: Selection(),
-    _aten.upsample_nearest2d.vec: Selection(),
-    _aten.upsample_nearest3d.vec: Selection(),
+    _aten.upsample_nearest1d.vec: NearestUpsampling(),
+    _aten.upsample_nearest2d.vec: NearestUpsampling(),
+    _aten.upsample_nearest3d.vec: NearestUpsampling(),
     # type
     _aten.to.dtype: Cast(),
     _aten.to.dtype_layout: Cast(),

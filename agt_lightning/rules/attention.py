@@ -75,7 +75,7 @@ class AttentionRoundings(Roundings):
         sizes = grad.magnitude @ value.magnitude.mT
         largest = sizes + (probabilities.upper * sizes).sum(dim=-1, keepdim=True)
         exact = _last(softmax_gradient(_second(probabilities), _second(towards)))
-        # With P (1 + θ) for P, |θ| <= off, the gradient moves by less than three times off of these magnitudes.
+        # With P (1 + θ) for P, |θ| <= off, twice off of these magnitudes; the third is room for the sums.
         slack = (3 * off * (1 + off) + 2 * arithmetic.relative(sums)) * probabilities.upper * largest
         slack = slack.nan_to_num(nan=torch.inf)
         scores = exact.widened(slack + arithmetic.absolute(sums)).scaled(rule.scale(site))

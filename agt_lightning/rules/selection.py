@@ -5,11 +5,14 @@ the sum over its copies, which the transpose of the call itself gives. A value w
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture.graph import ITEM, map_references
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -107,8 +110,53 @@ class Expansion(Selection):
         return dict(site.call.arguments) | ({"size": [samples, *size[1:]]} if whole else {})
 
 
+class NearestUpsampling(Selection):
+    """``upsample_nearest``: the nearest element along each axis of an image; exact.
+
+    Which one is nearest is computed from a ratio of sizes that kernels round in the type of the image: in another type
+    an image can have other elements. Gradients go back by the ratio in single precision, also in double precision.
+    """
+
+    def _call(self, site: Site, tensors: Sequence[Tensor]) -> Tensor:
+        # Shorter types compute in single precision.
+        return self._read(site, tensors[0], torch.float64 if site.call.dtype == torch.float64 else torch.float32)
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """The gradient carried back by the places of both passes."""
+        shape, (direct,) = as_interval(inputs[0]).shape, super().backward(site, grad, inputs, output)
+        assert direct is not None
+        if site.call.dtype != torch.float64:
+            return [direct]
+        in_single = grad.mapped(
+            lambda bound: _transpose(lambda each: self._read(site, each[0], torch.float32), [shape], bound)[0]
+        )
+        return [direct if _same(direct, in_single) else direct.hull(in_single)]
+
+    def _read(self, site: Site, image: Tensor, kind: torch.dtype) -> Tensor:
+        """Return the elements of an image at the places that are computed in this type."""
+        for axis, places in enumerate(self._places(site, image.device, kind), start=2):
+            image = image.index_select(axis, places)
+        return image
+
+    def _places(self, site: Site, device: torch.device, kind: torch.dtype) -> Iterator[Tensor]:
+        """Yield the positions along each axis of the image that the elements of the result are read from."""
+        image = site.shapes[0][2:]
+        for axis, size in enumerate(image):
+            lengths = [size if other == axis else 1 for other in range(len(image))]
+            numbers = torch.arange(size, dtype=kind, device=device).reshape(1, 1, *lengths).expand(1, 1, *image)
+            read = super()._call(site, [numbers.contiguous()])
+            yield read.movedim(2 + axis, 0).flatten(1)[:, 0].long()
+
+
 class Padding(Selection):
-    """``pad``: a frame of one number, or of copies of elements, around axes other than the samples'; exact."""
+    """``pad``: a frame of one number, or of copies of elements, around axes other than the samples'."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """That of the frame's number to the type of the call; backward as of any selection."""
+        moves = super().roundings(site)
+        assert isinstance(moves, LinearMap)
+        fill = site["value"]
+        return FrameRoundings(moves.terms, moves.gradient_terms, float(fill) if isinstance(fill, int | float) else 0.0)
 
     def _keeps_rows(self, site: Site) -> bool:
         """Return whether the widths, two for each axis from the last, leave axis 0 out."""
@@ -123,6 +171,41 @@ class Padding(Selection):
         if isinstance(framed, Interval) and isinstance(fill, int | float) and fill < 0:
             return framed.mapped(lambda bound: bound)
         return framed
+
+
+def _same(first: Interval, second: Interval) -> bool:
+    return torch.equal(first.lower, second.lower) and torch.equal(first.upper, second.upper)
+
+
+@dataclass(frozen=True)
+class FrameRoundings(LinearMap):
+    """Elements are moved, and a frame of one number is put around them, which is rounded to the type of the call.
+
+    Args:
+        fill: the number.
+    """
+
+    fill: float = 0.0
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
+        framed = super().forward(rule, site, inputs, arithmetic)
+        if not isinstance(framed, Interval) or all(_holds(kind, self.fill) for kind in (arithmetic.run, framed.dtype)):
+            return framed
+        number = Interval.point(framed.lower.new_tensor(self.fill), nonnegative=self.fill >= 0)
+        stored = arithmetic.clear_of_underflow(arithmetic.outward(number))
+        elements = Interval.point(torch.zeros_like(as_interval(inputs[0]).lower))
+        inside = as_interval(rule.forward(site, [elements, *inputs[1:]])).lower == 0  # the frame's number is not zero
+        lower, upper = (
+            torch.where(inside, bound, end)
+            for bound, end in ((framed.lower, stored.lower), (framed.upper, stored.upper))
+        )
+        return Interval.trusted(lower, upper, nonnegative=framed.nonnegative)
+
+
+def _holds(kind: torch.dtype | None, number: float) -> bool:
+    """Return whether a type, or real arithmetic, has this number."""
+    return kind is None or float(torch.tensor(number, dtype=kind)) == number
 
 
 class Join(Selection):

@@ -110,6 +110,17 @@ def worst_perturbation(kernel, scale, p):
     return torch.sign(slope)
 
 
+@pytest.mark.parametrize("sizes", [(1e-163, 1e-163), (1e-180, 1e-10), (0.0, 0.0)], ids=str)
+def test_balls_whose_squares_underflow_move_what_they_reach(sizes):
+    windows = Windows((2,), (1,), (1,), (0,), (2,), (1,))
+    ball = LpBall(torch.zeros(1, 1, 2).double(), torch.tensor([sizes], dtype=torch.float64), 2.0)
+    weight = torch.tensor([[[3.0, -4.0]], [[1e150, 1e-10]]], dtype=torch.float64)
+    reached = ball_convolve(ball, Interval.point(weight), windows).upper[0, :, 0]
+    needed = torch.linalg.vector_norm(weight[:, 0] * ball.scale / 1e-100, dim=1) * 1e-100
+    assert bool((reached >= (1 - 1e-12) * needed).all())
+    assert bool((reached <= 2 * needed).all())
+
+
 @pytest.mark.parametrize("p", [1, 2, float("inf")])
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_ball_bounds_contain_the_worst_perturbation_and_meet_it_for_a_point(windows, p, generator):

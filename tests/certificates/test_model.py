@@ -11,6 +11,7 @@ from agt_lightning import (
     ParameterBounds,
     UncertifiableError,
 )
+from agt_lightning.digest import values_digest
 
 CONTAINMENT = 1e-9
 """Rounding of a float64 forward pass; one-sided."""
@@ -201,6 +202,19 @@ def test_bounds_of_another_run_are_refused():
         other[1].weight += 1
     with pytest.raises(BoundsMismatchError, match="another run"):
         CertifiedModel(module, ParameterBounds.point(other))
+
+
+def test_a_module_that_is_changed_afterwards_is_refused(inputs):
+    """Its new parameters lie in the intervals, but those of a poisoned run of the same change need not."""
+    module = network()
+    bounds = ParameterBounds(box_around(module, 0.1), values_digest(module.named_parameters()))
+    model = CertifiedModel(module, bounds)
+    model.certify(inputs)
+    with torch.no_grad():
+        module[1].weight.add_(0.01)
+    for ask in (model.certify, model.bound_forward, model.deciding_domains):
+        with pytest.raises(BoundsMismatchError, match="Expected the parameters of the step"):
+            ask(inputs)
 
 
 def test_bounds_of_another_shape_are_refused():

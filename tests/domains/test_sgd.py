@@ -125,3 +125,14 @@ def test_a_step_of_another_optimizer_or_of_some_parameters_ends_the_domain():
     module.bias.grad = None
     with pytest.raises(DomainLostError, match="left out a parameter"):
         sgd_settings(step(module, sgd(module)), TRAINED)
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+def test_a_schedule_below_zero_ends_the_domain(key):
+    """The radius would shrink by the poison of such a step: an attack that turns its labels left it by 0.1."""
+    module = module_with_gradients()
+    optimizer = sgd(module)
+    for group in optimizer.param_groups:
+        group[key] = -0.1
+    with pytest.raises(DomainLostError, match="is negative"):
+        plain_sgd_settings(step(module, optimizer), TRAINED)

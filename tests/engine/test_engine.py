@@ -25,3 +25,21 @@ def test_clipping_is_refused_by_a_domain_that_does_not_cover_it_without_a_check_
     with pytest.raises(UncertifiableError, match="does not cover clipping of the mean gradient"):
         engine.clip(bounds, clipping, optimizer)
     assert any("clipping" in problem for problem in engine.problems(batch, optimizer))
+
+
+@pytest.mark.parametrize(
+    ("trained", "objective"),
+    [
+        (False, loss),
+        (True, lambda module, batch: nn.functional.mse_loss(module(batch[0]).detach(), batch[1])),
+        (True, lambda module, batch: (batch[0].sum(dim=1) * batch[1][:, 0]).mean()),
+    ],
+    ids=["frozen", "detached", "not read"],
+)
+def test_a_loss_that_trains_no_parameter_names_all_ways_out(trained, objective):
+    module = nn.Linear(2, 1).requires_grad_(trained)
+    engine = AbstractGradientEngine(module, objective, BoundedAdversary(n=1, epsilon=0.1))
+    problems = engine.problems((torch.randn(8, 2), torch.randn(8, 1)), None)
+    (problem,) = [each for each in problems if "trains no parameter" in each]
+    for way_out in ("Return the loss of the network", "leave out `detach`", "requires_grad_(True)"):
+        assert way_out in problem

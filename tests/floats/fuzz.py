@@ -5,10 +5,8 @@ python -m tests.floats.fuzz --seed 0 --minutes 10 --executions 100
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +18,8 @@ from agt_lightning import AbstractGradientEngine, ParameterBounds
 from agt_lightning.errors import AgtError, UncertifiableError
 from tests.floats.configurations import Configuration, configuration
 from tests.floats.executions import Execution, executed, poisons
+from tests.fuzz.command import Given
+from tests.fuzz.report import say
 
 
 @dataclass(frozen=True)
@@ -79,37 +79,26 @@ def _worst(bounds: ParameterBounds, parameters: dict[str, torch.Tensor]) -> tupl
 
 def main() -> None:
     """Run until time is over, and print what was found; exit with 1 if something was outside."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--executions", type=int, default=100)
-    arguments = parser.parse_args()
+    given = Given.parsed(__doc__, number=("executions", 100))
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
-    end, seed = time.monotonic() + 60 * arguments.minutes, arguments.seed
-    while time.monotonic() < end:
+    for seed in given.seeds():
         case = configuration(seed)
-        seed += 1
         try:
             bounds = certified(case)
         except (AgtError, ValueError) as error:
             counts["refused" if isinstance(error, UncertifiableError) else "stopped"] += 1
             if not isinstance(error, UncertifiableError):
-                _say(f"seed {case.seed}: {type(error).__name__}: {str(error)[:300]}")
+                say(f"seed {case.seed}: {type(error).__name__}: {str(error)[:300]}")
             continue
         counts["configurations"] += 1
-        counts["executions"] += arguments.executions
-        for violation in violations(case, bounds, arguments.executions):
+        counts["executions"] += given.number
+        for violation in violations(case, bounds, given.number):
             counts["outside"] += 1
-            _say(f"{violation} {case.engine} {case.optimizer.__name__} {case.dtype} {case.adversary}")
+            say(f"{violation} {case.engine} {case.optimizer.__name__} {case.dtype} {case.adversary}")
             break
-    _say(str(dict(counts)))
+    say(str(dict(counts)))
     sys.exit(counts["outside"] > 0)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ is at least v, and m is bounded by v, so most of what lies in the intervals of a
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +26,8 @@ from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.optimizers import OPTIMIZERS, AbstractOptimizer, OptimizerState
 from agt_lightning.optimizers.base import require_in_range
 from agt_lightning.optimizers.checked_update import arithmetic_of
+from tests.fuzz.command import Given
+from tests.fuzz.report import say
 
 Settings = dict[str, object]
 
@@ -288,28 +288,23 @@ def _outside(bounds: Interval, numbers: Tensor) -> tuple[float, float] | None:
 
 def main() -> None:
     """Print a line for each violation, and what was done."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=5.0)
-    arguments = parser.parse_args()
+    given = Given.parsed(__doc__, minutes=5.0)
     torch.set_num_threads(1)
-    end, seed, outside, tried = time.monotonic() + 60 * arguments.minutes, arguments.seed, 0, Counter[str]()
-    while time.monotonic() < end:
+    outside, tried = 0, Counter[str]()
+    for seed in given.seeds():
         drawn = case(seed)
         worst: Violation | None = None
         for violation in violations(drawn):
             worst = violation if worst is None or violation.excess > worst.excess else worst
         if worst is not None:
             outside += 1
-            print(  # noqa: T201
+            say(
                 f"OUTSIDE {worst.case}: {worst.name} by {worst.excess:.3g} (width {worst.width:.3g}) after step "
-                f"{worst.step}, {worst.implementation}",
-                flush=True,
+                f"{worst.step}, {worst.implementation}"
             )
         tried[drawn.kind.__name__] += 1
-        seed += 1
     counts = ", ".join(f"{name} {count}" for name, count in sorted(tried.items()))
-    print(f"{sum(tried.values())} cases from seed {arguments.seed} ({counts}): {outside} outside")  # noqa: T201
+    say(f"{sum(tried.values())} cases from seed {given.seed} ({counts}): {outside} outside")
     sys.exit(outside > 0)
 
 

@@ -221,11 +221,9 @@ def test_a_training_resumed_under_its_own_settings_is_one_phase(resumed):
 
 
 def test_settings_that_an_older_checkpoint_lacks_are_unknown(resumed):
-    """Bounds of unknown level can be those of runs in real arithmetic."""
-    real = {"floats": "real"}
-    record, _, _ = resumed(real, real, change=lambda bounds: bounds.pop("phases"))
+    """Whether all its samples could be poisoned, here."""
+    record, _, _ = resumed({}, {}, change=lambda bounds: bounds["phases"][0].pop("all_samples_poisonable"))
     assert record["bounds"]["all_samples_poisonable"] == "unknown"
-    assert [phase["method"] for phase in record["phases"]] == ["unknown", "ibp"]
 
 
 def with_objective(architecture):

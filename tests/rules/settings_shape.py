@@ -77,6 +77,7 @@ SELECTION = [
         aten.pad.default,
         lambda x: F.pad(x.relu(), (1, 0, 0, 1), value=-0.5) * F.pad(x, (0, 1, 1, 0)),
     ),
+    selected("a tenth", aten.pad.default, lambda x: F.pad(x, (1, 1), value=0.1)),
     selected("reflection", aten.pad.default, lambda x: F.pad(x, (2, 1), mode="reflect")),
     selected("around", aten.pad.default, lambda x: F.pad(x, (1, 1), mode="circular")),
     selected("cropped", aten.pad.default, lambda x: F.pad(x, (-1, 1))),

@@ -21,7 +21,7 @@ from tests.rules.float_laws import (
     runs_stay_inside,
     widened_bounds,
 )
-from tests.rules.laws import Box, Domain, Setting
+from tests.rules.laws import Box, Domain, Setting, Values
 from tests.rules.settings import SETTINGS
 
 aten = torch.ops.aten
@@ -153,6 +153,26 @@ def test_clamp_at_a_limit_has_both_derivatives(limits):
     assert bool((slope.upper >= 1).all())
 
 
+@pytest.mark.parametrize("number", [0.1, -0.1, 1e-50], ids=str)
+def test_a_frame_of_a_number_that_the_run_does_not_hold(number):
+    setting = Setting("frame", aten.pad.default, lambda m, x: F.pad(x, (1, 1), value=number), (Box((1,)),))
+    bounds = contained(setting, [torch.zeros(3, 1)])
+    assert bool((bounds.output.lower[:, 0] < number).all())
+    assert bool((bounds.output.width[:, 1] == 0).all())
+
+
+def test_a_frame_of_a_number_that_the_run_holds_is_exact():
+    setting = Setting("frame", aten.pad.default, lambda m, x: F.pad(x, (1, 1), value=0.5), (Box((1,)),))
+    assert bool((contained(setting, [torch.zeros(3, 1)]).output.width == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+def test_upsampling_reads_the_elements_that_the_type_of_the_run_reads(dtype):
+    """Of two elements, the 42nd of 82 copies is the first one or the second one, by the rounding of 2 / 82."""
+    setting = Setting("82", aten.upsample_nearest1d.vec, lambda m, x: F.interpolate(x, size=82), (Box((1, 2)),))
+    contained(setting, [torch.tensor([[[1.0, 2.0]]], dtype=dtype).repeat(3, 1, 1)], dtype)
+
+
 def test_elu_in_place_computes_its_slope_from_the_result():
     setting = Setting("in place", aten.elu.default, lambda m, x: F.elu(x + 0.0, 100.0, inplace=True), (Box((500,)),))
     contained(setting, [-torch.linspace(0.1, 16.0, 1500).reshape(3, 500)])
@@ -185,3 +205,26 @@ def test_gradients_of_single_precision_are_rounded_though_the_result_is_of_doubl
     (name,) = (call.name for call in program.graph.calls if call.op is aten.mul.Tensor)
     assert program.sites[name].call.dtype == DOUBLE
     assert program.rules[name].arithmetic(program.sites[name]).run == SINGLE
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", [1e4, 3e4, 1e5], ids=str)
+def test_probabilities_from_a_rounded_logarithm_of_their_sum_stay_inside(score):
+    """A kernel's backward pass takes ``exp(s - log Σ exp s')``: two halves, or more, or less, by the last bit of s."""
+    setting = Setting(
+        "large scores",
+        aten.scaled_dot_product_attention.default,
+        lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v),
+        (Box((1, 1)), Box((2, 1)), Box((2, 1))),
+    )
+    query, key = torch.full((3, 1, 1), score), torch.ones(3, 2, 1)
+    value = torch.tensor([1.0, -1.0]).reshape(1, 2, 1).repeat(3, 1, 1)
+    bounds = contained(setting, [query, key, value])
+    scores = query @ key.mT
+    probabilities = (scores - scores.logsumexp(dim=-1, keepdim=True)).exp()
+    assert float((probabilities.sum(dim=-1) - 1).abs().max()) > 1e-4
+    towards_keys = (probabilities * value.mT).mT * query  # with G = 1, G Vᵀ = Vᵀ, and its mean is zero
+    gradients = {"shift1": towards_keys.double()[:, None], "shift2": probabilities.mT.double()[:, None]}
+    require_run_inside(setting, bounds, Values(torch.zeros(3, 1, 1).double(), gradients))

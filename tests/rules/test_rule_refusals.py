@@ -72,6 +72,11 @@ REFUSED = {
         (X, LABELS),
         "aten.cross_entropy_loss.*has weights: a class-weighted mean",
     ),
+    "an ignored class": (
+        lambda m, x, y: F.cross_entropy(x @ m.w, y, ignore_index=2, reduction="none"),
+        (X, LABELS),
+        "aten.cross_entropy_loss.*ignores class 2: the mean then divides",
+    ),
     "target that is trained": (
         lambda m, x: F.binary_cross_entropy_with_logits(x, x @ m.w, reduction="none"),
         (X,),

@@ -211,8 +211,10 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
-        centers = _copies(self.module, state["parameters"])
-        self.ball = replace(self.ball, radius=float(state["radius"]), centers=centers)
+        radius, centers = float(state["radius"]), _copies(self.module, state["parameters"])
+        if not 0 <= radius < math.inf or (radius > 0 and not centers):
+            raise ValueError(f"the ball has a radius of {radius} around {len(centers)} parameters")
+        self.ball = replace(self.ball, radius=radius, centers=centers)
 
 
 def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:

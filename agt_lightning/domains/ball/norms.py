@@ -23,6 +23,21 @@ def append_one(rows: Tensor, one: bool) -> Tensor:
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if one else rows
 
 
+def norms_on(entries: Tensor, rows: Tensor) -> Tensor:
+    """``‖row on these entries‖``, also where squares underflow.
+
+    Args:
+        entries: which entries count, as 0 or 1, (b, k).
+        rows: (o, k).
+
+    Returns:
+        (b, o)
+    """
+    squares = (entries @ rows.square().T).sqrt()
+    norms = euclidean_norm(rows, dim=1)
+    return squares + unless(norms == 0, math.sqrt(rows.shape[1] * torch.finfo(rows.dtype).tiny), norms)
+
+
 def spectral_norm(matrix: Tensor) -> float:
     """Upper bound on the largest singular value of a matrix (o, k)."""
     return math.sqrt(gram_norm(matrix, matrix.new_ones(len(matrix)))) * _upward(8, matrix)

@@ -84,9 +84,9 @@ class ParameterBall:
         """Return the smallest box around the ball, by parameter name."""
         bounds = {}
         for name, parameter in module.named_parameters():
-            center = self.centers.get(name, parameter.detach()).to(dtype, copy=True)
+            center = Interval.point(self.centers.get(name, parameter).detach().clone()).to(dtype=dtype)
             moves = name in self.centers and self.radius > 0
-            bounds[name] = _around(center, self.radius) if moves else Interval.point(center)
+            bounds[name] = _around(center, self.radius) if moves else center
         return bounds
 
     def head_bounds(
@@ -132,10 +132,10 @@ class ParameterBall:
         return Arithmetic(max((module.get_parameter(name).dtype for name in head.parameters), key=unit_roundoff), dtype)
 
 
-def _around(center: Tensor, radius: float) -> Interval:
+def _around(center: Interval, radius: float) -> Interval:
     """``[c - R, c + R]``, rounded outward."""
     largest = round_up(torch.tensor(radius, dtype=torch.float64, device=center.device), center.dtype)
-    lower, upper = center - largest, center + largest
+    lower, upper = center.lower - largest, center.upper + largest
     return Interval.trusted(
         torch.nextafter(lower, torch.full_like(lower, -torch.inf)),
         torch.nextafter(upper, torch.full_like(upper, torch.inf)),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.layers import Layer, LayerBall
-from agt_lightning.domains.ball.norms import with_one
+from agt_lightning.domains.ball.norms import norms_on, with_one
 from agt_lightning.domains.ball.roundoff import result_errors, row_errors
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
@@ -135,7 +135,7 @@ class _LayerInput:
             changed_rows: r, the number of rows of the weight in each of ``rows``.
         """
         radius = self.ball.radius
-        active = (self.possibly_active @ rows.square().T).sqrt()
+        active = norms_on(self.possibly_active, rows)
         first_order = torch.hypot(changed_rows**0.5 * self.norm[:, None], active * self.lipschitz[:, None])
         second_order = (changed_rows**0.5 * radius * radius / 2) * self.lipschitz[:, None]
         change: Tensor = radius * first_order + second_order

@@ -12,6 +12,7 @@ from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedMod
 from agt_lightning.aggregation.mean_clipping import MeanValueClipping
 from agt_lightning.domains.ball import BallDomain, ParameterBall
 from agt_lightning.domains.ball.analysis import BallAnalysis
+from agt_lightning.interval import Interval
 from agt_lightning.propagation.samples import MicroBatch
 
 
@@ -167,6 +168,35 @@ def test_the_box_contains_the_ball_in_any_type(dtype):
             middle = Fraction(float(ball.centers["weight"]))
             assert Fraction(float(box.lower)) <= middle - Fraction(radius)
             assert Fraction(float(box.upper)) >= middle + Fraction(radius)
+
+
+def test_a_type_that_does_not_hold_the_center_rounds_it_outward():
+    """A point must be one: bounds of width zero beside a frozen parameter left it out."""
+    module = nn.Linear(1, 1).double()
+    with torch.no_grad():
+        module.weight.fill_(1 / 3)
+        module.bias.fill_(1 / 3)
+    for radius in (0.0, 1e-12):
+        box = ParameterBall(radius, {"weight": module.weight.detach().clone()}).box(module, torch.float32)
+        for name, parameter in module.named_parameters():
+            assert not box[name].is_point
+            assert box[name].lower.double() < parameter < box[name].upper.double()
+
+
+@pytest.mark.parametrize("width", [1, 40])
+def test_a_type_that_does_not_hold_the_center_bounds_its_outputs(width):
+    module = nn.Sequential(nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.div_(3)
+    wide = {name: Interval(p.detach() - 1, p.detach() + 1) for name, p in module.named_parameters()}
+    ball = ParameterBall(0.0, {name: p.detach().clone() for name, p in module.named_parameters()}, "real")
+    bounds = ParameterBounds(wide, floats="real")
+    model = CertifiedModel(module, bounds, sets={"ball": ball}, dtype=torch.float32)
+    x = torch.randn(50, width, dtype=torch.float64)
+    outputs = model.bound_forward(x)
+    assert outputs.contains(module(x))
+    assert float(outputs.width.max()) < 1e-2
 
 
 def test_real_runs_and_those_on_hardware_differ_in_single_precision():

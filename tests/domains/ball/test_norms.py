@@ -56,3 +56,10 @@ def test_norms_of_matrices_whose_squares_underflow():
     assert norms.spectral_norm(matrix) >= largest
     assert float(norms.spectral_norms(matrix[None])[0]) >= largest
     assert norms.spectral_norm(torch.zeros(2, 3)) == 0.0
+
+
+def test_norms_on_some_entries_whose_squares_underflow():
+    rows = torch.tensor([[3e-170, 4e-170], [0.0, 0.0]], dtype=torch.float64)
+    first, second = norms.norms_on(torch.ones(1, 2).double(), rows)[0]
+    assert first >= 5e-170
+    assert second == 0

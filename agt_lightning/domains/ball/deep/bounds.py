@@ -14,7 +14,7 @@ from typing_extensions import override
 from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.layers import LayerBall
-from agt_lightning.domains.ball.norms import with_one
+from agt_lightning.domains.ball.norms import norms_on, with_one
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.roundoff import HeadRoundoff, largest_row_errors, result_errors
 from agt_lightning.domains.ball.step_data import Samples
@@ -145,7 +145,7 @@ class DeepBounds(BallAnalysis):
             self.errors.append(result_errors(self.ball, layer, largest, self.errors[-1]))
             if number == len(self.layers) - 1:
                 break
-            rows = (possibly_active @ layer.weight.square().T).sqrt()
+            rows = norms_on(possibly_active, layer.weight)
             of_each = self._lipschitz(rows, norm[:, None], lipschitz[:, None])
             lipschitz = self._lipschitz(self.norms[number], norm, lipschitz)
             # One unit's h moves no further than all of them.

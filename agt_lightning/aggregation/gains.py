@@ -17,10 +17,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.threshold_top_n import shared_input_sums
-from agt_lightning.aggregation.top_n import top_n_sum
-from agt_lightning.aggregation.weighted_sums import COPIES, SampleSet, weighted_sum
-from agt_lightning.gradients import FactoredGradient, OuterDifferences, differences_between, divisible_axis, slice_of
+from agt_lightning.aggregation.kernels import OuterGains, kernel_for
+from agt_lightning.aggregation.weighted_sums import SampleSet, blocks, weighted_sum
+from agt_lightning.gradients import FactoredGradient, OuterProduct, divisible_axis, slice_of
 from agt_lightning.interval import Interval
 
 Sums = Callable[[FactoredGradient, FactoredGradient], tuple[Tensor, Tensor]]
@@ -28,9 +27,6 @@ Sums = Callable[[FactoredGradient, FactoredGradient], tuple[Tensor, Tensor]]
 
 _LEAST = 2**20
 """Number of gains above which starting threads pays: one core takes a few milliseconds for them."""
-
-_CACHED = 2**17
-"""Entries of a tensor that fits in the cache of one CPU core, together with the few others that a tile needs."""
 
 _COMPARED = 256
 """Samples whose factors are compared at once: patches of images are many times as large as the images."""
@@ -103,20 +99,17 @@ def _contains(wide: Interval, narrow: Interval) -> bool:
 def _top_n_sums(
     clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, n: int, budget: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``SEMax_n`` of both gains, for the parameter as a matrix of its first axis and all others."""
+    """Compute ``SEMax_n`` of both gains: from factors if there is one position per sample, else block by block."""
     weights = samples.select(samples.weights)
-    differences = differences_between(clean, poisoned, weights, samples.poisonable)
-    on_cpu = weights.device.type == "cpu"
-    if on_cpu and isinstance(differences, OuterDifferences) and differences.shared_inputs is not None:
-        sums = shared_input_sums(*differences.output_gains(), differences.shared_inputs, n)
-        if sums is not None:
-            return sums
-    up, down = (weights.new_zeros(clean.elements // clean.row, clean.row) for _ in range(2))
-    entries = budget // (8 * COPIES)
-    for tile in differences.tiles(min(entries, _CACHED) if on_cpu else entries):
-        target = (up if tile.up else down)[tile.rows, tile.columns]
-        target.copy_(top_n_sum(tile.gains, n).reshape(target.shape))
-    return up, down
+    kernel = kernel_for(weights.device)
+    if isinstance(clean, OuterProduct) and isinstance(poisoned, OuterProduct) and clean.positions == 1:
+        return kernel.outer_sums(OuterGains.between(clean, poisoned, weights, samples.poisonable), n)
+    up, down = [], []
+    for start, stop in blocks(clean, budget):
+        inner, outer = clean.block(start, stop), poisoned.block(start, stop)
+        up.append(kernel.sums((outer.upper - samples.select(inner.upper)) * weights, n))
+        down.append(kernel.sums((samples.select(inner.lower) - outer.lower) * weights, n))
+    return torch.cat(up), torch.cat(down)
 
 
 def in_slices(sums: Sums, clean: FactoredGradient, poisoned: FactoredGradient, threads: int) -> tuple[Tensor, Tensor]:

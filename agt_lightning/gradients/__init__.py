@@ -4,35 +4,30 @@ Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weigh
 """
 
 from agt_lightning.gradients.all_gather import all_gathered
-from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf
+from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, samples_last
 from agt_lightning.gradients.composite import Stacked, Summed, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
-from agt_lightning.gradients.differences import Differences, Tile
 from agt_lightning.gradients.elementwise import Elementwise
-from agt_lightning.gradients.outer_differences import OuterDifferences, differences_between
 from agt_lightning.gradients.outer_product import OuterProduct
 from agt_lightning.gradients.partition import divisible_axis, partitioned, slice_of
 from agt_lightning.gradients.rows import RowGradient
 
 __all__ = [
     "Deferred",
-    "Differences",
     "Elementwise",
     "FactoredGradient",
     "Factors",
     "Leaf",
-    "OuterDifferences",
     "OuterProduct",
     "PatchProduct",
     "RowGradient",
     "Stacked",
     "Summed",
-    "Tile",
     "all_gathered",
-    "differences_between",
     "divisible_axis",
     "partitioned",
+    "samples_last",
     "slice_of",
     "stack",
 ]

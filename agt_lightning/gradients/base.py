@@ -180,3 +180,29 @@ def rounded_factors(
     if first.lower.numel() <= second.lower.numel() if alike else second.is_point:
         return arithmetic.outward(first, roundings), second
     return first, arithmetic.outward(second, roundings)
+
+
+_ROWS, _COLUMNS = 512, 64
+"""Size of the tiles in which a matrix is transposed; a tile stays in the cache."""
+
+
+def samples_last(values: Tensor) -> Tensor:
+    """Return the transpose of a matrix (b, p) as a contiguous one of shape (p, b).
+
+    On a CPU it is copied tile by tile, since reading a large matrix column by column misses the cache at every entry.
+
+    Example:
+        >>> samples_last(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+        tensor([[1., 3., 5.],
+                [2., 4., 6.]])
+    """
+    samples, size = values.shape
+    if values.device.type != "cpu":
+        return values.T.contiguous()
+    result = torch.empty(size, samples, dtype=values.dtype)
+    source, target = values.detach().numpy(), result.numpy()
+    for row in range(0, samples, _ROWS):
+        for column in range(0, size, _COLUMNS):
+            rows, columns = slice(row, row + _ROWS), slice(column, column + _COLUMNS)
+            target[columns, rows] = source[rows, columns].T
+    return result

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import require_uncrossed
-from agt_lightning.gradients.base import FactoredGradient, Leaf, is_nonzero
+from agt_lightning.gradients.base import FactoredGradient, Leaf, is_nonzero, samples_last
 from agt_lightning.interval import Interval
 
 
@@ -42,11 +42,7 @@ class Elementwise(FactoredGradient):
     @override
     def block(self, start: int, stop: int) -> Interval:
         """Return elements of the parameter, samples last."""
-
-        def samples_last(bound: Tensor) -> Tensor:
-            return bound.reshape(self.samples, -1)[:, start:stop].T.contiguous()
-
-        return self.values.rearranged(samples_last)
+        return self.values.rearranged(lambda bound: samples_last(bound.reshape(self.samples, -1)[:, start:stop]))
 
     @override
     def total(self, weights: Tensor) -> Interval:

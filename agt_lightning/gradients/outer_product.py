@@ -11,7 +11,7 @@ from typing_extensions import override
 from agt_lightning.arithmetic import multiply, product, splits
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import require_uncrossed
-from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, is_nonzero, rounded_factors
+from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, is_nonzero, rounded_factors, samples_last
 from agt_lightning.interval import Interval
 
 
@@ -133,7 +133,7 @@ def _largest(factor: Interval) -> Tensor:
 
 def _units_first(factor: Interval, units: slice) -> Interval:
     """A factor of one position as (units, b), contiguous."""
-    return factor.rearranged(lambda bound: bound[:, 0, units].T.contiguous())
+    return factor.rearranged(lambda bound: samples_last(bound[:, 0, units]))
 
 
 def _flat(factor: Interval) -> Interval:

@@ -1,0 +1,19 @@
+"""Kernels for sums of the n largest gains; all compute the same, `TorchKernel` defines what."""
+
+import torch
+
+from agt_lightning.aggregation.kernels.compiled import CompiledKernel
+from agt_lightning.aggregation.kernels.interface import OuterGains, TopNKernel
+from agt_lightning.aggregation.kernels.reference import TorchKernel
+
+__all__ = ["CompiledKernel", "OuterGains", "TopNKernel", "TorchKernel", "kernel_for"]
+
+
+def kernel_for(device: torch.device) -> TopNKernel:
+    """Return the fastest kernel for tensors of a device.
+
+    Example:
+        >>> type(kernel_for(torch.device("cpu"))).__name__
+        'CompiledKernel'
+    """
+    return CompiledKernel() if device.type == "cpu" else TorchKernel()

@@ -1,0 +1,218 @@
+"""Sums of the n largest entries, by thresholds and without branches; compiled for the CPU.
+
+For any t >= 0, ``SEMax_n v <= n t + Σ_i (v_i - t)⁺``, and a t between the n-th and the (n+1)-th largest entry gives
+equality: a top-n sum is the minimum over thresholds. A threshold a little below the n-th largest entry is read off a
+sample of the entries. One pass keeps the few entries above it; among these, thresholds that are entries themselves are
+tried until one separates n from the rest, each in one pass that writes larger and smaller entries to either side. No
+pass has a branch that depends on an entry, so equal entries, as those of inactive units, cost nothing.
+
+Reference:
+    Floyd and Rivest, Expected time bounds for selection, Communications of the ACM 18, 1975: thresholds from a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+
+_SAMPLE = 256
+"""Entries from which a threshold is estimated."""
+
+_FEW = 64
+"""Entries among which the median of three is a good threshold; among more, their rank decides."""
+
+
+def compiled(function: Compiled) -> Compiled:
+    """Compile a function for arrays, without Python's lock; sums may be taken in any order, NaN and infinity count."""
+    return numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})(function)
+
+
+@compiled
+def _total(entries: Array, count: int) -> float:
+    total = entries.dtype.type(0)
+    for i in range(count):
+        total += entries[i]
+    return total
+
+
+@compiled
+def _median(first: float, second: float, third: float) -> float:
+    return max(min(first, second), min(max(first, second), third))
+
+
+@compiled
+def _divide(entries: Array, count: int, threshold: float, above: Array, below: Array) -> tuple[int, int]:
+    """Write the entries above and below a threshold to two arrays, and return their numbers."""
+    larger, smaller = 0, 0
+    for i in range(count):
+        entry = entries[i]
+        above[larger] = entry
+        larger += entry > threshold
+        below[smaller] = entry
+        smaller += entry < threshold
+    return larger, smaller
+
+
+@compiled
+def _rank(entries: Array, above: Array, below: Array, count: int, rank: int) -> float:
+    """Return the entry that `rank` others exceed; the arrays are overwritten."""
+    while True:
+        threshold = _median(entries[0], entries[count // 2], entries[count - 1])
+        larger, smaller = _divide(entries, count, threshold, above, below)
+        if rank < larger:
+            entries, above, count = above, entries, larger
+        elif rank < count - smaller:
+            return threshold
+        else:
+            rank -= count - smaller
+            entries, below, count = below, entries, smaller
+
+
+@compiled
+def _sum_of_largest(entries: Array, above: Array, below: Array, count: int, n: int) -> float:
+    """Return the sum of the n largest of the first `count` entries; the arrays are overwritten."""
+    total = entries.dtype.type(0)
+    while n > 0:
+        if count <= n:
+            return total + _total(entries, count)
+        threshold = _median(entries[0], entries[count // 2], entries[count - 1])
+        if count > _FEW:
+            other = _median(entries[count // 4], entries[3 * count // 4], entries[count // 3])
+            threshold = max(threshold, other) if 2 * n < count else min(threshold, other)
+        larger, smaller = _divide(entries, count, threshold, above, below)
+        if larger >= n:
+            entries, above, count = above, entries, larger
+            continue
+        total += _total(above, larger)
+        if count - smaller >= n:
+            return total + threshold * (n - larger)
+        total += threshold * (count - smaller - larger)
+        n -= count - smaller
+        entries, below, count = below, entries, smaller
+    return total
+
+
+@compiled
+def _threshold(gains: Array, n: int, first: Array, second: Array, third: Array) -> float:
+    """Return a number >= 0 that is probably exceeded by n gains and by few more."""
+    step = max(1, len(gains) // _SAMPLE)
+    count = len(gains) // step
+    for i in range(count):
+        first[i] = gains[i * step]
+    expected = n * count / len(gains)
+    rank = int(expected + 2.5 * math.sqrt(expected) + 2)
+    return max(gains.dtype.type(0), _rank(first, second, third, count, rank)) if rank < count else gains.dtype.type(0)
+
+
+@compiled
+def top_n_sum(gains: Array, n: int, first: Array, second: Array, third: Array) -> float:
+    """Return the largest sum of at most n gains.
+
+    Args:
+        gains: (m,), none of them NaN.
+        n: largest number of gains in the sum.
+        first: (m + 1,), as the next two; overwritten.
+        second: the same.
+        third: the same.
+    """
+    threshold, count = _threshold(gains, n, first, second, third), 0
+    for attempt in range(2):
+        count = 0
+        for i in range(len(gains)):
+            first[count] = gains[i]
+            count += gains[i] > threshold
+        if attempt or count >= n or threshold == 0:
+            break
+        threshold = gains.dtype.type(0)
+    return _sum_of_largest(first, second, third, count, min(n, count))
+
+
+@compiled
+def row_sums(gains: Array, n: int, sums: Array) -> None:
+    """Write the largest sum of at most n gains of each row.
+
+    Args:
+        gains: (e, m).
+        n: largest number of gains in a sum.
+        sums: (e,), overwritten.
+    """
+    size = gains.shape[1] + 1
+    first, second, third = np.empty(size, gains.dtype), np.empty(size, gains.dtype), np.empty(size, gains.dtype)
+    for row in range(len(gains)):
+        total = _total(gains[row], size - 1)
+        sums[row] = top_n_sum(gains[row], n, first, second, third) if total == total else total
+
+
+@compiled
+def shared_input_sums(above: Array, below: Array, inputs: Array, n: int, up: Array, down: Array) -> None:
+    """Write the top-n sums of ``a z⁺ + b z⁻`` and of ``b z⁺ + a z⁻`` for each output and input.
+
+    Args:
+        above: a, (o, m).
+        below: b, (o, m).
+        inputs: z, (k, m).
+        n: largest number of gains in a sum.
+        up: (o, k), overwritten.
+        down: (o, k), overwritten.
+    """
+    samples, kind = above.shape[1], above.dtype
+    first, second, third = np.empty(samples + 1, kind), np.empty(samples + 1, kind), np.empty(samples + 1, kind)
+    gains, losses, zero = np.empty(samples, kind), np.empty(samples, kind), kind.type(0)
+    for k in range(len(inputs)):
+        z = inputs[k]
+        for o in range(len(above)):
+            a, b, total = above[o], below[o], zero
+            for i in range(samples):
+                positive, negative = max(z[i], zero), max(-z[i], zero)
+                gains[i] = a[i] * positive + b[i] * negative
+                losses[i] = b[i] * positive + a[i] * negative
+                total += gains[i] + losses[i]
+            up[o, k] = top_n_sum(gains, n, first, second, third) if total == total else total
+            down[o, k] = top_n_sum(losses, n, first, second, third) if total == total else total
+
+
+@compiled
+def outer_sums(
+    clean_outputs: tuple[Array, Array],
+    poisoned_outputs: tuple[Array, Array],
+    clean_inputs: tuple[Array, Array],
+    poisoned_inputs: tuple[Array, Array],
+    n: int,
+    up: Array,
+    down: Array,
+) -> None:
+    """Write the top-n sums of the gains of products of intervals for each output and input.
+
+    Args:
+        clean_outputs: lower and upper bounds on d, (o, m).
+        poisoned_outputs: the same of poisoned samples.
+        clean_inputs: lower and upper bounds on z, (k, m).
+        poisoned_inputs: the same of poisoned samples.
+        n: largest number of gains in a sum.
+        up: (o, k), overwritten.
+        down: (o, k), overwritten.
+    """
+    samples, kind = clean_outputs[0].shape[1], clean_outputs[0].dtype
+    first, second, third = np.empty(samples + 1, kind), np.empty(samples + 1, kind), np.empty(samples + 1, kind)
+    gains, losses = np.empty(samples, kind), np.empty(samples, kind)
+    for o in range(len(clean_outputs[0])):
+        cl, cu, pl, pu = clean_outputs[0][o], clean_outputs[1][o], poisoned_outputs[0][o], poisoned_outputs[1][o]
+        for k in range(len(clean_inputs[0])):
+            zl, zu, yl, yu = clean_inputs[0][k], clean_inputs[1][k], poisoned_inputs[0][k], poisoned_inputs[1][k]
+            total = kind.type(0)
+            for i in range(samples):
+                c1, c2, c3, c4 = cl[i] * zl[i], cl[i] * zu[i], cu[i] * zl[i], cu[i] * zu[i]
+                p1, p2, p3, p4 = pl[i] * yl[i], pl[i] * yu[i], pu[i] * yl[i], pu[i] * yu[i]
+                gains[i] = max(max(p1, p2), max(p3, p4)) - max(max(c1, c2), max(c3, c4))
+                losses[i] = min(min(c1, c2), min(c3, c4)) - min(min(p1, p2), min(p3, p4))
+                total += gains[i] + losses[i]
+            up[o, k] = top_n_sum(gains, n, first, second, third) if total == total else total
+            down[o, k] = top_n_sum(losses, n, first, second, third) if total == total else total

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import Adversary
+from tests.fuzz.blocks import BLOCKS
 from tests.fuzz.networks import TOKENS, Plan
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -38,6 +39,7 @@ class Training:
         adversary: the threat model.
         optimizer: class of the optimizer.
         settings: its settings.
+        rates: factors of the learning rate, one for each step.
         engine: settings of the bounds.
         dtype: of parameters and data.
     """
@@ -51,6 +53,7 @@ class Training:
     adversary: Adversary
     optimizer: type[torch.optim.Optimizer]
     settings: dict[str, Any]
+    rates: tuple[float, ...]
     engine: dict[str, Any]
     dtype: torch.dtype
 
@@ -62,41 +65,55 @@ class Training:
         """Return the loss of a micro-batch."""
         return self.criterion(module(batch[0]), batch[1])
 
-    def certified(self, **settings: Any) -> ParameterBounds:
-        """Return the bounds after the last step.
+    def certified(self, **settings: Any) -> list[ParameterBounds]:
+        """Return the bounds after each step.
 
         Args:
             settings: of the bounds, instead of those of this training.
         """
-        return self.certified_with_operations(**settings)[0]
+        return self.certified_on(self.steps, **settings)
 
-    def certified_with_operations(self, **settings: Any) -> tuple[ParameterBounds, list[str]]:
-        """Return the bounds after the last step, and the names of the operations of the recorded loss."""
-        engine = self.engine_after(self.steps, **settings)
-        calls = engine.objective(self.steps[0][0]).program.graph.calls
-        return engine.bounds, sorted({str(call.op).removeprefix("aten.") for call in calls})
-
-    def engine_after(self, steps: Sequence[Sequence[Batch]], **settings: Any) -> AbstractGradientEngine:
-        """Return the engine after training on some micro-batches.
+    def certified_on(self, steps: Sequence[Sequence[Batch]], **settings: Any) -> list[ParameterBounds]:
+        """Return the bounds after each step of training on some micro-batches.
 
         Args:
             steps: the micro-batches of each step, in this process.
             settings: of the bounds, instead of those of this training; ``processes`` among them.
         """
         module = self.module()
-        config = {"poisonable": _mask, **self.engine, **settings}
-        engine = AbstractGradientEngine(module, self.loss, self.adversary, **config)
+        engine = self._engine(module, **settings)
         optimizer = self.optimizer(_trained(module), **self.settings)
+        bounds = []
         for number, batches in enumerate(steps):
+            self.set_rate(optimizer, number)
             engine.step(list(batches), optimizer, epoch=number)
-        return engine
+            bounds.append(engine.bounds)
+        return bounds
+
+    def operations(self) -> list[str]:
+        """Return the names of the operations of the recorded loss."""
+        calls = self._engine(self.module()).objective(self.steps[0][0]).program.graph.calls
+        return sorted({str(call.op).removeprefix("aten.") for call in calls})
+
+    def _engine(self, module: nn.Module, **settings: Any) -> AbstractGradientEngine:
+        config = {"poisonable": _mask, **self.engine, **settings}
+        return AbstractGradientEngine(module, self.loss, self.adversary, **config)
+
+    def settings_at(self, step: int) -> dict[str, Any]:
+        """Return the optimizer's settings at a step, counted from 0."""
+        return {**self.settings, "lr": self.settings["lr"] * self.rates[step]}
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of a step, counted from 0, as a schedule does."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings_at(step)["lr"]
 
     def summary(self) -> str:
         """Return what was drawn, in one line."""
         blocks = ", ".join(type(block).__name__ for block in self.plan.build(self.dtype).blocks)  # type: ignore[attr-defined]
         return (
             f"seed {self.seed}: {blocks}; {self.loss_name}; {self.adversary}; {self.optimizer.__name__} "
-            f"{self.settings}; {self.engine}; {self.dtype}"
+            f"{self.settings} {self.rates}; {self.engine}; {self.dtype}"
         )
 
 
@@ -109,15 +126,20 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the parameters as they are now, by name."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
 def training(seed: int) -> Training:
-    """Return the training of a seed."""
+    """Return the training of a seed; seeds one after another go through all blocks."""
     draw = random.Random(seed)
     dtype = draw.choice([torch.float32, torch.float32, torch.float64])
     labels = draw.choice(["class", "class", "number", "number", "soft", "binary"])
     loss_name = draw.choice(list(LOSSES[labels]))
     outputs = {"class": CLASSES, "soft": CLASSES, "binary": 1, "number": draw.choice([1, 2])}[labels]
-    plan = Plan(draw.randrange(2**31), outputs, tokens=draw.random() < 0.06)
-    size = draw.choice([3, 5, 5, 6])
+    plan = Plan(draw.randrange(2**31), outputs, BLOCKS[seed % len(BLOCKS)], tokens=draw.random() < 0.08)
+    size = draw.choice([2, 3, 5, 5, 6])
     parts = draw.choice([1, 1, 1, 2])
     steps = tuple(
         tuple(_batch(draw, plan, size, labels, outputs, dtype) for _ in range(parts))
@@ -137,14 +159,15 @@ def training(seed: int) -> Training:
         steps,
         adversary,
         optimizer,
-        dict(settings),
+        {**settings, "lr": settings["lr"] * draw.choice([1, 1, 1, 5])},
+        tuple(draw.choice([1.0, 1.0, 0.1, 2.0]) for _ in steps) if draw.random() < 0.3 else (1.0,) * len(steps),
         _engine(draw, adversary),
         dtype,
     )
 
 
 def _engine(draw: random.Random, adversary: Adversary) -> dict[str, Any]:
-    methods = ["ibp"] * 5 + ["tightest", "crown", "crown"]
+    methods = ["ibp"] * 4 + ["tightest", "crown", "crown"]
     domains: Sequence[Any] = [("box",), ("box",), "auto"]
     return {
         "method": draw.choice(methods),
@@ -235,8 +258,8 @@ def _batch(draw: random.Random, plan: Plan, size: int, labels: str, outputs: int
     if plan.tokens:
         x = torch.randint(0, TOKENS, (size, *plan.shape), generator=generator)
     else:
-        x = torch.randn(size, *plan.shape, generator=generator, dtype=torch.float64) * draw.choice([1.0, 1.0, 3.0])
-        x = x.to(dtype)
+        x = torch.randn(size, *plan.shape, generator=generator, dtype=torch.float64)
+        x = (x * draw.choice([0.2, 1.0, 1.0, 3.0]) + draw.choice([0.0, 0.0, 0.0, -1.0, 1.0])).to(dtype)
     share = draw.choice([1.0, 1.0, 0.6])
     return x, _labels(generator, size, labels, outputs, dtype), torch.rand(size, generator=generator) < share
 
@@ -258,12 +281,12 @@ def _labels(generator: torch.Generator, size: int, labels: str, outputs: int, dt
 
 def _adversary(draw: random.Random, plan: Plan, size: int, labels: str) -> Adversary:
     n = draw.choice([0, 1, 1, 1, 2, 2, size])
-    if draw.random() < 0.1:
-        return UnboundedAdversary(n=n, kappa=draw.choice([0.05, 1.0]), clip=draw.choice(["value", "norm"]))
+    if draw.random() < 0.15:
+        return UnboundedAdversary(n=n, kappa=draw.choice([0.05, 0.3, 1.0]), clip=draw.choice(["value", "norm"]))
     moved = _moved_labels(draw, labels)
     if plan.tokens or draw.random() < 0.3:
         return BoundedAdversary(n=n, **moved)
-    epsilon: Any = draw.choice([1e-3, 0.02, 0.1, 0.1, 1.0])
+    epsilon: Any = draw.choice([1e-3, 0.02, 0.1, 0.3, 1.0, 2.0])
     if draw.random() < 0.15:
         epsilon = epsilon * torch.rand(plan.shape, generator=torch.Generator().manual_seed(draw.randrange(2**31)))
     bounds = draw.choice([{}, {}, {}, {"bounds": (-1.0, 1.5)}])

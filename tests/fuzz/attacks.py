@@ -113,27 +113,32 @@ class Attacker:
             head = self._improved(target, self.start, {}, self.clean[: target.step + 1], head, 0)
         return head + tail
 
-    def led_on(self, target: Target, steps: Steps) -> Steps:
-        """Return data that lead a target no less far than some data do: the best of several moves from there.
-
-        Functions turn and jump inside of the limits, where a gradient to the corners does not lead; so moves are of
-        several lengths, and some are random.
+    def led_on(self, target: Target, done: Steps) -> Steps:
+        """Return data that lead a target no less far than some data do: twice, the best of several moves.
 
         Args:
             target: to be raised or lowered.
-            steps: poisoned data.
+            done: poisoned data.
         """
-        head = tuple(tuple((_double(x), _double(y), m) for x, y, m in step) for step in steps[: target.step + 1])
-        clean = self.clean[: target.step + 1]
-        tried = [head, self._improved(target, self.start, {}, clean, head, 0)]
+        head = tuple(tuple((_double(x), _double(y), m) for x, y, m in step) for step in done[: target.step + 1])
+        for _ in range(2):
+            head = max(self._moves(target, head), key=lambda each: self._value(target, self.start, {}, each, 0))
+        return self._stored(head + done[target.step + 1 :])
+
+    def _moves(self, target: Target, steps: Steps) -> Iterator[Steps]:
+        """Yield some data and others near to them.
+
+        Functions turn and jump inside of the limits, where a gradient to the corners does not lead; so moves are of
+        several lengths, and some are random.
+        """
+        yield steps
+        yield self._improved(target, self.start, {}, self.clean[: len(steps)], steps, 0)
+        yield from (self._blended(steps, self._directions(steps), share) for share in (1.0, 0.3, 0.05))
         try:
-            slopes = self._slopes(target, self.start, {}, head, 0)
-            tried += [self._blended(head, slopes, share) for share in (0.5, 0.1)]
+            slopes = self._slopes(target, self.start, {}, steps, 0)
         except RuntimeError:  # attention has no second derivative
-            pass
-        tried += [self._blended(head, self._directions(head), share) for share in (1.0, 0.3, 0.05)]
-        best = max(tried, key=lambda each: self._value(target, self.start, {}, each, 0))
-        return self._stored(best + steps[target.step + 1 :])
+            return
+        yield from (self._blended(steps, slopes, share) for share in (0.5, 0.1))
 
     def _value(self, target: Target, parameters: Parameters, state: State, steps: Steps, first: int) -> float:
         return float(target.of(unrolled(self.case, self.module, parameters, state, steps, first)[0]))

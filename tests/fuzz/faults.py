@@ -36,6 +36,7 @@ from agt_lightning.rules import linear as linear_rules
 from agt_lightning.rules.loss import BinaryCrossEntropy, CrossEntropy
 from agt_lightning.rules.values import as_interval
 from tests.fuzz.check import worst_violation
+from tests.fuzz.facts import FactError, checked_facts
 from tests.fuzz.report import say
 from tests.fuzz.runs import Poisoning
 from tests.fuzz.trainings import Training, training
@@ -91,18 +92,21 @@ class Planted:
         return noticed
 
 
-RUN, CHECKS = "poisoned run", ("self-check", "refusal")
-"""Ways to notice a mistake."""
+RUN, FACT, CHECKS = "poisoned run", "wrong fact", ("self-check", "refusal")
+"""Ways to notice a mistake: the first two are the fuzzer's, the others the package's own."""
 
 
 def _certified(case: Training, settings: Mapping[str, Any]) -> tuple[list[ParameterBounds], str]:
     """Return the bounds after each step; or none, and what stopped the training."""
     try:
-        return case.certified(**settings), ""
+        with checked_facts():
+            return case.certified(**settings), ""
     except UncertifiableError:  # of a training that is certified without the mistake
         return [], "refusal"
     except AgtError:
         return [], "self-check"
+    except FactError:
+        return [], FACT
     except Exception:  # the mistake makes the code crash
         return [], "crash"
 
@@ -564,7 +568,7 @@ class Search:
         if not new:
             return
         self.first.setdefault(fault.name, min(noticed, key=lambda how: how == RUN))  # checks come before runs
-        if RUN in new:
+        if new & {RUN, FACT}:
             self.shown.add(fault.name)
         hows = " and ".join(sorted(new))
         say(f"| {fault.name} | {hows} | {self.trainings} | {self.seconds + self.each[fault.name]:.0f} |")

@@ -52,12 +52,14 @@ class Plan:
         outputs: number of outputs.
         given: a block that the network has.
         tokens: whether inputs are integers; the given block is left out if it does not take their vectors.
+        clear: whether there is nothing besides the given block and trained layers, so that bounds are nearly attained.
     """
 
     seed: int
     outputs: int
     given: Block
     tokens: bool = False
+    clear: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -79,18 +81,20 @@ class Plan:
         chain = Chain(draw, self.shape)
         if self.tokens:
             chain.add(nn.Embedding(TOKENS, 3, padding_idx=draw.choice([None, 0, TOKENS - 1])), (*self.shape, 3))
-        others = draw.choice([0, 0, 1, 1, 2, 3])
+        others = 0 if self.clear else draw.choice([0, 1, 1, 2, 3])
         before = draw.randrange(others + 1)
         chain.draw(before)
-        chain.add_layer(share=0.6)
+        chain.add_layer(share=0.9 if self.clear else 0.5)
         chain.add_block(self.given)
-        chain.add_layer(share=0.3)
+        chain.add_layer(share=0.2)
         chain.draw(others - before)
         return Network(chain.blocks, torch.Size(chain.shape).numel(), self.outputs)
 
     def _frozen(self, draw: random.Random, network: Network) -> list[nn.Parameter]:
         """Return the parameters of the first blocks, in one of five networks; or of one block in one of twenty."""
         share, cut = draw.random(), draw.randrange(len(network.blocks) + 1)
+        if self.clear:
+            return []
         if share < 0.2:
             return [p for block in list(network.blocks)[:cut] for p in block.parameters()]
         return list(network.blocks[cut - 1].parameters()) if share < 0.25 and cut else []
@@ -116,9 +120,11 @@ class Chain:
         self.shape = after
 
     def add_layer(self, share: float) -> None:
-        """Append a trained layer, in a share of all cases."""
+        """Append a trained layer, in a share of all cases; behind some of them, values are not negative."""
         if self.source.random() < share:
             self.add(same_shape_layer(self.source, self.shape), self.shape)
+            if self.source.random() < 0.2:
+                self.add(nn.ReLU(), self.shape)
 
     def add_block(self, block: Block) -> bool:
         """Append a block, and return whether it fits."""

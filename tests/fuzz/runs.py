@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,37 +68,33 @@ class Poisoning:
         return cls(poison, done, tuple(map(poison.trained, done)))
 
     def toward(self, bounds: Sequence[ParameterBounds], count: int) -> Poisoning:
-        """Return at most so many more: each leads on the run that came closest to a bound, until one is outside.
+        """Return at most so many more, until one is outside: each leads on the run that came closest to some bound.
 
-        A parameter whose element is led no further is left alone.
+        Parameters, steps, and ways take turns.
 
         Args:
             bounds: after each step.
             count: of further trainings.
         """
-        done, runs, left = list(self.done), list(self.runs), set[tuple[str, float, int]]()
+        done, runs, turns = list(self.done), list(self.runs), Counter[tuple[str, float, int]]()
         for _ in range(count):
-            near = [each for each in reached(bounds, runs) if _kind(each.target) not in left and each.share < _ATTAINED]
-            if not near:
+            found = reached(bounds, runs)
+            near = [each for each in found if each.share < _ATTAINED]
+            if not near or max(each.share for each in found) > _OUTSIDE:
                 break
-            closest = max(near, key=lambda each: each.share)
+            closest = min(near, key=lambda each: (turns[_kind(each.target)], -each.share))
+            turns[_kind(closest.target)] += 1
             done.append(self.poison.led_on(closest.target, done[closest.run]))
             runs.append(self.poison.trained(done[-1]))
-            if not _further(closest.target, runs[closest.run], runs[-1]):
-                left.add(_kind(closest.target))
         return Poisoning(self.poison, tuple(done), tuple(runs))
 
 
-_ATTAINED = 0.999
-"""Share of the room to a bound behind which there is no more to gain."""
+_ATTAINED, _OUTSIDE = 0.999, 1.001
+"""Shares of the room to a bound: there is no more to gain behind the first, and nothing to seek behind the second."""
 
 
 def _kind(target: Target) -> tuple[str, float, int]:
     return target.name, target.sign, target.step
-
-
-def _further(target: Target, before: Run, after: Run) -> bool:
-    return bool(target.of(after[target.step]) > target.of(before[target.step]))
 
 
 def poisoned_runs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,19 +134,21 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 def training(seed: int) -> Training:
     """Return the training of a seed; seeds one after another go through all blocks."""
     draw = random.Random(seed)
+    style = draw.choice([VARIED, CLEAR])
     dtype = draw.choice([torch.float32, torch.float32, torch.float64])
-    labels = draw.choice(["class", "class", "number", "number", "soft", "binary"])
-    loss_name = draw.choice(list(LOSSES[labels]))
+    labels = draw.choice(style.labels)
+    loss_name = draw.choice(style.losses[labels])
     outputs = {"class": CLASSES, "soft": CLASSES, "binary": 1, "number": draw.choice([1, 2])}[labels]
-    plan = Plan(draw.randrange(2**31), outputs, BLOCKS[seed % len(BLOCKS)], tokens=draw.random() < 0.08)
-    size = draw.choice([2, 3, 5, 5, 6])
+    block, tokens = BLOCKS[seed % len(BLOCKS)], draw.random() < 0.08
+    plan = Plan(draw.randrange(2**31), outputs, block, tokens=tokens, clear=style is CLEAR)
+    size = draw.choice(style.sizes)
     parts = draw.choice([1, 1, 1, 2])
     steps = tuple(
         tuple(_batch(draw, plan, size, labels, outputs, dtype) for _ in range(parts))
-        for _ in range(draw.choice([1, 2, 2, 3]))
+        for _ in range(draw.choice(style.steps))
     )
-    optimizer, settings = draw.choice(OPTIMIZERS)
-    adversary = _adversary(draw, plan, size * parts, "number" if loss_name in REAL_LABELS else labels)
+    optimizer, settings = draw.choice(style.optimizers)
+    adversary = _adversary(draw, style, plan, size * parts, "number" if loss_name in REAL_LABELS else labels)
     steps = tuple(tuple(_in_range(batch, adversary) for batch in step) for step in steps)
     if isinstance(adversary, UnboundedAdversary) and loss_name in ("mse by hand", "mse, summed"):
         loss_name = "mse"  # gradients are clipped without the factor of the whole loss
@@ -217,6 +219,7 @@ LOSSES: dict[str, dict[str, Criterion]] = {
         "huber": lambda z, y: F.huber_loss(z, y, delta=0.4),
         "smooth_l1": lambda z, y: F.smooth_l1_loss(z, y, beta=0.5),
         "quantile": _quantile,
+        "linear": lambda z, y: (z * y).mean(),
         "charbonnier": lambda z, y: torch.sqrt((z - y).square() + 0.1).mean(),
     },
     "binary": {
@@ -250,6 +253,62 @@ OPTIMIZERS: tuple[tuple[type[torch.optim.Optimizer], dict[str, Any]], ...] = (
     (torch.optim.Adagrad, {"lr": 0.05, "lr_decay": 0.1, "weight_decay": 0.1}),
 )
 
+# --- styles -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Style:
+    """What trainings are drawn from.
+
+    Args:
+        labels: their kinds.
+        losses: names by the kind of labels.
+        sizes: of a micro-batch.
+        steps: numbers of steps.
+        optimizers: classes and settings.
+        poisoned: numbers of samples at most.
+        radii: of features.
+        labels_alone: share of the adversaries that leave features as they are.
+        substituting: share of the adversaries that substitute samples.
+    """
+
+    labels: Sequence[str]
+    losses: Mapping[str, Sequence[str]]
+    sizes: Sequence[int]
+    steps: Sequence[int]
+    optimizers: Sequence[tuple[type[torch.optim.Optimizer], dict[str, Any]]]
+    poisoned: Sequence[int]
+    radii: Sequence[float]
+    labels_alone: float
+    substituting: float
+
+
+VARIED = Style(
+    labels=("class", "class", "number", "number", "soft", "binary"),
+    losses={labels: tuple(named) for labels, named in LOSSES.items()},
+    sizes=(2, 3, 5, 5, 6),
+    steps=(1, 2, 2, 3),
+    optimizers=OPTIMIZERS,
+    poisoned=(0, 1, 1, 1, 2, 2, 12),
+    radii=(1e-3, 0.02, 0.1, 0.1, 0.3, 1.0),
+    labels_alone=0.3,
+    substituting=0.1,
+)
+"""Trainings of all kinds."""
+
+CLEAR = Style(
+    labels=("number", "number", "number", "binary", "class"),
+    losses={"number": ("linear", "linear", "l1"), "binary": ("hinge", "bce"), "class": ("cross_entropy",)},
+    sizes=(2, 2, 3),
+    steps=(1, 2),
+    optimizers=OPTIMIZERS[:5],
+    poisoned=(1, 1, 2),
+    radii=(0.1, 0.3, 1.0, 1.0, 3.0),
+    labels_alone=0.15,
+    substituting=0.1,
+)
+"""Trainings whose bounds are wide, but nearly attained: what a mistake takes from them is not hidden by what else is wide."""
+
 # --- data and adversaries ---------------------------------------------------------------------------------------------
 
 
@@ -279,14 +338,14 @@ def _labels(generator: torch.Generator, size: int, labels: str, outputs: int, dt
     return (numbers.softmax(1) if labels == "soft" else numbers).to(dtype)
 
 
-def _adversary(draw: random.Random, plan: Plan, size: int, labels: str) -> Adversary:
-    n = draw.choice([0, 1, 1, 1, 2, 2, size])
-    if draw.random() < 0.15:
+def _adversary(draw: random.Random, style: Style, plan: Plan, size: int, labels: str) -> Adversary:
+    n = min(size, draw.choice(style.poisoned))
+    if draw.random() < style.substituting:
         return UnboundedAdversary(n=n, kappa=draw.choice([0.05, 0.3, 1.0]), clip=draw.choice(["value", "norm"]))
     moved = _moved_labels(draw, labels)
-    if plan.tokens or draw.random() < 0.3:
+    if plan.tokens or draw.random() < style.labels_alone:
         return BoundedAdversary(n=n, **moved)
-    epsilon: Any = draw.choice([1e-3, 0.02, 0.1, 0.3, 1.0, 2.0])
+    epsilon: Any = draw.choice(style.radii)
     if draw.random() < 0.15:
         epsilon = epsilon * torch.rand(plan.shape, generator=torch.Generator().manual_seed(draw.randrange(2**31)))
     bounds = draw.choice([{}, {}, {}, {"bounds": (-1.0, 1.5)}])

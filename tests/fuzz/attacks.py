@@ -62,7 +62,7 @@ class Attacker:
     def poisoned(self, count: int) -> Iterator[Steps]:
         """Yield poisoned data for so many trainings, in turns of all kinds; the first is clean."""
         yield self.case.steps
-        kinds = (self._random, self._corner, self._greedy, self._ascent)
+        kinds = (self._ascent, self._random, self._greedy, self._corner)
         for number in range(count - 1):
             yield self._stored(kinds[number % len(kinds)]())
 

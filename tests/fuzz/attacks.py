@@ -88,7 +88,9 @@ class Attacker:
         """Draw an element of a trained parameter, and remember it."""
         name = self.draw.choice(list(self.start))
         index, sign = self.draw.randrange(self.start[name].numel()), self.draw.choice([-1.0, 1.0])
-        target = Target(name, index, sign, self.draw.choice([self.draw.randrange(len(self.clean)), len(self.clean) - 1]))
+        target = Target(
+            name, index, sign, self.draw.choice([self.draw.randrange(len(self.clean)), len(self.clean) - 1])
+        )
         self.targets.append(target)
         return target
 

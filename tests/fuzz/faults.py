@@ -27,7 +27,14 @@ from agt_lightning.errors import AgtError, UncertifiableError
 from agt_lightning.gradients import outer_product
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.optimizers import AbstractAdagrad, AbstractAdam, AbstractAdamW, AbstractRMSprop, AbstractSGD, checked_update
+from agt_lightning.optimizers import (
+    AbstractAdagrad,
+    AbstractAdam,
+    AbstractAdamW,
+    AbstractRMSprop,
+    AbstractSGD,
+    checked_update,
+)
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.prefix import PoisonedPrefix
 from agt_lightning.rules import RULES, Site

@@ -123,7 +123,7 @@ class Chain:
         """Append a trained layer, in a share of all cases; behind some of them, values are not negative."""
         if self.source.random() < share:
             self.add(same_shape_layer(self.source, self.shape), self.shape)
-            if self.source.random() < 0.2:
+            if self.source.random() < 0.3:
                 self.add(nn.ReLU(), self.shape)
 
     def add_block(self, block: Block) -> bool:

@@ -8,9 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
 from agt_lightning import ParameterBounds, UnboundedAdversary
 from tests.fuzz.attacks import Attacker, Steps, Target
 from tests.fuzz.check import Parameters, Run, reached

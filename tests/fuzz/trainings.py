@@ -307,7 +307,7 @@ CLEAR = Style(
     labels_alone=0.15,
     substituting=0.1,
 )
-"""Trainings whose bounds are wide, but nearly attained: what a mistake takes from them is not hidden by what else is wide."""
+"""Trainings with wide bounds that are nearly attained, so that little hides what a mistake takes from them."""
 
 # --- data and adversaries ---------------------------------------------------------------------------------------------
 

@@ -154,7 +154,7 @@ class Attacker:
         return [[(direction(x), direction(y)) for x, y, _ in step] for step in steps]
 
     def _blended(self, steps: Steps, toward: list[list[tuple[Tensor, Tensor]]], share: float) -> Steps:
-        """Move the samples that are poisoned by a share of the way to the surface of their balls; labels that flip stay.
+        """Move the poisoned samples by a share of the way to the surfaces of their balls; labels that flip stay.
 
         Balls are convex, so that all points on the way are within them.
         """

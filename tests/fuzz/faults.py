@@ -9,8 +9,9 @@ import argparse
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ from tests.fuzz.check import worst_violation
 from tests.fuzz.facts import FactError, checked_facts
 from tests.fuzz.report import say
 from tests.fuzz.runs import Poisoning
-from tests.fuzz.trainings import Training, training
+from tests.fuzz.trainings import Training, given_block, training
 from tests.propagation.crown.test_planted_faults import FAULTS as CROWN_FAULTS
 from tests.rules.test_planted_faults import BROKEN_RULES
 from tests.rules.test_planted_faults_in_convolutions import BROKEN_RULES as BROKEN_CONVOLUTIONS
@@ -513,18 +514,18 @@ FAULTS = (
 """All mistakes that are planted."""
 
 
-def search(faults: Sequence[Planted], seed: int, minutes: float, trainings: int) -> Search:
+def search(faults: Sequence[Planted], seeds: Iterator[int], minutes: float, trainings: int) -> Search:
     """Look for mistakes in one training after another, until runs have shown all of them or time is over.
 
     Args:
         faults: mistakes.
-        seed: of the first training.
+        seeds: of the trainings.
         minutes: after which no other is begun.
         trainings: poisoned ones for each, half of which aim at the bounds.
     """
     result, end = Search(faults), time.monotonic() + 60 * minutes
     while result.missing and time.monotonic() < end:
-        case, began = training(seed + result.trainings), time.monotonic()
+        case, began = training(next(seeds)), time.monotonic()
         result.trainings += 1
         try:
             operations = case.operations()
@@ -582,7 +583,7 @@ class Search:
 
     def summary(self) -> str:
         """Return the counts, and the names of what was missed."""
-        counts = ", ".join(f"{count} by a {how}" for how, count in Counter(self.first.values()).most_common())
+        counts = ", ".join(f"{times} by a {how}" for how, times in Counter(self.first.values()).most_common())
         lines = [
             f"{len(self.first)} of {len(self.faults)} noticed in {self.trainings} trainings: first {counts}",
             f"{len(self.shown)} shown by runs alone",
@@ -599,13 +600,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--trainings", type=int, default=20)
     parser.add_argument("--names", nargs="*", help="beginnings of names of mistakes; all without it")
+    parser.add_argument("--blocks", nargs="*", help="names of blocks, of which trainings are given one; any without it")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     names = tuple(given.names or [""])
     say("| mistake | noticed by | trainings | seconds |\n|---|---|---|---|")
     faults = [fault for fault in FAULTS if fault.name.startswith(names)]
-    say(search(faults, given.seed, given.minutes, given.trainings).summary())
+    seeds = (seed for seed in count(given.seed) if given.blocks is None or given_block(seed).name in given.blocks)
+    say(search(faults, seeds, given.minutes, given.trainings).summary())
 
 
 if __name__ == "__main__":

@@ -172,8 +172,7 @@ def test_a_run_is_led_on_within_the_adversary():
 
 
 def test_seeds_one_after_another_give_every_block():
-    given = [training(seed).plan.given for seed in range(len(BLOCKS))]
-    assert set(given) == set(BLOCKS)
+    assert {training(seed).plan.given for seed in range(7, 7 + len(BLOCKS))} == set(BLOCKS)
 
 
 QUICK = ("exact sum: n - 1 samples", "features: half of ε", "Adam: middle of the moments")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import Adversary
-from tests.fuzz.blocks import BLOCKS
+from tests.fuzz.blocks import BLOCKS, Block
 from tests.fuzz.networks import TOKENS, Plan
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -131,6 +131,11 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
+def given_block(seed: int) -> Block:
+    """Return the block that the training of a seed has."""
+    return BLOCKS[seed % len(BLOCKS)]
+
+
 def training(seed: int) -> Training:
     """Return the training of a seed; seeds one after another go through all blocks."""
     draw = random.Random(seed)
@@ -139,8 +144,8 @@ def training(seed: int) -> Training:
     labels = draw.choice(style.labels)
     loss_name = draw.choice(style.losses[labels])
     outputs = {"class": CLASSES, "soft": CLASSES, "binary": 1, "number": draw.choice([1, 2])}[labels]
-    block, tokens = BLOCKS[seed % len(BLOCKS)], draw.random() < 0.08
-    plan = Plan(draw.randrange(2**31), outputs, block, tokens=tokens, clear=style is CLEAR)
+    tokens = draw.random() < 0.08
+    plan = Plan(draw.randrange(2**31), outputs, given_block(seed), tokens=tokens, clear=style is CLEAR)
     size = draw.choice(style.sizes)
     parts = draw.choice([1, 1, 1, 2])
     steps = tuple(

@@ -551,7 +551,7 @@ class Search:
     Args:
         faults: that are looked for.
         first: how each was noticed first, by its name.
-        shown: names of those that a run has shown, without the package's checks if they came first.
+        shown: names of those that a run or a wrong fact has shown, without the package's checks if they came first.
         trainings: that were drawn.
         seconds: of certifying and poisoning without mistakes.
         each: seconds of certifying with each mistake and of poisoning its bounds, by its name.
@@ -566,7 +566,7 @@ class Search:
 
     @property
     def missing(self) -> list[Planted]:
-        """The mistakes that no run has shown."""
+        """The mistakes that the fuzzer has not shown."""
         return [fault for fault in self.faults if fault.name not in self.shown]
 
     def add(self, fault: Planted, noticed: set[str], seconds: float) -> None:
@@ -586,8 +586,8 @@ class Search:
         counts = ", ".join(f"{times} by a {how}" for how, times in Counter(self.first.values()).most_common())
         lines = [
             f"{len(self.first)} of {len(self.faults)} noticed in {self.trainings} trainings: first {counts}",
-            f"{len(self.shown)} shown by runs alone",
-            *(f"shown by no run: {fault.name}" for fault in self.missing if fault.name in self.first),
+            f"{len(self.shown)} shown by the fuzzer alone",
+            *(f"not shown by the fuzzer: {fault.name}" for fault in self.missing if fault.name in self.first),
             *(f"not noticed: {fault.name}" for fault in self.missing if fault.name not in self.first),
         ]
         return "\n".join(lines)

@@ -27,10 +27,10 @@ aten = torch.ops.aten
 
 
 def test_random_poisoned_trainings_stay_inside():
-    report = fuzz(seed=0, stride=1, count=14, minutes=5, trainings=6)
+    report = fuzz(seed=0, stride=1, count=5, minutes=5, trainings=6)
     assert not report.violations, "\n".join(report.violations)
     assert set(report.counts) <= {"certified trainings", "poisoned trainings", "refused", "diverged"}, report.stopped
-    assert report.counts["certified trainings"] >= 12
+    assert report.counts["certified trainings"] >= 4
     (shares,) = (shares for part, shares in report.shares.items() if part == ("all", "all"))
     assert sum(shares) / len(shares) > 0.2  # the attacks are not idle
 

@@ -25,11 +25,13 @@ class Target:
         name: of the parameter.
         index: of the element in the flattened parameter.
         sign: 1 to raise it, -1 to lower it.
+        step: number of the step after which it counts, from 0.
     """
 
     name: str
     index: int
     sign: float
+    step: int
 
     def of(self, parameters: Parameters) -> Tensor:
         """Return what the attack maximizes."""
@@ -60,7 +62,7 @@ class Attacker:
     def poisoned(self, count: int) -> Iterator[Steps]:
         """Yield poisoned data for so many trainings, in turns of all kinds; the first is clean."""
         yield self.case.steps
-        kinds = (self._random, self._corner, self._greedy, self._ascent)
+        kinds = (self._ascent, self._random, self._greedy, self._corner)
         for number in range(count - 1):
             yield self._stored(kinds[number % len(kinds)]())
 
@@ -85,7 +87,10 @@ class Attacker:
     def target(self) -> Target:
         """Draw an element of a trained parameter, and remember it."""
         name = self.draw.choice(list(self.start))
-        target = Target(name, self.draw.randrange(self.start[name].numel()), self.draw.choice([-1.0, 1.0]))
+        index, sign = self.draw.randrange(self.start[name].numel()), self.draw.choice([-1.0, 1.0])
+        target = Target(
+            name, index, sign, self.draw.choice([self.draw.randrange(len(self.clean)), len(self.clean) - 1])
+        )
         self.targets.append(target)
         return target
 
@@ -103,11 +108,66 @@ class Attacker:
         return tuple(steps)
 
     def _ascent(self) -> Steps:
-        """Poison all steps together, for the parameters at the end; from a random corner, twice."""
+        """Poison all steps up to the target's together; from a random corner, twice."""
         target, steps = self.target(), self._corner()
+        head, tail = steps[: target.step + 1], steps[target.step + 1 :]
         for _ in range(2):
-            steps = self._improved(target, self.start, {}, self.clean, steps, 0)
-        return steps
+            head = self._improved(target, self.start, {}, self.clean[: target.step + 1], head, 0)
+        return head + tail
+
+    def led_on(self, target: Target, done: Steps) -> Steps:
+        """Return data that lead a target no less far than some data do: twice, the best of several moves.
+
+        Args:
+            target: to be raised or lowered.
+            done: poisoned data.
+        """
+        head = tuple(tuple((_double(x), _double(y), m) for x, y, m in step) for step in done[: target.step + 1])
+        for _ in range(2):
+            head = max(self._moves(target, head), key=lambda each: self._value(target, self.start, {}, each, 0))
+        return self._stored(head + done[target.step + 1 :])
+
+    def _moves(self, target: Target, steps: Steps) -> Iterator[Steps]:
+        """Yield some data and others near to them.
+
+        Functions turn and jump inside of the limits, where a gradient to the corners does not lead; so moves are of
+        several lengths, and some are random.
+        """
+        yield steps
+        yield self._improved(target, self.start, {}, self.clean[: len(steps)], steps, 0)
+        yield from (self._blended(steps, self._directions(steps), share) for share in (1.0, 0.3, 0.05))
+        try:
+            slopes = self._slopes(target, self.start, {}, steps, 0)
+        except RuntimeError:  # attention has no second derivative
+            return
+        yield from (self._blended(steps, slopes, share) for share in (0.5, 0.1))
+
+    def _value(self, target: Target, parameters: Parameters, state: State, steps: Steps, first: int) -> float:
+        return float(target.of(unrolled(self.case, self.module, parameters, state, steps, first)[0]))
+
+    def _directions(self, steps: Steps) -> list[list[tuple[Tensor, Tensor]]]:
+        """Return random directions for features and labels of all micro-batches."""
+
+        def direction(t: Tensor) -> Tensor:
+            return torch.randn(t.shape, generator=self.generator).double()
+
+        return [[(direction(x), direction(y)) for x, y, _ in step] for step in steps]
+
+    def _blended(self, steps: Steps, toward: list[list[tuple[Tensor, Tensor]]], share: float) -> Steps:
+        """Move the poisoned samples by a share of the way to the surfaces of their balls; labels that flip stay.
+
+        Balls are convex, so that all points on the way are within them.
+        """
+        made = []
+        for step, clean, directions in zip(steps, self.clean, toward, strict=False):
+            batches = []
+            for (x, y, mask), origin, direction in zip(step, clean, directions, strict=True):
+                moved = (x != origin[0]).flatten(1).any(1) | (y != origin[1]).reshape(len(y), -1).any(1)
+                far_x, far_y, _ = self._shift(origin, moved.nonzero().flatten(), *direction, inside=False)
+                y = y if self.adversary.q == 0 else _between(y, far_y, share)
+                batches.append((_between(x, far_x, share), y, mask))
+            made.append(tuple(batches))
+        return tuple(made)
 
     def _improved(
         self, target: Target, parameters: Parameters, state: State, clean: Steps, at: Steps, first: int
@@ -200,10 +260,7 @@ class Attacker:
         if self.adversary.q != 0 or not self.adversary.perturbs_labels or not self.adversary.n:
             return steps
         tried = [steps, *(self._with_flips(steps, first) for _ in range(4))]
-        values = [
-            float(target.of(unrolled(self.case, self.module, parameters, state, each, first)[0])) for each in tried
-        ]
-        return tried[max(range(len(tried)), key=values.__getitem__)]
+        return max(tried, key=lambda each: self._value(target, parameters, state, each, first))
 
     def _with_flips(self, steps: Steps, first: int) -> Steps:
         """Choose samples anew, flip their labels, and move their features where the others' had gone."""
@@ -230,6 +287,10 @@ class Attacker:
 def _direction(moved: Tensor, clean: Tensor) -> Tensor:
     apart = (moved - clean).double()
     return torch.where(apart == 0, torch.ones_like(apart), apart)
+
+
+def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
+    return torch.lerp(start, end, share) if start.is_floating_point() else start
 
 
 def _double(t: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ aten = torch.ops.aten
 
 Shape = tuple[int, ...]
 """Shape of one sample: (d,), (t, d) or (c, l), (c, h, w), or (c, d, h, w)."""
+
+Build = Callable[[random.Random, Shape], nn.Module | None]
+"""Makes the module for a shape, or returns None if it does not fit."""
 
 
 class Function(nn.Module):
@@ -65,6 +69,18 @@ class Residual(nn.Module):
         return x + 0.5 * self.activation(self.inner(x))
 
 
+class Twice(nn.Module):
+    """A layer that is used twice, and once more by its transposed weight, (..., d)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer, a function, the layer, and the transposed weight."""
+        return self.inner(self.inner(x).tanh()) @ self.inner.weight
+
+
 @dataclass(frozen=True)
 class Block:
     """A part of a network.
@@ -77,11 +93,23 @@ class Block:
 
     name: str
     ranks: Sequence[int]
-    build: Callable[[random.Random, Shape], nn.Module | None]
+    build: Build
 
 
 def _of(name: str, function: Callable[[Tensor], Tensor], ranks: Sequence[int] = (1, 2, 3, 4)) -> Block:
     return Block(name, ranks, lambda draw, shape: Function(function))
+
+
+def _with(
+    name: str, function: Callable[[Tensor, Any], Tensor], values: Sequence[Any], ranks: Sequence[int] = (1, 2, 3, 4)
+) -> Block:
+    """Return a block of a function with a second argument, which is drawn."""
+
+    def build(draw: random.Random, shape: Shape) -> nn.Module:
+        value = draw.choice(values)
+        return Function(lambda x: function(x, value))
+
+    return Block(name, ranks, build)
 
 
 def _made(name: str, ranks: Sequence[int], build: Callable[[Shape], nn.Module | None]) -> Block:
@@ -92,27 +120,27 @@ def _made(name: str, ranks: Sequence[int], build: Callable[[Shape], nn.Module | 
 
 ELEMENTWISE = (
     _of("relu", torch.relu),
-    _of("celu", lambda x: F.celu(x, 0.7)),
-    _of("clamp", lambda x: x.clamp(-0.5, 0.7)),
-    _of("clamp_max", lambda x: x.clamp_max(0.4)),
-    _of("clamp_min", lambda x: x.clamp_min(-0.3)),
-    _of("elu", F.elu),
+    _with("celu", F.celu, (0.7, 2.0)),
+    _with("clamp", lambda x, ends: x.clamp(*ends), ((-0.5, 0.7), (0.2, 0.3))),
+    _with("clamp_max", torch.clamp_max, (0.4, -0.2)),
+    _with("clamp_min", torch.clamp_min, (-0.3, 0.2)),
+    _with("elu", F.elu, (1.0, 0.6, 2.0)),
     _of("erf", torch.erf),
     _of("gelu", F.gelu),
     _of("gelu-tanh", lambda x: F.gelu(x, approximate="tanh")),
     _of("hardsigmoid", F.hardsigmoid),
     _of("hardswish", F.hardswish),
-    _of("hardtanh", F.hardtanh),
-    _of("leaky_relu", lambda x: F.leaky_relu(x, 0.2)),
+    _with("hardtanh", lambda x, ends: F.hardtanh(x, *ends), ((-1.0, 1.0), (-0.3, 0.2))),
+    _with("leaky_relu", F.leaky_relu, (0.2, 1.7, -0.5)),
     _of("log", lambda x: torch.log(0.5 + x.square())),
     _of("log_sigmoid", F.logsigmoid),
     _of("reciprocal", lambda x: torch.reciprocal(x.square() + 0.7)),
-    _of("relu6", lambda x: F.relu6(3 * x)),
+    _with("relu6", lambda x, factor: F.relu6(factor * x), (1.0, 3.0, 8.0)),
     _of("rsqrt", lambda x: torch.rsqrt(x.square() + 0.5)),
     _of("selu", F.selu),
     _of("sigmoid", torch.sigmoid),
     _of("silu", F.silu),
-    _of("softplus", lambda x: F.softplus(x, beta=2.0)),
+    _with("softplus", lambda x, beta: F.softplus(x, beta=beta), (1.0, 2.0, 5.0)),
     _of("sqrt", lambda x: torch.sqrt(x.square() + 0.3)),
     _of("tanh", torch.tanh),
     _of("exp", lambda x: torch.exp(0.3 * torch.tanh(x))),
@@ -120,9 +148,9 @@ ELEMENTWISE = (
     _of("neg", torch.neg),
     _of("square", lambda x: 0.2 * x.tanh().square()),
     _of("pow", lambda x: 0.3 * torch.pow(x.tanh(), 2)),
-    _of("rsub", lambda x: torch.rsub(x, 0.7)),
+    _with("rsub", lambda x, alpha: torch.rsub(x, 0.7, alpha=alpha), (1, 0.4)),
     _of("add", lambda x: x + 0.5 * x.sigmoid()),
-    _of("sub", lambda x: torch.sub(x, x.tanh(), alpha=0.5)),
+    _with("sub", lambda x, alpha: torch.sub(x, x.tanh(), alpha=alpha), (1, 0.5, -2)),
     _of("mul", lambda x: x * x.sigmoid()),
     _of("div", lambda x: x / (1.2 + x.square())),
     _of("maximum", lambda x: torch.maximum(x, 0.3 * x.flip(1))),
@@ -139,28 +167,31 @@ ELEMENTWISE = (
 
 # --- moves -----------------------------------------------------------------------------------------------------------
 
+PADS = (([1, 1], 0.0), ([0, 1], 0.5), ([2, 0], -0.7), ([1, -1], 0.3))
+"""Widths and values of frames."""
+
 MOVES = (
     _of("cat", lambda x: torch.cat([x, 0.5 * x], 1)),
     _of("concat", lambda x: aten.concat.default([x, -x], 1)),
     _of("concatenate", lambda x: aten.concatenate.default([x.tanh(), x], 1)),
     _of("hstack", lambda x: torch.hstack([x, x.flip(1)])),
     _of("stack", lambda x: torch.stack([x, 0.3 * x], 1).flatten(1)),
-    _of("chunk", lambda x: x.chunk(2, 1)[0]),
+    _with("chunk", lambda x, at: x.chunk(2, 1)[at], (0, -1)),
     _of("flip", lambda x: x.flip(1)),
-    _of("index", lambda x: x[:, torch.tensor([0, 0])]),
-    _of("index_select", lambda x: x.index_select(1, torch.tensor([0, 0]))),
-    _of("narrow", lambda x: x.narrow(1, 0, 1)),
+    _with("index", lambda x, at: x[:, torch.tensor(at)], ([0, 0], [-1, 0], [-1])),
+    _with("index_select", lambda x, at: x.index_select(1, torch.tensor(at)), ([0, 0], [1, 0], [2])),
+    _with("narrow", lambda x, at: x.narrow(1, at, 1), (0, 1, -1)),
     _of("repeat", lambda x: x.repeat(1, 2, *[1] * (x.ndim - 2))),
     _of("repeat_interleave", lambda x: x.repeat_interleave(2, 1)),
-    _of("roll", lambda x: x + 0.5 * x.roll(1, 1)),
-    _of("select", lambda x: x.select(1, 0), (2, 3, 4)),
-    _of("slice", lambda x: x[:, :2]),
-    _of("split", lambda x: torch.split(x, 1, 1)[0]),
-    _of("split_with_sizes", lambda x: torch.split(x, [1, x.shape[1] - 1], 1)[0]),
-    _of("tensor_split", lambda x: torch.tensor_split(x, 2, 1)[0]),
-    _of("tensor_split-indices", lambda x: torch.tensor_split(x, (1,), 1)[0]),
+    _with("roll", lambda x, by: x + 0.5 * x.roll(by, 1), (1, -1, 2)),
+    _with("select", lambda x, at: x.select(1, at), (0, -1), (2, 3, 4)),
+    _with("slice", lambda x, part: x[:, part], (slice(2), slice(1, None), slice(None, None, 2))),
+    _with("split", lambda x, at: torch.split(x, 1, 1)[at], (0, -1)),
+    _with("split_with_sizes", lambda x, at: torch.split(x, [1, x.shape[1] - 1], 1)[at], (0, 1)),
+    _with("tensor_split", lambda x, at: torch.tensor_split(x, 2, 1)[at], (0, 1)),
+    _with("tensor_split-indices", lambda x, at: torch.tensor_split(x, (1,), 1)[at], (0, 1)),
     _of("tile", lambda x: torch.tile(x, (1, 2, *[1] * (x.ndim - 2)))),
-    _of("unbind", lambda x: x.unbind(1)[0], (2, 3, 4)),
+    _with("unbind", lambda x, at: x.unbind(1)[at], (0, -1), (2, 3, 4)),
     _of("mT", lambda x: x.mT, (2, 3)),
     _of("transpose", lambda x: x.transpose(1, 2), (2, 3)),
     _of("swapaxes", lambda x: aten.swapaxes.default(x, 1, 2), (2, 3)),
@@ -179,8 +210,8 @@ MOVES = (
     _of("squeeze-all", lambda x: x.unsqueeze(-1).squeeze()),
     _of("unflatten", lambda x: x.unflatten(1, (1, -1)), (1, 2, 3)),
     _of("expand", lambda x: x.unsqueeze(1).expand(-1, 2, *[-1] * (x.ndim - 1)), (1, 2, 3)),
-    _of("pad", lambda x: F.pad(x, (1, 1))),
-    _of("constant_pad_nd", lambda x: aten.constant_pad_nd.default(x, [0, 1], 0.5)),
+    _with("pad", lambda x, given: F.pad(x, given[0], value=given[1]), PADS),
+    _with("constant_pad_nd", lambda x, given: aten.constant_pad_nd.default(x, *given), PADS),
     _of("pad-reflect", lambda x: F.pad(x, (1, 1), mode="replicate"), (2,)),
     _of("mean", lambda x: x.mean(1), (2, 3, 4)),
     _of("sum", lambda x: 0.5 * x.sum(1), (2, 3, 4)),
@@ -198,13 +229,13 @@ def _convolution(draw: random.Random, shape: Shape) -> nn.Module | None:
         return None
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
     groups = draw.choice([1, channels])
-    padding = draw.choice([0, 1])
-    return kind(channels, 2 * groups if groups < 3 else groups, 2, padding=padding, groups=groups)
+    windows = {"stride": draw.choice([1, 1, 2]), "dilation": draw.choice([1, 1, 2]), "padding": draw.choice([0, 1])}
+    return kind(channels, 2 * groups if groups < 3 else groups, 2, groups=groups, **windows)
 
 
 def _padded_convolution(draw: random.Random, shape: Shape) -> nn.Module:
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 2]
-    return kind(shape[0], 2, 3, padding="same", dilation=draw.choice([1, 2]))
+    return kind(shape[0], 2, draw.choice([2, 3]), padding="same", dilation=draw.choice([1, 2]))
 
 
 def _transposed(draw: random.Random, shape: Shape) -> nn.Module | None:
@@ -225,7 +256,7 @@ def _convolution_by_name(draw: random.Random, shape: Shape) -> nn.Module | None:
 
 
 PRODUCTS = (
-    Block("linear", (1, 2, 3), lambda draw, s: nn.Linear(s[-1], draw.choice([2, 3, 5]), bias=draw.random() < 0.8)),
+    Block("linear", (1, 2, 3), lambda draw, s: nn.Linear(s[-1], draw.choice([1, 2, 3, 5]), bias=draw.random() < 0.8)),
     Block("linear", (1, 2, 3), lambda draw, s: nn.Linear(s[-1], draw.choice([2, 3, 5]))),
     _made("mm", (1,), lambda s: Weighted(torch.mm, s[0], 3)),
     _made("matmul", (1, 2), lambda s: Weighted(torch.matmul, s[-1], 3)),
@@ -235,6 +266,7 @@ PRODUCTS = (
     _made("attention", (2,), lambda s: Attention(s[-1])),
     _made("residual", (1,), lambda s: Residual(s[0], nn.GELU())),
     _made("residual", (1,), lambda s: Residual(s[0], nn.ReLU())),
+    _made("twice", (1, 2), lambda s: Twice(s[-1])),
     Block("convolution", (2, 3, 4), _convolution),
     Block("convolution", (2, 3, 4), _convolution),
     Block("padded convolution", (2, 3, 4), _padded_convolution),
@@ -245,14 +277,22 @@ PRODUCTS = (
 # --- pooling, normalization, probabilities ----------------------------------------------------------------------------
 
 
-def _pool(names: Sequence[str], size: int) -> Callable[[Shape], nn.Module | None]:
-    def build(shape: Shape) -> nn.Module | None:
-        if min(shape[1:]) < 2 and size > 1:
-            return None
-        kind: type[nn.Module] = getattr(nn, names[len(shape) - 2])
-        return kind(size)
+def _pool(kinds: Sequence[type[nn.Module]], settings: Sequence[dict[str, Any]]) -> Build:
+    """Return a pooling of the input's rank with drawn settings."""
+
+    def build(draw: random.Random, shape: Shape) -> nn.Module | None:
+        return kinds[len(shape) - 2](**draw.choice(settings)) if min(shape[1:]) > 1 else None
 
     return build
+
+
+AVERAGES = (
+    {"kernel_size": 2},
+    {"kernel_size": 2, "stride": 1},
+    {"kernel_size": 2, "stride": 1, "padding": 1, "count_include_pad": False},
+)
+ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+MAXIMA = ({"kernel_size": 2}, {"kernel_size": 2, "stride": 1}, {"kernel_size": 2, "stride": 1, "padding": 1})
 
 
 def _group_norm(shape: Shape) -> nn.Module | None:
@@ -291,9 +331,9 @@ class NamedNorm(nn.Module):
 
 
 OTHERS = (
-    _made("avg_pool", (2, 3, 4), _pool(("AvgPool1d", "AvgPool2d", "AvgPool3d"), 2)),
-    _made("max_pool", (2, 3, 4), _pool(("MaxPool1d", "MaxPool2d", "MaxPool3d"), 2)),
-    _made("adaptive", (2, 3, 4), _pool(("AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d"), 1)),
+    Block("avg_pool", (2, 3, 4), _pool((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), AVERAGES)),
+    Block("max_pool", (2, 3, 4), _pool((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), MAXIMA)),
+    Block("adaptive", (2, 3, 4), _pool(ADAPTIVE, ({"output_size": 1}, {"output_size": 2}))),
     _of("_adaptive_avg_pool2d", lambda x: aten._adaptive_avg_pool2d.default(x, [1, 1]), (3,)),
     _of("_adaptive_avg_pool3d", lambda x: aten._adaptive_avg_pool3d.default(x, [1, 1, 1]), (4,)),
     _of("max_pool2d_with_indices", lambda x: aten.max_pool2d_with_indices.default(x, [1, 2])[0], (3,)),
@@ -313,3 +353,25 @@ OTHERS = (
 
 FAMILIES = (PRODUCTS, PRODUCTS, ELEMENTWISE, ELEMENTWISE, OTHERS, MOVES)
 """Families of blocks, from which one is drawn for each place; twice those that matter most."""
+
+BLOCKS = tuple({block.name: block for family in FAMILIES for block in family}.values())
+"""One block of each name."""
+
+
+def same_shape_layer(draw: random.Random, shape: Shape) -> nn.Module:
+    """Return a trained layer that keeps the shape, with weights and offsets that lead where functions turn.
+
+    Args:
+        draw: source of chance.
+        shape: of a sample.
+    """
+    if len(shape) == 1 or len(shape) == 2 and draw.random() < 0.5:
+        layer: Any = nn.Linear(shape[-1], shape[-1])
+    else:
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 2]
+        size = draw.choice([1, 1, 3])
+        layer = kind(shape[0], shape[0], size, padding=size // 2)
+    with torch.no_grad():
+        layer.weight.mul_(draw.choice([1.0, 1.0, 3.0]))
+        layer.bias.add_(draw.choice([0.0, 0.0, 0.0, -1.0, 1.0, -3.0, 3.0]))
+    return layer

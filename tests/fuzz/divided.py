@@ -19,12 +19,16 @@ WORLD = 2
 """Number of processes, and of micro-batches of a step."""
 
 
-def bounds_of_part(seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+Ends = list[dict[str, tuple[Tensor, Tensor]]]
+"""The bounds after each step, by parameter."""
+
+
+def bounds_of_part(seed: int) -> Ends:
     """Return the bounds of a training of which this process has one micro-batch of each step."""
     warnings.simplefilter("ignore")
     case, group = training(seed), TorchProcessGroup(torch.device("cpu"))
-    bounds = case.engine_after([[batches[group.rank]] for batches in case.steps], processes=group).bounds
-    return {name: (interval.lower, interval.upper) for name, interval in bounds.items()}
+    bounds = case.certified_on([[batches[group.rank]] for batches in case.steps], processes=group)
+    return [{name: (interval.lower, interval.upper) for name, interval in after.items()} for after in bounds]
 
 
 def divided(seed: int) -> bool:
@@ -45,8 +49,19 @@ def examine(pool: Pool, seed: int, trainings: int) -> str:
     except FailedError as error:
         kinds = {kind for kind, _ in (each for each in error.errors if each is not None)}
         return "refused" if kinds == {"UncertifiableError"} else f"stopped: {sorted(kinds)}"
-    if any(not pair[0].equal(other[name][0]) for other in others for name, pair in bounds.items()):
+    if any(not _same(bounds, other) for other in others):
         return "outside: processes have other bounds"
-    intervals = {name: Interval.checked(*ends) for name, ends in bounds.items()}
-    violation = worst_violation(ParameterBounds(intervals, "", "run"), poisoned_runs(training(seed), trainings)[0])
+    after = [
+        ParameterBounds({name: Interval.checked(*ends) for name, ends in step.items()}, "", "run") for step in bounds
+    ]
+    violation = worst_violation(after, poisoned_runs(training(seed), trainings, after)[0])
     return "inside" if violation is None else f"outside: {violation}"
+
+
+def _same(bounds: Ends, other: Ends) -> bool:
+    return all(
+        torch.equal(ours, theirs)
+        for step, again in zip(bounds, other, strict=True)
+        for name in step
+        for ours, theirs in zip(step[name], again[name], strict=True)
+    )

@@ -8,24 +8,34 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
-from agt_lightning import BoundedAdversary, UnboundedAdversary
+from agt_lightning import BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import bounded, features
 from agt_lightning.aggregation import DESCENTS, descent, gains, sample_clipping, top_n_sum
 from agt_lightning.arithmetic import floating_point, products
 from agt_lightning.domains import box as box_domain
 from agt_lightning.domains.ball import domain as ball_domain
+from agt_lightning.engine import engine, probes, step_bounds
 from agt_lightning.errors import AgtError, UncertifiableError
 from agt_lightning.gradients import outer_product
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
-from agt_lightning.optimizers import AbstractAdagrad, AbstractAdam, AbstractAdamW, AbstractRMSprop, AbstractSGD
+from agt_lightning.optimizers import (
+    AbstractAdagrad,
+    AbstractAdam,
+    AbstractAdamW,
+    AbstractRMSprop,
+    AbstractSGD,
+    checked_update,
+)
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.prefix import PoisonedPrefix
 from agt_lightning.rules import RULES, Site
@@ -34,9 +44,10 @@ from agt_lightning.rules import linear as linear_rules
 from agt_lightning.rules.loss import BinaryCrossEntropy, CrossEntropy
 from agt_lightning.rules.values import as_interval
 from tests.fuzz.check import worst_violation
+from tests.fuzz.facts import FactError, checked_facts
 from tests.fuzz.report import say
-from tests.fuzz.runs import Parameters, poisoned_runs
-from tests.fuzz.trainings import Training, training
+from tests.fuzz.runs import Poisoning
+from tests.fuzz.trainings import Training, given_block, training
 from tests.propagation.crown.test_planted_faults import FAULTS as CROWN_FAULTS
 from tests.rules.test_planted_faults import BROKEN_RULES
 from tests.rules.test_planted_faults_in_convolutions import BROKEN_RULES as BROKEN_CONVOLUTIONS
@@ -67,19 +78,55 @@ class Planted:
         """Return whether a training can show the mistake."""
         return (self.operation is None or self.operation in operations) and self.concerns(case)
 
-    def found(self, case: Training, runs: list[Parameters]) -> str | None:
-        """Return how it is noticed, by a poisoned run or by the package itself; None if it is not."""
+    def found(self, case: Training, poisoning: Poisoning, trainings: int) -> set[str]:
+        """Return how it is noticed: by a poisoned run, or by the package itself; nothing if it is not.
+
+        Where the package's own checks stop it, it is certified again without them, to see whether runs alone show it.
+
+        Args:
+            case: the training.
+            poisoning: poisoned trainings of it that do not know of bounds.
+            trainings: further ones, which aim at the bounds.
+        """
         with pytest.MonkeyPatch.context() as patch:
             self.plant(patch)
-            try:
-                bounds = case.certified(**self.settings)
-            except UncertifiableError:  # of a training that is certified without the mistake
-                return "refusal"
-            except AgtError:
-                return "self-check"
-            except Exception:  # the mistake makes the code crash
-                return "crash"
-        return None if worst_violation(bounds, runs) is None else "poisoned run"
+            bounds, stopped = _certified(case, self.settings)
+            if stopped in CHECKS:
+                _leave_out_checks(patch)
+                bounds, _ = _certified(case, self.settings)
+        noticed = {stopped} if stopped else set[str]()
+        if bounds and (_outside(bounds, poisoning) or _outside(bounds, poisoning.toward(bounds, trainings))):
+            noticed.add(RUN)
+        return noticed
+
+
+RUN, FACT, CHECKS = "poisoned run", "wrong fact", ("self-check", "refusal")
+"""Ways to notice a mistake: the first two are the fuzzer's, the others the package's own."""
+
+
+def _certified(case: Training, settings: Mapping[str, Any]) -> tuple[list[ParameterBounds], str]:
+    """Return the bounds after each step; or none, and what stopped the training."""
+    try:
+        with checked_facts():
+            return case.certified(**settings), ""
+    except UncertifiableError:  # of a training that is certified without the mistake
+        return [], "refusal"
+    except AgtError:
+        return [], "self-check"
+    except FactError:
+        return [], FACT
+    except Exception:  # the mistake makes the code crash
+        return [], "crash"
+
+
+def _leave_out_checks(patch: pytest.MonkeyPatch) -> None:
+    """Let the package go on where the clean run is outside of its bounds, in a step or in what is tried before."""
+    for module in (engine, probes, step_bounds, checked_update):
+        patch.setattr(module, "require_inside", lambda *given: None)
+
+
+def _outside(bounds: list[ParameterBounds], poisoning: Poisoning) -> bool:
+    return worst_violation(bounds, poisoning.runs) is not None
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -467,34 +514,101 @@ FAULTS = (
 """All mistakes that are planted."""
 
 
+def search(faults: Sequence[Planted], seeds: Iterator[int], minutes: float, trainings: int) -> Search:
+    """Look for mistakes in one training after another, until runs have shown all of them or time is over.
+
+    Args:
+        faults: mistakes.
+        seeds: of the trainings.
+        minutes: after which no other is begun.
+        trainings: poisoned ones for each, half of which aim at the bounds.
+    """
+    result, end = Search(faults), time.monotonic() + 60 * minutes
+    while result.missing and time.monotonic() < end:
+        case, began = training(next(seeds)), time.monotonic()
+        result.trainings += 1
+        try:
+            operations = case.operations()
+            tried = [fault for fault in result.missing if fault.may_matter(case, operations)]
+            if not tried:
+                continue
+            case.certified()
+        except (AgtError, ValueError):
+            continue
+        poisoning = Poisoning.of(case, (trainings + 1) // 2)
+        result.seconds += time.monotonic() - began
+        for fault in tried:
+            began = time.monotonic()
+            noticed = fault.found(case, poisoning, trainings // 2)
+            result.add(fault, noticed, time.monotonic() - began)
+    return result
+
+
+@dataclass
+class Search:
+    """What a search has found.
+
+    Args:
+        faults: that are looked for.
+        first: how each was noticed first, by its name.
+        shown: names of those that a run or a wrong fact has shown, without the package's checks if they came first.
+        trainings: that were drawn.
+        seconds: of certifying and poisoning without mistakes.
+        each: seconds of certifying with each mistake and of poisoning its bounds, by its name.
+    """
+
+    faults: Sequence[Planted]
+    first: dict[str, str] = field(default_factory=dict)
+    shown: set[str] = field(default_factory=set)
+    trainings: int = 0
+    seconds: float = 0.0
+    each: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def missing(self) -> list[Planted]:
+        """The mistakes that the fuzzer has not shown."""
+        return [fault for fault in self.faults if fault.name not in self.shown]
+
+    def add(self, fault: Planted, noticed: set[str], seconds: float) -> None:
+        """Add what one training shows of a mistake, and print what is new."""
+        self.each[fault.name] += seconds
+        new = {how for how in noticed if how == RUN or fault.name not in self.first}
+        if not new:
+            return
+        self.first.setdefault(fault.name, min(noticed, key=lambda how: how == RUN))  # checks come before runs
+        if new & {RUN, FACT}:
+            self.shown.add(fault.name)
+        hows = " and ".join(sorted(new))
+        say(f"| {fault.name} | {hows} | {self.trainings} | {self.seconds + self.each[fault.name]:.0f} |")
+
+    def summary(self) -> str:
+        """Return the counts, and the names of what was missed."""
+        counts = ", ".join(f"{times} by a {how}" for how, times in Counter(self.first.values()).most_common())
+        lines = [
+            f"{len(self.first)} of {len(self.faults)} noticed in {self.trainings} trainings: first {counts}",
+            f"{len(self.shown)} shown by the fuzzer alone",
+            *(f"not shown by the fuzzer: {fault.name}" for fault in self.missing if fault.name in self.first),
+            *(f"not noticed: {fault.name}" for fault in self.missing if fault.name not in self.first),
+        ]
+        return "\n".join(lines)
+
+
 def main() -> None:
-    """Search for every mistake until it is found or time is over, and print a table."""
+    """Search for mistakes until runs have shown all of them or time is over, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--trainings", type=int, default=20)
+    parser.add_argument("--names", nargs="*", help="beginnings of names of mistakes; all without it")
+    parser.add_argument("--blocks", nargs="*", help="names of blocks, of which trainings are given one; any without it")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    missing = {fault.name: fault for fault in FAULTS}
-    spent, end, seed = 0.0, time.monotonic() + 60 * given.minutes, given.seed
+    names = tuple(given.names or [""])
     say("| mistake | noticed by | trainings | seconds |\n|---|---|---|---|")
-    while missing and time.monotonic() < end:
-        case, began = training(seed), time.monotonic()
-        seed += 1
-        try:
-            _, operations = case.certified_with_operations()
-        except (AgtError, ValueError):
-            continue
-        runs, _ = poisoned_runs(case, given.trainings)
-        spent += time.monotonic() - began
-        for name, fault in list(missing.items()):
-            how = fault.found(case, runs) if fault.may_matter(case, operations) else None
-            if how is not None:
-                del missing[name]
-                say(f"| {name} | {how} | {seed - given.seed} | {spent:.0f} |")
-    say(f"{len(FAULTS) - len(missing)} of {len(FAULTS)} found in {seed - given.seed} trainings, {spent:.0f} seconds")
-    say("".join(f"not found: {name}\n" for name in missing))
+    faults = [fault for fault in FAULTS if fault.name.startswith(names)]
+    seeds = (seed for seed in count(given.seed) if given.blocks is None or given_block(seed).name in given.blocks)
+    say(search(faults, seeds, given.minutes, given.trainings).summary())
 
 
 if __name__ == "__main__":

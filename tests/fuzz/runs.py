@@ -3,93 +3,122 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
-from agt_lightning import UnboundedAdversary
+from agt_lightning import ParameterBounds, UnboundedAdversary
 from tests.fuzz.attacks import Attacker, Steps, Target
-from tests.fuzz.trainings import Training
+from tests.fuzz.check import Parameters, Run, reached
+from tests.fuzz.substitution import Substitution
+from tests.fuzz.trainings import Training, snapshot
 
-Parameters = dict[str, Tensor]
+
+class Poison(Protocol):
+    """A source of what an adversary does to a training.
+
+    Attributes:
+        targets: what it has raised or lowered.
+    """
+
+    targets: list[Target]
+
+    def poisoned(self, count: int) -> Iterator[Any]:
+        """Yield what to do in so many trainings; in the first one, nothing."""
+
+    def led_on(self, target: Target, done: Any) -> Any:
+        """Return what leads a target no less far than what was done."""
+
+    def trained(self, done: Any) -> Run:
+        """Return the parameters after each step of the training."""
 
 
-def poisoned_runs(case: Training, count: int) -> tuple[list[Parameters], list[Target]]:
-    """Return the parameters after so many poisoned trainings, and what they raised or lowered; the first one is clean.
+class _Data(Attacker):
+    """Poisoned data, with a training on them."""
+
+    def trained(self, done: Steps) -> Run:
+        return trained(self.case, done)
+
+
+@dataclass(frozen=True)
+class Poisoning:
+    """Poisoned trainings of one training.
+
+    Args:
+        poison: source of what was done.
+        done: what was done in each.
+        runs: the parameters after each step of each; the first one is clean.
+    """
+
+    poison: Poison
+    done: tuple[Any, ...]
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, case: Training, count: int) -> Poisoning:
+        """Return so many poisoned trainings, which do not know of bounds."""
+        draw = random.Random(case.seed + 1)
+        unbounded = isinstance(case.adversary, UnboundedAdversary)
+        poison: Poison = Substitution(case, draw) if unbounded else _Data(case, draw)
+        done = tuple(poison.poisoned(count))
+        return cls(poison, done, tuple(map(poison.trained, done)))
+
+    def toward(self, bounds: Sequence[ParameterBounds], count: int) -> Poisoning:
+        """Return at most so many more, until one is outside: each leads on the run that came closest to some bound.
+
+        Parameters, steps, and ways take turns.
+
+        Args:
+            bounds: after each step.
+            count: of further trainings.
+        """
+        done, runs, turns = list(self.done), list(self.runs), Counter[tuple[str, float, int]]()
+        for _ in range(count):
+            found = reached(bounds, runs)
+            near = [each for each in found if each.share < _ATTAINED]
+            if not near or max(each.share for each in found) > _OUTSIDE:
+                break
+            closest = min(near, key=lambda each: (turns[_kind(each.target)], -each.share))
+            turns[_kind(closest.target)] += 1
+            done.append(self.poison.led_on(closest.target, done[closest.run]))
+            runs.append(self.poison.trained(done[-1]))
+        return Poisoning(self.poison, tuple(done), tuple(runs))
+
+
+_ATTAINED, _OUTSIDE = 0.999, 1.001
+"""Shares of the room to a bound: there is no more to gain behind the first, and nothing to seek behind the second."""
+
+
+def _kind(target: Target) -> tuple[str, float, int]:
+    return target.name, target.sign, target.step
+
+
+def poisoned_runs(
+    case: Training, count: int, bounds: Sequence[ParameterBounds] = ()
+) -> tuple[Sequence[Run], list[Target]]:
+    """Return so many poisoned trainings, and what they raised or lowered; the first one is clean.
 
     Args:
         case: the training.
         count: of trainings.
+        bounds: after each step, which half of the trainings aim at.
     """
-    draw = random.Random(case.seed + 1)
-    if isinstance(case.adversary, UnboundedAdversary):
-        return [_substituted(case, case.adversary, draw, poison=number > 0) for number in range(count)], []
-    attacker = Attacker(case, draw)
-    return [trained(case, steps) for steps in attacker.poisoned(count)], attacker.targets
+    poisoning = Poisoning.of(case, (count + 1) // 2 if bounds else count)
+    targets = list(poisoning.poison.targets)
+    return poisoning.toward(bounds, count // 2).runs, targets
 
 
-def trained(case: Training, steps: Steps) -> Parameters:
-    """Return the parameters after a training on some data."""
-    module = case.module()
+def trained(case: Training, steps: Steps) -> Run:
+    """Return the parameters after each step of a training on some data."""
+    module, run = case.module(), list[Parameters]()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = case.optimizer(parameters, **case.settings)
-    for batches in steps:
+    for number, batches in enumerate(steps):
+        case.set_rate(optimizer, number)
         optimizer.zero_grad()
         for batch in batches:
             (case.loss(module, batch) / len(batches)).backward()
         optimizer.step()
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-
-def _substituted(case: Training, adversary: UnboundedAdversary, draw: random.Random, *, poison: bool) -> Parameters:
-    """Train on clipped gradients of the samples, n of which are replaced by the worst clipped ones for a direction."""
-    module = case.module()
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    optimizer = case.optimizer(list(named.values()), **case.settings)
-    generator = torch.Generator().manual_seed(draw.randrange(2**31))
-    direction = _direction(named, generator, draw)
-    for batches in case.steps:
-        size = sum(len(x) for x, _, _ in batches)
-        total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in named.items()}
-        candidates = []
-        for x, y, mask in batches:
-            for row in range(len(x)):
-                gradient = _clipped(adversary, _gradient(case, named, module, (x[row : row + 1], y[row : row + 1])))
-                total = {name: total[name] + gradient[name] for name in total}
-                if bool(mask[row]):
-                    worth = sum(float((direction[name] * gradient[name]).sum()) for name in total)
-                    candidates.append((worth, gradient))
-        worst = _clipped(adversary, {name: 1e6 * -direction[name] for name in total})
-        if poison:
-            for _, gradient in sorted(candidates, key=lambda pair: -pair[0])[: adversary.n]:
-                total = {name: total[name] - gradient[name] + worst[name] for name in total}
-        for name, p in named.items():
-            p.grad = (total[name] / size).to(p.dtype)
-        optimizer.step()
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-
-def _direction(named: dict[str, Tensor], generator: torch.Generator, draw: random.Random) -> Parameters:
-    """Return a direction in the space of parameters: random, or one element."""
-    if draw.random() < 0.5:
-        return {name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in named.items()}
-    zeros = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in named.items()}
-    chosen = zeros[draw.choice(list(named))].view(-1)
-    chosen[draw.randrange(len(chosen))] = draw.choice([-1.0, 1.0])
-    return zeros
-
-
-def _gradient(
-    case: Training, named: dict[str, Tensor], module: torch.nn.Module, sample: tuple[Tensor, Tensor]
-) -> Parameters:
-    twice = [torch.cat([part, part]) for part in sample]  # a single sample can lose its axis to `squeeze`
-    loss = case.criterion(module(twice[0]), twice[1])
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
-    return {name: g.double() for name, g in zip(named, found, strict=True)}
-
-
-def _clipped(adversary: UnboundedAdversary, gradient: Parameters) -> Parameters:
-    if adversary.clip == "value":
-        return {name: g.clamp(-adversary.kappa, adversary.kappa) for name, g in gradient.items()}
-    norm = float(torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt())
-    return {name: g * min(1.0, adversary.kappa / norm) if norm else g for name, g in gradient.items()}
+        run.append(snapshot(module))
+    return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import Adversary
+from tests.fuzz.blocks import BLOCKS, Block
 from tests.fuzz.networks import TOKENS, Plan
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -38,6 +39,7 @@ class Training:
         adversary: the threat model.
         optimizer: class of the optimizer.
         settings: its settings.
+        rates: factors of the learning rate, one for each step.
         engine: settings of the bounds.
         dtype: of parameters and data.
     """
@@ -51,6 +53,7 @@ class Training:
     adversary: Adversary
     optimizer: type[torch.optim.Optimizer]
     settings: dict[str, Any]
+    rates: tuple[float, ...]
     engine: dict[str, Any]
     dtype: torch.dtype
 
@@ -62,41 +65,55 @@ class Training:
         """Return the loss of a micro-batch."""
         return self.criterion(module(batch[0]), batch[1])
 
-    def certified(self, **settings: Any) -> ParameterBounds:
-        """Return the bounds after the last step.
+    def certified(self, **settings: Any) -> list[ParameterBounds]:
+        """Return the bounds after each step.
 
         Args:
             settings: of the bounds, instead of those of this training.
         """
-        return self.certified_with_operations(**settings)[0]
+        return self.certified_on(self.steps, **settings)
 
-    def certified_with_operations(self, **settings: Any) -> tuple[ParameterBounds, list[str]]:
-        """Return the bounds after the last step, and the names of the operations of the recorded loss."""
-        engine = self.engine_after(self.steps, **settings)
-        calls = engine.objective(self.steps[0][0]).program.graph.calls
-        return engine.bounds, sorted({str(call.op).removeprefix("aten.") for call in calls})
-
-    def engine_after(self, steps: Sequence[Sequence[Batch]], **settings: Any) -> AbstractGradientEngine:
-        """Return the engine after training on some micro-batches.
+    def certified_on(self, steps: Sequence[Sequence[Batch]], **settings: Any) -> list[ParameterBounds]:
+        """Return the bounds after each step of training on some micro-batches.
 
         Args:
             steps: the micro-batches of each step, in this process.
             settings: of the bounds, instead of those of this training; ``processes`` among them.
         """
         module = self.module()
-        config = {"poisonable": _mask, **self.engine, **settings}
-        engine = AbstractGradientEngine(module, self.loss, self.adversary, **config)
+        engine = self._engine(module, **settings)
         optimizer = self.optimizer(_trained(module), **self.settings)
+        bounds = []
         for number, batches in enumerate(steps):
+            self.set_rate(optimizer, number)
             engine.step(list(batches), optimizer, epoch=number)
-        return engine
+            bounds.append(engine.bounds)
+        return bounds
+
+    def operations(self) -> list[str]:
+        """Return the names of the operations of the recorded loss."""
+        calls = self._engine(self.module()).objective(self.steps[0][0]).program.graph.calls
+        return sorted({str(call.op).removeprefix("aten.") for call in calls})
+
+    def _engine(self, module: nn.Module, **settings: Any) -> AbstractGradientEngine:
+        config = {"poisonable": _mask, **self.engine, **settings}
+        return AbstractGradientEngine(module, self.loss, self.adversary, **config)
+
+    def settings_at(self, step: int) -> dict[str, Any]:
+        """Return the optimizer's settings at a step, counted from 0."""
+        return {**self.settings, "lr": self.settings["lr"] * self.rates[step]}
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of a step, counted from 0, as a schedule does."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings_at(step)["lr"]
 
     def summary(self) -> str:
         """Return what was drawn, in one line."""
         blocks = ", ".join(type(block).__name__ for block in self.plan.build(self.dtype).blocks)  # type: ignore[attr-defined]
         return (
             f"seed {self.seed}: {blocks}; {self.loss_name}; {self.adversary}; {self.optimizer.__name__} "
-            f"{self.settings}; {self.engine}; {self.dtype}"
+            f"{self.settings} {self.rates}; {self.engine}; {self.dtype}"
         )
 
 
@@ -109,22 +126,34 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the parameters as they are now, by name."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def given_block(seed: int) -> Block:
+    """Return the block that the training of a seed has."""
+    return BLOCKS[seed % len(BLOCKS)]
+
+
 def training(seed: int) -> Training:
-    """Return the training of a seed."""
+    """Return the training of a seed; seeds one after another go through all blocks."""
     draw = random.Random(seed)
+    style = draw.choice([VARIED, CLEAR])
     dtype = draw.choice([torch.float32, torch.float32, torch.float64])
-    labels = draw.choice(["class", "class", "number", "number", "soft", "binary"])
-    loss_name = draw.choice(list(LOSSES[labels]))
+    labels = draw.choice(style.labels)
+    loss_name = draw.choice(style.losses[labels])
     outputs = {"class": CLASSES, "soft": CLASSES, "binary": 1, "number": draw.choice([1, 2])}[labels]
-    plan = Plan(draw.randrange(2**31), outputs, tokens=draw.random() < 0.06)
-    size = draw.choice([3, 5, 5, 6])
+    tokens = draw.random() < 0.08
+    plan = Plan(draw.randrange(2**31), outputs, given_block(seed), tokens=tokens, clear=style is CLEAR)
+    size = draw.choice(style.sizes)
     parts = draw.choice([1, 1, 1, 2])
     steps = tuple(
         tuple(_batch(draw, plan, size, labels, outputs, dtype) for _ in range(parts))
-        for _ in range(draw.choice([1, 2, 2, 3]))
+        for _ in range(draw.choice(style.steps))
     )
-    optimizer, settings = draw.choice(OPTIMIZERS)
-    adversary = _adversary(draw, plan, size * parts, "number" if loss_name in REAL_LABELS else labels)
+    optimizer, settings = draw.choice(style.optimizers)
+    adversary = _adversary(draw, style, plan, size * parts, "number" if loss_name in REAL_LABELS else labels)
     steps = tuple(tuple(_in_range(batch, adversary) for batch in step) for step in steps)
     if isinstance(adversary, UnboundedAdversary) and loss_name in ("mse by hand", "mse, summed"):
         loss_name = "mse"  # gradients are clipped without the factor of the whole loss
@@ -137,14 +166,15 @@ def training(seed: int) -> Training:
         steps,
         adversary,
         optimizer,
-        dict(settings),
+        {**settings, "lr": settings["lr"] * draw.choice([1, 1, 1, 5])},
+        tuple(draw.choice([1.0, 1.0, 0.1, 2.0]) for _ in steps) if draw.random() < 0.3 else (1.0,) * len(steps),
         _engine(draw, adversary),
         dtype,
     )
 
 
 def _engine(draw: random.Random, adversary: Adversary) -> dict[str, Any]:
-    methods = ["ibp"] * 5 + ["tightest", "crown", "crown"]
+    methods = ["ibp"] * 4 + ["tightest", "crown", "crown"]
     domains: Sequence[Any] = [("box",), ("box",), "auto"]
     return {
         "method": draw.choice(methods),
@@ -194,6 +224,7 @@ LOSSES: dict[str, dict[str, Criterion]] = {
         "huber": lambda z, y: F.huber_loss(z, y, delta=0.4),
         "smooth_l1": lambda z, y: F.smooth_l1_loss(z, y, beta=0.5),
         "quantile": _quantile,
+        "linear": lambda z, y: (z * y).mean(),
         "charbonnier": lambda z, y: torch.sqrt((z - y).square() + 0.1).mean(),
     },
     "binary": {
@@ -227,6 +258,62 @@ OPTIMIZERS: tuple[tuple[type[torch.optim.Optimizer], dict[str, Any]], ...] = (
     (torch.optim.Adagrad, {"lr": 0.05, "lr_decay": 0.1, "weight_decay": 0.1}),
 )
 
+# --- styles -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Style:
+    """What trainings are drawn from.
+
+    Args:
+        labels: their kinds.
+        losses: names by the kind of labels.
+        sizes: of a micro-batch.
+        steps: numbers of steps.
+        optimizers: classes and settings.
+        poisoned: numbers of samples at most.
+        radii: of features.
+        labels_alone: share of the adversaries that leave features as they are.
+        substituting: share of the adversaries that substitute samples.
+    """
+
+    labels: Sequence[str]
+    losses: Mapping[str, Sequence[str]]
+    sizes: Sequence[int]
+    steps: Sequence[int]
+    optimizers: Sequence[tuple[type[torch.optim.Optimizer], dict[str, Any]]]
+    poisoned: Sequence[int]
+    radii: Sequence[float]
+    labels_alone: float
+    substituting: float
+
+
+VARIED = Style(
+    labels=("class", "class", "number", "number", "soft", "binary"),
+    losses={labels: tuple(named) for labels, named in LOSSES.items()},
+    sizes=(2, 3, 5, 5, 6),
+    steps=(1, 2, 2, 3),
+    optimizers=OPTIMIZERS,
+    poisoned=(0, 1, 1, 1, 2, 2, 12),
+    radii=(1e-3, 0.02, 0.1, 0.1, 0.3, 1.0),
+    labels_alone=0.3,
+    substituting=0.1,
+)
+"""Trainings of all kinds."""
+
+CLEAR = Style(
+    labels=("number", "number", "number", "binary", "class"),
+    losses={"number": ("linear", "linear", "l1"), "binary": ("hinge", "bce"), "class": ("cross_entropy",)},
+    sizes=(2, 2, 3),
+    steps=(1, 2),
+    optimizers=OPTIMIZERS[:5],
+    poisoned=(1, 1, 2),
+    radii=(0.1, 0.3, 1.0, 1.0, 3.0),
+    labels_alone=0.15,
+    substituting=0.1,
+)
+"""Trainings with wide bounds that are nearly attained, so that little hides what a mistake takes from them."""
+
 # --- data and adversaries ---------------------------------------------------------------------------------------------
 
 
@@ -235,8 +322,8 @@ def _batch(draw: random.Random, plan: Plan, size: int, labels: str, outputs: int
     if plan.tokens:
         x = torch.randint(0, TOKENS, (size, *plan.shape), generator=generator)
     else:
-        x = torch.randn(size, *plan.shape, generator=generator, dtype=torch.float64) * draw.choice([1.0, 1.0, 3.0])
-        x = x.to(dtype)
+        x = torch.randn(size, *plan.shape, generator=generator, dtype=torch.float64)
+        x = (x * draw.choice([0.2, 1.0, 1.0, 3.0]) + draw.choice([0.0, 0.0, 0.0, -1.0, 1.0])).to(dtype)
     share = draw.choice([1.0, 1.0, 0.6])
     return x, _labels(generator, size, labels, outputs, dtype), torch.rand(size, generator=generator) < share
 
@@ -256,14 +343,14 @@ def _labels(generator: torch.Generator, size: int, labels: str, outputs: int, dt
     return (numbers.softmax(1) if labels == "soft" else numbers).to(dtype)
 
 
-def _adversary(draw: random.Random, plan: Plan, size: int, labels: str) -> Adversary:
-    n = draw.choice([0, 1, 1, 1, 2, 2, size])
-    if draw.random() < 0.1:
-        return UnboundedAdversary(n=n, kappa=draw.choice([0.05, 1.0]), clip=draw.choice(["value", "norm"]))
+def _adversary(draw: random.Random, style: Style, plan: Plan, size: int, labels: str) -> Adversary:
+    n = min(size, draw.choice(style.poisoned))
+    if draw.random() < style.substituting:
+        return UnboundedAdversary(n=n, kappa=draw.choice([0.05, 0.3, 1.0]), clip=draw.choice(["value", "norm"]))
     moved = _moved_labels(draw, labels)
-    if plan.tokens or draw.random() < 0.3:
+    if plan.tokens or draw.random() < style.labels_alone:
         return BoundedAdversary(n=n, **moved)
-    epsilon: Any = draw.choice([1e-3, 0.02, 0.1, 0.1, 1.0])
+    epsilon: Any = draw.choice(style.radii)
     if draw.random() < 0.15:
         epsilon = epsilon * torch.rand(plan.shape, generator=torch.Generator().manual_seed(draw.randrange(2**31)))
     bounds = draw.choice([{}, {}, {}, {"bounds": (-1.0, 1.5)}])

@@ -44,7 +44,7 @@ def unrolled(
         for name, gradient in zip(names, gradients, strict=True):
             update, state = UPDATES[case.optimizer], dict(state)
             moved[name], state[name] = update(
-                case.settings, state.get(name, {}), parameters[name], gradient, number + 1
+                case.settings_at(number), state.get(name, {}), parameters[name], gradient, number + 1
             )
         parameters = moved
     return parameters, state

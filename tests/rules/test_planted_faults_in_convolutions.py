@@ -103,6 +103,9 @@ class LayerNormalizationWithFixedStatistics(LayerNormalization):
         product = normalization.multiply(self._grouped(site, grad), standardized.inverse)
         return product.mapped(lambda bound: bound.reshape(grad.shape))
 
+    def rounded_towards_input(self, site, grad, inputs, arithmetic):
+        return self.towards_input(site, grad, inputs), torch.zeros(())
+
 
 BROKEN_RULES = {
     "convolution: lower weight in the backward pass": (aten.conv2d.default, LowerWeightBackward()),

@@ -14,6 +14,7 @@ from agt_lightning.rules.attention import Attention
 from agt_lightning.rules.bilinear import BatchedProduct, Matmul
 from agt_lightning.rules.elementwise import PiecewiseMonotoneFunction
 from agt_lightning.rules.embedding import Embedding
+from agt_lightning.rules.linear import MatrixProduct
 from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
 from agt_lightning.rules.values import as_interval
@@ -86,10 +87,14 @@ class ProductGradientsExchanged(BatchedProduct):
         ]
 
 
-class MatmulByLowerWeight(Matmul):
+class MatrixProductByLowerEnds(MatrixProduct):
     def parameter_gradient(self, site, position, grad, inputs):
         lower = [Interval.point(as_interval(value).lower) for value in inputs]
         return super().parameter_gradient(site, position, grad, lower)
+
+
+class MatmulByLowerEnds(Matmul):
+    _weight = MatrixProductByLowerEnds()
 
 
 class AttentionWithoutScale(Attention):
@@ -144,7 +149,7 @@ BROKEN_RULES = {
     "cat: parts exchanged": (aten.stack.default, JoinInAnotherOrder()),
     "chunk: always the first": (aten.chunk.default, FirstItem()),
     "bmm: lower ends in the backward pass": (aten.bmm.default, ProductGradientsExchanged()),
-    "matmul: weight gradient by lower ends": (aten.matmul.default, MatmulByLowerWeight()),
+    "matmul: weight gradient by lower ends": (aten.matmul.default, MatmulByLowerEnds()),
     "attention: scale forgotten": (aten.scaled_dot_product_attention.default, AttentionWithoutScale()),
     "maximum: all gradient to the first": (aten.maximum.default, ExtremumOfFirst(sign=1.0)),
     "minimum: as maximum": (aten.minimum.default, Extremum(sign=1.0)),

@@ -44,8 +44,8 @@ class OuterGains:
         def units_first(factor: Interval, scale: Tensor | None = None) -> Interval:
             return factor.mapped(lambda bound: samples_last(bound if scale is None else bound * scale[:, None]))
 
-        d, z = (factor[:, 0] if poisonable is None else factor[poisonable, 0] for factor in (clean.outputs, clean.inputs))
-        y = poisoned.inputs[:, 0]
+        rows = slice(None) if poisonable is None else poisonable
+        d, z, y = clean.outputs[rows, 0], clean.inputs[rows, 0], poisoned.inputs[:, 0]
         same = torch.equal(z.lower, y.lower) and torch.equal(z.upper, y.upper)
         inputs = units_first(z)
         outputs = units_first(d, weights), units_first(poisoned.outputs[:, 0], weights)

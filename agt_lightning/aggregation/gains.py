@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agt_lightning.aggregation.kernels import OuterGains, kernel_for
 from agt_lightning.aggregation.weighted_sums import SampleSet, blocks, weighted_sum
-from agt_lightning.gradients import FactoredGradient, OuterProduct, divisible_axis, slice_of
+from agt_lightning.gradients import FactoredGradient, divisible_axis, slice_of
 from agt_lightning.interval import Interval
 
 Sums = Callable[[FactoredGradient, FactoredGradient], tuple[Tensor, Tensor]]
@@ -102,8 +102,9 @@ def _top_n_sums(
     """Compute ``SEMax_n`` of both gains: from factors if there is one position per sample, else block by block."""
     weights = samples.select(samples.weights)
     kernel = kernel_for(weights.device)
-    if isinstance(clean, OuterProduct) and isinstance(poisoned, OuterProduct) and clean.positions == 1:
-        return kernel.outer_sums(OuterGains.between(clean, poisoned, weights, samples.poisonable), n)
+    factored = OuterGains.between(clean, poisoned, samples)
+    if factored is not None:
+        return kernel.outer_sums(factored, n)
     up, down = [], []
     for start, stop in blocks(clean, budget):
         inner, outer = clean.block(start, stop), poisoned.block(start, stop)

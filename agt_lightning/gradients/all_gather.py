@@ -13,7 +13,7 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.distributed import Entry, Message, ProcessGroup
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients.base import FactoredGradient
-from agt_lightning.gradients.composite import stack
+from agt_lightning.gradients.composite import merged, stack
 from agt_lightning.interval import Interval
 
 Gradients = Mapping[str, FactoredGradient]
@@ -32,6 +32,7 @@ def all_gathered(processes: ProcessGroup, *groups: Gradients) -> tuple[dict[str,
     """
     if processes.size == 1:
         return tuple(dict(group) for group in groups)
+    groups = tuple({name: merged(gradient) for name, gradient in group.items()} for group in groups)
     received = processes.gather(_message(groups))
     by_rank = [[_Received(message, number) for number in range(len(groups))] for message in received]
     common = set.intersection(*({s for part in parts for s in part.structures.values()} for parts in by_rank))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.compiled import on_cpu, transpose
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 
@@ -182,27 +183,37 @@ def rounded_factors(
     return first, arithmetic.outward(second, roundings)
 
 
-_ROWS, _COLUMNS = 512, 64
-"""Size of the tiles in which a matrix is transposed; a tile stays in the cache."""
+def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    """Return matrices of consecutive samples as one with the samples along its last axis, contiguous.
 
+    Args:
+        parts: (samples, p) each, at least one.
+        rows: positions of some of all samples, ascending, (m,); None means all.
+        weights: factors of these samples, (m,); None means one.
 
-def samples_last(values: Tensor) -> Tensor:
-    """Return the transpose of a matrix (b, p) as a contiguous one of shape (p, b).
-
-    On a CPU it is copied tile by tile, since reading a large matrix column by column misses the cache at every entry.
+    Returns:
+        (p, m)
 
     Example:
-        >>> samples_last(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
-        tensor([[1., 3., 5.],
-                [2., 4., 6.]])
+        >>> samples_last([torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])], torch.tensor([0, 2]))
+        tensor([[1., 5.],
+                [2., 6.]])
     """
-    samples, size = values.shape
-    if values.device.type != "cpu":
-        return values.T.contiguous()
-    result = torch.empty(size, samples, dtype=values.dtype)
-    source, target = values.detach().numpy(), result.numpy()
-    for row in range(0, samples, _ROWS):
-        for column in range(0, size, _COLUMNS):
-            rows, columns = slice(row, row + _ROWS), slice(column, column + _COLUMNS)
-            target[columns, rows] = source[rows, columns].T
+    samples = sum(len(part) for part in parts)
+    chosen = torch.arange(samples, device=parts[0].device) if rows is None else rows
+    factors = parts[0].new_ones(len(chosen)) if weights is None else weights.to(parts[0].dtype)
+    result = parts[0].new_empty(parts[0].shape[1], len(chosen))
+    first, place = 0, 0
+    for part in parts:
+        count = int(((chosen >= first) & (chosen < first + len(part))).sum())
+        target, places = result[:, place : place + count], slice(place, place + count)
+        _write_transposed(part.detach(), chosen[places] - first, factors[places], target)
+        first, place = first + len(part), place + count
     return result
+
+
+def _write_transposed(source: Tensor, rows: Tensor, weights: Tensor, target: Tensor) -> None:
+    if on_cpu(source):
+        transpose(source.numpy(), rows.numpy(), weights.numpy(), target.numpy())
+    else:
+        target.copy_((source[rows] * weights[:, None]).T)

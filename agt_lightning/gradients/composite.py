@@ -169,6 +169,18 @@ def stack(parts: Sequence[FactoredGradient]) -> FactoredGradient:
     )
 
 
+def merged(gradient: FactoredGradient) -> FactoredGradient:
+    """Return a gradient whose consecutive samples are parts of one tensor each, if their leaves can be concatenated.
+
+    Example:
+        >>> from agt_lightning.gradients import Elementwise
+        >>> part = Elementwise(Interval.point(torch.ones(2, 3)))
+        >>> type(merged(Stacked([part, part]))).__name__
+        'Elementwise'
+    """
+    return stack([merged(part) for part in gradient.parts]) if isinstance(gradient, Stacked) else gradient
+
+
 def _form(gradient: FactoredGradient) -> object:
     """What two gradients must share so that their leaves can be concatenated."""
     return gradient.structure, [(leaf.shape[1:], leaf.dtype) for leaf in gradient.leaves]

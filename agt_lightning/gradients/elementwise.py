@@ -42,7 +42,7 @@ class Elementwise(FactoredGradient):
     @override
     def block(self, start: int, stop: int) -> Interval:
         """Return elements of the parameter, samples last."""
-        return self.values.rearranged(lambda bound: samples_last(bound.reshape(self.samples, -1)[:, start:stop]))
+        return self.values.rearranged(lambda bound: samples_last([bound.reshape(self.samples, -1)[:, start:stop]]))
 
     @override
     def total(self, weights: Tensor) -> Interval:

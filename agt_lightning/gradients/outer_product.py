@@ -133,7 +133,7 @@ def _largest(factor: Interval) -> Tensor:
 
 def _units_first(factor: Interval, units: slice) -> Interval:
     """A factor of one position as (units, b), contiguous."""
-    return factor.rearranged(lambda bound: samples_last(bound[:, 0, units]))
+    return factor.rearranged(lambda bound: samples_last([bound[:, 0, units]]))
 
 
 def _flat(factor: Interval) -> Interval:

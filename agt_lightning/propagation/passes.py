@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,17 @@ from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import reached
-from agt_lightning.gradients import FactoredGradient
+from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
+from agt_lightning.memory import chunks
 from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.prefix import PoisonedPrefix
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules.values import Value, as_interval, select
+
+Chosen = TypeVar("Chosen", bound=Value)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ def propagate(
     config: CertificationConfig,
     known: ValueBounds | None = None,
 ) -> GradientBounds:
-    """Bound the gradients of one micro-batch by both passes.
+    """Bound the gradients of one micro-batch by both passes, some samples at a time.
+
+    All tensors of these samples stay in the cache. What is shared by samples is computed once.
 
     Args:
         part: the micro-batch. Values that depend on no parameter with a box are not computed again.
@@ -98,64 +103,162 @@ def propagate(
         config: how bounds are propagated forward, in which type and memory; backward they always are intervals.
         known: other bounds on some values, with which those of the box are intersected.
     """
-    known = known or ValueBounds()
-    values, clean = _clean_pass(part, module, box, config, known)
-    kept = {name: as_interval(values[name]) for name in known.clean}
-    if not poisonable_at_all(part.bounded, adversary, part.poisonable):
-        return GradientBounds(clean, {}, ValueBounds(kept))
-    reachable, poisoned = _poisoned_pass(part, values, adversary, config, known)
-    return GradientBounds(clean, poisoned, ValueBounds(kept, {n: as_interval(reachable[n]) for n in known.poisoned}))
+    bounded = part.bounded
+    inputs = bounded.inputs(module, part.batch.data, box, config.dtype, part.batch.state)
+    reachable: Mapping[str, Value] = {}
+    if part.poisoned_prefix is not None and config.method == "ibp":
+        reachable = _unmoved(bounded, inputs, part.frozen, part.poisoned_prefix.moved_layers)
+    whole = _Samples(
+        part.poisonable if poisonable_at_all(bounded, adversary, part.poisonable) else _NONE,
+        inputs,
+        _unmoved(bounded, inputs, part.frozen, part.frozen),
+        reachable,
+        known or ValueBounds(),
+    )
+    passes = _Passes(bounded, part.size, adversary, config)
+    return joined([passes.over(samples) for samples in whole.chunks(bounded, part.size, config.dtype)])
 
 
-def _clean_pass(
-    part: BoundedBatch,
-    module: nn.Module,
-    box: Mapping[str, Interval],
-    config: CertificationConfig,
-    known: ValueBounds,
-) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
-    """Bound values and gradients for the data as it is and every parameter in the box (equation 6)."""
-    bounded, size = part.bounded, part.size
-    with record_function("agt: clean pass"):
-        inputs = bounded.inputs(module, part.batch.data, box, config.dtype, part.batch.state)
-        unmoved = _unmoved(bounded, inputs, part.frozen, part.frozen)
-        values = bounded.forward(inputs, unmoved, within=known.clean, **_forward_settings(config))
-        return values, bounded.gradients(values, size, config.dtype)
+_NONE = torch.empty(0, dtype=torch.int64)
+"""Positions of no samples."""
+
+_CACHED = 2**22
+"""Bytes of the widest value of the samples that are bounded at a time; a dozen such tensors are in use at once."""
+
+_FEWEST = 64
+"""Samples that are bounded at a time at least: fewer cost as much as these."""
 
 
-def _poisoned_pass(
-    part: BoundedBatch,
-    values: Mapping[str, Value],
-    adversary: Adversary,
-    config: CertificationConfig,
-    known: ValueBounds,
-) -> tuple[dict[str, Value], dict[str, FactoredGradient]]:
-    """Bound them for poisonable samples and all that the adversary can make of these (equation 7).
+@dataclass(frozen=True)
+class _Samples:
+    """Some samples of a micro-batch and what is known of them, before the passes.
 
     Args:
-        part: the micro-batch.
-        values: of the clean pass; those that the adversary cannot change are kept.
-        adversary: the threat model.
-        config: as above.
-        known: as above.
+        poisonable: positions of those that can be poisoned, ascending; None means all.
+        inputs: of the program, by name, on the data as it is.
+        unmoved: values that no box moves, on the data as it is.
+        reachable: the same for poisonable samples under the adversary, where it can change them.
+        known: other bounds on some values.
     """
-    bounded, rows = part.bounded, part.poisonable
-    with record_function("agt: poisoned pass"):
-        inputs = bounded.poisoned(values, adversary, rows)
-        touched = reached(bounded.program.graph, bounded.perturbed_leaves(adversary))
+
+    poisonable: Tensor | None
+    inputs: Mapping[str, Value]
+    unmoved: Mapping[str, Value]
+    reachable: Mapping[str, Value]
+    known: ValueBounds
+
+    def chunks(self, bounded: BoundedObjective, size: int, dtype: torch.dtype) -> Iterator[_Samples]:
+        """Yield these samples in parts whose values fit in the cache of a CPU; all at once elsewhere."""
+        graph, samples = bounded.program.graph, bounded.program.samples - self.unmoved.keys()
+        widest = max((torch.Size(graph.shapes[name][1:]).numel() for name in samples), default=1)
+        fits = _CACHED // (dtype.itemsize * max(1, widest))
+        device = next(iter(self.inputs.values())).device
+        if size <= fits or device.type != "cpu":
+            yield self
+            return
+        for rows in chunks(size, 1, max(_FEWEST, fits)):
+            yield self.part(rows, bounded.program.samples)
+
+    def part(self, rows: slice, samples: frozenset[str]) -> _Samples:
+        """Return some consecutive samples.
+
+        Args:
+            rows: their positions.
+            samples: names of the values that have samples.
+        """
+        poisonable, places = self.poisonable, rows
+        if poisonable is not None:
+            start, stop = (int((poisonable < position).sum()) for position in (rows.start, rows.stop))
+            places, poisonable = slice(start, stop), poisonable[start:stop] - rows.start
+
+        def chosen(values: Mapping[str, Chosen], positions: slice) -> dict[str, Chosen]:
+            return {name: select(value, positions) if name in samples else value for name, value in values.items()}  # type: ignore[misc]
+
+        known = ValueBounds(chosen(self.known.clean, rows), chosen(self.known.poisoned, places))
+        return _Samples(
+            poisonable, chosen(self.inputs, rows), chosen(self.unmoved, rows), chosen(self.reachable, places), known
+        )
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Both passes of one step through one program.
+
+    Args:
+        bounded: the captured loss.
+        size: number of samples of the whole micro-batch.
+        adversary: the threat model.
+        config: how bounds are propagated.
+    """
+
+    bounded: BoundedObjective
+    size: int
+    adversary: Adversary
+    config: CertificationConfig
+
+    def over(self, samples: _Samples) -> GradientBounds:
+        """Bound the gradients of some samples."""
+        with record_function("agt: clean pass"):
+            values = self._forward(samples.inputs, samples.unmoved, samples.known.clean)
+            clean = self.bounded.gradients(values, self.size, self.config.dtype)
+        kept = {name: as_interval(values[name]) for name in samples.known.clean}
+        if samples.poisonable is not None and not len(samples.poisonable):
+            return GradientBounds(clean, {}, ValueBounds(kept))
+        with record_function("agt: poisoned pass"):
+            reachable = self._poisoned(values, samples)
+            poisoned = self.bounded.gradients(reachable, self.size, self.config.dtype)
+        moved = {name: as_interval(reachable[name]) for name in samples.known.poisoned}
+        return GradientBounds(clean, poisoned, ValueBounds(kept, moved))
+
+    def _forward(
+        self, inputs: Mapping[str, Value], same: Mapping[str, Value], within: Mapping[str, Interval]
+    ) -> dict[str, Value]:
+        return self.bounded.forward(
+            inputs,
+            same,
+            within=within,
+            method=self.config.method,
+            memory_budget=self.config.memory_budget or DEFAULT_MEMORY_BUDGET,
+        )
+
+    def _poisoned(self, values: Mapping[str, Value], samples: _Samples) -> dict[str, Value]:
+        """Bound values for poisonable samples and all that the adversary can make of these (equation 7).
+
+        Args:
+            values: of the clean pass; those that the adversary cannot change are kept.
+            samples: the samples.
+        """
+        program, rows = self.bounded.program, samples.poisonable
+        inputs = self.bounded.poisoned(values, self.adversary, rows)
+        touched = reached(program.graph, self.bounded.perturbed_leaves(self.adversary))
         same = {
-            name: select(value, rows) if name in bounded.program.samples else value
+            name: select(value, rows) if name in program.samples else value
             for name, value in values.items()
             if name not in touched and name not in inputs
         }
-        if part.poisoned_prefix is not None and config.method == "ibp":
-            same |= _unmoved(bounded, inputs, part.frozen, part.poisoned_prefix.moved_layers)
-        reachable = bounded.forward(inputs, same, within=known.poisoned, **_forward_settings(config))
-        return reachable, bounded.gradients(reachable, part.size, config.dtype)
+        return self._forward(inputs, same | dict(samples.reachable), samples.known.poisoned)
 
 
-def _forward_settings(config: CertificationConfig) -> dict[str, Any]:
-    return {"method": config.method, "memory_budget": config.memory_budget or DEFAULT_MEMORY_BUDGET}
+def joined(parts: Sequence[GradientBounds]) -> GradientBounds:
+    """Return the bounds of consecutive samples as one.
+
+    Args:
+        parts: at least one; those without poisonable samples have no poisoned gradients.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    poisoned = [part for part in parts if part.poisoned] or parts[:1]
+    return GradientBounds(
+        {name: Stacked([part.clean[name] for part in parts]) for name in parts[0].clean},
+        {name: Stacked([part.poisoned[name] for part in poisoned]) for name in poisoned[0].poisoned},
+        ValueBounds(
+            {name: Interval.cat([part.values.clean[name] for part in parts]) for name in parts[0].values.clean},
+            {
+                name: Interval.cat([part.values.poisoned[name] for part in poisoned])
+                for name in poisoned[0].values.poisoned
+            },
+        ),
+    )
 
 
 def _unmoved(

@@ -3,10 +3,10 @@
 import torch
 
 from agt_lightning.aggregation.kernels.compiled import CompiledKernel
-from agt_lightning.aggregation.kernels.interface import OuterGains, TopNKernel
+from agt_lightning.aggregation.kernels.interface import Factor, OuterGains, TopNKernel
 from agt_lightning.aggregation.kernels.reference import TorchKernel
 
-__all__ = ["CompiledKernel", "OuterGains", "TopNKernel", "TorchKernel", "kernel_for"]
+__all__ = ["CompiledKernel", "Factor", "OuterGains", "TopNKernel", "TorchKernel", "kernel_for"]
 
 
 def kernel_for(device: torch.device) -> TopNKernel:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from agt_lightning.aggregation.kernels.interface import OuterGains, TopNKernel
-from agt_lightning.aggregation.kernels.selection import Array, outer_sums, row_sums, shared_input_sums
+from agt_lightning.aggregation.kernels.interface import Factor, TopNKernel
+from agt_lightning.aggregation.kernels.selection import outer_sums, row_sums, shared_input_sums
+from agt_lightning.arithmetic.compiled import Array, all_finite
 from agt_lightning.interval import Interval
 
 
@@ -21,23 +22,23 @@ class CompiledKernel(TopNKernel):
 
     @override
     def sums(self, gains: Tensor, n: int) -> Tensor:
-        result = gains.new_empty(len(gains))
+        result = gains.new_zeros(len(gains))
         if gains.shape[1]:
             row_sums(_array(gains), n, result.numpy())
-        return result if gains.shape[1] else result.zero_()
+        return result
 
     @override
-    def outer_sums(self, gains: OuterGains, n: int) -> tuple[Tensor, Tensor]:
-        up, down = (gains.clean_outputs.lower.new_empty(gains.shape) for _ in range(2))
-        factors = (gains.clean_outputs, gains.poisoned_outputs, gains.clean_inputs, gains.poisoned_inputs)
+    def block_sums(self, outputs: Factor, inputs: Factor, n: int, up: Tensor, down: Tensor) -> None:
+        factors = (outputs.clean, outputs.poisoned, inputs.clean, inputs.poisoned)
         if not all(_finite(factor) for factor in factors):  # a product of zero and infinity is NaN, and must stay so
-            return up.fill_(torch.nan), down.fill_(torch.nan)
-        if gains.shared_inputs is not None:
-            above, below = (_array(each) for each in gains.output_gains())
-            shared_input_sums(above, below, _array(gains.shared_inputs), n, up.numpy(), down.numpy())
-            return up, down
-        outer_sums(*(_ends(factor) for factor in factors), n, up.numpy(), down.numpy())
-        return up, down
+            up.fill_(torch.nan)
+            down.fill_(torch.nan)
+        elif inputs.shared_points is not None:
+            above = outputs.poisoned.upper - outputs.clean.upper
+            below = outputs.clean.lower - outputs.poisoned.lower
+            shared_input_sums(_array(above), _array(below), _array(inputs.shared_points), n, up.numpy(), down.numpy())
+        else:
+            outer_sums(*(_ends(factor) for factor in factors), n, up.numpy(), down.numpy())
 
 
 def _array(values: Tensor) -> Array:
@@ -50,4 +51,5 @@ def _ends(factor: Interval) -> tuple[Array, Array]:
 
 
 def _finite(factor: Interval) -> bool:
-    return bool(factor.lower.isfinite().all()) and bool(factor.upper.isfinite().all())
+    lower, upper = (_array(end).reshape(-1) for end in (factor.lower, factor.upper))
+    return bool(all_finite(lower)) and (factor.is_point or bool(all_finite(upper)))

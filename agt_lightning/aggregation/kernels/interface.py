@@ -3,72 +3,119 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from agt_lightning.gradients import OuterProduct, samples_last
+from agt_lightning.aggregation.weighted_sums import SampleSet
+from agt_lightning.gradients import FactoredGradient, OuterProduct, Stacked, samples_last
 from agt_lightning.interval import Interval
+
+_UNITS = 16
+"""Units of a layer whose factors are put samples last together, so that they stay in the cache."""
+
+_INPUTS = 64
+"""Inputs of a layer whose factors are put samples last together: outputs are read again for each of these groups."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of a weight's gradients in both passes, for some units and all poisonable samples.
+
+    Args:
+        clean: bounds for the data as it is, (units, m).
+        poisoned: bounds for poisoned samples, (units, m).
+        same: whether both are the same.
+    """
+
+    clean: Interval
+    poisoned: Interval
+    same: bool
+
+    @property
+    def shared_points(self) -> Tensor | None:
+        """The values, (units, m), if they are points and the same in both passes; None otherwise."""
+        return self.clean.lower if self.same and self.clean.is_point else None
 
 
 @dataclass(frozen=True)
 class OuterGains:
-    """The gains of a weight matrix, ``up = Ũ - U`` and ``down = L - L̃`` of the products d z, sample by sample.
+    """The gains of a weight matrix, ``up = Ũ - U`` and ``down = L - L̃`` of the products ``w d z``, sample by sample.
 
     Args:
-        clean_outputs: bounds on w d, the weighted gradient at the layer's outputs, for the data as it is, (o, m).
-        poisoned_outputs: the same for poisoned samples, (o, m).
-        clean_inputs: bounds on z, the layer's inputs, for the data as it is, (k, m).
-        poisoned_inputs: the same for poisoned samples, (k, m); the same object if inputs are the same.
+        clean: gradients of all samples, part by part, with one position per sample.
+        poisoned: those of the poisonable samples, part by part.
+        samples: weights and poisonable samples.
     """
 
-    clean_outputs: Interval
-    poisoned_outputs: Interval
-    clean_inputs: Interval
-    poisoned_inputs: Interval
+    clean: Sequence[OuterProduct]
+    poisoned: Sequence[OuterProduct]
+    samples: SampleSet
 
     @classmethod
-    def between(
-        cls, clean: OuterProduct, poisoned: OuterProduct, weights: Tensor, poisonable: Tensor | None
-    ) -> OuterGains:
-        """Return the factors of two gradients with one position per sample.
-
-        Args:
-            clean: bounds of all samples.
-            poisoned: bounds of the poisonable samples.
-            weights: w_i >= 0 of the poisonable samples, (m,).
-            poisonable: indices of the poisonable samples, (m,); None if all are.
-        """
-
-        def units_first(factor: Interval, scale: Tensor | None = None) -> Interval:
-            return factor.mapped(lambda bound: samples_last(bound if scale is None else bound * scale[:, None]))
-
-        rows = slice(None) if poisonable is None else poisonable
-        d, z, y = clean.outputs[rows, 0], clean.inputs[rows, 0], poisoned.inputs[:, 0]
-        same = torch.equal(z.lower, y.lower) and torch.equal(z.upper, y.upper)
-        inputs = units_first(z)
-        outputs = units_first(d, weights), units_first(poisoned.outputs[:, 0], weights)
-        return cls(*outputs, inputs, inputs if same else units_first(y))
+    def between(cls, clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet) -> OuterGains | None:
+        """Return the gains of two gradients; None unless both are outer products with one position per sample."""
+        inner, outer = list(_parts(clean)), list(_parts(poisoned))
+        if not all(isinstance(part, OuterProduct) and part.positions == 1 for part in (*inner, *outer)):
+            return None
+        return cls(inner, outer, samples)  # type: ignore[arg-type]
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the weight, (o, k)."""
-        return len(self.clean_outputs.lower), len(self.clean_inputs.lower)
+        outputs, inputs = self.clean[0].shape
+        return outputs, inputs
 
-    @property
-    def shared_inputs(self) -> Tensor | None:
-        """The inputs, (k, m); None unless they are the same points in both passes.
+    def blocks(self) -> Iterator[tuple[slice, slice, Factor, Factor]]:
+        """Yield the factors of some outputs and inputs, which together are all: their places, w d, and z."""
+        outputs, inputs = self.shape
+        weights = self.samples.select(self.samples.weights)
+        for columns in _ranges(inputs, _INPUTS):
+            z = self._factor([part.inputs for part in self.clean], [part.inputs for part in self.poisoned], columns)
+            for rows in _ranges(outputs, _UNITS):
+                pairs = [part.outputs for part in self.clean], [part.outputs for part in self.poisoned]
+                yield rows, columns, self._factor(*pairs, rows, weights), z
 
-        The gains are then ``a z⁺ + b z⁻`` and ``b z⁺ + a z⁻`` with ``a = Ũ_d - U_d`` and ``b = L_d - L̃_d``.
-        """
-        same = self.clean_inputs is self.poisoned_inputs and self.clean_inputs.is_point
-        return self.clean_inputs.lower if same else None
+    def _factor(
+        self, clean: Sequence[Interval], poisoned: Sequence[Interval], units: slice, weights: Tensor | None = None
+    ) -> Factor:
+        inner = _units_first(clean, units, self.samples.poisonable, weights)
+        outer = _units_first(poisoned, units, None, weights)
+        same = torch.equal(inner.lower, outer.lower) and torch.equal(inner.upper, outer.upper)
+        return Factor(inner, inner if same else outer, same)
 
-    def output_gains(self) -> tuple[Tensor, Tensor]:
-        """Return a and b, the gains of the outputs alone, each (o, m)."""
-        clean, poisoned = self.clean_outputs, self.poisoned_outputs
-        return poisoned.upper - clean.upper, clean.lower - poisoned.lower
+
+def _parts(gradient: FactoredGradient) -> Iterator[FactoredGradient]:
+    """Yield the gradients of consecutive samples that a gradient consists of."""
+    if not isinstance(gradient, Stacked):
+        yield gradient
+        return
+    for part in gradient.parts:
+        yield from _parts(part)
+
+
+def _ranges(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _units_first(parts: Sequence[Interval], units: slice, rows: Tensor | None, weights: Tensor | None) -> Interval:
+    """Return some units of a factor, samples last.
+
+    Args:
+        parts: bounds of consecutive samples, (samples, 1, units).
+        units: which.
+        rows: positions of some of the samples, ascending; None means all.
+        weights: of these; None means one.
+
+    Returns:
+        (units, m); a point if all parts are.
+    """
+    lower = samples_last([part.lower[:, 0, units] for part in parts], rows, weights)
+    if all(part.is_point for part in parts):
+        return Interval.point(lower)
+    return Interval.trusted(lower, samples_last([part.upper[:, 0, units] for part in parts], rows, weights))
 
 
 class TopNKernel(ABC):
@@ -90,7 +137,6 @@ class TopNKernel(ABC):
             (e,)
         """
 
-    @abstractmethod
     def outer_sums(self, gains: OuterGains, n: int) -> tuple[Tensor, Tensor]:
         """Return the sums of the n largest gains of both bounds, without storing gains of more than a few elements.
 
@@ -100,4 +146,20 @@ class TopNKernel(ABC):
 
         Returns:
             For the upper bound and for the lower one, each (o, k).
+        """
+        up, down = (gains.clean[0].outputs.lower.new_empty(gains.shape) for _ in range(2))
+        for rows, columns, outputs, inputs in gains.blocks():
+            self.block_sums(outputs, inputs, n, up[rows, columns], down[rows, columns])
+        return up, down
+
+    @abstractmethod
+    def block_sums(self, outputs: Factor, inputs: Factor, n: int, up: Tensor, down: Tensor) -> None:
+        """Write the sums of the n largest gains of both bounds for the products of some outputs and inputs.
+
+        Args:
+            outputs: w d of some units, (o, m).
+            inputs: z of some units, (k, m).
+            n: largest number of gains in a sum, at least 0.
+            up: for the upper bound, (o, k), overwritten.
+            down: for the lower bound, (o, k), overwritten.
         """

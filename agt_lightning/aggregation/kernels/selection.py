@@ -13,26 +13,16 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.floating[Any]]
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+from agt_lightning.arithmetic.compiled import Array, compiled
 
 _SAMPLE = 256
 """Entries from which a threshold is estimated."""
 
 _FEW = 64
 """Entries among which the median of three is a good threshold; among more, their rank decides."""
-
-
-def compiled(function: Compiled) -> Compiled:
-    """Compile a function for arrays, without Python's lock; sums may be taken in any order, NaN and infinity count."""
-    return numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})(function)
 
 
 @compiled

@@ -106,11 +106,27 @@ def _top_n_sums(
     if factored is not None:
         return kernel.outer_sums(factored, n)
     up, down = [], []
+    for more, less in stored_gains(clean, poisoned, samples, budget):
+        up.append(kernel.sums(more, n))
+        down.append(kernel.sums(less, n))
+    return torch.cat(up), torch.cat(down)
+
+
+def stored_gains(
+    clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, budget: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the weighted gains of both bounds for some elements after others, each (elements, m).
+
+    Args:
+        clean: bounds of all samples.
+        poisoned: bounds of the poisonable samples.
+        samples: weights and poisonable samples.
+        budget: memory for temporary tensors, in bytes.
+    """
+    weights = samples.select(samples.weights)
     for start, stop in blocks(clean, budget):
         inner, outer = clean.block(start, stop), poisoned.block(start, stop)
-        up.append(kernel.sums((outer.upper - samples.select(inner.upper)) * weights, n))
-        down.append(kernel.sums((samples.select(inner.lower) - outer.lower) * weights, n))
-    return torch.cat(up), torch.cat(down)
+        yield (outer.upper - samples.select(inner.upper)) * weights, (samples.select(inner.lower) - outer.lower) * weights
 
 
 def in_slices(sums: Sums, clean: FactoredGradient, poisoned: FactoredGradient, threads: int) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,11 @@ from torch import Tensor
 Array = NDArray[np.floating[Any]]
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
-_TILE = 32
-"""Rows and columns of the tiles in which a matrix is transposed; a few of them stay in the cache."""
+_ROWS = 256
+"""Rows of a matrix that are transposed together; they stay in the cache until all their columns are written."""
+
+_STREAMS = 16
+"""Columns of a matrix that are transposed together: a cache can follow so many rows that are written at once."""
 
 
 def compiled(function: Compiled) -> Compiled:
@@ -29,21 +32,22 @@ def on_cpu(*tensors: Tensor) -> bool:
 
 
 @compiled
-def transpose(source: Array, rows: Array, weights: Array, target: Array) -> None:
-    """Write the transpose of some rows of a matrix, each times its weight, tile by tile.
+def transpose(source: Array, weights: Array, target: Array) -> None:
+    """Write the transpose of a matrix, each row times its weight, tile by tile.
 
     Args:
         source: (b, p).
-        rows: positions of rows, (m,).
-        weights: (m,).
-        target: (p, m), overwritten.
+        weights: (b,).
+        target: (p, b), overwritten.
     """
-    columns = source.shape[1]
-    for top in range(0, len(rows), _TILE):
-        for left in range(0, columns, _TILE):
-            for j in range(left, min(left + _TILE, columns)):
-                for i in range(top, min(top + _TILE, len(rows))):
-                    target[j, i] = source[rows[i], j] * weights[i]
+    rows, columns = source.shape
+    for top in range(0, rows, _ROWS):
+        for left in range(0, columns, _STREAMS):
+            right = min(left + _STREAMS, columns)
+            for i in range(top, min(top + _ROWS, rows)):
+                weight = weights[i]
+                for j in range(left, right):
+                    target[j, i] = source[i, j] * weight
 
 
 @compiled

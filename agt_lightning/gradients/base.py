@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -199,21 +199,30 @@ def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None, weights: T
         tensor([[1., 5.],
                 [2., 6.]])
     """
-    samples = sum(len(part) for part in parts)
-    chosen = torch.arange(samples, device=parts[0].device) if rows is None else rows
-    factors = parts[0].new_ones(len(chosen)) if weights is None else weights.to(parts[0].dtype)
-    result = parts[0].new_empty(parts[0].shape[1], len(chosen))
-    first, place = 0, 0
-    for part in parts:
-        count = int(((chosen >= first) & (chosen < first + len(part))).sum())
-        target, places = result[:, place : place + count], slice(place, place + count)
-        _write_transposed(part.detach(), chosen[places] - first, factors[places], target)
-        first, place = first + len(part), place + count
+    count = sum(len(part) for part in parts) if rows is None else len(rows)
+    factors = parts[0].new_ones(count) if weights is None else weights.to(parts[0].dtype)
+    result = parts[0].new_empty(parts[0].shape[1], count)
+    place = 0
+    for part in _chosen(parts, rows):
+        places = slice(place, place + len(part))
+        _write_transposed(part.detach(), factors[places], result[:, places])
+        place = places.stop
     return result
 
 
-def _write_transposed(source: Tensor, rows: Tensor, weights: Tensor, target: Tensor) -> None:
+def _chosen(parts: Sequence[Tensor], rows: Tensor | None) -> Iterator[Tensor]:
+    """Yield some rows of the matrices, which are one below the other."""
+    first = 0
+    for part in parts:
+        if rows is None:
+            yield part
+        else:
+            yield part[rows[(rows >= first) & (rows < first + len(part))] - first]
+        first += len(part)
+
+
+def _write_transposed(source: Tensor, weights: Tensor, target: Tensor) -> None:
     if on_cpu(source):
-        transpose(source.numpy(), rows.numpy(), weights.numpy(), target.numpy())
+        transpose(source.numpy(), weights.numpy(), target.numpy())
     else:
-        target.copy_((source[rows] * weights[:, None]).T)
+        target.copy_((source * weights[:, None]).T)

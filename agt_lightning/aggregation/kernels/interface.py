@@ -13,11 +13,11 @@ from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.gradients import FactoredGradient, OuterProduct, Stacked, samples_last
 from agt_lightning.interval import Interval
 
-_UNITS = 16
-"""Units of a layer whose factors are put samples last together, so that they stay in the cache."""
+_ENTRIES = 2**20
+"""Entries of a factor that are put samples last together, with the units of a layer they belong to."""
 
-_INPUTS = 64
-"""Inputs of a layer whose factors are put samples last together: outputs are read again for each of these groups."""
+_UNITS = 64
+"""Units of a layer whose factors are put samples last together at most: for each such group, others are read again."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ class OuterGains:
         """Yield the factors of some outputs and inputs, which together are all: their places, w d, and z."""
         outputs, inputs = self.shape
         weights = self.samples.select(self.samples.weights)
-        for columns in _ranges(inputs, _INPUTS):
+        size = max(1, min(_UNITS, _ENTRIES // max(1, len(weights))))
+        for columns in _ranges(inputs, size):
             z = self._factor([part.inputs for part in self.clean], [part.inputs for part in self.poisoned], columns)
-            for rows in _ranges(outputs, _UNITS):
+            for rows in _ranges(outputs, size):
                 pairs = [part.outputs for part in self.clean], [part.outputs for part in self.poisoned]
                 yield rows, columns, self._factor(*pairs, rows, weights), z
 

@@ -21,6 +21,9 @@ from agt_lightning.arithmetic.compiled import Array, compiled
 _SAMPLE = 256
 """Entries from which a threshold is estimated."""
 
+_CANDIDATES = 4
+"""Samples of large inputs that are tried first, as a multiple of n: of fewer, many have units that are not active."""
+
 _FEW = 64
 """Entries among which the median of three is a good threshold; among more, their rank decides."""
 
@@ -67,12 +70,23 @@ def _rank(entries: Array, above: Array, below: Array, count: int, rank: int) -> 
 
 
 @compiled
-def _sum_of_largest(entries: Array, above: Array, below: Array, count: int, n: int) -> float:
-    """Return the sum of the n largest of the first `count` entries; the arrays are overwritten."""
+def _largest(entries: Array, above: Array, below: Array, count: int, n: int) -> tuple[float, float]:
+    """Return the sum of the n largest of the first `count` entries, and the smallest of these.
+
+    Args:
+        entries: overwritten, as the next two.
+        above: as large.
+        below: as large.
+        count: number of entries, at least n.
+        n: at least 1.
+    """
     total = entries.dtype.type(0)
-    while n > 0:
+    while True:
         if count <= n:
-            return total + _total(entries, count)
+            smallest = entries[0]
+            for i in range(1, count):
+                smallest = min(smallest, entries[i])
+            return total + _total(entries, count), smallest
         threshold = _median(entries[0], entries[count // 2], entries[count - 1])
         if count > _FEW:
             other = _median(entries[count // 4], entries[3 * count // 4], entries[count // 3])
@@ -83,11 +97,10 @@ def _sum_of_largest(entries: Array, above: Array, below: Array, count: int, n: i
             continue
         total += _total(above, larger)
         if count - smaller >= n:
-            return total + threshold * (n - larger)
+            return total + threshold * (n - larger), threshold
         total += threshold * (count - smaller - larger)
         n -= count - smaller
         entries, below, count = below, entries, smaller
-    return total
 
 
 @compiled
@@ -122,7 +135,8 @@ def top_n_sum(gains: Array, n: int, first: Array, second: Array, third: Array) -
         if attempt or count >= n or threshold == 0:
             break
         threshold = gains.dtype.type(0)
-    return _sum_of_largest(first, second, third, count, min(n, count))
+    n = min(n, count)
+    return _largest(first, second, third, count, n)[0] if n > 0 else gains.dtype.type(0)
 
 
 @compiled
@@ -142,8 +156,63 @@ def row_sums(gains: Array, n: int, sums: Array) -> None:
 
 
 @compiled
+def _largest_inputs(z: Array, n: int, first: Array, second: Array, third: Array, samples: Array) -> tuple[int, float]:
+    """Find a few times n samples with the largest inputs.
+
+    Args:
+        z: (m,).
+        n: largest number of gains in a sum.
+        first: (m + 1,), as the next two; overwritten.
+        second: the same.
+        third: the same.
+        samples: (m + 1,), whose first entries become the positions of these samples.
+
+    Returns:
+        Their number, and an upper bound on the sizes of all other inputs.
+    """
+    limit = _threshold(np.abs(z), _CANDIDATES * n, first, second, third)
+    count = 0
+    for i in range(len(z)):
+        samples[count] = i
+        count += abs(z[i]) > limit
+    return count, limit
+
+
+@compiled
+def _candidate_sum(
+    steep: Array, flat: Array, z: Array, samples: Array, n: int, limit: float, first: Array, second: Array, third: Array
+) -> tuple[float, bool]:
+    """Return the sum of the n largest gains ``steep z⁺ + flat z⁻`` of some samples, and whether no other is larger.
+
+    Args:
+        steep: (m,).
+        flat: (m,).
+        z: (m,).
+        samples: positions of the candidates.
+        n: largest number of gains in a sum.
+        limit: upper bound on the gains of all other samples.
+        first: (m + 1,), as the next two; overwritten.
+        second: the same.
+        third: the same.
+    """
+    count, zero = 0, steep.dtype.type(0)
+    for j in range(len(samples)):
+        i = samples[j]
+        gain = steep[i] * max(z[i], zero) + flat[i] * max(-z[i], zero)
+        first[count] = gain
+        count += gain > 0
+    if count < n:
+        return _total(first, count), limit <= 0
+    total, smallest = _largest(first, second, third, count, n)
+    return total, smallest >= limit
+
+
+@compiled
 def shared_input_sums(above: Array, below: Array, inputs: Array, n: int, up: Array, down: Array) -> None:
     """Write the top-n sums of ``a z⁺ + b z⁻`` and of ``b z⁺ + a z⁻`` for each output and input.
+
+    The samples of the largest inputs are tried first. If the n-th largest gain among them is at least the largest slope
+    of the output times the largest of the other inputs, no other sample matters (the threshold algorithm).
 
     Args:
         above: a, (o, m).
@@ -152,21 +221,39 @@ def shared_input_sums(above: Array, below: Array, inputs: Array, n: int, up: Arr
         n: largest number of gains in a sum.
         up: (o, k), overwritten.
         down: (o, k), overwritten.
+
+    Reference:
+        Fagin, Lotem and Naor, Optimal aggregation algorithms for middleware, Journal of Computer and System Sciences
+        66, 2003.
     """
     samples, kind = above.shape[1], above.dtype
     first, second, third = np.empty(samples + 1, kind), np.empty(samples + 1, kind), np.empty(samples + 1, kind)
-    gains, losses, zero = np.empty(samples, kind), np.empty(samples, kind), kind.type(0)
-    for k in range(len(inputs)):
-        z = inputs[k]
-        for o in range(len(above)):
-            a, b, total = above[o], below[o], zero
-            for i in range(samples):
-                positive, negative = max(z[i], zero), max(-z[i], zero)
-                gains[i] = a[i] * positive + b[i] * negative
-                losses[i] = b[i] * positive + a[i] * negative
-                total += gains[i] + losses[i]
-            up[o, k] = top_n_sum(gains, n, first, second, third) if total == total else total
-            down[o, k] = top_n_sum(losses, n, first, second, third) if total == total else total
+    gains, zero = np.empty(samples, kind), kind.type(0)
+    few = 2 * _CANDIDATES * n <= samples
+    candidates = np.empty((len(inputs), samples + 1 if few else 1), np.int32)
+    counts, limits = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), kind)
+    for k in range(len(inputs) if few else 0):
+        counts[k], limits[k] = _largest_inputs(inputs[k], n, first, second, third, candidates[k])
+    for o in range(len(above)):
+        a, b, slope = above[o], below[o], zero
+        for i in range(samples):
+            slope = max(slope, max(a[i], b[i]))
+        for k in range(len(inputs)):
+            for side in range(2):
+                steep, flat = (a, b) if side == 0 else (b, a)
+                total, final = zero, False
+                if few:
+                    chosen = candidates[k, : counts[k]]
+                    limit = slope * limits[k]
+                    total, final = _candidate_sum(steep, flat, inputs[k], chosen, n, limit, first, second, third)
+                if not final:
+                    for i in range(samples):
+                        gains[i] = steep[i] * max(inputs[k, i], zero) + flat[i] * max(-inputs[k, i], zero)
+                    total = top_n_sum(gains, n, first, second, third)
+                if side == 0:
+                    up[o, k] = total
+                else:
+                    down[o, k] = total
 
 
 @compiled

@@ -122,7 +122,7 @@ def propagate(
 _NONE = torch.empty(0, dtype=torch.int64)
 """Positions of no samples."""
 
-_CACHED = 2**20
+_CACHED = 2**22
 """Bytes of the widest value of the samples that are bounded at a time; a dozen such tensors are in use at once."""
 
 _FEWEST = 64

@@ -16,7 +16,7 @@ from agt_lightning.interval import Interval
 _ENTRIES = 2**20
 """Entries of a factor that are put samples last together, with the units of a layer they belong to."""
 
-_UNITS = 64
+_UNITS = 128
 """Units of a layer whose factors are put samples last together at most: for each such group, others are read again."""
 
 
@@ -73,19 +73,30 @@ class OuterGains:
         outputs, inputs = self.shape
         weights = self.samples.select(self.samples.weights)
         size = max(1, min(_UNITS, _ENTRIES // max(1, len(weights))))
+        sources = [part.outputs for part in self.clean], [part.outputs for part in self.poisoned]
+        d: Factor | None = None
         for columns in _ranges(inputs, size):
             z = self._factor([part.inputs for part in self.clean], [part.inputs for part in self.poisoned], columns)
             for rows in _ranges(outputs, size):
-                pairs = [part.outputs for part in self.clean], [part.outputs for part in self.poisoned]
-                yield rows, columns, self._factor(*pairs, rows, weights), z
+                if d is None or outputs > size:
+                    d = self._factor(*sources, rows, weights)
+                yield rows, columns, d, z
 
     def _factor(
         self, clean: Sequence[Interval], poisoned: Sequence[Interval], units: slice, weights: Tensor | None = None
     ) -> Factor:
         inner = _units_first(clean, units, self.samples.poisonable, weights)
+        if all(map(_same_memory, clean, poisoned)):
+            return Factor(inner, inner, same=True)
         outer = _units_first(poisoned, units, None, weights)
         same = torch.equal(inner.lower, outer.lower) and torch.equal(inner.upper, outer.upper)
         return Factor(inner, inner if same else outer, same)
+
+
+def _same_memory(first: Interval, second: Interval) -> bool:
+    """Return whether two bounds are the same tensors, so that there is no need to compare their numbers."""
+    pairs = ((first.lower, second.lower), (first.upper, second.upper))
+    return all(a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() for a, b in pairs)
 
 
 def _parts(gradient: FactoredGradient) -> Iterator[FactoredGradient]:

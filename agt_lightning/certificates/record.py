@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.several import settings_that_differ
 from agt_lightning.certificates.assumptions import assumptions
 from agt_lightning.certificates.phases import (
     FLOATS,
@@ -53,19 +55,6 @@ class Results:
 
     weights: Weights
     metrics: Mapping[str, float]
-
-
-def describe(adversary: Adversary) -> str:
-    """Return an adversary as text, different for different ones: tensors are written out in full.
-
-    Example:
-        >>> from agt_lightning import BoundedAdversary
-        >>> describe(BoundedAdversary(n=1, epsilon=0.5))[:32]
-        'BoundedAdversary(n=1, epsilon=0.'
-    """
-    fields = {field.name: getattr(adversary, field.name) for field in dataclasses.fields(adversary)}  # type: ignore[arg-type]
-    plain = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in fields.items()}
-    return f"{type(adversary).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
 def certificate(
@@ -117,6 +106,24 @@ def certificate(
             real=any(phase.settings.get(FLOATS) != "run" for phase in phases),
         ),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def certificates(adversaries: Sequence[Adversary], records: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
+    """Return the certificates of one training for several adversaries, and the curve of results over their settings.
+
+    Args:
+        adversaries: the threat models.
+        records: from `certificate` for each of them, by its name and in the same order.
+    """
+    settings = settings_that_differ(adversaries)
+    return {
+        "format": "agt_lightning certificates 1",
+        "curve": [
+            {"name": name, "settings": dict(differing), "results": record["results"]}
+            for (name, record), differing in zip(records.items(), settings, strict=True)
+        ],
+        "certificates": dict(records),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.several import Adversaries, all_adversaries, describe, described, names_of
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
@@ -19,6 +20,7 @@ from agt_lightning.digest import tensors_digest, values_digest
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
 from agt_lightning.domains.head import HeadBounds
+from agt_lightning.engine.bounded_runs import BoundedRuns
 from agt_lightning.engine.checkpoint import complete, require_parameters
 from agt_lightning.engine.entry_values import blaming_data
 from agt_lightning.engine.nominal_step import NominalPass, average_gradients
@@ -35,7 +37,7 @@ from agt_lightning.engine.self_checks import (
     require_unwritten,
     with_momentum,
 )
-from agt_lightning.engine.step_bounds import StepBounds, checked_clipping, require_bounded
+from agt_lightning.engine.step_bounds import RunsStep, StepBounds, checked_clipping, require_bounded
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.memory import fitting_memory_budget
@@ -65,7 +67,8 @@ class AbstractGradientEngine:
     Args:
         module: the module in training. Only `step` moves its parameters; `verify` may write gradients.
         loss: maps a module and a batch to the scalar loss that training minimizes.
-        adversary: the threat model.
+        adversary: the threat model, or several, for each of which bounds are kept beside one training. They must have
+            the same clipping of each sample's gradient.
         config: how bounds are computed. None means the box alone, by intervals and exact sums.
         clipping: how training clips the mean gradient; None if it does not.
         processes: the group that trains this module together, each process on its own part of every batch, with the
@@ -76,14 +79,13 @@ class AbstractGradientEngine:
         **settings: fields of `CertificationConfig`, which replace those of ``config``.
 
     Raises:
-        TypeError: if a setting is unknown.
-        ValueError: if a setting has an unknown value.
+        TypeError: if a setting is unknown, or an adversary is none.
+        ValueError: if a setting has an unknown value, or the adversaries are not of one training.
 
     Attributes:
         config: the settings in use, with ``memory_budget`` fitted to the device.
-        domains: the domains in use; each keeps a set of parameters.
+        runs: the bounded runs of each adversary. `adversary`, `domains`, `box` and `bounds` are those of the first.
         steps: number of certified steps so far.
-        earlier_phases: settings of the steps that this engine went on from, for certificates and checkpoints.
         stated: facts about the training that certificates and checkpoints state beside the settings, by name; numbers,
             strings, lists and dictionaries.
 
@@ -106,7 +108,7 @@ class AbstractGradientEngine:
         self,
         module: nn.Module,
         loss: Loss,
-        adversary: Adversary,
+        adversary: Adversaries,
         config: CertificationConfig | None = None,
         *,
         clipping: MeanClipping | None = None,
@@ -116,27 +118,29 @@ class AbstractGradientEngine:
         **settings: Any,
     ) -> None:
         require_initialized(module)
+        adversaries = all_adversaries(adversary)
         config = replace(config or CertificationConfig(domains=("box",)), **settings)
         budget = fitting_memory_budget(config.memory_budget, _device(module))
         self.module = module
         self.loss = loss
         self.trained = loss if trained is None else trained
-        self.adversary = adversary
         self.config = replace(config, memory_budget=budget)
         self.clipping = clipping
         self.processes = processes
-        self.domains = DomainFamily(module, adversary, self.config, processes)
+        self.runs = tuple(
+            BoundedRuns(module, each, name, self.config, processes)
+            for each, name in zip(adversaries, names_of(adversaries), strict=True)
+        )
         self.steps = 0
-        self.earlier_phases: tuple[Mapping[str, Any], ...] = ()
         self.stated: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
-        whole_samples = adversary.sample_clipping is not None
+        whole_samples = self.adversary.sample_clipping is not None
         named = self.config.roles
         record = partial(BoundedObjective.of, loss=loss, table=rules, named=named, whole_samples=whole_samples)
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
         self._clock = Clock()  # of the last batch
         self._tried = 0  # kinds of batches and times whose step was asked about
-        self._nominal = NominalPass(module, adversary, self._recorded, self.config, processes)
+        self._nominal = NominalPass(module, self.adversary, self._recorded, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified
         self._trained = _copies(module)  # parameters as the optimizer left them
         self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
@@ -206,14 +210,15 @@ class AbstractGradientEngine:
             require_unhooked(self.module)
         with blaming_data(micro_batches):
             step, local = self._nominal.step(micro_batches, scale)
-            data = self.domains.bound_step(step)
+            data = [runs.domains.bound_step(self._nominal.against(step, runs.adversary)) for runs in self.runs]
         clipped = self._nominal.clipped_gradient(local)
         return StepBounds(
-            bounds=self.domains.gradient_bounds(data),
+            runs=tuple(
+                RunsStep(runs.domains.gradient_bounds(each), each) for runs, each in zip(self.runs, data, strict=True)
+            ),
             gradient=step.gradient,
             applied=step.gradient if clipped is None else clipped,
             tolerance=self._nominal.tolerances(local, step.samples),
-            data=data,
         )
 
     descend = bound_gradient
@@ -276,7 +281,7 @@ class AbstractGradientEngine:
             UncertifiableError: if a domain in use does not cover clipping of the mean gradient.
             UnsoundBoundError: if the clipped gradient leaves its bounds.
         """
-        if not self.domains.follow_clipping:
+        if not all(runs.domains.follow_clipping for runs in self.runs):
             raise UncertifiableError(
                 [
                     "A domain in use does not cover clipping of the mean gradient. Give `clipping` to the engine, so "
@@ -286,10 +291,14 @@ class AbstractGradientEngine:
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         owned = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
         clipped = [name for name in owned if name in self._verified]
-        self._verified |= checked_clipping(bounds.bounds, clipping, clipped, self._verified, self.config.floats)
+        clipped_steps = []
+        for runs, before in zip(self.runs, bounds.runs, strict=True):
+            gradients = checked_clipping(before.bounds, clipping, clipped, self._verified, self.config.floats)
+            data = runs.domains.clip(before.data, clipping, clipped)
+            clipped_steps.append(RunsStep(runs.domains.gradient_bounds(data), data))
+        self._verified |= gradients
         self._marks = None
-        data = self.domains.clip(bounds.data, clipping, clipped)
-        return replace(bounds, bounds=self.domains.gradient_bounds(data), data=data)
+        return replace(bounds, runs=tuple(clipped_steps))
 
     def update(self, bounds: StepBounds, optimizer: torch.optim.Optimizer) -> None:
         """Move all domains by the optimizer's abstract counterpart (Algorithm 1, line 10), after its own step.
@@ -316,8 +325,9 @@ class AbstractGradientEngine:
                 dict(self.module.named_parameters()), self._trained, optimizer, self._verified
             )
             with record_function("agt: update"):
-                self.domains.update(bounds.data, optimizer_step)
-        self.processes.require_same(self.domains.fingerprint_tensors(), "bounds")
+                for runs, step in zip(self.runs, bounds.runs, strict=True):
+                    runs.domains.update(step.data, optimizer_step)
+        self.processes.require_same(self._fingerprint_tensors(), "bounds")
         self._trained, self._marks = after, None
         self.steps += 1
 
@@ -330,12 +340,18 @@ class AbstractGradientEngine:
             CaptureError: if the loss cannot be recorded.
         """
         micro_batch = MicroBatch.of(batch)
-        problems = training_problems(self._nominal, self.domains, micro_batch, optimizer, self.clipping)
+        problems = training_problems(self._nominal, self.runs, micro_batch, optimizer, self.clipping)
         self._tried += 1
         if problems or self._tried > _ALL_TRIED and self._tried & (self._tried - 1):
             return problems
         with self.processes.collective_errors():
-            local = step_problems(self._nominal, micro_batch, self.loss, self.trained)
+            local = [
+                problem
+                for runs in self.runs
+                for problem in step_problems(
+                    replace(self._nominal, adversary=runs.adversary), micro_batch, self.loss, self.trained
+                )
+            ]
         return self.processes.union(local)
 
     def observe(self, batch: object, clock: Clock, epoch: int | None = None) -> MicroBatch:
@@ -383,43 +399,72 @@ class AbstractGradientEngine:
     # --- results -----------------------------------------------------------------------------------------------------
 
     @property
-    def box(self) -> dict[str, Interval]:
-        """The tightest bounds of all domains on the parameters, by name, in the type of the computation.
+    def adversaries(self) -> tuple[Adversary, ...]:
+        """All threat models."""
+        return tuple(runs.adversary for runs in self.runs)
 
-        If no domain in use keeps a box at every step, they can take a replay of the whole training.
-        """
-        return self.domains.box()
+    @property
+    def adversary(self) -> Adversary:
+        """The threat model; of several, the first one."""
+        return self.runs[0].adversary
+
+    @property
+    def domains(self) -> DomainFamily:
+        """The domains in use for the first adversary."""
+        return self.runs[0].domains
+
+    @property
+    def box(self) -> dict[str, Interval]:
+        """The box of the first adversary; see `BoundedRuns.box`."""
+        return self.runs[0].box
 
     @property
     def bounds(self) -> ParameterBounds:
-        """The box in the parameters' own types, rounded outward, for the weights that the last step left.
+        """The bounds of the first adversary; see `bounds_of`."""
+        return self.bounds_of(self.adversary)
+
+    def runs_of(self, adversary: Adversary | None = None) -> BoundedRuns:
+        """Return the runs of one of the adversaries; of the first one for None.
+
+        Raises:
+            ValueError: if the bounds are not about this adversary.
+        """
+        if adversary is None:
+            return self.runs[0]
+        found = [runs for runs in self.runs if describe(runs.adversary) == describe(adversary)]
+        if not found:
+            raise ValueError(
+                f"Expected an adversary that the training was certified for, {described(self.adversaries)}, but got "
+                f"{describe(adversary)}. Bounds for one adversary do not hold for another: ask for one of these, or "
+                "train with it."
+            )
+        return found[0]
+
+    def bounds_of(self, adversary: Adversary | None = None) -> ParameterBounds:
+        """Return the box in the parameters' own types, rounded outward, for the weights that the last step left.
+
+        Args:
+            adversary: one of those of the training; None means the first.
 
         Raises:
             UnsoundBoundError: if a bound is NaN or infinite.
+            ValueError: if the bounds are not about this adversary.
         """
+        box = self.runs_of(adversary).box
         types = {name: parameter.dtype for name, parameter in self.module.named_parameters()}
-        rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in self.box.items()}
+        rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in box.items()}
         for name, interval in rounded_outward.items():
             check_finite_and_ordered(interval, f"parameter `{name}` in {types[name]}")
         return ParameterBounds(rounded_outward, values_digest(self._trained.items()), self.config.floats)
 
     @property
     def parameter_sets(self) -> dict[str, ParameterSet]:
-        """Sets of parameters that certificates can use beside the box, by name of their domain."""
-        return self.domains.parameter_sets()
+        """The sets of the first adversary; see `BoundedRuns.parameter_sets`."""
+        return self.runs[0].parameter_sets
 
     def head_bounds(self, bounded: BoundedObjective) -> dict[str, HeadBounds]:
-        """Return bounds on the trained layers of a captured loss, by name of the domain.
-
-        A costly set is left out unless its domain alone is in use.
-        """
-        dtype, alone = self.config.dtype, len(self.domains.in_use) == 1
-        bounds = {
-            name: parameters.head_bounds(bounded.program.graph, bounded.parameters, self.module, dtype)
-            for name, parameters in self.parameter_sets.items()
-            if alone or not parameters.costly
-        }
-        return {name: head for name, head in bounds.items() if head is not None}
+        """Return the bounds of the first adversary on trained layers; see `BoundedRuns.head_bounds`."""
+        return self.runs[0].head_bounds(bounded)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -430,6 +475,7 @@ class AbstractGradientEngine:
             "floats": self.config.floats,
             "parameters": tensors_digest(self._trained.items()),
             "domains": self.domains.state(),
+            "domains_of_others": [runs.domains.state() for runs in self.runs[1:]],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -447,15 +493,18 @@ class AbstractGradientEngine:
                         'Expected bounds on runs as hardware executes them (`floats="run"`), but those of the '
                         f'checkpoint have `floats` {floats}. Go on with `floats="real"`, or train from the start.'
                     )
-                self.domains.restore(state["domains"])
+                states = [state["domains"], *state.get("domains_of_others", [])]
+                for runs, domains in zip(self.runs, states, strict=True):
+                    runs.domains.restore(domains)
                 steps, digest = int(state["steps"]), str(state["parameters"])
-            outside = self.bounds.violations(self.module)
-            if outside:
-                raise BoundsMismatchError(
-                    f"Expected the resumed parameters inside their bounds, but {outside} lie outside."
-                )
+            for runs in self.runs:
+                outside = self.bounds_of(runs.adversary).violations(self.module)
+                if outside:
+                    raise BoundsMismatchError(
+                        f"Expected the resumed parameters inside their bounds, but {outside} lie outside."
+                    )
             require_parameters(self.module, digest)
-        self.processes.require_same(self.domains.fingerprint_tensors(), "resumed bounds")
+        self.processes.require_same(self._fingerprint_tensors(), "resumed bounds")
         self._trained = _copies(self.module)
         self.steps = steps
 
@@ -465,7 +514,12 @@ class AbstractGradientEngine:
         Raises:
             UncertifiableError: if a domain does not cover that.
         """
-        self.domains.restart_optimizer()
+        for runs in self.runs:
+            runs.domains.restart_optimizer()
+
+    def _fingerprint_tensors(self) -> Iterator[Tensor]:
+        for runs in self.runs:
+            yield from runs.domains.fingerprint_tensors()
 
     # --- self-checks -------------------------------------------------------------------------------------------------
 
@@ -503,7 +557,8 @@ class AbstractGradientEngine:
             UnsoundBoundError: naming the parameter.
         """
         with self.processes.collective_errors():
-            for name, interval in self.domains.cheap_box().items():
+            boxes = [runs.domains.cheap_box() for runs in self.runs]
+            for name, interval in (named for box in boxes for named in box.items()):
                 value = self.module.get_parameter(name).detach()
                 # Lightning may have moved the module to another device.
                 require_inside(f"parameter {name}", value, interval.to(device=value.device, dtype=value.dtype), 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -73,7 +73,7 @@ class NominalPass:
 
     Args:
         module: the module in training.
-        adversary: the threat model.
+        adversary: the threat model; of several, the first one.
         objectives: returns the captured loss of a batch.
         config: type and memory of the computation; which samples can be poisoned, and their names.
         processes: the group that makes a step together, each process with its own micro-batches.
@@ -112,6 +112,21 @@ class NominalPass:
         samples = all_samples(self.processes, local)
         gradient = self.processes.sum(sums)
         return Step(self.module, self.adversary, tuple(parts), scale, samples, gradient, self.processes), local
+
+    def against(self, step: Step, adversary: Adversary) -> Step:
+        """Return a step with another adversary of the same training; what no adversary can change is taken over.
+
+        Args:
+            step: from `step`.
+            adversary: with the same clipping of each sample's gradient.
+        """
+        if adversary is step.adversary:
+            return step
+        parts = [
+            replace(part, poisoned_prefix=self._prefix(part.bounded, part.frozen, part.poisonable, adversary))
+            for part in step.parts
+        ]
+        return replace(step, adversary=adversary, parts=tuple(parts))
 
     def rounded_gradient(
         self, name: str, batches: Sequence[MicroBatch], scale: float
@@ -174,11 +189,17 @@ class NominalPass:
         bounded = self.objectives(batch).rounded(self.config.dtype, self.config.floats)
         size = bounded.size(batch.data)
         rows = poisonable_rows(self.config.poisonable, batch.data, size, self._device)
-        prefix = None
-        if poisonable_at_all(bounded, self.adversary, rows):
-            prefix = PoisonedPrefix(bounded, frozen, self.adversary, rows, self._budget())
+        prefix = self._prefix(bounded, frozen, rows, self.adversary)
         ids = ids_of_samples(self.config.sample_ids, batch.data, size)
         return BoundedBatch(bounded, batch, rows, values, prefix, ids, frozen)
+
+    def _prefix(
+        self, bounded: BoundedObjective, frozen: Mapping[str, Value], rows: Tensor | None, adversary: Adversary
+    ) -> PoisonedPrefix | None:
+        """Return the frozen prefix of poisoned samples; None if the adversary can change nothing."""
+        if not poisonable_at_all(bounded, adversary, rows):
+            return None
+        return PoisonedPrefix(bounded, frozen, adversary, rows, self._budget())
 
     def _local(
         self, parts: Sequence[BoundedBatch], gradients: Sequence[Mapping[str, FactoredGradient]], scale: float

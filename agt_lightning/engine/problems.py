@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,8 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import LabelKind, LossRoles
 from agt_lightning.capture.dropout import RandomState
-from agt_lightning.domains import DomainFamily, TrainingSetup
+from agt_lightning.domains import TrainingSetup
+from agt_lightning.engine.bounded_runs import BoundedRuns
 from agt_lightning.engine.entry_values import blaming_data
 from agt_lightning.engine.nominal_step import NominalPass
 from agt_lightning.errors import UncertifiableError
@@ -24,7 +26,7 @@ from agt_lightning.propagation.samples import MicroBatch
 
 def training_problems(
     nominal: NominalPass,
-    domains: DomainFamily,
+    runs: Sequence[BoundedRuns],
     batch: MicroBatch,
     optimizer: torch.optim.Optimizer | None,
     clipping: MeanClipping | None,
@@ -32,8 +34,8 @@ def training_problems(
     """Return every reason why training on batches like this one cannot be certified, each with its way out.
 
     Args:
-        nominal: the training's module, adversary, captured losses and processes.
-        domains: those in use; with ``"auto"``, those that do not apply are excluded.
+        nominal: the training's module, captured losses and processes.
+        runs: those of each adversary; with ``"auto"``, their domains that do not apply are excluded.
         batch: an example.
         optimizer: of the module; None if there is none.
         clipping: how training clips the mean gradient; None if it does not.
@@ -44,16 +46,16 @@ def training_problems(
     processes = nominal.processes
     with processes.collective_errors():
         bounded = nominal.objectives(batch)
-        local = _adversary_problems(nominal.adversary, bounded)
+        local = [problem for each in runs for problem in _adversary_problems(each.adversary, bounded)]
         local += precision_problems(
             bounded.program.graph, nominal.config.dtype, _device(nominal), nominal.config.floats
         )
     unbounded, problems = processes.union(bounded.problems), processes.union(local)
     if unbounded:
         return [*unbounded, *problems, *optimizer_problems(optimizer)]
-    setup = TrainingSetup(nominal.module, bounded, nominal.adversary, optimizer, clipping)
-    problems += domains.problems(setup)
-    return problems or _problems_of_values(nominal, domains, batch)
+    for each in runs:
+        problems += each.domains.problems(TrainingSetup(nominal.module, bounded, each.adversary, optimizer, clipping))
+    return list(dict.fromkeys(problems)) or _problems_of_values(nominal, runs, batch)
 
 
 def _device(nominal: NominalPass) -> torch.device:
@@ -84,12 +86,13 @@ def _shared_entries(roles: LossRoles) -> list[str]:
     ]
 
 
-def _problems_of_values(nominal: NominalPass, domains: DomainFamily, batch: MicroBatch) -> list[str]:
+def _problems_of_values(nominal: NominalPass, runs: Sequence[BoundedRuns], batch: MicroBatch) -> list[str]:
     """Return problems that depend on the values of a batch, by bounding a step that is then dropped."""
     try:
         with blaming_data([batch]):
             step, _ = nominal.step([replace(batch, state=RandomState.now())], scale=1.0)
-            domains.bound_step(step)
+            for each in runs:
+                each.domains.bound_step(nominal.against(step, each.adversary))
     except UncertifiableError as error:
         return list(error.problems)
     return []

@@ -16,27 +16,43 @@ from agt_lightning.rounding import Floats, accumulated_roundoff
 
 
 @dataclass(frozen=True)
-class StepBounds:
-    """The gradient that the optimizer is about to apply, and bounds on it under the adversary.
+class RunsStep:
+    """One step of the runs that one adversary could have caused.
 
     Args:
         bounds: interval of the applied gradient, by parameter name; empty if no domain bounds it.
-        gradient: gradient of the loss at the module's own parameters on the data as it is, by parameter name.
-        applied: the gradient that the optimizer must apply, before any clipping of the mean: ``gradient``, or the mean
-            of gradients that are clipped per sample if the adversary needs that.
-        tolerance: by parameter name, the rounding error that a float program's ``gradient`` can have.
         data: what each domain needs for the coming update, by name of the domain.
     """
 
     bounds: Mapping[str, Interval]
-    gradient: Mapping[str, Tensor]
-    applied: Mapping[str, Tensor]
-    tolerance: Mapping[str, Tolerance]
     data: Mapping[str, object]
 
 
+@dataclass(frozen=True)
+class StepBounds:
+    """The gradient that the optimizer is about to apply, and bounds on it under each adversary.
+
+    Args:
+        runs: bounds for each adversary, in the order of the engine.
+        gradient: gradient of the loss at the module's own parameters on the data as it is, by parameter name.
+        applied: the gradient that the optimizer must apply, before any clipping of the mean: ``gradient``, or the mean
+            of gradients that are clipped per sample if the adversary needs that.
+        tolerance: by parameter name, the rounding error that a float program's ``gradient`` can have.
+    """
+
+    runs: tuple[RunsStep, ...]
+    gradient: Mapping[str, Tensor]
+    applied: Mapping[str, Tensor]
+    tolerance: Mapping[str, Tolerance]
+
+    @property
+    def bounds(self) -> Mapping[str, Interval]:
+        """Interval of the applied gradient under the first adversary, by parameter name."""
+        return self.runs[0].bounds
+
+
 def require_bounded(parameters: Mapping[str, nn.Parameter], bounds: StepBounds, floats: Floats) -> None:
-    """Raise unless the gradients to be applied lie in their bounds.
+    """Raise unless the gradients to be applied lie in their bounds under each adversary.
 
     Bounds on float runs contain training's own gradient as it is. Bounds on runs in real arithmetic contain the exact
     one: training's may leave them by its rounding error, which is computed only on demand.
@@ -49,7 +65,7 @@ def require_bounded(parameters: Mapping[str, nn.Parameter], bounds: StepBounds, 
     Raises:
         UnsoundBoundError: naming the parameter, the worst violation and its index.
     """
-    for name, interval in bounds.bounds.items():
+    for name, interval in (named for runs in bounds.runs for named in runs.bounds.items()):
         training = parameters[name].grad if name in parameters else None
         if training is None:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,17 +18,18 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.adversaries.base import require_adversary
+from agt_lightning.adversaries.several import Adversaries, all_adversaries
 from agt_lightning.aggregation import Aggregation
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.entries import Selection
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.phases import ROLES
-from agt_lightning.certificates.record import certificate, frozen_parameters, write_certificate
+from agt_lightning.certificates.record import certificate, certificates, frozen_parameters, write_certificate
 from agt_lightning.certificates.task import Task
 from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.engine.bounded_runs import BoundedRuns
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.lightning.checkpoint_io import (
     AtomicCheckpointIO,
@@ -75,8 +77,13 @@ class CertifiedTraining(Callback):
     step and the loss compares exactly one prediction with exactly one label; otherwise log and certificate have the
     reason.
 
+    With several adversaries, one training keeps bounds for each, the same ones as in a training with that adversary
+    alone. Each is named in log, files and certificate by the settings in which they differ, as in
+    ``agt/n_5/mean_width``. All other settings are shared.
+
     Args:
-        adversary: the threat model, such as `BoundedAdversary`; see `agt_lightning.adversaries.Adversary`.
+        adversary: the threat model, such as `BoundedAdversary`; see `agt_lightning.adversaries.Adversary`. Or a
+            sequence of several, which must be distinct and have the same clipping of each sample's gradient.
         method: how bounds are propagated forward: ``"ibp"``, intervals; ``"crown"``, linear bounds with interval
             parameters, far tighter for deep networks and slower; ``"tightest"``, the intersection of both, never wider
             than ``"ibp"``; ``"alpha-crown"``, the same with a search for the best lines of each bound.
@@ -99,7 +106,7 @@ class CertifiedTraining(Callback):
             of equal content that are not all in one step of every epoch. Bounds for the adversary's n of each batch
             need no names.
         dirpath: folder for ``certificate.json`` and ``bounds.safetensors``, written when training ends; None writes
-            none.
+            none. Of several adversaries, each has its own ``bounds-<name>.safetensors``.
         features: batch entries that the adversary moves by epsilon: a key, position or field of the batch, a name as
             messages print it, such as ``"batch['inputs'][0]"``, or a sequence of these. A container means all tensors
             in it. With ``features`` or ``labels``, no other entry is moved; None for both means that the roles are
@@ -112,12 +119,14 @@ class CertifiedTraining(Callback):
             summation and any number of threads; ``"real"``: every run in real arithmetic. See docs/floats.md.
 
     Attributes:
+        adversaries: all threat models.
         roles: by kind of training batch, the entries that an adversary can move, as the certificate lists them.
 
     Raises:
-        TypeError: if ``adversary`` is not an adversary, or ``features`` or ``labels`` are no names of batch entries.
-        ValueError: if ``method``, ``aggregation``, ``floats`` or a domain is unknown, or ``memory_budget`` is not
-            positive.
+        TypeError: if ``adversary`` is not an adversary or a sequence of them, or ``features`` or ``labels`` are no
+            names of batch entries.
+        ValueError: if ``method``, ``aggregation``, ``floats`` or a domain is unknown, ``memory_budget`` is not
+            positive, or several adversaries are not of one training.
 
     Example:
         >>> from agt_lightning import BoundedAdversary
@@ -127,7 +136,7 @@ class CertifiedTraining(Callback):
 
     def __init__(
         self,
-        adversary: Adversary,
+        adversary: Adversaries,
         *,
         method: Method = "ibp",
         aggregation: Aggregation = "exact",
@@ -142,9 +151,8 @@ class CertifiedTraining(Callback):
         floats: Floats = "run",
     ) -> None:
         super().__init__()
-        require_adversary(adversary)
+        self.adversaries = all_adversaries(adversary)
         chosen_domains(domains)
-        self.adversary = adversary
         self.method: Method = method
         self.aggregation: Aggregation = aggregation
         self.domains = domains
@@ -171,10 +179,19 @@ class CertifiedTraining(Callback):
         self._handles: list[Any] = []  # of what observes the steps
         self._restored: Mapping[str, Any] | None = None  # of a checkpoint that is being loaded
         self._continued: Mapping[str, Any] | None = None  # of the checkpoint from which the training continues
-        self._validation: Validation | None = None
-        self._validations = ValidationRecord()
+        self._validating: tuple[Validation, ...] = ()  # by adversary
+        self._validations: defaultdict[str, ValidationRecord] = defaultdict(ValidationRecord)  # by adversary's name
 
     # --- results ---------------------------------------------------------------------------------------------------
+
+    @property
+    def adversary(self) -> Adversary:
+        """The threat model; of several, the first one."""
+        return self.adversaries[0]
+
+    @adversary.setter
+    def adversary(self, adversary: Adversaries) -> None:
+        self.adversaries = all_adversaries(adversary)
 
     @property
     def config(self) -> CertificationConfig:
@@ -219,23 +236,39 @@ class CertifiedTraining(Callback):
 
     @property
     def bounds(self) -> ParameterBounds:
-        """Bounds on all parameters after the last step, in the parameters' own types."""
+        """Bounds on all parameters after the last step, in their own types; of several adversaries, for the first."""
         return self.engine.bounds
 
+    def bounds_of(self, adversary: Adversary) -> ParameterBounds:
+        """Return bounds on all parameters after the last step for one of the `adversaries`.
+
+        Raises:
+            RuntimeError: before training.
+            ValueError: if the training was not certified for this adversary.
+        """
+        return self.engine.bounds_of(adversary)
+
     def certified_model(
-        self, module: torch.nn.Module | None = None, *, output: str | int | None = None
+        self,
+        module: torch.nn.Module | None = None,
+        *,
+        output: str | int | None = None,
+        adversary: Adversary | None = None,
     ) -> CertifiedModel:
         """Return the trained network with its bounds.
 
         Args:
             module: a module with the parameters that the last step left; None means the one that was trained.
             output: key, attribute or position of the outputs if `forward` returns several tensors.
+            adversary: one of the `adversaries`; None means the first.
 
         Raises:
             BoundsMismatchError: if the module has other parameters, such as those of another step.
             RuntimeError: before training.
+            ValueError: if the training was not certified for this adversary.
         """
-        return self._certified(self.engine, self.engine.module if module is None else module, output)
+        module = self.engine.module if module is None else module
+        return self._certified(self.engine, self.engine.runs_of(adversary), module, output)
 
     def certified_model_at(
         self,
@@ -243,6 +276,7 @@ class CertifiedTraining(Callback):
         module: torch.nn.Module | None = None,
         *,
         output: str | int | None = None,
+        adversary: Adversary | None = None,
     ) -> CertifiedModel:
         """Return the network of a checkpoint with its bounds, for runs that are compared at the same step.
 
@@ -253,19 +287,22 @@ class CertifiedTraining(Callback):
             ckpt_path: a checkpoint that was written with this `CertifiedTraining`, or one like it.
             module: a module with the checkpoint's parameters; None means the one that was trained.
             output: key, attribute or position of the outputs if `forward` returns several tensors.
+            adversary: one of the `adversaries`; None means the first.
 
         Raises:
             BoundsMismatchError: if the checkpoint has no bounds, or they are for another adversary or other parameters.
             FileNotFoundError: if there is no such file.
             RuntimeError: without ``module`` before training.
+            ValueError: if the training was not certified for this adversary.
         """
         checkpoint = AtomicCheckpointIO().load_checkpoint(Path(ckpt_path), map_location=lambda storage, _: storage)
         module = self.engine.module if module is None else module
         saved = saved_bounds(checkpoint, self._checkpoint_key)
-        return self._certified(engine_at(module, self.adversary, self.config, saved), module, output)
+        engine = engine_at(module, self.adversaries, self.config, saved)
+        return self._certified(engine, engine.runs_of(adversary), module, output)
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
-        """Write ``certificate.json`` and ``bounds.safetensors``.
+        """Write ``certificate.json`` and the bounds of each adversary.
 
         Args:
             dirpath: folder to write to; made if missing.
@@ -275,15 +312,19 @@ class CertifiedTraining(Callback):
             RuntimeError: before training.
             UnsoundBoundError: if the module has no longer the weights that the last step left.
         """
-        weights, width = weights_of(self.engine), self.bounds.mean_width()
-        record = certificate(
-            self.engine.adversary,
-            optimizer,
-            phases=phases_of(self.engine),
-            frozen=frozen_parameters(self.engine.module, optimizer),
-            **self._validations.described(weights, {"mean_width": width}, self.engine.domains.record()),
-        )
-        self.bounds.save(Path(dirpath) / "bounds.safetensors")
+        engine, weights = self.engine, weights_of(self.engine)
+        frozen = frozen_parameters(engine.module, optimizer)
+        records = {}
+        for runs in engine.runs:
+            bounds = engine.bounds_of(runs.adversary)
+            found = self._validations[runs.name].described(
+                weights, {"mean_width": bounds.mean_width()}, runs.domains.record()
+            )
+            records[runs.name] = certificate(
+                runs.adversary, optimizer, phases=phases_of(engine, runs), frozen=frozen, **found
+            )
+            bounds.save(Path(dirpath) / ("-".join(filter(None, ["bounds", runs.name])) + ".safetensors"))
+        record = records[""] if len(records) == 1 else certificates(engine.adversaries, records)
         write_certificate(Path(dirpath) / "certificate.json", record)
 
     # --- Lightning's hooks -----------------------------------------------------------------------------------------
@@ -360,11 +401,12 @@ class CertifiedTraining(Callback):
         self._note_hook(trainer, pl_module, "on_train_batch_end")
         if self._steps is None:
             return
-        box = self.engine.domains.cheap_box()
-        if box:
-            pl_module.log(f"{self._prefix}mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
-        for name, value in self.engine.domains.metrics().items():
-            pl_module.log(f"{self._prefix}{name}", value, prog_bar=True)
+        for runs in self.engine.runs:
+            box, prefix = runs.domains.cheap_box(), self._prefix(runs)
+            if box:
+                pl_module.log(f"{prefix}mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
+            for name, value in runs.domains.metrics().items():
+                pl_module.log(f"{prefix}{name}", value, prog_bar=True)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -373,7 +415,8 @@ class CertifiedTraining(Callback):
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         certified = self._engine is not None and not trainer.sanity_checking
-        self._validation = Validation(self.engine, pl_module) if certified else None
+        runs = self.engine.runs if certified else ()
+        self._validating = tuple(Validation(self.engine, each, pl_module) for each in runs)
 
     @override
     def on_validation_batch_end(
@@ -385,20 +428,20 @@ class CertifiedTraining(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._validation is not None:
-            self._validation.update(dataloader_idx, batch)
+        for validation in self._validating:
+            validation.update(dataloader_idx, batch)
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._validation is None:
-            return
-        results = self._validation.compute(processes_of(trainer))
-        self._validations.add(results)
-        if results.warning:
-            rank_zero_warn(results.warning)
-        self._announce(results.remark)
-        for name, value in results.metrics.items():
-            pl_module.log(f"{self._prefix}{name}", value, prog_bar="best" not in name, add_dataloader_idx=False)
+        found = {each.runs: each.compute(processes_of(trainer)) for each in self._validating}
+        for warning in dict.fromkeys(results.warning for results in found.values() if results.warning):
+            rank_zero_warn(warning)
+        for runs, results in found.items():
+            self._validations[runs.name].add(results)
+            self._announce(results.remark)
+            for name, value in results.metrics.items():
+                key = f"{self._prefix(runs)}{name}"
+                pl_module.log(key, value, prog_bar="best" not in name, add_dataloader_idx=False)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -463,7 +506,7 @@ class CertifiedTraining(Callback):
         engine = AbstractGradientEngine(
             module,
             self._loss,
-            self.adversary,
+            self.adversaries,
             self.config,
             clipping=mean_clipping(trainer),
             processes=processes_of(trainer),
@@ -478,7 +521,7 @@ class CertifiedTraining(Callback):
         self._starting = None
         self._steps = CertifiedSteps(trainer, module, fit, self._loss, self._announce)
         self._engine, self._epochs_before = fit.engine, fit.epochs_before
-        self._validations = ValidationRecord()
+        self._validations = defaultdict(ValidationRecord)
 
     def _end(self, exception: BaseException | None = None) -> None:
         """Keep what a later `fit` goes on from; without a step, the bounds of the earlier one stay."""
@@ -499,23 +542,24 @@ class CertifiedTraining(Callback):
             self._announced.add(remark)
 
     def _certified(
-        self, engine: AbstractGradientEngine, module: torch.nn.Module, output: str | int | None
+        self, engine: AbstractGradientEngine, runs: BoundedRuns, module: torch.nn.Module, output: str | int | None
     ) -> CertifiedModel:
         return CertifiedModel(
             module,
-            engine.bounds,
+            engine.bounds_of(runs.adversary),
             engine.config.method,
-            sets=engine.parameter_sets,
-            excluded=engine.domains.excluded,
+            sets=runs.parameter_sets,
+            excluded=runs.domains.excluded,
             task=self._task if self._steps is None else self._steps.task,
             start=None if self._origin is None else self._origin.start,
             output=output,
             floats=level(engine),
         )
 
-    @property
-    def _prefix(self) -> str:
-        return "agt/" if self._position == 0 else f"agt/{self._position}/"
+    def _prefix(self, runs: BoundedRuns) -> str:
+        """Return the beginning of the keys in logs: by position among several callbacks, and by adversary."""
+        position = "" if self._position == 0 else str(self._position)
+        return "/".join([*filter(None, ["agt", position, runs.name]), ""])
 
     @property
     def _checkpoint_key(self) -> str:

@@ -13,8 +13,7 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agt_lightning.adversaries import Adversary
-from agt_lightning.certificates.record import describe
+from agt_lightning.adversaries.several import described
 from agt_lightning.digest import tensors_digest
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
@@ -32,7 +31,7 @@ class PastTraining:
     """Certified steps of a module, and where they left it.
 
     Args:
-        adversary: its description.
+        adversary: its description, or that of several.
         start: digest of the parameters before the first step; None if it was resumed from a checkpoint.
         end: digest of the parameters after the last step; empty while steps are being made.
         saved: from `bounds_to_save`, after the last step.
@@ -96,7 +95,7 @@ class Fit:
     def note_step(self) -> None:
         """Note that the module leaves the bounds of earlier fits; called after each step."""
         if self.engine.steps == self._steps_before + 1:
-            self._remember(PastTraining(describe(self.engine.adversary), self._start))
+            self._remember(PastTraining(described(self.engine.adversaries), self._start))
 
     def end(self, optimizer: Optimizer | None, problem: str | None = None) -> None:
         """Keep the bounds for a later `fit`, unless nothing has changed.
@@ -141,7 +140,7 @@ def begin(engine: AbstractGradientEngine, key: str, optimizer: Optimizer | None,
     """
     with engine.processes.collective_errors():
         digest = tensors_digest(engine.module.named_parameters())
-        past = _past_of(engine.module, digest, engine.adversary, key)
+        past = _past_of(engine.module, digest, described(engine.adversaries), key)
         if past is not None:
             _require_known_state(optimizer, past)
     if past is None:
@@ -171,7 +170,7 @@ def begin_resumed(engine: AbstractGradientEngine, key: str, saved: Mapping[str, 
     return Fit(engine, key, None, epochs_before, resumed=True)
 
 
-def _past_of(module: nn.Module, digest: str, adversary: Adversary, key: str) -> PastTraining | None:
+def _past_of(module: nn.Module, digest: str, adversary: str, key: str) -> PastTraining | None:
     """Return the training that left these parameters; None if none changed them yet.
 
     Raises:
@@ -196,18 +195,18 @@ def _past_of(module: nn.Module, digest: str, adversary: Adversary, key: str) -> 
     return _usable(left or own, adversary, key)
 
 
-def _usable(trainings: Mapping[str, PastTraining], adversary: Adversary, key: str) -> PastTraining:
+def _usable(trainings: Mapping[str, PastTraining], adversary: str, key: str) -> PastTraining:
     """Return the training with this adversary, that of the same callback if there are several.
 
     Raises:
         BoundsMismatchError: if there is none, or no training can go on from it.
     """
-    fitting = {name: past for name, past in trainings.items() if past.adversary == describe(adversary)}
+    fitting = {name: past for name, past in trainings.items() if past.adversary == adversary}
     if not fitting:
         earlier = next(iter(trainings.values())).adversary
         raise BoundsMismatchError(
-            f"Expected to go on with the adversary of the module's earlier training, {earlier}, but got "
-            f"{describe(adversary)}. Bounds for one adversary do not hold for another. {_WAY_OUT}"
+            f"Expected to go on with the adversary of the module's earlier training, {earlier}, but got {adversary}. "
+            "Bounds for one adversary do not hold for another. {_WAY_OUT}"
         )
     past = fitting.get(key, next(iter(fitting.values())))
     if past.problem is not None:

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.several import Adversaries, described
 from agt_lightning.certificates.phases import FLOATS, UNKNOWN, Phase, bound_settings, followed_by
-from agt_lightning.certificates.record import describe
 from agt_lightning.digest import state_digest
 from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.engine.bounded_runs import BoundedRuns
 from agt_lightning.engine.checkpoint import complete
 from agt_lightning.errors import BoundsMismatchError
 from agt_lightning.propagation.config import CertificationConfig
@@ -33,7 +33,7 @@ _BUFFERS_DIGEST = "buffers_at_start"
 def bounds_to_save(
     engine: AbstractGradientEngine, epochs_before: int, buffers: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Return the bounds of a training, their adversary and their settings, as tensors, numbers and strings.
+    """Return the bounds of a training, their adversaries and their settings, as tensors, numbers and strings.
 
     Args:
         engine: after its last step.
@@ -42,8 +42,9 @@ def bounds_to_save(
     """
     return signed(
         {
-            "adversary": describe(engine.adversary),
-            "phases": [phase.plain() for phase in phases_of(engine)],
+            "adversary": described(engine.adversaries),
+            "phases": _plain_phases(engine, engine.runs[0]),
+            "phases_of_others": [_plain_phases(engine, runs) for runs in engine.runs[1:]],
             "epochs_before": epochs_before,
             _BUFFERS_DIGEST: None if buffers is None else state_digest(buffers),
             **engine.state(),
@@ -66,10 +67,19 @@ def signed(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {**entries, _DIGEST: state_digest(entries)}
 
 
-def phases_of(engine: AbstractGradientEngine) -> tuple[Phase, ...]:
-    """Return the settings of all certified steps, those of the trainings that this one goes on from among them."""
-    settings = bound_settings(engine.config, tuple(engine.domains.in_use), engine.clipping, engine.stated)
-    return followed_by([Phase.of(plain) for plain in engine.earlier_phases], engine.steps, settings)
+def phases_of(engine: AbstractGradientEngine, runs: BoundedRuns) -> tuple[Phase, ...]:
+    """Return the settings of all certified steps, those of the trainings that this one goes on from among them.
+
+    Args:
+        engine: of the training.
+        runs: those of one adversary.
+    """
+    settings = bound_settings(engine.config, tuple(runs.domains.in_use), engine.clipping, engine.stated)
+    return followed_by([Phase.of(plain) for plain in runs.earlier_phases], engine.steps, settings)
+
+
+def _plain_phases(engine: AbstractGradientEngine, runs: BoundedRuns) -> list[dict[str, Any]]:
+    return [phase.plain() for phase in phases_of(engine, runs)]
 
 
 def saved_bounds(checkpoint: Mapping[str, Any], key: str = CHECKPOINT_KEY) -> Mapping[str, Any]:
@@ -102,13 +112,13 @@ def holds_steps(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def engine_at(
-    module: nn.Module, adversary: Adversary, config: CertificationConfig, saved: Mapping[str, Any]
+    module: nn.Module, adversary: Adversaries, config: CertificationConfig, saved: Mapping[str, Any]
 ) -> AbstractGradientEngine:
     """Return an engine with the bounds of a checkpoint, to make certificates with; it trains nothing.
 
     Args:
         module: with the checkpoint's parameters.
-        adversary: the threat model of the training.
+        adversary: the threat model of the training, or all of them.
         config: how bounds are computed.
         saved: from `saved_bounds`.
 
@@ -139,9 +149,11 @@ def resume(engine: AbstractGradientEngine, saved: Mapping[str, Any]) -> None:
             _require_undamaged(saved)
         _require_adversary(engine, saved["adversary"])
         engine.restore(saved)
-        phases = [Phase.of(plain) for plain in saved["phases"]]
-        _require_floats(engine, phases)
-        engine.earlier_phases = tuple(phase.plain() for phase in phases)
+        every = [saved["phases"], *saved.get("phases_of_others", [])]
+        for runs, plain in zip(engine.runs, every, strict=True):
+            phases = [Phase.of(phase) for phase in plain]
+            _require_floats(engine, phases)
+            runs.earlier_phases = tuple(phase.plain() for phase in phases)
 
 
 _DAMAGED = (
@@ -162,17 +174,17 @@ def _require_undamaged(saved: Mapping[str, Any]) -> None:
 
 
 def _require_adversary(engine: AbstractGradientEngine, adversary: object) -> None:
-    """Raise unless an engine has the adversary of a checkpoint."""
-    if adversary != describe(engine.adversary):
+    """Raise unless an engine has the adversaries of a checkpoint, in their order."""
+    if adversary != described(engine.adversaries):
         raise BoundsMismatchError(
             f"Expected to resume with the adversary of the checkpoint, {adversary}, but got "
-            f"{describe(engine.adversary)}. Bounds for one adversary do not hold for another: use the same."
+            f"{described(engine.adversaries)}. Bounds for one adversary do not hold for another: use the same."
         )
 
 
 def level(engine: AbstractGradientEngine) -> Floats:
     """Return which runs the bounds of all certified steps contain."""
-    earlier = [phase.settings.get(FLOATS) for phase in phases_of(engine)]
+    earlier = [phase.settings.get(FLOATS) for phase in phases_of(engine, engine.runs[0])]
     return "run" if engine.config.floats == "run" and all(floats == "run" for floats in earlier) else "real"
 
 

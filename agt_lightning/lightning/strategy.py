@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.several import Adversaries
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.lightning.callback import CertifiedTraining
@@ -22,7 +23,8 @@ class AbstractGradientStrategy(DDPStrategy):
     By name it is ``"agt"`` or ``"agt_ddp"``; Trainer or module must then have the callback.
 
     Args:
-        adversary: the threat model. None if the Trainer or the module has a `CertifiedTraining`.
+        adversary: the threat model, or several of one training. None if the Trainer or the module has a
+            `CertifiedTraining`.
         certification: arguments of `CertifiedTraining`.
         **ddp: arguments of `lightning.pytorch.strategies.DDPStrategy`.
 
@@ -35,7 +37,7 @@ class AbstractGradientStrategy(DDPStrategy):
     strategy_name = "agt"
 
     def __init__(
-        self, adversary: Adversary | None = None, *, certification: dict[str, Any] | None = None, **ddp: Any
+        self, adversary: Adversaries | None = None, *, certification: dict[str, Any] | None = None, **ddp: Any
     ) -> None:
         super().__init__(**ddp)
         self.certified = None if adversary is None else CertifiedTraining(adversary, **(certification or {}))
@@ -70,10 +72,14 @@ class AbstractGradientStrategy(DDPStrategy):
         return self._certified().bounds
 
     def certified_model(
-        self, module: torch.nn.Module | None = None, *, output: str | int | None = None
+        self,
+        module: torch.nn.Module | None = None,
+        *,
+        output: str | int | None = None,
+        adversary: Adversary | None = None,
     ) -> CertifiedModel:
         """Return the trained network with its bounds; see `CertifiedTraining.certified_model`."""
-        return self._certified().certified_model(module, output=output)
+        return self._certified().certified_model(module, output=output, adversary=adversary)
 
     def _certified(self) -> CertifiedTraining:
         if self.certified is None:

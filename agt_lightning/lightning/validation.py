@@ -15,6 +15,7 @@ from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.digest import tensors_digest
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.engine.bounded_runs import BoundedRuns
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.lightning.comparison import MetricUndefinedError, comparison
@@ -87,15 +88,17 @@ class ValidationResults:
 
 
 class Validation:
-    """The certificates of all validation loaders.
+    """The certificates of all validation loaders for one adversary.
 
     Args:
-        engine: keeps the bounds and the captured loss.
+        engine: keeps the captured loss.
+        runs: those of the adversary, with their bounds.
         module: that is validated.
     """
 
-    def __init__(self, engine: AbstractGradientEngine, module: nn.Module) -> None:
+    def __init__(self, engine: AbstractGradientEngine, runs: BoundedRuns, module: nn.Module) -> None:
         self.engine = engine
+        self.runs = runs
         self.module = module
         self.loaders: dict[int, LoaderCertificate] = {}
         self.problem = ""
@@ -113,7 +116,7 @@ class Validation:
         if self.problem or self.remark or self.violation:
             return
         try:
-            self.loaders.setdefault(index, LoaderCertificate(self.engine)).update(batch)
+            self.loaders.setdefault(index, LoaderCertificate(self.engine, self.runs)).update(batch)
         except MetricUndefinedError as error:
             self.remark = f"{NO_METRIC}{str(error)[0].lower()}{str(error)[1:]}"
         except (CaptureError, UncertifiableError) as error:
@@ -138,11 +141,11 @@ class Validation:
         local = json.dumps({index: loader.plain() for index, loader in self.loaders.items()})
         received = [json.loads(str(message["sums"])) for message in processes.gather({"sums": local})]
         indices = sorted({int(index) for sums in received for index in sums})
-        total = {
-            index: LoaderCertificate.sum_of(self.engine, [sums[str(index)] for sums in received if str(index) in sums])
-            for index in indices
-        }
+        total = {index: self._sum([sums[str(index)] for sums in received if str(index) in sums]) for index in indices}
         return ValidationResults.of(total, weights_of(self.engine))
+
+    def _sum(self, parts: Sequence[Mapping[str, Any]]) -> LoaderCertificate:
+        return LoaderCertificate.sum_of(self.engine, self.runs, parts)
 
     def _check_weights(self) -> None:
         """Note a problem unless the validated module has the weights that the last step left."""
@@ -159,13 +162,15 @@ class LoaderCertificate:
     """The sums of per-sample results over the batches of one loader.
 
     Args:
-        engine: keeps the bounds and the captured loss.
+        engine: keeps the captured loss.
+        runs: those of the adversary, with their bounds.
         sums: sums over samples, by name of the metric.
         samples: number of samples.
         shares: sums over samples of the share that each domain decides of the bounds on outputs, by its name.
     """
 
     engine: AbstractGradientEngine
+    runs: BoundedRuns
     sums: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     shares: dict[str, float] = field(default_factory=dict)
@@ -203,14 +208,17 @@ class LoaderCertificate:
         return {"sums": self.sums, "samples": self.samples, "shares": self.shares}
 
     @classmethod
-    def sum_of(cls, engine: AbstractGradientEngine, parts: Sequence[Mapping[str, Any]]) -> LoaderCertificate:
+    def sum_of(
+        cls, engine: AbstractGradientEngine, runs: BoundedRuns, parts: Sequence[Mapping[str, Any]]
+    ) -> LoaderCertificate:
         """Return the certificate of the samples of several processes together.
 
         Args:
             engine: of this process.
+            runs: those of the adversary.
             parts: `plain` of each process.
         """
-        total = cls(engine, samples=sum(part["samples"] for part in parts))
+        total = cls(engine, runs, samples=sum(part["samples"] for part in parts))
         for part in parts:
             _add(total.sums, part["sums"])
             _add(total.shares, part["shares"])
@@ -228,8 +236,8 @@ class LoaderCertificate:
         points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
         rounded = bounded.rounded(dtype, engine.config.floats)
         nominal = rounded.forward(bounded.inputs(module, batch, points, dtype))
-        inputs = bounded.inputs(module, batch, self.engine.box, dtype)
-        heads = self.engine.head_bounds(bounded)
+        inputs = bounded.inputs(module, batch, self.runs.box, dtype)
+        heads = self.runs.head_bounds(bounded)
         values = BoundedValues.of(
             rounded.program, inputs, compared.prediction, heads, bounded.skipped, engine.config.method
         )

@@ -1,0 +1,68 @@
+"""The runs of a training that one of its adversaries could have caused, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from agt_lightning.adversaries import Adversary
+from agt_lightning.distributed import ProcessGroup
+from agt_lightning.domains import DomainFamily, ParameterSet
+from agt_lightning.domains.head import HeadBounds
+from agt_lightning.interval import Interval
+from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.objective import BoundedObjective
+
+
+class BoundedRuns:
+    """All runs that one adversary could have caused in a training; the training's engine moves their bounds.
+
+    Args:
+        module: at its initial parameters.
+        adversary: the threat model.
+        name: of the adversary among those of the training; empty if it is the only one.
+        config: how bounds are computed.
+        processes: the group that trains together.
+
+    Attributes:
+        domains: the domains in use; each keeps a set of parameters that contains those of all these runs.
+        earlier_phases: settings of the steps that the training went on from, for certificates and checkpoints.
+    """
+
+    def __init__(
+        self, module: nn.Module, adversary: Adversary, name: str, config: CertificationConfig, processes: ProcessGroup
+    ) -> None:
+        self.module = module
+        self.adversary = adversary
+        self.name = name
+        self.config = config
+        self.domains = DomainFamily(module, adversary, config, processes)
+        self.earlier_phases: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def box(self) -> dict[str, Interval]:
+        """The tightest bounds of all domains on the parameters, by name, in the type of the computation.
+
+        If no domain in use keeps a box at every step, they can take a replay of the whole training.
+        """
+        return self.domains.box()
+
+    @property
+    def parameter_sets(self) -> dict[str, ParameterSet]:
+        """Sets of parameters that certificates can use beside the box, by name of their domain."""
+        return self.domains.parameter_sets()
+
+    def head_bounds(self, bounded: BoundedObjective) -> dict[str, HeadBounds]:
+        """Return bounds on the trained layers of a captured loss, by name of the domain.
+
+        A costly set is left out unless its domain alone is in use.
+        """
+        dtype, alone = self.config.dtype, len(self.domains.in_use) == 1
+        bounds = {
+            name: parameters.head_bounds(bounded.program.graph, bounded.parameters, self.module, dtype)
+            for name, parameters in self.parameter_sets.items()
+            if alone or not parameters.costly
+        }
+        return {name: head for name, head in bounds.items() if head is not None}

@@ -210,12 +210,14 @@ class AbstractGradientEngine:
             require_unhooked(self.module)
         with blaming_data(micro_batches):
             step, local = self._nominal.step(micro_batches, scale)
-            data = [runs.domains.bound_step(self._nominal.against(step, runs.adversary)) for runs in self.runs]
+            bounded = []
+            for runs in self.runs:
+                step = self._nominal.against(step, runs.adversary)
+                data = runs.domains.bound_step(step)
+                bounded.append(RunsStep(runs.domains.gradient_bounds(data), data))
         clipped = self._nominal.clipped_gradient(local)
         return StepBounds(
-            runs=tuple(
-                RunsStep(runs.domains.gradient_bounds(each), each) for runs, each in zip(self.runs, data, strict=True)
-            ),
+            runs=tuple(bounded),
             gradient=step.gradient,
             applied=step.gradient if clipped is None else clipped,
             tolerance=self._nominal.tolerances(local, step.samples),

@@ -114,16 +114,21 @@ class NominalPass:
         return Step(self.module, self.adversary, tuple(parts), scale, samples, gradient, self.processes), local
 
     def against(self, step: Step, adversary: Adversary) -> Step:
-        """Return a step with another adversary of the same training; what no adversary can change is taken over.
+        """Return a step with another adversary of the same training; what both have in common is taken over.
 
         Args:
-            step: from `step`.
+            step: from `step`, or from `against` with an earlier adversary.
             adversary: with the same clipping of each sample's gradient.
         """
         if adversary is step.adversary:
             return step
         parts = [
-            replace(part, poisoned_prefix=self._prefix(part.bounded, part.frozen, part.poisonable, adversary))
+            replace(
+                part,
+                poisoned_prefix=self._prefix(
+                    part.bounded, part.frozen, part.poisonable, adversary, part.poisoned_prefix
+                ),
+            )
             for part in step.parts
         ]
         return replace(step, adversary=adversary, parts=tuple(parts))
@@ -194,12 +199,17 @@ class NominalPass:
         return BoundedBatch(bounded, batch, rows, values, prefix, ids, frozen)
 
     def _prefix(
-        self, bounded: BoundedObjective, frozen: Mapping[str, Value], rows: Tensor | None, adversary: Adversary
+        self,
+        bounded: BoundedObjective,
+        frozen: Mapping[str, Value],
+        rows: Tensor | None,
+        adversary: Adversary,
+        earlier: PoisonedPrefix | None = None,
     ) -> PoisonedPrefix | None:
         """Return the frozen prefix of poisoned samples; None if the adversary can change nothing."""
         if not poisonable_at_all(bounded, adversary, rows):
             return None
-        return PoisonedPrefix(bounded, frozen, adversary, rows, self._budget())
+        return PoisonedPrefix(bounded, frozen, adversary, rows, self._budget(), earlier)
 
     def _local(
         self, parts: Sequence[BoundedBatch], gradients: Sequence[Mapping[str, FactoredGradient]], scale: float

@@ -92,7 +92,8 @@ def _problems_of_values(nominal: NominalPass, runs: Sequence[BoundedRuns], batch
         with blaming_data([batch]):
             step, _ = nominal.step([replace(batch, state=RandomState.now())], scale=1.0)
             for each in runs:
-                each.domains.bound_step(nominal.against(step, each.adversary))
+                step = nominal.against(step, each.adversary)
+                each.domains.bound_step(step)
     except UncertifiableError as error:
         return list(error.problems)
     return []

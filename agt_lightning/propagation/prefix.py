@@ -18,7 +18,7 @@ from agt_lightning.memory import chunks
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.propagation.objective import BoundedObjective, sample_count
 from agt_lightning.propagation.samples import MicroBatch
-from agt_lightning.rules.values import Value, concatenate, select
+from agt_lightning.rules.values import Value, concatenate, same_values, select
 
 
 def frozen_values(
@@ -56,6 +56,8 @@ class PoisonedPrefix:
         adversary: the threat model.
         rows: positions of the poisonable samples; None means all.
         budget: bytes for the bounds that are computed at a time.
+        earlier: of the same samples and values under another adversary, whose bounds are taken over if both adversaries
+            reach the same inputs, as those do that differ in n alone; None if there is none.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class PoisonedPrefix:
         adversary: Adversary,
         rows: torch.Tensor | None,
         budget: int,
+        earlier: PoisonedPrefix | None = None,
     ) -> None:
         self.bounded = bounded
         self.values = values
         self.adversary = adversary
         self.rows = rows
         self.budget = budget
+        self._earlier = earlier
 
     def __getitem__(self, name: str) -> Value:
         """A value by its name.
@@ -94,8 +98,14 @@ class PoisonedPrefix:
 
     @cached_property
     def _reachable(self) -> dict[str, Value]:
-        inputs = self.bounded.poisoned(self.values, self.adversary, self.rows)
-        return _prefix(self.bounded, inputs, self.budget, self.bounded.inside_frozen_layers)
+        earlier, self._earlier = self._earlier, None  # not kept alive beyond its use
+        if earlier is not None and same_values(self._inputs, earlier._inputs):
+            return earlier._reachable
+        return _prefix(self.bounded, self._inputs, self.budget, self.bounded.inside_frozen_layers)
+
+    @cached_property
+    def _inputs(self) -> dict[str, Value]:
+        return self.bounded.poisoned(self.values, self.adversary, self.rows)
 
 
 def _prefix(

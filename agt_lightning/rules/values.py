@@ -1,6 +1,7 @@
 """What is known of a value of a program: an interval, class labels, or a tensor that nothing changes."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +31,29 @@ def as_interval(value: Value) -> Interval:
         )
     tensor = value.index if isinstance(value, ClassLabels) else value
     return Interval.point(tensor if tensor.is_floating_point() else tensor.double())
+
+
+def same_values(first: Mapping[str, Value], second: Mapping[str, Value]) -> bool:
+    """Return whether all values are the same, by name, and all that is known of them.
+
+    Example:
+        >>> point = Interval.point(torch.zeros(2))
+        >>> same_values({"x": point}, {"x": Interval.point(torch.zeros(2))}), same_values({"x": point}, {})
+        (True, False)
+    """
+    return first.keys() == second.keys() and all(_same(first[name], second[name]) for name in first)
+
+
+def _same(first: object, second: object) -> bool:
+    if first is second:
+        return True
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, Interval | ClassLabels | LpBall) and type(first) is type(second):
+        marks = (getattr(each, "is_point", None) for each in (first, second))
+        facts = (field.name for field in dataclasses.fields(first))
+        return len(set(marks)) == 1 and all(_same(getattr(first, name), getattr(second, name)) for name in facts)
+    return type(first) is type(second) and first == second
 
 
 def select(value: Value, rows: Tensor | slice | None) -> Value:

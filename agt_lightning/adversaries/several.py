@@ -83,7 +83,7 @@ def names_of(adversaries: Sequence[Adversary]) -> tuple[str, ...]:
     if len(adversaries) == 1:
         return ("",)
     differing = settings_that_differ(adversaries)
-    names = tuple("_".join(_characters(f"{key}_{value}") for key, value in one.items()) for one in differing)
+    names = tuple("_".join(f"{key}_{_characters(value)}" for key, value in one.items()) for one in differing)
     if len(set(names)) < len(names) or any(len(name) > _LONGEST_NAME for name in names):
         return tuple(f"adversary_{position}" for position in range(len(adversaries)))
     return names
@@ -108,6 +108,6 @@ def _settings(adversary: Adversary) -> dict[str, object]:
     return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in fields.items()}
 
 
-def _characters(text: str) -> str:
-    """Return a text with an underscore for what log and file names cannot hold."""
-    return re.sub(r"[^\w.\-]+", "_", text).strip("_")
+def _characters(value: object) -> str:
+    """Return a value as text, with an underscore for what log and file names cannot hold."""
+    return re.sub(r"[^\w.\-]+", "_", str(value)).strip("_")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.domains import DomainFamily, ParameterSet
 from agt_lightning.domains.head import HeadBounds
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
@@ -40,6 +42,19 @@ class BoundedRuns:
         self.config = config
         self.domains = DomainFamily(module, adversary, config, processes)
         self.earlier_phases: tuple[Mapping[str, Any], ...] = ()
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Say in errors of the body which adversary they are about, if the training has several."""
+        try:
+            yield
+        except UncertifiableError as error:
+            raise UncertifiableError([self._named(problem) for problem in error.problems]) from error
+        except UnsoundBoundError as error:
+            raise UnsoundBoundError(self._named(str(error))) from error
+
+    def _named(self, text: str) -> str:
+        return f"With the adversary `{self.name}`: {text}" if self.name else text
 
     @property
     def box(self) -> dict[str, Interval]:

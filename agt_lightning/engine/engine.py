@@ -213,7 +213,8 @@ class AbstractGradientEngine:
             bounded = []
             for runs in self.runs:
                 step = self._nominal.against(step, runs.adversary)
-                data = runs.domains.bound_step(step)
+                with runs.named_in_errors():
+                    data = runs.domains.bound_step(step)
                 bounded.append(RunsStep(runs.domains.gradient_bounds(data), data))
         clipped = self._nominal.clipped_gradient(local)
         return StepBounds(
@@ -328,7 +329,8 @@ class AbstractGradientEngine:
             )
             with record_function("agt: update"):
                 for runs, step in zip(self.runs, bounds.runs, strict=True):
-                    runs.domains.update(step.data, optimizer_step)
+                    with runs.named_in_errors():
+                        runs.domains.update(step.data, optimizer_step)
         self.processes.require_same(self._fingerprint_tensors(), "bounds")
         self._trained, self._marks = after, None
         self.steps += 1

@@ -93,7 +93,8 @@ def _problems_of_values(nominal: NominalPass, runs: Sequence[BoundedRuns], batch
             step, _ = nominal.step([replace(batch, state=RandomState.now())], scale=1.0)
             for each in runs:
                 step = nominal.against(step, each.adversary)
-                each.domains.bound_step(step)
+                with each.named_in_errors():
+                    each.domains.bound_step(step)
     except UncertifiableError as error:
         return list(error.problems)
     return []

@@ -349,13 +349,7 @@ class AbstractGradientEngine:
         if problems or self._tried > _ALL_TRIED and self._tried & (self._tried - 1):
             return problems
         with self.processes.collective_errors():
-            local = [
-                problem
-                for runs in self.runs
-                for problem in step_problems(
-                    replace(self._nominal, adversary=runs.adversary), micro_batch, self.loss, self.trained
-                )
-            ]
+            local = step_problems(self._nominal, self.adversaries, micro_batch, self.loss, self.trained)
         return self.processes.union(local)
 
     def observe(self, batch: object, clock: Clock, epoch: int | None = None) -> MicroBatch:

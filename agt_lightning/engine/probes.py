@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
+from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import flatten
 from agt_lightning.capture.dropout import RandomState, noting_masks
 from agt_lightning.capture.replica import independent_replica
@@ -51,7 +52,9 @@ _LEAST = 1e-12
 _SEED = 2147483647
 
 
-def step_problems(nominal: NominalPass, batch: MicroBatch, recorded: Loss, loss: Loss) -> list[str]:
+def step_problems(
+    nominal: NominalPass, adversaries: Sequence[Adversary], batch: MicroBatch, recorded: Loss, loss: Loss
+) -> list[str]:
     """Return a problem if the recorded step and the step itself differ on batches that an adversary can make.
 
     All samples of the batch that can be poisoned are moved at once: features to corners of their ball, up and down the
@@ -59,7 +62,8 @@ def step_problems(nominal: NominalPass, batch: MicroBatch, recorded: Loss, loss:
     parameters are moved. The module, its gradients and the random state stay as they are.
 
     Args:
-        nominal: the training's module, adversary, captured losses and settings.
+        nominal: the training's module, captured losses and settings.
+        adversaries: all threat models of the training.
         batch: an example; nothing is written to it.
         recorded: the loss that the captured ones were recorded from.
         loss: the loss as training computes it.
@@ -67,10 +71,11 @@ def step_problems(nominal: NominalPass, batch: MicroBatch, recorded: Loss, loss:
     Returns:
         The problems at the first point with a difference; none if nothing can be poisoned.
     """
-    if nominal.adversary.n == 0:
+    poisoning = [adversary for adversary in adversaries if adversary.n > 0]
+    if not poisoning:
         return []
     probe = _probe(nominal, batch, recorded, loss)
-    return next(filter(None, map(probe.problems, _points(probe))), [])
+    return next(filter(None, map(probe.problems, _points(probe, poisoning))), [])
 
 
 _THRESHOLD = (
@@ -240,14 +245,23 @@ Direction = Callable[[Tensor, Tensor], Tensor]
 """Maps a batch entry, and the gradient of the loss for it, to the direction of its move; only signs count."""
 
 
-def _points(probe: _Probe) -> Iterator[_Point]:
-    """Yield the points to compare at."""
+def _points(probe: _Probe, adversaries: Sequence[Adversary]) -> Iterator[_Point]:
+    """Yield the points to compare at; those that several adversaries reach, once."""
+    seen: list[list[Tensor]] = []
+    for adversary in adversaries:
+        for point in _poisoned_points(probe, adversary):
+            leaves, _ = flatten(point.batch)
+            if not any(all(map(torch.equal, leaves, others)) for others in seen):
+                seen.append(leaves)
+                yield point
+    yield _Point(" at other parameters", probe.batch, _larger)
+
+
+def _poisoned_points(probe: _Probe, adversary: Adversary) -> Iterator[_Point]:
+    """Yield points at data that an adversary can make, or beyond them."""
     leaves, rebuild = flatten(probe.batch)
     graph = probe.bounded.program.graph
-    reaches = {
-        graph.leaves[name]: entry
-        for name, entry in reach(probe.nominal.adversary, probe.bounded.objective, leaves).items()
-    }
+    reaches = {graph.leaves[name]: entry for name, entry in reach(adversary, probe.bounded.objective, leaves).items()}
     generator = torch.Generator().manual_seed(_SEED)
 
     def moved(direction: Direction, beyond: float = 0.0) -> object:
@@ -267,7 +281,6 @@ def _points(probe: _Probe) -> Iterator[_Point]:
             yield _Point(
                 ", not on the data as they are, but far away", moved(lambda entry, _: _signs(entry, generator), beyond)
             )
-    yield _Point(" at other parameters", probe.batch, _larger)
 
 
 def _clean_slopes(module: nn.Module, batch: object, loss: Loss, state: RandomState) -> tuple[list[Tensor], float]:

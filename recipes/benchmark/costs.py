@@ -4,7 +4,8 @@ r"""Measure the cost of certification, in parts.
 both kinds of step as batch, n and network grow: same process, in turns, median of repeats; CPU time, or on a GPU time
 on the wall; random data of the same shapes; the third step, when bounds have width; the box alone, as in the paper.
 ``ball`` measures steps with the ball alone, ``methods`` the methods of propagation on household power (real data), and
-``processes`` a batch divided among processes; ``floats`` compares widths with those of bounds in real arithmetic.
+``processes`` a batch divided among processes; ``floats`` compares widths with those of bounds in real arithmetic;
+``strengths`` measures steps that are certified for five adversaries at once.
 Writes tables (markdown and CSV) and figures.
 
     python -m recipes.benchmark                                    table, profile and growth
@@ -25,7 +26,7 @@ from statistics import median
 import torch
 
 from agt_lightning.aggregation import AGGREGATIONS, Aggregation
-from recipes.benchmark import ball, floats, methods, processes
+from recipes.benchmark import ball, floats, methods, processes, strengths
 from recipes.benchmark.report import Row, machine, write
 from recipes.benchmark.step_cost import Clock, Setting, Training, extra_memory
 from recipes.benchmark.workloads import GROWTH, TABLE, Workload, along
@@ -162,6 +163,13 @@ def float_widths(chosen: argparse.Namespace) -> list[Path]:
     return write(rows, chosen.output_dir / "floats", f"{machine(chosen.device)}; after three steps.")
 
 
+def several_strengths(chosen: argparse.Namespace) -> list[Path]:
+    """Measure steps for several adversaries in one training, and return the paths of the tables."""
+    workloads = [paper_workload(index, chosen.scale) for index in chosen.workloads]
+    setting = _setting(chosen)
+    return write(list(strengths.rows(workloads, setting)), chosen.output_dir / "strengths", _caption(setting))
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], list[Path]]] = {
     "table": table_one,
     "profile": profile,
@@ -170,6 +178,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], list[Path]]] = {
     "methods": propagation_methods,
     "processes": several_processes,
     "floats": float_widths,
+    "strengths": several_strengths,
 }
 
 

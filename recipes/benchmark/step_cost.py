@@ -3,7 +3,7 @@
 import multiprocessing
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import profile, record_function
 
-from agt_lightning import AbstractGradientEngine
+from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.aggregation import Aggregation
 from agt_lightning.rounding import Floats
 from recipes.benchmark.workloads import Batch, Module, Workload
@@ -111,9 +111,10 @@ class Training:
     Args:
         workload: what is trained.
         setting: of training and bounds.
+        adversaries: that the training is certified for; none means that of the workload.
     """
 
-    def __init__(self, workload: Workload, setting: Setting) -> None:
+    def __init__(self, workload: Workload, setting: Setting, adversaries: Sequence[BoundedAdversary] = ()) -> None:
         self.setting = setting
         self.batch: Batch = tuple(part.to(setting.device) for part in workload.batch(setting.training))  # type: ignore[assignment]
         self.module, self.replica = (workload.module(setting.training).to(setting.device) for _ in range(2))
@@ -121,7 +122,7 @@ class Training:
         self.engine = AbstractGradientEngine(
             self.module,
             loss,
-            workload.adversary,
+            adversaries or workload.adversary,
             poisonable=workload.poisonable,
             dtype=setting.bounds,
             aggregation=setting.aggregation,

@@ -99,3 +99,12 @@ def test_floating_point_widens_little_in_double_precision(tmp_path):
         ("float32", "float32"),
     ]
     assert 0 <= float(rows[0]["wider by"]) < 1e-3 * float(rows[1]["wider by"])
+
+
+def test_a_step_for_several_adversaries_is_cheaper_than_their_own_steps(tmp_path):
+    benchmark.main([*SMALL, "--parts", "strengths", "--workloads", "0", "--output-dir", str(tmp_path)])
+    with (tmp_path / "strengths.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["n"] == "1, 2, 3, 4, 5"
+    assert float(row["together over one"]) > 1
+    assert float(row["together over all"]) < 1

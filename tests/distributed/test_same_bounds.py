@@ -77,6 +77,19 @@ def test_uneven_parts_are_bounded_as_the_mean_of_means(pool):
         assert_close(results[0], train(case))
 
 
+def test_bounds_for_each_of_several_adversaries_are_those_of_its_own_training(pool):
+    weaker = BoundedAdversary(n=1, epsilon=0.05, nu=0.1)
+    together = pool.run(2, train, Case("mse", (weaker, FEATURES), micro=2))
+    alone = pool.run(2, train, Case("mse", FEATURES, micro=2))
+    assert_same_bits(together)
+    for both, single in zip(together, alone, strict=True):
+        box = both["state"]["domains_of_others"][0]["box"]
+        for side in ("lower", "upper"):
+            assert all(
+                torch.equal(box[side][name], value) for name, value in single["state"]["domains"]["box"][side].items()
+            )
+
+
 def test_moments_of_several_processes_contain_the_exact_bounds(pool):
     """They need not agree with those of one process: each process's samples have thresholds of their own."""
     exact = train(Case("mse", FEATURES, micro=2))

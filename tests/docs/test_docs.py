@@ -67,6 +67,16 @@ def test_a_diagnosis_prints_what_the_document_shows(tmp_path, capsys):
     assert _without_numbers(capsys.readouterr().out) == _without_numbers(shown)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_for_several_adversaries_prints_what_the_document_shows(tmp_path, capsys, monkeypatch):
+    """Numbers apart: other processors round otherwise."""
+    monkeypatch.chdir(tmp_path)
+    run_script(tmp_path / "strengths.py", "\n".join(blocks("several_adversaries.md")))
+    shown = "".join(blocks("several_adversaries.md", "text"))
+    assert _without_numbers(capsys.readouterr().out) == _without_numbers(shown)
+    assert (tmp_path / "outputs" / "strengths" / "bounds-n_20.safetensors").is_file()
+
+
 def test_every_home_of_a_statement_exists():
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     homes = re.findall(r"`([\w/]+)\.py::([\w.]+)`", text)

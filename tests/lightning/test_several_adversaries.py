@@ -207,6 +207,15 @@ def test_two_callbacks_with_several_adversaries_have_keys_of_their_own(fit, load
     assert {"agt/n_1/mean_width", "agt/1/n_1/mean_width", "agt/1/n_4/mean_width"} <= trainer.callback_metrics.keys()
 
 
+def test_a_configuration_lists_several_adversaries():
+    hydra = pytest.importorskip("hydra.utils")
+    nodes = [{"_target_": "agt_lightning.BoundedAdversary", "n": n, "epsilon": 0.01, "nu": 0.05} for n in (1, 2, 4)]
+    certified = hydra.instantiate(
+        {"_target_": "agt_lightning.CertifiedTraining", "_convert_": "all", "adversary": nodes}
+    )
+    assert certified.adversaries == tuple(ADVERSARIES)
+
+
 def test_the_strategy_takes_several_adversaries():
     strategy = AbstractGradientStrategy(ADVERSARIES)
     assert strategy.certified is not None

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from agt_lightning import BoundedAdversary, CertifiedTraining, UnsoundBoundError
 from agt_lightning.certificates.assumptions import OWN_OBJECTIVE
 from agt_lightning.certificates.values import BoundedValues
-from agt_lightning.engine import AbstractGradientEngine
+from agt_lightning.engine.bounded_runs import BoundedRuns
 from agt_lightning.interval import Interval
 from agt_lightning.lightning.resume import signed
 
@@ -144,11 +144,11 @@ def test_another_module_that_is_validated_has_no_results(fit, loader, regressor,
 
 
 def test_a_module_outside_of_its_bounds_is_never_reported(fit, loader, regressor, certified, monkeypatch):
-    box = AbstractGradientEngine.box.fget
-    beside = lambda engine: {  # noqa: E731
-        name: Interval.trusted(interval.upper + 0.1, interval.upper + 0.2) for name, interval in box(engine).items()
+    box = BoundedRuns.box.fget
+    beside = lambda runs: {  # noqa: E731
+        name: Interval.trusted(interval.upper + 0.1, interval.upper + 0.2) for name, interval in box(runs).items()
     }
-    monkeypatch.setattr(AbstractGradientEngine, "box", property(beside))
+    monkeypatch.setattr(BoundedRuns, "box", property(beside))
     with pytest.raises(UnsoundBoundError, match="the prediction of the trained module"):
         fit(made(regressor), loader(), certified, val=loader())
 

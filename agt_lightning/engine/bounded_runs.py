@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,9 @@ from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
+
+WITH = "With the adversary"
+"""Beginning of a sentence that is about some adversaries of a training, before their names."""
 
 
 class BoundedRuns:
@@ -54,7 +57,7 @@ class BoundedRuns:
             raise UnsoundBoundError(self._named(str(error))) from error
 
     def _named(self, text: str) -> str:
-        return f"With the adversary `{self.name}`: {text}" if self.name else text
+        return f"{WITH} `{self.name}`: {text}" if self.name else text
 
     @property
     def box(self) -> dict[str, Interval]:
@@ -81,3 +84,23 @@ class BoundedRuns:
             if alone or not parameters.costly
         }
         return {name: head for name, head in bounds.items() if head is not None}
+
+
+def by_adversary(
+    runs: Sequence[BoundedRuns], sentences: Callable[[BoundedRuns], Sequence[str]], begin: str = WITH
+) -> list[str]:
+    """Return sentences about the runs of each adversary, once; those that are not about all say about which.
+
+    Args:
+        runs: those of each adversary of a training.
+        sentences: about the runs of one.
+        begin: what stands before the names of the adversaries.
+    """
+    about: dict[str, list[str]] = {}
+    for each in runs:
+        for sentence in dict.fromkeys(sentences(each)):
+            about.setdefault(sentence, []).append(f"`{each.name}`")
+    return [
+        sentence if len(names) == len(runs) else f"{begin} {', '.join(names)}: {sentence}"
+        for sentence, names in about.items()
+    ]

@@ -14,7 +14,7 @@ from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import LabelKind, LossRoles
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.domains import TrainingSetup
-from agt_lightning.engine.bounded_runs import BoundedRuns
+from agt_lightning.engine.bounded_runs import BoundedRuns, by_adversary
 from agt_lightning.engine.entry_values import blaming_data
 from agt_lightning.engine.nominal_step import NominalPass
 from agt_lightning.errors import UncertifiableError
@@ -46,16 +46,18 @@ def training_problems(
     processes = nominal.processes
     with processes.collective_errors():
         bounded = nominal.objectives(batch)
-        local = [problem for each in runs for problem in _adversary_problems(each.adversary, bounded)]
+        local = by_adversary(runs, lambda each: _adversary_problems(each.adversary, bounded))
         local += precision_problems(
             bounded.program.graph, nominal.config.dtype, _device(nominal), nominal.config.floats
         )
     unbounded, problems = processes.union(bounded.problems), processes.union(local)
     if unbounded:
         return [*unbounded, *problems, *optimizer_problems(optimizer)]
-    for each in runs:
-        problems += each.domains.problems(TrainingSetup(nominal.module, bounded, each.adversary, optimizer, clipping))
-    return list(dict.fromkeys(problems)) or _problems_of_values(nominal, runs, batch)
+    problems += by_adversary(
+        runs,
+        lambda each: each.domains.problems(TrainingSetup(nominal.module, bounded, each.adversary, optimizer, clipping)),
+    )
+    return problems or _problems_of_values(nominal, runs, batch)
 
 
 def _device(nominal: NominalPass) -> torch.device:

@@ -25,7 +25,7 @@ from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.entries import Selection
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.phases import ROLES
-from agt_lightning.certificates.record import certificate, certificates, frozen_parameters, write_certificate
+from agt_lightning.certificates.record import Weights, certificate, certificates, frozen_parameters, write_certificate
 from agt_lightning.certificates.task import Task
 from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
@@ -312,20 +312,14 @@ class CertifiedTraining(Callback):
             RuntimeError: before training.
             UnsoundBoundError: if the module has no longer the weights that the last step left.
         """
-        engine, weights = self.engine, weights_of(self.engine)
-        frozen = frozen_parameters(engine.module, optimizer)
+        weights, folder = weights_of(self.engine), Path(dirpath)
         records = {}
-        for runs in engine.runs:
-            bounds = engine.bounds_of(runs.adversary)
-            found = self._validations[runs.name].described(
-                weights, {"mean_width": bounds.mean_width()}, runs.domains.record()
-            )
-            records[runs.name] = certificate(
-                runs.adversary, optimizer, phases=phases_of(engine, runs), frozen=frozen, **found
-            )
-            bounds.save(Path(dirpath) / ("-".join(filter(None, ["bounds", runs.name])) + ".safetensors"))
-        record = records[""] if len(records) == 1 else certificates(engine.adversaries, records)
-        write_certificate(Path(dirpath) / "certificate.json", record)
+        for runs in self.engine.runs:
+            bounds = self.engine.bounds_of(runs.adversary)
+            records[runs.name] = self._record(runs, optimizer, weights, bounds.mean_width())
+            bounds.save(folder / f"{'-'.join(filter(None, ['bounds', runs.name]))}.safetensors")
+        record = records[""] if len(records) == 1 else certificates(self.engine.adversaries, records)
+        write_certificate(folder / "certificate.json", record)
 
     # --- Lightning's hooks -----------------------------------------------------------------------------------------
 
@@ -560,6 +554,16 @@ class CertifiedTraining(Callback):
         """Return the beginning of the keys in logs: by position among several callbacks, and by adversary."""
         position = "" if self._position == 0 else str(self._position)
         return "/".join([*filter(None, ["agt", position, runs.name]), ""])
+
+    def _record(self, runs: BoundedRuns, optimizer: Optimizer, weights: Weights, width: float) -> dict[str, object]:
+        """Return the certificate for one adversary."""
+        return certificate(
+            runs.adversary,
+            optimizer,
+            phases=phases_of(self.engine, runs),
+            frozen=frozen_parameters(self.engine.module, optimizer),
+            **self._validations[runs.name].described(weights, {"mean_width": width}, runs.domains.record()),
+        )
 
     @property
     def _checkpoint_key(self) -> str:

@@ -206,7 +206,7 @@ def _usable(trainings: Mapping[str, PastTraining], adversary: str, key: str) -> 
         earlier = next(iter(trainings.values())).adversary
         raise BoundsMismatchError(
             f"Expected to go on with the adversary of the module's earlier training, {earlier}, but got {adversary}. "
-            "Bounds for one adversary do not hold for another. {_WAY_OUT}"
+            f"Bounds for one adversary do not hold for another. {_WAY_OUT}"
         )
     past = fitting.get(key, next(iter(fitting.values())))
     if past.problem is not None:

@@ -22,7 +22,8 @@ def shared_trainer_problems(callbacks: Sequence[CertifiedTraining]) -> list[str]
     if any(callback.adversary.sample_clipping is not None for callback in callbacks):
         problems.append(
             "One of several `CertifiedTraining` needs each sample's gradient clipped, and the others would bound "
-            "another training. Certify for that adversary alone."
+            "another training. Certify for that adversary alone, or, in one `CertifiedTraining`, for several that need "
+            "the same clipping."
         )
     folders = [Path(callback.dirpath).resolve() for callback in callbacks if callback.dirpath is not None]
     if len(set(folders)) < len(folders):

@@ -14,7 +14,7 @@ from agt_lightning.capture.dropout import noting_masks
 from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
 from agt_lightning.certificates.task import Task
 from agt_lightning.engine import AbstractGradientEngine
-from agt_lightning.engine.bounded_runs import BoundedRuns
+from agt_lightning.engine.bounded_runs import by_adversary
 from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.lightning.checks import training_problems
@@ -168,7 +168,7 @@ class CertifiedSteps:
             reading,
             _level(self.engine),
             *_unstated(batch.recorded.program.unstated),
-            *_remarks_on_domains(self.engine.runs),
+            *by_adversary(self.engine.runs, lambda runs: runs.domains.remarks(), "with the adversary"),
             *remarks(self.trainer, self.module),
         ]:
             self._announce(f"`CertifiedTraining` {remark}")
@@ -201,17 +201,6 @@ def _level(engine: AbstractGradientEngine) -> str:
         return 'bounds runs in real arithmetic (`floats="real"`); runs on hardware can leave them by rounding.'
     types = {str(p.dtype).removeprefix("torch.") for p in engine.module.parameters() if p.requires_grad}
     return f"bounds runs as hardware executes them in {', '.join(sorted(types))}, in any order of summation."
-
-
-def _remarks_on_domains(runs: Sequence[BoundedRuns]) -> list[str]:
-    """Return the remarks of the domains in use; those that are not about all adversaries say about which."""
-    about: dict[str, list[str]] = {}
-    for each in runs:
-        for remark in each.domains.remarks():
-            about.setdefault(remark, []).append(each.name)
-    return [
-        remark if len(names) == len(runs) else f"with {', '.join(names)}: {remark}" for remark, names in about.items()
-    ]
 
 
 def _unstated(operations: Sequence[str]) -> list[str]:

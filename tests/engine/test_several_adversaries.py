@@ -203,7 +203,14 @@ def test_a_problem_with_any_of_the_adversaries_is_found() -> None:
     engine = AbstractGradientEngine(perceptron(), squared_error, [FEATURES[1], flips])
     problems = engine.problems(CASES[0].batch(), torch.optim.SGD(engine.module.parameters(), lr=0.1))
     assert len(problems) == 1
-    assert "`q=0` flips class labels" in problems[0]
+    assert "With the adversary `epsilon_0.0_nu_1_q_0`: `q=0` flips class labels" in problems[0]
+
+
+def test_a_problem_with_all_adversaries_is_said_once() -> None:
+    engine = AbstractGradientEngine(perceptron(), squared_error, LABELS, domains=("influence",))
+    problems = engine.problems(CASES[0].batch(), torch.optim.SGD(engine.module.parameters(), lr=0.1))
+    assert len(problems) == 1
+    assert problems[0].startswith("The influence domain does not apply")
 
 
 def test_code_that_one_of_the_adversaries_can_reach_is_found() -> None:

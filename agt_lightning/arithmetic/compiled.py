@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.floating[Any]]
+Scalar = float | np.floating[Any]
+"""A number of the type of an array."""
+
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
 _ROWS = 256
@@ -22,8 +25,7 @@ _STREAMS = 16
 
 def compiled(function: Compiled) -> Compiled:
     """Compile a function for arrays, without Python's lock; sums may be taken in any order, NaN and infinity count."""
-    result: Compiled = numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})(function)
-    return result
+    return cast("Compiled", numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})(function))
 
 
 def on_cpu(*tensors: Tensor) -> bool:

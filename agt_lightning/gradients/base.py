@@ -188,7 +188,7 @@ def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None, weights: T
 
     Args:
         parts: (samples, p) each, at least one.
-        rows: positions of some of all samples, ascending, (m,); None means all.
+        rows: positions of some of all samples, (m,); None means all.
         weights: factors of these samples, (m,); None means one.
 
     Returns:
@@ -212,12 +212,15 @@ def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None, weights: T
 
 def _chosen(parts: Sequence[Tensor], rows: Tensor | None) -> Iterator[Tensor]:
     """Yield some rows of the matrices, which are one below the other."""
+    if rows is None:
+        yield from parts
+        return
+    if bool((rows[1:] < rows[:-1]).any()):
+        yield torch.cat(list(parts))[rows]
+        return
     first = 0
     for part in parts:
-        if rows is None:
-            yield part
-        else:
-            yield part[rows[(rows >= first) & (rows < first + len(part))] - first]
+        yield part[rows[(rows >= first) & (rows < first + len(part))] - first]
         first += len(part)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.arithmetic.compiled import on_cpu
 from agt_lightning.capture import reached
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
@@ -152,8 +153,7 @@ class _Samples:
         graph, samples = bounded.program.graph, bounded.program.samples - self.unmoved.keys()
         widest = max((torch.Size(graph.shapes[name][1:]).numel() for name in samples), default=1)
         fits = _CACHED // (dtype.itemsize * max(1, widest))
-        device = next(iter(self.inputs.values())).device
-        if size <= fits or device.type != "cpu":
+        if size <= fits or not on_cpu(*(each.lower for each in self.inputs.values() if isinstance(each, Interval))):
             yield self
             return
         for rows in chunks(size, 1, max(_FEWEST, fits)):

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from agt_lightning.arithmetic.compiled import Array, compiled
+from agt_lightning.arithmetic.compiled import Array, Scalar, compiled
 
 _SAMPLE = 256
 """Entries from which a threshold is estimated."""
@@ -29,7 +29,7 @@ _FEW = 64
 
 
 @compiled
-def _total(entries: Array, count: int) -> float:
+def _total(entries: Array, count: int) -> Scalar:
     total = entries.dtype.type(0)
     for i in range(count):
         total += entries[i]
@@ -37,12 +37,12 @@ def _total(entries: Array, count: int) -> float:
 
 
 @compiled
-def _median(first: float, second: float, third: float) -> float:
+def _median(first: Scalar, second: Scalar, third: Scalar) -> Scalar:
     return max(min(first, second), min(max(first, second), third))
 
 
 @compiled
-def _divide(entries: Array, count: int, threshold: float, above: Array, below: Array) -> tuple[int, int]:
+def _divide(entries: Array, count: int, threshold: Scalar, above: Array, below: Array) -> tuple[int, int]:
     """Write the entries above and below a threshold to two arrays, and return their numbers."""
     larger, smaller = 0, 0
     for i in range(count):
@@ -55,7 +55,7 @@ def _divide(entries: Array, count: int, threshold: float, above: Array, below: A
 
 
 @compiled
-def _rank(entries: Array, above: Array, below: Array, count: int, rank: int) -> float:
+def _rank(entries: Array, above: Array, below: Array, count: int, rank: int) -> Scalar:
     """Return the entry that `rank` others exceed; the arrays are overwritten."""
     while True:
         threshold = _median(entries[0], entries[count // 2], entries[count - 1])
@@ -70,7 +70,7 @@ def _rank(entries: Array, above: Array, below: Array, count: int, rank: int) -> 
 
 
 @compiled
-def _largest(entries: Array, above: Array, below: Array, count: int, n: int) -> tuple[float, float]:
+def _largest(entries: Array, above: Array, below: Array, count: int, n: int) -> tuple[Scalar, Scalar]:
     """Return the sum of the n largest of the first `count` entries, and the smallest of these.
 
     Args:
@@ -104,7 +104,7 @@ def _largest(entries: Array, above: Array, below: Array, count: int, n: int) -> 
 
 
 @compiled
-def _threshold(gains: Array, n: int, first: Array, second: Array, third: Array) -> float:
+def _threshold(gains: Array, n: int, first: Array, second: Array, third: Array) -> Scalar:
     """Return a number >= 0 that is probably exceeded by n gains and by few more."""
     step = max(1, len(gains) // _SAMPLE)
     count = len(gains) // step
@@ -116,7 +116,7 @@ def _threshold(gains: Array, n: int, first: Array, second: Array, third: Array) 
 
 
 @compiled
-def top_n_sum(gains: Array, n: int, first: Array, second: Array, third: Array) -> float:
+def top_n_sum(gains: Array, n: int, first: Array, second: Array, third: Array) -> Scalar:
     """Return the largest sum of at most n gains.
 
     Args:
@@ -156,7 +156,7 @@ def row_sums(gains: Array, n: int, sums: Array) -> None:
 
 
 @compiled
-def _largest_inputs(z: Array, n: int, first: Array, second: Array, third: Array, samples: Array) -> tuple[int, float]:
+def _largest_inputs(z: Array, n: int, first: Array, second: Array, third: Array, samples: Array) -> tuple[int, Scalar]:
     """Find a few times n samples with the largest inputs.
 
     Args:
@@ -179,10 +179,26 @@ def _largest_inputs(z: Array, n: int, first: Array, second: Array, third: Array,
 
 
 @compiled
+def _slope_gains(steep: Array, flat: Array, z: Array, gains: Array) -> None:
+    """Write the gains ``steep z⁺ + flat z⁻`` of all samples."""
+    zero = z.dtype.type(0)
+    for i in range(len(z)):
+        gains[i] = steep[i] * max(z[i], zero) + flat[i] * max(-z[i], zero)
+
+
+@compiled
 def _candidate_sum(
-    steep: Array, flat: Array, z: Array, samples: Array, n: int, limit: float, first: Array, second: Array, third: Array
-) -> tuple[float, bool]:
-    """Return the sum of the n largest gains ``steep z⁺ + flat z⁻`` of some samples, and whether no other is larger.
+    steep: Array,
+    flat: Array,
+    z: Array,
+    samples: Array,
+    n: int,
+    limit: Scalar,
+    first: Array,
+    second: Array,
+    third: Array,
+) -> Scalar:
+    """Return the sum of the n largest gains ``steep z⁺ + flat z⁻`` of some samples; -1 if others may be larger.
 
     Args:
         steep: (m,).
@@ -195,16 +211,23 @@ def _candidate_sum(
         second: the same.
         third: the same.
     """
-    count, zero = 0, steep.dtype.type(0)
+    count, zero = 0, z.dtype.type(0)
     for j in range(len(samples)):
         i = samples[j]
-        gain = steep[i] * max(z[i], zero) + flat[i] * max(-z[i], zero)
-        first[count] = gain
-        count += gain > 0
+        first[count] = steep[i] * max(z[i], zero) + flat[i] * max(-z[i], zero)
+        count += first[count] > 0
     if count < n:
-        return _total(first, count), limit <= 0
+        return _total(first, count) if limit <= 0 else z.dtype.type(-1)
     total, smallest = _largest(first, second, third, count, n)
-    return total, smallest >= limit
+    return total if smallest >= limit else z.dtype.type(-1)
+
+
+@compiled
+def _largest_slope(above: Array, below: Array) -> Scalar:
+    slope = above.dtype.type(0)
+    for i in range(len(above)):
+        slope = max(slope, max(above[i], below[i]))
+    return slope
 
 
 @compiled
@@ -228,32 +251,22 @@ def shared_input_sums(above: Array, below: Array, inputs: Array, n: int, up: Arr
     """
     samples, kind = above.shape[1], above.dtype
     first, second, third = np.empty(samples + 1, kind), np.empty(samples + 1, kind), np.empty(samples + 1, kind)
-    gains, zero = np.empty(samples, kind), kind.type(0)
-    few = 2 * _CANDIDATES * n <= samples
-    candidates = np.empty((len(inputs), samples + 1 if few else 1), np.int32)
+    gains, pays = np.empty(samples, kind), 2 * _CANDIDATES * n <= samples
+    candidates = np.empty((len(inputs), samples + 1 if pays else 1), np.int32)
     counts, limits = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), kind)
-    for k in range(len(inputs) if few else 0):
+    for k in range(len(inputs) if pays else 0):
         counts[k], limits[k] = _largest_inputs(inputs[k], n, first, second, third, candidates[k])
     for o in range(len(above)):
-        a, b, slope = above[o], below[o], zero
-        for i in range(samples):
-            slope = max(slope, max(a[i], b[i]))
+        slope = _largest_slope(above[o], below[o])
         for k in range(len(inputs)):
-            for side in range(2):
-                steep, flat = (a, b) if side == 0 else (b, a)
-                total, final = zero, False
-                if few:
-                    chosen = candidates[k, : counts[k]]
-                    limit = slope * limits[k]
-                    total, final = _candidate_sum(steep, flat, inputs[k], chosen, n, limit, first, second, third)
-                if not final:
-                    for i in range(samples):
-                        gains[i] = steep[i] * max(inputs[k, i], zero) + flat[i] * max(-inputs[k, i], zero)
-                    total = top_n_sum(gains, n, first, second, third)
-                if side == 0:
-                    up[o, k] = total
-                else:
-                    down[o, k] = total
+            for steep, flat, sums in ((above[o], below[o], up), (below[o], above[o], down)):
+                sums[o, k] = -1
+                if pays:
+                    chosen, limit = candidates[k, : counts[k]], slope * limits[k]
+                    sums[o, k] = _candidate_sum(steep, flat, inputs[k], chosen, n, limit, first, second, third)
+                if sums[o, k] < 0:
+                    _slope_gains(steep, flat, inputs[k], gains)
+                    sums[o, k] = top_n_sum(gains, n, first, second, third)
 
 
 @compiled

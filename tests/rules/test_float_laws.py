@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.roundings import UNSTATED, Exact
@@ -164,6 +165,29 @@ def test_a_frame_of_a_number_that_the_run_does_not_hold(number):
 def test_a_frame_of_a_number_that_the_run_holds_is_exact():
     setting = Setting("frame", aten.pad.default, lambda m, x: F.pad(x, (1, 1), value=0.5), (Box((1,)),))
     assert bool((contained(setting, [torch.zeros(3, 1)]).output.width == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("op", "function"),
+    [
+        (aten.mul.Tensor, lambda m, x: x * 1e-42),
+        (aten.div.Tensor, lambda m, x: x / 1e40),
+        (aten.div.Tensor, lambda m, x: x / 1e-42),
+        (aten.add.Tensor, lambda m, x: x.add(3e38, alpha=1e-40)),
+        (aten.leaky_relu.default, lambda m, x: F.leaky_relu(-x, 1e-42)),
+    ],
+    ids=["product", "quotient", "quotient by a small number", "weighted sum", "slope"],
+)
+def test_a_factor_whose_digits_the_run_does_not_hold_is_refused(op, function):
+    """A run takes 1.0005e-42 for 1e-42, and infinity for 1e40."""
+    setting = Setting("factor", op, function, (Box((1,)),))
+    with pytest.raises(UncertifiableError, match="factor among the normal numbers of float32"):
+        contained(setting, [torch.full((3, 1), 1e30)])
+
+
+def test_a_summand_that_the_run_does_not_hold_is_not_refused():
+    setting = Setting("summand", aten.add.Tensor, lambda m, x: x + 1e-300, (Box((1,)),))
+    contained(setting, [torch.zeros(3, 1)])
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)

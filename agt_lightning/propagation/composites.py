@@ -159,21 +159,16 @@ def _number(value: object) -> float:
 
 
 def _sum(call: Call) -> tuple[float, float]:
-    left = isinstance(call.arguments["self"], Reference)
-    return _weight(call), _number(call.arguments["other" if left else "self"])
+    left, alpha = isinstance(call.arguments["self"], Reference), _number(call.arguments.get("alpha", 1))
+    return (1.0, alpha * _number(call.arguments["other"])) if left else (alpha, _number(call.arguments["self"]))
 
 
 def _difference(call: Call) -> tuple[float, float]:
-    return _weight(call), -_number(call.arguments["other"])
+    return 1.0, -_number(call.arguments.get("alpha", 1)) * _number(call.arguments["other"])
 
 
 def _reverse_difference(call: Call) -> tuple[float, float]:
-    return -_weight(call), _number(call.arguments["other"])
-
-
-def _weight(call: Call) -> float:
-    """Return the weight of the second summand, one; NaN for others, whose product with a number can lose digits."""
-    return 1.0 if _number(call.arguments.get("alpha", 1)) == 1 else float("nan")
+    return -_number(call.arguments.get("alpha", 1)), _number(call.arguments["other"])
 
 
 _AFFINE: Mapping[object, Callable[[Call], tuple[float, float]]] = {

@@ -1,7 +1,7 @@
 """Sums, scalings, powers and absolute values."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,10 +109,6 @@ class Product(Rule):
         """One product, of a rounded number if it is one."""
         return Scaled(0, 2, copies(site))
 
-    def factors(self, site: Site) -> Iterable[str]:
-        """The number beside a tensor."""
-        return ["other"]
-
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """All corner products."""
         if len(inputs) == 1:
@@ -138,10 +134,6 @@ class Quotient(Rule):
     def roundings(self, site: Site) -> Roundings:
         """A quotient, or a reciprocal and a product; three products in the gradient."""
         return Scaled(0, 4, copies(site))
-
-    def factors(self, site: Site) -> Iterable[str]:
-        """The number beside a tensor."""
-        return ["other"]
 
     def problem(self, site: Site) -> str | None:
         """Refuse misaligned samples. Overloads with a rounding mode have no rule."""

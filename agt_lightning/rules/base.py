@@ -6,7 +6,7 @@ Axis letters: ``b`` samples (always axis 0 of a value that depends on the batch)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +59,6 @@ class Site:
         return any(self.samples)
 
 
-FACTORS = ("alpha", "beta", "delta", "input_scale", "negative_slope", "scale")
-"""Settings of torch's operations that are no summands and no limits."""
-
-
 class Rule(ABC):
     """The bounds of one operation; stateless.
 
@@ -86,16 +82,6 @@ class Rule(ABC):
             site: the call.
         """
         return UNSTATED
-
-    def factors(self, site: Site) -> Iterable[str]:
-        """Return names of settings that other numbers are multiplied with or divided by.
-
-        The default is those of torch's operations other than products and quotients.
-
-        Args:
-            site: the call.
-        """
-        return FACTORS
 
     def problem(self, site: Site) -> str | None:
         """Return why this call cannot be certified, with a way out; None if it can.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from typing_extensions import override
 
-from agt_lightning.arithmetic.floating_point import SMALLEST_WEIGHT, Arithmetic
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
@@ -45,7 +43,6 @@ class Rounded(Rule):
     @override
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         rule = self.rule.at(site)
-        self._require_factors(rule, site)
         result = rule.roundings(site).forward(rule, site, inputs, self.arithmetic(site))
         if isinstance(result, Interval):
             self._require_in_range(site, result)
@@ -59,20 +56,6 @@ class Rounded(Rule):
             if gradient is not None:
                 self._require_in_range(site, gradient)
         return gradients
-
-    def _require_factors(self, rule: Rule, site: Site) -> None:
-        """Raise if a factor is none of the normal numbers of a type: rounding it can change all its digits."""
-        given = {name: site.call.arguments.get(name) for name in rule.factors(site)}
-        numbers = {name: number for name, number in given.items() if isinstance(number, int | float)}
-        for (name, number), limits in product(numbers.items(), _wide_types(self.arithmetic(site))):
-            if number and math.isfinite(number) and not limits.tiny <= abs(number) <= limits.max:
-                raise UncertifiableError(
-                    [
-                        f"Expected a factor among the normal numbers of {limits.dtype}, but `{name}` is {number}, "
-                        "which rounds to zero, to infinity or to a few digits there. Use a number between "
-                        f"{limits.tiny:.3g} and {limits.max:.3g}."
-                    ]
-                )
 
     def _require_in_range(self, site: Site, value: Interval) -> None:
         """Raise if a run could compute a number beyond its type, which becomes infinite; NaN follows."""
@@ -113,9 +96,3 @@ class Rounded(Rule):
             return Arithmetic(None, self.own)
         kinds = (result, *(kind for kind in site.kinds if kind.is_floating_point))
         return Arithmetic(max(kinds, key=lambda kind: torch.finfo(kind).eps), self.own)
-
-
-def _wide_types(arithmetic: Arithmetic) -> list[torch.finfo]:
-    """Return the limits of those types that have numbers beyond the slack for underflow; half precision has none."""
-    limits = [torch.finfo(kind) for kind in (arithmetic.run, arithmetic.own) if kind is not None]
-    return [limit for limit in limits if limit.max > 1 / SMALLEST_WEIGHT]

@@ -194,21 +194,13 @@ class FrameRoundings(LinearMap):
             return framed
         number = Interval.point(framed.lower.new_tensor(self.fill), nonnegative=self.fill >= 0)
         stored = arithmetic.clear_of_underflow(arithmetic.outward(number))
-        inside = self._inside(rule, site, inputs)
+        elements = Interval.point(torch.zeros_like(as_interval(inputs[0]).lower))
+        inside = as_interval(rule.forward(site, [elements, *inputs[1:]])).lower == 0  # the frame's number is not zero
         lower, upper = (
             torch.where(inside, bound, end)
             for bound, end in ((framed.lower, stored.lower), (framed.upper, stored.upper))
         )
         return Interval.trusted(lower, upper, nonnegative=framed.nonnegative)
-
-    def _inside(self, rule: Rule, site: Site, inputs: Sequence[Value]) -> Tensor:
-        """Return which elements of the result are no frame: those that are others for other inputs."""
-        like = as_interval(inputs[0]).lower
-        zeros, ones = (
-            as_interval(rule.forward(site, [Interval.point(each), *inputs[1:]])).lower
-            for each in (torch.zeros_like(like), torch.ones_like(like))
-        )
-        return zeros != ones
 
 
 def _holds(kind: torch.dtype | None, number: float) -> bool:

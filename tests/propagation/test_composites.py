@@ -98,7 +98,6 @@ def test_found_and_exact(name: str) -> None:
         pytest.param(lambda x: torch.sqrt(4 - 0.3 * x.square()), id="falling quadratic"),
         pytest.param(lambda x: torch.log(2 - torch.sigmoid(x)), id="two minus sigmoid"),
         pytest.param(lambda x: (0.5 * x) * torch.sigmoid(x), id="sigmoid of another multiple"),
-        pytest.param(lambda x: torch.log(x.square().add(3, alpha=2)), id="weighted sum"),
     ],
 )
 def test_what_is_not_one_function_is_bounded_call_by_call(function: Function) -> None:

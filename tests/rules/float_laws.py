@@ -34,9 +34,9 @@ POINTS = 3
 """Points drawn inside each box, and as many corners."""
 
 
-def rounded(table: RuleTable = RULES, floats: Floats = "run", own: torch.dtype = torch.float64) -> RuleTable:
+def rounded(table: RuleTable = RULES, floats: Floats = "run") -> RuleTable:
     """Return the table with every rule rounded."""
-    return {op: Rounded(rule, own, floats) for op, rule in table.items()}
+    return {op: Rounded(rule, torch.float64, floats) for op, rule in table.items()}
 
 
 def build(setting: Setting, dtype: torch.dtype, table: RuleTable) -> Program:

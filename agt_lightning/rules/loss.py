@@ -87,7 +87,7 @@ class ResidualLoss(Rule):
 
     def roundings(self, site: Site) -> Roundings:
         """Those of one residual; β divides its square."""
-        return ResidualRoundings(site.call.arguments.get("beta") or 1.0)
+        return ResidualRoundings(site.number("beta") or 1.0 if "beta" in site.call.arguments else 1.0)
 
     def problem(self, site: Site) -> str | None:
         """Refuse weights, and broadcasts that pair different samples."""

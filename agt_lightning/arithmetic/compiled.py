@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numba
@@ -24,8 +25,15 @@ _STREAMS = 16
 
 
 def compiled(function: Compiled) -> Compiled:
-    """Compile a function for arrays, without Python's lock; sums may be taken in any order, NaN and infinity count."""
-    return cast("Compiled", numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})(function))
+    """Compile a function for arrays, without Python's lock; sums may be taken in any order, NaN and infinity count.
+
+    The machine code is kept on disk where a folder for it is writable; elsewhere each process takes seconds for it.
+    """
+    compile_with = partial(numba.njit, nogil=True, fastmath={"contract", "nsz", "reassoc"})
+    try:
+        return cast("Compiled", compile_with(cache=True)(function))
+    except RuntimeError:
+        return cast("Compiled", compile_with()(function))
 
 
 def on_cpu(*tensors: Tensor) -> bool:

@@ -67,11 +67,6 @@ class Composite(FactoredGradient):
 
     @property
     @override
-    def positions(self) -> int:
-        return sum(part.positions for part in self.parts)
-
-    @property
-    @override
     def structure(self) -> Hashable | None:
         structures = tuple(part.structure for part in self.parts)
         return None if None in structures else (type(self).__name__, structures)
@@ -114,6 +109,11 @@ class Summed(Composite):
         """As many as parts: each has a number for each sample."""
         return len(self.parts)
 
+    @property
+    @override
+    def positions(self) -> int:
+        return sum(part.positions for part in self.parts)
+
     @override
     def part_weights(self, weights: Tensor) -> Sequence[Tensor]:
         return [weights] * len(self.parts)
@@ -147,6 +147,11 @@ class Stacked(Composite):
     def additions(self) -> int:
         """None: sums of parts are a sum over all samples, in one of its orders."""
         return 0
+
+    @property
+    @override
+    def positions(self) -> int:
+        return max(part.positions for part in self.parts)
 
     @override
     def part_weights(self, weights: Tensor) -> Sequence[Tensor]:

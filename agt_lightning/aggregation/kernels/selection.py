@@ -187,39 +187,46 @@ def _slope_gains(steep: Array, flat: Array, z: Array, gains: Array) -> None:
 
 
 @compiled
-def _candidate_sum(
-    steep: Array,
-    flat: Array,
-    z: Array,
-    samples: Array,
-    n: int,
-    limit: Scalar,
-    first: Array,
-    second: Array,
-    third: Array,
-) -> Scalar:
-    """Return the sum of the n largest gains ``steep z⁺ + flat z⁻`` of some samples; -1 if others may be larger.
+def _candidate_gains(
+    above: Array, below: Array, z: Array, samples: Array, gains: Array, losses: Array
+) -> tuple[int, int]:
+    """Write the positive gains ``a z⁺ + b z⁻`` and ``b z⁺ + a z⁻`` of some samples, and return their numbers.
 
     Args:
-        steep: (m,).
-        flat: (m,).
-        z: (m,).
-        samples: positions of the candidates.
-        n: largest number of gains in a sum.
-        limit: upper bound on the gains of all other samples.
-        first: (m + 1,), as the next two; overwritten.
-        second: the same.
-        third: the same.
+        above: a, (m,).
+        below: b, (m,).
+        z: of these samples.
+        samples: their positions.
+        gains: overwritten.
+        losses: overwritten.
     """
-    count, zero = 0, z.dtype.type(0)
+    more, less, zero = 0, 0, z.dtype.type(0)
     for j in range(len(samples)):
-        i = samples[j]
-        first[count] = steep[i] * max(z[i], zero) + flat[i] * max(-z[i], zero)
-        count += first[count] > 0
+        a, b = above[samples[j]], below[samples[j]]
+        positive, negative = max(z[j], zero), max(-z[j], zero)
+        gains[more] = a * positive + b * negative
+        more += gains[more] > 0
+        losses[less] = b * positive + a * negative
+        less += losses[less] > 0
+    return more, less
+
+
+@compiled
+def _final_sum(gains: Array, count: int, n: int, limit: Scalar, second: Array, third: Array) -> Scalar:
+    """Return the sum of the n largest of some positive gains; -1 if gains of other samples may be larger.
+
+    Args:
+        gains: overwritten, as the two last.
+        count: number of gains.
+        n: largest number of gains in a sum.
+        limit: upper bound on all other gains.
+        second: (m + 1,).
+        third: (m + 1,).
+    """
     if count < n:
-        return _total(first, count) if limit <= 0 else z.dtype.type(-1)
-    total, smallest = _largest(first, second, third, count, n)
-    return total if smallest >= limit else z.dtype.type(-1)
+        return _total(gains, count) if limit <= 0 else gains.dtype.type(-1)
+    total, smallest = _largest(gains, second, third, count, n)
+    return total if smallest >= limit else gains.dtype.type(-1)
 
 
 @compiled
@@ -251,22 +258,30 @@ def shared_input_sums(above: Array, below: Array, inputs: Array, n: int, up: Arr
     """
     samples, kind = above.shape[1], above.dtype
     first, second, third = np.empty(samples + 1, kind), np.empty(samples + 1, kind), np.empty(samples + 1, kind)
-    gains, pays = np.empty(samples, kind), 2 * _CANDIDATES * n <= samples
-    candidates = np.empty((len(inputs), samples + 1 if pays else 1), np.int32)
+    gains, losses = np.empty(samples + 1, kind), np.empty(samples + 1, kind)
+    pays = 2 * _CANDIDATES * n <= samples
+    places = np.empty((len(inputs), samples + 1 if pays else 1), np.int32)
     counts, limits = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), kind)
+    values = np.empty((len(inputs), samples if pays else 1), kind)
     for k in range(len(inputs) if pays else 0):
-        counts[k], limits[k] = _largest_inputs(inputs[k], n, first, second, third, candidates[k])
+        counts[k], limits[k] = _largest_inputs(inputs[k], n, first, second, third, places[k])
+        for j in range(counts[k]):
+            values[k, j] = inputs[k, places[k, j]]
     for o in range(len(above)):
-        slope = _largest_slope(above[o], below[o])
+        a, b, slope = above[o], below[o], _largest_slope(above[o], below[o])
         for k in range(len(inputs)):
-            for steep, flat, sums in ((above[o], below[o], up), (below[o], above[o], down)):
-                sums[o, k] = -1
-                if pays:
-                    chosen, limit = candidates[k, : counts[k]], slope * limits[k]
-                    sums[o, k] = _candidate_sum(steep, flat, inputs[k], chosen, n, limit, first, second, third)
-                if sums[o, k] < 0:
-                    _slope_gains(steep, flat, inputs[k], gains)
-                    sums[o, k] = top_n_sum(gains, n, first, second, third)
+            up[o, k], down[o, k] = -1, -1
+            if pays:
+                count, limit = counts[k], slope * limits[k]
+                more, less = _candidate_gains(a, b, values[k, :count], places[k, :count], gains, losses)
+                up[o, k] = _final_sum(gains, more, n, limit, second, third)
+                down[o, k] = _final_sum(losses, less, n, limit, second, third)
+            if up[o, k] < 0:
+                _slope_gains(a, b, inputs[k], gains)
+                up[o, k] = top_n_sum(gains[:samples], n, first, second, third)
+            if down[o, k] < 0:
+                _slope_gains(b, a, inputs[k], losses)
+                down[o, k] = top_n_sum(losses[:samples], n, first, second, third)
 
 
 @compiled

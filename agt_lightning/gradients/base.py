@@ -201,11 +201,13 @@ def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None, weights: T
     """
     count = sum(len(part) for part in parts) if rows is None else len(rows)
     factors = parts[0].new_ones(count) if weights is None else weights.to(parts[0].dtype)
+    if any(part.requires_grad for part in parts):  # compiled loops have no derivatives
+        return (torch.cat(list(_chosen(parts, rows))) * factors[:, None]).T.contiguous()
     result = parts[0].new_empty(parts[0].shape[1], count)
     place = 0
     for part in _chosen(parts, rows):
         places = slice(place, place + len(part))
-        _write_transposed(part.detach(), factors[places], result[:, places])
+        _write_transposed(part, factors[places], result[:, places])
         place = places.stop
     return result
 

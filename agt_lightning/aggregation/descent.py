@@ -24,7 +24,7 @@ from agt_lightning.aggregation.sample_clipping import Clipping
 from agt_lightning.aggregation.top_n import top_n_sum
 from agt_lightning.aggregation.weighted_sums import SampleSet, blocks, weighted_sum
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.gradients import FactoredGradient
+from agt_lightning.gradients import FactoredGradient, merged
 from agt_lightning.interval import Interval
 
 
@@ -47,7 +47,7 @@ def bounded_descent(
     if poisoned is None or n == 0:
         return total
     if n >= samples.poisonable_count:
-        all_poisoned = sum_if_all_poisoned(clean, poisoned, samples, budget)
+        all_poisoned = sum_if_all_poisoned(merged(clean), merged(poisoned), samples, budget)
         if all_poisoned is not None:
             return all_poisoned.hull(total)  # contains `total`, except for rounding
     increase, decrease = top_n_gains(clean, poisoned, samples, n, budget)

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.kernels import OuterGains, kernel_for
-from agt_lightning.aggregation.weighted_sums import SampleSet, blocks, weighted_sum
-from agt_lightning.gradients import FactoredGradient, divisible_axis, slice_of
+from agt_lightning.aggregation.kernels import Factor, OuterGains, kernel_for
+from agt_lightning.aggregation.kernels.factors import parts_of, ranges, units_at_once
+from agt_lightning.aggregation.weighted_sums import COPIES, SampleSet, blocks, weighted_sum
+from agt_lightning.gradients import Elementwise, FactoredGradient, divisible_axis, slice_of
 from agt_lightning.interval import Interval
 
 Sums = Callable[[FactoredGradient, FactoredGradient], tuple[Tensor, Tensor]]
@@ -123,10 +124,31 @@ def stored_gains(
         samples: weights and poisonable samples.
         budget: memory for temporary tensors, in bytes.
     """
+    values = _values(clean), _values(poisoned)
+    if values[0] is not None and values[1] is not None:
+        for units in ranges(clean.elements, min(units_at_once(samples.poisonable_count), _elements(samples, budget))):
+            factor = Factor.of(values[0], values[1], units, samples, weighted=True)
+            yield factor.poisoned.upper - factor.clean.upper, factor.clean.lower - factor.poisoned.lower
+        return
     weights = samples.select(samples.weights)
     for start, stop in blocks(clean, budget):
         inner, outer = clean.block(start, stop), poisoned.block(start, stop)
-        yield (outer.upper - samples.select(inner.upper)) * weights, (samples.select(inner.lower) - outer.lower) * weights
+        up, down = outer.upper - samples.select(inner.upper), samples.select(inner.lower) - outer.lower
+        yield up * weights, down * weights
+
+
+def _values(gradient: FactoredGradient) -> list[Interval] | None:
+    """Return gradients that are stored as they are as (samples, 1, elements), part by part; None for others."""
+    parts = list(parts_of(gradient))
+    stored = [part.values for part in parts if isinstance(part, Elementwise)]
+    if len(stored) < len(parts):
+        return None
+    return [value.rearranged(lambda bound: bound.reshape(len(bound), 1, -1)) for value in stored]
+
+
+def _elements(samples: SampleSet, budget: int) -> int:
+    """Return how many elements of the parameter fit in the budget."""
+    return max(1, budget // (8 * COPIES * max(1, samples.poisonable_count)))
 
 
 def in_slices(sums: Sums, clean: FactoredGradient, poisoned: FactoredGradient, threads: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from agt_lightning.aggregation.descent import bounded_descent, moved_outward
 from agt_lightning.aggregation.moment_terms import FactoredGains, FactorRanges, Term
 from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.gradients import FactoredGradient, Stacked
+from agt_lightning.gradients import FactoredGradient, Stacked, merged
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import unit_roundoff
 
@@ -236,6 +236,7 @@ def factored_gains(
         poisoned: bounds for each poisonable sample under the adversary.
         samples: weights and poisonable samples.
     """
+    clean, poisoned = merged(clean), merged(poisoned)
     if isinstance(clean, Stacked) and isinstance(poisoned, Stacked):
         return _stacked_gains(clean, poisoned, samples)
     clean_factors, poisoned_factors = clean.factors(), poisoned.factors()

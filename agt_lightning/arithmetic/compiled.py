@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.floating[Any]]
+Scalar = float | np.floating[Any]
+"""A number of the type of an array."""
+
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
 _ROWS = 256
@@ -21,9 +25,15 @@ _STREAMS = 16
 
 
 def compiled(function: Compiled) -> Compiled:
-    """Compile a function for arrays, without Python's lock; sums may be taken in any order, NaN and infinity count."""
-    result: Compiled = numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})(function)
-    return result
+    """Compile a function for arrays, without Python's lock; sums may be taken in any order, NaN and infinity count.
+
+    The machine code is kept on disk where a folder for it is writable; elsewhere each process takes seconds for it.
+    """
+    compile_with = partial(numba.njit, nogil=True, fastmath={"contract", "nsz", "reassoc"})
+    try:
+        return cast("Compiled", compile_with(cache=True)(function))
+    except RuntimeError:
+        return cast("Compiled", compile_with()(function))
 
 
 def on_cpu(*tensors: Tensor) -> bool:

@@ -5,7 +5,7 @@ Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weigh
 
 from agt_lightning.gradients.all_gather import all_gathered
 from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, samples_last
-from agt_lightning.gradients.composite import Stacked, Summed, stack
+from agt_lightning.gradients.composite import Stacked, Summed, merged, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.elementwise import Elementwise
@@ -26,6 +26,7 @@ __all__ = [
     "Summed",
     "all_gathered",
     "divisible_axis",
+    "merged",
     "partitioned",
     "samples_last",
     "slice_of",

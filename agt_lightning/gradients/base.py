@@ -188,7 +188,7 @@ def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None, weights: T
 
     Args:
         parts: (samples, p) each, at least one.
-        rows: positions of some of all samples, ascending, (m,); None means all.
+        rows: positions of some of all samples, (m,); None means all.
         weights: factors of these samples, (m,); None means one.
 
     Returns:
@@ -201,23 +201,28 @@ def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None, weights: T
     """
     count = sum(len(part) for part in parts) if rows is None else len(rows)
     factors = parts[0].new_ones(count) if weights is None else weights.to(parts[0].dtype)
+    if any(part.requires_grad for part in parts):  # compiled loops have no derivatives
+        return (torch.cat(list(_chosen(parts, rows))) * factors[:, None]).T.contiguous()
     result = parts[0].new_empty(parts[0].shape[1], count)
     place = 0
     for part in _chosen(parts, rows):
         places = slice(place, place + len(part))
-        _write_transposed(part.detach(), factors[places], result[:, places])
+        _write_transposed(part, factors[places], result[:, places])
         place = places.stop
     return result
 
 
 def _chosen(parts: Sequence[Tensor], rows: Tensor | None) -> Iterator[Tensor]:
     """Yield some rows of the matrices, which are one below the other."""
+    if rows is None:
+        yield from parts
+        return
+    if bool((rows[1:] < rows[:-1]).any()):
+        yield torch.cat(list(parts))[rows]
+        return
     first = 0
     for part in parts:
-        if rows is None:
-            yield part
-        else:
-            yield part[rows[(rows >= first) & (rows < first + len(part))] - first]
+        yield part[rows[(rows >= first) & (rows < first + len(part))] - first]
         first += len(part)
 
 

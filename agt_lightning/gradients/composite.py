@@ -33,6 +33,11 @@ class Composite(FactoredGradient):
         """
 
     @property
+    @abstractmethod
+    def additions(self) -> int:
+        """Roundings of the sum of the parts, besides those of a sum over samples."""
+
+    @property
     @override
     def shape(self) -> tuple[int, ...]:
         return self.parts[0].shape
@@ -54,17 +59,11 @@ class Composite(FactoredGradient):
 
     @override
     def rounded(self, arithmetic: Arithmetic, roundings: int) -> FactoredGradient:
-        """Return the parts, each widened by its own sum and that of the parts."""
-        return type(self)([part.rounded(arithmetic, roundings + len(self.parts)) for part in self.parts])
+        return type(self)([part.rounded(arithmetic, roundings + self.additions) for part in self.parts])
 
     @override
     def nonzero(self) -> Tensor:
         return torch.stack([part.nonzero().expand(self.shape) for part in self.parts]).any(dim=0)
-
-    @property
-    @override
-    def positions(self) -> int:
-        return sum(part.positions for part in self.parts)
 
     @property
     @override
@@ -104,6 +103,17 @@ class Summed(Composite):
     def samples(self) -> int:
         return self.parts[0].samples
 
+    @property
+    @override
+    def additions(self) -> int:
+        """As many as parts: each has a number for each sample."""
+        return len(self.parts)
+
+    @property
+    @override
+    def positions(self) -> int:
+        return sum(part.positions for part in self.parts)
+
     @override
     def part_weights(self, weights: Tensor) -> Sequence[Tensor]:
         return [weights] * len(self.parts)
@@ -131,6 +141,17 @@ class Stacked(Composite):
     @override
     def samples(self) -> int:
         return sum(part.samples for part in self.parts)
+
+    @property
+    @override
+    def additions(self) -> int:
+        """None: sums of parts are a sum over all samples, in one of its orders."""
+        return 0
+
+    @property
+    @override
+    def positions(self) -> int:
+        return max(part.positions for part in self.parts)
 
     @override
     def part_weights(self, weights: Tensor) -> Sequence[Tensor]:

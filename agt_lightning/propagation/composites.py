@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -23,6 +23,9 @@ _OF_QUADRATICS = {
 
 _SMALLEST, _LARGEST = 1e-15, 1e15
 """Constants of quadratics that keep what an underflow can change finite in every type."""
+
+_MOST_STEPS = 3
+"""Calls between a square and a function of it whose roundings are counted: four each, those of a constant included."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,36 @@ def composites(graph: Graph, moving: frozenset[str]) -> dict[str, CompositeCalls
 
 @dataclass(frozen=True)
 class _Affine:
-    """A value that is ``scale`` times another one, plus ``shift``; computed by some calls."""
+    """A value that is ``scale`` times another one, plus ``shift``; computed by some calls.
+
+    Args:
+        base: name of the other value.
+        scale: a.
+        shift: c.
+        calls: first to last.
+        before: what all calls but the last one compute; None without calls.
+    """
 
     base: str
     scale: float = 1.0
     shift: float = 0.0
     calls: tuple[Call, ...] = ()
+    before: _Affine | None = None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether a x² + c, for a, c > 0, is right up to a few roundings of itself, and gradients on their way back.
+
+        An error on the way counts ``a / a'`` times, where a' x² + c' is computed so far, and is relative to
+        ``a x² + |c' a / a'|``: nothing may cancel, and no factor undo another one, between which numbers underflow.
+        """
+        largest, step = 1 + self.scale, self.before
+        while step is not None:
+            factor = self.scale / (step.scale or float("nan"))
+            if not (max(abs(factor), abs(step.scale)) <= largest and abs(factor * step.shift) <= self.shift):
+                return False
+            step = step.before
+        return len(self.calls) <= _MOST_STEPS
 
 
 @dataclass(frozen=True)
@@ -81,7 +108,8 @@ class _Finder:
         square = self.producers.get(inner.base)
         if square is None or not _is_square(square):
             return
-        if _SMALLEST <= inner.shift <= _LARGEST and _SMALLEST <= inner.scale <= _LARGEST:
+        constants = (inner.scale, inner.shift)
+        if all(_SMALLEST <= constant <= _LARGEST for constant in constants) and inner.is_steady:
             function = FunctionOfQuadratic(inner.scale, inner.shift, *_OF_QUADRATICS[call.op])
             yield CompositeCalls(function, square.inputs[0], (square, *inner.calls, call))
 
@@ -107,12 +135,7 @@ class _Finder:
             return _Affine(name)
         scale, shift = step(call)
         inner = self._affine(call.inputs[0])
-        return replace(
-            inner,
-            scale=scale * inner.scale,
-            shift=scale * inner.shift + shift,
-            calls=(*inner.calls, call),
-        )
+        return _Affine(inner.base, scale * inner.scale, scale * inner.shift + shift, (*inner.calls, call), inner)
 
     def private(self, match: CompositeCalls) -> bool:
         """Return whether nothing but the calls themselves reads a value between the first and the last one."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.arithmetic.compiled import on_cpu
 from agt_lightning.capture import reached
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
@@ -116,7 +117,7 @@ def propagate(
         known or ValueBounds(),
     )
     passes = _Passes(bounded, part.size, adversary, config)
-    return joined([passes.over(samples) for samples in whole.chunks(bounded, part.size, config.dtype)])
+    return joined([passes.over(samples) for samples in whole.chunks(bounded, part.size, config)])
 
 
 _NONE = torch.empty(0, dtype=torch.int64)
@@ -124,9 +125,6 @@ _NONE = torch.empty(0, dtype=torch.int64)
 
 _CACHED = 2**22
 """Bytes of the widest value of the samples that are bounded at a time; a dozen such tensors are in use at once."""
-
-_FEWEST = 64
-"""Samples that are bounded at a time at least: fewer cost as much as these."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +145,15 @@ class _Samples:
     reachable: Mapping[str, Value]
     known: ValueBounds
 
-    def chunks(self, bounded: BoundedObjective, size: int, dtype: torch.dtype) -> Iterator[_Samples]:
-        """Yield these samples in parts whose values fit in the cache of a CPU; all at once elsewhere."""
+    def chunks(self, bounded: BoundedObjective, size: int, config: CertificationConfig) -> Iterator[_Samples]:
+        """Yield these samples in parts whose values fit in the cache of a CPU and the budget; all at once elsewhere."""
         graph, samples = bounded.program.graph, bounded.program.samples - self.unmoved.keys()
         widest = max((torch.Size(graph.shapes[name][1:]).numel() for name in samples), default=1)
-        fits = _CACHED // (dtype.itemsize * max(1, widest))
-        device = next(iter(self.inputs.values())).device
-        if size <= fits or device.type != "cpu":
+        fits = max(1, min(_CACHED, config.memory_budget or _CACHED) // (config.dtype.itemsize * max(1, widest)))
+        if size <= fits or not on_cpu(*(each.lower for each in self.inputs.values() if isinstance(each, Interval))):
             yield self
             return
-        for rows in chunks(size, 1, max(_FEWEST, fits)):
+        for rows in chunks(size, 1, fits):
             yield self.part(rows, bounded.program.samples)
 
     def part(self, rows: slice, samples: frozenset[str]) -> _Samples:

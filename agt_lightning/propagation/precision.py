@@ -65,8 +65,8 @@ def _number_problems(graph: Graph, bounds: torch.dtype) -> list[str]:
 
 
 def _factors(call: Call) -> list[float]:
-    """Return the numbers of a call, but for a number that is added, which may be lost beside a larger one."""
-    added = {"other"} if call.op in _SUMS else set()
+    """Return the numbers of a call, but for one that is added as it is, which may be lost beside a larger one."""
+    added = {"other"} if call.op in _SUMS and call.arguments.get("alpha", 1) == 1 else set()
     return [float(v) for name, v in call.arguments.items() if name not in added and isinstance(v, float)]
 
 

@@ -15,7 +15,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Site
 from agt_lightning.rules.elementary import ElementaryFunction, KernelError
 from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction, Turn
-from agt_lightning.rules.roundings import EXACT, Relative, Roundings
+from agt_lightning.rules.roundings import EXACT, Roundings
 
 _RELATIVE = KernelError(12)
 """Error of kernels that are right to a few units in the last place everywhere."""
@@ -265,12 +265,17 @@ def _softplus_slope_jump(site: Site) -> Sequence[Turn]:
     return [(threshold / beta, 1.0), (threshold / beta, _at(torch.sigmoid, threshold))]
 
 
+def _softplus_rounding(site: Site) -> Roundings:
+    """What underflows in the logarithm is divided by β."""
+    return ElementaryFunction(KernelError(12, underflows=1 + 1 / abs(site.number("beta"))), _UNIT, input=4)
+
+
 softplus = PiecewiseMonotone(
     PiecewiseMonotoneFunction(
         _softplus, _softplus_jump, lambda site: site.number("beta") > 0 and site.number("threshold") >= 0
     ),
     PiecewiseMonotoneFunction(_softplus_slope, _softplus_slope_jump, nonnegative=True),
-    rounding=ElementaryFunction(_RELATIVE, _UNIT, input=4),
+    rounding=_softplus_rounding,
 )
 """``log(1 + exp(β x)) / β``, and x where torch puts it, above ``β x = threshold``, both sides of that jump included."""
 
@@ -374,8 +379,13 @@ def _one_sided(x: Interval) -> Tensor:
     return (x.lower > 0) | (x.upper < 0)
 
 
-exponential = Monotone(function=torch.exp, derivative=torch.exp, nonnegative=True, rounding=Relative(12, 14))
-"""``exp x``."""
+exponential = Monotone(
+    function=torch.exp,
+    derivative=torch.exp,
+    nonnegative=True,
+    rounding=ElementaryFunction(_RELATIVE, _RELATIVE),
+)
+"""``exp x``; where it underflows, so does the derivative, which gradients are multiplied with."""
 
 logarithm = PiecewiseMonotone(
     PiecewiseMonotoneFunction(torch.log),

@@ -38,11 +38,13 @@ class KernelError:
         relative: r, roundings relative to the value; two for each unit in the last place.
         absolute: a, roundings relative to s; zero if there is no such error.
         scale: s.
+        underflows: how much larger than one underflow its share in the result can be.
     """
 
     relative: int
     absolute: int = 0
     scale: Scale = one
+    underflows: float = 1.0
 
     def widened(self, value: Interval, x: Interval, arithmetic: Arithmetic) -> Interval:
         """Return bounds on a kernel's results from those of f.
@@ -53,7 +55,7 @@ class KernelError:
             arithmetic: of the run and of the bounds, which call the same kernels.
         """
         wide = arithmetic.outward(value, self.relative) if self.relative else value
-        slack = arithmetic.absolute()
+        slack = arithmetic.absolute() * self.underflows
         if not self.absolute:
             return wide.widened(slack, nonnegative=value.nonnegative) if self.relative else wide
         size = self.scale(x.magnitude) * arithmetic.relative(self.absolute) + slack

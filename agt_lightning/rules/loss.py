@@ -32,12 +32,18 @@ from agt_lightning.rules.values import Value, as_interval
 
 @dataclass(frozen=True)
 class ResidualRoundings(Roundings):
-    """The roundings of a loss of the residual ``f - y``: a run computes it once, and a few products of it."""
+    """The roundings of a loss of the residual ``f - y``: a run computes it once, and a few products of it.
+
+    Args:
+        divisor: number that a product is divided by, after it may have underflowed.
+    """
+
+    divisor: float = 1.0
 
     @override
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
         output = as_interval(rule.forward(site, self._residual(inputs, arithmetic)))
-        return arithmetic.clear_of_underflow(arithmetic.outward(output, 8))
+        return self._clear_of_underflow(arithmetic.outward(output, 8), arithmetic)
 
     @override
     def backward(
@@ -51,8 +57,13 @@ class ResidualRoundings(Roundings):
     ) -> Sequence[Interval | None]:
         gradients = rule.backward(site, grad, self._residual(inputs, arithmetic), output)
         return [
-            None if each is None else arithmetic.clear_of_underflow(arithmetic.outward(each, 6)) for each in gradients
+            None if each is None else self._clear_of_underflow(arithmetic.outward(each, 6), arithmetic)
+            for each in gradients
         ]
+
+    def _clear_of_underflow(self, value: Interval, arithmetic: Arithmetic) -> Interval:
+        slack = arithmetic.absolute() * max(1.0, 1 / self.divisor)
+        return value.widened(slack, nonnegative=value.nonnegative)
 
     def _residual(self, inputs: Sequence[Value], arithmetic: Arithmetic) -> list[Value]:
         """Return the residual as a prediction, for a target of zero."""
@@ -75,8 +86,8 @@ class ResidualLoss(Rule):
     slope: Function
 
     def roundings(self, site: Site) -> Roundings:
-        """Those of one residual."""
-        return ResidualRoundings()
+        """Those of one residual; β divides its square."""
+        return ResidualRoundings(site.number("beta") or 1.0 if "beta" in site.call.arguments else 1.0)
 
     def problem(self, site: Site) -> str | None:
         """Refuse weights, and broadcasts that pair different samples."""

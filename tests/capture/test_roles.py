@@ -504,9 +504,9 @@ REFUSED = {
         "weight_decay",
     ),
     "changed parameter": (lambda m, b: F.mse_loss(b[0] @ (2 * m.first.weight[:1].T), b[1]), "changes a parameter"),
-    "features alone": (lambda m, b: b[0].square().mean(), "does not depend"),
+    "features alone": (lambda m, b: b[0].square().mean(), "trains no parameter"),
     "parameters alone": (lambda m, b: m.last.weight.sum(), "parameters alone"),
-    "nothing": (lambda m, b: torch.zeros(()), "does not depend"),
+    "nothing": (lambda m, b: torch.zeros(()), "trains no parameter"),
     "batch normalization": (
         lambda m, b: F.mse_loss(F.batch_norm(m(b[0]), None, None, training=True), b[1]),
         "whole batch|batch normalization",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients import Elementwise, OuterProduct, Stacked, stack
 from agt_lightning.interval import Interval
 from tests.gradients.oracles import Case, cases, check_blocks, check_square_sums, check_total
@@ -86,3 +87,14 @@ def test_bounds_that_rounding_crossed_are_put_in_order():
         total = gradient.total(weights)
         assert bool((total.lower <= total.upper).all())
         assert bool((gradient.block(0, 2).lower <= gradient.block(0, 2).upper).all())
+
+
+def test_a_stack_rounds_like_one_gradient():
+    """Parts are consecutive samples, so that a sum over them is a sum over samples, in one of its orders."""
+    part = OuterProduct(Interval.point(torch.ones(3, 2, 2).double()), Interval.point(torch.ones(3, 2, 4).double()))
+    several, whole = Stacked([part, part, part]), stack([part, part, part])
+    single = Arithmetic(torch.float32, torch.float64)
+    wide, expected = (gradient.rounded(single, 9).block(0, 8) for gradient in (several, whole))
+    assert several.positions == whole.positions == 2
+    assert torch.equal(wide.lower, expected.lower)
+    assert torch.equal(wide.upper, expected.upper)

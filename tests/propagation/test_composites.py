@@ -35,28 +35,28 @@ WRITTEN: dict[str, tuple[Composite, Function]] = {
 class Shifted(nn.Module):
     """A function of ``x + w``, whose gradient with respect to w is the function's derivative."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, dtype: torch.dtype) -> None:
         super().__init__()
-        self.w, self.function = nn.Parameter(torch.zeros(1, dtype=torch.float64)), function
+        self.w, self.function = nn.Parameter(torch.zeros(1, dtype=dtype)), function
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function."""
         return self.function(x + self.w)
 
 
-def _program(function: Function) -> Program:
-    module = Shifted(function)
-    graph = capture(module, lambda leaves: module(leaves[0]), [torch.ones(4, 1, dtype=torch.float64)])
+def _program(function: Function, dtype: torch.dtype = torch.float64) -> Program:
+    module = Shifted(function, dtype)
+    graph = capture(module, lambda leaves: module(leaves[0]), [torch.ones(4, 1, dtype=dtype)])
     samples, trainable = reached(graph, set(graph.leaves)), reached(graph, set(graph.parameters))
     return Program.build(graph, RULES, samples=samples, trainable=trainable)
 
 
-def _bounds(program: Program, x: Interval) -> tuple[Interval, Interval]:
-    """Return bounds on values and derivatives over intervals of x, (samples, 1)."""
+def _bounds(program: Program, x: Interval, grad: float = 1.0) -> tuple[Interval, Interval]:
+    """Return bounds on values and on gradients over intervals of x, (samples, 1), from a gradient of the values."""
     inputs = dict.fromkeys(program.graph.leaves, x)
     inputs |= {name: Interval.point(torch.zeros(1, dtype=x.dtype)) for name in program.graph.parameters}
     values = propagate_forward(program, inputs)
-    seed = Interval.point(torch.ones_like(x.lower))
+    seed = Interval.point(torch.full_like(x.lower, grad))
     (factors,) = propagate_backward(program, values, {program.graph.output: seed}).values()
     result = values[program.graph.output]
     assert isinstance(result, Interval)
@@ -109,6 +109,32 @@ def test_what_is_not_one_function_is_bounded_call_by_call(function: Function) ->
     (slopes,) = torch.autograd.grad(torch.cat([function(c) for c in points.split(1, dim=1)], dim=1).sum(), points)
     assert (slope.lower <= slopes + 1e-6).all()
     assert (slope.upper >= slopes - 1e-6).all()
+
+
+def _with_many_summands(x: Tensor) -> Tensor:
+    total = x.square() + 1.0
+    for _ in range(200):
+        total = total + 2.0**-25
+    return torch.reciprocal(total)
+
+
+@pytest.mark.parametrize(
+    ("function", "grad"),
+    [
+        pytest.param(lambda x: torch.sqrt(x.square() - 1e4 + 10001), 1.0, id="numbers that cancel"),
+        pytest.param(lambda x: torch.sqrt(x.square() + 1e4 - 9999), 1.0, id="numbers that cancel, rising first"),
+        pytest.param(_with_many_summands, 1.0, id="summands that are lost one by one"),
+        pytest.param(lambda x: torch.sqrt(x.square() * 1e30 * 1e-30 + 1.0), 1e-20, id="factors that undo each other"),
+    ],
+)
+def test_runs_of_calls_that_lose_digits_lie_inside(function: Function, grad: float) -> None:
+    program = _program(function, torch.float32).with_rounding(torch.float64, "run")
+    x = torch.linspace(-0.1, 0.1, 101).reshape(-1, 1)
+    _, slope = _bounds(program, Interval.point(x.double()), grad)
+    points = x.clone().requires_grad_()
+    (towards,) = torch.autograd.grad(function(points), points, torch.full_like(x, grad))
+    assert (slope.lower <= towards).all()
+    assert (slope.upper >= towards).all()
 
 
 def _read_twice(x: Tensor) -> Tensor:

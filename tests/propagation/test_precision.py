@@ -113,6 +113,15 @@ def test_numbers_that_a_type_does_not_hold_are_refused():
         assert f"{factor:g}" in problem
 
 
+@pytest.mark.parametrize(
+    ("number", "weight", "problems"), [(1e40, 1e-30, 1), (1e-42, 1e30, 1), (1e-42, 1, 0), (2, 3, 0)]
+)
+def test_a_weighted_summand_that_a_type_does_not_hold_is_refused(number, weight, problems):
+    """A run takes infinity, or 1.0005e-42, and multiplies it by the weight."""
+    graph = capture(nn.Linear(1, 1), lambda leaves: leaves[0].add(number, alpha=weight), [torch.zeros(2, 1)])
+    assert len(precision_problems(graph, torch.float64, torch.device("cpu"))) == problems
+
+
 def test_subnormal_numbers_that_count_as_zero_are_refused():
     graph = graph_of(nn.Linear(1, 1), inputs=(1,))
     if not torch.set_flush_denormal(True):

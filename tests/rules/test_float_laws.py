@@ -132,11 +132,12 @@ def test_kernels_are_as_right_as_stated(kernel, dtype, count):
 # --- particular places -----------------------------------------------------------------------------------------------
 
 
-def contained(setting, x, dtype=SINGLE, floats="run"):
+def contained(setting, x, dtype=SINGLE, floats="run", grad=1.0):
     """Raise unless a run at a point stays inside."""
     program = build(setting, dtype, rounded(floats=floats))
     leaves = tuple(Interval.point(leaf) for leaf in x)
-    domain = Domain(leaves, {}, Interval.point(torch.ones(program.graph.shapes[program.graph.output], dtype=dtype)))
+    seed = torch.full(program.graph.shapes[program.graph.output], grad, dtype=dtype)
+    domain = Domain(leaves, {}, Interval.point(seed))
     bounds = widened_bounds(program, in_double(domain))
     require_run_inside(setting, bounds, execute(setting, domain, dtype, lambda value: value.lower))
     return bounds
@@ -159,6 +160,25 @@ def test_a_frame_of_a_number_that_the_run_does_not_hold(number):
     bounds = contained(setting, [torch.zeros(3, 1)])
     assert bool((bounds.output.lower[:, 0] < number).all())
     assert bool((bounds.output.width[:, 1] == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("op", "function", "x", "grad"),
+    [
+        (aten.exp.default, lambda m, x: x.exp(), -103.0, 1e35),
+        (aten.softplus.default, lambda m, x: F.softplus(x, beta=1e-30), -1.03e32, 1.0),
+        (
+            aten.smooth_l1_loss.default,
+            lambda m, x: F.smooth_l1_loss(x, 0 * x, reduction="none", beta=1e-22),
+            9e-23,
+            1.0,
+        ),
+    ],
+    ids=["exp", "softplus", "smooth_l1_loss"],
+)
+def test_what_underflows_before_it_is_multiplied_by_a_large_number_stays_inside(op, function, x, grad):
+    setting = Setting("underflow", op, function, (Box((401,)),))
+    contained(setting, [torch.linspace(0, x, 401).expand(3, 401)], grad=grad)
 
 
 def test_a_frame_of_a_number_that_the_run_holds_is_exact():

@@ -3,7 +3,8 @@
 import torch
 
 from agt_lightning.aggregation.kernels.compiled import CompiledKernel
-from agt_lightning.aggregation.kernels.interface import Factor, OuterGains, TopNKernel
+from agt_lightning.aggregation.kernels.factors import Factor
+from agt_lightning.aggregation.kernels.interface import OuterGains, TopNKernel
 from agt_lightning.aggregation.kernels.reference import TorchKernel
 
 __all__ = ["CompiledKernel", "Factor", "OuterGains", "TopNKernel", "TorchKernel", "kernel_for"]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from agt_lightning.aggregation.kernels.interface import Factor, TopNKernel
+from agt_lightning.aggregation.kernels.factors import Factor
+from agt_lightning.aggregation.kernels.interface import TopNKernel
 from agt_lightning.aggregation.kernels.selection import outer_sums, row_sums, shared_input_sums
 from agt_lightning.arithmetic.compiled import Array, all_finite
 from agt_lightning.interval import Interval
@@ -38,7 +39,8 @@ class CompiledKernel(TopNKernel):
             below = outputs.clean.lower - outputs.poisoned.lower
             shared_input_sums(_array(above), _array(below), _array(inputs.shared_points), n, up.numpy(), down.numpy())
         else:
-            outer_sums(*(_ends(factor) for factor in factors), n, up.numpy(), down.numpy())
+            d, e, z, y = (_ends(factor) for factor in factors)
+            outer_sums(d, e, z, y, n, up.numpy(), down.numpy())
 
 
 def _array(values: Tensor) -> Array:

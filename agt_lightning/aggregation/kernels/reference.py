@@ -5,9 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from agt_lightning.aggregation.kernels.interface import Factor, TopNKernel
+from agt_lightning.aggregation.kernels.factors import Factor
+from agt_lightning.aggregation.kernels.interface import TopNKernel
 from agt_lightning.arithmetic import multiply
 from agt_lightning.interval import Interval
+from agt_lightning.memory import chunks
+
+_TILE = 2**26
+"""Bytes of one tensor of gains: few large kernels are faster on a GPU than many small ones."""
 
 
 class TorchKernel(TopNKernel):
@@ -28,10 +33,16 @@ class TorchKernel(TopNKernel):
 
     @override
     def block_sums(self, outputs: Factor, inputs: Factor, n: int, up: Tensor, down: Tensor) -> None:
-        for row in range(len(up)):
+        row_bytes = inputs.clean.lower.numel() * up.element_size()
+        for rows in chunks(len(up), max(1, row_bytes), _TILE):
             clean, poisoned = (
-                multiply(d[row : row + 1], z)
-                for d, z in ((outputs.clean, inputs.clean), (outputs.poisoned, inputs.poisoned))
+                _products(d[rows], z) for d, z in ((outputs.clean, inputs.clean), (outputs.poisoned, inputs.poisoned))
             )
-            up[row] = self.sums(poisoned.upper - clean.upper, n)
-            down[row] = self.sums(clean.lower - poisoned.lower, n)
+            up[rows] = self.sums(poisoned.upper - clean.upper, n).reshape(up[rows].shape)
+            down[rows] = self.sums(clean.lower - poisoned.lower, n).reshape(down[rows].shape)
+
+
+def _products(outputs: Interval, inputs: Interval) -> Interval:
+    """Return bounds on the products of all outputs and inputs, (o · k, m)."""
+    product = multiply(outputs.rearranged(lambda d: d[:, None]), inputs.rearranged(lambda z: z[None]))
+    return product.rearranged(lambda bound: bound.flatten(0, 1))

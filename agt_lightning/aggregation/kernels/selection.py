@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from agt_lightning.arithmetic.compiled import Array, compiled
+from agt_lightning.arithmetic.compiled import Array, Scalar, compiled
 
 _SAMPLE = 256
 """Entries from which a threshold is estimated."""
@@ -29,7 +29,7 @@ _FEW = 64
 
 
 @compiled
-def _total(entries: Array, count: int) -> float:
+def _total(entries: Array, count: int) -> Scalar:
     total = entries.dtype.type(0)
     for i in range(count):
         total += entries[i]
@@ -37,12 +37,12 @@ def _total(entries: Array, count: int) -> float:
 
 
 @compiled
-def _median(first: float, second: float, third: float) -> float:
+def _median(first: Scalar, second: Scalar, third: Scalar) -> Scalar:
     return max(min(first, second), min(max(first, second), third))
 
 
 @compiled
-def _divide(entries: Array, count: int, threshold: float, above: Array, below: Array) -> tuple[int, int]:
+def _divide(entries: Array, count: int, threshold: Scalar, above: Array, below: Array) -> tuple[int, int]:
     """Write the entries above and below a threshold to two arrays, and return their numbers."""
     larger, smaller = 0, 0
     for i in range(count):
@@ -55,7 +55,7 @@ def _divide(entries: Array, count: int, threshold: float, above: Array, below: A
 
 
 @compiled
-def _rank(entries: Array, above: Array, below: Array, count: int, rank: int) -> float:
+def _rank(entries: Array, above: Array, below: Array, count: int, rank: int) -> Scalar:
     """Return the entry that `rank` others exceed; the arrays are overwritten."""
     while True:
         threshold = _median(entries[0], entries[count // 2], entries[count - 1])
@@ -70,7 +70,7 @@ def _rank(entries: Array, above: Array, below: Array, count: int, rank: int) -> 
 
 
 @compiled
-def _largest(entries: Array, above: Array, below: Array, count: int, n: int) -> tuple[float, float]:
+def _largest(entries: Array, above: Array, below: Array, count: int, n: int) -> tuple[Scalar, Scalar]:
     """Return the sum of the n largest of the first `count` entries, and the smallest of these.
 
     Args:
@@ -104,7 +104,7 @@ def _largest(entries: Array, above: Array, below: Array, count: int, n: int) -> 
 
 
 @compiled
-def _threshold(gains: Array, n: int, first: Array, second: Array, third: Array) -> float:
+def _threshold(gains: Array, n: int, first: Array, second: Array, third: Array) -> Scalar:
     """Return a number >= 0 that is probably exceeded by n gains and by few more."""
     step = max(1, len(gains) // _SAMPLE)
     count = len(gains) // step
@@ -116,7 +116,7 @@ def _threshold(gains: Array, n: int, first: Array, second: Array, third: Array) 
 
 
 @compiled
-def top_n_sum(gains: Array, n: int, first: Array, second: Array, third: Array) -> float:
+def top_n_sum(gains: Array, n: int, first: Array, second: Array, third: Array) -> Scalar:
     """Return the largest sum of at most n gains.
 
     Args:
@@ -156,7 +156,7 @@ def row_sums(gains: Array, n: int, sums: Array) -> None:
 
 
 @compiled
-def _largest_inputs(z: Array, n: int, first: Array, second: Array, third: Array, samples: Array) -> tuple[int, float]:
+def _largest_inputs(z: Array, n: int, first: Array, second: Array, third: Array, samples: Array) -> tuple[int, Scalar]:
     """Find a few times n samples with the largest inputs.
 
     Args:
@@ -179,32 +179,62 @@ def _largest_inputs(z: Array, n: int, first: Array, second: Array, third: Array,
 
 
 @compiled
-def _candidate_sum(
-    steep: Array, flat: Array, z: Array, samples: Array, n: int, limit: float, first: Array, second: Array, third: Array
-) -> tuple[float, bool]:
-    """Return the sum of the n largest gains ``steep z⁺ + flat z⁻`` of some samples, and whether no other is larger.
+def _slope_gains(steep: Array, flat: Array, z: Array, gains: Array) -> None:
+    """Write the gains ``steep z⁺ + flat z⁻`` of all samples."""
+    zero = z.dtype.type(0)
+    for i in range(len(z)):
+        gains[i] = steep[i] * max(z[i], zero) + flat[i] * max(-z[i], zero)
+
+
+@compiled
+def _candidate_gains(
+    above: Array, below: Array, z: Array, samples: Array, gains: Array, losses: Array
+) -> tuple[int, int]:
+    """Write the positive gains ``a z⁺ + b z⁻`` and ``b z⁺ + a z⁻`` of some samples, and return their numbers.
 
     Args:
-        steep: (m,).
-        flat: (m,).
-        z: (m,).
-        samples: positions of the candidates.
-        n: largest number of gains in a sum.
-        limit: upper bound on the gains of all other samples.
-        first: (m + 1,), as the next two; overwritten.
-        second: the same.
-        third: the same.
+        above: a, (m,).
+        below: b, (m,).
+        z: of these samples.
+        samples: their positions.
+        gains: overwritten.
+        losses: overwritten.
     """
-    count, zero = 0, steep.dtype.type(0)
+    more, less, zero = 0, 0, z.dtype.type(0)
     for j in range(len(samples)):
-        i = samples[j]
-        gain = steep[i] * max(z[i], zero) + flat[i] * max(-z[i], zero)
-        first[count] = gain
-        count += gain > 0
+        a, b = above[samples[j]], below[samples[j]]
+        positive, negative = max(z[j], zero), max(-z[j], zero)
+        gains[more] = a * positive + b * negative
+        more += gains[more] > 0
+        losses[less] = b * positive + a * negative
+        less += losses[less] > 0
+    return more, less
+
+
+@compiled
+def _final_sum(gains: Array, count: int, n: int, limit: Scalar, second: Array, third: Array) -> Scalar:
+    """Return the sum of the n largest of some positive gains; -1 if gains of other samples may be larger.
+
+    Args:
+        gains: overwritten, as the two last.
+        count: number of gains.
+        n: largest number of gains in a sum.
+        limit: upper bound on all other gains.
+        second: (m + 1,).
+        third: (m + 1,).
+    """
     if count < n:
-        return _total(first, count), limit <= 0
-    total, smallest = _largest(first, second, third, count, n)
-    return total, smallest >= limit
+        return _total(gains, count) if limit <= 0 else gains.dtype.type(-1)
+    total, smallest = _largest(gains, second, third, count, n)
+    return total if smallest >= limit else gains.dtype.type(-1)
+
+
+@compiled
+def _largest_slope(above: Array, below: Array) -> Scalar:
+    slope = above.dtype.type(0)
+    for i in range(len(above)):
+        slope = max(slope, max(above[i], below[i]))
+    return slope
 
 
 @compiled
@@ -228,32 +258,30 @@ def shared_input_sums(above: Array, below: Array, inputs: Array, n: int, up: Arr
     """
     samples, kind = above.shape[1], above.dtype
     first, second, third = np.empty(samples + 1, kind), np.empty(samples + 1, kind), np.empty(samples + 1, kind)
-    gains, zero = np.empty(samples, kind), kind.type(0)
-    few = 2 * _CANDIDATES * n <= samples
-    candidates = np.empty((len(inputs), samples + 1 if few else 1), np.int32)
+    gains, losses = np.empty(samples + 1, kind), np.empty(samples + 1, kind)
+    pays = 2 * _CANDIDATES * n <= samples
+    places = np.empty((len(inputs), samples + 1 if pays else 1), np.int32)
     counts, limits = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), kind)
-    for k in range(len(inputs) if few else 0):
-        counts[k], limits[k] = _largest_inputs(inputs[k], n, first, second, third, candidates[k])
+    values = np.empty((len(inputs), samples if pays else 1), kind)
+    for k in range(len(inputs) if pays else 0):
+        counts[k], limits[k] = _largest_inputs(inputs[k], n, first, second, third, places[k])
+        for j in range(counts[k]):
+            values[k, j] = inputs[k, places[k, j]]
     for o in range(len(above)):
-        a, b, slope = above[o], below[o], zero
-        for i in range(samples):
-            slope = max(slope, max(a[i], b[i]))
+        a, b, slope = above[o], below[o], _largest_slope(above[o], below[o])
         for k in range(len(inputs)):
-            for side in range(2):
-                steep, flat = (a, b) if side == 0 else (b, a)
-                total, final = zero, False
-                if few:
-                    chosen = candidates[k, : counts[k]]
-                    limit = slope * limits[k]
-                    total, final = _candidate_sum(steep, flat, inputs[k], chosen, n, limit, first, second, third)
-                if not final:
-                    for i in range(samples):
-                        gains[i] = steep[i] * max(inputs[k, i], zero) + flat[i] * max(-inputs[k, i], zero)
-                    total = top_n_sum(gains, n, first, second, third)
-                if side == 0:
-                    up[o, k] = total
-                else:
-                    down[o, k] = total
+            up[o, k], down[o, k] = -1, -1
+            if pays:
+                count, limit = counts[k], slope * limits[k]
+                more, less = _candidate_gains(a, b, values[k, :count], places[k, :count], gains, losses)
+                up[o, k] = _final_sum(gains, more, n, limit, second, third)
+                down[o, k] = _final_sum(losses, less, n, limit, second, third)
+            if up[o, k] < 0:
+                _slope_gains(a, b, inputs[k], gains)
+                up[o, k] = top_n_sum(gains[:samples], n, first, second, third)
+            if down[o, k] < 0:
+                _slope_gains(b, a, inputs[k], losses)
+                down[o, k] = top_n_sum(losses[:samples], n, first, second, third)
 
 
 @compiled

@@ -109,16 +109,22 @@ class BatchView:
         if self.objective.one_hot:  # a flip changes two entries
             return math.sqrt(2) * float(poisoned.width.max()) * _UPWARD
         if adversary.q in (1, 2) and self.objective.target_is_label:
-            # Labels in another type are rounded on their way to the loss, clean ones and poisoned ones.
-            raw = self.objective.target in self.part.bounded.objective.labels
-            return adversary.nu * _UPWARD + (0.0 if raw else self._cast_error(poisoned))
+            return adversary.nu * _UPWARD + self._label_rounding(poisoned)
         return None
 
-    def _cast_error(self, poisoned: Interval) -> float:
-        """Bound by how much labels and their casts, clean and poisoned, can differ together, Euclidean."""
-        graph = self.part.bounded.program.graph
-        kind = next(call.dtype for call in graph.calls if call.name == self.objective.target)
-        return accumulated_roundoff(8, kind) * float(euclidean_norm(poisoned.magnitude, dim=1).max())
+    def _label_rounding(self, poisoned: Interval) -> float:
+        """Bound by how much labels as a loss reads them, clean and poisoned, can differ together from exact ones.
+
+        Poisoned ones are rounded to the type in which the data are stored. Labels in another type are rounded once more
+        on their way to the loss, clean ones and poisoned ones.
+        """
+        program, target = self.part.bounded.program, self.objective.target
+        raw = target in self.part.bounded.objective.labels
+        if raw and program.floats != "run":
+            return 0.0
+        return accumulated_roundoff(8, program.graph.types[target]) * float(
+            euclidean_norm(poisoned.magnitude, dim=1).max()
+        )
 
     def _perturbation(self, adversary: Adversary) -> Perturbation | None:
         """Return how far the adversary can move the features that enter the head; None if they stay."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import euclidean_norm, product
-from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.arithmetic.floating_point import Arithmetic, unless
 from agt_lightning.domains.ball.norms import spectral_norm
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
@@ -62,8 +62,9 @@ class Layer:
 
     @cached_property
     def squared_columns(self) -> Tensor:
-        """``‖W e_j‖²`` for each input j, (k,)."""
-        return self.column_norms.square()
+        """Upper bound on ``‖W e_j‖²`` for each input j, (k,), up to its rounding: underflow is added."""
+        norms = self.column_norms
+        return norms.square() + unless(norms == 0, 2 * torch.finfo(norms.dtype).tiny, norms)
 
     def nominal(self, inputs: Interval) -> Interval:
         """Bound ``W z + β`` over a box of inputs (b, k), widened by the rounding of this computation."""

@@ -35,7 +35,17 @@ def norms_on(entries: Tensor, rows: Tensor) -> Tensor:
     """
     squares = (entries @ rows.square().T).sqrt()
     norms = euclidean_norm(rows, dim=1)
-    return squares + unless(norms == 0, math.sqrt(rows.shape[1] * torch.finfo(rows.dtype).tiny), norms)
+    return squares + unless(norms == 0, lost_in_squares(rows.shape[1], rows), norms)
+
+
+def lost_in_squares(count: int, like: Tensor) -> float:
+    """Return what underflow can take from the root of a sum of so many squares.
+
+    Example:
+        >>> lost_in_squares(4, torch.ones(1)) ** 2 < 1e-37
+        True
+    """
+    return math.sqrt(count * torch.finfo(like.dtype).tiny)
 
 
 def spectral_norm(matrix: Tensor) -> float:

@@ -146,6 +146,8 @@ class UnstableUnits:
         Reference:
             docs/theory.md, eq. (10.13).
         """
+        if not bool(effect.any()):
+            return 0.0
         total, slack = self.cumulated(effect)
         return self._shared((total + slack).square(), self.distance.square(), radius)
 
@@ -155,6 +157,8 @@ class UnstableUnits:
         Pairs at distance zero matter here: where a unit is exactly at zero, the slope of its ReLU may be anything
         between 0 and 1, and what a slope other than 0 adds to the coupling of its layers is covered by its slip.
         """
+        if not bool(effect.any()):
+            return 0.0
         grown, slack = self.cumulated(effect)
         slack = slack + accumulated_roundoff(8, effect.dtype) * grown  # of the difference below
         offset, offset_slack = self.cumulated(effect * self.distance)
@@ -166,9 +170,8 @@ class UnstableUnits:
 
     def _shared(self, value: Tensor, cost: Tensor, radius: float) -> float:
         """By weak duality ``Σ_j max value <= ρ radius² + Σ_j max(value - ρ cost)`` for every ρ >= 0; the best found."""
-        if len(value) == 0:
-            return 0.0
-        budget = radius * radius
+        lost = _lost_squares(value) * len(value)
+        budget = radius * radius + lost
 
         def dual(multiplier: float) -> float:
             return multiplier * budget + self._sum_of_largest(torch.sub(value, cost, alpha=multiplier))
@@ -176,9 +179,8 @@ class UnstableUnits:
         everything = dual(0.0)
         # Rounding of the sum over units, and of the differences that are summed.
         upward = accumulated_roundoff(len(value) + 16, value.dtype) * everything
-        if budget == 0 or everything == 0:
-            return math.sqrt(everything + upward)
-        return math.sqrt(min(everything, _smallest(dual, everything / budget)) + 2 * upward)
+        largest = min(everything / budget, math.sqrt(torch.finfo(value.dtype).max))  # its product with a cost is finite
+        return math.sqrt(min(everything, _smallest(dual, largest)) + 2 * upward + lost)
 
     def _sum_of_largest(self, values: Tensor) -> float:
         """Sum over units of the largest of ``values``, (m,), or zero."""
@@ -218,6 +220,11 @@ def _smallest(dual: Callable[[float], float], largest: float) -> float:
     return value
 
 
+def _lost_squares(like: Tensor) -> float:
+    """Return what a square, its price and their difference can lose to underflow, above zero in the type's range."""
+    return 4 * torch.finfo(like.dtype).tiny
+
+
 def knapsack(pairs: Pairs, values: Tensor, costs: Tensor, budget: Tensor) -> Tensor:
     """Upper bound on ``Σ_j values_ij`` over sets of units with ``Σ_j costs_ij <= budget_i``, for each sample.
 
@@ -225,6 +232,8 @@ def knapsack(pairs: Pairs, values: Tensor, costs: Tensor, budget: Tensor) -> Ten
     sorting. Counting all units instead makes the radius of a head of 64 and 64 hidden units 0.2 % larger after 10 steps
     with poisoned features and 1.6 % after 16 (household power consumption; up to 20 % where the ball grows faster),
     and changes nothing on one hidden layer.
+
+    Costs and budget are squares, which can lose to underflow what the budget is raised by.
 
     Args:
         pairs: the candidates.
@@ -242,13 +251,36 @@ def knapsack(pairs: Pairs, values: Tensor, costs: Tensor, budget: Tensor) -> Ten
     """
     finite = math.sqrt(torch.finfo(budget.dtype).max)  # without a budget; a lower price is sound as well
     everything = pairs.sums(values, len(budget))
-    unit_price = (everything / budget).nan_to_num(nan=0.0, posinf=finite).clamp(max=finite)
+    lost = _lost_squares(values) * pairs.sums(torch.ones_like(values), len(budget))
+    unit_price = (everything / (budget + lost)).nan_to_num(nan=0.0, posinf=finite).clamp(max=finite)
     paid = pairs.by_sample(unit_price) * costs
     best = everything
     for power in range(1, _PRICES + 1):
         left = torch.sub(values, paid, alpha=0.5**power).clamp_(min=0)
         best = torch.minimum(best, everything / 2**power + pairs.sums(left, len(budget)))
     return best + accumulated_roundoff(16, values.dtype) * everything  # for the differences; sums round relatively
+
+
+def largest_norm(pairs: Pairs, sizes: Tensor, distance: Tensor, budget: Tensor) -> Tensor:
+    """Upper bound on ``(Σ_j size_ij²)^½`` over sets of units with ``Σ_j distance_ij² <= budget_i``, for each sample.
+
+    Args:
+        pairs: the candidates.
+        sizes: (m,), nonnegative; their squares may underflow.
+        distance: (m,), nonnegative.
+        budget: (b,).
+
+    Returns:
+        (b,)
+
+    Example:
+        >>> both = Pairs(torch.tensor([0, 0]), torch.tensor([0, 1]))
+        >>> norm = largest_norm(both, torch.tensor([3e-30, 4e-30]), torch.zeros(2), torch.ones(1))
+        >>> bool(norm >= 5e-30)
+        True
+    """
+    squares, moving = knapsack(pairs, sizes.square(), distance.square(), budget), pairs.sums(sizes, len(budget)) > 0
+    return squares.sqrt() + (_lost_squares(sizes) * pairs.sums(torch.ones_like(sizes), len(budget)) * moving).sqrt()
 
 
 @dataclass(frozen=True)
@@ -280,6 +312,9 @@ class UnstableBetween:
         """Upper bound on the sum of ``values``, (m,), over the units that differ, (b,)."""
         return knapsack(self.pairs, values, self.distance.square(), self.budget)
 
+    def _largest_norm(self, sizes: Tensor) -> Tensor:
+        return largest_norm(self.pairs, sizes, self.distance, self.budget)
+
     def columns(self, matrices: Tensor, error: Tensor) -> Tensor:
         """Upper bound on the Frobenius norm of the columns at the units that differ, (b,).
 
@@ -287,7 +322,7 @@ class UnstableBetween:
             matrices: one per sample, (b, q, h).
             error: upper bound on the norm of their rounding, (b,).
         """
-        return self.largest_sum(self._column_norms(matrices, error).square()).sqrt()
+        return self._largest_norm(self._column_norms(matrices, error))
 
     def _column_norms(self, matrices: Tensor, error: Tensor) -> Tensor:
         """Upper bound on the norm of each column, (m,)."""
@@ -314,5 +349,4 @@ class UnstableBetween:
 
     def weight_norm(self, following: Layer) -> Tensor:
         """Upper bound on ``‖W U‖`` on the units U that differ, (b,), W of the following layer."""
-        squares = self.pairs.by_unit(following.squared_columns)
-        return self.largest_sum(squares).sqrt().clamp(max=following.norm)
+        return self._largest_norm(self.pairs.by_unit(following.column_norms)).clamp(max=following.norm)

@@ -4,10 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.aggregation import SampleSet
 from agt_lightning.distributed.group import SingleProcess
+from agt_lightning.domains.ball import gathering
 from agt_lightning.domains.ball.gathering import step_data
+from agt_lightning.domains.losses import LabelPerturbation
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -143,3 +147,20 @@ def test_a_limit_that_one_process_has_alone_is_refused(more):
     (name,) = more
     with pytest.raises(UnsoundBoundError, match="same adversary"):
         of_two(without(f"0/{name}"), BATCH | more)
+
+
+@pytest.mark.parametrize("q", [1, 2])
+def test_labels_are_as_far_as_their_stored_type_takes_them(q, monkeypatch):
+    """Beside 1000, the nearest number to 1000 + 4e-5 in single precision is 6e-5 away."""
+    radii = []
+    monkeypatch.setattr(gathering, "LabelPerturbation", lambda *of: radii.append(of[2]) or LabelPerturbation(*of))
+    module = nn.Linear(1, 1)
+    engine = AbstractGradientEngine(
+        module,
+        lambda m, batch: nn.functional.mse_loss(m(batch[0]), batch[1]),
+        BoundedAdversary(n=1, nu=4e-5, q=q),
+        domains=("ball",),
+    )
+    label = torch.full((1, 1), 1000.0)
+    engine.step([(torch.ones(1, 1), label)], torch.optim.SGD(module.parameters(), lr=0.1))
+    assert radii[0] >= float(label + 4e-5) - 1000 > 4e-5

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agt_lightning.domains.ball.unstable import largest_norm
 from tests.domains.ball.problems import knapsack_bound, unstable_within
 
 ROUNDING = 1e-9
@@ -176,3 +177,18 @@ def test_knapsack_with_tiny_and_huge_costs():
     costs = torch.tensor([[1e-320, 1e-200, 1.0]]).double()
     assert float(knapsack_bound(values, costs, torch.tensor([1e-100]).double())) >= 1.0
     assert float(knapsack_bound(values, costs, torch.tensor([1.0]).double())) >= 1e300 * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1e-170), (torch.float32, 1e-24)], ids=str)
+def test_effects_whose_squares_underflow_are_not_lost(dtype, size):
+    effect, near = torch.tensor([3.0, 4.0], dtype=dtype) * size, torch.zeros(1, 2, dtype=dtype)
+    unstable = unstable_within(near, 1.0)
+    assert unstable.largest_steps(effect, 1.0) >= 5 * size
+    assert unstable.largest_ramps(effect, 1.0) >= 4 * size
+    assert float(largest_norm(unstable.pairs, effect, near[0], torch.ones(1, dtype=dtype))) >= 5 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_small_radius_against_large_effects_has_no_price_beyond_the_type(dtype):
+    unstable = unstable_within(torch.tensor([[0.5e-16, 0.0]], dtype=dtype), 1e-15)
+    assert unstable.largest_steps(torch.full((2,), 1e6, dtype=dtype), 1e-15) >= 2**0.5 * 1e6

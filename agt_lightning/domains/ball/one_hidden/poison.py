@@ -9,12 +9,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.arithmetic import euclidean_norm
+from agt_lightning.domains.ball.norms import lost_in_squares
 from agt_lightning.domains.ball.one_hidden.activation_scan import UnstablePreactivations, rows_of
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
 from agt_lightning.domains.ball.output_gradient import PoisonedOutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation, PropagatedPerturbation
 from agt_lightning.domains.ball.poison_bounds import FeatureEffect
-from agt_lightning.domains.ball.unstable import Pairs, knapsack
+from agt_lightning.domains.ball.unstable import Pairs, largest_norm
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -32,8 +33,7 @@ def mean_jacobian_error(bounds: OneHiddenBounds) -> Tensor:
     """
     radius, unstable, norm = bounds.radius, bounds.unstable, bounds.input_norm
     budget = torch.full_like(norm, radius * radius * (1 + bounds.ball.arithmetic.own_relative(bounds.roundings)))
-    squares = unstable.by_unit(bounds.second.squared_columns)
-    switched = knapsack(unstable, squares, bounds.distance.square(), budget).sqrt()
+    switched = largest_norm(unstable, unstable.by_unit(bounds.second.column_norms), bounds.distance, budget)
     return norm * (switched.clamp(max=bounds.second.norm) + radius / 2 * (1 + unstable.any(norm)))
 
 
@@ -95,7 +95,7 @@ class FirstLayerRows:
         """
         apart = torch.hypot(self.active_norm * stable, self.switched * switching)
         more = self.switched.square() * (switching.square() - stable.square())
-        joint = ((self.active_frobenius * stable).square() + more).sqrt()
+        joint = ((self.active_frobenius * stable).square() + more).sqrt() + lost_in_squares(8, stable)
         return torch.minimum(apart, joint) + self.radius * torch.where(self.any_switch, switching, stable)
 
 
@@ -118,7 +118,8 @@ def feature_effect(bounds: OneHiddenBounds, poisoned_bounds: Interval | None) ->
     squares, outputs = _with_mean_slopes(bounds, propagated, unstable)
     pair_change = unstable.of(propagated.results)
     squares = squares + unstable.sums(pair_change.square(), len(norm)) / 2  # of all units that are or may be active
-    hidden_change = torch.minimum(squares.sqrt(), bounds.first.norm * moved)
+    lost = lost_in_squares(4 * propagated.results.shape[1], squares)
+    hidden_change = torch.minimum(squares.sqrt() + lost, bounds.first.norm * moved)
     rows = _first_layer_rows(bounds, unstable, hidden_change + radius * (norm + moved))
     other = _with_half_slopes(bounds, unstable, pair_change, hidden_change)
     output = torch.minimum(euclidean_norm(outputs, dim=1) + other, rows.active_norm * hidden_change)
@@ -149,8 +150,8 @@ def _first_layer_rows(bounds: OneHiddenBounds, unstable: UnstablePreactivations,
     ``change``: ``Σ_T h_j² <= change²``, a knapsack for ``Σ_T ‖W₂ e_j‖²``.
     """
     budget = change.square() * (1 + bounds.ball.arithmetic.own_relative(bounds.roundings))
-    squares = unstable.by_unit(bounds.second.squared_columns)
-    switched = knapsack(unstable, squares, bounds.distance_to_zero(unstable).square(), budget).sqrt()
+    sizes = unstable.by_unit(bounds.second.column_norms)
+    switched = largest_norm(unstable, sizes, bounds.distance_to_zero(unstable), budget)
     frobenius = bounds.active_frobenius(unstable)
     any_switch = unstable.any(change).bool()
     return FirstLayerRows(frobenius.clamp(max=bounds.second.norm), frobenius, switched, any_switch, bounds.radius)

@@ -166,11 +166,10 @@ class Padding(Selection):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """The elements and their frame; they are no longer known to be nonnegative if its number is negative."""
-        framed = super().forward(site, inputs)
-        fill = site["value"]
-        if isinstance(framed, Interval) and isinstance(fill, int | float) and fill < 0:
-            return framed.mapped(lambda bound: bound)
-        return framed
+        image, fill = inputs[0], site["value"]
+        if isinstance(image, Interval) and isinstance(fill, int | float) and fill < 0:
+            return image.mapped(lambda bound: self._call(site, [bound]))
+        return super().forward(site, inputs)
 
 
 def _same(first: Interval, second: Interval) -> bool:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz install clean
+.PHONY: demo test fuzz bench install clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ fuzz: install
 		OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.$$part --minutes 5 || exit 1; \
 	done
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.floats.fuzz --minutes 5
+
+# Costs of the paper's workloads against those that are stored; minutes, on an idle machine (docs/performance.md).
+bench: install
+	$(BIN)/python -m recipes.benchmark --parts table --aggregation exact --repeats 3 --gate
 
 clean:
 	rm -rf $(VENV) outputs

@@ -123,7 +123,7 @@ def propagate(
 _NONE = torch.empty(0, dtype=torch.int64)
 """Positions of no samples."""
 
-_CACHED = 2**22
+_CACHED = 2**21
 """Bytes of the widest value of the samples that are bounded at a time; a dozen such tensors are in use at once."""
 
 

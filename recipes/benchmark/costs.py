@@ -26,7 +26,7 @@ from statistics import median
 import torch
 
 from agt_lightning.aggregation import AGGREGATIONS, Aggregation
-from recipes.benchmark import ball, floats, methods, processes, strengths
+from recipes.benchmark import ball, floats, gate, methods, processes, strengths
 from recipes.benchmark.report import Row, machine, write
 from recipes.benchmark.step_cost import Clock, Setting, Training, extra_memory
 from recipes.benchmark.workloads import GROWTH, TABLE, Workload, along
@@ -54,7 +54,10 @@ def table_one(chosen: argparse.Namespace) -> list[Path]:
     for found in rows:
         ratios[str(found["aggregation"])][str(found["workload"])] = float(found["ratio"])
     paths = write(rows, chosen.output_dir / "benchmark", _caption(setting))
-    return [*paths, draw_step_costs(ratios, chosen.output_dir / "benchmark.png", CLOCKS[setting.clock])]
+    paths.append(draw_step_costs(ratios, chosen.output_dir / "benchmark.png", CLOCKS[setting.clock]))
+    if chosen.gate and (slower := gate.above(rows, gate.stored_ratios())):
+        raise SystemExit("\n".join(["Slower than what is stored; measure again on an idle machine:", *slower]))
+    return paths
 
 
 def row(setting: Setting, way: Aggregation, index: int, scale: float) -> Row:
@@ -203,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["table", "profile", "growth"])
     parser.add_argument("--workloads", nargs="+", type=int, default=range(len(TABLE)), help="positions in the table")
     parser.add_argument("--aggregation", nargs="+", choices=AGGREGATIONS, default=["exact", "moment"])
+    parser.add_argument("--gate", action="store_true", help="fail if a ratio of `table` is above the stored one")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the samples")
     parser.add_argument("--repeats", type=int, default=None, help="steps of a median; each part has its own by default")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")

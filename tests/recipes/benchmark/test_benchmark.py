@@ -1,4 +1,5 @@
 import csv
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -27,6 +28,22 @@ def test_table_is_written_and_its_paths_are_said(tmp_path, capsys, monkeypatch):
     assert all(float(rows[i + 1]["mean width"]) >= float(rows[i]["mean width"]) * (1 - 1e-12) for i in (0, 2))
     assert all(float(row["ratio"]) > 1 for row in rows)
     assert [float(row["extra memory MB"]) for row in rows] == [float(row["b"]) / 1e6 for row in rows]
+
+
+def test_a_ratio_above_the_stored_one_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "extra_memory", lambda workload, setting, threads: 0)
+    given = [*SMALL, "--parts", "table", "--workloads", "0", "--aggregation", "exact", "--gate"]
+    for stored, raises in (
+        (1e-3, pytest.raises(SystemExit, match=r"UCI 11-64-1, exact: .* times the stored 0.0")),
+        (1e9, nullcontext()),
+    ):
+        monkeypatch.setattr(benchmark.gate, "stored_ratios", lambda ratio=stored: {("UCI 11-64-1", "exact"): ratio})
+        with raises:
+            benchmark.main([*given, "--output-dir", str(tmp_path)])
+
+
+def test_stored_ratios_are_those_of_the_table():
+    assert {name for name, _ in benchmark.gate.stored_ratios()} == {workload.name for workload in TABLE}
 
 
 @pytest.mark.slow

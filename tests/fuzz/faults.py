@@ -522,6 +522,9 @@ def search(faults: Sequence[Planted], seeds: Iterator[int], minutes: float, trai
         seeds: of the trainings.
         minutes: after which no other is begun.
         trainings: poisoned ones for each, half of which aim at the bounds.
+
+    Raises:
+        FactError: if a training has a wrong fact without a mistake, which is a finding of its own.
     """
     result, end = Search(faults), time.monotonic() + 60 * minutes
     while result.missing and time.monotonic() < end:
@@ -532,7 +535,8 @@ def search(faults: Sequence[Planted], seeds: Iterator[int], minutes: float, trai
             tried = [fault for fault in result.missing if fault.may_matter(case, operations)]
             if not tried:
                 continue
-            case.certified()
+            with checked_facts():
+                case.certified()
         except (AgtError, ValueError):
             continue
         poisoning = Poisoning.of(case, (trainings + 1) // 2)

@@ -4,8 +4,8 @@ The gain of sample i is the amount by which poisoning it moves the bounds of the
 
     up_i = w_i (δ̃_U,i - δ_U,i),   down_i = w_i (δ_L,i - δ̃_L,i);
 
-negative gains are never counted, since an adversary can leave a sample alone. If every poisonable sample can be poisoned,
-matrix products give the sums (`sum_if_all_poisoned`); else kernels do, from factors where there are some
+negative gains are never counted, since an adversary can leave a sample alone. If every poisonable sample can be
+poisoned, matrix products give the sums (`sum_if_all_poisoned`); else kernels do, from factors where there are some
 (`agt_lightning.aggregation.kernels`).
 """
 

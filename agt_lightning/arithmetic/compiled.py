@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,9 +37,9 @@ def compiled(function: Compiled) -> Compiled:
         return cast("Compiled", compile_with()(function))
 
 
-def on_cpu(*tensors: Tensor) -> bool:
-    """Return whether all tensors have memory that compiled loops can read."""
-    return all(tensor.device.type == "cpu" for tensor in tensors)
+def readable(*tensors: Tensor) -> bool:
+    """Return whether compiled loops can read all tensors: in single or double precision, in the memory of the CPU."""
+    return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
 
 
 @compiled

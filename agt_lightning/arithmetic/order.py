@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic.compiled import in_order, on_cpu
+from agt_lightning.arithmetic.compiled import in_order, readable
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import unit_roundoff
@@ -73,6 +73,6 @@ def intersection(a: Interval, b: Interval) -> Interval:
 
 def _in_order(lower: Tensor, upper: Tensor) -> bool:
     """Return whether no lower bound exceeds its upper one; bounds with NaN are not in order."""
-    if on_cpu(lower, upper) and lower.is_contiguous() and upper.is_contiguous():
+    if readable(lower, upper) and lower.is_contiguous() and upper.is_contiguous():
         return bool(in_order(lower.detach().numpy().reshape(-1), upper.detach().numpy().reshape(-1)))
     return not lower.numel() or float((upper - lower).detach().min()) >= 0

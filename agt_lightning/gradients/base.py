@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic.compiled import on_cpu, transpose
+from agt_lightning.arithmetic.compiled import readable, transpose
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 
@@ -227,7 +227,7 @@ def _chosen(parts: Sequence[Tensor], rows: Tensor | None) -> Iterator[Tensor]:
 
 
 def _write_transposed(source: Tensor, weights: Tensor, target: Tensor) -> None:
-    if on_cpu(source):
+    if readable(source):
         transpose(source.numpy(), weights.numpy(), target.numpy())
     else:
         target.copy_((source * weights[:, None]).T)

@@ -18,6 +18,9 @@ from agt_lightning.propagation.samples import Poisonable, SampleIds
 from agt_lightning.rounding import FLOATS, Floats
 from agt_lightning.rules import RuleTable
 
+BOUND_TYPES = (torch.float64, torch.float32)
+"""Types that bounds can be computed in; a sum in half precision has no correct digit."""
+
 DomainChoice = Literal["auto"] | Sequence[Any]
 """Domains by name or class (`agt_lightning.domains.Domain`), or ``"auto"`` for all built-in ones that apply."""
 
@@ -51,7 +54,8 @@ class CertificationConfig:
 
     Raises:
         TypeError: if ``features`` or ``labels`` are no names of batch entries.
-        ValueError: if ``method``, ``aggregation`` or ``floats`` is unknown, or the budget is not positive.
+        ValueError: if ``method``, ``aggregation`` or ``floats`` is unknown, the budget is not positive, or ``dtype`` is
+            neither single nor double precision.
 
     Example:
         >>> CertificationConfig(method="crown").aggregation
@@ -75,6 +79,7 @@ class CertificationConfig:
         require_method(self.method)
         require_aggregation(self.aggregation)
         require_one_of("floats", self.floats, FLOATS)
+        require_one_of("dtype", self.dtype, BOUND_TYPES)
         require_memory_budget(self.memory_budget)
         check_selection("features", self.features)
         check_selection("labels", self.labels)

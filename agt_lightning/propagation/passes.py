@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.arithmetic.compiled import on_cpu
+from agt_lightning.arithmetic.compiled import readable
 from agt_lightning.capture import reached
 from agt_lightning.gradients import FactoredGradient, Stacked
 from agt_lightning.interval import Interval
@@ -24,6 +24,12 @@ from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules.values import Value, as_interval, select
 
 Chosen = TypeVar("Chosen", bound=Value)
+
+_NONE = torch.empty(0, dtype=torch.int64)
+"""Positions of no samples."""
+
+_CACHED = 2**21
+"""Bytes of the widest value of the samples that are bounded at a time; a dozen such tensors are in use at once."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,6 @@ def propagate(
     return joined([passes.over(samples) for samples in whole.chunks(bounded, part.size, config)])
 
 
-_NONE = torch.empty(0, dtype=torch.int64)
-"""Positions of no samples."""
-
-_CACHED = 2**21
-"""Bytes of the widest value of the samples that are bounded at a time; a dozen such tensors are in use at once."""
-
-
 @dataclass(frozen=True)
 class _Samples:
     """Some samples of a micro-batch and what is known of them, before the passes.
@@ -150,7 +149,7 @@ class _Samples:
         graph, samples = bounded.program.graph, bounded.program.samples - self.unmoved.keys()
         widest = max((torch.Size(graph.shapes[name][1:]).numel() for name in samples), default=1)
         fits = max(1, min(_CACHED, config.memory_budget or _CACHED) // (config.dtype.itemsize * max(1, widest)))
-        if size <= fits or not on_cpu(*(each.lower for each in self.inputs.values() if isinstance(each, Interval))):
+        if size <= fits or not readable(*(each.lower for each in self.inputs.values() if isinstance(each, Interval))):
             yield self
             return
         for rows in chunks(size, 1, fits):

@@ -186,6 +186,17 @@ def test_a_shared_input_that_is_not_finite_is_not_lost(kernel: TopNKernel, bad: 
     assert not torch.stack(kernel.outer_sums(gains, 1)).isfinite().any()
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: type(kernel).__name__)
+def test_the_same_tensors_in_another_order_are_no_shared_inputs(kernel: TopNKernel) -> None:
+    rows = torch.arange(700).flip(0)
+    d, z = _factor("signed", 700, 3, 0, torch.float64), _factor("point", 700, 2, 1, torch.float64)
+    clean, poisoned = OuterProduct(d, z), OuterProduct(_wider(d), z)
+    gains = OuterGains.between(clean, poisoned, SampleSet(torch.ones(700, dtype=torch.float64), rows))
+    assert gains is not None
+    for found, expected in zip(kernel.outer_sums(gains, 9), _expanded(gains, clean, poisoned, 9), strict=True):
+        _require_close(found, expected, 9)
+
+
 def test_other_gradients_have_no_factors() -> None:
     values = Elementwise(Interval.point(torch.ones(2, 3)))
     assert OuterGains.between(values, values, SampleSet(torch.ones(2))) is None

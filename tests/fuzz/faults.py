@@ -43,6 +43,7 @@ from agt_lightning.rules import convolution as convolution_rules
 from agt_lightning.rules import linear as linear_rules
 from agt_lightning.rules.loss import BinaryCrossEntropy, CrossEntropy
 from agt_lightning.rules.values import as_interval
+from tests.fuzz.blocks import BLOCKS
 from tests.fuzz.check import worst_violation
 from tests.fuzz.facts import FactError, checked_facts
 from tests.fuzz.report import say
@@ -611,6 +612,9 @@ def main() -> None:
     names = tuple(given.names or [""])
     say("| mistake | noticed by | trainings | seconds |\n|---|---|---|---|")
     faults = [fault for fault in FAULTS if fault.name.startswith(names)]
+    known = {block.name for block in BLOCKS}
+    if not faults or not known.issuperset(given.blocks or ()):
+        parser.error(f"Expected beginnings of {[f.name for f in FAULTS]} and some of the blocks {sorted(known)}.")
     seeds = (seed for seed in count(given.seed) if given.blocks is None or given_block(seed).name in given.blocks)
     say(search(faults, seeds, given.minutes, given.trainings).summary())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.gradients import Elementwise, OuterProduct, Stacked, stack
+from agt_lightning.gradients import Elementwise, OuterProduct, Stacked, Summed, stack
 from agt_lightning.interval import Interval
 from tests.gradients.oracles import Case, cases, check_blocks, check_square_sums, check_total
 
@@ -98,3 +98,16 @@ def test_a_stack_rounds_like_one_gradient():
     assert several.positions == whole.positions == 2
     assert torch.equal(wide.lower, expected.lower)
     assert torch.equal(wide.upper, expected.upper)
+
+
+def test_a_sum_of_uses_covers_the_rounding_of_that_sum():
+    use = torch.full((1, 1), 0.1)
+    uses = Summed([Elementwise(Interval.point(use.double()))] * 4096).rounded(
+        Arithmetic(torch.float32, torch.float64), 1
+    )
+    run = use.clone()
+    for _ in range(4095):
+        run += use
+    bounds = uses.rounded(Arithmetic(torch.float32, torch.float64), 1).block(0, 1)
+    assert abs(float(run) - 409.6) > 1e-3
+    assert bounds.lower.item() <= run.item() <= bounds.upper.item()

@@ -2,10 +2,11 @@
 
 import torch
 
-from agt_lightning.aggregation.kernels.compiled import CompiledKernel
+from agt_lightning.aggregation.kernels.base import TopNKernel
+from agt_lightning.aggregation.kernels.compiled_kernel import CompiledKernel
 from agt_lightning.aggregation.kernels.factors import Factor
-from agt_lightning.aggregation.kernels.interface import OuterGains, TopNKernel
-from agt_lightning.aggregation.kernels.reference import TorchKernel
+from agt_lightning.aggregation.kernels.outer_gains import OuterGains
+from agt_lightning.aggregation.kernels.torch_kernel import TorchKernel
 
 __all__ = ["CompiledKernel", "Factor", "OuterGains", "TopNKernel", "TorchKernel", "kernel_for"]
 

@@ -59,7 +59,7 @@ class Factor:
         """
         weights = samples.select(samples.weights) if weighted else None
         inner = _units_first(clean, units, samples.poisonable, weights)
-        if len(clean) == len(poisoned) and all(map(_same_memory, clean, poisoned)):
+        if samples.poisonable is None and all(map(_same_memory, clean, poisoned)):
             return cls(inner, inner, same=True)
         outer = _units_first(poisoned, units, None, weights)
         same = torch.equal(inner.lower, outer.lower) and torch.equal(inner.upper, outer.upper)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.aggregation.kernels.base import TopNKernel
 from agt_lightning.aggregation.kernels.factors import Factor
-from agt_lightning.aggregation.kernels.interface import TopNKernel
 from agt_lightning.aggregation.kernels.selection import outer_sums, row_sums, shared_input_sums
 from agt_lightning.arithmetic.compiled import Array, all_finite
 from agt_lightning.interval import Interval

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.aggregation.kernels.base import TopNKernel
 from agt_lightning.aggregation.kernels.factors import Factor
-from agt_lightning.aggregation.kernels.interface import TopNKernel
 from agt_lightning.arithmetic import multiply
 from agt_lightning.interval import Interval
 from agt_lightning.memory import chunks

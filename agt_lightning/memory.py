@@ -1,10 +1,11 @@
 """The memory budget of temporary tensors, its default, and chunks of work that fit a budget."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -82,3 +83,15 @@ def chunks(count: int, bytes_each: int, budget: int) -> Iterator[slice]:
     size = max(1, budget // bytes_each)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def place_of(tensor: Tensor) -> Hashable:
+    """Return what tensors have in common that are the same memory, read in the same order; axes of size 1 do not count.
+
+    Example:
+        >>> values = torch.ones(2, 3)
+        >>> place_of(values) == place_of(values[:, None]), place_of(values) == place_of(values.clone())
+        (True, False)
+    """
+    axes = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
+    return tensor.data_ptr(), tensor.dtype, tuple(axes)

@@ -123,17 +123,17 @@ def stored_gains(
         samples: weights and poisonable samples.
         budget: memory for temporary tensors, in bytes.
     """
-    values = _values(clean), _values(poisoned)
+    values, weights = (_values(clean), _values(poisoned)), samples.select(samples.weights)
     if values[0] is not None and values[1] is not None:
         for units in ranges(clean.elements, min(units_at_once(samples.poisonable_count), _elements(samples, budget))):
-            factor = Factor.of(values[0], values[1], units, samples, weighted=True)
-            yield factor.poisoned.upper - factor.clean.upper, factor.clean.lower - factor.poisoned.lower
+            factor = Factor.of(values[0], values[1], units, samples)
+            up, down = factor.poisoned.upper - factor.clean.upper, factor.clean.lower - factor.poisoned.lower
+            yield up.mul_(weights), down.mul_(weights)
         return
-    weights = samples.select(samples.weights)
     for start, stop in blocks(clean, budget):
         inner, outer = clean.block(start, stop), poisoned.block(start, stop)
         up, down = outer.upper - samples.select(inner.upper), samples.select(inner.lower) - outer.lower
-        yield up * weights, down * weights
+        yield up.mul_(weights), down.mul_(weights)
 
 
 def _values(gradient: FactoredGradient) -> list[Interval] | None:

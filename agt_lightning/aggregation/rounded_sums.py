@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from agt_lightning.arithmetic.floating_point import Arithmetic, unless
+from agt_lightning.arithmetic.floating_point import Arithmetic, SharingArithmetic, unless
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 
@@ -38,8 +38,10 @@ class StepSums:
 
     def widened(self, gradients: Mapping[str, FactoredGradient]) -> dict[str, FactoredGradient]:
         """Return gradients whose sums cover rounding, by parameter name."""
+        kinds = {name: self.arithmetic(name).run for name in gradients}
+        arithmetics = {run: SharingArithmetic(run, self.own) for run in kinds.values()}
         return {
-            name: gradient.rounded(self.arithmetic(name), self.roundings + CLIPPED_ROUNDINGS)
+            name: gradient.rounded(arithmetics[kinds[name]], self.roundings + CLIPPED_ROUNDINGS)
             for name, gradient in gradients.items()
         }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agt_lightning.gradients import FactoredGradient
+from agt_lightning.gradients import FactoredGradient, common_value
 from agt_lightning.interval import Interval
 from agt_lightning.memory import chunks
 
@@ -29,6 +29,11 @@ class SampleSet:
     def select(self, values: Tensor) -> Tensor:
         """Select the columns of the poisonable samples, from (..., b) to (..., m)."""
         return values if self.poisonable is None else values[..., self.poisonable]
+
+    @property
+    def common_weight(self) -> float | None:
+        """The weight that all samples have; None if they differ."""
+        return common_value(self.weights)
 
     @property
     def poisonable_count(self) -> int:

@@ -43,12 +43,11 @@ def readable(*tensors: Tensor) -> bool:
 
 
 @compiled
-def transpose(source: Array, weights: Array, target: Array) -> None:
-    """Write the transpose of a matrix, each row times its weight, tile by tile.
+def transpose(source: Array, target: Array) -> None:
+    """Write the transpose of a matrix, tile by tile.
 
     Args:
         source: (b, p).
-        weights: (b,).
         target: (p, b), overwritten.
     """
     rows, columns = source.shape
@@ -56,9 +55,8 @@ def transpose(source: Array, weights: Array, target: Array) -> None:
         for left in range(0, columns, _STREAMS):
             right = min(left + _STREAMS, columns)
             for i in range(top, min(top + _ROWS, rows)):
-                weight = weights[i]
                 for j in range(left, right):
-                    target[j, i] = source[i, j] * weight
+                    target[j, i] = source[i, j]
 
 
 @compiled

@@ -1,12 +1,15 @@
 """What rounding can change: in the run that bounds must contain, and in the computation of the bounds."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agt_lightning.interval import Interval
+from agt_lightning.memory import place_of
 from agt_lightning.rounding import accumulated_roundoff
 
 SMALLEST_WEIGHT = 2.0**-40
@@ -130,3 +133,17 @@ class Arithmetic:
     def clear_of_underflow(self, value: Interval, roundings: int = 1) -> Interval:
         """Widen bounds on results, each of so many products, by what underflow can change."""
         return value.widened(self.absolute(roundings), nonnegative=value.nonnegative)
+
+
+@dataclass(frozen=True)
+class SharingArithmetic(Arithmetic):
+    """Roundings of bounds some of which are the same memory: those are widened once."""
+
+    _widened: dict[Hashable, tuple[Interval, Interval]] = field(default_factory=dict, compare=False, repr=False)
+
+    @override
+    def outward(self, value: Interval, roundings: int = 1) -> Interval:
+        place = (place_of(value.lower), place_of(value.upper), value.nonnegative, roundings)
+        if place not in self._widened:  # the bounds are kept beside the result, so that their memory is not used anew
+            self._widened[place] = (value, super().outward(value, roundings))
+        return self._widened[place][1].rearranged(lambda bound: bound.reshape(value.shape))

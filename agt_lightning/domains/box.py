@@ -20,7 +20,7 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.domains.base import Domain, OptimizerStep, Step, TrainingSetup
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError, UnsoundBoundError
-from agt_lightning.gradients import FactoredGradient, all_gathered, partitioned
+from agt_lightning.gradients import Buffers, FactoredGradient, all_gathered, partitioned
 from agt_lightning.interval import Interval, check_finite_and_ordered
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.optimizers import OptimizerState, abstract_optimizer, optimizer_problems
@@ -73,6 +73,7 @@ class BoxDomain(Domain[BoxStep]):
         self.intervals = {name: start.to(dtype=self.dtype) for name, start in starts.items()}
         self.states: dict[str, OptimizerState] = {}
         self._remembered: dict[str, OptimizerState] = {}
+        self._buffers = Buffers()
 
     @classmethod
     @override
@@ -89,10 +90,11 @@ class BoxDomain(Domain[BoxStep]):
     @override
     def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> BoxStep:
         with step.processes.collective_errors():
-            passes = self._passes(step, value_bounds)
             sums = self._sums(step)
-            local_clean = sums.widened(stacked([bounds.clean for bounds in passes]))
-            local_poisoned = sums.widened(stacked([bounds.poisoned for bounds in passes if bounds.poisoned]))
+            self._buffers.reclaim()
+            passes = self._passes(step, sums, value_bounds)
+            local_clean = stacked([bounds.clean for bounds in passes])
+            local_poisoned = stacked([bounds.poisoned for bounds in passes if bounds.poisoned])
             rule = step.adversary.sample_clipping
             clipping = None if rule is None else rule.fitted(list(local_clean.values()))
         clipping = _of_all_samples(clipping, step.processes)
@@ -149,11 +151,11 @@ class BoxDomain(Domain[BoxStep]):
                     return [f"It begins at {address(first.call)}."]
         return []
 
-    def _passes(self, step: Step, value_bounds: Sequence[ValueBounds]) -> list[GradientBounds]:
+    def _passes(self, step: Step, sums: StepSums, value_bounds: Sequence[ValueBounds]) -> list[GradientBounds]:
         """Bound the gradients of each micro-batch, with the parameters anywhere in the box (equations 6 and 7)."""
         others = value_bounds or [ValueBounds()] * len(step.parts)
         return [
-            propagate(part, step.module, self.intervals, step.adversary, self.config, values)
+            propagate(part, step.module, self.intervals, step.adversary, self.config, sums, self._buffers, values)
             for part, values in zip(step.parts, others, strict=True)
         ]
 

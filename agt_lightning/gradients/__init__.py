@@ -4,7 +4,9 @@ Axis letters: ``b`` samples, ``t`` positions (tokens, pixels) at which one weigh
 """
 
 from agt_lightning.gradients.all_gather import all_gathered
-from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, samples_last
+from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, common_value, samples_last
+from agt_lightning.gradients.buffers import Buffers
+from agt_lightning.gradients.collected import CollectedGradients
 from agt_lightning.gradients.composite import Stacked, Summed, merged, stack
 from agt_lightning.gradients.convolution import PatchProduct
 from agt_lightning.gradients.deferred import Deferred
@@ -14,6 +16,8 @@ from agt_lightning.gradients.partition import divisible_axis, partitioned, slice
 from agt_lightning.gradients.rows import RowGradient
 
 __all__ = [
+    "Buffers",
+    "CollectedGradients",
     "Deferred",
     "Elementwise",
     "FactoredGradient",
@@ -25,6 +29,7 @@ __all__ = [
     "Stacked",
     "Summed",
     "all_gathered",
+    "common_value",
     "divisible_axis",
     "merged",
     "partitioned",

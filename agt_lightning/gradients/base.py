@@ -160,6 +160,16 @@ class FactoredGradient(ABC):
         return Interval.trusted(lower, upper, nonnegative=True)
 
 
+def common_value(values: Tensor) -> float | None:
+    """Return the number that all entries are; None if they differ.
+
+    Example:
+        >>> common_value(torch.ones(3)), common_value(torch.tensor([1.0, 2.0]))
+        (1.0, None)
+    """
+    return float(values[0]) if len(values) and bool((values == values[0]).all()) else None
+
+
 def is_nonzero(value: Interval) -> Tensor:
     """Return which entries can be other than zero, of the interval's shape."""
     nonzero = value.lower != 0
@@ -183,33 +193,46 @@ def rounded_factors(
     return first, arithmetic.outward(second, roundings)
 
 
-def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+def samples_last(parts: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
     """Return matrices of consecutive samples as one with the samples along its last axis, contiguous.
 
     Args:
         parts: (samples, p) each, at least one.
         rows: positions of some of all samples, (m,); None means all.
-        weights: factors of these samples, (m,); None means one.
 
     Returns:
-        (p, m)
+        (p, m), which may share memory with the only part.
 
     Example:
         >>> samples_last([torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])], torch.tensor([0, 2]))
         tensor([[1., 5.],
                 [2., 6.]])
     """
-    count = sum(len(part) for part in parts) if rows is None else len(rows)
-    factors = parts[0].new_ones(count) if weights is None else weights.to(parts[0].dtype)
+    if len(parts) == 1 and parts[0].stride(0) == 1:  # samples are last in memory already
+        return parts[0].T.contiguous() if rows is None else parts[0].T.index_select(1, rows)
     if any(part.requires_grad for part in parts):  # compiled loops have no derivatives
-        return (torch.cat(list(_chosen(parts, rows))) * factors[:, None]).T.contiguous()
+        return torch.cat(list(_chosen(parts, rows))).T.contiguous()
+    count = sum(len(part) for part in parts) if rows is None else len(rows)
     result = parts[0].new_empty(parts[0].shape[1], count)
     place = 0
     for part in _chosen(parts, rows):
         places = slice(place, place + len(part))
-        _write_transposed(part, factors[places], result[:, places])
+        write_transposed(part, result[:, places])
         place = places.stop
     return result
+
+
+def write_transposed(source: Tensor, target: Tensor) -> None:
+    """Write the transpose of a matrix.
+
+    Args:
+        source: (b, p).
+        target: (p, b), overwritten.
+    """
+    if readable(source, target) and not source.requires_grad:
+        transpose(source.numpy(), target.numpy())
+    else:
+        target.copy_(source.T)
 
 
 def _chosen(parts: Sequence[Tensor], rows: Tensor | None) -> Iterator[Tensor]:
@@ -224,10 +247,3 @@ def _chosen(parts: Sequence[Tensor], rows: Tensor | None) -> Iterator[Tensor]:
     for part in parts:
         yield part[rows[(rows >= first) & (rows < first + len(part))] - first]
         first += len(part)
-
-
-def _write_transposed(source: Tensor, weights: Tensor, target: Tensor) -> None:
-    if readable(source):
-        transpose(source.numpy(), weights.numpy(), target.numpy())
-    else:
-        target.copy_((source * weights[:, None]).T)

@@ -29,6 +29,13 @@ class Elementwise(FactoredGradient):
     def __init__(self, values: Interval) -> None:
         self.values = require_uncrossed(values)
 
+    @classmethod
+    def of_checked(cls, leaves: Sequence[Leaf]) -> Elementwise:
+        """Return the gradient with values that are made of those of another gradient."""
+        gradient = object.__new__(cls)
+        (gradient.values,) = (leaf for leaf in leaves if isinstance(leaf, Interval))
+        return gradient
+
     @property
     @override
     def shape(self) -> tuple[int, ...]:
@@ -57,7 +64,7 @@ class Elementwise(FactoredGradient):
 
     @override
     def rounded(self, arithmetic: Arithmetic, roundings: int) -> Elementwise:
-        return Elementwise(arithmetic.outward(self.values, roundings))
+        return self.of_checked((arithmetic.outward(self.values, roundings),))
 
     @override
     def nonzero(self) -> Tensor:
@@ -75,10 +82,8 @@ class Elementwise(FactoredGradient):
 
     @override
     def with_leaves(self, leaves: Sequence[Leaf]) -> FactoredGradient:
-        (values,) = leaves
-        assert isinstance(values, Interval)
-        return Elementwise(values)
+        return self.of_checked(leaves)
 
     @override
     def narrow(self, axis: int, start: int, length: int) -> FactoredGradient:
-        return Elementwise(self.values.rearranged(lambda bound: bound.narrow(axis + 1, start, length)))
+        return self.of_checked((self.values.rearranged(lambda bound: bound.narrow(axis + 1, start, length)),))

@@ -11,8 +11,23 @@ from typing_extensions import override
 from agt_lightning.arithmetic import multiply, product, splits
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import require_uncrossed
-from agt_lightning.gradients.base import FactoredGradient, Factors, Leaf, is_nonzero, rounded_factors, samples_last
+from agt_lightning.gradients.base import (
+    FactoredGradient,
+    Factors,
+    Leaf,
+    common_value,
+    is_nonzero,
+    rounded_factors,
+    samples_last,
+)
 from agt_lightning.interval import Interval
+from agt_lightning.memory import chunks
+
+_CACHED = 2**18
+"""Entries of a factor that are multiplied at a time, so that what products are made of stays in the cache."""
+
+_FEWEST = 256
+"""Samples that are multiplied at a time at least: sums over few are slow."""
 
 
 class OuterProduct(FactoredGradient):
@@ -35,6 +50,13 @@ class OuterProduct(FactoredGradient):
     def __init__(self, outputs: Interval, inputs: Interval) -> None:
         self.outputs = require_uncrossed(outputs)
         self.inputs = require_uncrossed(inputs)
+
+    @classmethod
+    def of_checked(cls, leaves: Sequence[Leaf]) -> OuterProduct:
+        """Return the gradient with factors that are made of those of other gradients: outputs and inputs, in order."""
+        gradient = object.__new__(cls)
+        gradient.outputs, gradient.inputs = (leaf for leaf in leaves if isinstance(leaf, Interval))
+        return gradient
 
     @property
     @override
@@ -63,14 +85,21 @@ class OuterProduct(FactoredGradient):
         """Return ``dᵀ z`` as one interval product; None if some pair of factors may straddle zero twice."""
         if not splits(self.outputs, self.inputs):
             return None
-        weight = Interval.point(weights[:, None, None], nonnegative=True)
-        if self.shape[0] <= self.shape[1]:  # the smaller factor is cheaper to scale
-            return require_uncrossed(product(_flat(multiply(self.outputs, weight)).mT, _flat(self.inputs)))
-        return require_uncrossed(product(_flat(self.outputs).mT, _flat(multiply(self.inputs, weight))))
+        common = common_value(weights)
+        total: Interval | None = None
+        for rows in chunks(self.samples, 1, max(_FEWEST, _CACHED // max(self.shape))):
+            d, z = _flat(self.outputs[rows]), _flat(self.inputs[rows])
+            if common is None:
+                weight = Interval.point(weights[rows].repeat_interleave(self.positions)[:, None], nonnegative=True)
+                d, z = (multiply(d, weight), z) if self.shape[0] <= self.shape[1] else (d, multiply(z, weight))
+            part = product(d.mT, z)
+            total = part if total is None else total + part
+        assert total is not None
+        return require_uncrossed(total if common is None else total.scaled(common))
 
     @override
     def rounded(self, arithmetic: Arithmetic, roundings: int) -> OuterProduct:
-        return OuterProduct(*rounded_factors(self.outputs, self.inputs, arithmetic, roundings))
+        return self.of_checked(rounded_factors(self.outputs, self.inputs, arithmetic, roundings))
 
     @override
     def nonzero(self) -> Tensor:
@@ -114,16 +143,13 @@ class OuterProduct(FactoredGradient):
 
     @override
     def with_leaves(self, leaves: Sequence[Leaf]) -> FactoredGradient:
-        outputs, inputs = leaves
-        assert isinstance(outputs, Interval)
-        assert isinstance(inputs, Interval)
-        return OuterProduct(outputs, inputs)
+        return self.of_checked(leaves)
 
     @override
     def narrow(self, axis: int, start: int, length: int) -> FactoredGradient:
         """Return the gradient of some entries of d, or of z."""
         part = (self.outputs, self.inputs)[axis].rearranged(lambda bound: bound.narrow(2, start, length))
-        return OuterProduct(part, self.inputs) if axis == 0 else OuterProduct(self.outputs, part)
+        return self.of_checked((part, self.inputs) if axis == 0 else (self.outputs, part))
 
 
 def _largest(factor: Interval) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.aggregation.rounded_sums import StepSums
 from agt_lightning.arithmetic.compiled import readable
 from agt_lightning.capture import reached
-from agt_lightning.gradients import FactoredGradient, Stacked
+from agt_lightning.gradients import Buffers, CollectedGradients, FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.memory import chunks
 from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET
@@ -28,7 +29,7 @@ Chosen = TypeVar("Chosen", bound=Value)
 _NONE = torch.empty(0, dtype=torch.int64)
 """Positions of no samples."""
 
-_CACHED = 2**21
+_CACHED = 2**20
 """Bytes of the widest value of the samples that are bounded at a time; a dozen such tensors are in use at once."""
 
 
@@ -96,11 +97,14 @@ def propagate(
     box: Mapping[str, Interval],
     adversary: Adversary,
     config: CertificationConfig,
+    sums: StepSums,
+    buffers: Buffers,
     known: ValueBounds | None = None,
 ) -> GradientBounds:
     """Bound the gradients of one micro-batch by both passes, some samples at a time.
 
-    All tensors of these samples stay in the cache. What is shared by samples is computed once.
+    All tensors of these samples stay in the cache until their gradients are collected. What is shared by samples is
+    computed once.
 
     Args:
         part: the micro-batch. Values that depend on no parameter with a box are not computed again.
@@ -108,6 +112,8 @@ def propagate(
         box: bounds by parameter name.
         adversary: the threat model.
         config: how bounds are propagated forward, in which type and memory; backward they always are intervals.
+        sums: the roundings of sums over samples, which the gradients are widened for.
+        buffers: memory for the gradients.
         known: other bounds on some values, with which those of the box are intersected.
     """
     bounded = part.bounded
@@ -122,8 +128,14 @@ def propagate(
         reachable,
         known or ValueBounds(),
     )
-    passes = _Passes(bounded, part.size, adversary, config)
-    return joined([passes.over(samples) for samples in whole.chunks(bounded, part.size, config)])
+    passes = _Passes(bounded, part.size, adversary, config, sums)
+    poisonable = part.size if whole.poisonable is None else len(whole.poisonable)
+    collected, values = CollectedGradients(part.size, poisonable, buffers), []
+    for samples in whole.chunks(bounded, part.size, config):
+        bounds = passes.over(samples)
+        collected.add(bounds.clean, bounds.poisoned)
+        values.append(bounds.values)
+    return GradientBounds(*collected.result(), _joined(values))
 
 
 @dataclass(frozen=True)
@@ -185,24 +197,26 @@ class _Passes:
         size: number of samples of the whole micro-batch.
         adversary: the threat model.
         config: how bounds are propagated.
+        sums: the roundings of sums over samples.
     """
 
     bounded: BoundedObjective
     size: int
     adversary: Adversary
     config: CertificationConfig
+    sums: StepSums
 
     def over(self, samples: _Samples) -> GradientBounds:
         """Bound the gradients of some samples."""
         with record_function("agt: clean pass"):
             values = self._forward(samples.inputs, samples.unmoved, samples.known.clean)
-            clean = self.bounded.gradients(values, self.size, self.config.dtype)
+            clean = self.sums.widened(self.bounded.gradients(values, self.size, self.config.dtype))
         kept = {name: as_interval(values[name]) for name in samples.known.clean}
         if samples.poisonable is not None and not len(samples.poisonable):
             return GradientBounds(clean, {}, ValueBounds(kept))
         with record_function("agt: poisoned pass"):
             reachable = self._poisoned(values, samples)
-            poisoned = self.bounded.gradients(reachable, self.size, self.config.dtype)
+            poisoned = self.sums.widened(self.bounded.gradients(reachable, self.size, self.config.dtype))
         moved = {name: as_interval(reachable[name]) for name in samples.known.poisoned}
         return GradientBounds(clean, poisoned, ValueBounds(kept, moved))
 
@@ -235,26 +249,16 @@ class _Passes:
         return self._forward(inputs, same | dict(samples.reachable), samples.known.poisoned)
 
 
-def joined(parts: Sequence[GradientBounds]) -> GradientBounds:
-    """Return the bounds of consecutive samples as one.
-
-    Args:
-        parts: at least one; those without poisonable samples have no poisoned gradients.
-    """
+def _joined(parts: Sequence[ValueBounds]) -> ValueBounds:
+    """Return bounds on values of consecutive samples as one; parts without poisonable samples have no poisoned ones."""
     if len(parts) == 1:
         return parts[0]
-    poisoned = [part for part in parts if part.poisoned] or parts[:1]
-    return GradientBounds(
-        {name: Stacked([part.clean[name] for part in parts]) for name in parts[0].clean},
-        {name: Stacked([part.poisoned[name] for part in poisoned]) for name in poisoned[0].poisoned},
-        ValueBounds(
-            {name: Interval.cat([part.values.clean[name] for part in parts]) for name in parts[0].values.clean},
-            {
-                name: Interval.cat([part.values.poisoned[name] for part in poisoned])
-                for name in poisoned[0].values.poisoned
-            },
-        ),
-    )
+    return ValueBounds(_stacked([part.clean for part in parts]), _stacked([part.poisoned for part in parts]))
+
+
+def _stacked(parts: Sequence[Mapping[str, Interval]]) -> dict[str, Interval]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: Interval.cat([part[name] for part in parts if name in part]) for name in names}
 
 
 def _unmoved(

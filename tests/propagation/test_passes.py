@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from agt_lightning import BoundedAdversary
+from agt_lightning.gradients import Buffers
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import passes
 from agt_lightning.propagation.config import CertificationConfig
@@ -12,7 +13,7 @@ from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.passes import BoundedBatch, propagate, propagate_nominal
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
-from tests.propagation.test_prefix import Behind
+from tests.propagation.test_prefix import SUMS, Behind
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def gradients(bounded, width, nominal):
     batch = MicroBatch((torch.randn(5, 2).double(), torch.rand(5, 1).double()))
     adversary = BoundedAdversary(n=1, epsilon=0.1, nu=0.1)
     part = BoundedBatch(bounded, batch, poisonable=None, nominal=nominal, frozen=nominal)
-    found = propagate(part, module, boxes(module, width), adversary, CertificationConfig())
+    found = propagate(part, module, boxes(module, width), adversary, CertificationConfig(), SUMS, Buffers())
     return [
         bound
         for part in (found.clean, found.poisoned)

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from agt_lightning import BoundedAdversary
+from agt_lightning.aggregation.rounded_sums import StepSums
+from agt_lightning.gradients import Buffers
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.propagation.config import CertificationConfig
@@ -15,6 +17,8 @@ from agt_lightning.propagation.prefix import PoisonedPrefix, frozen_values
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
 from agt_lightning.rules.values import select
+
+SUMS = StepSums(None, torch.float64, 10)
 
 AT_ONCE, BY_TWO, ONE_BY_ONE = 2**20, 2 * 2 * 8 * 6, 1
 """Budgets: each sample has three outputs of a linear layer and three of its tanh, with two bounds of eight bytes."""
@@ -151,7 +155,7 @@ def gradients(case, widths, known, budget=BY_TWO):
         for name, p in points.items()
     }
     part = BoundedBatch(case.bounded, case.batch, ROWS, {}, reach, frozen=frozen)
-    found = propagate(part, case.module, boxes, adversary, CertificationConfig())
+    found = propagate(part, case.module, boxes, adversary, CertificationConfig(), SUMS, Buffers())
     pairs = [(found.clean[name], found.poisoned[name]) for name in found.clean]
     return [gradient.block(0, gradient.elements) for pair in pairs for gradient in pair]
 

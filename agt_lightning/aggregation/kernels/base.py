@@ -42,7 +42,8 @@ class TopNKernel(ABC):
         up, down = (gains.clean[0].outputs.lower.new_empty(gains.shape) for _ in range(2))
         for rows, columns, outputs, inputs in gains.blocks():
             self.block_sums(outputs, inputs, n, up[rows, columns], down[rows, columns])
-        return up, down
+        weight = gains.common_weight
+        return (up, down) if weight is None else (up.mul_(weight), down.mul_(weight))
 
     @abstractmethod
     def block_sums(self, outputs: Factor, inputs: Factor, n: int, up: Tensor, down: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.gradients import FactoredGradient, Stacked, samples_last
 from agt_lightning.interval import Interval
+from agt_lightning.memory import place_of
 
 _ENTRIES = 2**20
 """Entries of a factor that are put samples last together."""
@@ -39,31 +40,26 @@ class Factor:
         return self.clean.lower if self.same and self.clean.is_point else None
 
     @classmethod
-    def of(
-        cls,
-        clean: Sequence[Interval],
-        poisoned: Sequence[Interval],
-        units: slice,
-        samples: SampleSet,
-        *,
-        weighted: bool = False,
-    ) -> Factor:
+    def of(cls, clean: Sequence[Interval], poisoned: Sequence[Interval], units: slice, samples: SampleSet) -> Factor:
         """Return some units of a factor, which is given part by part.
 
         Args:
             clean: bounds of consecutive samples, (samples, 1, units) each.
             poisoned: those of poisonable samples.
             units: which.
-            samples: weights and poisonable samples.
-            weighted: whether to multiply by the samples' weights.
+            samples: which of them are poisonable.
         """
-        weights = samples.select(samples.weights) if weighted else None
-        inner = _units_first(clean, units, samples.poisonable, weights)
+        inner = _units_first(clean, units, samples.poisonable)
         if samples.poisonable is None and all(map(_same_memory, clean, poisoned)):
             return cls(inner, inner, same=True)
-        outer = _units_first(poisoned, units, None, weights)
+        outer = _units_first(poisoned, units, None)
         same = torch.equal(inner.lower, outer.lower) and torch.equal(inner.upper, outer.upper)
         return cls(inner, inner if same else outer, same)
+
+    def weighted(self, weights: Tensor) -> Factor:
+        """Return the factor times the weights of the samples, (m,)."""
+        clean = self.clean.mapped(lambda bound: bound * weights)
+        return Factor(clean, clean if self.same else self.poisoned.mapped(lambda bound: bound * weights), self.same)
 
 
 def units_at_once(samples: int) -> int:
@@ -79,7 +75,7 @@ def ranges(count: int, size: int) -> Iterator[slice]:
 def _same_memory(first: Interval, second: Interval) -> bool:
     """Return whether two bounds are the same tensors, so that there is no need to compare their numbers."""
     pairs = ((first.lower, second.lower), (first.upper, second.upper))
-    return all(a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() for a, b in pairs)
+    return all(place_of(a) == place_of(b) for a, b in pairs)
 
 
 def parts_of(gradient: FactoredGradient) -> Iterator[FactoredGradient]:
@@ -91,19 +87,18 @@ def parts_of(gradient: FactoredGradient) -> Iterator[FactoredGradient]:
         yield from parts_of(part)
 
 
-def _units_first(parts: Sequence[Interval], units: slice, rows: Tensor | None, weights: Tensor | None) -> Interval:
+def _units_first(parts: Sequence[Interval], units: slice, rows: Tensor | None) -> Interval:
     """Return some units of a factor, samples last.
 
     Args:
         parts: bounds of consecutive samples, (samples, 1, units).
         units: which.
         rows: positions of some of the samples; None means all.
-        weights: of these; None means one.
 
     Returns:
         (units, m); a point if all parts are.
     """
-    lower = samples_last([part.lower[:, 0, units] for part in parts], rows, weights)
+    lower = samples_last([part.lower[:, 0, units] for part in parts], rows)
     if all(part.is_point for part in parts):
         return Interval.point(lower)
-    return Interval.trusted(lower, samples_last([part.upper[:, 0, units] for part in parts], rows, weights))
+    return Interval.trusted(lower, samples_last([part.upper[:, 0, units] for part in parts], rows))

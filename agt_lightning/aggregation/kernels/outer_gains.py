@@ -39,7 +39,10 @@ class OuterGains:
         return outputs, inputs
 
     def blocks(self) -> Iterator[tuple[slice, slice, Factor, Factor]]:
-        """Yield the factors of some outputs and inputs, which together are all: their places, w d, and z."""
+        """Yield the factors of some outputs and inputs, which together are all: their places, d, and z.
+
+        Unless all weights are equal, to `common_weight`, d is multiplied by them.
+        """
         outputs, inputs = self.shape
         size = units_at_once(self.samples.poisonable_count)
         d: Factor | None = None
@@ -50,6 +53,14 @@ class OuterGains:
                     d = self._outputs(rows)
                 yield rows, columns, d, z
 
+    @property
+    def common_weight(self) -> float | None:
+        """The weight of all samples; None if their weights differ."""
+        return self.samples.common_weight
+
     def _outputs(self, rows: slice) -> Factor:
         clean, poisoned = [part.outputs for part in self.clean], [part.outputs for part in self.poisoned]
-        return Factor.of(clean, poisoned, rows, self.samples, weighted=True)
+        d = Factor.of(clean, poisoned, rows, self.samples)
+        if self.common_weight is not None:
+            return d
+        return d.weighted(self.samples.select(self.samples.weights).to(d.clean.dtype))

@@ -26,7 +26,7 @@ from agt_lightning.memory import chunks
 _CACHED = 2**18
 """Entries of a factor that are multiplied at a time, so that what products are made of stays in the cache."""
 
-_FEWEST = 256
+_FEWEST = 1024
 """Samples that are multiplied at a time at least: sums over few are slow."""
 
 

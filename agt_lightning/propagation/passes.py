@@ -131,7 +131,7 @@ def propagate(
     passes = _Passes(bounded, part.size, adversary, config, sums)
     poisonable = part.size if whole.poisonable is None else len(whole.poisonable)
     collected, values = CollectedGradients(part.size, poisonable, buffers), []
-    for samples in whole.chunks(bounded, part.size, config):
+    for samples in whole.chunks(passes):
         bounds = passes.over(samples)
         collected.add(bounds.clean, bounds.poisoned)
         values.append(bounds.values)
@@ -156,9 +156,14 @@ class _Samples:
     reachable: Mapping[str, Value]
     known: ValueBounds
 
-    def chunks(self, bounded: BoundedObjective, size: int, config: CertificationConfig) -> Iterator[_Samples]:
-        """Yield these samples in parts whose values fit in the cache of a CPU and the budget; all at once elsewhere."""
-        graph, samples = bounded.program.graph, bounded.program.samples - self.unmoved.keys()
+    def chunks(self, passes: _Passes) -> Iterator[_Samples]:
+        """Yield these samples in parts whose values fit in the cache of a CPU and the budget; all at once elsewhere.
+
+        What is read as it is, such as data that the adversary leaves alone, does not count: it is read once.
+        """
+        bounded, size, config = passes.bounded, passes.size, passes.config
+        read = self.inputs.keys() - bounded.perturbed_leaves(passes.adversary)
+        graph, samples = bounded.program.graph, bounded.program.samples - self.unmoved.keys() - read
         widest = max((torch.Size(graph.shapes[name][1:]).numel() for name in samples), default=1)
         fits = max(1, min(_CACHED, config.memory_budget or _CACHED) // (config.dtype.itemsize * max(1, widest)))
         if size <= fits or not readable(*(each.lower for each in self.inputs.values() if isinstance(each, Interval))):

@@ -93,8 +93,10 @@ def threshold_sum(entries: Array, count: int, n: int, threshold: Scalar) -> tupl
         threshold: t >= 0 to start from; the closer, the fewer passes.
     """
     kind = entries.dtype.type
-    low = high = (kind(0), kind(0), -1)
-    best, best_at = kind(np.inf), threshold
+    low: tuple[Scalar, Scalar, int] = (kind(0), kind(0), -1)
+    high: tuple[Scalar, Scalar, int] = (kind(0), kind(0), -1)
+    best: Scalar = kind(np.inf)
+    best_at = threshold
     for attempt in range(_PASSES):
         excess, above = _excess(entries, count, threshold)
         value = n * threshold + excess
@@ -112,7 +114,7 @@ def threshold_sum(entries: Array, count: int, n: int, threshold: Scalar) -> tupl
             threshold = _upwards(threshold, excess, above, n) if attempt < 6 else 2 * (threshold + excess)
         else:
             threshold = kind(_between(low, high, n, low[2] - high[2] > _FEW and attempt % 3 != 0))
-            if not low[0] < threshold < high[0] or high[0] - low[0] <= 1e-9 * high[0]:
+            if not low[0] < threshold < high[0]:
                 break
     if low[2] < 0:
         return best, best_at
@@ -193,7 +195,7 @@ def row_sums(gains: Array, n: int, sums: Array) -> None:
     kept = np.empty(gains.shape[1] + 1, gains.dtype)
     for row in range(len(gains)):
         total = _total(gains[row], gains.shape[1])
-        sums[row] = top_n_sum(gains[row], n, kept) if abs(total) < np.inf else total
+        sums[row] = top_n_sum(gains[row], n, kept) if np.isfinite(total) else total
 
 
 @compiled

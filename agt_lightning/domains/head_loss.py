@@ -17,6 +17,7 @@ from agt_lightning.domains.loss_formula import (
     Formula,
     ResidualPart,
     Weight,
+    keeps_order,
     read_formula,
 )
 from agt_lightning.domains.losses import (
@@ -29,7 +30,7 @@ from agt_lightning.domains.losses import (
 )
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules.base import name_of
-from agt_lightning.rules.shape import CASTS, RESHAPES
+from agt_lightning.rules.shape import CASTS
 
 _aten = torch.ops.aten
 
@@ -106,7 +107,7 @@ def _match(bounded: BoundedObjective) -> HeadLossPattern:
 def _unrounded(graph: Graph, target: str) -> str:
     """Return the value that a target is a reshaped copy of, in some type; its rounding is one of those of the loss."""
     call = graph.producer(target)
-    while call is not None and (call.op in RESHAPES or call.op in CASTS and call.dtype.is_floating_point):
+    while call is not None and (keeps_order(graph, call) or call.op in CASTS and call.dtype.is_floating_point):
         target = call.inputs[0]
         call = graph.producer(target)
     return target
@@ -168,7 +169,7 @@ def _logistic_loss(formula: Formula, softplus: Weight, linear: Weight) -> _LossO
         raise HeadError(f"the loss is none of {ACCEPTED_FORMS}: its curvature depends on the targets, or is zero")
     scale = _positive(softplus.constant)
     target = (-1 / softplus.constant) * linear
-    names = [name for name, weight in formula.multipliers.items() if weight == target]
+    names = [name for name, weight in formula.frozen.items() if weight == target]
     if target.target is None or not names:
         raise HeadError(f"the loss is none of {ACCEPTED_FORMS}: no value has the targets that it implies")
     _require_plain(LogisticLoss, formula)

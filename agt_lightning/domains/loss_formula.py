@@ -137,14 +137,14 @@ class Formula:
         outputs: K.
         residuals: parts that are functions of the residual.
         logits: all other parts.
-        multipliers: values that parts are multiplied with, as weights; first to last.
+        frozen: values that parts are multiplied with, and those that these are computed from, as weights.
     """
 
     output: str
     outputs: int
     residuals: tuple[ResidualPart, ...]
     logits: tuple[LogitPart, ...]
-    multipliers: Mapping[str, Weight]
+    frozen: Mapping[str, Weight]
 
 
 def read_formula(graph: Graph, terms: Sequence[LossTerm], dependent: frozenset[str]) -> Formula:
@@ -164,8 +164,18 @@ def read_formula(graph: Graph, terms: Sequence[LossTerm], dependent: frozenset[s
     if len(reader.heads) != 1:
         raise HeadError(f"the loss reads the outputs of {len(reader.heads)} linear layers")
     (output,) = reader.heads
-    return Formula(
-        output, graph.shapes[output][1], tuple(reader.residuals), tuple(reader.logits), dict(reader.multipliers)
+    return Formula(output, graph.shapes[output][1], tuple(reader.residuals), tuple(reader.logits), dict(reader.frozen))
+
+
+def keeps_order(graph: Graph, call: Call) -> bool:
+    """Return whether a call gives all elements in the same order, in another shape.
+
+    Args:
+        graph: the captured graph.
+        call: one of its calls.
+    """
+    return call.op in RESHAPES or (
+        call.op is _aten.select.int and prod(call.shape) == prod(graph.shapes[call.inputs[0]])
     )
 
 
@@ -189,7 +199,7 @@ class _Reader:
         self.heads: set[str] = set()
         self.residuals: list[ResidualPart] = []
         self.logits: list[LogitPart] = []
-        self.multipliers: dict[str, Weight] = {}
+        self.frozen: dict[str, Weight] = {}
 
     def visit(self, name: str, weight: Weight, factors: int) -> None:
         """Enter ``Σ (weight · elements of the value)``, behind a number of factors."""
@@ -234,11 +244,7 @@ class _Reader:
 
     def _keeps_elements(self, call: Call) -> bool:
         """Return whether a call gives the same elements in the same order, none of them rounded."""
-        if call.op in RESHAPES:
-            return True
-        if call.op in CASTS:
-            return not self.graph.narrows(call)
-        return call.op is _aten.select.int and prod(call.shape) == prod(self.graph.shapes[call.inputs[0]])
+        return keeps_order(self.graph, call) or call.op in CASTS and not self.graph.narrows(call)
 
     def _reduced(self, call: Call, weight: Weight) -> list[tuple[str, Weight, int]]:
         before = self.graph.shapes[call.inputs[0]]
@@ -297,7 +303,6 @@ class _Reader:
         product = weight.times(multiplier)
         if product is None:
             raise HeadError(f"`{name_of(call)}` at {call.source} multiplies the loss by two values of each sample")
-        self.multipliers.setdefault(factor, multiplier)
         return value, product, factors + 1
 
     def _scaled(self, call: Call) -> tuple[str, Fraction] | None:
@@ -326,6 +331,10 @@ class _Reader:
 
     def _weight_of(self, name: str) -> tuple[Weight, int]:
         """Return a frozen value as a weight, and the number of factors and sums in it."""
+        self.frozen[name], factors = weight, _ = self._read_weight(name)
+        return weight, factors
+
+    def _read_weight(self, name: str) -> tuple[Weight, int]:
         call = self.producers.get(name)
         if call is not None and call.inputs and call.dtype.is_floating_point:
             read = self._affine(call)
@@ -377,8 +386,8 @@ class _Reader:
         """Return what the elements of a frozen value are."""
         types: list[torch.dtype] = []
         call = self.producers.get(name)
-        while call is not None and (call.op in RESHAPES or call.op in CASTS and call.dtype.is_floating_point):
-            if call.op in CASTS and self.graph.narrows(call):
+        while call is not None and (self._keeps_elements(call) or call.op in CASTS and call.dtype.is_floating_point):
+            if not self._keeps_elements(call):
                 types.append(call.dtype)
             name = call.inputs[0]
             call = self.producers.get(name)
@@ -474,7 +483,6 @@ class _Reader:
         pull = weight.times(multiplier)
         if pull is None or weight.target is not None:
             raise HeadError(f"`{name_of(call)}` at {call.source} is weighted sample by sample")
-        self.multipliers.setdefault(target, multiplier)
         limits = (sigmoid_limit,) if call.arguments.get(SATURATING) else ()
         self.logits.append(LogitPart(softplus=weight, linear=-pull, factors=factors + more, limits=limits))
 

@@ -19,10 +19,10 @@ from math import prod
 import torch
 
 from agt_lightning.capture import Call, Graph
-from agt_lightning.capture.graph import SATURATING, Reference
+from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Reference
 from agt_lightning.capture.terms import LossTerm
 from agt_lightning.domains.head import HeadError
-from agt_lightning.domains.losses import LogitLimit, exponential_limit, sigmoid_limit, softplus_limit
+from agt_lightning.domains.losses import LogitLimit, exponential_limit, sigmoid_limit, softmax_limit, softplus_limit
 from agt_lightning.rules.base import name_of
 from agt_lightning.rules.shape import CASTS, RESHAPES
 
@@ -498,7 +498,8 @@ class _Reader:
             raise HeadError(f"`{name_of(call)}` at {call.source} is weighted sample by sample")
         smoothing = _fraction(call, call.arguments["label_smoothing"])
         label = Weight(smoothing / classes, 1 - smoothing, Target(target, (), classes))
-        self.logits.append(LogitPart(lse=weight, linear=-weight.constant * label, factors=factors))
+        linear = -weight.constant * label
+        self.logits.append(LogitPart(lse=weight, linear=linear, factors=factors, limits=_limits(call)))
 
     def _enter_log_softmax(self, call: Call, weight: Weight, factors: int) -> None:
         logits, dim = call.inputs[0], call.arguments["dim"]
@@ -507,7 +508,8 @@ class _Reader:
             raise HeadError(f"`{name_of(call)}` at {call.source} is not over the classes of shape (batch, classes)")
         if self._narrows(call):
             raise self._unknown(call)
-        self.logits.append(LogitPart(lse=-weight.over_classes(call.shape[1]), linear=weight, factors=factors))
+        lse = -weight.over_classes(call.shape[1])
+        self.logits.append(LogitPart(lse=lse, linear=weight, factors=factors, limits=_limits(call)))
 
     def _log_sum_exp(self, call: Call | None) -> str | None:
         """Return the name of the outputs f for ``log Σ_k exp f_k``, (b,) or (b, 1); None if it is something else."""
@@ -621,6 +623,10 @@ class _Reader:
             f"`{name_of(call)}` at {call.source} makes the loss no known function of outputs and target. Known are "
             f"{ACCEPTED_FORMS}, averaged or summed, also times a number"
         )
+
+
+def _limits(call: Call) -> tuple[LogitLimit, ...]:
+    return (softmax_limit,) if call.arguments.get(UNDERFLOWING) else ()
 
 
 def _require_unweighted(call: Call) -> None:

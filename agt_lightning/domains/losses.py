@@ -85,6 +85,16 @@ def exponential_limit(arithmetic: Arithmetic, outputs: int) -> float:
     return min(-math.log(numbers.tiny), math.log(numbers.max)) - math.log(outputs) - 2
 
 
+def softmax_limit(arithmetic: Arithmetic, outputs: int) -> float:
+    """Return where no probability underflows: outputs then differ by at most twice their size.
+
+    Example:
+        >>> 42 < softmax_limit(Arithmetic(torch.float32, torch.float64), 2) < 43
+        True
+    """
+    return exponential_limit(arithmetic, outputs) / 2
+
+
 @dataclass(frozen=True)
 class OutputBounds:
     """Bounds on the outputs of each sample: a Euclidean ball and a box, both around the nominal outputs.

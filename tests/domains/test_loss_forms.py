@@ -22,6 +22,7 @@ from agt_lightning.domains.losses import (
     OutputBounds,
     SoftmaxLoss,
     SquaredError,
+    softmax_limit,
 )
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.propagation.objective import BoundedObjective
@@ -436,3 +437,9 @@ def test_the_ball_ends_where_a_form_is_computed_otherwise(name, size):
         else:
             engine.step([(x, y)], optimizer)
             assert math.isfinite(engine.domains.in_use["ball"].radius)
+
+
+def test_a_logarithm_of_a_softmax_keeps_its_limit_inside_nll_loss():
+    written = matched(lambda f, y: F.nll_loss(f.softmax(1).log(), y), "ce")
+    assert written.limits == (softmax_limit,)
+    assert matched(lambda f, y: F.nll_loss(F.log_softmax(f, 1), y), "ce").limits == ()

@@ -12,7 +12,7 @@ from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_numbers,
 from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
-from agt_lightning.capture.graph import SATURATING, Call, Graph, Reference
+from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
 from agt_lightning.capture.numbers import probes
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.recording import Recording
@@ -268,9 +268,10 @@ def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
     arguments = dict(call.arguments)
     logits = Reference(inner.inputs[0]) if inner.inputs else None
     if call.op is _aten.log.default and inner.op is _aten.softmax.int:
-        return replace(call, op=_aten.log_softmax.int, arguments=inner.arguments)
+        return replace(call, op=_aten.log_softmax.int, arguments={**inner.arguments, UNDERFLOWING: True})
     if call.op is _aten.nll_loss_nd.default and inner.op is _aten.log_softmax.int and _over_classes(inner):
         arguments |= {"self": logits, "label_smoothing": 0.0}
+        arguments |= {UNDERFLOWING: True} if inner.arguments.get(UNDERFLOWING) else {}
         return replace(call, op=_aten.cross_entropy_loss.default, arguments=arguments)
     if call.op is _aten.binary_cross_entropy.default and inner.op is _aten.sigmoid.default:
         arguments |= {"self": logits, "pos_weight": None, SATURATING: True}

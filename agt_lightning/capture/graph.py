@@ -16,6 +16,9 @@ ITEM = "getitem"
 SATURATING = "saturating"
 """Extra argument of a binary cross-entropy that was written with a sigmoid: its gradient vanishes at large logits."""
 
+UNDERFLOWING = "underflowing"
+"""Extra argument of a log softmax, or cross entropy, that was written as a log of a softmax, which can be zero."""
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from agt_lightning.arithmetic import euclidean_norm, softmax
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rounding import accumulated_roundoff
+from agt_lightning.rules.loss import saturation
 
 Target = Interval | ClassLabels
 """Targets of a batch: numbers as a point interval (b, ...), or class labels (b,)."""
@@ -41,6 +44,55 @@ _FEW = 16
 
 _UPWARD = 1 + 2.0**-40
 """Above the rounding of a few of Python's own numbers."""
+
+
+LogitLimit = Callable[[Arithmetic, int], float]
+"""Largest size of outputs at which a loss that is written by hand is still computed as it is in real arithmetic.
+
+Its arguments are the roundings of runs and the number of outputs. Beyond it a run divides by a rounded zero, overflows,
+or uses another formula.
+"""
+
+
+def sigmoid_limit(arithmetic: Arithmetic, outputs: int) -> float:
+    """Return where ``1 - σ(f)`` is still no rounded zero, and `binary_cross_entropy` is not cut off.
+
+    Example:
+        >>> 13 < sigmoid_limit(Arithmetic(torch.float32, torch.float64), 1) < 17
+        True
+    """
+    return saturation(arithmetic)
+
+
+def softplus_limit(arithmetic: Arithmetic, outputs: int) -> float:
+    """Return where `softplus` with its default threshold of 20 is not yet the identity.
+
+    Example:
+        >>> softplus_limit(Arithmetic(torch.float32, torch.float64), 1) < 20
+        True
+    """
+    return 19.99
+
+
+def exponential_limit(arithmetic: Arithmetic, outputs: int) -> float:
+    """Return where exponentials neither underflow nor, added up over the outputs, overflow.
+
+    Example:
+        >>> 84 < exponential_limit(Arithmetic(torch.float32, torch.float64), 2) < 86
+        True
+    """
+    numbers = torch.finfo(arithmetic.own if arithmetic.run is None else arithmetic.run)
+    return min(-math.log(numbers.tiny), math.log(numbers.max)) - math.log(outputs) - 2
+
+
+def softmax_limit(arithmetic: Arithmetic, outputs: int) -> float:
+    """Return where no probability underflows: outputs then differ by at most twice their size.
+
+    Example:
+        >>> 42 < softmax_limit(Arithmetic(torch.float32, torch.float64), 2) < 43
+        True
+    """
+    return exponential_limit(arithmetic, outputs) / 2
 
 
 @dataclass(frozen=True)
@@ -147,10 +199,21 @@ class HeadLoss(ABC):
 
     Args:
         scale: factor in front, positive; ``1 / K`` for a mean over K outputs.
+        limits: sizes of outputs beyond which runs compute something else; there `rounding` is infinite.
     """
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, limits: tuple[LogitLimit, ...] = ()) -> None:
         self.scale = scale
+        self.limits = limits
+
+    @abstractmethod
+    def value(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return ℓ by torch's own function, (b,).
+
+        Args:
+            outputs: f, (b, K).
+            target: of the same samples, as torch takes it.
+        """
 
     @abstractmethod
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
@@ -193,6 +256,14 @@ class HeadLoss(ABC):
             arithmetic: of the run.
         """
 
+    def _within_limits(self, error: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
+        """Return the rounding, or infinity for samples whose outputs can exceed a limit."""
+        if not self.limits:
+            return error
+        limit = min(limit(arithmetic, bounds.center.shape[1]) for limit in self.limits)
+        within = bounds.box.magnitude.amax(dim=1) <= limit
+        return torch.where(within, error, torch.full_like(error, math.inf))
+
     def energy(self, feature_change: Tensor, bounds: OutputBounds, labels: LabelPerturbation) -> Tensor:
         """Bound ``qᵀ H⁻¹ q`` from above for every change q of the gradient and average H of the curvature, (b,).
 
@@ -219,6 +290,10 @@ class HeadLoss(ABC):
 
 class SquaredError(HeadLoss):
     """``scale · Σ_k (f_k - y_k)²``: gradient 2(f - y), curvature 2."""
+
+    def value(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return `mse_loss`."""
+        return self.scale * F.mse_loss(outputs, target, reduction="none").sum(dim=1)
 
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
         """Return ``2 (f - y)``."""
@@ -260,6 +335,11 @@ class HuberError(HeadLoss):
         super().__init__(scale)
         self.delta = delta
         self.slope = slope
+
+    def value(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return `huber_loss`."""
+        each = F.huber_loss(outputs, target, reduction="none", delta=self.delta)
+        return self.scale * self.slope * each.sum(dim=1)
 
     @property
     def largest_slope(self) -> float:
@@ -311,7 +391,22 @@ class HuberError(HeadLoss):
 
 
 class LogisticLoss(HeadLoss):
-    """``scale · Σ_k`` binary cross entropy of logit f_k: gradient σ(f) - y, curvature σ'."""
+    """``scale · Σ_k`` binary cross entropy of logit f_k: gradient σ(f) - y, curvature σ'.
+
+    Args:
+        scale: factor in front.
+        limits: of a form that is written by hand.
+        parts: number of summands that a run computes the gradient from; two for ``y log p + (1 - y) log(1 - p)``.
+    """
+
+    def __init__(self, scale: float, limits: tuple[LogitLimit, ...] = (), parts: int = 1) -> None:
+        super().__init__(scale, limits)
+        self.parts = parts
+
+    def value(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return `binary_cross_entropy_with_logits`."""
+        each = F.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+        return self.scale * each.sum(dim=1)
 
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
         """Return ``σ(f) - y``."""
@@ -342,9 +437,14 @@ class LogisticLoss(HeadLoss):
         return self.scale
 
     def rounding(self, gradient: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
-        """Return the rounding of a sigmoid, which is at most 1, and of its difference to the label."""
+        """Return the rounding of a sigmoid, which is at most 1, and of its difference to the label.
+
+        Two summands are the gradients of ``y log p`` and ``(1 - y) log(1 - p)``, or of others with weights no larger
+        than ``|y|`` and ``|1 - y|``, which add up to at most ``1 + 2 |y| <= 3 + 2 |g|`` where one has ``2 + |g|``.
+        """
         sigmoid = 2 * self.scale * math.sqrt(bounds.center.shape[1])
-        return arithmetic.relative(_ELEMENTARY + _FEW) * (sigmoid + gradient)
+        error = self.parts * arithmetic.relative(_ELEMENTARY + _FEW) * (sigmoid + gradient)
+        return self._within_limits(error, bounds, arithmetic)
 
     def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
         """Return ``√K`` for labels in [0, 1], and infinity if a label can lie outside."""
@@ -355,14 +455,36 @@ class LogisticLoss(HeadLoss):
 
 
 class SoftmaxLoss(HeadLoss):
-    """``scale ·`` cross entropy of the softmax over f with class labels: gradient p - e_y, curvature diag(p) - p pᵀ."""
+    """``scale ·`` cross entropy of the softmax over f with class labels: gradient p - e_y, curvature diag(p) - p pᵀ.
+
+    With smoothing s the targets are ``(1 - s) e_y + s / K`` instead of the unit vectors e_y.
+
+    Args:
+        scale: factor in front.
+        limits: of a form that is written by hand.
+        smoothing: s, in [0, 1].
+    """
+
+    def __init__(self, scale: float, limits: tuple[LogitLimit, ...] = (), smoothing: float = 0.0) -> None:
+        super().__init__(scale, limits)
+        self.smoothing = smoothing
+
+    @property
+    def label_weight(self) -> float:
+        """Weight of e_y, the part of a target that a label decides."""
+        return 1 - self.smoothing
+
+    def value(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return `cross_entropy`."""
+        return self.scale * F.cross_entropy(outputs, target, reduction="none", label_smoothing=self.smoothing)
 
     def gradient(self, outputs: Tensor, target: Target) -> Tensor:
-        """Return ``p - e_y``."""
+        """Return ``p - (1 - s) e_y - s / K``."""
         assert isinstance(target, ClassLabels)
         label = target.index.long()[:, None]
-        difference = softmax(Interval.point(outputs)).lower.scatter_add(1, label, outputs.new_full(label.shape, -1.0))
-        return self.scale * difference
+        pull = outputs.new_full(label.shape, -self.label_weight)
+        difference = softmax(Interval.point(outputs)).lower.scatter_add(1, label, pull)
+        return self.scale * (difference - self.smoothing / outputs.shape[1])
 
     def curvature(self, bounds: OutputBounds, target: Target) -> tuple[Tensor, Tensor]:
         """Return zero, attained in the direction of equal logits, and ``2 max_k p_k (1 - p_k)`` by Gershgorin."""
@@ -375,10 +497,15 @@ class SoftmaxLoss(HeadLoss):
         return 0.0
 
     def rounding(self, gradient: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
-        """Return the rounding of probabilities, whose exponents are rounded relative to the outputs."""
+        """Return the rounding of probabilities, whose exponents are rounded relative to the outputs.
+
+        Smoothed targets are added up once more, since their sum multiplies the probabilities.
+        """
+        classes = bounds.center.shape[1]
         exponents = arithmetic.relative(_FEW) * bounds.box.magnitude.amax(dim=1)
-        sums = arithmetic.relative(bounds.center.shape[1] + 2 * _ELEMENTARY)
-        return self.scale * (exponents + sums) + arithmetic.relative(_FEW) * gradient
+        sums = arithmetic.relative((2 if self.smoothing else 1) * classes + 2 * _ELEMENTARY)
+        error = self.scale * (exponents + sums) + arithmetic.relative(_FEW) * gradient
+        return self._within_limits(error, bounds, arithmetic)
 
     def gradient_change(self, bounds: OutputBounds, target: Target) -> Tensor:
         """Return the smaller of the Lipschitz bound and that from the extremes of each probability over the box."""
@@ -390,11 +517,11 @@ class SoftmaxLoss(HeadLoss):
         return torch.minimum(self.scale * ends, steepest * bounds.radius)
 
     def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
-        """Return ``‖e_y - e_ỹ‖ = √2`` if the label can be flipped, else 0."""
-        return self.scale * math.sqrt(2) * _UPWARD * labels.flippable(outputs).to(torch.float64)
+        """Return ``(1 - s) ‖e_y - e_ỹ‖ = (1 - s) √2`` if the label can be flipped, else 0."""
+        return self.scale * self.label_weight * math.sqrt(2) * _UPWARD * labels.flippable(outputs).to(torch.float64)
 
     def energy(self, feature_change: Tensor, bounds: OutputBounds, labels: LabelPerturbation) -> Tensor:
-        """Return the largest ``qᵀ H⁺ q = 1/p_y + 1/p_ỹ`` for ``q = e_y - e_ỹ``.
+        """Return the largest ``qᵀ H⁺ q = (1 - s)² (1/p_y + 1/p_ỹ)`` for ``q = (1 - s) (e_y - e_ỹ)``.
 
         It is convex in H, so the largest over the outputs bounds that of averages. It is infinite if features change.
 
@@ -408,12 +535,13 @@ class SoftmaxLoss(HeadLoss):
         label, least = labels.poisoned.index.long()[:, None], bounds.probabilities.lower
         others = labels.poisoned.reachable(bounds.center.shape[1]).scatter_(1, label, False)
         rarest = least.masked_fill(~others, math.inf).amin(dim=1)
-        energy = self.scale * (1 / least.gather(1, label).squeeze(1) + 1 / rarest)
+        strength = self.scale * self.label_weight**2
+        energy = strength * (1 / least.gather(1, label).squeeze(1) + 1 / rarest)
         energy = torch.where(others.any(dim=1), energy, torch.zeros_like(energy))
         return torch.where(feature_change > 0, infinite, energy)
 
     def largest_gradient(self, labels: LabelPerturbation, outputs: int) -> float:
-        """Return √2, for ``‖p - e_y‖ <= √2``."""
+        """Return √2, the diameter of the simplex, which holds p and every target."""
         return self.scale * math.sqrt(2) * _UPWARD
 
 

@@ -39,13 +39,16 @@ NUMERIC: list[tuple[HeadLoss, str]] = [
     (HuberError(1.0, 0.3, 1 / 0.3), "smooth"),
     (LogisticLoss(0.5), "bce"),
 ]
-LOSSES = [*NUMERIC, (SoftmaxLoss(0.5), "ce")]
+LOSSES = [*NUMERIC, (SoftmaxLoss(0.5), "ce"), (SoftmaxLoss(0.5, smoothing=0.3), "ce")]
 
 
 def value(loss: HeadLoss, kind: str, outputs: Tensor, target: Tensor) -> Tensor:
     """Of torch's own loss, per sample; outputs (..., k)."""
     if kind == "ce":
-        flat = torch.nn.functional.cross_entropy(outputs.flatten(0, -2), target.flatten(), reduction="none")
+        assert isinstance(loss, SoftmaxLoss)
+        flat = torch.nn.functional.cross_entropy(
+            outputs.flatten(0, -2), target.flatten(), reduction="none", label_smoothing=loss.smoothing
+        )
         return loss.scale * flat.reshape(target.shape)
     if kind == "bce":
         each = torch.nn.functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
@@ -130,8 +133,12 @@ class Case:
         return LabelPerturbation(self.target, Interval(self.values - nu, self.values + nu), nu), ball
 
 
+def name(loss: HeadLoss, kind: str) -> str:
+    return f"{kind}-smoothed" if getattr(loss, "smoothing", 0.0) else kind
+
+
 CASES = [
-    pytest.param(loss, kind, k, boxed, id=f"{kind}-{loss.scale}-{k}-{'box' if boxed else 'ball'}")
+    pytest.param(loss, kind, k, boxed, id=f"{name(loss, kind)}-{loss.scale}-{k}-{'box' if boxed else 'ball'}")
     for loss, kind in LOSSES
     for k in (1, 2, 3)
     for boxed in (False, True)
@@ -144,6 +151,11 @@ class TestSuprema:
         case = Case(kind, k, boxed, 0)
         own = loss.gradient(case.center, case.target)
         torch.testing.assert_close(own, derivative(loss, kind, case.center, case.values), atol=ROUNDING, rtol=ROUNDING)
+
+    def test_value_is_that_of_torch(self, loss, kind, k, boxed):
+        case = Case(kind, k, boxed, 0)
+        own = loss.value(case.center, case.values)
+        torch.testing.assert_close(own, value(loss, kind, case.center, case.values), atol=ROUNDING, rtol=ROUNDING)
 
     def test_reach_contains_its_points(self, loss, kind, k, boxed):
         case = Case(kind, k, boxed, 1)

@@ -10,6 +10,7 @@ from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.errors import UncertifiableError
+from tests.domains.loss_forms import Loss
 from tests.engine.attacks import LOSSES, RUNS, Attacks, assert_contained, data, network
 
 LEAST = 1e-9
@@ -44,7 +45,10 @@ SCHEDULES = [Schedule(0.02, 0.0, 0.0), Schedule(0.1, 0.1, 0.2), Schedule(0.3, 0.
 
 @dataclass
 class Training:
-    """A clean training with its bounds, beside `RUNS` poisoned ones."""
+    """A clean training with its bounds, beside `RUNS` poisoned ones.
+
+    The loss is that of its kind, also if it is written in another way.
+    """
 
     kind: str
     adversary: BoundedAdversary
@@ -52,6 +56,7 @@ class Training:
     schedule: Schedule
     domains: tuple[str, ...]
     seed: int
+    loss: Loss | None = None
     shares: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -60,7 +65,7 @@ class Training:
         self.module = network(self.kind, self.hidden)
         for bias in (layer.bias for layer in self.module if isinstance(layer, nn.Linear) and self.seed % 2):
             bias.data.zero_()
-        loss = LOSSES[self.kind]
+        loss = LOSSES[self.kind] if self.loss is None else self.loss
         self.engine = AbstractGradientEngine(
             self.module, lambda m, batch: loss(m(batch[0]), batch[1]), self.adversary, domains=self.domains
         )

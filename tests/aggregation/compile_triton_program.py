@@ -12,7 +12,9 @@ spec = importlib.util.spec_from_file_location("triton_program", path)
 program = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(program)
 for kind, number in (("stored", "fp32"), ("shared inputs", "fp64"), ("products", "fp64")):
-    sizes = {"KIND": kind, "O": outputs, "K": inputs if kind != "stored" else 1, "M": samples}
+    sizes = {"KIND": kind, "O": outputs, "K": inputs, "M": samples}
+    if kind == "stored":
+        sizes |= {"K": 1, "M": samples * inputs}
     types = dict.fromkeys(("first", "second", "sums"), f"*{number}")
     types |= dict.fromkeys(("outputs", "inputs", "samples", "n"), "i32") | dict.fromkeys(sizes, "constexpr")
     source = ASTSource(program.threshold_sums, types, constexprs=sizes)

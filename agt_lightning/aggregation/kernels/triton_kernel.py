@@ -41,6 +41,18 @@ class TritonKernel(TopNKernel):
     samples: int = 32
     warps: int = 4
 
+    def tile(self, outputs: int, inputs: int) -> tuple[int, int, int]:
+        """Return what a program takes together of a small layer: fewer units, and more samples for them.
+
+        Example:
+            >>> TritonKernel().tile(100, 50), TritonKernel().tile(1, 3)
+            ((4, 4, 32), (1, 4, 128))
+        """
+        o, k = (
+            min(most, 1 << (count - 1).bit_length()) for most, count in ((self.outputs, outputs), (self.inputs, inputs))
+        )
+        return o, k, self.samples * self.outputs * self.inputs // (o * k)
+
     @override
     def sums(self, gains: Tensor, n: int) -> Tensor:
         gains = gains.contiguous()
@@ -70,10 +82,10 @@ class TritonKernel(TopNKernel):
         samples = first.shape[-1]
         if n == 0 or samples == 0:
             return
-        tile = (self.outputs, self.inputs if inputs > 1 else 1)
+        tile = self.tile(outputs, inputs)
         grid = (-(-outputs // tile[0]), -(-inputs // tile[1]), sides)
         sizes = (outputs, inputs, samples, min(n, samples))
-        threshold_sums[grid](first, second, sums, *sizes, kind, *tile, self.samples, num_warps=self.warps)
+        threshold_sums[grid](first, second, sums, *sizes, kind, *tile, num_warps=self.warps)
 
 
 def _zero_if_finite(factor: Tensor) -> Tensor:

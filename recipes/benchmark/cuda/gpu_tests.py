@@ -22,11 +22,16 @@ def measure(request: Request, write: Write) -> None:
     Args:
         request: which files; by default all that have a test for a GPU.
         write: keeps a row.
+
+    Raises:
+        RuntimeError: if pytest does not run them.
     """
     several = ["-n", _WORKERS] if importlib.util.find_spec("xdist") and request.device == "cuda" else []
     # Other versions of packages warn of other things, and pytest of settings that it does not know yet.
     options = ["-q", "-m", "gpu and not slow", "-W", "default", *several]
-    pytest.main([*options, *(request.tests or files())], plugins=[_Recorder(write)])
+    code = pytest.main([*options, *(request.tests or files())], plugins=[_Recorder(write)])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"Expected tests to run, but pytest ended with {code!r}. Its messages are above.")
 
 
 def files() -> tuple[str, ...]:

@@ -33,6 +33,7 @@ def bare_machine(tmp_path, monkeypatch):
     place.mkdir()
     (place / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({MISSING}))\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), str(ROOT)]))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # some of them have a plugin here
     monkeypatch.chdir(ROOT)
 
 
@@ -156,6 +157,12 @@ def test_files_with_tests_for_a_gpu_are_found():
     names = {Path(file).relative_to(ROOT / "tests").as_posix() for file in gpu_tests.files()}
     assert {"engine/test_cuda.py", "lightning/test_cuda.py", "distributed/test_cuda.py"} <= names
     assert "test_bounds.py" not in names
+
+
+def test_tests_that_do_not_run_are_no_success(monkeypatch):
+    monkeypatch.setattr(gpu_tests.pytest, "main", lambda *given, **more: pytest.ExitCode.NO_TESTS_COLLECTED)
+    with pytest.raises(RuntimeError, match="NO_TESTS_COLLECTED"):
+        gpu_tests.measure(REQUEST, [].append)
 
 
 def test_each_test_is_a_row():

@@ -6,7 +6,7 @@ smallest gain above t and the largest one that is not. The n-th largest gain is 
 are above t, and at most the latter if fewer are. Passes end when one gain is left; neighbors are gains themselves and
 none is compared with a sum, so equal gains cost nothing and rounding decides nothing. The next t is where the counts at
 both ends let n gains be expected. From the fifth pass on every second one halves the numbers of the type that are left,
-so there are at most 133 in double precision; random gains take 3 to 20.
+so there are at most 133 in double precision; random gains take 2 to 20.
 
 The sum is ``Σ (v_i - t)⁺ + c (t - s) + n s``, with s the neighbor below t and c <= n gains above it: nothing cancels.
 

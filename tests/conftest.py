@@ -1,7 +1,8 @@
 """Where tests run: threads, kernels and devices.
 
 Small tensors only: threads cost more than they save, and Lightning raises their number for the whole process. So there
-is one, unless ``OMP_NUM_THREADS`` says otherwise. With ``AGT_WITHOUT_ONEDNN=1`` tests compute without oneDNN.
+is one, unless ``OMP_NUM_THREADS`` says otherwise. With ``AGT_WITHOUT_ONEDNN=1`` tests compute without oneDNN. Programs
+in Triton run in its interpreter if there is no GPU.
 """
 
 import os
@@ -12,6 +13,9 @@ import pytest
 import torch
 
 from tests.distributed.pool import Pool
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when it is imported
 
 if os.environ.get("AGT_WITHOUT_ONEDNN") == "1":
     torch.backends.mkldnn.set_flags(False)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+try:
+    import numba
+except ModuleNotFoundError:  # a dependency, but machines that others set up, and new Pythons, can lack it
+    logging.getLogger(__name__).warning("numba is not installed: bounds are the same, but slower on a CPU.")
+    COMPILES = False
+else:
+    COMPILES = True
 
 Array = NDArray[np.floating[Any]]
 Scalar = float | np.floating[Any]
@@ -29,7 +37,10 @@ def compiled(function: Compiled) -> Compiled:
     """Compile a function for arrays, without Python's lock; sums may be taken in any order, NaN and infinity count.
 
     The machine code is kept on disk where a folder for it is writable; elsewhere each process takes seconds for it.
+    Without numba a function stays as it is, and nothing is `readable`, so that torch does its work.
     """
+    if not COMPILES:
+        return function
     compile_with = partial(numba.njit, nogil=True, fastmath={"contract", "nsz", "reassoc"})
     try:
         return cast("Compiled", compile_with(cache=True)(function))
@@ -39,7 +50,8 @@ def compiled(function: Compiled) -> Compiled:
 
 def readable(*tensors: Tensor) -> bool:
     """Return whether compiled loops can read all tensors: in single or double precision, in the memory of the CPU."""
-    return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
+    types = (torch.float32, torch.float64)
+    return COMPILES and all(tensor.device.type == "cpu" and tensor.dtype in types for tensor in tensors)
 
 
 @compiled

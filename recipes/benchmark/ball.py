@@ -5,6 +5,7 @@ Normal samples in float64, 200 of them poisoned: 11 → 64 → 1 with squared er
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from time import process_time
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.propagation.samples import MicroBatch
 from recipes.benchmark.report import Row
+from recipes.benchmark.workloads import Workload, classes, normal, uniform
 from recipes.models.perceptron import perceptron
 
 WARM_UP = 20
@@ -97,6 +99,23 @@ def squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the mean cross entropy of the softmax."""
     return F.cross_entropy(module(batch[0]), batch[1])
+
+
+def workloads() -> list[Workload]:
+    """Return the cases as workloads of 10 000 samples, for other machines and clocks."""
+    return [
+        Workload(
+            f"{' → '.join(map(str, case.sizes))}, {name}",
+            partial(perceptron, list(case.sizes), torch.float64),
+            normal(case.sizes[0]),
+            classes(case.sizes[-1]) if case.loss is cross_entropy else uniform(case.sizes[-1]),
+            F.cross_entropy if case.loss is cross_entropy else F.mse_loss,
+            10_000,
+            case.adversary,
+            case.rate,
+        )
+        for name, case in CASES.items()
+    ]
 
 
 FEATURES = BoundedAdversary(n=200, epsilon=0.01)

@@ -1,11 +1,11 @@
 """Tables of measured costs, as CSV and as markdown."""
 
+import csv
 import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 Row = dict[str, str | float]
@@ -30,7 +30,10 @@ def write(rows: Sequence[Row], path: Path, caption: str) -> list[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(".csv"), path.with_suffix(".md")]
-    pd.DataFrame(rows).to_csv(files[0], index=False)
+    with files[0].open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
     files[1].write_text(f"{markdown(rows)}\n\n{caption}\n")
     return files
 

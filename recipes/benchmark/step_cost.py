@@ -46,6 +46,7 @@ class Setting:
         repeats: certified steps to take the median over.
         aggregation: method of aggregation.
         floats: which runs the bounds contain.
+        domains: that bounds are kept in.
     """
 
     device: str
@@ -54,6 +55,7 @@ class Setting:
     repeats: int
     aggregation: Aggregation = "exact"
     floats: Floats = "run"
+    domains: tuple[str, ...] = ("box",)
 
     @property
     def clock(self) -> Clock:
@@ -127,6 +129,7 @@ class Training:
             dtype=setting.bounds,
             aggregation=setting.aggregation,
             floats=setting.floats,
+            domains=setting.domains,
         )
 
     def plain_step(self) -> None:
@@ -148,8 +151,8 @@ class Training:
         state = self.engine.state()
         plain, certified, width = [], [], 0.0
         for _ in range(self.setting.repeats):
-            plain += [self._timed(self.plain_step) for _ in range(PLAIN_STEPS)]
-            certified.append(self._timed(self.certified_step))
+            plain += [timed(self.plain_step, self.setting.device) for _ in range(PLAIN_STEPS)]
+            certified.append(timed(self.certified_step, self.setting.device))
             width = self.engine.bounds.mean_width()
             self.module.load_state_dict(parameters)
             self.engine.restore(state)
@@ -161,21 +164,48 @@ class Training:
             self.certified_step()
         with profile() as profiler, record_function(PARTS_OF):
             self.certified_step()
-            self._wait()
+            if self.setting.device == "cuda":
+                torch.cuda.synchronize()
         took = {event.key: event.cpu_time_total / 1e3 for event in profiler.key_averages()}
         parts = {name: took.get(f"agt: {name}", 0.0) for name in PARTS}
         return parts | {"training": took[PARTS_OF] - sum(parts.values())}
 
-    def _timed(self, step: Callable[[], None]) -> Seconds:
-        self._wait()
+    def peaks(self) -> tuple[int, int]:
+        """Return the most bytes in use during plain steps, and then during as many certified ones.
+
+        On CUDA, those of torch's allocator, with all that the training keeps in both; on a CPU, the peak of the
+        process's resident memory so far.
+        """
+        self.engine.objective(self.batch)  # the peak of recording is no step's
+        return self._peak_of(self.plain_step), self._peak_of(self.certified_step)
+
+    def _peak_of(self, step: Callable[[], None]) -> int:
+        if self.setting.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(STEPS_BEFORE + 1):
+            step()
+        return _peak(self.setting.device)
+
+
+def timed(step: Callable[[], object], device: str) -> Seconds:
+    """Return how long a step takes; on CUDA, on the device itself, between events before and after it.
+
+    Args:
+        step: makes it.
+        device: "cuda" or "cpu".
+    """
+    if device != "cuda":
         wall, cpu = perf_counter(), process_time()
         step()
-        self._wait()
         return Seconds(perf_counter() - wall, process_time() - cpu)
-
-    def _wait(self) -> None:
-        if self.setting.device == "cuda":
-            torch.cuda.synchronize()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    cpu = process_time()
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return Seconds(start.elapsed_time(end) / 1e3, process_time() - cpu)
 
 
 def loss(module: nn.Module, batch: object) -> Tensor:
@@ -201,16 +231,8 @@ def extra_memory(workload: Callable[[], Workload], setting: Setting, threads: in
 
 def _extra_memory(workload: Callable[[], Workload], setting: Setting, threads: int) -> int:
     torch.set_num_threads(threads)
-    training = Training(workload(), setting)
-    training.engine.objective(training.batch)
-    if setting.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # the peak of recording is no step's
-    for _ in range(STEPS_BEFORE + 1):
-        training.plain_step()
-    before = _peak(setting.device)
-    for _ in range(STEPS_BEFORE + 1):
-        training.certified_step()
-    return _peak(setting.device) - before
+    plain, certified = Training(workload(), setting).peaks()
+    return certified - plain
 
 
 def _peak(device: str) -> int:

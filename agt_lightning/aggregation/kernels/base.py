@@ -13,8 +13,8 @@ from agt_lightning.aggregation.kernels.outer_gains import OuterGains
 class TopNKernel(ABC):
     """``SEMax_n``: the largest sum of at most n gains, for each element of a parameter. Negative gains never count.
 
-    A sum is exact up to its own rounding, that of at most n additions in any order. NaN among the gains, or among the
-    factors that they are made of, makes a sum NaN.
+    A sum is exact up to its own rounding, at most n + 4 roundings of a nonnegative term on its way. NaN among the
+    gains, or among the factors that they are made of, makes a sum NaN.
     """
 
     @abstractmethod

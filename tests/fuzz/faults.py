@@ -20,6 +20,7 @@ import torch
 from agt_lightning import BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import bounded, features
 from agt_lightning.aggregation import DESCENTS, descent, gains, sample_clipping, top_n_sum
+from agt_lightning.aggregation.mean_clipping import MeanNormClipping, MeanValueClipping
 from agt_lightning.arithmetic import floating_point, products
 from agt_lightning.domains import DomainFamily
 from agt_lightning.domains import box as box_domain
@@ -434,6 +435,47 @@ _PROPAGATION = [
 ]
 _CHECKED = box_domain.checked_update
 
+
+def _norm_of_the_middle(self: MeanNormClipping, gradients: Mapping[str, Interval], *given: Any) -> dict[str, Interval]:
+    norm = torch.stack([interval.center.square().sum() for interval in gradients.values()]).sum().sqrt()
+    factor = (self.limit / (norm + 1e-6)).clamp(max=1.0)
+    return {name: Interval.trusted(each.lower * factor, each.upper * factor) for name, each in gradients.items()}
+
+
+def _norms_by_parameter(self: MeanNormClipping, gradients: Mapping[str, Interval], *given: Any) -> dict[str, Interval]:
+    return {name: _NORM_BOUNDS(self, {name: each}, *given)[name] for name, each in gradients.items()}
+
+
+_NORM_BOUNDS = MeanNormClipping.bounds
+
+
+def _clips_by_norm(case: Training) -> bool:
+    return isinstance(case.clipping, MeanNormClipping)
+
+
+_CLIPPING = [
+    Planted(
+        "mean clipping: norm of the middle",
+        _put(MeanNormClipping, "bounds", _norm_of_the_middle),
+        concerns=_clips_by_norm,
+    ),
+    Planted(
+        "mean clipping: a norm for each parameter",
+        _put(MeanNormClipping, "bounds", _norms_by_parameter),
+        concerns=_clips_by_norm,
+    ),
+    Planted(
+        "mean clipping: half of the limit",
+        _put(
+            MeanValueClipping,
+            "bounds",
+            lambda self, *given: _VALUE_BOUNDS(MeanValueClipping(self.limit / 2), *given),
+        ),
+        concerns=lambda case: isinstance(case.clipping, MeanValueClipping),
+    ),
+]
+_VALUE_BOUNDS = MeanValueClipping.bounds
+
 # --- several adversaries ----------------------------------------------------------------------------------------------
 
 
@@ -558,6 +600,7 @@ FAULTS = (
     *_ADVERSARIES,
     *_PROPAGATION,
     *_SEVERAL,
+    *_CLIPPING,
     *_OPTIMIZERS,
 )
 """All mistakes that are planted."""

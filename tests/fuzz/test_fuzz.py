@@ -1,5 +1,6 @@
 """The first minute of the fuzzer, and what it is made of: every operation, attacks that find mistakes, seeds."""
 
+import itertools
 import math
 import random
 import warnings
@@ -191,6 +192,21 @@ def test_some_trainings_have_several_adversaries_and_all_keep_their_own():
     for case in drawn:
         assert [alone.adversary for alone in case.alone()] == [*case.adversaries]
         assert case.adversary in case.adversaries
+
+
+def test_some_trainings_clip_the_mean_or_rest_some_layers():
+    drawn = [training(seed) for seed in range(60)]
+    assert any(case.clipping is not None for case in drawn)
+    resting = [case for case in drawn if case.resting]
+    assert resting
+    for case in resting[:2]:
+        names = {name for name, parameter in case.module().named_parameters() if parameter.requires_grad}
+        assert all(step < names for step in case.resting), "something is trained at each step"
+        certified = case.certified()
+        for step, (before, after) in enumerate(itertools.pairwise(certified), 1):
+            for name in case.resting[step]:
+                assert torch.equal(before[name].lower, after[name].lower)
+                assert torch.equal(before[name].upper, after[name].upper)
 
 
 QUICK = (

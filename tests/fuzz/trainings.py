@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,10 @@ from torch.nn import functional as F
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.several import describe
+from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
+from agt_lightning.capture.clock import Clock
+from agt_lightning.engine.nominal_step import average_gradients
+from agt_lightning.errors import UncertifiableError
 from tests.fuzz.blocks import BLOCKS, Block
 from tests.fuzz.networks import TOKENS, Plan
 
@@ -44,6 +49,8 @@ class Training:
         engine: settings of the bounds.
         dtype: of parameters and data.
         companions: other adversaries that the same training is certified for.
+        clipping: of the mean gradient; None if it is not clipped.
+        resting: names of the parameters that are frozen at each step, besides those that are at all.
     """
 
     seed: int
@@ -59,6 +66,8 @@ class Training:
     engine: dict[str, Any]
     dtype: torch.dtype
     companions: tuple[Adversary, ...] = ()
+    clipping: MeanClipping | None = None
+    resting: tuple[frozenset[str], ...] = ()
 
     @property
     def adversaries(self) -> tuple[Adversary, ...]:
@@ -106,11 +115,39 @@ class Training:
         optimizer = self.optimizer(_trained(module), **self.settings)
         bounds: list[list[ParameterBounds]] = [[] for _ in adversaries]
         for number, batches in enumerate(steps):
-            self.set_rate(optimizer, number)
-            engine.step(list(batches), optimizer, epoch=number)
+            self.prepare(module, optimizer, number)
+            self._step(engine, optimizer, batches, number)
             for found, adversary in zip(bounds, adversaries, strict=True):
                 found.append(engine.bounds_of(adversary))
         return bounds
+
+    def _step(
+        self, engine: AbstractGradientEngine, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], number: int
+    ) -> None:
+        """Make a step as the engine does, and clip its mean gradient if the training does."""
+        if self.clipping is None:
+            engine.step(list(batches), optimizer, epoch=number)
+            return
+        problems = engine.problems(batches[0], optimizer)
+        if problems:
+            raise UncertifiableError(problems)
+        optimizer.zero_grad()
+        observed = []
+        for at, batch in enumerate(batches):
+            observed.append(engine.observe(batch, Clock(number, number, at), number))
+            (self.loss(engine.module, batch) / len(batches)).backward()
+        average_gradients(engine.module, engine.processes)
+        bounds = engine.bound_gradient(observed)
+        engine.verify(bounds, observed, optimizer=optimizer)
+        bounds = engine.clip(bounds, self.clipping, optimizer)
+        self.clip(optimizer)
+        optimizer.step()
+        engine.update(bounds, optimizer)
+
+    def clip(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the mean gradient, if the training does."""
+        if self.clipping is not None:
+            self.clipping.clip([parameter for group in optimizer.param_groups for parameter in group["params"]])
 
     def operations(self) -> list[str]:
         """Return the names of the operations of the recorded loss."""
@@ -118,15 +155,23 @@ class Training:
         return sorted({str(call.op).removeprefix("aten.") for call in calls})
 
     def _engine(self, module: nn.Module, **settings: Any) -> AbstractGradientEngine:
-        config = {"poisonable": _mask, **self.engine, **settings}
+        config = {"poisonable": _mask, "clipping": self.clipping, **self.engine, **settings}
         return AbstractGradientEngine(module, self.loss, self.adversaries, **config)
 
     def settings_at(self, step: int) -> dict[str, Any]:
         """Return the optimizer's settings at a step, counted from 0."""
         return {**self.settings, "lr": self.settings["lr"] * self.rates[step]}
 
-    def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Set the learning rate of a step, counted from 0, as a schedule does."""
+    def rests(self, name: str, step: int) -> bool:
+        """Return whether a parameter that is trained at other steps is frozen at this one."""
+        return bool(self.resting) and name in self.resting[step]
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of a step, counted from 0, as a schedule does, and freeze what rests at it."""
+        in_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in module.named_parameters():
+            if id(parameter) in in_optimizer:
+                parameter.requires_grad_(not self.rests(name, step))
         for group in optimizer.param_groups:
             group["lr"] = self.settings_at(step)["lr"]
 
@@ -136,7 +181,8 @@ class Training:
         against = ", ".join(map(str, self.adversaries))
         return (
             f"seed {self.seed}: {blocks}; {self.loss_name}; {against}; {self.optimizer.__name__} "
-            f"{self.settings} {self.rates}; {self.engine}; {self.dtype}"
+            f"{self.settings} {self.rates}; {self.clipping}; "
+            f"{list(map(sorted, self.resting))}; {self.engine}; {self.dtype}"
         )
 
 
@@ -194,7 +240,29 @@ def training(seed: int) -> Training:
         _engine(draw, adversary),
         dtype,
         _companions(random.Random(-1 - seed), style, plan, adversary, size * parts),
+        _clipping(random.Random(f"clipping {seed}")),
+        _resting(random.Random(f"resting {seed}"), plan, dtype, len(steps)),
     )
+
+
+def _clipping(draw: random.Random) -> MeanClipping | None:
+    """Return a clipping of the mean gradient in some cases; chance is of its own, as for companions."""
+    if draw.random() >= _SHARE_CLIPPED:
+        return None
+    return draw.choice([MeanNormClipping, MeanValueClipping])(draw.choice([0.01, 0.1, 0.5]))
+
+
+def _resting(draw: random.Random, plan: Plan, dtype: torch.dtype, steps: int) -> tuple[frozenset[str], ...]:
+    """Return which trained parameters rest at each step, never all: in some cases of several steps, else none."""
+    if draw.random() >= _SHARE_RESTING or steps == 1:
+        return ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of convolutions with uneven padding
+        names = [name for name, parameter in plan.build(dtype).named_parameters() if parameter.requires_grad]
+    return tuple(frozenset(draw.sample(names, draw.randrange(len(names)))) for _ in range(steps))
+
+
+_SHARE_CLIPPED, _SHARE_RESTING = 0.12, 0.12
 
 
 def _engine(draw: random.Random, adversary: Adversary) -> dict[str, Any]:

@@ -185,3 +185,14 @@ def test_a_training_that_stops_for_one_adversary_is_refused_for_several(composed
     config.callbacks.certified.adversary = nodes
     with pytest.raises(ValueError, match="Expected one adversary with `stop_above`"):
         train(config)
+
+
+def test_frames_of_several_adversaries_are_drawn_one_below_the_other(composed, tmp_path, drive_root):
+    train_points(
+        composed(
+            "experiment=pilotnet", "debug=fast", "logger=none", "adversary.nu=[0.01,0.1]", f"data.root={drive_root}"
+        )
+    )
+    rows = read(tmp_path / "run")
+    assert float(rows[0]["worst MSE"]) < float(rows[1]["worst MSE"])
+    assert (tmp_path / "run" / "figure.png").stat().st_size > 0

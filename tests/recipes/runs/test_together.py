@@ -145,7 +145,7 @@ def test_several_lists_are_all_their_combinations(composed):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["sweep=household", "panel=depth", "level=all"], [1, 1, 1]),
+        (["sweep=crown_vs_ibp", "panel=depth", "level=all"], [1, 1, 1]),
         (["sweep=crown_vs_ibp", "panel=epsilon", "level=[0,2]"], [2]),
         (["sweep=household", "panel=n", "level=all"], [1, 1, 1]),  # each stops where it is vacuous
         (["adversary=unbounded", "adversary.n=[1,2]", "adversary.kappa=[0.1,0.2]"], [2, 2]),

@@ -26,6 +26,9 @@ Scalar = float | np.floating[Any]
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
+_FEWEST = 4096
+"""Entries from which a compiled loop is faster than torch, whose calls take less time to begin."""
+
 _ROWS = 256
 """Rows of a matrix that are transposed together; they stay in the cache until all their columns are written."""
 
@@ -46,6 +49,23 @@ def compiled(function: Compiled) -> Compiled:
         return cast("Compiled", compile_with(cache=True)(function))
     except RuntimeError:
         return cast("Compiled", compile_with()(function))
+
+
+def flat(*tensors: Tensor) -> list[Array] | None:
+    """Return tensors as arrays of one axis, in the same memory; None if compiled loops cannot read them, or do not pay.
+
+    Args:
+        tensors: of one shape.
+
+    Example:
+        >>> flat(torch.ones(2, 3)) is None, flat(torch.ones(100, 100))[0].shape
+        (True, (10000,))
+    """
+    if tensors[0].numel() < _FEWEST or not readable(*tensors):
+        return None
+    if any(tensor.requires_grad or not tensor.is_contiguous() for tensor in tensors):
+        return None
+    return [tensor.numpy().reshape(-1) for tensor in tensors]
 
 
 def readable(*tensors: Tensor) -> bool:
@@ -96,3 +116,35 @@ def all_finite(values: Array) -> bool:
     for i in range(len(values)):
         wrong += not abs(values[i]) < np.inf
     return wrong == 0
+
+
+@compiled
+def moved_outward(values: Array, by: float, result: Array) -> None:
+    """Write ``v + by |v|``.
+
+    Args:
+        values: v, (e,).
+        by: of any sign.
+        result: (e,), overwritten.
+    """
+    for i in range(len(values)):
+        result[i] = values[i] + values.dtype.type(by) * abs(values[i])
+
+
+@compiled
+def heaviside_products(lower: Array, upper: Array, start: Array, end: Array, smallest: Array, largest: Array) -> None:
+    """Write the ends of ``g h`` for g in [lower, upper] and h in [x > 0 at the start, x > 0 at the end].
+
+    Args:
+        lower: (e,), as all others.
+        upper: at least as large.
+        start: lower bounds on x.
+        end: upper bounds on x.
+        smallest: overwritten.
+        largest: overwritten.
+    """
+    zero = lower.dtype.type(0)
+    for i in range(len(lower)):
+        always, never = start[i] > 0, end[i] <= 0
+        largest[i] = upper[i] if always or not (upper[i] <= 0 or never) else zero
+        smallest[i] = lower[i] if always or not (lower[i] >= 0 or never) else zero

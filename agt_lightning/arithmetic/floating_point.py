@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from agt_lightning.arithmetic.compiled import flat, moved_outward
 from agt_lightning.interval import Interval
 from agt_lightning.memory import place_of
 from agt_lightning.rounding import accumulated_roundoff
@@ -128,7 +129,15 @@ class Arithmetic:
             >>> wide.lower, wide.width[1] > 2**-23
             (tensor([0.0000, 1.0000]), tensor(True))
         """
-        return value.widened_relatively(self.relative(roundings))
+        by = self.relative(roundings)
+        ends = (value.lower,) if value.is_point else (value.lower, value.upper)
+        arrays = None if value.nonnegative else flat(*ends)
+        if arrays is None:
+            return value.widened_relatively(by)
+        lower, upper = torch.empty_like(value.lower), torch.empty_like(value.upper)
+        moved_outward(arrays[0], -by, lower.numpy().reshape(-1))
+        moved_outward(arrays[-1], by, upper.numpy().reshape(-1))
+        return Interval.trusted(lower, upper)
 
     def clear_of_underflow(self, value: Interval, roundings: int = 1) -> Interval:
         """Widen bounds on results, each of so many products, by what underflow can change."""

@@ -178,7 +178,7 @@ class CertifiedTraining(Callback):
         self._handles: list[Any] = []  # of what observes the steps
         self._restored: Mapping[str, Any] | None = None  # of a checkpoint that is being loaded
         self._continued: Mapping[str, Any] | None = None  # of the checkpoint from which the training continues
-        self._validating: tuple[Validation, ...] = ()  # by adversary
+        self._validating: Validation | None = None
         self._validations: defaultdict[str, ValidationRecord] = defaultdict(ValidationRecord)  # by adversary's name
 
     # --- results ---------------------------------------------------------------------------------------------------
@@ -407,8 +407,7 @@ class CertifiedTraining(Callback):
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         certified = self._engine is not None and not trainer.sanity_checking
-        runs = self.engine.runs if certified else ()
-        self._validating = tuple(Validation(self.engine, each, pl_module) for each in runs)
+        self._validating = Validation(self.engine, pl_module) if certified else None
 
     @override
     def on_validation_batch_end(
@@ -420,12 +419,12 @@ class CertifiedTraining(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        for validation in self._validating:
-            validation.update(dataloader_idx, batch)
+        if self._validating is not None:
+            self._validating.update(dataloader_idx, batch)
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        found = {each.runs: each.compute(processes_of(trainer)) for each in self._validating}
+        found = {} if self._validating is None else self._validating.compute(processes_of(trainer))
         for warning in dict.fromkeys(results.warning for results in found.values() if results.warning):
             rank_zero_warn(warning)
         for runs, results in found.items():

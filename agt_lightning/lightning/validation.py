@@ -18,7 +18,7 @@ from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.bounded_runs import BoundedRuns
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
-from agt_lightning.lightning.comparison import MetricUndefinedError, comparison
+from agt_lightning.lightning.comparison import Comparison, MetricUndefinedError, comparison
 from agt_lightning.lightning.sample_metrics import sample_metrics
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules.values import as_interval
@@ -88,41 +88,137 @@ class ValidationResults:
 
 
 class Validation:
-    """The certificates of all validation loaders for one adversary.
+    """The certificates of all validation loaders, for each adversary of a training.
+
+    What does not depend on the adversary, such as the outputs of the trained module, is computed once for all.
 
     Args:
-        engine: keeps the captured loss.
-        runs: those of the adversary, with their bounds.
+        engine: keeps the captured loss, and the bounds for each adversary.
         module: that is validated.
     """
 
-    def __init__(self, engine: AbstractGradientEngine, runs: BoundedRuns, module: nn.Module) -> None:
+    def __init__(self, engine: AbstractGradientEngine, module: nn.Module) -> None:
         self.engine = engine
-        self.runs = runs
         self.module = module
-        self.loaders: dict[int, LoaderCertificate] = {}
-        self.problem = ""
-        self.remark = ""
-        self.violation: UnsoundBoundError | None = None
+        self.certificates = tuple(AdversaryValidation(engine, runs) for runs in engine.runs)
 
     def update(self, index: int, batch: object) -> None:
-        """Add a batch of one loader; once something does not fit, add none.
+        """Add a batch of one loader; for an adversary for which something does not fit, add none from then on.
 
         Args:
             index: of the loader.
             batch: in this process.
         """
         self._check_weights()
-        if self.problem or self.remark or self.violation:
+        open_ones = [each for each in self.certificates if not each.closed]
+        if not open_ones:
             return
         try:
-            self.loaders.setdefault(index, LoaderCertificate(self.engine, self.runs)).update(batch)
-        except MetricUndefinedError as error:
-            self.remark = f"{NO_METRIC}{str(error)[0].lower()}{str(error)[1:]}"
-        except (CaptureError, UncertifiableError) as error:
-            self.problem = f"{NO_METRIC}{_DO_NOT_FIT}\n{error}"
-        except UnsoundBoundError as error:  # raised when all processes can raise it together
+            trained = TrainedBatch.of(self.engine, batch)
+        except (MetricUndefinedError, CaptureError, UncertifiableError, UnsoundBoundError) as error:
+            for each in open_ones:
+                each.note(error)
+            return
+        for each in open_ones:
+            each.update(index, trained)
+
+    def compute(self, processes: ProcessGroup) -> dict[BoundedRuns, ValidationResults]:
+        """Return the results for each adversary over the samples of all processes; a collective.
+
+        Raises:
+            UnsoundBoundError: if the trained module does worse than its certificate.
+        """
+        self._check_weights()
+        return {each.runs: each.compute(processes) for each in self.certificates}
+
+    def _check_weights(self) -> None:
+        """Note a problem unless the validated module has the weights that the last step left."""
+        same = self.module is self.engine.module
+        try:
+            self.engine.require_untouched()
+        except UnsoundBoundError:
+            same = False
+        if not same:
+            for each in self.certificates:
+                each.problem = NO_METRIC + _OTHER_WEIGHTS
+
+
+@dataclass(frozen=True)
+class TrainedBatch:
+    """A validation batch with what the trained module makes of it, whoever the adversary is.
+
+    Args:
+        batch: as the loader gives it.
+        bounded: the captured loss of such a batch.
+        compared: its label and its prediction.
+        nominal: bounds on the trained module's predictions, as wide as rounding.
+    """
+
+    batch: object
+    bounded: BoundedObjective
+    compared: Comparison
+    nominal: Interval
+
+    @classmethod
+    def of(cls, engine: AbstractGradientEngine, batch: object) -> TrainedBatch:
+        """Pass a batch through the trained module.
+
+        Raises:
+            CaptureError: if the loss cannot be captured on batches like this one.
+            MetricUndefinedError: if the loss has no metric.
+            UncertifiableError: if the loss has no bounds.
+        """
+        bounded = engine.objective(batch)
+        if bounded.problems:
+            raise UncertifiableError(bounded.problems)
+        try:
+            engine.require_constant(bounded)
+        except UnsoundBoundError as error:  # no step read it, so that training is sound without this metric
+            raise UncertifiableError([str(error)]) from error
+        compared = comparison(bounded.objective)
+        module, dtype = engine.module, engine.config.dtype
+        points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
+        rounded = bounded.rounded(dtype, engine.config.floats)
+        nominal = rounded.forward(bounded.inputs(module, batch, points, dtype))
+        return cls(batch, bounded, compared, as_interval(nominal[compared.prediction]))
+
+
+class AdversaryValidation:
+    """The certificates of all validation loaders for one adversary.
+
+    Args:
+        engine: keeps the captured loss.
+        runs: those of the adversary, with their bounds.
+    """
+
+    def __init__(self, engine: AbstractGradientEngine, runs: BoundedRuns) -> None:
+        self.engine = engine
+        self.runs = runs
+        self.loaders: dict[int, LoaderCertificate] = {}
+        self.problem = ""
+        self.remark = ""
+        self.violation: UnsoundBoundError | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether something did not fit, so that there are no results."""
+        return bool(self.problem or self.remark or self.violation)
+
+    def update(self, index: int, trained: TrainedBatch) -> None:
+        """Add a batch of one loader; note what does not fit."""
+        try:
+            self.loaders.setdefault(index, LoaderCertificate(self.engine, self.runs)).update(trained)
+        except (MetricUndefinedError, CaptureError, UncertifiableError, UnsoundBoundError) as error:
+            self.note(error)
+
+    def note(self, error: MetricUndefinedError | CaptureError | UncertifiableError | UnsoundBoundError) -> None:
+        """Keep why there are no results."""
+        if isinstance(error, UnsoundBoundError):  # raised when all processes can raise it together
             self.violation = error
+        elif isinstance(error, MetricUndefinedError):
+            self.remark = f"{NO_METRIC}{str(error)[0].lower()}{str(error)[1:]}"
+        else:
+            self.problem = f"{NO_METRIC}{_DO_NOT_FIT}\n{error}"
 
     def compute(self, processes: ProcessGroup) -> ValidationResults:
         """Return the results over the samples of all processes; a collective.
@@ -133,7 +229,6 @@ class Validation:
         with processes.collective_errors():
             if self.violation is not None:
                 raise self.violation
-        self._check_weights()
         problems = processes.union([self.problem] if self.problem else [])
         remarks = processes.union([self.remark] if self.remark else [])
         if problems or remarks:
@@ -146,15 +241,6 @@ class Validation:
 
     def _sum(self, parts: Sequence[Mapping[str, Any]]) -> LoaderCertificate:
         return LoaderCertificate.sum_of(self.engine, self.runs, parts)
-
-    def _check_weights(self) -> None:
-        """Note a problem unless the validated module has the weights that the last step left."""
-        try:
-            self.engine.require_untouched()
-        except UnsoundBoundError:
-            self.problem = NO_METRIC + _OTHER_WEIGHTS
-        if self.module is not self.engine.module:
-            self.problem = NO_METRIC + _OTHER_WEIGHTS
 
 
 @dataclass
@@ -175,16 +261,15 @@ class LoaderCertificate:
     samples: int = 0
     shares: dict[str, float] = field(default_factory=dict)
 
-    def update(self, batch: object) -> None:
+    def update(self, trained: TrainedBatch) -> None:
         """Add a batch.
 
         Raises:
-            CaptureError: if the loss cannot be captured on batches like this one.
-            MetricUndefinedError: if loss or labels have no metric.
-            UncertifiableError: if the loss has no bounds.
+            MetricUndefinedError: if labels have no metric.
+            UncertifiableError: if labels do not fit the predictions.
             UnsoundBoundError: if the trained module does worse than its certificate.
         """
-        results = self._results(self.engine.objective(batch), batch)
+        results = self._results(trained)
         _add(self.sums, {name: float(values.double().sum()) for name, values in results.items()})
         self.samples += len(next(iter(results.values()))) if results else 0
 
@@ -224,26 +309,20 @@ class LoaderCertificate:
             _add(total.shares, part["shares"])
         return total
 
-    def _results(self, bounded: BoundedObjective, batch: object) -> Mapping[str, Tensor]:
-        if bounded.problems:
-            raise UncertifiableError(bounded.problems)
-        try:
-            self.engine.require_constant(bounded)
-        except UnsoundBoundError as error:  # no step read it, so that training is sound without this metric
-            raise UncertifiableError([str(error)]) from error
-        compared = comparison(bounded.objective)
-        engine, module, dtype = self.engine, self.engine.module, self.engine.config.dtype
-        points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
-        rounded = bounded.rounded(dtype, engine.config.floats)
-        nominal = rounded.forward(bounded.inputs(module, batch, points, dtype))
-        inputs = bounded.inputs(module, batch, self.runs.box, dtype)
-        heads = self.runs.head_bounds(bounded)
+    def _results(self, trained: TrainedBatch) -> Mapping[str, Tensor]:
+        engine, bounded, compared = self.engine, trained.bounded, trained.compared
+        inputs = bounded.inputs(engine.module, trained.batch, self.runs.box, engine.config.dtype)
         values = BoundedValues.of(
-            rounded.program, inputs, compared.prediction, heads, bounded.skipped, engine.config.method
+            bounded.rounded(engine.config.dtype, engine.config.floats).program,
+            inputs,
+            compared.prediction,
+            self.runs.head_bounds(bounded),
+            bounded.skipped,
+            engine.config.method,
         )
-        size = bounded.size(batch)
+        size = bounded.size(trained.batch)
         _add(self.shares, {name: share * size for name, share in values.domain_shares().items()})
-        return sample_metrics(compared, as_interval(nominal[compared.prediction]), values)
+        return sample_metrics(compared, trained.nominal, values)
 
 
 def _add(sums: dict[str, float], terms: Mapping[str, float]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import softplus as exact_softplus
+from agt_lightning.arithmetic.compiled import flat, heaviside_products
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Site
 from agt_lightning.rules.elementary import ElementaryFunction, KernelError
@@ -38,11 +39,41 @@ def _of_tanh_form(size: Tensor) -> Tensor:
     return 1 + size + size * size.square() / 8
 
 
+def heaviside_product(grad: Interval, x: Interval) -> Interval:
+    """Return ``g h`` for h in ``[l > 0, u > 0]``, zero at zero as in autograd; exact.
+
+    Args:
+        grad: bounds on g.
+        x: bounds [l, u] on the input, of the same shape.
+
+    Example:
+        >>> grad, x = Interval(-torch.ones(3), torch.ones(3)), torch.tensor([-2.0, -1.0, 1.0])
+        >>> heaviside_product(grad, Interval(x, x + 1.5)).upper
+        tensor([0., 1., 1.])
+    """
+    if x.is_point:
+        return grad.mapped(lambda bound: _masked(bound, x.lower), nonnegative=grad.nonnegative)
+    arrays = flat(grad.lower, grad.upper, x.lower, x.upper)
+    if arrays is not None:
+        lower, upper = torch.empty_like(grad.lower), torch.empty_like(grad.lower)
+        smallest, largest, start, end = arrays
+        heaviside_products(smallest, largest, start, end, lower.numpy().reshape(-1), upper.numpy().reshape(-1))
+    else:
+        lower = torch.minimum(_masked(grad.lower, x.lower), _masked(grad.lower, x.upper))
+        upper = torch.maximum(_masked(grad.upper, x.lower), _masked(grad.upper, x.upper))
+    return Interval.trusted(lower, upper, nonnegative=grad.nonnegative)
+
+
+def _masked(grad: Tensor, x: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.threshold_backward(grad, x, 0)
+    return result
+
+
 relu = Monotone(
     function=lambda x: torch.clamp(x, min=0),
     derivative=lambda x: (x > 0).to(x.dtype),
     nonnegative=True,
-    product=lambda gradient, x: torch.ops.aten.threshold_backward(gradient, x, 0),
+    product=heaviside_product,
     rounding=EXACT,
 )
 """``max(x, 0)`` with derivative ``[l > 0, u > 0]``: section 3.4's Heaviside interval, zero at zero as in autograd."""

@@ -64,14 +64,14 @@ class Monotone(Rule):
         function: f, a function of tensors x; or of the site and x if it depends on settings of the call.
         derivative: f', likewise, equal to what autograd uses, also at kinks.
         nonnegative: whether f >= 0.
-        product: ``g f'(x)`` of tensors g and x, if it can be computed without a tensor of f'.
+        product: bounds on ``g f'(x)`` from those on g and x, if they can be computed without bounds on f'.
         rounding: of values and gradients; the default is wide.
     """
 
     function: Function
     derivative: Function
     nonnegative: bool = False
-    product: Callable[[Tensor, Tensor], Tensor] | None = None
+    product: Callable[[Interval, Interval], Interval] | None = None
     rounding: Roundings = UNSTATED
 
     def roundings(self, site: Site) -> Roundings:
@@ -87,20 +87,9 @@ class Monotone(Rule):
         """``g f'``; a monotone f has ``f' >= 0``."""
         x = as_interval(inputs[0])
         if self.product is not None:
-            return [_at_ends(self.product, grad, x)]
+            return [self.product(grad, x)]
         slope = x.mapped(lambda bound: evaluate(self.derivative, site, bound), nonnegative=True)
         return [multiply(grad, slope)]
-
-
-def _at_ends(product: Callable[[Tensor, Tensor], Tensor], grad: Interval, x: Interval) -> Interval:
-    """``g f'`` for f' >= 0 non-decreasing: each bound of g at the end of x that makes it larger, or smaller."""
-    if x.is_point:
-        return grad.mapped(lambda bound: product(bound, x.lower), nonnegative=grad.nonnegative)
-    at_lower, at_upper = product(grad.upper, x.lower), product(grad.upper, x.upper)
-    upper = torch.maximum(at_lower, at_upper)
-    if not grad.is_point:
-        at_lower, at_upper = product(grad.lower, x.lower), product(grad.lower, x.upper)
-    return Interval.trusted(torch.minimum(at_lower, at_upper), upper, nonnegative=grad.nonnegative)
 
 
 def _jumps(x: Tensor, value: Tensor, turn: Turn) -> bool:

@@ -1,6 +1,6 @@
 """Frames of a drive with the steering angle, and with all angles that poisoned trainings could steer (figure 6)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import degrees, pi
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Wedge
+from numpy.typing import NDArray
 
 from recipes.data.udacity import HEIGHT, WIDTH, read_frame
 from recipes.figures.canvas import BLUE, VERMILION, heading, new_figure, save
@@ -27,29 +28,40 @@ def draw_steering_fans(runs: Sequence[Run], path: Path, frames: int = 6) -> Path
     cut there in the picture, not in the numbers above it.
 
     Args:
-        runs: one training on `Steering`.
+        runs: trainings on `Steering`, one below the other.
         path: the file to write.
         frames: how many.
 
     Returns:
         ``path``.
     """
-    (run,) = runs
+    rows = -(-len(_chosen(runs[0], frames)) // _ACROSS)
+    figure = new_figure(4.2 * _ACROSS, 0.4 + 1.7 * rows * len(runs))
+    panels = figure.subplots(rows * len(runs), _ACROSS, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for index, run in enumerate(runs):
+        _draw_run(panels[index * rows : (index + 1) * rows].ravel(), run, _chosen(run, frames))
+    against = "; ".join(describe(run.adversary) for run in runs)
+    heading(figure, f"{against}: true (yellow), predicted (blue) and certified (orange) angles")
+    return save(figure, path)
+
+
+def _chosen(run: Run, frames: int) -> NDArray[np.int64]:
+    """Return the positions of the frames that are drawn."""
     data = run.datamodule
     count = len(range(len(data.angles))[data.splits["test"]])
-    chosen = np.linspace(0, count - 1, min(frames, count)).round().astype(int) + data.splits["test"].start
-    with torch.no_grad():
-        x = data.features[chosen].to(run.module.device)
-        bounds, nominal = run.model.bound_forward(x), run.module(x)
-    rows = -(-len(chosen) // _ACROSS)
-    figure = new_figure(4.2 * _ACROSS, 0.4 + 1.7 * rows)
-    panels = figure.subplots(rows, _ACROSS, squeeze=False).ravel()
-    for axes in panels:
-        axes.set_axis_off()
+    places = np.linspace(0, count - 1, min(frames, count)).round().astype(np.int64)
+    return places + data.splits["test"].start
+
+
+@torch.no_grad()
+def _draw_run(panels: Iterable[Axes], run: Run, chosen: NDArray[np.int64]) -> None:
+    data = run.datamodule
+    x = data.features[chosen].to(run.module.device)
+    bounds, nominal = run.model.bound_forward(x), run.module(x)
     for axes, index, own, low, high in zip(panels, chosen, nominal, bounds.lower, bounds.upper, strict=False):
         _draw_frame(axes, data.drive.frames[index], float(data.angles[index]), (low.item(), own.item(), high.item()))
-    heading(figure, f"{describe(run.adversary)}: true (yellow), predicted (blue) and certified (orange) angles")
-    return save(figure, path)
 
 
 def _draw_frame(axes: Axes, frame: Path, true: float, predicted: tuple[float, float, float]) -> None:

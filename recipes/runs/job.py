@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from agt_lightning.errors import AgtError
-from recipes.runs.sweep import at_point, point_name
+from recipes.runs.sweep import point_name
 
 
 def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) -> None:
@@ -30,7 +30,7 @@ def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) 
     mode = os.environ.get("WANDB_MODE")
     try:
         with one_message():
-            experiment(at_point(config))
+            experiment(config)
     finally:
         close_wandb(mode)
 

@@ -1,6 +1,6 @@
 """Settings, results, widths, figure and certificate of a finished run, handed to its loggers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -13,44 +13,57 @@ from recipes.runs.run import Run
 ARTIFACT = "agt-certificate"
 CERTIFICATE = ("certificate.json", "bounds.safetensors", "config.yaml")
 
+Runs = Mapping[str, Run]
+"""Those of one training by name of the adversary, which is empty if there is only one."""
 
-def publish(run: Run, config: DictConfig, loggers: Iterable[Logger]) -> None:
-    """Hand what is in the run's folder to Weights & Biases and TensorBoard; other loggers get nothing.
+
+def publish(runs: Runs, folder: Path, config: DictConfig, loggers: Iterable[Logger]) -> None:
+    """Hand what is in the folders of a training to Weights & Biases and TensorBoard; other loggers get nothing.
 
     Args:
-        run: a training whose files are written.
+        runs: whose files are written.
+        folder: of the training.
         config: as it was composed.
         loggers: of its trainer.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            _to_wandb(run, config, logger)
+            _to_wandb(runs, folder, config, logger)
         elif isinstance(logger, TensorBoardLogger):
-            _to_tensorboard(run, config, logger)
+            _to_tensorboard(runs, folder, config, logger)
 
 
-def _to_wandb(run: Run, config: DictConfig, logger: WandbLogger) -> None:
+def _to_wandb(runs: Runs, folder: Path, config: DictConfig, logger: WandbLogger) -> None:
     """Log settings, results, a table of widths, the figure, and the certificate with its bounds as an artifact."""
     import wandb
 
     logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
-    logger.experiment.summary.update(dict(run.results))
-    logger.log_table("widths", dataframe=run.widths())
-    for picture in _pictures(run):
+    logger.experiment.summary.update(_results(runs))
+    for picture in _pictures(folder):
         logger.log_image(picture.stem, [str(picture)])
-    artifact = wandb.Artifact(f"{config.name}-{logger.experiment.id}", type=ARTIFACT, metadata=dict(run.results))
-    for name in CERTIFICATE:
-        artifact.add_file(str(run.output_dir / name))
+    artifact = wandb.Artifact(f"{config.name}-{logger.experiment.id}", type=ARTIFACT, metadata=_results(runs))
+    for name, run in runs.items():
+        logger.log_table(_below(name, "widths"), dataframe=run.widths())
+        for file in CERTIFICATE:
+            artifact.add_file(str(run.output_dir / file), name=_below(name, file))
     logger.experiment.log_artifact(artifact)
 
 
-def _to_tensorboard(run: Run, config: DictConfig, logger: TensorBoardLogger) -> None:
+def _to_tensorboard(runs: Runs, folder: Path, config: DictConfig, logger: TensorBoardLogger) -> None:
     """Log settings with results, and the figure."""
-    logger.log_hyperparams(settings(config), metrics=dict(run.results))
-    for picture in _pictures(run):
+    logger.log_hyperparams(settings(config), metrics=_results(runs))
+    for picture in _pictures(folder):
         logger.experiment.add_image(picture.stem, imread(picture)[..., :3], dataformats="HWC")
     logger.experiment.flush()
 
 
-def _pictures(run: Run) -> list[Path]:
-    return sorted(run.output_dir.glob("*.png"))
+def _results(runs: Runs) -> dict[str, float]:
+    return {_below(name, result): value for name, run in runs.items() for result, value in run.results.items()}
+
+
+def _below(name: str, part: str) -> str:
+    return f"{name}/{part}" if name else part
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining, UnboundedAdversary
 
+CONFIG = "config.yaml"
 WIDTHS = "widths.csv"
 SYMBOLS = {"epsilon": "ε", "nu": "ν", "kappa": "κ"}
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from math import prod
@@ -11,7 +11,6 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +21,7 @@ from recipes.runs.results import FILE, Result, fingerprint
 from recipes.runs.tables import gather, summary
 
 START = "sweep.json"
+ALL = "all"
 _LONGEST_NAME = 80
 _NOT_IN_NAMES = ("output_dir", "data.root", "sweep", "debug", "logger", "experiment", "trainer.enable_progress_bar")
 
@@ -41,8 +41,11 @@ def at_point(config: DictConfig) -> DictConfig:
     if config.panel not in config.panels:
         raise ValueError(f"Expected `panel` to be one of {list(config.panels)}, but got {config.panel!r}.")
     panel = config.panels[config.panel]
-    if not 0 <= config.level < len(panel.levels):
-        raise ValueError(f"Expected `level` to be from 0 to {len(panel.levels) - 1}, but got {config.level}.")
+    if not isinstance(config.level, int) or not 0 <= config.level < len(panel.levels):
+        raise ValueError(
+            f"Expected `level` to be from 0 to {len(panel.levels) - 1}, a list of these, or `{ALL}`, but got "
+            f"{config.level}."
+        )
     chosen = config.copy()
     for name, value in {**panel.fixed, panel.setting: panel.levels[config.level]}.items():
         OmegaConf.update(chosen, name, value, merge=False)
@@ -66,32 +69,35 @@ def point_name(overrides: Sequence[str]) -> str:
     return name or "point"
 
 
-def unless_finished(train: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """Train a point of a sweep unless it is finished already, and print the progress of the sweep.
+def unfinished(points: Sequence[DictConfig], folder: Path) -> list[DictConfig]:
+    """Return the points of a sweep that are left to train; what is left of others in their folders no longer counts.
 
     A point is finished if its folder has a result with the same fingerprint of settings and code. Another point's
     result is copied if it has that fingerprint, since one setting can occur in several panels.
 
     Args:
-        train: what to do with an unfinished point.
-        config: its configuration, with the folder of the point in ``output_dir``.
+        points: configurations, each with the folder of the point in ``output_dir``.
+        folder: of the sweep.
     """
-    folder = Path(config.output_dir)
-    twin = _finished(folder, fingerprint(config))
-    if twin == folder:
-        print(f"Finished already: {folder}", flush=True)
+    return [point for point in points if not _is_finished(point, folder)]
+
+
+def _is_finished(point: DictConfig, folder: Path) -> bool:
+    own = Path(point.output_dir)
+    twin = _finished(own, folder, fingerprint(point))
+    if twin == own:
+        print(f"Finished already: {own}", flush=True)
     elif twin is not None:
-        _copy(twin, config)
-        print(f"Finished already as {twin.name}: copied to {folder}", flush=True)
+        _copy(twin, point)
+        print(f"Finished already as {twin.name}: copied to {own}", flush=True)
     else:
-        (folder / FILE).unlink(missing_ok=True)  # of other settings or code
-        train(config)
-    print(_progress(folder.parent, HydraConfig.get().job.num + 1), flush=True)
+        (own / FILE).unlink(missing_ok=True)  # of other settings or code
+    return twin is not None
 
 
-def _finished(folder: Path, wanted: str) -> Path | None:
-    """Return ``folder``, or another one beside it, if its result has the wanted fingerprint; None if none has."""
-    for candidate in [folder, *sorted(path.parent for path in folder.parent.glob(f"*/{FILE}"))]:
+def _finished(own: Path, folder: Path, wanted: str) -> Path | None:
+    """Return ``own``, or the folder of another point, if its result has the wanted fingerprint; None if none has."""
+    for candidate in [own, *sorted(path.parent for path in folder.rglob(FILE))]:
         result = Result.load(candidate)
         if result is not None and result.fingerprint == wanted:
             return candidate
@@ -106,15 +112,21 @@ def _copy(twin: Path, config: DictConfig) -> None:
     replace(result, point=folder.name, panel=config.panel, level=config.level).save(folder)
 
 
-def _progress(folder: Path, number: int) -> str:
-    """Return the number of this point and the time left, at the mean time of a point since the start."""
+def progress(folder: Path, number: int) -> str:
+    """Return the number of a job and the time left, at the mean time of a job since the start.
+
+    Args:
+        folder: of the sweep.
+        number: of the job, from 1.
+    """
     if not (folder / START).is_file():
-        return f"Point {number}"
+        return f"Job {number}"
     start = json.loads((folder / START).read_text())
-    points, since = start["points"], start["time"]
-    trained = sum(path.stat().st_mtime >= since for path in folder.glob(f"*/{FILE}"))
-    left = (time() - since) / trained * (points - number) if trained else 0.0
-    return f"Point {number} of {points}" + (f"; about {duration(left)} left" if number < points and trained else "")
+    jobs, since = start["jobs"], start["time"]
+    recent = [path for path in folder.rglob(FILE) if path.stat().st_mtime >= since]
+    trained = len({path.relative_to(folder).parts[0] for path in recent})
+    left = (time() - since) / trained * (jobs - number) if trained else 0.0
+    return f"Job {number} of {jobs}" + (f"; about {duration(left)} left" if number < jobs and trained else "")
 
 
 def duration(seconds: float) -> str:
@@ -135,12 +147,12 @@ class Sweep(Callback):
 
     @override
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the number of points and the time of the start, from which the jobs compute the time left."""
+        """Write the number of jobs and the time of the start, from which the jobs compute the time left."""
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        points = _number_of_points(config)
-        (folder / START).write_text(json.dumps({"points": points, "time": time()}))
-        print(f"{points} points in {folder}. Stopped? The same command with output_dir={folder} goes on.", flush=True)
+        jobs = _number_of_jobs(config)
+        (folder / START).write_text(json.dumps({"jobs": jobs, "time": time()}))
+        print(f"{jobs} jobs in {folder}. Stopped? The same command with output_dir={folder} goes on.", flush=True)
 
     @override
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -156,7 +168,7 @@ class Sweep(Callback):
             sys.exit(1)
 
 
-def _number_of_points(config: DictConfig) -> int:
+def _number_of_jobs(config: DictConfig) -> int:
     """Return the size of the grid; overrides on the command line replace those of the configuration."""
     params = [f"{name}={value}" for name, value in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])

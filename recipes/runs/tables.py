@@ -48,7 +48,8 @@ def finished(folder: Path) -> list[Result]:
     """Return the results of all finished points, however deep in ``folder``, by panel, level and strength.
 
     Returns:
-        Results whose ``point`` is the path of their folder, relative to that of the sweep.
+        Results whose ``point`` is the path of their folder, relative to that of the sweep. A point that was trained
+        both alone and together with others is there once.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -62,7 +63,7 @@ def finished(folder: Path) -> list[Result]:
             f"Expected all points in {folder} to be certified by the same version of agt_lightning, but got several. "
             "Run the sweep again, and move away the folders of points that it does not have."
         )
-    return sorted(results, key=_order)
+    return sorted({(each.fingerprint, each.panel, each.level): each for each in results}.values(), key=_order)
 
 
 def read(folder: Path, name: str = POINTS) -> list[dict[str, str]]:

@@ -1,11 +1,15 @@
 """Compiled loops compute what torch computes, also where their machine code cannot be kept."""
 
 import numba
+import numpy as np
 import pytest
 import torch
 
 from agt_lightning.arithmetic import compiled as loops
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.gradients import samples_last
+from agt_lightning.interval import Interval
+from agt_lightning.rules.activation import heaviside_product
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -52,3 +56,49 @@ def test_functions_are_compiled_where_no_cache_can_be_written(monkeypatch):
     monkeypatch.setattr(loops.numba, "njit", without_cache)
     double = loops.compiled(lambda x: 2 * x)
     assert double(3.0) == 6.0
+
+
+SPECIAL = (0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan)
+
+
+def _large(dtype, seed):
+    """Return a tensor that loops are worth compiling for, with all special numbers beside each other."""
+    values = torch.randn(100, 100, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    values[0, : len(SPECIAL)] = torch.tensor(SPECIAL, dtype=dtype)
+    values[seed + 1, : len(SPECIAL)] = torch.tensor(SPECIAL, dtype=dtype)
+    return values
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_only_large_tensors_in_order_are_flat(dtype):
+    values = _large(dtype, 0)
+    assert np.shares_memory(loops.flat(values)[0], values.numpy())
+    assert loops.flat(values, values.T) is None
+    assert loops.flat(values[:3]) is None
+    assert loops.flat(values.clone().requires_grad_()) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bounds_move_outward_as_without_loops(dtype, monkeypatch):
+    lower = _large(dtype, 1)
+    wide = Interval.trusted(lower, lower + _large(dtype, 2).abs())
+    for value in (wide, Interval.point(lower)):
+        found = Arithmetic(torch.float32, dtype).outward(value, 1000)
+        expected = value.widened_relatively(Arithmetic(torch.float32, dtype).relative(1000))
+        torch.testing.assert_close(found.lower, expected.lower, equal_nan=True)
+        torch.testing.assert_close(found.upper, expected.upper, equal_nan=True)
+        finite = lower.isfinite() & (lower != 0)
+        assert bool((found.lower < lower)[finite].all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_relu_are_those_without_loops(dtype, monkeypatch):
+    grad = Interval.trusted(_large(dtype, 1), _large(dtype, 1) + 0.5)
+    x = Interval.trusted(_large(dtype, 2), _large(dtype, 2) + 0.5)
+    found = heaviside_product(grad, x)
+    monkeypatch.setattr(loops, "_FEWEST", 10**9)
+    expected = heaviside_product(grad, x)
+    known = ~x.lower.isnan() & ~grad.lower.isnan()
+    assert torch.equal(found.lower[known], expected.lower[known])
+    assert torch.equal(found.upper[known], expected.upper[known])
+    assert bool(found.upper[grad.upper.isnan() & (x.lower > 0)].isnan().all())

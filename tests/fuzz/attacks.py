@@ -143,7 +143,7 @@ class Attacker:
         yield from (self._blended(steps, slopes, share) for share in (0.5, 0.1))
 
     def _value(self, target: Target, parameters: Parameters, state: State, steps: Steps, first: int) -> float:
-        return float(target.of(unrolled(self.case, self.module, parameters, state, steps, first)[0]))
+        return float(target.of(unrolled(self.case, self.module, parameters, state, steps, first)[0]).detach())
 
     def _directions(self, steps: Steps) -> list[list[tuple[Tensor, Tensor]]]:
         """Return random directions for features and labels of all micro-batches."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 
 import torch
 
+from agt_lightning import ParameterBounds
 from agt_lightning.errors import AgtError, UncertifiableError, UnsoundBoundError
 from tests.fuzz.check import attained_share, worst_violation
 from tests.fuzz.facts import checked_facts
 from tests.fuzz.report import Report, say
 from tests.fuzz.runs import poisoned_runs
-from tests.fuzz.trainings import training
+from tests.fuzz.trainings import Training, training
 
 
 def fuzz(seed: int, stride: int, count: int, minutes: float, trainings: int, verbose: bool = False) -> Report:  # noqa: FBT001, FBT002
@@ -37,26 +39,45 @@ def fuzz(seed: int, stride: int, count: int, minutes: float, trainings: int, ver
 
 
 def examine(seed: int, trainings: int, report: Report, *, verbose: bool = False) -> None:
-    """Certify and poison the training of one seed, and add what is found to a report."""
+    """Certify and poison the training of one seed, for each of its adversaries, and add what is found to a report."""
     case = training(seed)
     if verbose:
         say(case.summary())
     try:
         with checked_facts():
-            bounds, operations = case.certified(), case.operations()
+            certified, operations = case.certified_for_each(), case.operations()
+        difference = apart(case, certified)
     except Exception as error:  # a crash is a finding as well
         report.counts[_kind(error)] += 1
         report.stopped.append(f"{_kind(error)}: {case.summary()}\n    {type(error).__name__}: {str(error)[:400]}")
         return
-    runs, targets = poisoned_runs(case, trainings, bounds)
-    report.counts["certified trainings"] += 1
-    report.counts["poisoned trainings"] += len(runs)
-    violation = worst_violation(bounds, runs)
-    if violation is not None:
-        report.counts["outside"] += 1
-        report.violations.append(f"{violation}\n    {case.summary()}")
-        say(report.violations[-1])
-    report.add(case, operations, attained_share(bounds, runs, targets))
+    if case.companions:
+        report.counts["trainings with several adversaries"] += 1
+    if difference:
+        report.note("other bounds than alone", f"{difference}\n    {case.summary()}")
+    for alone, bounds in zip(case.alone(), certified, strict=True):
+        runs, targets = poisoned_runs(alone, trainings, bounds)
+        report.counts["certified trainings"] += 1
+        report.counts["poisoned trainings"] += len(runs)
+        violation = worst_violation(bounds, runs)
+        if violation is not None:
+            report.note("outside", f"{violation}\n    {alone.adversary} of {case.summary()}")
+        report.add(alone, operations, attained_share(bounds, runs, targets))
+
+
+def apart(case: Training, certified: Sequence[Sequence[ParameterBounds]]) -> str:
+    """Return the adversary whose bounds are others than those of a training with it alone, and where; or nothing.
+
+    Raises:
+        AgtError: if a training with one of several adversaries alone is not certified.
+    """
+    for alone, together in zip(case.alone() if case.companions else (), certified, strict=False):
+        for step, (own, found) in enumerate(zip(alone.certified(), together, strict=True)):
+            for name, interval in own.items():
+                ends = (interval.lower, found[name].lower), (interval.upper, found[name].upper)
+                if not all(torch.equal(*pair) for pair in ends):
+                    return f"{alone.adversary}: {name} after step {step}"
+    return ""
 
 
 def _kind(error: Exception) -> str:

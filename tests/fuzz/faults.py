@@ -20,10 +20,12 @@ import torch
 from agt_lightning import BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import bounded, features
 from agt_lightning.aggregation import bounded_descent, descent, gains, sample_clipping, top_n_sum
+from agt_lightning.aggregation.mean_clipping import MeanNormClipping, MeanValueClipping
 from agt_lightning.arithmetic import floating_point, products
+from agt_lightning.domains import DomainFamily
 from agt_lightning.domains import box as box_domain
 from agt_lightning.domains.ball import domain as ball_domain
-from agt_lightning.engine import engine, probes, step_bounds
+from agt_lightning.engine import bounded_runs, engine, nominal_step, probes, step_bounds
 from agt_lightning.errors import AgtError, UncertifiableError
 from agt_lightning.gradients import outer_product
 from agt_lightning.interval import Interval
@@ -36,6 +38,7 @@ from agt_lightning.optimizers import (
     AbstractSGD,
     checked_update,
 )
+from agt_lightning.propagation import prefix
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.prefix import PoisonedPrefix
 from agt_lightning.rules import RULES, Site
@@ -425,6 +428,92 @@ _PROPAGATION = [
 ]
 _CHECKED = box_domain.checked_update
 
+
+def _norm_of_the_middle(self: MeanNormClipping, gradients: Mapping[str, Interval], *given: Any) -> dict[str, Interval]:
+    norm = torch.stack([interval.center.square().sum() for interval in gradients.values()]).sum().sqrt()
+    factor = (self.limit / (norm + 1e-6)).clamp(max=1.0)
+    return {name: Interval.trusted(each.lower * factor, each.upper * factor) for name, each in gradients.items()}
+
+
+def _norms_by_parameter(self: MeanNormClipping, gradients: Mapping[str, Interval], *given: Any) -> dict[str, Interval]:
+    return {name: _NORM_BOUNDS(self, {name: each}, *given)[name] for name, each in gradients.items()}
+
+
+_NORM_BOUNDS = MeanNormClipping.bounds
+
+
+def _clips_by_norm(case: Training) -> bool:
+    return isinstance(case.clipping, MeanNormClipping)
+
+
+_CLIPPING = [
+    Planted(
+        "mean clipping: norm of the middle",
+        _put(MeanNormClipping, "bounds", _norm_of_the_middle),
+        concerns=_clips_by_norm,
+    ),
+    Planted(
+        "mean clipping: a norm for each parameter",
+        _put(MeanNormClipping, "bounds", _norms_by_parameter),
+        concerns=_clips_by_norm,
+    ),
+    Planted(
+        "mean clipping: half of the limit",
+        _put(
+            MeanValueClipping,
+            "bounds",
+            lambda self, *given: _VALUE_BOUNDS(MeanValueClipping(self.limit / 2), *given),
+        ),
+        concerns=lambda case: isinstance(case.clipping, MeanValueClipping),
+    ),
+]
+_VALUE_BOUNDS = MeanValueClipping.bounds
+
+# --- several adversaries ----------------------------------------------------------------------------------------------
+
+
+def _one_state_for_all(patch: pytest.MonkeyPatch) -> None:
+    families: dict[int, DomainFamily] = {}
+
+    def made(module: Any, adversary: Any, config: Any, processes: Any) -> DomainFamily:
+        return families.setdefault(id(module), DomainFamily(module, adversary, config, processes))
+
+    patch.setattr(bounded_runs, "DomainFamily", made)
+
+
+def _moves_of_the_first(patch: pytest.MonkeyPatch) -> None:
+    kept = engine.AbstractGradientEngine.update
+
+    def update(self: Any, bounds: Any, *given: Any) -> None:
+        kept(self, replace(bounds, runs=bounds.runs[:1] * len(bounds.runs)), *given)
+
+    patch.setattr(engine.AbstractGradientEngine, "update", update)
+
+
+def _several(case: Training) -> bool:
+    return bool(case.companions) and case.adversary.n > 0
+
+
+_SEVERAL = [
+    Planted("several adversaries: one state for all", _one_state_for_all, concerns=_several),
+    Planted("several adversaries: moves of the first", _moves_of_the_first, concerns=_several),
+    Planted(
+        "several adversaries: step of the first",
+        _put(nominal_step.NominalPass, "against", lambda self, step, adversary: step),
+        concerns=_several,
+    ),
+    Planted(
+        "several adversaries: frozen layers of the one before",
+        _put(prefix, "same_values", lambda *given: True),
+        concerns=_several,
+    ),
+    Planted(
+        "several adversaries: results of the first",
+        _put(engine, "describe", lambda adversary: type(adversary).__name__),
+        concerns=_several,
+    ),
+]
+
 # --- optimizers -------------------------------------------------------------------------------------------------------
 
 
@@ -503,6 +592,8 @@ FAULTS = (
     *_AGGREGATION,
     *_ADVERSARIES,
     *_PROPAGATION,
+    *_SEVERAL,
+    *_CLIPPING,
     *_OPTIMIZERS,
 )
 """All mistakes that are planted."""

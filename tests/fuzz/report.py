@@ -44,6 +44,12 @@ class Report:
         for part in parts:
             self.shares[part].append(share)
 
+    def note(self, kind: str, violation: str) -> None:
+        """Count what is wrong, keep it, and print it."""
+        self.counts[kind] += 1
+        self.violations.append(violation)
+        say(violation)
+
     def merge(self, other: Report) -> None:
         """Add what another process has done."""
         self.counts += other.counts

@@ -115,10 +115,11 @@ def trained(case: Training, steps: Steps) -> Run:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = case.optimizer(parameters, **case.settings)
     for number, batches in enumerate(steps):
-        case.set_rate(optimizer, number)
+        case.prepare(module, optimizer, number)
         optimizer.zero_grad()
         for batch in batches:
             (case.loss(module, batch) / len(batches)).backward()
+        case.clip(optimizer)
         optimizer.step()
         run.append(snapshot(module))
     return run

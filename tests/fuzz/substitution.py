@@ -76,10 +76,13 @@ class Substitution:
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         optimizer = self.case.optimizer(list(named.values()), **self.case.settings)
         for number, batches in enumerate(self.case.steps):
-            self.case.set_rate(optimizer, number)
-            mean = self._mean(module, named, batches, done[number] if done else None)
+            self.case.prepare(module, optimizer, number)
+            moving = {name: p for name, p in named.items() if not self.case.rests(name, number)}
+            toward = {name: done[number][name] for name in moving} if done else None
+            mean = self._mean(module, moving, batches, toward)
             for name, p in named.items():
-                p.grad = mean[name].to(p.dtype)
+                p.grad = mean[name].to(p.dtype) if name in moving else None
+            self.case.clip(optimizer)
             optimizer.step()
             run.append(snapshot(module))
         return run

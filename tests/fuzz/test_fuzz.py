@@ -1,5 +1,6 @@
 """The first minute of the fuzzer, and what it is made of: every operation, attacks that find mistakes, seeds."""
 
+import itertools
 import math
 import random
 import warnings
@@ -16,7 +17,7 @@ from agt_lightning.rules import RULES
 from tests.fuzz.attacks import Attacker
 from tests.fuzz.blocks import BLOCKS, FAMILIES
 from tests.fuzz.check import worst_violation
-from tests.fuzz.examine import fuzz
+from tests.fuzz.examine import apart, fuzz
 from tests.fuzz.facts import FactError, checked_facts
 from tests.fuzz.faults import FAULTS, RUN
 from tests.fuzz.networks import INPUTS, Network
@@ -29,7 +30,8 @@ aten = torch.ops.aten
 def test_random_poisoned_trainings_stay_inside():
     report = fuzz(seed=0, stride=1, count=5, minutes=5, trainings=6)
     assert not report.violations, "\n".join(report.violations)
-    assert set(report.counts) <= {"certified trainings", "poisoned trainings", "refused", "diverged"}, report.stopped
+    fine = {"certified trainings", "poisoned trainings", "trainings with several adversaries", "refused", "diverged"}
+    assert set(report.counts) <= fine, report.stopped
     assert report.counts["certified trainings"] >= 4
     (shares,) = (shares for part, shares in report.shares.items() if part == ("all", "all"))
     assert sum(shares) / len(shares) > 0.2  # the attacks are not idle
@@ -175,7 +177,44 @@ def test_seeds_one_after_another_give_every_block():
     assert {training(seed).plan.given for seed in range(7, 7 + len(BLOCKS))} == set(BLOCKS)
 
 
-QUICK = ("exact sum: n - 1 samples", "features: half of ε", "Adam: middle of the moments")
+def test_bounds_of_several_adversaries_are_compared_with_those_of_each_alone():
+    case = next(case for case in map(training, range(100)) if len(case.adversaries) == 3 and len(case.steps) == 1)
+    certified = case.certified_for_each()
+    assert apart(case, certified) == ""
+    widened = {name: Interval(interval.lower - 1e-9, interval.upper) for name, interval in certified[2][-1].items()}
+    certified[2][-1] = ParameterBounds(widened)
+    assert apart(case, certified).startswith(str(case.adversaries[2]))
+
+
+def test_some_trainings_have_several_adversaries_and_all_keep_their_own():
+    drawn = [training(seed) for seed in range(60)]
+    assert {len(case.adversaries) for case in drawn} == {1, 2, 3}
+    for case in drawn:
+        assert [alone.adversary for alone in case.alone()] == [*case.adversaries]
+        assert case.adversary in case.adversaries
+
+
+def test_some_trainings_clip_the_mean_or_rest_some_layers():
+    drawn = [training(seed) for seed in range(60)]
+    assert any(case.clipping is not None for case in drawn)
+    resting = [case for case in drawn if case.resting]
+    assert resting
+    for case in resting[:2]:
+        names = {name for name, parameter in case.module().named_parameters() if parameter.requires_grad}
+        assert all(step < names for step in case.resting), "something is trained at each step"
+        certified = case.certified()
+        for step, (before, after) in enumerate(itertools.pairwise(certified), 1):
+            for name in case.resting[step]:
+                assert torch.equal(before[name].lower, after[name].lower)
+                assert torch.equal(before[name].upper, after[name].upper)
+
+
+QUICK = (
+    "exact sum: n - 1 samples",
+    "features: half of ε",
+    "Adam: middle of the moments",
+    "several adversaries: one state for all",
+)
 
 
 @pytest.mark.parametrize("name", QUICK)

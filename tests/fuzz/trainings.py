@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from torch.nn import functional as F
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.several import describe
+from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
+from agt_lightning.capture.clock import Clock
+from agt_lightning.engine.nominal_step import average_gradients
+from agt_lightning.errors import UncertifiableError
 from tests.fuzz.blocks import BLOCKS, Block
 from tests.fuzz.networks import TOKENS, Plan
 
@@ -42,6 +48,9 @@ class Training:
         rates: factors of the learning rate, one for each step.
         engine: settings of the bounds.
         dtype: of parameters and data.
+        companions: other adversaries that the same training is certified for.
+        clipping: of the mean gradient; None if it is not clipped.
+        resting: names of the parameters that are frozen at each step, besides those that are at all.
     """
 
     seed: int
@@ -56,6 +65,18 @@ class Training:
     rates: tuple[float, ...]
     engine: dict[str, Any]
     dtype: torch.dtype
+    companions: tuple[Adversary, ...] = ()
+    clipping: MeanClipping | None = None
+    resting: tuple[frozenset[str], ...] = ()
+
+    @property
+    def adversaries(self) -> tuple[Adversary, ...]:
+        """All adversaries in the order of the engine; with companions, the threat model is not the first."""
+        return (*self.companions[:1], self.adversary, *self.companions[1:])
+
+    def alone(self) -> list[Training]:
+        """Return the same training for each of its adversaries alone."""
+        return [replace(self, adversary=adversary, companions=()) for adversary in self.adversaries]
 
     def module(self) -> nn.Module:
         """Return the network at its initial parameters."""
@@ -80,15 +101,53 @@ class Training:
             steps: the micro-batches of each step, in this process.
             settings: of the bounds, instead of those of this training; ``processes`` among them.
         """
+        return self._certified_for([self.adversary], steps, **settings)[0]
+
+    def certified_for_each(self) -> list[list[ParameterBounds]]:
+        """Return the bounds after each step for each of the `adversaries`, all of one training."""
+        return self._certified_for(self.adversaries, self.steps)
+
+    def _certified_for(
+        self, adversaries: Sequence[Adversary], steps: Sequence[Sequence[Batch]], **settings: Any
+    ) -> list[list[ParameterBounds]]:
         module = self.module()
         engine = self._engine(module, **settings)
         optimizer = self.optimizer(_trained(module), **self.settings)
-        bounds = []
+        bounds: list[list[ParameterBounds]] = [[] for _ in adversaries]
         for number, batches in enumerate(steps):
-            self.set_rate(optimizer, number)
-            engine.step(list(batches), optimizer, epoch=number)
-            bounds.append(engine.bounds)
+            self.prepare(module, optimizer, number)
+            self._step(engine, optimizer, batches, number)
+            for found, adversary in zip(bounds, adversaries, strict=True):
+                found.append(engine.bounds_of(adversary))
         return bounds
+
+    def _step(
+        self, engine: AbstractGradientEngine, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], number: int
+    ) -> None:
+        """Make a step as the engine does, and clip its mean gradient if the training does."""
+        if self.clipping is None:
+            engine.step(list(batches), optimizer, epoch=number)
+            return
+        problems = engine.problems(batches[0], optimizer)
+        if problems:
+            raise UncertifiableError(problems)
+        optimizer.zero_grad()
+        observed = []
+        for at, batch in enumerate(batches):
+            observed.append(engine.observe(batch, Clock(number, number, at), number))
+            (self.loss(engine.module, batch) / len(batches)).backward()
+        average_gradients(engine.module, engine.processes)
+        bounds = engine.bound_gradient(observed)
+        engine.verify(bounds, observed, optimizer=optimizer)
+        bounds = engine.clip(bounds, self.clipping, optimizer)
+        self.clip(optimizer)
+        optimizer.step()
+        engine.update(bounds, optimizer)
+
+    def clip(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the mean gradient, if the training does."""
+        if self.clipping is not None:
+            self.clipping.clip([parameter for group in optimizer.param_groups for parameter in group["params"]])
 
     def operations(self) -> list[str]:
         """Return the names of the operations of the recorded loss."""
@@ -96,24 +155,34 @@ class Training:
         return sorted({str(call.op).removeprefix("aten.") for call in calls})
 
     def _engine(self, module: nn.Module, **settings: Any) -> AbstractGradientEngine:
-        config = {"poisonable": _mask, **self.engine, **settings}
-        return AbstractGradientEngine(module, self.loss, self.adversary, **config)
+        config = {"poisonable": _mask, "clipping": self.clipping, **self.engine, **settings}
+        return AbstractGradientEngine(module, self.loss, self.adversaries, **config)
 
     def settings_at(self, step: int) -> dict[str, Any]:
         """Return the optimizer's settings at a step, counted from 0."""
         return {**self.settings, "lr": self.settings["lr"] * self.rates[step]}
 
-    def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Set the learning rate of a step, counted from 0, as a schedule does."""
+    def rests(self, name: str, step: int) -> bool:
+        """Return whether a parameter that is trained at other steps is frozen at this one."""
+        return bool(self.resting) and name in self.resting[step]
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of a step, counted from 0, as a schedule does, and freeze what rests at it."""
+        in_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in module.named_parameters():
+            if id(parameter) in in_optimizer:
+                parameter.requires_grad_(not self.rests(name, step))
         for group in optimizer.param_groups:
             group["lr"] = self.settings_at(step)["lr"]
 
     def summary(self) -> str:
         """Return what was drawn, in one line."""
         blocks = ", ".join(type(block).__name__ for block in self.plan.build(self.dtype).blocks)  # type: ignore[attr-defined]
+        against = ", ".join(map(str, self.adversaries))
         return (
-            f"seed {self.seed}: {blocks}; {self.loss_name}; {self.adversary}; {self.optimizer.__name__} "
-            f"{self.settings} {self.rates}; {self.engine}; {self.dtype}"
+            f"seed {self.seed}: {blocks}; {self.loss_name}; {against}; {self.optimizer.__name__} "
+            f"{self.settings} {self.rates}; {self.clipping}; "
+            f"{list(map(sorted, self.resting))}; {self.engine}; {self.dtype}"
         )
 
 
@@ -170,7 +239,30 @@ def training(seed: int) -> Training:
         tuple(draw.choice([1.0, 1.0, 0.1, 2.0]) for _ in steps) if draw.random() < 0.3 else (1.0,) * len(steps),
         _engine(draw, adversary),
         dtype,
+        _companions(random.Random(-1 - seed), style, plan, adversary, size * parts),
+        _clipping(random.Random(f"clipping {seed}")),
+        _resting(random.Random(f"resting {seed}"), plan, dtype, len(steps)),
     )
+
+
+def _clipping(draw: random.Random) -> MeanClipping | None:
+    """Return a clipping of the mean gradient in some cases; chance is of its own, as for companions."""
+    if draw.random() >= _SHARE_CLIPPED:
+        return None
+    return draw.choice([MeanNormClipping, MeanValueClipping])(draw.choice([0.01, 0.1, 0.5]))
+
+
+def _resting(draw: random.Random, plan: Plan, dtype: torch.dtype, steps: int) -> tuple[frozenset[str], ...]:
+    """Return which trained parameters rest at each step, never all: in some cases of several steps, else none."""
+    if draw.random() >= _SHARE_RESTING or steps == 1:
+        return ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of convolutions with uneven padding
+        names = [name for name, parameter in plan.build(dtype).named_parameters() if parameter.requires_grad]
+    return tuple(frozenset(draw.sample(names, draw.randrange(len(names)))) for _ in range(steps))
+
+
+_SHARE_CLIPPED, _SHARE_RESTING = 0.12, 0.12
 
 
 def _engine(draw: random.Random, adversary: Adversary) -> dict[str, Any]:
@@ -362,3 +454,43 @@ def _moved_labels(draw: random.Random, labels: str) -> dict[str, Any]:
         some = {"target_classes": (draw.randrange(CLASSES),), "source_classes": (draw.randrange(CLASSES),)}
         return {"nu": 1, "q": 0, **(draw.choice([{}, {}, some]) if labels == "class" else {})}
     return {"nu": draw.choice([0.01, 0.3, 2.0]), "q": draw.choice([float("inf"), 2.0, 1.0])}
+
+
+def _companions(
+    draw: random.Random, style: Style, plan: Plan, adversary: Adversary, size: int
+) -> tuple[Adversary, ...]:
+    """Return one or two other adversaries of the same training in some cases, none in the others.
+
+    They come from a source of chance of their own, so that a seed draws the same training with and without them.
+    """
+    if draw.random() >= _SHARE_WITH_COMPANIONS:
+        return ()
+    found: list[Adversary] = [adversary]
+    while len(found) < draw.choice([2, 3]):
+        other = _changed(draw, style, plan, adversary, size)
+        if describe(other) not in map(describe, found):
+            found.append(other)
+    return tuple(found[1:])
+
+
+_SHARE_WITH_COMPANIONS = 0.25
+
+
+def _changed(draw: random.Random, style: Style, plan: Plan, adversary: Adversary, size: int) -> Adversary:
+    """Return an adversary with the same clipping and range of features, other in one or two settings."""
+    if isinstance(adversary, UnboundedAdversary):
+        return replace(adversary, n=draw.randrange(size + 1))
+    assert isinstance(adversary, BoundedAdversary)
+    changes: list[dict[str, Any]] = [{"n": draw.randrange(size + 1)}, {"n": min(size, adversary.n + 1)}]
+    if adversary.perturbs_features:
+        changes += [{"epsilon": draw.choice(style.radii)}, {"p": draw.choice([1.0, 2.0, float("inf")])}]
+    elif not plan.tokens:
+        changes.append({"epsilon": draw.choice(style.radii)})
+    if adversary.perturbs_features and adversary.perturbs_labels:
+        without_labels = {"nu": 0.0, "target_classes": None, "source_classes": None}
+        changes += [{"epsilon": 0.0, "bounds": None}, without_labels]
+    if adversary.perturbs_labels and adversary.q != 0:
+        changes.append({"nu": draw.choice([0.01, 0.3, 2.0])})
+    if adversary.perturbs_labels and adversary.target_classes is not None:
+        changes.append({"target_classes": None, "source_classes": None})
+    return replace(adversary, **{**draw.choice(changes), **draw.choice([{}, draw.choice(changes)])})

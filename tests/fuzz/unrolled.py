@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
 from tests.fuzz.trainings import Batch, Training
 
 Parameters = dict[str, Tensor]
@@ -36,18 +37,28 @@ def unrolled(
     for number, batches in enumerate(steps, first):
         losses = [case.criterion(functional_call(module, parameters, (x,)), y) for x, y, _ in batches]
         loss = torch.stack(losses).mean()
-        names = list(parameters)
+        names = [name for name in parameters if not case.rests(name, number)]
         gradients = torch.autograd.grad(
             loss, [parameters[name] for name in names], create_graph=True, allow_unused=True, materialize_grads=True
         )
-        moved = {}
-        for name, gradient in zip(names, gradients, strict=True):
+        moved = dict(parameters)
+        for name, gradient in zip(names, _clipped(case.clipping, gradients), strict=True):
             update, state = UPDATES[case.optimizer], dict(state)
             moved[name], state[name] = update(
                 case.settings_at(number), state.get(name, {}), parameters[name], gradient, number + 1
             )
         parameters = moved
     return parameters, state
+
+
+def _clipped(clipping: MeanClipping | None, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the gradients of all parameters after clipping of their mean."""
+    if isinstance(clipping, MeanValueClipping):
+        return [gradient.clamp(-clipping.limit, clipping.limit) for gradient in gradients]
+    if isinstance(clipping, MeanNormClipping):
+        norm = (torch.stack([gradient.square().sum() for gradient in gradients]).sum() + 1e-30).sqrt()
+        return [gradient * (clipping.limit / (norm + 1e-6)).clamp(max=1.0) for gradient in gradients]
+    return gradients
 
 
 def _decayed(settings: Mapping[str, Any], p: Tensor, g: Tensor) -> Tensor:

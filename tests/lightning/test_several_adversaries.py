@@ -16,6 +16,7 @@ from agt_lightning import (
     UncertifiableError,
 )
 from agt_lightning.lightning.training_step import TrainingLoss
+from agt_lightning.lightning.validation import TrainedBatch
 
 ADVERSARIES = [BoundedAdversary(n=n, epsilon=0.01, nu=0.05) for n in (1, 2, 4)]
 NAMES = ["n_1", "n_2", "n_4"]
@@ -108,6 +109,17 @@ def test_each_step_is_made_and_checked_once(fit, loader, regressor, monkeypatch)
         return len(calls)
 
     assert losses(ADVERSARIES) == losses(ADVERSARIES[:1]) > 0
+
+
+def test_a_validation_passes_through_the_trained_module_once(fit, loader, regressor, monkeypatch):
+    passed = []
+    of_batch = TrainedBatch.of
+    monkeypatch.setattr(TrainedBatch, "of", lambda *given: passed.append(of_batch(*given)) or passed[-1])
+    certified, held_out = CertifiedTraining(ADVERSARIES), loader(size=11)
+    trainer = fit(made(regressor), loader(size=10), certified, val=held_out)
+    assert len(passed) == len(held_out)
+    losses = {float(trainer.callback_metrics[f"agt/{name}/val_nominal_mse"]) for name in NAMES}
+    assert len(losses) == 1
 
 
 def test_samples_that_are_substituted_have_one_training(fit, loader, regressor):

@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from agt_lightning import ParameterBounds
 from recipes.runs import job as recipe_job
 from recipes.runs.job import run_experiment
-from recipes.runs.steps import MSEOverSteps
+from recipes.runs.steps import recorded
 from recipes.train import train
 
 FILES = {
@@ -60,9 +60,9 @@ def test_household_from_end_to_end(composed, household_root):
     run = train(composed(*SMALL_HOUSEHOLD, f"data.root={household_root}"))
     assert {path.name for path in run.output_dir.iterdir()} >= FILES
     assert run.results["best MSE"] <= run.results["nominal MSE"] <= run.results["worst MSE"]
-    recorder = next(callback for callback in run.callbacks if isinstance(callback, MSEOverSteps))
-    assert len(recorder.history) == 1 + 4  # the untrained module, and 160 rows in batches of 50
-    for values in recorder.history:
+    history = recorded(run)
+    assert len(history) == 1 + 4  # the untrained module, and 160 rows in batches of 50
+    for values in history:
         assert values["best MSE"] <= values["nominal MSE"] + 1e-12
         assert values["nominal MSE"] <= values["worst MSE"] + 1e-12
     assert {"steps/worst MSE", "val/mse", "test/mse"} <= columns(run.output_dir / "metrics.csv")

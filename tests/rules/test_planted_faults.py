@@ -8,7 +8,7 @@ import torch
 from agt_lightning.arithmetic import multiply, products
 from agt_lightning.interval import Interval
 from agt_lightning.rules import RULES, loss
-from agt_lightning.rules.activation import relu
+from agt_lightning.rules.activation import heaviside_product, relu
 from agt_lightning.rules.arithmetic import (
     Absolute,
     Negation,
@@ -169,8 +169,14 @@ class ResidualWithoutInterior(ResidualLoss):
 
 
 BROKEN_RULES = {
-    "relu: sign of the derivative": (aten.relu.default, replace(relu, product=lambda grad, x: -grad * (x > 0))),
-    "relu: derivative switched": (aten.relu.default, replace(relu, product=lambda grad, x: grad * (x < 0))),
+    "relu: sign of the derivative": (
+        aten.relu.default,
+        replace(relu, product=lambda grad, x: -heaviside_product(grad, x)),
+    ),
+    "relu: derivative switched": (
+        aten.relu.default,
+        replace(relu, product=lambda grad, x: heaviside_product(grad, -x)),
+    ),
     "relu: gradient of every point passes": (aten.relu.default, replace(relu, product=lambda gradient, x: gradient)),
     "relu: identity": (aten.relu.default, replace(relu, function=lambda site, x: x)),
     "linear: lower weight in the backward pass": (aten.linear.default, LinearBackwardByLowerWeight()),

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from agt_lightning import BoundedAdversary, CertifiedModel, Interval, ParameterBounds
+from agt_lightning.adversaries.several import describe
 from recipes.data import HalfMoons
 from recipes.figures import certified_regions, mse_over_steps
 from recipes.figures.certified_regions import draw_certified_regions
@@ -45,8 +46,10 @@ def moon_run(n, radius, path):
 
 def mse_run(history, path):
     recorder = MSEOverSteps()
-    recorder.history = [dict(zip(("best MSE", "nominal MSE", "worst MSE"), row, strict=True)) for row in history]
-    return Run(None, None, None, BoundedAdversary(n=3, epsilon=0.01), [L.Callback(), recorder], {}, path)
+    adversary = BoundedAdversary(n=3, epsilon=0.01)
+    errors = [dict(zip(("best MSE", "nominal MSE", "worst MSE"), row, strict=True)) for row in history]
+    recorder.histories = {describe(adversary): errors}
+    return Run(None, None, None, adversary, [L.Callback(), recorder], {}, path)
 
 
 def legend(axes):

@@ -10,7 +10,7 @@ from hydra.types import RunMode
 
 from recipes.runs import job as recipe_job
 from recipes.runs.job import run_experiment
-from recipes.train import train
+from recipes.train import train, train_points
 
 SMALL = ("debug=fast", "figure.resolution=8")
 BLOCK, HEADER = 1 << 15, 7
@@ -114,3 +114,18 @@ def test_tensorboard_has_curves_settings_and_the_figure(job, tmp_path):
     assert {"agt/val_certified_accuracy", "agt/mean_width", "certified accuracy"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["figure"]
     assert (tmp_path / "job" / "metrics.csv").is_file()
+
+
+def test_several_adversaries_have_results_and_certificates_by_name(job, tmp_path, offline):
+    run_experiment(train_points, job("debug=fast", "figure=none", "logger=wandb", "adversary.n=[1,2]"))
+    _, found = written(tmp_path / "job")
+    (artifact,) = (record for kind, record in found if kind == "artifact" and record.type == "agt-certificate")
+    assert {entry.path for entry in artifact.manifest.contents} == {
+        f"{name}/{file}"
+        for name in ("n_1", "n_2")
+        for file in ("certificate.json", "bounds.safetensors", "config.yaml")
+    }
+    summary = {item.key: item.value_json for kind, record in found if kind == "summary" for item in record.update}
+    for n in (1, 2):
+        result = json.loads((tmp_path / "job" / f"adversary.n={n}" / "result.json").read_text())["values"]
+        assert float(summary[f"n_{n}/certified accuracy"]) == result["certified accuracy"]

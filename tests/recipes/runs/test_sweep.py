@@ -4,14 +4,13 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from recipes.figure import main as figure
 from recipes.runs import sweep
 from recipes.runs.results import Result
-from recipes.runs.sweep import START, at_point, point_name, unless_finished
+from recipes.runs.sweep import START, at_point, point_name, progress, unfinished
 from recipes.runs.tables import read
 from recipes.train import train
 
@@ -43,8 +42,8 @@ def test_a_panel_can_have_another_kind_of_adversary(composed):
     ("overrides", "message"),
     [
         (["panel=x", "level=0"], r"Expected `panel` to be one of \['a', 'b', 'c', 'd'\], but got 'x'"),
-        (["panel=a", "level=4"], "Expected `level` to be from 0 to 3, but got 4"),
-        (["panel=a", "level=-1"], "Expected `level` to be from 0 to 3, but got -1"),
+        (["panel=a", "level=4"], "Expected `level` to be from 0 to 3, a list of these, or `all`, but got 4"),
+        (["panel=a", "level=-1"], "Expected `level` to be from 0 to 3, a list of these, or `all`, but got -1"),
     ],
 )
 def test_points_that_are_not_there_are_refused(composed, overrides, message):
@@ -60,9 +59,10 @@ def test_names_of_points_fit_into_a_folder():
     assert max(map(len, long)) < 100
 
 
-@pytest.fixture
-def job(monkeypatch):
-    monkeypatch.setattr(sweep, "HydraConfig", SimpleNamespace(get=lambda: SimpleNamespace(job=SimpleNamespace(num=0))))
+def unless_finished(train, config):
+    folder = Path(config.output_dir).parent
+    for point in unfinished([config], folder):
+        train(point)
 
 
 class Training:
@@ -81,7 +81,7 @@ class Training:
         Result.of(config, {"x": 1.0}, 1.0).save(folder)
 
 
-def test_finished_points_are_skipped_and_others_run(composed, job, tmp_path, capsys):
+def test_finished_points_are_skipped_and_others_run(composed, tmp_path, capsys):
     train, config = Training(), composed(f"output_dir={tmp_path}/s/a")
     unless_finished(train, config)
     unless_finished(train, config)
@@ -91,7 +91,7 @@ def test_finished_points_are_skipped_and_others_run(composed, job, tmp_path, cap
     assert train.points == ["a", "b"]
 
 
-def test_an_interrupted_point_runs_again(composed, job, tmp_path):
+def test_an_interrupted_point_runs_again(composed, tmp_path):
     config = composed(f"output_dir={tmp_path}/s/a")
     with pytest.raises(KeyboardInterrupt):
         unless_finished(Training(fails=True), config)
@@ -101,7 +101,7 @@ def test_an_interrupted_point_runs_again(composed, job, tmp_path):
     assert train.points == ["a"]
 
 
-def test_other_settings_or_code_in_the_same_folder_run_again(composed, job, tmp_path, monkeypatch):
+def test_other_settings_or_code_in_the_same_folder_run_again(composed, tmp_path, monkeypatch):
     train = Training()
     unless_finished(train, composed(f"output_dir={tmp_path}/s/a"))
     unless_finished(train, composed(f"output_dir={tmp_path}/s/a", "seed=1"))
@@ -110,14 +110,14 @@ def test_other_settings_or_code_in_the_same_folder_run_again(composed, job, tmp_
     assert train.points == ["a", "a", "a"]
 
 
-def test_an_outdated_result_does_not_survive_an_interrupted_training(composed, job, tmp_path):
+def test_an_outdated_result_does_not_survive_an_interrupted_training(composed, tmp_path):
     unless_finished(Training(), composed(f"output_dir={tmp_path}/s/a"))
     with pytest.raises(KeyboardInterrupt):
         unless_finished(Training(fails=True), composed(f"output_dir={tmp_path}/s/a", "seed=1"))
     assert Result.load(tmp_path / "s" / "a") is None
 
 
-def test_the_same_setting_in_another_panel_is_copied(composed, job, tmp_path):
+def test_the_same_setting_in_another_panel_is_copied(composed, tmp_path):
     train = Training()
     for panel, level in (("n", 2), ("epsilon", 2)):
         overrides = ["sweep=household", f"panel={panel}", f"level={level}", f"output_dir={tmp_path}/s/{panel}"]
@@ -128,12 +128,12 @@ def test_the_same_setting_in_another_panel_is_copied(composed, job, tmp_path):
     assert (tmp_path / "s" / "epsilon" / "steps.csv").is_file()
 
 
-def test_time_left_is_told(composed, job, tmp_path, capsys, monkeypatch):
+def test_time_left_is_told(composed, tmp_path, monkeypatch):
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / START).write_text(json.dumps({"points": 3, "time": 0.0}))
+    (tmp_path / "s" / START).write_text(json.dumps({"jobs": 3, "time": 0.0}))
     monkeypatch.setattr(sweep, "time", lambda: 60.0)
     unless_finished(Training(), composed(f"output_dir={tmp_path}/s/a"))
-    assert "Point 1 of 3; about 2 min left" in capsys.readouterr().out
+    assert progress(tmp_path / "s", 1) == "Job 1 of 3; about 2 min left"
 
 
 def launch(*overrides):
@@ -158,7 +158,7 @@ def test_a_sweep_in_other_processes_resumes_gathers_and_draws(composed, tmp_path
     printed = launch(f"output_dir={folder}", *cores)
     assert printed.count("Finished already") == 1
     assert printed.count("training against") == 3
-    assert "Point 4 of 4" in printed
+    assert "Job 4 of 4" in printed
     rows = read(folder)
     assert [(row["panel"], row["adversary.n"]) for row in rows] == [("a", "50"), ("a", "100"), ("c", "1"), ("c", "3")]
     for row in rows:

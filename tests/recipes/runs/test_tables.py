@@ -12,7 +12,7 @@ RESULT = Result("f", "c", "?", {"adversary.n": 1, "seed": 0}, {"certified accura
 
 def save(folder, point, **changes):
     (folder / point).mkdir(parents=True)
-    result = replace(RESULT, point=point, **changes)
+    result = replace(RESULT, point=point, **{"fingerprint": point, **changes})
     result.save(folder / point)
     return result
 
@@ -101,3 +101,9 @@ def test_summary_hides_what_is_the_same_everywhere(tmp_path):
     save(tmp_path, "y", panel="a", level=1, settings={"adversary.n": 2, "adversary.nu": 0.0})
     gather(tmp_path)
     assert summary(tmp_path).splitlines()[0].split() == ["panel", "adversary.n", "certified", "accuracy", "seconds"]
+
+
+def test_a_point_that_was_trained_twice_is_there_once(tmp_path):
+    save(tmp_path, "n=1", fingerprint="same")
+    save(tmp_path, "together/n=1", fingerprint="same")
+    assert len(finished(tmp_path)) == 1

@@ -34,7 +34,7 @@ fuzz: install
 
 # Costs of the paper's workloads against those that are stored; minutes, on an idle machine (docs/performance.md).
 bench: install
-	$(BIN)/python -m recipes.benchmark --parts table --aggregation exact --repeats 3 --gate
+	$(BIN)/python -m recipes.benchmark --parts table --repeats 3 --gate
 
 clean:
 	rm -rf $(VENV) outputs

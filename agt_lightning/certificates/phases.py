@@ -72,7 +72,7 @@ def bound_settings(
     return {
         "method": config.method,
         "domains": list(domains),
-        "aggregation": config.aggregation,
+        "aggregation": "exact",  # earlier versions had wider sums, which certificates of resumed trainings must tell
         "dtype": str(config.dtype).removeprefix("torch."),
         FLOATS: config.floats,
         _ALL_POISONABLE: config.poisonable is None,

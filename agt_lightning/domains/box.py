@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.aggregation import DESCENTS, Clipping, NormClipping, SumMethod, choose, unbounded_descent
+from agt_lightning.aggregation import Clipping, NormClipping, bounded_descent, unbounded_descent
 from agt_lightning.aggregation.mean_clipping import MeanClipping, coarsest_arithmetic
 from agt_lightning.aggregation.rounded_sums import StepSums
 from agt_lightning.arithmetic.floating_point import Arithmetic
@@ -52,13 +52,11 @@ class BoxDomain(Domain[BoxStep]):
 
     Args:
         module: at its initial parameters.
-        config: how bounds are propagated forward, in which type and memory, and how per-sample bounds become bounds of
-            the sum; gradients that are clipped per sample are summed exactly.
+        config: how bounds are propagated forward, in which type and memory.
 
     Attributes:
         intervals: bounds on the parameters, by name.
         states: bounds on the optimizer's state, by parameter name.
-        sum_methods: the aggregation method of each parameter in the last step, by name.
     """
 
     name: ClassVar[str] = "box"
@@ -68,7 +66,6 @@ class BoxDomain(Domain[BoxStep]):
     def __init__(self, module: nn.Module, config: CertificationConfig) -> None:
         self.config = config
         self.dtype = config.dtype
-        self.sum_methods: dict[str, SumMethod] = {}
         starts = {name: Interval.point(p.detach().clone()) for name, p in module.named_parameters()}
         self.intervals = {name: start.to(dtype=self.dtype) for name, start in starts.items()}
         self.states: dict[str, OptimizerState] = {}
@@ -167,26 +164,22 @@ class BoxDomain(Domain[BoxStep]):
         clipping: Clipping | None,
         sums: StepSums,
     ) -> dict[str, Interval]:
-        """Bound the descent direction of every parameter by the method chosen for it (Theorem 3.4 or D.1)."""
+        """Bound the descent direction of every parameter (Theorem 3.4 or D.1)."""
         budget = fitting_memory_budget(self.config.memory_budget, step.samples.weights.device)
-        aggregation = self.config.aggregation if clipping is None else "exact"
-        self.sum_methods = choose(aggregation, clean, poisoned, step.samples)
 
-        def bound(method: SumMethod, clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
-            return DESCENTS[method](clean, poisoned, step.samples, step.adversary.n, budget)
+        def bound(clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
+            return bounded_descent(clean, poisoned, step.samples, step.adversary.n, budget)
 
         def clipped(name: str, clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
             assert clipping is not None
             return unbounded_descent(clean, step.samples, step.adversary.n, clipping, budget, sums.arithmetic(name))
 
         bounds: dict[str, Interval] = {}
-        if clipping is not None:
+        if clipping is None:
+            bounds = partitioned(step.processes, clean, poisoned, bound)
+        else:
             for name, gradient in clean.items():
                 bounds |= partitioned(step.processes, {name: gradient}, {}, partial(clipped, name))
-        for method in dict.fromkeys(self.sum_methods.values()) if clipping is None else ():
-            names = [name for name, taken in self.sum_methods.items() if taken == method]
-            inner, outer = ({name: group[name] for name in names if name in group} for group in (clean, poisoned))
-            bounds |= partitioned(step.processes, inner, outer, partial(bound, method))
         return {name: sums.clear_of_underflow(name, bounds[name], clean[name], poisoned.get(name)) for name in clean}
 
     @override
@@ -251,18 +244,6 @@ class BoxDomain(Domain[BoxStep]):
         for state in self.states.values():
             for moment in state.moments.values():
                 yield from (moment.lower, moment.upper)
-
-    @override
-    def record(self) -> dict[str, object]:
-        return {"aggregation": dict(self.sum_methods)}
-
-    @override
-    def remarks(self) -> list[str]:
-        names = {m: sorted(n for n, taken in self.sum_methods.items() if taken == m) for m in ("exact", "moment")}
-        if not names["moment"]:
-            return []
-        used = "; ".join(f"{method}: {', '.join(parameters)}" for method, parameters in names.items() if parameters)
-        return [f"aggregates with {self.config.aggregation!r}. {used[0].upper()}{used[1:]}."]
 
     @override
     def state(self) -> dict[str, Any]:

@@ -27,11 +27,11 @@ class Factors:
 
     Args:
         outputs: bounds on d, (b, t, o).
-        inputs: maps a range or the positions of some samples to bounds on their z, (samples, t, k).
+        inputs: maps the positions of some samples to bounds on their z, (samples, t, k).
     """
 
     outputs: Interval
-    inputs: Callable[[slice | Tensor], Interval]
+    inputs: Callable[[Tensor], Interval]
 
 
 class FactoredGradient(ABC):

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.several import Adversaries, all_adversaries
-from agt_lightning.aggregation import Aggregation
+from agt_lightning.aggregation.keyword import check_aggregation
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.entries import Selection
@@ -87,9 +87,8 @@ class CertifiedTraining(Callback):
         method: how bounds are propagated forward: ``"ibp"``, intervals; ``"crown"``, linear bounds with interval
             parameters, far tighter for deep networks and slower; ``"tightest"``, the intersection of both, never wider
             than ``"ibp"``; ``"alpha-crown"``, the same with a search for the best lines of each bound.
-        aggregation: how per-sample bounds become bounds of the sum: ``"exact"``, the n largest gains of each parameter
-            element; ``"moment"``, a wider bound by matrix products alone; ``"auto"``, exact while that is cheap. Log
-            and certificate list the method of each parameter.
+        aggregation: leave it out. Per-sample bounds are summed exactly; the former values ``"moment"`` and ``"auto"``
+            are accepted with a warning until the next release.
         domains: which sets of parameters are kept side by side, by name or as subclasses of `Domain`: ``"box"``, the
             paper's; ``"ball"``, for a head of linear layers with ReLUs between them, trained by plain SGD, far tighter
             over many steps and cheaper; ``"influence"``, for one linear layer trained by SGD on squared error if only
@@ -139,7 +138,7 @@ class CertifiedTraining(Callback):
         adversary: Adversaries,
         *,
         method: Method = "ibp",
-        aggregation: Aggregation = "exact",
+        aggregation: str = "exact",
         domains: DomainChoice = "auto",
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
@@ -153,8 +152,8 @@ class CertifiedTraining(Callback):
         super().__init__()
         self.adversaries = all_adversaries(adversary)
         chosen_domains(domains)
+        check_aggregation(aggregation, stacklevel=3)
         self.method: Method = method
-        self.aggregation: Aggregation = aggregation
         self.domains = domains
         self.poisonable = poisonable
         self.sample_ids = sample_ids
@@ -202,7 +201,6 @@ class CertifiedTraining(Callback):
         """
         return CertificationConfig(
             method=self.method,
-            aggregation=self.aggregation,
             domains=self.domains,
             poisonable=self.poisonable,
             sample_ids=self.sample_ids,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, Literal
 
 import torch
 
-from agt_lightning.aggregation import Aggregation, require_aggregation
+from agt_lightning.aggregation.keyword import check_aggregation
 from agt_lightning.capture.entries import Selection, check_selection
 from agt_lightning.capture.roles import NamedRoles
 from agt_lightning.errors import require_one_of
@@ -31,8 +31,8 @@ class CertificationConfig:
 
     Args:
         method: how the box propagates bounds forward, see `agt_lightning.propagation.Method`.
-        aggregation: how per-sample bounds become bounds of their sum: ``"exact"``; ``"moment"``, wider, by matrix
-            products alone; or ``"auto"``, exact while it is cheap.
+        aggregation: leave it out. Per-sample bounds are summed exactly; the former values ``"moment"`` and ``"auto"``
+            are accepted with a warning until the next release.
         domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, classes of domains, several
             of them, or ``"auto"`` for all built-in ones that apply.
         poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
@@ -58,12 +58,12 @@ class CertificationConfig:
             neither single nor double precision.
 
     Example:
-        >>> CertificationConfig(method="crown").aggregation
-        'exact'
+        >>> CertificationConfig(method="crown").floats
+        'run'
     """
 
     method: Method = "ibp"
-    aggregation: Aggregation = "exact"
+    aggregation: InitVar[str] = "exact"
     domains: DomainChoice = "auto"
     poisonable: Poisonable | None = None
     sample_ids: SampleIds | None = None
@@ -74,10 +74,10 @@ class CertificationConfig:
     rules: RuleTable | None = None
     floats: Floats = "run"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, aggregation: str) -> None:
         """Refuse unknown values once, for everybody who is given the settings."""
         require_method(self.method)
-        require_aggregation(self.aggregation)
+        check_aggregation(aggregation, stacklevel=4)
         require_one_of("floats", self.floats, FLOATS)
         require_one_of("dtype", self.dtype, BOUND_TYPES)
         require_memory_budget(self.memory_budget)

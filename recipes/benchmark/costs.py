@@ -17,15 +17,11 @@ Writes tables (markdown and CSV) and figures.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
-from statistics import median
 
 import torch
 
-from agt_lightning.aggregation import AGGREGATIONS, Aggregation
 from recipes.benchmark import ball, floats, gate, methods, processes, strengths
 from recipes.benchmark.report import Row, machine, write
 from recipes.benchmark.step_cost import Clock, Setting, Training, extra_memory
@@ -49,10 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def table_one(chosen: argparse.Namespace) -> list[Path]:
     """Measure the paper's workloads, and return the paths of tables and figure."""
     setting = _setting(chosen)
-    rows = [row(setting, way, index, chosen.scale) for index in chosen.workloads for way in chosen.aggregation]
-    ratios: dict[str, dict[str, float]] = {way: {} for way in chosen.aggregation}
-    for found in rows:
-        ratios[str(found["aggregation"])][str(found["workload"])] = float(found["ratio"])
+    rows = [row(setting, index, chosen.scale) for index in chosen.workloads]
+    ratios = {str(found["workload"]): float(found["ratio"]) for found in rows}
     paths = write(rows, chosen.output_dir / "benchmark", _caption(setting))
     paths.append(draw_step_costs(ratios, chosen.output_dir / "benchmark.png", CLOCKS[setting.clock]))
     if chosen.gate and (slower := gate.above(rows, gate.stored_ratios())):
@@ -60,27 +54,25 @@ def table_one(chosen: argparse.Namespace) -> list[Path]:
     return paths
 
 
-def row(setting: Setting, way: Aggregation, index: int, scale: float) -> Row:
+def row(setting: Setting, index: int, scale: float) -> Row:
     """Measure one of the paper's workloads.
 
     Args:
         setting: of the training.
-        way: method of aggregation.
         index: position in the table.
         scale: share of the samples.
     """
-    workload, setting = paper_workload(index, scale), replace(setting, aggregation=way)
+    workload = paper_workload(index, scale)
     cost = Training(workload, setting).costs()
     plain, certified = cost.seconds
     memory = extra_memory(partial(paper_workload, index, scale), setting, torch.get_num_threads())
     print(
-        f"{workload.name}, {way}: {cost.ratio:.1f} plain steps ({1e3 * certified:.3g} / {1e3 * plain:.3g} ms), "
+        f"{workload.name}: {cost.ratio:.1f} plain steps ({1e3 * certified:.3g} / {1e3 * plain:.3g} ms), "
         f"{memory / 1e6:.0f} MB more",
         flush=True,
     )
     return {
         "workload": workload.name,
-        "aggregation": way,
         "b": workload.samples,
         "n": workload.adversary.n,
         "plain ms": 1e3 * plain,
@@ -96,33 +88,30 @@ def profile(chosen: argparse.Namespace) -> list[Path]:
     """Measure the parts of one certified step of each workload, and return the paths of the tables."""
     rows: list[Row] = []
     setting = _setting(chosen)
-    for index, way in product(chosen.workloads, chosen.aggregation):
+    for index in chosen.workloads:
         workload = paper_workload(index, chosen.scale)
-        parts = Training(workload, replace(setting, aggregation=way)).parts()
-        rows.append({"workload": workload.name, "aggregation": way, **{f"{name} ms": ms for name, ms in parts.items()}})
-        print(f"{workload.name}, {way}: {', '.join(f'{name} {ms:.0f} ms' for name, ms in parts.items())}", flush=True)
+        parts = Training(workload, setting).parts()
+        rows.append({"workload": workload.name, **{f"{name} ms": ms for name, ms in parts.items()}})
+        print(f"{workload.name}: {', '.join(f'{name} {ms:.0f} ms' for name, ms in parts.items())}", flush=True)
     return write(rows, chosen.output_dir / "profile", _caption(setting))
 
 
 def growth(chosen: argparse.Namespace) -> list[Path]:
     """Measure steps in which one quantity grows, and return the paths of curves and slopes."""
     setting = _setting(chosen)
-    curves = {axis: _curves(setting, axis, chosen.aggregation, chosen.scale) for axis in GROWTH}
+    curves = {axis: _curves(setting, axis, chosen.scale) for axis in GROWTH}
     paths = write(list(_growth_rows(curves)), chosen.output_dir / "growth", _caption(setting))
     return [*paths, draw_growth(curves, chosen.output_dir / "growth.png", CLOCKS[setting.clock])]
 
 
-def _curves(
-    setting: Setting, axis: str, sum_methods: Sequence[Aggregation], scale: float
-) -> dict[str, list[tuple[float, float]]]:
+def _curves(setting: Setting, axis: str, scale: float) -> dict[str, list[tuple[float, float]]]:
     """Return values of what grows with seconds of a step, by kind of step."""
-    kinds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("plain", *sum_methods)}
+    kinds: dict[str, list[tuple[float, float]]] = {"plain": [], "certified": []}
     for value, workload in zip(GROWTH[axis], along(axis), strict=True):
-        costs = [Training(workload.smaller(scale), replace(setting, aggregation=way)).costs() for way in sum_methods]
-        kinds["plain"].append((value, median(cost.seconds[0] for cost in costs)))
-        for way, cost in zip(sum_methods, costs, strict=True):
-            kinds[way].append((value, cost.seconds[1]))
-        print(f"{workload.name}: {', '.join(f'{cost.ratio:.1f}' for cost in costs)} plain steps", flush=True)
+        cost = Training(workload.smaller(scale), setting).costs()
+        for kind, seconds in zip(kinds.values(), cost.seconds, strict=True):
+            kind.append((value, seconds))
+        print(f"{workload.name}: {cost.ratio:.1f} plain steps", flush=True)
     return kinds
 
 
@@ -205,7 +194,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["table", "profile", "growth"])
     parser.add_argument("--workloads", nargs="+", type=int, default=range(len(TABLE)), help="positions in the table")
-    parser.add_argument("--aggregation", nargs="+", choices=AGGREGATIONS, default=["exact", "moment"])
     parser.add_argument("--gate", action="store_true", help="fail if a ratio of `table` is above the stored one")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the samples")
     parser.add_argument("--repeats", type=int, default=None, help="steps of a median; each part has its own by default")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.profiler import profile, record_function
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
-from agt_lightning.aggregation import Aggregation
 from agt_lightning.rounding import Floats
 from recipes.benchmark.workloads import Batch, Module, Workload
 
@@ -44,7 +43,6 @@ class Setting:
         training: type of the parameters, hence of the plain step.
         bounds: type that bounds are computed in.
         repeats: certified steps to take the median over.
-        aggregation: method of aggregation.
         floats: which runs the bounds contain.
         domains: that bounds are kept in.
     """
@@ -53,7 +51,6 @@ class Setting:
     training: torch.dtype
     bounds: torch.dtype
     repeats: int
-    aggregation: Aggregation = "exact"
     floats: Floats = "run"
     domains: tuple[str, ...] = ("box",)
 
@@ -127,7 +124,6 @@ class Training:
             adversaries or workload.adversary,
             poisonable=workload.poisonable,
             dtype=setting.bounds,
-            aggregation=setting.aggregation,
             floats=setting.floats,
             domains=setting.domains,
         )

@@ -8,11 +8,11 @@ import numpy as np
 from recipes.figures.canvas import COLORS, new_figure, plain, save
 
 
-def draw_step_costs(ratios: Mapping[str, Mapping[str, float]], path: Path, clock: str = "CPU time") -> Path:
+def draw_step_costs(ratios: Mapping[str, float], path: Path, clock: str = "CPU time") -> Path:
     """Draw how many plain steps a certified one costs.
 
     Args:
-        ratios: by way of aggregation, then by workload.
+        ratios: by workload.
         path: the file to write.
         clock: what was measured.
 
@@ -21,17 +21,11 @@ def draw_step_costs(ratios: Mapping[str, Mapping[str, float]], path: Path, clock
     """
     figure = new_figure(7.5, 4.2)
     axes = figure.subplots()
-    workloads = list(next(iter(ratios.values())))
-    height = 0.8 / len(ratios)
-    for index, (color, (name, values)) in enumerate(zip(COLORS, ratios.items(), strict=False)):
-        places = np.arange(len(workloads)) + (index - (len(ratios) - 1) / 2) * height
-        bars = axes.barh(places, [values[workload] for workload in workloads], height, color=color, label=name)
-        axes.bar_label(bars, fmt="{:.1f}", padding=3)
-    axes.set_yticks(range(len(workloads)), workloads)
+    bars = axes.barh(list(ratios), list(ratios.values()), 0.6, color=COLORS[0])
+    axes.bar_label(bars, fmt="{:.1f}", padding=3)
     axes.invert_yaxis()
-    axes.set(xlabel=f"certified step / plain step, {clock}", xscale="log")
+    axes.set_xlabel(f"certified step / plain step, {clock}")
     axes.margins(x=0.1)
-    axes.legend(frameon=False, loc="lower right")
     plain(axes)
     return save(figure, path)
 

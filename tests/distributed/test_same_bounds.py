@@ -88,13 +88,3 @@ def test_bounds_for_each_of_several_adversaries_are_those_of_its_own_training(po
             assert all(
                 torch.equal(box[side][name], value) for name, value in single["state"]["domains"]["box"][side].items()
             )
-
-
-def test_moments_of_several_processes_contain_the_exact_bounds(pool):
-    """They need not agree with those of one process: each process's samples have thresholds of their own."""
-    exact = train(Case("mse", FEATURES, micro=2))
-    results = pool.run(2, train, Case("mse", FEATURES, micro=2, options={"aggregation": "moment"}))
-    assert_same_bits(results)
-    for name, lower in exact["lower"].items():
-        assert (results[0]["lower"][name] <= lower + EQUAL).all()
-        assert (results[0]["upper"][name] >= exact["upper"][name] - EQUAL).all()

@@ -87,7 +87,6 @@ CASES = {
     **{f"images {name}": with_images(name) for name in convolutional.NETWORKS},
     **{f"method {name}": small("mse", FEATURES, (4, 3), method=name) for name in ("crown", "tightest")},
     "method crown, flips": small("ce", FLIPS, (4,), method="crown"),
-    "aggregation by moments": small("ce", FEATURES, aggregation="moment"),
     "some can be poisoned": small("mse", FEATURES, poisonable=lambda batch: torch.arange(len(batch[0])) % 2 == 0),
     "domain ball, linear": small("mse", LABELS, (), domains=("ball",)),
     "domain ball, one hidden layer": small("ce", FLIPS, (4,), domains=("ball",)),

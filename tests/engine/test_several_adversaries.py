@@ -77,7 +77,6 @@ CASES = [
     Case("momentum", perceptron, FEATURES, {"domains": ("box",)}, momentum=0.9),
     Case("micro-batches", perceptron, FEATURES, {"domains": ("box",)}, parts=2),
     Case("mask", perceptron, STRENGTHS, {"domains": ("box",), "poisonable": "mask"}),
-    Case("moments", perceptron, FEATURES, {"domains": ("box",), "aggregation": "moment"}),
     Case("crown", perceptron, FEATURES, {"domains": ("box",), "method": "crown"}),
     Case("ball", perceptron, BALLS, {"domains": ("ball",)}),
     Case("ball and box", perceptron, BALLS, {"domains": ("box", "ball")}, parts=2),

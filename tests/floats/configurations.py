@@ -67,7 +67,6 @@ def configuration(seed: int) -> Configuration:
     method = draw.choice(["ibp", "ibp", "ibp", "tightest", "crown"])
     engine = {
         "method": method,
-        "aggregation": draw.choice(["exact", "exact", "moment", "auto"]),
         "domains": draw.choice([("box",), ("box",), "auto"]),
         "dtype": draw.choice([torch.float64] * 5 + [torch.float32]),
     }

@@ -54,7 +54,6 @@ def poisoned(seed, hidden, adversary, settings, draw):
 
 CONFIGURATIONS = {
     "exact": {},
-    "moment": {"aggregation": "moment"},
     "single": {"dtype": torch.float32},
     "crown": {"method": "crown"},
     "tightest": {"method": "tightest"},

@@ -19,7 +19,7 @@ import torch
 
 from agt_lightning import BoundedAdversary, ParameterBounds, UnboundedAdversary
 from agt_lightning.adversaries import bounded, features
-from agt_lightning.aggregation import DESCENTS, descent, gains, sample_clipping, top_n_sum
+from agt_lightning.aggregation import bounded_descent, descent, gains, sample_clipping, top_n_sum
 from agt_lightning.aggregation.mean_clipping import MeanNormClipping, MeanValueClipping
 from agt_lightning.arithmetic import floating_point, products
 from agt_lightning.domains import DomainFamily
@@ -247,25 +247,21 @@ _ARITHMETIC = [
 # --- aggregation ------------------------------------------------------------------------------------------------------
 
 
-def _descents(**changes: Callable[..., Interval]) -> Patch:
-    return _put(box_domain, "DESCENTS", {**DESCENTS, **changes})
+def _descent(changed: Callable[..., Interval]) -> Patch:
+    return _put(box_domain, "bounded_descent", changed)
 
 
-def _one_less(method: str) -> Callable[..., Interval]:
-    kept = DESCENTS[method]  # type: ignore[index]
-    return lambda clean, poisoned, samples, n, budget: kept(clean, poisoned, samples, max(0, n - 1), budget)
+def _one_less(clean: Any, poisoned: Any, samples: Any, n: int, budget: int) -> Interval:
+    return bounded_descent(clean, poisoned, samples, max(0, n - 1), budget)
 
 
 def _without_poison(clean: Any, poisoned: Any, samples: Any, n: int, budget: int) -> Interval:
-    return DESCENTS["exact"](clean, None, samples, n, budget)
+    return bounded_descent(clean, None, samples, n, budget)
 
 
-def _without_mirror(method: str) -> Callable[..., Interval]:
-    def descend(clean: Any, poisoned: Any, samples: Any, n: int, budget: int) -> Interval:
-        full, plain = (DESCENTS[method](clean, each, samples, n, budget) for each in (poisoned, None))  # type: ignore[index]
-        return Interval.trusted(plain.lower, full.upper)
-
-    return descend
+def _without_mirror(clean: Any, poisoned: Any, samples: Any, n: int, budget: int) -> Interval:
+    full, plain = (bounded_descent(clean, each, samples, n, budget) for each in (poisoned, None))
+    return Interval.trusted(plain.lower, full.upper)
 
 
 def _bounded(case: Training) -> bool:
@@ -293,9 +289,9 @@ def _half_masked(patch: pytest.MonkeyPatch) -> None:
 
 
 _AGGREGATION = [
-    Planted("exact sum: n - 1 samples", _descents(exact=_one_less("exact")), concerns=_bounded),
-    Planted("exact sum: no poison", _descents(exact=_without_poison), concerns=_bounded),
-    Planted("exact sum: lower bound not mirrored", _descents(exact=_without_mirror("exact")), concerns=_bounded),
+    Planted("exact sum: n - 1 samples", _descent(_one_less), concerns=_bounded),
+    Planted("exact sum: no poison", _descent(_without_poison), concerns=_bounded),
+    Planted("exact sum: lower bound not mirrored", _descent(_without_mirror), concerns=_bounded),
     Planted("exact sum: half of the gains", _half_masked, concerns=_bounded),
     Planted(
         "exact sum: all poisoned for the clean sum",
@@ -306,9 +302,6 @@ _AGGREGATION = [
         ),
         concerns=_bounded,
     ),
-    Planted("moments: n - 1 samples", _descents(moment=_one_less("moment")), concerns=_bounded),
-    Planted("moments: lower bound not mirrored", _descents(moment=_without_mirror("moment")), concerns=_bounded),
-    Planted("moments: no poison", _descents(moment=_without_poison), concerns=_bounded),
     Planted(
         "substitution of samples: n - 1",
         _put(descent, "top_n_sum", lambda found, n: top_n_sum(found, max(0, n - 1))),

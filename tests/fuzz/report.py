@@ -37,7 +37,7 @@ class Report:
             ("loss", case.loss_name),
             ("optimizer", case.optimizer.__name__),
             ("adversary", _adversary(case)),
-            ("method", f"{case.engine['method']}, {case.engine['aggregation']}"),
+            ("method", case.engine["method"]),
             ("steps", str(len(case.steps))),
             ("all", "all"),
         }

@@ -270,7 +270,6 @@ def _engine(draw: random.Random, adversary: Adversary) -> dict[str, Any]:
     domains: Sequence[Any] = [("box",), ("box",), "auto"]
     return {
         "method": draw.choice(methods),
-        "aggregation": draw.choice(["exact", "exact", "moment", "auto"]),
         "domains": draw.choice(domains),
         "dtype": draw.choice([torch.float64] * 9 + [torch.float32]),
         "memory_budget": draw.choice([None, None, 1000]),

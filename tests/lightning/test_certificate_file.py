@@ -226,6 +226,15 @@ def test_settings_that_an_older_checkpoint_lacks_are_unknown(resumed):
     assert record["bounds"]["all_samples_poisonable"] == "unknown"
 
 
+@pytest.mark.parametrize("former", ["moment", "auto"])
+def test_sums_of_an_older_checkpoint_are_told_apart(former, resumed):
+    """It is from a version that bounded sums by moments, or chose between these and exact ones."""
+    record, certified, _ = resumed({}, {}, change=lambda bounds: bounds["phases"][0].update(aggregation=former))
+    assert record["bounds"]["aggregation"] == f"{former}, then exact"
+    assert [phase["aggregation"] for phase in record["phases"]] == [former, "exact"]
+    assert certified.bounds.mean_width() > 0
+
+
 def with_objective(architecture):
     class WithObjective(architecture):
         def certified_objective(self, batch):

@@ -54,7 +54,6 @@ CASES: dict[str, Case] = {
     "frozen layer": (_frozen, _cross_entropy, {**FEATURES, "nu": 1, "q": 0}, {"poisonable": "mask"}),
     "a layer used twice": (_twice, _cross_entropy, FEATURES, {}),
     "tightest": (_perceptron, _cross_entropy, FEATURES, {"method": "tightest", "poisonable": "mask"}),
-    "moment": (_perceptron, _squared_error, FEATURES, {"aggregation": "moment"}),
     "ball as well": (_perceptron, _cross_entropy, {**FEATURES, "p": 2.0}, {"domains": ("box", "ball")}),
     "ball of some": (_perceptron, _cross_entropy, {**FEATURES, "p": 2.0}, {"domains": "auto", "poisonable": "mask"}),
     "all domains": (_frozen, _cross_entropy, {"nu": 1, "q": 0}, {"domains": "auto"}),

@@ -53,6 +53,12 @@ def test_every_choice_of_every_group_instantiates(composed, monkeypatch, role, c
     assert built or choice == "none"
 
 
+def test_commands_with_a_former_way_of_summing_still_run(composed):
+    config = composed("callbacks=certified", "callbacks.certified.aggregation=moment")
+    with pytest.warns(FutureWarning, match="Delete `aggregation=`"):
+        instances(config.callbacks)
+
+
 def test_no_group_is_left_out():
     others = {"attack", "experiment", "hydra", "sweep", "debug", "variant"}
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*ROLES, *others}

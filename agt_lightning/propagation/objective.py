@@ -297,6 +297,15 @@ class BoundedObjective:
                 read.update(call.inputs)
         return frozenset(unread)
 
+    def computed(self, known: Mapping[str, Value]) -> frozenset[str]:
+        """Return the names of the values that `forward` computes.
+
+        Args:
+            known: values that were computed before.
+        """
+        calls = {call.name for call in self.program.graph.calls}
+        return frozenset(calls - known.keys() - self.skipped - self._unread(known))
+
     def forward(
         self,
         inputs: Mapping[str, Value],

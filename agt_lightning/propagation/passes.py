@@ -159,12 +159,14 @@ class _Samples:
     def chunks(self, passes: _Passes) -> Iterator[_Samples]:
         """Yield these samples in parts whose values fit in the cache of a CPU and the budget; all at once elsewhere.
 
-        What is read as it is, such as data that the adversary leaves alone, does not count: it is read once.
+        What is read as it is, such as outputs of frozen layers, does not count: it is read once.
         """
         bounded, size, config = passes.bounded, passes.size, passes.config
-        read = self.inputs.keys() - bounded.perturbed_leaves(passes.adversary)
-        graph, samples = bounded.program.graph, bounded.program.samples - self.unmoved.keys() - read
-        widest = max((torch.Size(graph.shapes[name][1:]).numel() for name in samples), default=1)
+        graph, perturbed = bounded.program.graph, bounded.perturbed_leaves(passes.adversary)
+        again = bounded.computed(self.reachable) & reached(graph, perturbed)
+        moved = perturbed.intersection(name for call in graph.calls if call.name in again for name in call.inputs)
+        computed = bounded.program.samples & (bounded.computed(self.unmoved) | again | moved)
+        widest = max((torch.Size(graph.shapes[name][1:]).numel() for name in computed), default=1)
         fits = max(1, min(_CACHED, config.memory_budget or _CACHED) // (config.dtype.itemsize * max(1, widest)))
         if size <= fits or not readable(*(each.lower for each in self.inputs.values() if isinstance(each, Interval))):
             yield self

@@ -34,7 +34,7 @@ class UnitSums:
         units: their number, h.
 
     Reference:
-        docs/theory.md, eq. (10.30) and (10.31).
+        docs/theory.md, eq. (10.34).
 
     Example:
         >>> inputs = torch.tensor([[3.0, 4.0], [-3.0, 4.0]], dtype=torch.float64)
@@ -90,7 +90,7 @@ class UnitSums:
             sign: ``τ_ij``, 1 or -1, and 0 where it is unknown, (m,).
 
         Reference:
-            docs/theory.md, eq. (10.31).
+            docs/theory.md, eq. (10.34).
         """
         shares = (2 - sign.abs()) * lengths
         total = self.sums(shares)

@@ -13,9 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.top_n import top_n_sum
 from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.norms import norms_by_squaring
+from agt_lightning.domains.ball.unit_kernels import UnitKernel, kernel_for
 from agt_lightning.domains.ball.unstable import Pairs
 from agt_lightning.rounding import accumulated_roundoff
 
@@ -51,16 +51,14 @@ class UnitSums:
     units: int
 
     @cached_property
-    def _counts(self) -> list[int]:
-        """Number of pairs of each unit."""
-        counts: list[int] = torch.bincount(self.pairs.unit, minlength=self.units).tolist()
-        return counts
+    def _kernel(self) -> UnitKernel:
+        return kernel_for(self.pairs, self.units, self.inputs)
 
     @cached_property
     def _directions(self) -> Tensor:
-        """``x̂ / ‖x̂‖`` for each pair, and zero where the input is, (m, D)."""
-        least = torch.finfo(self.inputs.dtype).tiny
-        return self.pairs.by_sample(self.inputs / self.norm.clamp(min=least)[:, None])
+        """``x̂ / ‖x̂‖``, and zero where the input is, (b, D)."""
+        directions = self.inputs / self.norm.clamp(min=torch.finfo(self.inputs.dtype).tiny)[:, None]
+        return directions.contiguous()
 
     def _upward(self, like: Tensor) -> float:
         """Return a factor above the rounding of sums over pairs."""
@@ -72,11 +70,7 @@ class UnitSums:
 
     def largest(self, values: Tensor, n: int) -> Tensor:
         """Sum of the n largest ``values``, (m,), nonnegative, of each unit, (h,)."""
-        if n >= max(self._counts):
-            return self.sums(values)
-        totals = values.new_zeros(self.units)
-        for unit, own in enumerate(values.split(self._counts)):
-            totals[unit : unit + 1] = top_n_sum(own[None], n)
+        totals = self._kernel.largest(values, n)
         return totals * self._upward(totals)
 
     def of_any_part(self, lengths: Tensor, sign: Tensor) -> Tensor:
@@ -94,18 +88,10 @@ class UnitSums:
         """
         shares = (2 - sign.abs()) * lengths
         total = self.sums(shares)
-        signed = self._sums_along(sign * lengths) + accumulated_roundoff(len(lengths) + 16, total.dtype) * total
+        signed: Tensor = euclidean_norm(self._kernel.vectors(self._directions, sign * lengths), dim=1)
+        signed = signed + accumulated_roundoff(len(lengths) + 16, total.dtype) * total
         apart = total.sqrt() * self.gram_norms(shares).sqrt()
         return torch.minimum((signed + apart) / 2 * self._upward(total), total)
-
-    def _sums_along(self, lengths: Tensor) -> Tensor:
-        """``‖Σ_i length_ij x̂_i / ‖x̂_i‖‖`` over all pairs, up to rounding, (h,)."""
-        totals = lengths.new_zeros(self.units, self.inputs.shape[1])
-        own = zip(self._directions.split(self._counts), lengths.split(self._counts), strict=True)
-        for total, (directions, length) in zip(totals, own, strict=True):
-            torch.mv(directions.T, length, out=total)
-        norms: Tensor = euclidean_norm(totals, dim=1)
-        return norms
 
     def gram_norms(self, shares: Tensor) -> Tensor:
         """Upper bound on the largest eigenvalue of ``Σ_i share_ij x̂_i x̂_iᵀ / ‖x̂_i‖²``, (h,); the trace if D is large.
@@ -117,10 +103,7 @@ class UnitSums:
         size = self.inputs.shape[1]
         if size > _LARGEST:
             return trace
-        rows = self._directions * shares.sqrt()[:, None]
-        grams = rows.new_zeros(self.units, size, size)
-        for gram, own in zip(grams, rows.split(self._counts), strict=True):
-            torch.mm(own.T, own, out=gram)
-        error = accumulated_roundoff(len(rows) + 32, rows.dtype) * trace  # of the products
-        lost = 4 * len(rows) * size * torch.finfo(rows.dtype).tiny  # by underflow
+        grams = self._kernel.outer_products(self._directions, shares)
+        error = accumulated_roundoff(len(shares) + 32, shares.dtype) * trace  # of the products
+        lost = 4 * len(shares) * size * torch.finfo(shares.dtype).tiny  # by underflow
         return torch.minimum(norms_by_squaring(grams) + error + lost, trace)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.ball import unit_sums
+from agt_lightning.domains.ball.unit_kernels import CompiledUnitKernel, UnitKernel
 from agt_lightning.domains.ball.unit_sums import UnitSums
 from agt_lightning.domains.ball.unstable import Pairs
 
@@ -123,3 +124,23 @@ def test_tiny_and_huge_vectors_are_not_lost(dtype):
         both = float(sums.of_any_part(lengths, torch.ones(2, dtype=dtype)))
         assert 9.89 * size <= both <= 10.01 * size
         assert float(replace(sums, units=3).gram_norms(lengths)[0]) >= 9.79 * size
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_compiled_sums_are_those_of_torch(seed):
+    problem = Problem(seed)
+    plain, fast = (kind(problem.pairs, UNITS) for kind in (UnitKernel, CompiledUnitKernel))
+    factors = problem.sign * problem.lengths
+    close = torch.testing.assert_close
+    for n in (0, 1, 2, 9):
+        close(fast.largest(problem.lengths, n), plain.largest(problem.lengths, n))
+    close(fast.vectors(problem.inputs, factors), plain.vectors(problem.inputs, factors))
+    close(fast.outer_products(problem.inputs, factors), plain.outer_products(problem.inputs, factors))
+
+
+def test_compiled_sums_keep_nan():
+    fast = CompiledUnitKernel(Pairs(torch.arange(3), torch.tensor([0, 0, 1])), 2)
+    values = torch.tensor([1.0, torch.nan, 2.0]).double()
+    assert fast.largest(values, 1).isnan().tolist() == [True, False]
+    assert fast.vectors(torch.ones(3, 1).double(), values).isnan().flatten().tolist() == [True, False]
+    assert fast.outer_products(torch.ones(3, 1).double(), values).isnan().flatten().tolist() == [True, False]

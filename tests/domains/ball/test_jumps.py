@@ -191,6 +191,21 @@ def test_weights_scale_jumps():
     assert jumps.worst(0.5 * ones, 2) == pytest.approx(0.5 * jumps.worst(ones, 2))
 
 
+@pytest.mark.parametrize("size", [1e-24, 1e15])
+def test_jumps_whose_squares_leave_the_range_of_the_type_are_not_lost(size):
+    pairs, ones = Pairs(torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1])), torch.ones(3)
+    jumps = PoisonJumps(
+        switching=UnstableBetween(pairs, torch.zeros(3), torch.zeros(2)),
+        sums=UnitSums(pairs, torch.ones(2, 1), torch.ones(2), 2),
+        sign=ones,
+        first_order=size * ones,
+        rest=0 * ones,
+        moved=torch.zeros(2),
+        radius=0.0,
+    )
+    assert 5**0.5 * size <= jumps.worst(torch.ones(2), 2) * (1 + 1e-6)  # single precision
+
+
 @pytest.mark.parametrize("part", ["_paid", "_shared"])
 @pytest.mark.parametrize("seed", range(10))
 def test_each_bound_of_the_rows_holds_alone(part, seed, monkeypatch):

@@ -99,9 +99,10 @@ class PoisonJumps(Jumps):
         """
         upward = 1 + accumulated_roundoff(len(lengths) + 64, lengths.dtype)
         number = (self.switching.largest_sum(torch.ones_like(lengths)) * upward).floor()
-        slopes = self.sums.gram_norms(self.switching.pairs.by_sample(number) * lengths.square())
-        lost = 4 * len(lengths) * torch.finfo(lengths.dtype).tiny  # where squares underflow
-        return math.sqrt(_largest_within_slopes(rows.square(), slopes, n) + lost)
+        shares = self.switching.pairs.by_sample(number) * lengths.square()
+        largest = _largest_within_slopes(rows.square(), self.sums.gram_norms(shares), n)
+        lost = 4 * (n + 1) * float(self.switching.pairs.by_sample(number + 1).sum()) * torch.finfo(lengths.dtype).tiny
+        return math.sqrt(largest + lost)  # where squares underflow
 
 
 def poison_jumps(

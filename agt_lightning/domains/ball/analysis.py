@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import FeatureEffect, PoisonBounds, WorstPoison
 from agt_lightning.domains.ball.radius import StepConstants
+from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.domains.ball.roundoff import HeadRoundoff
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
 from agt_lightning.domains.losses import HeadLoss, OutputBounds, Target
@@ -82,8 +82,8 @@ class BallAnalysis(ABC):
         """
 
     @abstractmethod
-    def remainder(self, gradient: OutputGradient, weights: Tensor) -> Remainder:
-        """Bound ``E = Σ_i w_i (J̃_iᵀ g̃_i - J_iᵀ g_i - J̄_iᵀ Δg_i)``, what the network's curvature and its kinks add.
+    def remainders(self, gradient: OutputGradient, weights: Tensor) -> tuple[Remainder, ...]:
+        """Bound ``E = Σ_i w_i (J̃_iᵀ g̃_i - J_iᵀ g_i - J̄_iᵀ Δg_i)`` by splittings each of which holds.
 
         Args:
             gradient: of all samples.
@@ -135,7 +135,7 @@ class BallAnalysis(ABC):
             gradient: of the same samples.
 
         Reference:
-            docs/theory.md, eq. (10.15), (10.18), (10.19) and (10.21).
+            docs/theory.md, eq. (10.15), (10.18), (10.19), (10.21) and (10.32).
         """
         labels = poison.labels
         if poison.features is None:
@@ -157,6 +157,7 @@ class BallAnalysis(ABC):
             energy=gradient.energy(labels, poisoned.feature_change),
             rest=poisoned.change * self.mean_jacobian_error + poisoned.after * effect.jacobian,
             roundoff=roundoff.gradient(poisoned.after, error),
+            apart=effect.jumps_apart(gradient, poisoned, self.mean_jacobian_error),
         )
 
     @classmethod
@@ -174,7 +175,7 @@ class BallAnalysis(ABC):
         all_poisonable = poison is not None and poison.covers(len(weights))
         analysis = cls(ball, data.samples, poison.features if poison is not None and all_poisonable else None)
         gradient = analysis.output_gradient(loss, data.target)
-        remainder = analysis.remainder(gradient, weights)
+        remainders = analysis.remainders(gradient, weights)
         if poison is None:
             worst = WorstPoison()
         elif all_poisonable:
@@ -192,12 +193,10 @@ class BallAnalysis(ABC):
         return StepConstants(
             trace=outward * float(weights @ (gradient.curvature * analysis.mean_jacobian_norm.square())),
             norm=lambda: outward * analysis.curvature_norm(weights * gradient.curvature),
-            remainder=outward * remainder.rest,
-            monotone=outward * remainder.monotone,
+            remainders=tuple(outward * remainder for remainder in remainders),
             poison=outward * worst.whole,
             energy=outward * worst.energy,
             rest=outward * worst.rest,
-            discord=outward * remainder.discord,
             roundoff=outward * (clean + worst.roundoff),
             gradient=outward * (magnitude + worst.magnitude),
         )
@@ -206,24 +205,6 @@ class BallAnalysis(ABC):
     def roundings(self) -> int:
         """Number of roundings on the way to a bound of one sample."""
         return sum(sum(layer.weight.shape) + 8 for layer in self.ball.layers)
-
-
-@dataclass(frozen=True)
-class Remainder:
-    """Bounds on ``E = rest + M`` with ``⟨δ, M⟩ >= -discord`` for the distance δ of the parameters.
-
-    Args:
-        rest: upper bound on ``‖E - M‖``.
-        monotone: upper bound on ``‖M‖``.
-        discord: units that rounding alone turns on or off need not move along with δ; zero without such units.
-
-    Reference:
-        docs/floats.md, eq. (B.8).
-    """
-
-    rest: float = 0.0
-    monotone: float = 0.0
-    discord: float = 0.0
 
 
 def _zeros_unless(error: Tensor | None, inputs: Tensor) -> Tensor:

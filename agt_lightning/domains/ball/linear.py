@@ -9,12 +9,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.arithmetic import euclidean_norm
-from agt_lightning.domains.ball.analysis import BallAnalysis, Remainder
+from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.layers import Layer
 from agt_lightning.domains.ball.norms import append_one, gram_norm, with_one
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import JacobianEffect
+from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.domains.ball.roundoff import HeadRoundoff, value_errors
 from agt_lightning.domains.losses import OutputBounds
 from agt_lightning.interval import Interval
@@ -73,8 +74,8 @@ class LinearAnalysis(BallAnalysis):
         return gram_norm(self.samples.inputs, weights, self.layer.trains_bias)
 
     @override
-    def remainder(self, gradient: OutputGradient, weights: Tensor) -> Remainder:
-        return Remainder()
+    def remainders(self, gradient: OutputGradient, weights: Tensor) -> tuple[Remainder, ...]:
+        return (Remainder(),)
 
     @override
     def feature_effect(self, features: Perturbation, poisoned_bounds: tuple[Interval, ...] | None) -> JacobianEffect:

@@ -1,15 +1,15 @@
-"""Bounds on the change of a poisoned sample's gradient, as a whole and split for the energy argument."""
+"""Bounds on the change of poisoned samples' gradients, as a whole and split for the energy argument."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.aggregation.top_n import top_n_sum
-from agt_lightning.domains.ball.output_gradient import PoisonedOutputGradient
+from agt_lightning.domains.ball.output_gradient import OutputGradient, PoisonedOutputGradient
 from agt_lightning.domains.ball.roundoff import GradientRoundoff
 
 
@@ -28,6 +28,46 @@ class FeatureEffect(ABC):
     @abstractmethod
     def gradient_change(self, gradient: PoisonedOutputGradient) -> Tensor:
         """Upper bound on ``‖J'ᵀ g' - Jᵀ g‖`` for poisoned J', g' and clean J, g, (m,)."""
+
+    def jumps_apart(
+        self, clean: OutputGradient, poisoned: PoisonedOutputGradient, mean_jacobian_error: Tensor
+    ) -> JumpsApart | None:
+        """Bound the same with jumps apart; None if there is no such bound.
+
+        Args:
+            clean: g of the same samples.
+            poisoned: bounds on g and g'.
+            mean_jacobian_error: ``‖J̃ - J̄‖``, (m,).
+        """
+        return None
+
+
+class Jumps(ABC):
+    """What units that poisoned features switch add to the sum of gradients, bounded for all samples together."""
+
+    @abstractmethod
+    def worst(self, weights: Tensor, n: int) -> float:
+        """Upper bound on its norm for the n worst samples.
+
+        Args:
+            weights: w_i of the samples in the loss, (m,).
+            n: largest number of poisoned samples.
+        """
+
+
+@dataclass(frozen=True)
+class JumpsApart:
+    """Upper bounds for each poisonable sample, (m,), without jumps, and jumps of all samples together.
+
+    Args:
+        whole: on ‖p‖ without jumps.
+        rest: on ‖p'‖ without jumps.
+        jumps: in p and in p'.
+    """
+
+    whole: Tensor
+    rest: Tensor
+    jumps: Jumps
 
 
 @dataclass(frozen=True)
@@ -55,18 +95,20 @@ class PoisonBounds:
         energy: on ``qᵀ H̄⁻¹ q``; infinite if there is no bound.
         rest: on ‖p'‖.
         roundoff: of the poisoned sample's own gradient.
+        apart: other bounds on ‖p‖ and ‖p'‖; None without these.
 
     Reference:
-        docs/theory.md, eq. (10.15), (10.19) and (10.21).
+        docs/theory.md, eq. (10.15), (10.19), (10.21) and (10.32).
     """
 
     whole: Tensor
     energy: Tensor
     rest: Tensor
     roundoff: GradientRoundoff
+    apart: JumpsApart | None = None
 
     def worst(self, weights: Tensor, n: int, sum_relative: float) -> WorstPoison:
-        """Sum each over the n worst samples, ``SEMax_n w_i v_i``.
+        """Sum each over the n worst samples, ``SEMax_n w_i v_i``, and take the smaller bound where there are two.
 
         Args:
             weights: w_i of the samples in the loss, (m,).
@@ -75,7 +117,17 @@ class PoisonBounds:
         """
         roundoff = self.roundoff
         values = self.whole, self.energy, self.rest, roundoff.with_sum(sum_relative), roundoff.magnitude
-        return WorstPoison(*(float(top_n_sum((weights * each)[None], n)) for each in values))
+        worst = WorstPoison(*(_worst(weights * each, n) for each in values))
+        if self.apart is None:
+            return worst
+        jumps = self.apart.jumps.worst(weights, n)
+        whole, rest = (_worst(weights * each, n) + jumps for each in (self.apart.whole, self.apart.rest))
+        return replace(worst, whole=min(worst.whole, whole), rest=min(worst.rest, rest))
+
+
+def _worst(values: Tensor, n: int) -> float:
+    """``SEMax_n`` of values (m,)."""
+    return float(top_n_sum(values[None], n))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from agt_lightning.domains.ball.remainder import Remainder
 
 _TRACE_SUFFICES = 0.5
 """Below this α·trace the curvature hardly enters the step, and its matrix norm is not computed."""
@@ -27,12 +29,10 @@ class StepConstants:
     Args:
         trace: upper bound on ‖A‖, cheap.
         norm: computes a tighter upper bound on ‖A‖.
-        remainder: upper bound on ‖E - M‖.
-        monotone: upper bound on ‖M‖ for the part M of E with ⟨δ, M⟩ >= 0.
+        remainders: bounds on E by different splittings, of which the best is taken.
         poison: upper bound on ‖p‖.
         energy: upper bound on ‖ω‖² for a splitting ``p = A^½ ω + p'``; infinite if there is none.
         rest: upper bound on ‖p'‖.
-        discord: upper bound on ``-⟨δ, M⟩``, by rounding alone.
         roundoff: upper bound on the rounding of a run's gradient, and of the nominal one that training is compared
             with.
         gradient: upper bound on the norm of a run's gradient.
@@ -40,12 +40,10 @@ class StepConstants:
 
     trace: float
     norm: Callable[[], float]
-    remainder: float
-    monotone: float
+    remainders: Sequence[Remainder]
     poison: float
     energy: float
     rest: float
-    discord: float = 0.0
     roundoff: float = 0.0
     gradient: float = 0.0
 
@@ -70,33 +68,42 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
         docs/theory.md, eq. (10.28).
 
     Example:
-        >>> still = StepConstants(trace=1.0, norm=lambda: 1.0, remainder=0.0, monotone=0.0, poison=0.5,
+        >>> still = StepConstants(trace=1.0, norm=lambda: 1.0, remainders=(Remainder(),), poison=0.5,
         ...                       energy=math.inf, rest=0.0)
         >>> round(next_radius(1.0, still, rate=0.1, decay=0.0), 9)
         1.05
     """
-    needed = (constants.trace, constants.remainder, constants.monotone, constants.poison, constants.discord)
-    if not all(map(math.isfinite, (radius, constants.roundoff, *needed))):
+    needed = (radius, constants.trace, constants.poison, constants.roundoff)
+    remainders = [remainder for remainder in constants.remainders if remainder.is_finite]
+    if not remainders or not all(map(math.isfinite, needed)):
         return math.inf  # minima and maxima would swallow a NaN
     curvature = constants.curvature(rate)
     kept = 1 - rate * decay
-    differences = 2.0**-50 * (1 + rate * decay + rate * curvature)  # rounding of the next line
+    best = min(_without_roundoff(radius, constants, each, curvature, rate, kept) for each in remainders)
+    return (best + rate * constants.roundoff) * _OUTWARD + _UNDERFLOW
+
+
+def _without_roundoff(
+    radius: float, constants: StepConstants, remainder: Remainder, curvature: float, rate: float, kept: float
+) -> float:
+    """Bound the step for one splitting of E: the smaller of the plain step and the energy step."""
+    differences = 2.0**-50 * (2 - kept + rate * curvature)  # rounding of the next line
     factor = max(abs(kept), abs(kept - rate * curvature)) + differences
-    plain = _with_monotone(factor * radius, curvature * radius, constants, rate, kept)
+    plain = _with_monotone(factor * radius, curvature * radius, remainder, rate, kept)
     best = plain + rate * constants.poison
     strength = rate * curvature / kept * _OUTWARD if kept > 0 else math.inf
     if strength < 2 and math.isfinite(constants.energy) and math.isfinite(constants.rest):
         gained = rate / kept * constants.energy / (2 - strength) * _OUTWARD
         push = curvature * radius + math.sqrt(curvature * constants.energy)
-        by_energy = _with_monotone(kept * math.sqrt(radius * radius + gained), push, constants, rate, kept)
+        by_energy = _with_monotone(kept * math.sqrt(radius * radius + gained), push, remainder, rate, kept)
         best = min(best, by_energy + rate * constants.rest)
-    return (best + rate * (constants.remainder + constants.roundoff)) * _OUTWARD + _UNDERFLOW
+    return best + rate * remainder.rest
 
 
-def _with_monotone(size: float, push: float, constants: StepConstants, rate: float, kept: float) -> float:
+def _with_monotone(size: float, push: float, remainder: Remainder, rate: float, kept: float) -> float:
     """Bound ``‖u - αM‖``, ``u = (1-αμ)δ - αv``, if ``‖u‖ <= size``, ``‖v‖ <= push`` and ``⟨δ, M⟩ >= -discord``."""
-    monotone = rate * constants.monotone
+    monotone = rate * remainder.monotone
     if kept < 0:
         return size + monotone
-    against = 2 * rate * (push * monotone + kept * constants.discord)
+    against = 2 * rate * (push * monotone + kept * remainder.discord)
     return min(size + monotone, math.sqrt(size * size + against + monotone * monotone))

@@ -77,14 +77,34 @@ class Pairs:
 
     def among(self, kept: Tensor) -> Self:
         """Return those that are true in ``kept``, (m,)."""
-        chosen = true_positions(kept)
-        return replace(self, **{of.name: getattr(self, of.name).index_select(0, chosen) for of in fields(self)})
+        return self.taken(true_positions(kept))
+
+    def taken(self, positions: Tensor) -> Self:
+        """Return the pairs at these positions, in their order."""
+        return replace(self, **{of.name: getattr(self, of.name).index_select(0, positions) for of in fields(self)})
+
+    def order_by_unit(self) -> Tensor:
+        """Positions of the pairs by unit; those of the same unit keep their order, (m,)."""
+        if self.unit.device.type != "cpu" or not len(self.unit):
+            return self.unit.argsort(stable=True)
+        narrow = self.unit.numpy().astype(np.min_scalar_type(int(self.unit.max())))
+        return torch.from_numpy(np.argsort(narrow, kind="stable"))  # short integers are sorted in linear time
+
+    def order_by_unit_and(self, key: Tensor) -> Tensor:
+        """Positions of the pairs by unit, and by a key, (m,), among those of the same unit, ascending, (m,)."""
+        on_cpu = key.device.type == "cpu"  # there numpy sorts in a fifth of the time that torch takes
+        order = torch.from_numpy(np.argsort(key.numpy())) if on_cpu else key.argsort()
+        return order.index_select(0, self.taken(order).order_by_unit())
 
     def with_open_sign(self, *bounds: Interval) -> Self:
         """Return those whose preactivation may have either sign within the hull of bounds on it, (b, h) each."""
+        return self.among(self.sign_is_open(*bounds))
+
+    def sign_is_open(self, *bounds: Interval) -> Tensor:
+        """Whether each preactivation may have either sign within the hull of bounds on it, (b, h); boolean (m,)."""
         lower = torch.stack([self.of(interval.lower) for interval in bounds]).amin(dim=0)
         upper = torch.stack([self.of(interval.upper) for interval in bounds]).amax(dim=0)
-        return self.among((lower <= 0) & (upper >= 0))
+        return (lower <= 0) & (upper >= 0)
 
     def sums(self, values: Tensor, samples: int) -> Tensor:
         """Sum of ``values``, (m,), for each sample, (b,)."""
@@ -122,7 +142,7 @@ class UnstableUnits:
     @classmethod
     def sorted(cls, pairs: Pairs, distance: Tensor) -> UnstableUnits:
         """Sort pairs with their distances, nonnegative."""
-        order = _by_unit_and_distance(pairs.unit, distance)
+        order = pairs.order_by_unit_and(distance)
         unit = pairs.unit.index_select(0, order)
         last = torch.ones_like(unit, dtype=torch.bool)
         last[:-1] = unit[1:] != unit[:-1]
@@ -136,12 +156,13 @@ class UnstableUnits:
         before[1:] = ends.cummax(0).values[:-1]  # total at the end of the units before; sums only grow
         return total - before, accumulated_roundoff(len(values) + 1, values.dtype) * 2 * total[-1:]
 
-    def largest_steps(self, effect: Tensor, radius: float) -> float:
-        """Upper bound on ``(Σ_j (Σ_{t_ij <= r_j} effect_ij)²)^½`` over all r with ``Σ_j r_j² <= radius²``.
+    def largest_steps(self, effect: Tensor, radius: float, limit: Tensor | None = None) -> float:
+        """Upper bound on ``(Σ_j φ_j(r_j)²)^½``, ``φ_j(r) = Σ_{t_ij <= r} effect_ij``, over ``Σ_j r_j² <= radius²``.
 
         Args:
             effect: what each pair adds once it has switched, (m,), nonnegative.
             radius: of the ball.
+            limit: upper bound on each φ_j, however far the unit moves, (h,); None without one.
 
         Reference:
             docs/theory.md, eq. (10.13).
@@ -149,7 +170,10 @@ class UnstableUnits:
         if not bool(effect.any()):
             return 0.0
         total, slack = self.cumulated(effect)
-        return self._shared((total + slack).square(), self.distance.square(), radius)
+        total = total + slack
+        if limit is not None:
+            total = torch.minimum(total, self.pairs.by_unit(limit))
+        return self._shared(total.square(), self.distance.square(), radius)
 
     def largest_ramps(self, effect: Tensor, radius: float) -> float:
         """Upper bound on ``(Σ_j (Σ_i effect_ij (r_j - t_ij)⁺)²)^½`` over the same r: the slips.
@@ -194,16 +218,6 @@ class UnstableUnits:
     def _first(self) -> NDArray[np.int64]:
         """Position of each unit's first pair."""
         return np.concatenate([[0], np.flatnonzero(self.last.numpy())[:-1] + 1])
-
-
-def _by_unit_and_distance(unit: Tensor, distance: Tensor) -> Tensor:
-    """Return the order of pairs by unit, and by distance among those of the same unit."""
-    if unit.device.type != "cpu" or not len(unit):
-        order = distance.argsort()
-        return order[unit[order].argsort(stable=True)]
-    nearest = np.argsort(distance.numpy())  # a fifth of the time that sorting by torch takes
-    narrow = unit.numpy().astype(np.min_scalar_type(int(unit.max())))  # short integers are sorted in linear time
-    return torch.from_numpy(nearest[np.argsort(narrow[nearest], kind="stable")])
 
 
 def _smallest(dual: Callable[[float], float], largest: float) -> float:
@@ -312,7 +326,8 @@ class UnstableBetween:
         """Upper bound on the sum of ``values``, (m,), over the units that differ, (b,)."""
         return knapsack(self.pairs, values, self.distance.square(), self.budget)
 
-    def _largest_norm(self, sizes: Tensor) -> Tensor:
+    def largest_norm(self, sizes: Tensor) -> Tensor:
+        """Upper bound on the Euclidean norm of ``sizes``, (m,), over the units that differ, (b,)."""
         return largest_norm(self.pairs, sizes, self.distance, self.budget)
 
     def columns(self, matrices: Tensor, error: Tensor) -> Tensor:
@@ -322,7 +337,7 @@ class UnstableBetween:
             matrices: one per sample, (b, q, h).
             error: upper bound on the norm of their rounding, (b,).
         """
-        return self._largest_norm(self._column_norms(matrices, error))
+        return self.largest_norm(self._column_norms(matrices, error))
 
     def _column_norms(self, matrices: Tensor, error: Tensor) -> Tensor:
         """Upper bound on the norm of each column, (m,)."""
@@ -349,4 +364,4 @@ class UnstableBetween:
 
     def weight_norm(self, following: Layer) -> Tensor:
         """Upper bound on ``‖W U‖`` on the units U that differ, (b,), W of the following layer."""
-        return self._largest_norm(self.pairs.by_unit(following.column_norms)).clamp(max=following.norm)
+        return self.largest_norm(self.pairs.by_unit(following.column_norms)).clamp(max=following.norm)

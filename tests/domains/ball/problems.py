@@ -176,15 +176,17 @@ class Problems:
         known = None if boxes is None else tuple(box[rows] for box in boxes)
         return Poison(rows, self.n, self.label_perturbation(g, rows), self.perturbation(g, rows), known)
 
+    def ball(self, g: int) -> LayerBall:
+        """The layers and the ball."""
+        second = Layer(self.second[g], self.second_bias[g], self.form.trains_second)
+        first = Layer(self.first[g], self.first_bias[g], self.form.trains_first)
+        return LayerBall((first, second) if self.form.hidden else (second,), float(self.radius[g]))
+
     def constants(self, g: int) -> StepConstants:
         """Suprema over the ball."""
-        form, radius = self.form, float(self.radius[g])
-        arguments = StepData(self.samples(g), self.target(g), self.poison(g)), self.weights[g], form.head_loss
-        second = Layer(self.second[g], self.second_bias[g], form.trains_second)
-        if not form.hidden:
-            return LinearAnalysis.step_constants(LayerBall((second,), radius), *arguments)
-        first = Layer(self.first[g], self.first_bias[g], form.trains_first)
-        return OneHiddenAnalysis.step_constants(LayerBall((first, second), radius), *arguments)
+        data = StepData(self.samples(g), self.target(g), self.poison(g))
+        analysis = OneHiddenAnalysis if self.form.hidden else LinearAnalysis
+        return analysis.step_constants(self.ball(g), data, self.weights[g], self.form.head_loss)
 
     def certified(self) -> Tensor:
         """The next radius of every problem, (g,)."""
@@ -259,6 +261,21 @@ def random_problems(
         decay=torch.where(coin(0.5), torch.zeros(count).double(), spread(1e-2, 2)),
         box=radius * spread(0.1, 1),
     )
+
+
+def near_kinks(problems: Problems, within: float, generator: torch.Generator) -> Problems:
+    """The same problems with every unit near zero for one of its samples.
+
+    Args:
+        problems: with a hidden layer.
+        within: typical distance of its preactivation from zero.
+        generator: of all random choices.
+    """
+    first = problems.first
+    sample = torch.randint(0, problems.inputs.shape[1], first.shape[:2], generator=generator)
+    nearest = problems.inputs.gather(1, sample[..., None].expand_as(first))
+    away = within * torch.randn(first.shape[:2], dtype=torch.float64, generator=generator)
+    return replace(problems, first_bias=away - (first * nearest).sum(dim=2))
 
 
 def unstable_within(distance: Tensor, radius: float, possible: Tensor | None = None) -> UnstableUnits:

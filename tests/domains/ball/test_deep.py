@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep import DeepAnalysis, bounds, gradient_jumps, remainder
 from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import PoisonBounds
 from agt_lightning.domains.ball.radius import StepConstants, next_radius
+from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
 from agt_lightning.domains.ball.value_bounds import layer_bounds, margin_bounds
 from agt_lightning.domains.losses import HeadLoss, LabelPerturbation, Target
@@ -444,7 +444,7 @@ def no_coupling(patch: pytest.MonkeyPatch) -> Problem:
 
 def no_change_of_derivatives(patch: pytest.MonkeyPatch) -> Problem:
     """All that the derivative of the outputs changes by."""
-    patch.setattr(DeepAnalysis, "remainder", lambda *_: Remainder())
+    patch.setattr(DeepAnalysis, "remainders", lambda *_: (Remainder(),))
     return drawn(SQUARED, 5)
 
 

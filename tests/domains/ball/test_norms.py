@@ -63,3 +63,23 @@ def test_norms_on_some_entries_whose_squares_underflow():
     first, second = norms.norms_on(torch.ones(1, 2).double(), rows)[0]
     assert first >= 5e-170
     assert second == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_norms_by_squaring_are_above_and_near(dtype, scale):
+    generator = torch.Generator().manual_seed(0)
+    matrices = scale * torch.randn(20, 12, 12, generator=generator).to(dtype)
+    matrices[1:5] = matrices[1:5, :1]  # of rank one
+    matrices[5] = 0
+    matrices[6] = scale * torch.eye(12, dtype=dtype)  # the worst: all singular values are the same
+    exact = torch.linalg.matrix_norm(matrices.double(), ord=2)
+    bound = norms.norms_by_squaring(matrices).double()
+    assert bool((bound >= exact * (1 - 1e-14)).all())  # the rounding of what it is compared with
+    assert bool((bound <= 1.05 * exact).all())
+
+
+def test_norms_by_squaring_of_what_is_not_finite_are_no_bounds():
+    matrices = torch.eye(3).double().repeat(3, 1, 1)
+    matrices[0, 1, 1], matrices[1, 0, 2] = math.nan, math.inf
+    assert norms.norms_by_squaring(matrices).isfinite().tolist() == [False, False, True]

@@ -22,6 +22,7 @@ from agt_lightning.domains.ball.one_hidden.activation_scan import (
 )
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
 from agt_lightning.domains.ball.poison_bounds import PoisonBounds
+from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.domains.ball.unstable import UnstableUnits
 from tests.domains.ball.attacks import attack
 from tests.domains.ball.problems import Form, Problems, random_problems
@@ -95,8 +96,12 @@ def no_switches(patch: pytest.MonkeyPatch) -> Problems:
 
 def no_monotone_switches(patch: pytest.MonkeyPatch) -> Problems:
     """A unit at the edge switches on, and a long step throws it far back."""
-    whole = OneHiddenAnalysis.remainder
-    patch.setattr(OneHiddenAnalysis, "remainder", lambda *arguments: replace(whole(*arguments), monotone=0.0))
+    whole = OneHiddenAnalysis.remainders
+
+    def idle(*arguments: object) -> tuple[Remainder, ...]:
+        return tuple(replace(remainder, monotone=0.0) for remainder in whole(*arguments))
+
+    patch.setattr(OneHiddenAnalysis, "remainders", idle)
     return network(PLAIN, [-1e-4], [1.0], [1.0], [-FAR], ball=1e-3, rate=1.0)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
+from agt_lightning.domains.ball.poison_bounds import PoisonBounds, WorstPoison
 from agt_lightning.errors import UncertifiableError
 from tests.domains.loss_forms import Loss
-from tests.engine.attacks import LOSSES, RUNS, Attacks, assert_contained, data, network
+from tests.engine.attacks import CLASSES, FEATURES, LOSSES, RUNS, Attacks, assert_contained, data, network
 
 LEAST = 1e-9
 """Radius below which the share that a run reaches is not counted: that of rounding is beside the point here."""
@@ -63,8 +64,7 @@ class Training:
         self.generator = torch.Generator().manual_seed(self.seed)
         torch.manual_seed(self.seed)
         self.module = network(self.kind, self.hidden)
-        for bias in (layer.bias for layer in self.module if isinstance(layer, nn.Linear) and self.seed % 2):
-            bias.data.zero_()
+        self.initialize()
         loss = LOSSES[self.kind] if self.loss is None else self.loss
         self.engine = AbstractGradientEngine(
             self.module, lambda m, batch: loss(m(batch[0]), batch[1]), self.adversary, domains=self.domains
@@ -75,8 +75,7 @@ class Training:
 
     def run(self, epochs: int) -> float:
         """Share of the radius that some run reached, until the bounds diverge if they do."""
-        batches = data(self.kind, self.generator)
-        for step, (x, y) in enumerate(batches * epochs):
+        for step, (x, y) in enumerate(self.batches() * epochs):
             self.attacks.rate = self.schedule.at(step)
             self.optimizer.param_groups[0]["lr"] = self.schedule.at(step)
             self.adapt()
@@ -88,6 +87,15 @@ class Training:
                 break
             self.check()
         return max(self.shares)
+
+    def initialize(self) -> None:
+        """Units at zero for every other seed."""
+        for bias in (layer.bias for layer in self.module if isinstance(layer, nn.Linear) and self.seed % 2):
+            bias.data.zero_()
+
+    def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Data of one epoch."""
+        return data(self.kind, self.generator)
 
     def displacement(self) -> dict[str, torch.Tensor]:
         """Of each poisoned run from the nominal parameters."""
@@ -108,6 +116,42 @@ class Training:
         assert distance <= radius, f"left the ball: {distance} > {radius}"
         assert_contained(self.engine, self.attacks.runs)
         self.shares.append(distance / max(radius, LEAST))
+
+
+class TrainingNearKinks(Training):
+    """A batch of which a quarter is poisoned; each unit is near zero for one of the samples."""
+
+    def initialize(self) -> None:
+        def noise(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, dtype=torch.float64, generator=self.generator)
+
+        self.batch = noise(24, FEATURES), noise(24, CLASSES)
+        first = self.module[0]
+        through = (first.weight * self.batch[0][: len(first.bias)]).sum(dim=1)
+        first.bias.data = 0.02 * noise(len(through)) - through.detach()
+
+    def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [self.batch]
+
+
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
+@pytest.mark.parametrize("domains", [("ball",), ("box", "ball")], ids="-".join)
+def test_trainings_poisoned_near_kinks_stay_in_the_ball(domains, p, monkeypatch):
+    decided = []
+    whole = PoisonBounds.worst
+
+    def worst(self: PoisonBounds, *arguments: object) -> WorstPoison:
+        found = whole(self, *arguments)
+        decided.append(found.rest < whole(replace(self, apart=None), *arguments).rest)
+        return found
+
+    monkeypatch.setattr(PoisonBounds, "worst", worst)
+    adversary = BoundedAdversary(n=6, epsilon=0.03, p=p)
+    for seed in range(2):
+        training = TrainingNearKinks("mse", adversary, (8,), SCHEDULES[1], domains, seed)
+        assert training.run(epochs=6) > 0.05
+    assert sum(decided) > len(decided) / 2
 
 
 @pytest.mark.thinned(3)

@@ -8,7 +8,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.arithmetic import euclidean_norm
-from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.jacobian_change import mean_jacobian_errors
 from agt_lightning.domains.ball.deep.poison import feature_effect
@@ -16,6 +15,7 @@ from agt_lightning.domains.ball.deep.remainder import curvature_norm, remainder
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import JacobianEffect
+from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.interval import Interval
 
 
@@ -37,8 +37,8 @@ class DeepAnalysis(DeepBounds):
         return curvature_norm(self, weights)
 
     @override
-    def remainder(self, gradient: OutputGradient, weights: Tensor) -> Remainder:
-        return remainder(self, self._mean_jacobian_errors, gradient, weights)
+    def remainders(self, gradient: OutputGradient, weights: Tensor) -> tuple[Remainder, ...]:
+        return (remainder(self, self._mean_jacobian_errors, gradient, weights),)
 
     @override
     def feature_effect(self, features: Perturbation, poisoned_bounds: tuple[Interval, ...] | None) -> JacobianEffect:

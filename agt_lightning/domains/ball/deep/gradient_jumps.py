@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import euclidean_norm
-from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.signals import Signals
 from agt_lightning.domains.ball.norms import gram_norm
+from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.domains.ball.unstable import UnstableBetween, UnstableUnits
 
 _MOST_PAIRS = 2**19

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic import euclidean_norm
-from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.deep.bounds import DeepBounds
 from agt_lightning.domains.ball.deep.coupling import coupling
 from agt_lightning.domains.ball.deep.gradient_jumps import gradient_jumps
 from agt_lightning.domains.ball.deep.signals import Signals
 from agt_lightning.domains.ball.norms import gram_norm
 from agt_lightning.domains.ball.output_gradient import OutputGradient
+from agt_lightning.domains.ball.remainder import Remainder
 
 
 def curvature_norm(bounds: DeepBounds, weights: Tensor) -> float:

@@ -7,13 +7,13 @@ from functools import cached_property
 from torch import Tensor
 from typing_extensions import override
 
-from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
 from agt_lightning.domains.ball.one_hidden.magnitude import summed_magnitude
 from agt_lightning.domains.ball.one_hidden.poison import OneHiddenEffect, feature_effect, mean_jacobian_error
-from agt_lightning.domains.ball.one_hidden.remainder import curvature_norm, remainder
+from agt_lightning.domains.ball.one_hidden.remainder import curvature_norm, remainders
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
+from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.interval import Interval
 
 
@@ -34,8 +34,8 @@ class OneHiddenAnalysis(OneHiddenBounds):
         return curvature_norm(self, weights)
 
     @override
-    def remainder(self, gradient: OutputGradient, weights: Tensor) -> Remainder:
-        return remainder(self, gradient, weights)
+    def remainders(self, gradient: OutputGradient, weights: Tensor) -> tuple[Remainder, ...]:
+        return remainders(self, gradient, weights)
 
     @override
     def feature_effect(self, features: Perturbation, poisoned_bounds: tuple[Interval, ...] | None) -> OneHiddenEffect:

@@ -110,9 +110,14 @@ class OneHiddenBounds(BallAnalysis):
     def unstable(self) -> UnstablePreactivations:
         """Units of clean samples that can switch within the ball: ``|h| <= R ‖x̂‖``, and no sign from another domain."""
         units = self.unstable_under_poison
-        if self.propagated is not None:
-            units = units.among(units.hidden.abs() <= units.by_sample(self._hidden_change(self.input_norm)))
-        return units if self.hidden_bounds is None else units.with_open_sign(self.hidden_bounds)
+        if self.propagated is None and self.hidden_bounds is None:
+            return units  # they are the units within reach
+        return units.among(self.can_switch(units))
+
+    def can_switch(self, units: UnstablePreactivations) -> Tensor:
+        """Whether each of some units can switch within the ball for its clean sample, boolean (m,)."""
+        near = units.hidden.abs() <= units.by_sample(self._hidden_change(self.input_norm))
+        return near if self.hidden_bounds is None else near & units.sign_is_open(self.hidden_bounds)
 
     def distance_to_zero(self, units: UnstablePreactivations) -> Tensor:
         """Lower bound on ``|h|``, (m,)."""

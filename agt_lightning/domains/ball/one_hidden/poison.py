@@ -12,9 +12,11 @@ from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.ball.norms import lost_in_squares
 from agt_lightning.domains.ball.one_hidden.activation_scan import UnstablePreactivations, rows_of
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
-from agt_lightning.domains.ball.output_gradient import PoisonedOutputGradient
+from agt_lightning.domains.ball.one_hidden.jumps import poison_jumps
+from agt_lightning.domains.ball.one_hidden.switching import SwitchingUnits
+from agt_lightning.domains.ball.output_gradient import OutputGradient, PoisonedOutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation, PropagatedPerturbation
-from agt_lightning.domains.ball.poison_bounds import FeatureEffect
+from agt_lightning.domains.ball.poison_bounds import FeatureEffect, JumpsApart
 from agt_lightning.domains.ball.unstable import Pairs, largest_norm
 from agt_lightning.interval import Interval
 from agt_lightning.rounding import accumulated_roundoff
@@ -44,12 +46,14 @@ class OneHiddenEffect(FeatureEffect):
     Args:
         bounds: of the poisonable samples.
         rows: norms of W̃₂ on the units in front of the first layer.
+        switching: units that switch with the features.
         feature_change: ``‖Δx‖``, (m,).
         activation_change: ``‖Δz‖``, (m,).
     """
 
     bounds: OneHiddenBounds
     rows: FirstLayerRows
+    switching: SwitchingUnits
     feature_change: Tensor
     activation_change: Tensor
 
@@ -67,6 +71,28 @@ class OneHiddenEffect(FeatureEffect):
         switching = torch.maximum(after * (norm + moved), torch.maximum(before * norm, stable))
         second = change * (self.bounds.activation_norm + self.bounds.radius * norm) + after * self.activation_change
         return torch.hypot(self.rows.norm(stable, switching), second)
+
+    @override
+    def jumps_apart(
+        self, clean: OutputGradient, poisoned: PoisonedOutputGradient, mean_jacobian_error: Tensor
+    ) -> JumpsApart:
+        """Bound rows of units that keep their signs, and the second layer; jumps are summed unit by unit.
+
+        Reference:
+            docs/theory.md, eq. (10.32).
+        """
+        change, after, moved = poisoned.change, poisoned.after, self.feature_change
+        second = change * (self.bounds.activation_norm + self.bounds.radius * self.bounds.input_norm)
+        stable = self.rows.active_norm + self.rows.radius
+        whole = torch.hypot(
+            stable * (change * self.bounds.input_norm + after * moved), second + after * self.activation_change
+        )
+        jacobian = torch.hypot(stable * moved, self.activation_change)
+        return JumpsApart(
+            whole=whole,
+            rest=change * mean_jacobian_error + after * jacobian,
+            jumps=poison_jumps(self.bounds, self.switching, moved, clean, poisoned),
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,8 @@ def feature_effect(bounds: OneHiddenBounds, poisoned_bounds: Interval | None) ->
     squares = squares + unstable.sums(pair_change.square(), len(norm)) / 2  # of all units that are or may be active
     lost = lost_in_squares(4 * propagated.results.shape[1], squares)
     hidden_change = torch.minimum(squares.sqrt() + lost, bounds.first.norm * moved)
-    rows = _first_layer_rows(bounds, unstable, hidden_change + radius * (norm + moved))
+    switching = SwitchingUnits.within(bounds, unstable, hidden_change + radius * (norm + moved))
+    rows = _first_layer_rows(bounds, switching)
     other = _with_half_slopes(bounds, unstable, pair_change, hidden_change)
     output = torch.minimum(euclidean_norm(outputs, dim=1) + other, rows.active_norm * hidden_change)
     output = output + radius * torch.hypot(hidden_change, rows.active_norm * moved) + radius * radius / 2 * moved
@@ -130,6 +157,7 @@ def feature_effect(bounds: OneHiddenBounds, poisoned_bounds: Interval | None) ->
         jacobian=torch.hypot(rows.norm(moved, norm + moved), activation_change),
         bounds=bounds,
         rows=rows,
+        switching=switching,
         feature_change=moved,
         activation_change=activation_change,
     )
@@ -143,18 +171,13 @@ def _unstable(bounds: OneHiddenBounds, poisoned_bounds: Interval | None) -> Unst
     return unstable.with_open_sign(bounds.hidden_bounds, poisoned_bounds)
 
 
-def _first_layer_rows(bounds: OneHiddenBounds, unstable: UnstablePreactivations, change: Tensor) -> FirstLayerRows:
-    """Bound the norms in front of the first layer.
-
-    A unit that switches is nearer to zero than its preactivation moves, and together these move by no more than
-    ``change``: ``Σ_T h_j² <= change²``, a knapsack for ``Σ_T ‖W₂ e_j‖²``.
-    """
-    budget = change.square() * (1 + bounds.ball.arithmetic.own_relative(bounds.roundings))
-    sizes = unstable.by_unit(bounds.second.column_norms)
-    switched = largest_norm(unstable, sizes, bounds.distance_to_zero(unstable), budget)
+def _first_layer_rows(bounds: OneHiddenBounds, switching: SwitchingUnits) -> FirstLayerRows:
+    """Bound the norms in front of the first layer, by a knapsack for ``Σ_T ‖W₂ e_j‖²``."""
+    unstable, between = switching.units, switching.between
+    switched = between.largest_norm(unstable.by_unit(bounds.second.column_norms))
     frobenius = bounds.active_frobenius(unstable)
-    any_switch = unstable.any(change).bool()
-    return FirstLayerRows(frobenius.clamp(max=bounds.second.norm), frobenius, switched, any_switch, bounds.radius)
+    active = frobenius.clamp(max=bounds.second.norm)
+    return FirstLayerRows(active, frobenius, switched, between.any.bool(), bounds.radius)
 
 
 def _with_mean_slopes(

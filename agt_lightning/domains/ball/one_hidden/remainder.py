@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.ball.analysis import Remainder
 from agt_lightning.domains.ball.norms import append_one, gram_norm, spectral_norms
 from agt_lightning.domains.ball.one_hidden.bounds import OneHiddenBounds
+from agt_lightning.domains.ball.one_hidden.kinks import Kinks
 from agt_lightning.domains.ball.output_gradient import OutputGradient
-from agt_lightning.domains.ball.unstable import Pairs, UnstableUnits
+from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.rounding import accumulated_roundoff
 
 
@@ -31,13 +31,11 @@ def curvature_norm(bounds: OneHiddenBounds, weights: Tensor) -> float:
     return first + second * second
 
 
-def remainder(bounds: OneHiddenBounds, gradient: OutputGradient, weights: Tensor) -> Remainder:
-    """Bound E, with the monotone jumps for M.
+def remainders(bounds: OneHiddenBounds, gradient: OutputGradient, weights: Tensor) -> tuple[Remainder, ...]:
+    """Bound E: what fixed units and slips add, with the jumps of units that switch split in two ways.
 
-    With ``t_ij`` the distance at which unit j of sample i switches, ``ḡ = g + Δg/2``, ``e_ij = g_i · W₂ e_j`` and
-    ``σ_ij = R ‖ḡ_i‖ + (‖W₂ e_j‖ + R/2) ‖Δg_i‖``: at most ``R max_j ‖C_j‖`` of `_coupling`, the slips
-    ``w_i ‖ḡ_i‖ ‖x̂_i‖ (r_j - t_ij)``, and jumps ``w_i ‖x̂_i‖ (σ_ij - e_ij)⁺``; M has those of ``(σ_ij + e_ij)⁺``. A unit
-    that rounding turns on has moved by no more than its rounding against that.
+    With t_ij the distance at which unit j of sample i switches and ``ḡ = g + Δg/2``: at most ``R max_j ‖C_j‖`` of
+    `_coupling`, the slips ``w_i ‖ḡ_i‖ ‖x̂_i‖ (r_j - t_ij)``, and the jumps of `Kinks`.
 
     Args:
         bounds: of all samples of the step.
@@ -45,36 +43,16 @@ def remainder(bounds: OneHiddenBounds, gradient: OutputGradient, weights: Tensor
         weights: w_i, weight of each sample in the loss, (b,).
 
     Reference:
-        docs/theory.md, eq. (10.9) to (10.13); docs/floats.md, eq. (B.8).
+        docs/theory.md, eq. (10.9) to (10.13), (10.37) and (10.38).
     """
     radius, norm, change = bounds.radius, bounds.input_norm, gradient.change
     sums = len(norm) + bounds.roundings  # rounding of a sum over samples is relative to that of magnitudes
     rounding = accumulated_roundoff(sums, norm.dtype) * gradient.norm + gradient.error
     added = weights * (change / 2 + rounding) * norm
-    coupling = float(_coupling(bounds, gradient.nominal, weights, added).max()) * radius
-    unstable = UnstableUnits.sorted(bounds.unstable, bounds.distance)
-    pairs, share = unstable.pairs, unstable.pairs.by_sample(weights * norm)
-    column_norms = pairs.by_unit(bounds.second.column_norms)
-    mean_norm, pair_change = pairs.by_sample(gradient.norm + change / 2), pairs.by_sample(change)
-    pull = _pull(pairs, gradient.nominal, bounds.second.weight)
-    pull_change = radius * mean_norm + (column_norms + radius / 2) * pair_change
-    pull_change.addcmul_(column_norms, pairs.by_sample(rounding))
-    with_pull = (pull_change + pull).clamp(min=0)
-    return Remainder(
-        rest=coupling
-        + unstable.largest_ramps(share * mean_norm, radius)
-        + unstable.largest_steps(share * (pull_change - pull).clamp(min=0), radius),
-        monotone=unstable.largest_steps(share * with_pull, radius),
-        discord=float(pairs.by_sample(weights * bounds.unit_error) @ with_pull),
-    )
-
-
-def _pull(pairs: Pairs, gradient: Tensor, second: Tensor) -> Tensor:
-    """``e_ij = g_i · W₂ e_j`` for each pair, (m,)."""
-    pull = pairs.by_sample(gradient[:, 0]) * pairs.by_unit(second[0])
-    for column, row in zip(gradient.T[1:], second[1:], strict=True):
-        pull.addcmul_(pairs.by_sample(column), pairs.by_unit(row))
-    return pull
+    smooth = float(_coupling(bounds, gradient.nominal, weights, added).max()) * radius
+    kinks = Kinks.of(bounds, gradient, weights, rounding)
+    smooth += kinks.slips()
+    return kinks.split_by_sign(smooth), kinks.along_the_movement(smooth)
 
 
 def _coupling(bounds: OneHiddenBounds, gradient: Tensor, weights: Tensor, added: Tensor) -> Tensor:

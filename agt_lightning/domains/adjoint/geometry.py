@@ -17,6 +17,7 @@ from agt_lightning.arithmetic.compiled import Array as Values
 from agt_lightning.domains.adjoint.curvature import hessian_parts, third_derivative
 from agt_lightning.domains.adjoint.directions import hidden_values
 from agt_lightning.domains.adjoint.kernel import (
+    BLOCK,
     CLASSES,
     NO_LABELS,
     NUMBERS,
@@ -203,7 +204,7 @@ class StepGeometry:
             *(
                 _array(each)
                 for each in (
-                    self.inputs,
+                    torch.nn.functional.pad(self.inputs, (0, -self.inputs.shape[1] % BLOCK)),
                     (self.hidden > 0).double(),
                     self.reachable.double(),
                     values,

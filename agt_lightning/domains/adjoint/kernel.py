@@ -19,6 +19,9 @@ Index = NDArray[np.int64]
 TILE = 128
 """Samples that one direction goes through before the next one does: their masks stay in the cache."""
 
+BLOCK = 4
+"""Rows that are added together; the inputs are filled up with zeros to a multiple of it."""
+
 NO_LABELS, NUMBERS, CLASSES = 0, 1, 2
 """What labels the adversary changes."""
 
@@ -27,7 +30,7 @@ class SampleArrays(NamedTuple):
     """Samples of a step at the nominal parameters.
 
     Args:
-        inputs: x̂, (b, l).
+        inputs: x̂, filled up to a multiple of `BLOCK`, (b, l).
         active: nominal mask, 0 or 1, (b, j).
         reachable: units that may be active in the ball, 0 or 1, (b, j).
         values: ẑ, (b, j + 1).
@@ -200,7 +203,13 @@ def accumulate(
         found: sums, added to.
     """
     tile = (TILE, samples.second.shape[0])
-    scratch = np.empty((TILE, samples.second.shape[1])), np.empty(tile), np.empty(tile), np.empty(TILE)
+    scratch = (
+        np.empty((TILE, samples.second.shape[1])),
+        np.empty(tile),
+        np.empty(tile),
+        np.empty(TILE),
+        np.empty((TILE, 5)),
+    )
     for q in range(len(directions.first)):
         arguments: tuple[Any, ...] = (
             *samples, *pairs, *labels, *features, *(each[q] for each in directions), radius, *scratch,
@@ -252,6 +261,7 @@ def _through_tiles(
     phi: Array,
     psi: Array,
     change: Array,
+    switches: Array,
     poison: Array,
     steps: Array,
     ramps: Array,
@@ -278,10 +288,13 @@ def _through_tiles(
         _backward(inputs[rows], on, values[rows], gradient[rows], w, u, psi, outer, final)
         _labels(kind, lower, upper, index, reach, label_change, flip_slope, top, phi, change, w, poison)
         if moves:
+            _feature_switches(
+                ends, unit, bins, sign, pull[rows], second_norms, columns, moved, feature_numbers[rows], unit_moves,
+                top, u, switches,
+            )  # fmt: skip
             _features(
-                ends, unit, bins, sign, pull[rows], gradient[rows], on, second_norms, columns, last_norm, through,
-                moved, moved_norm, slope[rows], unit_moves, half_widths, scale, order, feature_numbers[rows],
-                label_change[rows], w, u, phi, psi, change, radius, top, poison,
+                switches, gradient[rows], on, last_norm, through, moved_norm, slope[rows], half_widths, scale, order,
+                feature_numbers[rows], label_change[rows], w, phi, psi, change, radius, top, poison,
             )  # fmt: skip
 
 
@@ -291,8 +304,16 @@ def _products(inputs: Array, first: Array, u: Array) -> None:
     for i in range(len(inputs)):
         row = u[i]
         row[:] = 0.0
-        for k in range(inputs.shape[1]):
-            _add(inputs[i, k], first[k], row)
+        for n in range(0, inputs.shape[1], BLOCK):
+            _add_four(inputs[i, n : n + BLOCK], first[n], first[n + 1], first[n + 2], first[n + 3], row)
+
+
+@compiled
+def _add_four(factors: Array, one: Array, two: Array, three: Array, four: Array, total: Array) -> None:
+    """Add four rows at a time: fewer passes over the total."""
+    a, b, c, d = factors[0], factors[1], factors[2], factors[3]
+    for j in range(len(total)):
+        total[j] += a * one[j] + b * two[j] + c * three[j] + d * four[j]
 
 
 @compiled
@@ -420,12 +441,19 @@ def _backward(
     final: Array,
 ) -> None:
     """Add the samples' share of ``Hc``."""
-    for i in range(len(inputs)):
-        for k in range(len(final)):
-            back = numbers[i, 0] * psi[i, k]
+    factors = np.empty(BLOCK)
+    whole = len(inputs) - len(inputs) % BLOCK
+    for k in range(len(final)):
+        for i in range(0, whole, BLOCK):
             for n in range(inputs.shape[1]):
-                _add(back * inputs[i, n], active[i], outer[k, n])
-            _add(back, values[i], final[k])
+                for m in range(BLOCK):
+                    factors[m] = numbers[i + m, 0] * psi[i + m, k] * inputs[i + m, n]
+                _add_four(factors, active[i], active[i + 1], active[i + 2], active[i + 3], outer[k, n])
+        for i in range(whole, len(inputs)):
+            for n in range(inputs.shape[1]):
+                _add(numbers[i, 0] * psi[i, k] * inputs[i, n], active[i], outer[k, n])
+        for i in range(len(inputs)):
+            _add(numbers[i, 0] * psi[i, k], values[i], final[k])
             _add_masked(numbers[i, 0] * gradient[i, k], active[i], u[i], final[k])
 
 
@@ -468,28 +496,19 @@ def _labels(
 
 @compiled
 def _features(
-    start: Index,
-    unit: Index,
-    bins: Index,
-    sign: Array,
-    pull: Array,
+    sums: Array,
     gradient: Array,
     active: Array,
-    second_norms: Array,
-    columns: Array,
     last_norm: Scalar,
     through: Array,
-    moved: Array,
     moved_norm: Scalar,
     slope: Array,
-    unit_moves: Array,
     half_widths: Array,
     scale: Array,
     order: int,
     feature_numbers: Array,
     label_change: Array,
     numbers: Array,
-    u: Array,
     phi: Array,
     psi: Array,
     change: Array,
@@ -499,65 +518,80 @@ def _features(
 ) -> None:
     """What features add, together with labels, eq. (13.16) and (13.17)."""
     line = np.empty((through.shape[0], through.shape[1]))
-    for i in range(len(pull)):
-        distance, factor = feature_numbers[i, 0], feature_numbers[i, 1]
+    for i in range(len(active)):
+        distance, factor, slack = feature_numbers[i, 0], feature_numbers[i, 1], feature_numbers[i, 2]
+        after, cubic = feature_numbers[i, 3], feature_numbers[i, 4]
         widths = half_widths[(top + i) if len(half_widths) > 1 else 0]
-        reach = unit_moves[(top + i) if len(unit_moves) > 1 else 0]
-        squares, crossed, jumped, up, down = _feature_switches(
-            start[i], start[i + 1], unit, bins, sign, pull[i], u[i], second_norms, columns, moved, factor, reach
-        )
-        both = np.sqrt(squares) + factor * moved_norm
-        rest = radius * np.sqrt(both * both + (last_norm * distance) ** 2) + crossed
+        both = np.sqrt(sums[i, 0]) + factor * moved_norm
+        rest = radius * np.sqrt(both * both + (last_norm * distance) ** 2) + sums[i, 1]
         _input_slope(active[i], through, line)
-        effect = _row_norms(line, widths, scale, order) + rest + jumped
+        effect = _row_norms(line, widths, scale, order) + rest + sums[i, 2]
         _combine(slope[i], line, psi[i], gradient[i])
-        size, after = numbers[i, 2], feature_numbers[i, 3]
-        total = _support(line[0], widths, scale, order) + _norm(psi[i]) * feature_numbers[i, 2]
-        total += _norm(phi[i]) * feature_numbers[i, 4] + after * change[i] + size * rest
+        total = _support(line[0], widths, scale, order) + _norm(psi[i]) * slack
+        total += _norm(phi[i]) * cubic + after * change[i] + numbers[i, 2] * rest
         total += (numbers[i, 3] + after + label_change[i]) * effect
-        poison[0, top + i] += numbers[i, 0] * (total + up)
-        poison[1, top + i] += numbers[i, 0] * (total + down)
+        poison[0, top + i] += numbers[i, 0] * (total + sums[i, 3])
+        poison[1, top + i] += numbers[i, 0] * (total + sums[i, 4])
 
 
 @compiled
 def _feature_switches(
-    first: int,
-    end: int,
+    start: Index,
     unit: Index,
     bins: Index,
     sign: Array,
     pull: Array,
-    u: Array,
     second_norms: Array,
     columns: Array,
     moved: Array,
-    factor: Scalar,
-    reach: Array,
-) -> tuple[Scalar, Scalar, Scalar, Scalar, Scalar]:
+    feature_numbers: Array,
+    unit_moves: Array,
+    top: int,
+    u: Array,
+    sums: Array,
+) -> None:
     """Sums over units that features may switch: ``Σ u²``, of E_s, ``Σ ‖W₂ⱼ‖|u_j|``, and jumps for both signs."""
-    squares = crossed = jumped = up = down = 0.0
-    for p in range(first, end):
-        j = unit[p]
-        squares += u[j] * u[j]
-        crossed += second_norms[j] * factor * moved[j] + columns[j] * reach[j]
-        jumped += second_norms[j] * abs(u[j])
-        jump = pull[j] * u[j]
-        if bins[p] >= 0:
-            up += abs(jump)
-            down += abs(jump)
-        elif sign[p] * jump < 0:
-            up += abs(jump)
-        else:
-            down += abs(jump)
-    return squares, crossed, jumped, up, down
+    for i in range(len(pull)):
+        factor, row = feature_numbers[i, 1], (top + i) if len(unit_moves) > 1 else 0
+        squares = crossed = jumped = up = down = 0.0
+        for p in range(start[i], start[i + 1]):
+            j = unit[p]
+            along, jump = u[i, j], pull[i, j] * u[i, j]
+            squares += along * along
+            crossed += second_norms[j] * factor * moved[j] + columns[j] * unit_moves[row, j]
+            jumped += second_norms[j] * abs(along)
+            if bins[p] >= 0:
+                up += abs(jump)
+                down += abs(jump)
+            elif sign[p] * jump < 0:
+                up += abs(jump)
+            else:
+                down += abs(jump)
+        sums[i, 0], sums[i, 1], sums[i, 2], sums[i, 3], sums[i, 4] = squares, crossed, jumped, up, down
 
 
 @compiled
 def _input_slope(active: Array, through: Array, line: Array) -> None:
     """``b = ∂φ/∂x``, a row per output."""
+    features = line.shape[1]
     for k in range(line.shape[0]):
-        for d in range(line.shape[1]):
+        whole = features - features % BLOCK
+        for d in range(0, whole, BLOCK):
+            rows = through[k, d], through[k, d + 1], through[k, d + 2], through[k, d + 3]
+            line[k, d], line[k, d + 1], line[k, d + 2], line[k, d + 3] = _four_dots(active, *rows)
+        for d in range(whole, features):
             line[k, d] = _dot(active, through[k, d])
+
+
+@compiled
+def _four_dots(row: Array, one: Array, two: Array, three: Array, four: Array) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+    a = b = c = d = 0.0
+    for j in range(len(row)):
+        a += row[j] * one[j]
+        b += row[j] * two[j]
+        c += row[j] * three[j]
+        d += row[j] * four[j]
+    return a, b, c, d
 
 
 @compiled

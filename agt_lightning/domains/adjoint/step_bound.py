@@ -12,7 +12,7 @@ from agt_lightning.arithmetic import dual_norm, euclidean_norm
 from agt_lightning.arithmetic.compiled import Array as Values
 from agt_lightning.domains.adjoint.directions import Directions
 from agt_lightning.domains.adjoint.geometry import StepGeometry
-from agt_lightning.domains.adjoint.kernel import DirectionArrays, Found, accumulate, nothing_found
+from agt_lightning.domains.adjoint.kernel import BLOCK, DirectionArrays, Found, accumulate, nothing_found
 from agt_lightning.domains.adjoint.shares import BINS, largest_shared, switched
 from agt_lightning.domains.ball.layers import REAL
 
@@ -53,7 +53,7 @@ def step_back(step: StepGeometry, directions: Directions) -> tuple[StepBound, Di
     """
     arrays = _direction_arrays(step, directions)
     outputs, inputs, units = len(step.ball.layers[1].weight), step.inputs.shape[1], len(step.ball.layers[0].weight)
-    found = nothing_found(len(directions), len(step.weights), units, outputs, inputs, BINS)
+    found = nothing_found(len(directions), len(step.weights), units, outputs, inputs + -inputs % BLOCK, BINS)
     accumulate(
         step.sample_arrays,
         step.pair_arrays,
@@ -70,6 +70,7 @@ def step_back(step: StepGeometry, directions: Directions) -> tuple[StepBound, Di
 def _direction_arrays(step: StepGeometry, directions: Directions) -> DirectionArrays:
     first, second = step.ball.layers
     inputs = first.weight.shape[1]
+    filled = -(inputs + 1) % BLOCK
     rows, columns = directions.first[:, :, :inputs], directions.second[:, :, :-1]
     column_norms = step.upward * euclidean_norm(columns, dim=1)
     through, moved = rows.new_zeros(len(rows), len(second.weight), 0, len(first.weight)), torch.zeros_like(column_norms)
@@ -79,7 +80,7 @@ def _direction_arrays(step: StepGeometry, directions: Directions) -> DirectionAr
         )
         moved = step.upward * _moves(step, rows)
     return DirectionArrays(
-        np.ascontiguousarray(directions.first.transpose(1, 2).numpy()),
+        np.ascontiguousarray(torch.nn.functional.pad(directions.first, (0, filled)).transpose(1, 2).numpy()),
         np.ascontiguousarray(directions.second.numpy()),
         np.ascontiguousarray(column_norms.numpy()),
         (step.upward * euclidean_norm(column_norms, dim=1)).numpy(),
@@ -137,7 +138,7 @@ def _quadratic(step: StepGeometry, found: Found) -> Values:
 def _curved(step: StepGeometry, directions: Directions, found: Found) -> Directions:
     """``Hc``."""
     first, second = step.ball.layers
-    outer = torch.from_numpy(found.outer)
+    outer = torch.from_numpy(found.outer)[:, :, : step.inputs.shape[1]]
     rows = torch.einsum("kj,qklj->qjl", second.weight, outer)
     rows += torch.einsum("qkj,kjl->qjl", directions.second[:, :, :-1], step.coupling)
     last = torch.from_numpy(found.last)

@@ -143,7 +143,9 @@ class Problem:
     def nominal(self) -> Tensor:
         """θ as one vector."""
         first, second = self.layers
-        return flat(torch.cat([first.weight, first.bias[:, None]], 1), torch.cat([second.weight, second.bias[:, None]], 1))
+        return flat(
+            torch.cat([first.weight, first.bias[:, None]], 1), torch.cat([second.weight, second.bias[:, None]], 1)
+        )
 
     @cached_property
     def trained(self) -> Tensor:

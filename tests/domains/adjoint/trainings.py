@@ -43,7 +43,6 @@ class Outcome:
     along: float
     distance: float
     radius: float
-    lost: bool = False
 
 
 def trained(case: Case, poisonable=None, loss=None):
@@ -109,8 +108,8 @@ def by_name(directions, names):
     return dict(zip(names, (first[:, :, :-1], first[:, :, -1], second[:, :, :-1], second[:, :, -1]), strict=True))
 
 
-def attack(case: Case, runs: int = 40, only=None) -> Outcome:
-    """Train, bound, and poison ``runs`` trainings in ± the directions."""
+def attack(case: Case, runs: int = 40, stronger: BoundedAdversary | None = None) -> Outcome:
+    """Train, bound, and poison ``runs`` trainings in ± the directions, by a stronger adversary if one is given."""
     engine, steps, start = trained(case)
     recorded = set_of(engine)
     x, rows = queries(case)
@@ -118,13 +117,12 @@ def attack(case: Case, runs: int = 40, only=None) -> Outcome:
     along = displacements(recorded.recorder.backward(recorded.loss, recorded.run), asked.directions)
     bounds = asked.bounds(along)
     trail = adjoints(recorded, asked.directions)
-    poisoned = _poisoned(case, engine.module, start, steps, trail, recorded.recorder.names, runs)
+    adversary, names = stronger or case.adversary, recorded.recorder.names
+    poisoned = _poisoned(case, adversary, engine.module, start, steps, trail, names, runs)
     nominal = dict(engine.module.named_parameters())
     moved = {name: value - nominal[name].detach() for name, value in poisoned.items()}
-    final = by_name(asked.directions, recorded.recorder.names)
-    reached = sum(
-        torch.einsum("rn,qn->rq", moved[name].flatten(1), final[name].flatten(1)) for name in recorded.recorder.names
-    )
+    final = by_name(asked.directions, names)
+    reached = sum(torch.einsum("rn,qn->rq", moved[name].flatten(1), final[name].flatten(1)) for name in names)
     outputs = torch.stack(
         [
             functional_call(engine.module, {name: value[r] for name, value in poisoned.items()}, (x,))
@@ -147,12 +145,12 @@ def _share(values, bounds, center):
     return float(torch.maximum(up, down).max())
 
 
-def _poisoned(case, module, start, steps, trail, names, runs):
+def _poisoned(case, adversary, module, start, steps, trail, names, runs):
     """Parameters of the poisoned runs: each pushes one direction up or down, greedily in every step."""
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     module.load_state_dict(start)
     attacks = Attacks(
-        module, case.kind, case.adversary, case.rate, case.decay, torch.Generator().manual_seed(case.seed), runs
+        module, case.kind, adversary, case.rate, case.decay, torch.Generator().manual_seed(case.seed), runs
     )
     count = len(trail[0])
     which, sign = torch.arange(runs) // 2 % count, 1.0 - 2.0 * (torch.arange(runs) % 2)

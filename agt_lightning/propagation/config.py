@@ -33,8 +33,8 @@ class CertificationConfig:
         method: how the box propagates bounds forward, see `agt_lightning.propagation.Method`.
         aggregation: how per-sample bounds become bounds of their sum: ``"exact"``; ``"moment"``, wider, by matrix
             products alone; or ``"auto"``, exact while it is cheap.
-        domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, classes of domains, several
-            of them, or ``"auto"`` for all built-in ones that apply.
+        domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"adjoint"``, ``"influence"``, classes of
+            domains, several of them, or ``"auto"`` for all built-in ones that apply but ``"adjoint"``.
         poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import grad, vmap
 
 from tests.domains.adjoint.problems import F64, Problem, flat
 
 
 def along(problem: Problem, vector: Tensor, direction: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
     """``c · ∇ℓ_i``, (b,)."""
-    return jvp(lambda theta: problem.losses(theta, inputs, targets), (vector,), (direction,))[1]
+
+    def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return problem.losses(theta, x[None], y[None])[0]
+
+    return vmap(grad(loss), in_dims=(None, 0, 0))(vector, inputs, targets) @ direction
 
 
 def curved(problem: Problem, direction: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class Form:
     some: bool = False  # whether only some samples can be poisoned
     own_widths: bool = False
     doubled: bool = False  # whether a unit is exactly at zero for every sample
+    close: float | None = None  # preactivation of the first unit for the first sample
+    inner: bool = False  # whether directions move the first layer alone
     second_scale: float = 1.0  # of the last weight; zero leaves jumps to the movement of that weight
 
 
@@ -57,6 +59,7 @@ class Problem:
 
     @property
     def outputs(self) -> int:
+        """K."""
         return 1 if self.form.loss == "bce" else 2 if self.form.loss == "mse" else 3
 
     @cached_property
@@ -68,6 +71,8 @@ class Problem:
         biases = [0.3 * self.noise(len(each)) for each in (first, second)]
         if form.doubled:
             biases[0][0] = 0.0
+        if form.close is not None:
+            biases[0][0] = form.close - first[0] @ self.inputs[0]
         return Layer(first, biases[0], form.biases[0]), Layer(second, biases[1], form.biases[1])
 
     @cached_property
@@ -137,7 +142,7 @@ class Problem:
         mixed.first[::2], mixed.second[::2] = other.first[::2], other.second[::2]
         for part, trained in ((mixed.first, self.form.biases[0]), (mixed.second, self.form.biases[1])):
             part[:, :, -1] *= trained
-        return mixed
+        return Directions(mixed.first, 0.0 * mixed.second) if self.form.inner else mixed
 
     @property
     def nominal(self) -> Tensor:

@@ -50,6 +50,11 @@ class Problem:
     epsilon: float = 0.05
     nu: float = 0.1
 
+    def __post_init__(self) -> None:
+        """Draw everything in one order, whatever is read first."""
+        for name in ("inputs", "layers", "weights", "targets", "half_widths"):
+            getattr(self, name)
+
     @cached_property
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)

@@ -77,3 +77,61 @@ def with_wrong_signs(step, directions):
         return samples, pairs._replace(sign=-pairs.sign), labels, features
 
     return total(step, found_without(step, directions, change))
+
+
+FAULTS = {
+    "jumps": (without_found("steps"), Problem(Form("mse", samples=3, close=1e-3), 0, 0.03), 1, 1),
+    "jumps the other way": (with_wrong_signs, Problem(Form("mse", samples=3, close=1e-3), 0, 0.03), 1, 1),
+    "slips": (without_found("ramps"), Problem(Form("mse", samples=3, close=1e-3), 3, 0.1), 1, 0),
+    "jumps and slips with the second layer": (
+        without_found("cross"),
+        Problem(Form("mse", samples=2, inner=True, second_scale=0.0), 1, 0.1),
+        0,
+        0,
+    ),
+    "coupling of both layers": (
+        without_found("outer"),
+        Problem(Form("mse", samples=3, second_scale=0.0), 3, 0.3),
+        1,
+        0,
+    ),
+    "products of changes": (without_found("sums"), Problem(Form("mse", samples=3), 0, 0.1), 0, 1),
+    "third derivative": (without_column(0, 5), Problem(Form("ce", samples=2, units=1), 4, 1.0), 1, 1),
+    "poison": (without_found("poison"), Problem(Form("mse", "box", samples=3), 0, 0.01), 0, 0),
+    "labels where the direction moves": (without_label_size, Problem(Form("mse", "box", samples=3), 0, 0.1), 0, 0),
+    "curvature in the features": (
+        without_column(3, 2),
+        Problem(Form("mse", None, INFINITY, n=2, samples=2, units=1), 4, 0.3, epsilon=0.3),
+        1,
+        1,
+    ),
+    "change of the loss by features": (
+        without_column(3, 3),
+        Problem(Form("mse", None, INFINITY, n=1, samples=2, units=1), 0, 1e-4, epsilon=0.3),
+        0,
+        0,
+    ),
+    "third derivative under features": (
+        without_column(3, 4),
+        Problem(Form("bce", None, INFINITY, n=1, samples=2, units=1), 4, 1e-4, epsilon=0.5),
+        1,
+        1,
+    ),
+    "kinks by features": (
+        without_feature_kinks,
+        Problem(Form("mse", None, INFINITY, n=1, samples=2, close=2e-3), 1, 1e-4, epsilon=0.02),
+        0,
+        0,
+    ),
+}
+
+
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_bound_without_one_of_its_terms_is_broken(name):
+    fault, problem, q, side = FAULTS[name]
+    directions = problem.directions(2)
+    vector = flat(directions.first[q], directions.second[q])
+    reached = Attack(problem, vector, (1.0, -1.0)[side], count=12).run(16)
+    sound = step_bound.step_back(problem.geometry, directions)[0].total[q, side]
+    assert max(1.05 * fault(problem.geometry, directions)[q, side], 1e-6) < reached <= sound * (1 + 1e-9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ def displacements(
         steps: last step first.
         directions: c, exact as they are.
         progress: called after each step with the number of steps so far.
-        threads: that share the directions; None for one a core.
+        threads: that share the directions; None for as many as torch uses.
 
     Raises:
         UnsoundBoundError: if a number is NaN or infinite.
@@ -73,7 +72,7 @@ def displacements(
         docs/theory.md, eq. (13.4), (13.7) and (13.20).
     """
     total = torch.zeros(len(directions), 2, dtype=torch.float64)
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
         for number, step in enumerate(steps):
             added, directions = _step(step, directions, pool)
             total += added

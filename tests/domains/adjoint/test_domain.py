@@ -241,3 +241,36 @@ def test_the_certificate_names_the_domain():
     record = engine.domains.record()["in_use"]["adjoint"]
     assert record["steps"] == 5
     assert record["samples"] > 0
+
+
+# --- runs in floating point --------------------------------------------------------------------------------------
+
+
+def test_runs_in_another_order_stay_inside_bounds_of_rounding():
+    """Hardly any poison, so the bounds are those of rounding: float32 trainings that sum in another order."""
+    adversary = BoundedAdversary(n=1, nu=1e-30)
+    steps = [(x.float(), y.float()) for x, y in data("mse", torch.Generator().manual_seed(3)) * 2]
+    torch.manual_seed(3)
+    module = network("mse", (6,)).float()
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    engine = AbstractGradientEngine(
+        module, lambda m, batch: LOSSES["mse"](m(batch[0]), batch[1]), adversary, domains=("ball", "adjoint")
+    )
+    optimizer = torch.optim.SGD(module.parameters(), 0.2)
+    for batch in steps:
+        engine.step([batch], optimizer)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    bounds, outputs = model_of(engine).bound_forward(x), []
+    for seed in range(8):
+        other = network("mse", (6,)).float()
+        other.load_state_dict(start)
+        moved = torch.optim.SGD(other.parameters(), 0.2)
+        for features, labels in steps:
+            order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+            moved.zero_grad()
+            LOSSES["mse"](other(features[order]), labels[order]).backward()
+            moved.step()
+        outputs.append(other(x).detach())
+        assert bounds.contains(outputs[-1])
+    assert float((torch.stack(outputs).std(dim=0)).max()) > 0  # they do differ
+    assert float(bounds.width.max()) < 1e-2

@@ -91,6 +91,15 @@ def test_frozen_features_and_a_frozen_bias_are_covered():
     assert model_of(engine).deciding_domains(x)["adjoint"] > 0
 
 
+def test_layers_without_biases_are_covered():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False)).double()
+    engine = one_step(module, BoundedAdversary(n=1, epsilon=0.05))
+    x = torch.randn(4, 3, dtype=F64)
+    assert set_of(engine).recorder.names == ("0.weight", None, "2.weight", None)
+    assert model_of(engine).bound_forward(x).contains(module(x).detach())
+
+
 def test_samples_that_cannot_be_poisoned_add_nothing():
     none = trained(CASE, poisonable=lambda batch: torch.zeros(len(batch[0]), dtype=torch.bool))[0]
     assert float(bounds_of(none).width.max()) < 1e-9

@@ -25,7 +25,7 @@ ROUNDING = 1 + 1e-9
 """Float64 rounding of the attacks' own trainings, relative to bounds that are far above it."""
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)
 def test_poisoned_trainings_stay_inside(kind, adversary):
     outcome = attack(Case(kind, adversary, rate=0.03, decay=0.05, falling=0.1, epochs=1), runs=16)

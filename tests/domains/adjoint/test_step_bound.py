@@ -45,6 +45,7 @@ def directions_of(problem, count=2):
     return directions, [flat(directions.first[q], directions.second[q]) for q in range(count)]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 def test_curvature_is_that_of_automatic_differentiation(form):
     problem = Problem(form, 5, 0.05)
@@ -54,6 +55,7 @@ def test_curvature_is_that_of_automatic_differentiation(form):
         torch.testing.assert_close(flat(found.first[q], found.second[q]), Oracle(problem, vector).curved)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("radius", RADII)
 @pytest.mark.parametrize("form", [form for form in FORMS if form.p is None], ids=name_of)
 def test_loops_find_what_plain_loops_find(form, radius):
@@ -88,7 +90,7 @@ def strongest(problem, count=12, steps=16):
     return max(shares)
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("number", range(len(FORMS)), ids=[name_of(form) for form in FORMS])
 def test_no_attack_exceeds_the_bound(number):
     problem = Problem(FORMS[number], 100 + number, RADII[number % 4], epsilon=(0.02, 0.1, 0.3)[number % 3])

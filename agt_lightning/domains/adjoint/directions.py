@@ -29,6 +29,10 @@ class Directions:
     def __getitem__(self, rows: slice) -> Directions:
         return Directions(self.first[rows], self.second[rows])
 
+    def scaled(self, factors: Tensor) -> Directions:
+        """Return multiples of the directions, by factors (Q,)."""
+        return Directions(self.first * factors[:, None, None], self.second * factors[:, None, None])
+
     @property
     def norms(self) -> Tensor:
         """``‖c‖``, (Q,)."""

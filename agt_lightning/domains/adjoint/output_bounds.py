@@ -134,6 +134,9 @@ def _largest_ramps(gain: Tensor, distance: Tensor, radius: float) -> Tensor:
     """
     if radius == 0:
         return gain.new_zeros(len(gain))
+    size = gain.amax(dim=1)
+    size = torch.where(size > 0, size, 1.0)
+    gain = gain / size[:, None]  # squares of small ones would underflow
     best = radius * euclidean_norm(gain, dim=1)
     largest = best / (2 * radius**2)
     for power in range(_PRICES):
@@ -142,4 +145,4 @@ def _largest_ramps(gain: Tensor, distance: Tensor, radius: float) -> Tensor:
         worth = gain.square() / torch.where(positive, 4 * price, 1.0) - gain * distance
         total = price[:, 0] * radius**2 + worth.clamp(min=0).sum(dim=1)
         best = torch.where(positive[:, 0], torch.minimum(best, total), best)
-    return best
+    return best * size

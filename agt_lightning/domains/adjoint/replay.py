@@ -23,6 +23,9 @@ _CHUNK = 16
 _UPWARD = 1 + 2.0**-40
 """Above the rounding of sums over steps."""
 
+_UNDERFLOW = 2.0**-300
+"""Above what underflow can lose in a step, for directions of norm one; far below what changes a bound."""
+
 
 @dataclass(frozen=True, eq=False)
 class RecordedStep:
@@ -72,13 +75,15 @@ def displacements(
         docs/theory.md, eq. (13.4), (13.7) and (13.20).
     """
     total = torch.zeros(len(directions), 2, dtype=torch.float64)
+    size = _powers_of_two(directions.norms)
+    directions = directions.scaled(1 / size)  # so that squares of what matters do not underflow
     with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
         for number, step in enumerate(steps):
             added, directions = _step(step, directions, pool)
             total += added
             if progress is not None:
                 progress(number + 1)
-    upward = total * _UPWARD
+    upward = size[:, None] * total * _UPWARD
     return Interval.trusted(-upward[:, 0], upward[:, 1])
 
 
@@ -91,7 +96,7 @@ def _step(step: RecordedStep, directions: Directions, pool: ThreadPoolExecutor) 
     bound = torch.from_numpy(np.concatenate([made.total for made, _ in results]))
     norms = directions.norms * geometry.upward
     off = rate * rounding.bound + step.rounding + rounding.direction * geometry.radius
-    added = geometry.upward * rate * bound + (off * norms)[:, None]
+    added = geometry.upward * rate * bound + (off * norms + _UNDERFLOW)[:, None]
     before = _moved_back(step, directions, [curved for _, curved in results])
     if not bool(added.isfinite().all() and before.norms.isfinite().all()):
         raise UnsoundBoundError(
@@ -99,6 +104,12 @@ def _step(step: RecordedStep, directions: Directions, pool: ThreadPoolExecutor) 
             "the adjoint recursion grows without limit, use a smaller learning rate; else report it."
         )
     return added, before
+
+
+def _powers_of_two(norms: Tensor) -> Tensor:
+    """Return the power of two next to each norm, one for zero: scaling by it is exact."""
+    exponents = torch.frexp(norms).exponent
+    return torch.where(norms > 0, torch.ldexp(torch.ones_like(norms), exponents), 1.0)
 
 
 def _prepare(geometry: StepGeometry) -> None:

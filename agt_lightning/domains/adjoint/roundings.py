@@ -29,9 +29,6 @@ from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 _TERMS = 64
 """More than the products of magnitudes in the bound of one sample."""
 
-_UNDERFLOW = 2.0**-300
-"""Far above what underflow can lose, below what changes a bound."""
-
 
 @dataclass(frozen=True)
 class StepRoundings:
@@ -67,7 +64,7 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
     bound = _TERMS * math.sqrt(len(first.weight)) * float(weights @ (size * off)) + _doubtful(step, size, value)
     products = gamma * (curvature * size + step.gradient_norm) + gradient_error + curvature_error * size
     direction = 8 * gamma * (1 + rate * decay) + 8 * rate * float(weights @ (products * size))
-    return StepRoundings(step.upward * bound + _UNDERFLOW, step.upward * direction + _UNDERFLOW)
+    return StepRoundings(step.upward * bound, step.upward * direction)
 
 
 def _jacobian_size(step: StepGeometry) -> Tensor:

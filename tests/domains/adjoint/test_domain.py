@@ -283,3 +283,14 @@ def test_runs_in_another_order_stay_inside_bounds_of_rounding():
         assert bounds.contains(outputs[-1])
     assert float((torch.stack(outputs).std(dim=0)).max()) > 0  # they do differ
     assert float(bounds.width.max()) < 1e-2
+
+
+def test_bounds_scale_with_directions_however_small():
+    recorded = set_of(trained(CASE)[0])
+    directions = combinations(recorded, *queries(CASE)).directions
+    factor = torch.tensor([1e-180], dtype=F64)
+    ordinary, tiny = (
+        displacements(recorded.recorder.backward(recorded.loss, recorded.run), each)
+        for each in (directions, directions.scaled(factor))
+    )
+    torch.testing.assert_close(tiny.upper / 1e-180, ordinary.upper, rtol=1e-6, atol=0)

@@ -43,6 +43,7 @@ def test_no_share_exceeds_the_ramps_of_outputs():
     assert bool((reached <= bound * (1 + 1e-12)).all())
     assert bool((reached >= 0.7 * bound).all())
     assert not _largest_ramps(gain, distance, 0.0).any()
+    torch.testing.assert_close(_largest_ramps(1e-200 * gain, distance, 0.8), 1e-200 * bound, rtol=1e-9, atol=0)
 
 
 def test_third_derivatives_are_bounded():

@@ -44,15 +44,6 @@ class RecordedStep:
     rounding: float
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What the steps add up to, for s = +1 and -1, (Q, 2) each: of the poison, of units that switch, of the rest."""
-
-    poison: np.ndarray
-    switches: np.ndarray
-    quadratic: np.ndarray
-
-
 def displacements(
     steps: Iterable[RecordedStep],
     directions: Directions,
@@ -72,7 +63,7 @@ def displacements(
         UnsoundBoundError: if a number is NaN or infinite.
 
     Reference:
-        docs/theory.md, eq. (13.4), (13.7) and (13.20).
+        docs/theory.md, eq. (13.4), (13.8) and (13.20).
     """
     total = torch.zeros(len(directions), 2, dtype=torch.float64)
     size = _powers_of_two(directions.norms)

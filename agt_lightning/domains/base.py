@@ -166,6 +166,9 @@ class Domain(ABC, Generic[StepData]):
     counts_flips: ClassVar[bool] = False
     """Whether the bounds of its parameter set are a `FlipCounter`."""
 
+    automatic: ClassVar[bool] = True
+    """Whether ``domains="auto"`` includes this domain; if not, it must be named."""
+
     @classmethod
     @abstractmethod
     def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
@@ -215,6 +218,13 @@ class Domain(ABC, Generic[StepData]):
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state` of an interrupted run."""
+
+    def join(self, family: Mapping[str, Domain[Any]]) -> None:  # noqa: B027 - most domains need no others
+        """Meet the domains that are kept beside this one, by name, before the first step.
+
+        Args:
+            family: those in use, this one among them; domains that are lost later disappear from it.
+        """
 
     def restart_optimizer(self) -> None:
         """Go on with a new optimizer, whose state is empty in every run, as `Trainer.fit` makes one when called again.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import Adversary
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
+from agt_lightning.domains.adjoint import AdjointDomain
 from agt_lightning.domains.ball import BallDomain
 from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, ParameterSet, Step, TrainingSetup
 from agt_lightning.domains.box import BoxDomain
@@ -19,7 +20,9 @@ from agt_lightning.interval import Interval
 from agt_lightning.propagation.config import CertificationConfig, DomainChoice
 from agt_lightning.propagation.passes import ValueBounds
 
-DOMAINS: Mapping[str, type[Domain[Any]]] = {kind.name: kind for kind in (BoxDomain, BallDomain, InfluenceDomain)}
+DOMAINS: Mapping[str, type[Domain[Any]]] = {
+    kind.name: kind for kind in (BoxDomain, BallDomain, AdjointDomain, InfluenceDomain)
+}
 """The built-in domains by name, in the order in which a step goes through them."""
 
 
@@ -57,6 +60,8 @@ class DomainFamily:
             name: kind.build(module, adversary, config) for name, kind in chosen_domains(config.domains).items()
         }
         self.excluded: dict[str, str] = {}
+        for domain in self.in_use.values():
+            domain.join(self.in_use)
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -231,7 +236,7 @@ def chosen_domains(choice: DomainChoice) -> dict[str, type[Domain[Any]]]:
     """Return the chosen domains by name, in the order in which a step goes through them.
 
     Args:
-        choice: names or classes of domains, or ``"auto"`` for all built-in ones.
+        choice: names or classes of domains, or ``"auto"`` for all built-in ones but those that must be named.
 
     Raises:
         ValueError: if a name is unknown, a domain is repeated, or none is given.
@@ -241,7 +246,7 @@ def chosen_domains(choice: DomainChoice) -> dict[str, type[Domain[Any]]]:
         ['box', 'ball']
     """
     if choice == "auto":
-        return dict(DOMAINS)
+        return {name: kind for name, kind in DOMAINS.items() if kind.automatic}
     entries = [choice] if isinstance(choice, str) else list(choice)
     classes = [DOMAINS.get(entry) if isinstance(entry, str) else entry for entry in entries]
     kinds = [kind for kind in classes if isinstance(kind, type) and issubclass(kind, Domain)]

@@ -33,8 +33,8 @@ class CertificationConfig:
         method: how the box propagates bounds forward, see `agt_lightning.propagation.Method`.
         aggregation: leave it out. Per-sample bounds are summed exactly; the former values ``"moment"`` and ``"auto"``
             are accepted with a warning until the next release.
-        domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"influence"``, classes of domains, several
-            of them, or ``"auto"`` for all built-in ones that apply.
+        domains: which sets of parameters are kept: ``"box"``, ``"ball"``, ``"adjoint"``, ``"influence"``, classes of
+            domains, several of them, or ``"auto"`` for all built-in ones that apply but ``"adjoint"``.
         poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from agt_lightning import AbstractGradientEngine
 from agt_lightning.distributed import SINGLE_PROCESS, TorchProcessGroup
+from agt_lightning.domains.adjoint import RecordedTrajectory
+from agt_lightning.interval import Interval
 from tests.engine.attacks import LOSSES
 
 FEATURES, BATCH, STEPS = 4, 6, 3
@@ -96,7 +98,7 @@ def train(case: Case, processes=None) -> dict[str, Any]:
     for step in batches(case):
         rank = 0 if case.mirrored else processes.rank
         engine.step([part(micro, rank, processes.size, case.uneven) for micro in step], optimizer)
-    box = engine.box
+    box = engine.box | _outputs(engine)
     return {
         "lower": {name: interval.lower for name, interval in box.items()},
         "upper": {name: interval.upper for name, interval in box.items()},
@@ -105,3 +107,12 @@ def train(case: Case, processes=None) -> dict[str, Any]:
         "sent": getattr(processes, "sent", 0),
         "state": engine.state(),
     }
+
+
+def _outputs(engine: AbstractGradientEngine) -> dict[str, Interval]:
+    """Bounds of the adjoint domain on outputs at a few points, if it is in use."""
+    trajectory = engine.parameter_sets.get("adjoint")
+    if not isinstance(trajectory, RecordedTrajectory):
+        return {}
+    points = torch.randn(3, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return {"outputs": trajectory.combinations(Interval.point(points), torch.eye(3, dtype=torch.float64))}

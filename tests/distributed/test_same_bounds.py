@@ -27,6 +27,7 @@ CASES = {
     "ball features": Case("mse", FEATURES, hidden=(), options={"domains": ("ball",), "poisonable": "poisonable"}),
     "ball and box, hidden": Case("bce", FEATURES, options={"domains": ("box", "ball")}, micro=2),
     "ball deep": Case("mse", FEATURES, hidden=(4, 4), options={"domains": ("box", "ball")}),
+    "adjoint": Case("mse", FEATURES, options={"domains": ("ball", "adjoint"), "poisonable": "poisonable"}, micro=2),
     "influence": Case("mse", BoundedAdversary(n=2, nu=0.3), hidden=(), options={"domains": ("influence",)}),
     "influence ids momentum": Case(
         "mse",

@@ -83,6 +83,7 @@ class BallDomain(Domain[BallStep]):
 
     Attributes:
         ball: the ball around the parameters that training has reached.
+        step_rounding: how far roundings alone moved a run in the last step, those of the nominal run included.
 
     Reference:
         docs/theory.md, section 10, and docs/floats.md, eq. (B.1) to (B.9).
@@ -94,6 +95,7 @@ class BallDomain(Domain[BallStep]):
         self.module = module
         self.dtype = dtype
         self.ball = ParameterBall(0.0, {}, floats)
+        self.step_rounding = 0.0
 
     @classmethod
     @override
@@ -172,12 +174,15 @@ class BallDomain(Domain[BallStep]):
         rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
         try:
             radius = next_radius(self.radius, data.constants, rate, decay)
-            radius += _nominal_rounding(data, optimizer_step, rate, decay)
-            radius += _update_rounding(data, optimizer_step, rate, decay, radius)
+            nominal = _nominal_rounding(data, optimizer_step, rate, decay)
+            radius += nominal
+            update = _update_rounding(data, optimizer_step, rate, decay, radius)
+            radius += update
         except _FAILURES as error:
             raise DomainLostError(f"its radius cannot be computed: {error}") from error
         if not radius < _LARGEST_RADIUS:  # NaN is not below it
             raise DomainLostError(f"its radius is {radius}: the bounds diverged; use fewer or smaller steps")
+        self.step_rounding = (rate * data.constants.roundoff + nominal + update) * _UPWARD
         self.ball = replace(self.ball, radius=radius, centers=_copies(self.module, data.head.parameters))
 
     @override

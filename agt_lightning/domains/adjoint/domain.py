@@ -1,0 +1,213 @@
+"""The adjoint domain: a record of the training, from which the worst poison for one output at a time is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from agt_lightning.adversaries import Adversary
+from agt_lightning.domains.adjoint.applicability import setup_problems
+from agt_lightning.domains.adjoint.recorded_trajectory import RecordedTrajectory
+from agt_lightning.domains.adjoint.recorder import TrajectoryRecorder
+from agt_lightning.domains.ball.domain import BallDomain
+from agt_lightning.domains.ball.gathering import BatchView, step_data
+from agt_lightning.domains.ball.step_data import StepData
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.head import Head
+from agt_lightning.domains.head_loss import match_head_loss
+from agt_lightning.domains.losses import HeadLoss, LogisticLoss, SoftmaxLoss, SquaredError
+from agt_lightning.domains.sgd import plain_sgd_settings
+from agt_lightning.interval import Interval
+from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.passes import ValueBounds
+from agt_lightning.rounding import Floats, unit_roundoff
+
+_LOSSES: Mapping[str, type[HeadLoss]] = {kind.__name__: kind for kind in (SquaredError, LogisticLoss, SoftmaxLoss)}
+
+
+@dataclass(frozen=True, eq=False)
+class AdjointStep:
+    """One step of the training, ready to be recorded.
+
+    Args:
+        head: the two layers.
+        loss: of one sample.
+        data: samples, targets and poison of all processes.
+        weights: w_i, (b,).
+        radius: R before the step.
+    """
+
+    head: Head
+    loss: HeadLoss
+    data: StepData
+    weights: Tensor
+    radius: float
+
+
+class AdjointDomain(Domain[AdjointStep]):
+    """All runs, by what their poison can do to one combination of the parameters at a time.
+
+    The ball forgets how the training contracts in each direction, and that one choice of samples serves all parameters.
+    Here the gradient of an output is carried backward through the recorded training, and each step adds the worst that
+    its poison can do *along it*; the ball's radius is needed for what is of second order in the distance of the runs.
+
+    It covers two trained linear layers with a ReLU between, on anything frozen, trained by SGD without momentum on
+    squared error, binary cross entropy of logits or cross entropy, and needs the ball beside it. A training step only
+    records: 8 bytes a parameter, 16 bytes for each position of the batch, and each distinct sample once. Bounds take a
+    replay of the training, so they are computed on demand.
+
+    Args:
+        module: at its initial parameters.
+        dtype: floating point type of the bounds' computation.
+        floats: which runs the bounds contain.
+
+    Attributes:
+        recorder: the steps so far; None before the first one.
+
+    Reference:
+        docs/theory.md, section 13.
+    """
+
+    name: ClassVar[str] = "adjoint"
+    reads_value_bounds: ClassVar[bool] = False
+    automatic: ClassVar[bool] = False
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, floats: Floats = "run") -> None:
+        self.module = module
+        self.dtype = dtype
+        self.floats: Floats = floats
+        self.recorder: TrajectoryRecorder | None = None
+        self._loss: HeadLoss | None = None
+        self._others: Mapping[str, Domain[Any]] = {}
+        self._recorded: RecordedTrajectory | None = None
+
+    @classmethod
+    @override
+    def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
+        return cls(module, config.dtype, config.floats)
+
+    @override
+    def join(self, family: Mapping[str, Domain[Any]]) -> None:
+        self._others = family
+
+    @property
+    def _ball(self) -> BallDomain:
+        ball = self._others.get("ball")
+        if not isinstance(ball, BallDomain):
+            raise DomainLostError("the ball is not in use any more, and bounds need its radius at every step")
+        return ball
+
+    @override
+    def problems(self, setup: TrainingSetup) -> list[str]:
+        return setup_problems(setup, self._others, self.dtype)
+
+    @override
+    def bound_step(self, step: Step, value_bounds: Sequence[ValueBounds]) -> AdjointStep:
+        with step.processes.collective_errors():
+            views = [BatchView(part, match_head_loss(part.bounded), ValueBounds()) for part in step.parts]
+            batches = [view.batch(step.adversary) for view in views]
+        objective = views[0].objective
+        data = step_data(step, batches)
+        return AdjointStep(objective.head, objective.loss, data, step.samples.weights, self._ball.radius)
+
+    @override
+    def update(self, data: AdjointStep, optimizer_step: OptimizerStep) -> None:
+        rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
+        recorder = self._recorder_of(data, optimizer_step)
+        recorder.append(data.data, data.weights, (data.radius, rate, decay, self._ball.step_rounding))
+        recorder.parameters.append(self._copies(recorder.names, optimizer_step.parameters))
+        self._recorded = None
+
+    def _recorder_of(self, data: AdjointStep, optimizer_step: OptimizerStep) -> TrajectoryRecorder:
+        """Return the recorder, which starts with the parameters before the first step.
+
+        Raises:
+            DomainLostError: if a later step trains other layers, or starts from other parameters than those recorded.
+        """
+        first, second = data.head.layers
+        names = (first.weight, first.bias, second.weight, second.bias)
+        trained = (first.trains_bias, second.trains_bias)
+        before = self._copies(names, optimizer_step.before)
+        if self.recorder is None:
+            self.recorder, self._loss = TrajectoryRecorder(names, trained, [before]), data.loss
+        recorder, loss = self.recorder, self._loss
+        if (recorder.names, recorder.trained) != (names, trained) or not _same_loss(loss, data.loss):
+            raise DomainLostError("other layers are trained than before, or by another loss")
+        if not all(map(_same, before, recorder.parameters[-1])):
+            raise DomainLostError("the step starts from other parameters than the one before ended in")
+        return recorder
+
+    def _copies(self, names: Sequence[str | None], values: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+        """Copy parameters by name, those that do not move from the module."""
+        return tuple(
+            None if name is None else values.get(name, self.module.get_parameter(name)).detach().cpu().clone()
+            for name in names
+        )
+
+    @override
+    def restart_optimizer(self) -> None:
+        """Do nothing: plain SGD has no state."""
+
+    @override
+    def box(self) -> dict[str, Interval] | None:
+        """Return None: bounds on all parameters take a replay for each of them, and those of the ball are cheap."""
+        return None
+
+    @override
+    def parameter_set(self) -> RecordedTrajectory | None:
+        if self._recorded is None and self.recorder is not None:
+            assert self._loss is not None
+            self._recorded = RecordedTrajectory(self.recorder, self._ball.radius, self._loss, self._run)
+        return self._recorded
+
+    @property
+    def _run(self) -> torch.dtype | None:
+        if self.floats == "real" or self.recorder is None:
+            return None
+        names = [name for name in self.recorder.names if name is not None]
+        return max((self.module.get_parameter(name).dtype for name in names), key=unit_roundoff)
+
+    @override
+    def record(self) -> dict[str, object]:
+        if self.recorder is None:
+            return {"steps": 0}
+        return {
+            "steps": len(self.recorder.entries),
+            "samples": len(self.recorder.table.rows),
+            "bounds_count": "n samples of each batch, as the adversary does",
+        }
+
+    @override
+    def fingerprint_tensors(self) -> Iterator[Tensor]:
+        if self.recorder is not None and self.recorder.entries:
+            entry = self.recorder.entries[-1]
+            yield from (entry.rows, entry.weights, torch.tensor(entry.numbers, dtype=torch.float64))
+
+    @override
+    def state(self) -> dict[str, Any]:
+        if self.recorder is None or self._loss is None:
+            return {}
+        return {
+            "recorder": self.recorder.state(),
+            "loss": type(self._loss).__name__,
+            "scale": self._loss.scale,
+        }
+
+    @override
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._recorded = None
+        self.recorder = TrajectoryRecorder.restored(state["recorder"]) if state else None
+        self._loss = _LOSSES[state["loss"]](float(state["scale"])) if state else None
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other is None or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _same_loss(one: HeadLoss | None, other: HeadLoss) -> bool:
+    return type(one) is type(other) and one is not None and one.scale == other.scale

@@ -1,0 +1,145 @@
+"""What one step can add to the distance along each direction, and the direction before the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agt_lightning.arithmetic import dual_norm, euclidean_norm
+from agt_lightning.arithmetic.compiled import Array as Values
+from agt_lightning.domains.adjoint.directions import Directions
+from agt_lightning.domains.adjoint.geometry import StepGeometry
+from agt_lightning.domains.adjoint.kernel import BLOCK, DirectionArrays, Found, accumulate, nothing_found
+from agt_lightning.domains.adjoint.shares import BINS, largest_shared, switched
+from agt_lightning.domains.ball.layers import REAL
+
+
+@dataclass(frozen=True)
+class StepBound:
+    """Upper bounds on ``s c · (r + p)`` for s = +1 and -1, and their parts, each (Q, 2).
+
+    Args:
+        poison: of the n worst samples.
+        switches: jumps and slips of units, at first order in the movement.
+        quadratic: everything of second order and more.
+    """
+
+    poison: Values
+    switches: Values
+    quadratic: Values
+
+    @property
+    def total(self) -> Values:
+        """The sum."""
+        result: Values = self.poison + self.switches + self.quadratic
+        return result
+
+
+def step_back(step: StepGeometry, directions: Directions) -> tuple[StepBound, Directions]:
+    """Bound what a step adds along directions, and apply H to them.
+
+    Args:
+        step: the step.
+        directions: c after the step.
+
+    Returns:
+        The bounds, and ``Hc``.
+
+    Reference:
+        docs/theory.md, eq. (13.4) and (13.8) to (13.17).
+    """
+    arrays = _direction_arrays(step, directions)
+    outputs, inputs, units = len(step.ball.layers[1].weight), step.inputs.shape[1], len(step.ball.layers[0].weight)
+    found = nothing_found(len(directions), len(step.weights), units, outputs, inputs + -inputs % BLOCK, BINS)
+    accumulate(
+        step.sample_arrays,
+        step.pair_arrays,
+        step.label_arrays,
+        step.feature_arrays,
+        arrays,
+        step.radius,
+        found,
+    )
+    bound = StepBound(_worst_poison(step, found), _switches(step, found), _quadratic(step, found)[:, None])
+    return bound, _curved(step, directions, found)
+
+
+def _direction_arrays(step: StepGeometry, directions: Directions) -> DirectionArrays:
+    first, second = step.ball.layers
+    inputs = first.weight.shape[1]
+    filled = -(inputs + 1) % BLOCK
+    rows, columns = directions.first[:, :, :inputs], directions.second[:, :, :-1]
+    column_norms = step.upward * euclidean_norm(columns, dim=1)
+    through, moved = rows.new_zeros(len(rows), len(second.weight), 0, len(first.weight)), torch.zeros_like(column_norms)
+    if step.features is not None:
+        through = torch.einsum("kj,qjd->qkdj", second.weight, rows) + torch.einsum(
+            "qkj,jd->qkdj", columns, first.weight
+        )
+        moved = step.upward * _moves(step, rows)
+    return DirectionArrays(
+        np.ascontiguousarray(torch.nn.functional.pad(directions.first, (0, filled)).transpose(1, 2).numpy()),
+        np.ascontiguousarray(directions.second.numpy()),
+        np.ascontiguousarray(column_norms.numpy()),
+        (step.upward * euclidean_norm(column_norms, dim=1)).numpy(),
+        np.ascontiguousarray(through.numpy()),
+        np.ascontiguousarray(moved.numpy()),
+        (step.upward * euclidean_norm(moved, dim=1)).numpy(),
+    )
+
+
+def _moves(step: StepGeometry, rows: Tensor) -> Tensor:
+    """How far features move ``u_j``, up to the factor of each sample, (Q, h)."""
+    features = step.features
+    assert features is not None
+    if len(features.half_widths) > 1:
+        norms: Tensor = euclidean_norm(rows, dim=2)
+        return norms
+    box = rows.abs() @ features.half_widths[0]
+    if features.scale is None:
+        return box
+    ball = dual_norm((rows * features.scale).flatten(0, 1), features.p).reshape(box.shape)
+    return torch.minimum(box, ball)
+
+
+def _worst_poison(step: StepGeometry, found: Found) -> Values:
+    """Sum of the n largest, (Q, 2)."""
+    poison, rows = step.data.poison, step.poisonable
+    if poison is None or rows is None or poison.n == 0:
+        return np.zeros(found.poison.shape[:2])
+    values = found.poison if poison.covers(found.poison.shape[2]) else found.poison[:, :, rows.numpy()]
+    count, n = values.shape[2], min(poison.n, values.shape[2])
+    largest: Values = np.partition(values, count - n, axis=2)[:, :, count - n :].sum(axis=2)
+    return largest
+
+
+def _switches(step: StepGeometry, found: Found) -> Values:
+    """Jumps and slips at first order, eq. (13.9)."""
+    return largest_shared(switched(found.steps, found.ramps, step.edges), step.edges)
+
+
+def _quadratic(step: StepGeometry, found: Found) -> Values:
+    """The rest, (Q,)."""
+    radius = step.radius
+    cross = switched(found.cross[:, 0], found.cross[:, 1], step.edges)
+    everything = np.square(cross[..., -1]).sum(axis=-1)
+    # The root magnifies the rounding of a small supremum among large values.
+    rounded = largest_shared(np.square(cross), step.edges) + REAL.own_relative(len(step.weights) + 64) * everything
+    outer = np.sqrt(np.square(found.outer).sum(axis=(1, 2))).max(axis=1)
+    sums = found.sums
+    spread = radius * np.sqrt(sums[:, 1]) + np.sqrt(sums[:, 2])
+    bilinear = np.minimum(sums[:, 0], radius * np.sqrt(step.curvature_norm) * spread)
+    result: Values = radius * np.sqrt(rounded) + radius**2 / 2 * outer + bilinear + sums[:, 3]
+    return result
+
+
+def _curved(step: StepGeometry, directions: Directions, found: Found) -> Directions:
+    """``Hc``."""
+    first, second = step.ball.layers
+    outer = torch.from_numpy(found.outer)[:, :, : step.inputs.shape[1]]
+    rows = torch.einsum("kj,qklj->qjl", second.weight, outer)
+    rows += torch.einsum("qkj,kjl->qjl", directions.second[:, :, :-1], step.coupling)
+    last = torch.from_numpy(found.last)
+    return Directions(rows, last if second.trains_bias else torch.nn.functional.pad(last[:, :, :-1], (0, 1)))

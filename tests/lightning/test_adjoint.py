@@ -1,0 +1,61 @@
+"""The adjoint domain by `CertifiedTraining`: named beside the ball, in the certificate, after a resumed training."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
+
+ADVERSARY = BoundedAdversary(n=1, epsilon=0.02, nu=0.05)
+
+
+def made(kind):
+    torch.manual_seed(5)
+    return kind()
+
+
+def certified(folder, domains=("ball", "adjoint")):
+    return CertifiedTraining(ADVERSARY, domains=domains, dirpath=folder)
+
+
+def test_certified_models_use_it_and_the_certificate_names_it(fit, loader, regressor, tmp_path):
+    module, callback = made(regressor), certified(tmp_path)
+    fit(module, loader(), callback, max_epochs=2)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    model = callback.certified_model(module)
+    bounds = model.bound_forward(x)
+    assert bounds.contains(module(x).detach())
+    assert model.deciding_domains(x)["adjoint"] > 0.5
+    in_use = json.loads((tmp_path / "certificate.json").read_text())["bounds"]["domains"]["in_use"]
+    assert set(in_use) == {"ball", "adjoint"}
+    assert in_use["adjoint"]["steps"] == 4
+
+    alone = made(regressor)
+    ball = certified(tmp_path / "ball", ("ball",))
+    fit(alone, loader(), ball, max_epochs=2)
+    assert float(bounds.width.mean()) < float(ball.certified_model(alone).bound_forward(x).width.mean())
+
+
+def test_a_resumed_training_has_the_same_certificate(fit, loader, regressor, tmp_path):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    module, callback = made(regressor), certified(tmp_path)
+    fit(module, loader(), callback, max_epochs=2)
+    whole = callback.certified_model(module).bound_forward(x)
+
+    saver = ModelCheckpoint(dirpath=tmp_path / "saved", filename="last", enable_version_counter=False)
+    fit(made(regressor), loader(), certified(tmp_path), saver, max_epochs=1, enable_checkpointing=True)
+    module, callback = made(regressor), certified(tmp_path)
+    fit(module, loader(), callback, max_epochs=2, ckpt_path=tmp_path / "saved" / "last.ckpt")
+    again = callback.certified_model(module).bound_forward(x)
+    torch.testing.assert_close(again.lower, whole.lower)
+    torch.testing.assert_close(again.upper, whole.upper)
+
+
+def test_without_the_ball_it_is_refused_before_the_first_step(fit, loader, regressor, tmp_path):
+    module = made(regressor)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    with pytest.raises(UncertifiableError, match="domains=\\('ball', 'adjoint'\\)"):
+        fit(module, loader(), certified(tmp_path, ("adjoint",)))
+    assert all(torch.equal(one, two) for one, two in zip(before, module.parameters(), strict=True))

@@ -66,7 +66,8 @@ class SpectralEmbedding:
         points = _projected(base, projection, inputs)
         distances, nearest = _nearest(points, points, self.neighbors, itself=False)
         scales = _scales(distances)
-        values, vectors = _walk(_weights(distances, nearest, scales, scales), nearest, self.components)
+        weights = _exponents(distances, nearest, scales, scales).exp()
+        values, vectors = _walk(weights, nearest, self.components)
         if values[-1] <= 0:
             raise ValueError(
                 f"Expected positive eigenvalues, but number {self.components} is {values[-1]:.3g}. Use fewer."
@@ -106,8 +107,8 @@ class SpectralMap(FeatureMap):
     def _transform(self, x: Tensor) -> Tensor:
         points = _projected(self.base, self.projection, x)
         distances, nearest = _nearest(points, self.points, self.neighbors, itself=True)
-        weights = _weights(distances, nearest, _scales(distances), self.scales)
-        shares = weights / weights.sum(dim=1, keepdim=True)
+        exponents = _exponents(distances, nearest, _scales(distances), self.scales)
+        shares = exponents.softmax(dim=1)  # far away all weights underflow, not their ratios
         mean = torch.einsum("qk,qkc->qc", shares, self.vectors[nearest])
         return (mean / self.values).to(x.device)
 
@@ -134,13 +135,9 @@ def _scales(distances: Tensor) -> Tensor:
     return distances[:, _SCALE - 1].clamp(min=torch.finfo(distances.dtype).tiny ** 0.25)
 
 
-def _weights(distances: Tensor, nearest: Tensor, own: Tensor, of_points: Tensor) -> Tensor:
-    """Return ``exp(-d² / (s_x s_y))`` for each query and neighbor.
-
-    The largest weight of a query is one, since only ratios count and all of them could underflow.
-    """
-    exponents = -distances.square() / (own[:, None] * of_points[nearest])
-    return (exponents - exponents.amax(dim=1, keepdim=True)).exp() if of_points is not own else exponents.exp()
+def _exponents(distances: Tensor, nearest: Tensor, own: Tensor, of_points: Tensor) -> Tensor:
+    """Return ``-d² / (s_x s_y)`` for each query and neighbor."""
+    return -distances.square() / (own[:, None] * of_points[nearest])
 
 
 def _walk(weights: Tensor, nearest: Tensor, components: int) -> tuple[Tensor, Tensor]:

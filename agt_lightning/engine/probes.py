@@ -25,7 +25,7 @@ from agt_lightning.distributed import SINGLE_PROCESS
 from agt_lightning.engine.nominal_step import NominalPass
 from agt_lightning.engine.reach import reach
 from agt_lightning.engine.self_checks import differs
-from agt_lightning.errors import NOT_WHAT_IS_TRAINED, AgtError, UnsoundBoundError
+from agt_lightning.errors import NOT_WHAT_IS_TRAINED, AgtError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import require_inside
 from agt_lightning.propagation.objective import BoundedObjective, Loss
 from agt_lightning.propagation.samples import MicroBatch, poisonable_rows
@@ -93,11 +93,13 @@ class _Point:
         where: for messages.
         batch: in the structure of the training's batches.
         move: maps a parameter to its moved value; None if parameters stay.
+        reachable: whether the adversary can make that batch at these parameters.
     """
 
     where: str
     batch: object
     move: Callable[[Tensor], Tensor] | None = None
+    reachable: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,17 @@ class _Probe:
     largest: float
 
     def problems(self, point: _Point) -> list[str]:
-        """Return how recording and step differ at a point; nothing if one of them has no finite gradient there."""
+        """Return how recording and step differ at a point; nothing if one of them has no finite gradient there.
+
+        Where the recording has a gradient but no bounds, such as ``log(1 - sigmoid(f))`` at a large f, nothing can be
+        compared: that is a problem if an adversary gets there, and none otherwise, as the step that does is refused.
+        """
+        try:
+            return self._difference(point)
+        except UncertifiableError as error:
+            return list(error.problems) if point.reachable else []
+
+    def _difference(self, point: _Point) -> list[str]:
         custom, different = self.compared(point)
         if custom:
             return [
@@ -204,6 +216,9 @@ def _different(
         batch: the batch, and the random state of the step.
         gradients: the step's, by parameter name.
         largest: magnitude of the gradients on the data as they are.
+
+    Raises:
+        UncertifiableError: if the recording's gradient has no bounds.
     """
     try:
         step, local = nominal.step([batch], 1.0)
@@ -254,7 +269,7 @@ def _points(probe: _Probe, adversaries: Sequence[Adversary]) -> Iterator[_Point]
             if not any(all(map(torch.equal, leaves, others)) for others in seen):
                 seen.append(leaves)
                 yield point
-    yield _Point(" at other parameters", probe.batch, _larger)
+    yield _Point(" at other parameters", probe.batch, _larger, reachable=False)
 
 
 def _poisoned_points(probe: _Probe, adversary: Adversary) -> Iterator[_Point]:
@@ -278,9 +293,8 @@ def _poisoned_points(probe: _Probe, adversary: Adversary) -> Iterator[_Point]:
         yield _Point(inside, moved(lambda entry, _: torch.where(entry < 0, -1, 1)))
         yield _Point(inside, moved(lambda entry, _: _signs(entry, generator)))
         for beyond in _BEYOND:
-            yield _Point(
-                ", not on the data as they are, but far away", moved(lambda entry, _: _signs(entry, generator), beyond)
-            )
+            far = moved(lambda entry, _: _signs(entry, generator), beyond)
+            yield _Point(", not on the data as they are, but far away", far, reachable=False)
 
 
 def _clean_slopes(module: nn.Module, batch: object, loss: Loss, state: RandomState) -> tuple[list[Tensor], float]:

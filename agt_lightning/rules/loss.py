@@ -26,7 +26,7 @@ from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
 from agt_lightning.rules.elementwise import Function, evaluate
 from agt_lightning.rules.roundings import Roundings, as_operand
-from agt_lightning.rules.softmax import probability_error, rounded_softmax
+from agt_lightning.rules.softmax import WrittenLogarithm, probability_error, rounded_softmax
 from agt_lightning.rules.values import Value, as_interval
 
 
@@ -142,9 +142,11 @@ class CrossEntropyRoundings(Roundings):
         assert isinstance(rule, CrossEntropy)
         logits = as_interval(inputs[0])
         exact = as_interval(rule.forward(site, inputs))
-        error = probability_error(logits, arithmetic)
+        surprisals = surprisal(logits)
+        written = WrittenLogarithm.of(site, logits, arithmetic)
+        error = probability_error(logits, arithmetic) if written is None else written.error(surprisals)
         target = rule.target(site, logits, inputs[1]).magnitude + self._cancelled(rule, site, inputs[1])
-        costs = surprisal(logits).magnitude + error
+        costs = surprisals.magnitude + error
         sizes = target * (error + costs * arithmetic.relative(logits.shape[1] + 8))
         slack = sizes.sum(dim=1) + arithmetic.absolute(logits.shape[1])
         return arithmetic.outward(exact.widened(slack, nonnegative=exact.nonnegative), 8)
@@ -172,6 +174,10 @@ class CrossEntropyRoundings(Roundings):
         probabilities = rounded_softmax(logits, arithmetic)
         gradient = rule.gradient(site, grad, probabilities, target, inputs[1])
         wide = arithmetic.clear_of_underflow(arithmetic.outward(gradient, 8))
+        written = WrittenLogarithm.of(site, logits, arithmetic)
+        if written is not None:
+            sizes = grad.magnitude.unsqueeze(1) * target.magnitude
+            wide = wide.widened(written.gradient_error(sizes, probabilities.upper))
         imbalance = grad.magnitude.unsqueeze(1) * self._imbalance(logits, probabilities, target, arithmetic)
         return [Interval.trusted(wide.lower, wide.upper, balanced=True, imbalance=imbalance), None]
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply, softmax, surprisal
-from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.arithmetic.floating_point import SMALLEST_WEIGHT, Arithmetic
 from agt_lightning.arithmetic.order import intersection
+from agt_lightning.capture.graph import UNDERFLOWING
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
 from agt_lightning.rules.roundings import Roundings
@@ -28,7 +30,7 @@ class _OverAxis(Rule):
         return SoftmaxRoundings()
 
     @abstractmethod
-    def rounded(self, logits: Interval, arithmetic: Arithmetic) -> Interval:
+    def rounded(self, site: Site, logits: Interval, arithmetic: Arithmetic) -> Interval:
         """Return bounds on the result as a run computes it, classes on axis 1."""
 
     def problem(self, site: Site) -> str | None:
@@ -97,7 +99,7 @@ class SoftmaxRoundings(Roundings):
     @override
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
         assert isinstance(rule, _OverAxis)
-        return rule.back(site, rule.rounded(rule.to_front(site, as_interval(inputs[0])), arithmetic))
+        return rule.back(site, rule.rounded(site, rule.to_front(site, as_interval(inputs[0])), arithmetic))
 
     @override
     def backward(
@@ -119,14 +121,104 @@ class SoftmaxRoundings(Roundings):
         total = (weights * size).sum(dim=1, keepdim=True)
         error = (p * probability_error(logits, arithmetic)).clamp(max=1.5)
         slack = 3 * error * (size + total) + arithmetic.relative(4) * size
+        written = WrittenLogarithm.of(site, logits, arithmetic)
+        if written is not None:
+            slack = slack + written.gradient_error(size, p)
         wide = rule.to_front(site, exact).widened(slack + arithmetic.absolute(logits.shape[1]))
         return [rule.back(site, wide)]
+
+
+@dataclass(frozen=True)
+class WrittenLogarithm:
+    """A ``log_softmax`` that the code computes as ``log(softmax(z))``: in floating point, p can be zero.
+
+    Then the logarithm is infinite and its derivative NaN. While every p is a normal number, ``log p`` is off by the
+    relative error of p and by the logarithm's own roundings; backward, a gradient is divided by p and multiplied with
+    it again, which are a few roundings of its own size.
+
+    Args:
+        logits: classes on axis 1.
+        arithmetic: of the run and of the bounds.
+
+    Reference:
+        docs/floats.md, eq. (4.1) and (4.2).
+    """
+
+    logits: Interval
+    arithmetic: Arithmetic
+
+    @classmethod
+    def of(cls, site: Site, logits: Interval, arithmetic: Arithmetic) -> WrittenLogarithm | None:
+        """Return None if the call is a ``log_softmax`` in the code as well, or if runs are in real arithmetic."""
+        written = site.call.arguments.get(UNDERFLOWING) and arithmetic.run is not None
+        return cls(logits, arithmetic) if written else None
+
+    def error(self, surprisals: Interval) -> Tensor:
+        """Return the absolute error of each logarithm.
+
+        Args:
+            surprisals: bounds on ``-log p``.
+
+        Raises:
+            UncertifiableError: if some p of a run can be no normal number.
+        """
+        error = self._require_normal(surprisals)
+        # |log(1 + e)| <= 2 |e| for |e| <= 1/2.
+        return 2 * error + self.arithmetic.relative(_LOGARITHM) * (1 + surprisals.upper)
+
+    def gradient_error(self, sizes: Tensor, probabilities: Tensor) -> Tensor:
+        """Return the absolute error of each logit's gradient, besides that of p.
+
+        Args:
+            sizes: upper bounds on the gradients that reach the logarithms, of the logits' shape.
+            probabilities: upper bounds on p.
+
+        Raises:
+            UncertifiableError: if some p can be no normal number, or a gradient divided by p overflow, for a sample of
+                a weight up to 2^40.
+        """
+        surprisals = surprisal(self.logits)
+        self._require_normal(surprisals)
+        room = math.log(self._numbers.max) + math.log(SMALLEST_WEIGHT) - _MARGIN
+        if not bool((sizes.log() + surprisals.upper <= room).all()):  # NaN included
+            raise UncertifiableError([self._problem(room)])
+        total = sizes.sum(dim=1, keepdim=True)
+        roundings = self.logits.shape[1] + _LOGARITHM
+        return self.arithmetic.relative(roundings) * (sizes + probabilities * total)
+
+    def _require_normal(self, surprisals: Interval) -> Tensor:
+        """Return the relative error of p."""
+        error = probability_error(self.logits, self.arithmetic)
+        largest = -math.log(self._numbers.tiny) - _MARGIN
+        if not bool((surprisals.upper <= largest).all() & (error <= 0.5).all()):  # NaN included
+            raise UncertifiableError([self._problem(largest)])
+        return error
+
+    @property
+    def _numbers(self) -> torch.finfo:
+        assert self.arithmetic.run is not None
+        return torch.finfo(self.arithmetic.run)
+
+    def _problem(self, limit: float) -> str:
+        kind = str(self.arithmetic.run).removeprefix("torch.")
+        return (
+            f"The code takes the logarithm of a softmax, and a probability can be zero in {kind} or too close to it: "
+            f"logits can be more than {limit:.0f} apart, where a run gets infinity or NaN. Use `F.log_softmax`, or "
+            "`F.cross_entropy` of the logits, which have no such limit."
+        )
+
+
+_MARGIN = 1.0
+"""Room, in units of log p, for the error of p and of the bounds on it."""
+
+_LOGARITHM = 16
+"""Roundings of a logarithm, relative to its size and to one, or of a quotient, a product and a difference."""
 
 
 class Softmax(_OverAxis):
     """``softmax``; exact forward, an enclosure backward."""
 
-    def rounded(self, logits: Interval, arithmetic: Arithmetic) -> Interval:
+    def rounded(self, site: Site, logits: Interval, arithmetic: Arithmetic) -> Interval:
         """Probabilities as a run computes them."""
         return rounded_softmax(logits, arithmetic)
 
@@ -143,9 +235,12 @@ class Softmax(_OverAxis):
 class LogSoftmax(_OverAxis):
     """``log_softmax``; each bound is attained. A loss that follows it over axis 1 is fused with it."""
 
-    def rounded(self, logits: Interval, arithmetic: Arithmetic) -> Interval:
+    def rounded(self, site: Site, logits: Interval, arithmetic: Arithmetic) -> Interval:
         """Logarithms as a run computes them: their absolute error is the relative one of the probabilities."""
-        return (-surprisal(logits)).widened(probability_error(logits, arithmetic))
+        exact = surprisal(logits)
+        written = WrittenLogarithm.of(site, logits, arithmetic)
+        error = probability_error(logits, arithmetic) if written is None else written.error(exact)
+        return (-exact).widened(error)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``log p_k``, each at two corners of the box of logits."""

@@ -74,6 +74,26 @@ def train_base_models(features: Tensor, labels: Tensor, part: Tensor, parts: int
     return heads
 
 
+def class_sum_models(features: Tensor, labels: Tensor, part: Tensor, parts: int, classes: int) -> Tensor:
+    """Return heads like `train_base_models`: the sum of the features of each class in the part, without a bias.
+
+    Args:
+        features: ``(samples, d)``.
+        labels: classes ``(samples,)``.
+        part: part of each sample, ``(samples,)``.
+        parts: number of parts k.
+        classes: number of classes c.
+
+    Example:
+        >>> class_sum_models(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), torch.tensor([0, 0]), 1, 2)
+        tensor([[[1., 2.],
+                 [0., 0.]]])
+    """
+    sums = torch.zeros(parts * classes, features.shape[1], dtype=features.dtype)
+    sums.index_add_(0, part * classes + labels, features)
+    return F.pad(sums.reshape(parts, classes, -1).mT, (0, 0, 0, 1))
+
+
 def votes(heads: Tensor, features: Tensor) -> Tensor:
     """Return the number of base models that predict each class, integers ``(t, c)``.
 

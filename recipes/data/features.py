@@ -42,6 +42,11 @@ class FeatureMap(ABC):
         """
         return torch.cat([self._transform(_pixels(chunk)) for chunk in x.split(_CHUNK)])
 
+    @torch.no_grad()
+    def of_training(self, inputs: Tensor) -> Tensor:
+        """Return the features of the inputs of `fit`; those of `transform` unless `fit` has found others for them."""
+        return self.transform(inputs)
+
     @abstractmethod
     def _transform(self, x: Tensor) -> Tensor:
         """Return the features of one chunk in float64, whose shape is still that of the inputs."""
@@ -104,6 +109,52 @@ class Affine(FeatureMap):
         if rows.shape[1] != len(self.mean):
             raise ValueError(f"Expected inputs with {len(self.mean)} numbers each, but got {rows.shape[1]}.")
         return (rows - self.mean.to(rows.device)) @ self.matrix.to(rows.device)
+
+
+@dataclass(frozen=True)
+class UnitNorm:
+    """Features of Euclidean norm one; zeros stay zeros.
+
+    Args:
+        base: the features to scale, sample by sample.
+    """
+
+    base: Features
+
+    def fit(self, inputs: Tensor) -> "UnitRows":
+        """Return the map for these training inputs."""
+        return UnitRows(self.base.fit(inputs))
+
+
+@dataclass(frozen=True)
+class UnitRows(FeatureMap):
+    """``base``(x) / ‖``base``(x)‖.
+
+    Args:
+        base: the map before.
+    """
+
+    base: FeatureMap
+
+    @override
+    def of_training(self, inputs: Tensor) -> Tensor:
+        return unit_rows(self.base.of_training(inputs))
+
+    @override
+    def _transform(self, x: Tensor) -> Tensor:
+        return unit_rows(self.base.transform(x))
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return rows of norm one; rows of zeros stay.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(norms > 0, rows / norms, rows)
 
 
 @dataclass(frozen=True)

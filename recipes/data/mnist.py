@@ -1,20 +1,14 @@
 """Handwritten digits of MNIST, as frozen features for a linear head."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
-import lightning as L
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from recipes.data.download import download
-from recipes.data.features import FeatureMap, Features
+from recipes.data.frozen import FrozenFeatures
 from recipes.data.idx import read_idx
-from recipes.data.loader import tensor_loader
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FOLDER = "mnist"
@@ -29,11 +23,9 @@ IMAGE = (28, 28)
 CLASSES = 10
 
 
-class MNISTFeatures(L.LightningDataModule):
-    """MNIST of LeCun, Cortes and Burges behind a feature map that is fitted once and then frozen.
+class MNISTFeatures(FrozenFeatures):
+    """MNIST of LeCun, Cortes and Burges behind a feature map; see `FrozenFeatures`.
 
-    The map is fitted on the training images alone: flipped training labels do not change it, so a certificate for
-    the head that is trained on these features holds for the whole predictor. It does not if images are poisoned too.
     Samples have the order of the official files.
 
     Args:
@@ -51,28 +43,6 @@ class MNISTFeatures(L.LightningDataModule):
 
     classes = CLASSES
 
-    def __init__(
-        self,
-        features: Features,
-        root: str | Path | None = None,
-        batch_size: int | None = None,
-        test_samples: int | None = None,
-        target: Literal["class", "one_hot"] = "class",
-        dtype: Literal["float32", "float64"] = "float64",
-    ) -> None:
-        super().__init__()
-        if target not in ("class", "one_hot"):
-            raise ValueError(f"Expected `target` to be 'class' or 'one_hot', but got {target!r}.")
-        for name, value in (("batch_size", batch_size), ("test_samples", test_samples)):
-            if value is not None and value < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1, or None for all, but got {value}.")
-        self.root = Path(root or os.environ.get("AGT_DATA_ROOT") or "data")
-        self.features, self.target = features, target
-        self.batch_size, self.test_samples = batch_size, test_samples
-        self.dtype: torch.dtype = getattr(torch, dtype)
-        self.feature_map: FeatureMap | None = None
-        self.splits: dict[str, tuple[Tensor, Tensor]] = {}
-
     @override
     def prepare_data(self) -> None:
         """Download each of the four files that is not there.
@@ -86,41 +56,8 @@ class MNISTFeatures(L.LightningDataModule):
                 download(URL + name, self.root / FOLDER / name, verify=_trust_checksum, sha256=sha256)
 
     @override
-    def setup(self, stage: str | None = None) -> None:
-        """Read, fit the feature map on the training images, map; once."""
-        if self.splits:
-            return
-        images, labels = read_digits(self.root, "train")
-        test_images, test_labels = (values[: self.test_samples] for values in read_digits(self.root, "test"))
-        self.feature_map = self.features.fit(images)
-        self.splits = {
-            "train": (self._map(images), self._encode(labels)),
-            "test": (self._map(test_images), test_labels),
-        }
-
-    def _map(self, images: Tensor) -> Tensor:
-        assert self.feature_map is not None
-        return self.feature_map.transform(images).to(self.dtype)
-
-    def _encode(self, labels: Tensor) -> Tensor:
-        return F.one_hot(labels, CLASSES).to(self.dtype) if self.target == "one_hot" else labels
-
-    @override
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return training features and targets, in their one order."""
-        features, target = self.splits["train"]
-        return tensor_loader(features, target, batch_size=self.batch_size or len(features))
-
-    @override
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return test features and classes."""
-        return self.test_dataloader()
-
-    @override
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return test features and classes."""
-        features, labels = self.splits["test"]
-        return tensor_loader(features, labels, batch_size=len(features))
+    def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        return read_digits(self.root, part)
 
 
 def find_file(root: Path, name: str) -> Path | None:

@@ -39,6 +39,7 @@ class LinearHead(MulticlassModule):
             zeros and ones, averaged over both axes; ``"cross_entropy"`` for class indices, in nats, averaged over the
             batch.
         zero_init: start from zero instead of at random.
+        bias: whether each logit has a bias.
         dtype: type of the parameters.
     """
 
@@ -50,11 +51,12 @@ class LinearHead(MulticlassModule):
         scheduler: MakeScheduler | None = None,
         loss: Literal["mse", "cross_entropy"] = "mse",
         zero_init: bool = True,
+        bias: bool = True,
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
         if loss not in LOSSES:
             raise ValueError(f"Expected `loss` to be one of {', '.join(LOSSES)}, but got {loss!r}.")
-        net = nn.Linear(features, classes).to(getattr(torch, dtype))
+        net = nn.Linear(features, classes, bias=bias).to(getattr(torch, dtype))
         if zero_init:
             for parameter in net.parameters():
                 nn.init.zeros_(parameter)

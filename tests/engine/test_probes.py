@@ -201,3 +201,35 @@ def test_an_engine_of_its_own_loop_refuses_too(network, batch):
 
     with pytest.raises(UncertifiableError, match="different gradients"):
         AbstractGradientEngine(network, loss, FEATURES).step([batch], torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+def logarithms(module, batch):
+    """Binary cross entropy, written by logarithms that have no bounds where a sigmoid is close to one."""
+    p = module(batch[0]).sigmoid()
+    return -(batch[1] * p.log() + (1 - batch[1]) * (1 - p).log()).mean()
+
+
+def saturating(bias):
+    module = nn.Linear(1, 1).double()
+    nn.init.constant_(module.weight, 1.5)
+    nn.init.constant_(module.bias, bias)
+    return module, (torch.ones(8, 1, dtype=torch.float64), torch.zeros(8, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("floats", ["run", "real"])
+@pytest.mark.parametrize("bias", [4.0, 6.0, 8.0])
+def test_probes_where_a_loss_has_no_bounds_are_no_problem_if_no_adversary_gets_there(bias, floats):
+    """Far probes have logits of about 30, where ``1 - sigmoid(f)`` is rounding."""
+    module, batch = saturating(bias)
+    engine = AbstractGradientEngine(module, logarithms, FEATURES, floats=floats)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    assert engine.problems(batch, optimizer) == []
+    engine.step([batch], optimizer)
+
+
+def test_a_loss_without_bounds_where_an_adversary_gets_is_refused_before_the_first_step():
+    module, batch = saturating(6.0)
+    engine = AbstractGradientEngine(module, logarithms, BoundedAdversary(n=1, epsilon=16.0))
+    (problem,) = engine.problems(batch, torch.optim.SGD(module.parameters(), lr=0.1))
+    assert "`aten.log`" in problem
+    assert "can reach zero" in problem

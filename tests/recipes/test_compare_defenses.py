@@ -23,11 +23,11 @@ ROOT = Path(__file__).parents[2]
 def labels(tmp_path):
     """Compose ``conf/compare_defenses.yaml`` with overrides and an output folder of this test."""
 
-    def compose_config(*overrides):
+    def compose_config(*overrides, name="compare_defenses"):
         (tmp_path / "compared").mkdir(exist_ok=True)
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("compare_defenses", [f"output_dir={tmp_path / 'compared'}", *overrides])
+            return compose(name, [f"output_dir={tmp_path / 'compared'}", *overrides])
 
     return compose_config
 
@@ -57,6 +57,26 @@ def test_every_defense_is_run_written_and_drawn(labels, sweep, mnist_root, tmp_p
     for row in read(sweep):
         flips = {"AGT-box": box, "AGT-ball": ball}[row["panel"]]
         assert flips.certified_accuracy(int(row["adversary.n"])) == float(row["certified accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("compare_features", 10), ("compare_features_pneumonia", 2)], ids=["digits", "scans"]
+)
+def test_heads_and_votes_on_spectral_features(labels, mnist_root, pneumonia_root, name, classes):
+    own = [] if classes == 10 else ["data.official=false"]
+    few = ["debug=fast", "logger=none", "defenses.every=2", "defenses.dpa.parts=[5,9]"]
+    config = labels(*few, f"data.root={mnist_root}", *own, name=name)
+    defenses = {defense.flips.label: defense for defense in compare(config)}
+    heads = ["AGT, exact influence", "class sums, shift 0.0", "class sums, shift half"]
+    assert list(defenses) == [*heads, "partitions, k = 5", "partitions, k = 9", "ceiling of symmetric classifiers"]
+    step, sums, shifted = (defenses[label].flips for label in heads)
+    assert bool((step.flips <= sums.flips).all())  # samples of equal features are one to the influence domain
+    assert torch.equal(step.correct, sums.correct)
+    most = defenses["ceiling of symmetric classifiers"].flips
+    assert int(max(sums.flips.max(), shifted.flips.max())) <= int(most.flips.max())
+    votes = defenses["partitions, k = 5"].flips
+    assert int(votes.flips.max()) <= 2
+    assert len(votes.flips) == len(most.flips) == 2 * len(sums.flips)
 
 
 def test_the_sweep_comes_first(labels, tmp_path):

@@ -268,6 +268,12 @@ LOSS = [
         (Box((3,)), Labels(3)),
     ),
     Setting(
+        "nll of log of softmax",
+        aten.cross_entropy_loss.default,
+        lambda m, x, y: F.nll_loss(x.softmax(1).log(), y, reduction="none"),
+        (Box((3,), -20.0, 20.0, 5.0), Labels(3)),
+    ),
+    Setting(
         "flips",
         aten.binary_cross_entropy_with_logits.default,
         binary_cross_entropy,

@@ -15,6 +15,7 @@ ROW = Box((2,))
 SCALAR = Box()
 WIDE = Box((2,), low=-3.0, high=3.0, radius=3.0)
 LARGE = Box((3,), low=-200.0, high=200.0, radius=50.0)
+FAR = Box((3,), low=-20.0, high=20.0, radius=5.0)
 HIGH = Box(low=3.6, high=5.0, radius=0.5)
 POSITIVE = Box(low=1.0, high=2.0, radius=0.6)
 NEGATIVE = Box(low=-2.0, high=-1.0, radius=0.6)
@@ -121,4 +122,6 @@ SOFTMAX = [
     unary("last axis", aten.log_softmax.int, lambda x: x.log_softmax(-1), Box((2, 3))),
     unary("large", aten.log_softmax.int, lambda x: x.log_softmax(1), LARGE),
     composed("layers", aten.log_softmax.int, lambda x: x.log_softmax(1)),
+    unary("log of softmax", aten.log_softmax.int, lambda x: x.softmax(1).log(), ATTENDED, ATTAINED),
+    unary("log of softmax, far", aten.log_softmax.int, lambda x: x.softmax(-1).log(), FAR),
 ]

@@ -10,5 +10,6 @@ Axis letters: ``Q`` queries (test points), ``N`` samples (distinct training samp
 
 from agt_lightning.domains.influence.domain import InfluenceDomain
 from agt_lightning.domains.influence.recorded_head import HeadInfluence, RecordedHead
+from agt_lightning.domains.influence.smoother import SmootherInfluence
 
-__all__ = ["HeadInfluence", "InfluenceDomain", "RecordedHead"]
+__all__ = ["HeadInfluence", "InfluenceDomain", "RecordedHead", "SmootherInfluence"]

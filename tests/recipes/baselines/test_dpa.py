@@ -3,7 +3,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.baselines.dpa import certified_flips, partition, predicted, train_base_models, votes, with_bias
+from recipes.baselines.dpa import (
+    certified_flips,
+    class_sum_models,
+    partition,
+    predicted,
+    train_base_models,
+    votes,
+    with_bias,
+)
 
 EXACT = 1e-12  # float64 products in another order
 
@@ -105,3 +113,16 @@ def test_an_empty_part_votes_for_class_0():
     heads = train_base_models(features, labels, torch.zeros(60, dtype=torch.long), 2, 4, 5)
     assert torch.equal(heads[1], torch.zeros_like(heads[1]))
     assert bool((votes(heads, features)[:, 0] >= 1).all())
+
+
+def test_class_sums_of_each_part_alone():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    labels, part = torch.arange(40) % 4, torch.arange(40) % 7
+    heads = class_sum_models(features, labels, part, 8, 4)
+    assert heads.shape == (8, 4, 4)
+    for k in range(8):
+        for c in range(4):
+            expected = features[(part == k) & (labels == c)].sum(dim=0)
+            assert torch.allclose(heads[k, :3, c], expected)
+    assert torch.equal(heads[:, 3], torch.zeros(8, 4, dtype=torch.float64))

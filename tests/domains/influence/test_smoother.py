@@ -126,6 +126,19 @@ def test_outputs_in_any_order_of_summation_are_within_the_errors(shift, scale):
     assert bool((slack < 1e-9 * scale * 50).all())
 
 
+def test_influences_that_cancel_are_within_the_errors():
+    """Products of 1e16 add up to numbers below 1e9, in another order to others."""
+    features, targets, queries = problem(2, samples=50, dimension=6)
+    signs = torch.tensor([1.0, -1.0] * 3, dtype=F64)
+    features, queries = features + 1e8 * signs, queries[-6:] + 1e8
+    model = SmootherInfluence.class_sums(features, targets, "half")
+    predictions = model.predict(queries)
+    slack = predictions.slack(1.0)
+    for order in ([0, 2, 4, 1, 3, 5], [5, 3, 1, 0, 4, 2], [1, 0, 3, 2, 5, 4]):
+        again = written_out(features[:, order], targets, queries[:, order], "half")
+        assert bool(((again - predictions.outputs).abs() <= slack[:, None]).all())
+
+
 def test_close_outputs_are_not_certified():
     """By rounding alone another class could be predicted."""
     features = torch.full((3, 1), 1e16, dtype=F64)

@@ -12,14 +12,14 @@ from recipes.data.hog import DeskewedHOG, deskewed
 TOLERANCE = 1e-9
 
 
-def strokes(count=5, size=28, seed=0):
-    """Slanted strokes of different thickness, off the center."""
+def strokes(count=5, size=28, seed=0, steep=1.0):
+    """Slanted strokes of different thickness, off the center; their shears go up to about 0.8 times ``steep``."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(*(torch.arange(size, dtype=torch.float64),) * 2, indexing="ij")
     images = []
     for _ in range(count):
         row, column, slope, width = (torch.rand(4, generator=generator) * torch.tensor([6, 6, 1.6, 1.5])).tolist()
-        distance = (x - 11 - column) - (slope - 0.8) * (y - 11 - row)
+        distance = (x - 11 - column) - steep * (slope - 0.8) * (y - 11 - row)
         inside = (y > 5 + row) & (y < 18 + row)
         images.append(torch.exp(-distance.square() / (1 + width)) * inside)
     return torch.stack(images)
@@ -50,8 +50,9 @@ def features(images, **settings):
     return DeskewedHOG(**settings).fit(images).transform(images)
 
 
-def test_features_are_those_of_the_definition():
-    images = strokes()
+@pytest.mark.parametrize("steep", [1.0, 3.0])
+def test_features_are_those_of_the_definition(steep):
+    images = strokes(steep=steep)
     expected = np.stack([by_scipy(image) for image in images.numpy()])
     assert features(images).shape == (5, 1200)
     assert np.abs(features(images).numpy() - expected).max() < TOLERANCE

@@ -1,12 +1,20 @@
 """Eigenvectors of a walk among neighbors, against dense matrices filled one by one."""
 
 import math
+import os
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from agt_lightning.domains.influence import SmootherInfluence
+from agt_lightning.domains.influence.certified_flips import certified_flips
+from agt_lightning.domains.influence.label_sets import LabelFlips
 from recipes.data.features import PCA, UnitNorm
+from recipes.data.hog import DeskewedHOG
+from recipes.data.mnist import SHA256, find_file, read_digits
 from recipes.data.spectral import SpectralEmbedding
 
 TOLERANCE = 1e-8
@@ -123,3 +131,22 @@ def test_wrong_settings_are_refused():
         CHOICE.fit(points(8))
     with pytest.raises(ValueError, match="the 60 training inputs, but got 59"):
         CHOICE.fit(points()).of_training(points()[:59])
+
+
+@pytest.mark.slow
+def test_class_sums_of_real_digits_are_right_and_the_shift_doubles_their_flips():
+    """The first 3 000 training and 500 test digits of MNIST."""
+    root = Path(os.environ.get("AGT_DATA_ROOT") or Path(__file__).parents[4] / "shared" / "data")
+    if any(find_file(root, name) is None for name in SHA256):
+        pytest.skip("no real data; set AGT_DATA_ROOT")
+    (images, labels), (others, classes) = read_digits(root, "train"), read_digits(root, "test")
+    images, labels, others, classes = images[:3000], labels[:3000], others[:500], classes[:500]
+    fitted = UnitNorm(SpectralEmbedding(DeskewedHOG())).fit(images)
+    targets, medians = F.one_hot(labels, 10), []
+    for shift in (0.0, "half"):
+        model = SmootherInfluence.class_sums(fitted.of_training(images), targets, shift)
+        queries = fitted.transform(others)
+        assert float((model.outputs(queries).argmax(dim=1) == classes).double().mean()) > 0.92
+        medians.append(float(certified_flips(model, queries, LabelFlips.of_targets(model.targets)).double().median()))
+    assert medians[0] > 0.8 * 3000 / 20 / 2
+    assert medians[1] > 1.5 * medians[0]

@@ -20,7 +20,17 @@ from agt_lightning.domains.ball.step_data import StepData
 from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
 from agt_lightning.domains.head import Head
 from agt_lightning.domains.head_loss import match_head_loss
-from agt_lightning.domains.losses import HeadLoss, LogisticLoss, SoftmaxLoss, SquaredError
+from agt_lightning.domains.losses import (
+    HeadLoss,
+    LogisticLoss,
+    LogitLimit,
+    SoftmaxLoss,
+    SquaredError,
+    exponential_limit,
+    sigmoid_limit,
+    softmax_limit,
+    softplus_limit,
+)
 from agt_lightning.domains.sgd import plain_sgd_settings
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.config import CertificationConfig
@@ -28,6 +38,10 @@ from agt_lightning.propagation.passes import ValueBounds
 from agt_lightning.rounding import Floats, unit_roundoff
 
 _LOSSES: Mapping[str, type[HeadLoss]] = {kind.__name__: kind for kind in (SquaredError, LogisticLoss, SoftmaxLoss)}
+
+_LIMITS: Mapping[str, LogitLimit] = {
+    limit.__name__: limit for limit in (sigmoid_limit, softplus_limit, exponential_limit, softmax_limit)
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,14 +209,14 @@ class AdjointDomain(Domain[AdjointStep]):
         return {
             "recorder": self.recorder.state(),
             "loss": type(self._loss).__name__,
-            "scale": self._loss.scale,
+            "settings": _settings(self._loss),
         }
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
         self._recorded = None
         self.recorder = TrajectoryRecorder.restored(state["recorder"]) if state else None
-        self._loss = _LOSSES[state["loss"]](float(state["scale"])) if state else None
+        self._loss = _loss_of(state) if state else None
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -210,4 +224,15 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _same_loss(one: HeadLoss | None, other: HeadLoss) -> bool:
-    return type(one) is type(other) and one is not None and one.scale == other.scale
+    return type(one) is type(other) and vars(one) == vars(other)
+
+
+def _settings(loss: HeadLoss) -> dict[str, Any]:
+    """Return what a loss is made from, for a checkpoint."""
+    return {**vars(loss), "limits": [limit.__name__ for limit in loss.limits]}
+
+
+def _loss_of(state: Mapping[str, Any]) -> HeadLoss:
+    settings = dict(state["settings"])
+    limits = tuple(_LIMITS[name] for name in settings.pop("limits"))
+    return _LOSSES[state["loss"]](limits=limits, **settings)

@@ -223,6 +223,32 @@ def test_a_restored_record_goes_on_as_if_nothing_had_happened(kind, adversary):
     torch.testing.assert_close(one.upper, other.upper, rtol=1e-9, atol=0)
 
 
+def by_hand(outputs, labels):
+    """Binary cross entropy of probabilities, whose logits a run may compute only within limits."""
+    chance = torch.sigmoid(outputs)
+    return -(labels * torch.log(chance) + (1 - labels) * torch.log(1 - chance)).mean()
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [("ce", lambda out, y: nn.functional.cross_entropy(out, y, label_smoothing=0.9)), ("bce", by_hand)],
+    ids=["smoothed", "by-hand"],
+)
+def test_a_restored_record_has_the_same_loss(kind, loss):
+    engine, steps, _ = trained(Case(kind, BoundedAdversary(n=1, epsilon=0.002), epochs=1, rate=0.01), loss=loss)
+    other = AbstractGradientEngine(
+        engine.module, lambda m, batch: loss(m(batch[0]), batch[1]), engine.adversary, domains=("ball", "adjoint")
+    )
+    file = io.BytesIO()
+    torch.save(engine.state(), file)
+    file.seek(0)
+    other.restore(torch.load(file, weights_only=True))
+    case = Case(kind, engine.adversary)
+    assert vars(set_of(other).loss) == vars(set_of(engine).loss)
+    assert torch.equal(bounds_of(other, case).lower, bounds_of(engine, case).lower)
+    other.step([steps[0]], torch.optim.SGD(other.module.parameters(), 0.01))
+
+
 def test_a_module_that_was_changed_is_refused():
     engine = trained(CASE)[0]
     with torch.no_grad():

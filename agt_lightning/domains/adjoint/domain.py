@@ -192,7 +192,7 @@ class AdjointDomain(Domain[AdjointStep]):
             return {"steps": 0}
         return {
             "steps": len(self.recorder.entries),
-            "samples": len(self.recorder.table.rows),
+            "samples": self.recorder.samples,
             "bounds_count": "n samples of each batch, as the adversary does",
         }
 

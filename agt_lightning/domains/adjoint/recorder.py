@@ -51,6 +51,12 @@ class Form:
     own_widths: bool = False
     p: float = 0.0
 
+    @property
+    def columns(self) -> tuple[int, int, int, int]:
+        """How many numbers are stored of each sample: features, target, its limits under poison, half-widths."""
+        limits = 2 * self.outputs if self.poisoned and not self.classes else 0
+        return self.features, 1 if self.classes else self.outputs, limits, self.features if self.own_widths else 0
+
 
 @dataclass(frozen=True, eq=False)
 class Entry:
@@ -92,14 +98,20 @@ class TrajectoryRecorder:
     Attributes:
         parameters: values before each step, and after the last one.
         entries: the steps.
-        table: samples, with targets, labels under poison and half-widths.
+        tables: samples, with targets, labels under poison and half-widths, by how many numbers that is: it changes with
+            what the adversary can do to a batch.
     """
 
     names: tuple[str, str | None, str, str | None]
     trained: tuple[bool, bool]
     parameters: list[tuple[Tensor | None, ...]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
-    table: RowTable = field(default_factory=RowTable)
+    tables: dict[int, RowTable] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Number of distinct samples, each counted once for every form of its record."""
+        return sum(len(table.rows) for table in self.tables.values())
 
     def append(self, data: StepData, weights: Tensor, numbers: tuple[float, float, float, float]) -> None:
         """Add a step after the last parameters.
@@ -109,12 +121,12 @@ class TrajectoryRecorder:
             weights: w_i, (b,).
             numbers: R before the step, learning rate, weight decay, and what roundings add.
         """
-        form = _form(data)
-        samples, poison = data.samples, data.poison
+        form, samples, poison = _form(data), data.samples, data.poison
+        table = self.tables.setdefault(sum(form.columns), RowTable())
         features = None if poison is None else poison.features
         self.entries.append(
             Entry(
-                rows=self.table.positions(_columns(data, form)),
+                rows=table.positions(_columns(data, form)),
                 weights=_stored(weights),
                 poisonable=None if poison is None or poison.covers(len(weights)) else poison.rows.cpu().clone(),
                 input_error=_unless_zero(samples.input_error),
@@ -151,12 +163,8 @@ class TrajectoryRecorder:
 
     def _data(self, entry: Entry) -> StepData:
         form = entry.form
-        columns = self.table.rows.index_select(0, entry.rows)
-        width = 1 if form.classes else form.outputs
-        limits = 2 * form.outputs if form.poisoned and not form.classes else 0
-        x, y, labels, widths = columns.split(
-            [form.features, width, limits, columns.shape[1] - form.features - width - limits], dim=1
-        )
+        columns = self.tables[sum(form.columns)].rows.index_select(0, entry.rows)
+        x, y, labels, widths = columns.split(form.columns, dim=1)
         target: Target = ClassLabels(y[:, 0].long()) if form.classes else Interval.point(y)
         samples = Samples(x, (), None, entry.input_error, entry.target_error)
         poison = _poison(entry, target, labels, widths) if form.poisoned else None
@@ -171,7 +179,7 @@ class TrajectoryRecorder:
             "trained": list(self.trained),
             "parameters": [[torch.empty(0) if p is None else p for p in values] for values in self.parameters],
             "entries": [_entry_state(entry) for entry in self.entries],
-            "table": self.table.state(),
+            "tables": [table.rows for table in self.tables.values()],
         }
 
     @classmethod
@@ -185,7 +193,8 @@ class TrajectoryRecorder:
             for each in state["parameters"]
         ]
         entries = [_entry_of(each) for each in state["entries"]]
-        return cls(names, (one, two), parameters, entries, RowTable.restored(state["table"]))
+        tables = {rows.shape[1]: RowTable.restored(rows) for rows in state["tables"]}
+        return cls(names, (one, two), parameters, entries, tables)
 
 
 _TENSORS = ("poisonable", "input_error", "target_error", "half_widths", "scale")

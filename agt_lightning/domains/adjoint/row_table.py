@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -44,14 +41,9 @@ class RowTable:
             self._parts = [torch.cat(self._parts)]
         return self._parts[0]
 
-    def state(self) -> dict[str, Any]:
-        """Return tensors for a checkpoint."""
-        return {"rows": self.rows} if self._parts else {}
-
     @classmethod
-    def restored(cls, state: Mapping[str, Any]) -> RowTable:
-        """Return the table of a checkpoint."""
+    def restored(cls, rows: Tensor) -> RowTable:
+        """Return the table with these distinct rows."""
         table = cls()
-        if state:
-            table.positions(state["rows"])
+        table.positions(rows)
         return table

@@ -146,7 +146,7 @@ def test_micro_batches_are_one_batch():
 def test_each_sample_is_stored_once():
     engine, steps, _ = trained(Case("mse", LABELS, epochs=3))
     recorder = set_of(engine).recorder
-    assert len(recorder.table.rows) == sum(len(x) for x, _ in steps[: len(steps) // 3])
+    assert recorder.samples == sum(len(x) for x, _ in steps[: len(steps) // 3])
     assert len(recorder.entries) == len(steps)
     assert len(recorder.parameters) == len(steps) + 1
 
@@ -247,6 +247,39 @@ def test_a_restored_record_has_the_same_loss(kind, loss):
     assert vars(set_of(other).loss) == vars(set_of(engine).loss)
     assert torch.equal(bounds_of(other, case).lower, bounds_of(engine, case).lower)
     other.step([steps[0]], torch.optim.SGD(other.module.parameters(), 0.01))
+
+
+@pytest.mark.parametrize(
+    "adversary", [LABELS, BoundedAdversary(n=1, epsilon=0.05), BoundedAdversary(n=1, epsilon=0.05, nu=0.1)]
+)
+def test_steps_of_which_the_adversary_can_change_different_things_are_recorded(adversary):
+    """No sample of the second batch can be poisoned, and half-widths of frozen features are those of each sample."""
+    engine = AbstractGradientEngine(
+        Frozen(),
+        lambda m, batch: LOSSES["mse"](m(batch[0]), batch[1]),
+        adversary,
+        domains=("ball", "adjoint"),
+        poisonable=lambda batch: batch[2],
+    )
+    optimizer = torch.optim.SGD(engine.module.parameters(), 0.05)
+    steps = data("mse", torch.Generator().manual_seed(0))
+    masks = [torch.arange(len(x)) < count for (x, _), count in zip(steps, (3, 0, 1, 4, 0), strict=True)]
+    for (x, y), mask in zip(steps, masks, strict=True):
+        engine.step([(x, y, mask)], optimizer)
+    recorder = set_of(engine).recorder
+    assert recorder.samples == sum(len(x) for x, _ in steps)
+    for entry, (x, y), mask in zip(recorder.entries, steps, masks, strict=True):
+        recorded = recorder._data(entry)
+        torch.testing.assert_close(recorded.samples.inputs, torch.tanh(engine.module.frozen(x)).detach())
+        assert torch.equal(recorded.target.lower, y)
+        assert (0 if recorded.poison is None else len(recorded.poison.rows)) == int(mask.sum())
+    x = torch.randn(4, 3, dtype=F64)
+    bounds = model_of(engine).bound_forward(x)
+    other = AbstractGradientEngine(
+        engine.module, engine.loss, adversary, domains=("ball", "adjoint"), poisonable=lambda batch: batch[2]
+    )
+    other.restore(engine.state())
+    torch.testing.assert_close(model_of(other).bound_forward(x).lower, bounds.lower, rtol=1e-12, atol=0)
 
 
 def test_a_module_that_was_changed_is_refused():

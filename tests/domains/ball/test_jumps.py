@@ -320,3 +320,20 @@ def test_a_jump_shows_the_fault(fault, monkeypatch):
     monkeypatch.setitem(globals(), "jumps_of", lambda *arguments: fault(whole(*arguments)))
     with pytest.raises(AssertionError):
         test_every_jump_is_its_nominal_part_and_a_bounded_rest(FORMS[3], 2)
+
+
+@pytest.mark.parametrize("large", [1e155, 1e200])
+def test_jumps_whose_squares_overflow_are_counted(large):
+    pairs = Pairs(torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1]))
+    ones = torch.ones(3, dtype=torch.float64)
+    jumps = PoisonJumps(
+        switching=UnstableBetween(pairs, 0 * ones, torch.ones(2, dtype=torch.float64)),
+        sums=UnitSums(pairs, torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64), 2),
+        sign=ones,
+        first_order=torch.tensor([large, large, 1.0], dtype=torch.float64),
+        rest=0 * ones,
+        moved=torch.zeros(2, dtype=torch.float64),
+        radius=0.0,
+    )
+    worst = jumps.worst(torch.ones(2, dtype=torch.float64), 2)
+    assert not worst < math.sqrt(2) * large  # NaN and infinity end the ball

@@ -161,7 +161,7 @@ def _largest_within_slopes(values: Tensor, slopes: Tensor, n: float) -> float:
         >>> round(_largest_within_slopes(values, slopes, 5), 4), round(_largest_within_slopes(values, slopes, 50), 4)
         (7.0, 13.0)
     """
-    moving = slopes > 0
+    moving = ~(slopes <= 0)  # NaN stays, and makes the result NaN
     values, slopes = values[moving], slopes[moving]
     ordered = slopes.sort(descending=True)
     used = (values[ordered.indices] / ordered.values).cumsum(0)

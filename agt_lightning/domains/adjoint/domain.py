@@ -176,7 +176,7 @@ class AdjointDomain(Domain[AdjointStep]):
     def parameter_set(self) -> RecordedTrajectory | None:
         if self._recorded is None and self.recorder is not None:
             assert self._loss is not None
-            self._recorded = RecordedTrajectory(self.recorder, self._ball.radius, self._loss, self._run)
+            self._recorded = RecordedTrajectory(self.recorder.so_far(), self._ball.radius, self._loss, self._run)
         return self._recorded
 
     @property

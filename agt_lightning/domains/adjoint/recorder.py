@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -137,6 +137,10 @@ class TrajectoryRecorder:
                 form=form,
             )
         )
+
+    def so_far(self) -> TrajectoryRecorder:
+        """Return the record of the steps so far, to which later ones are not added."""
+        return replace(self, parameters=list(self.parameters), entries=list(self.entries), tables=dict(self.tables))
 
     def layers(self, number: int) -> tuple[Layer, Layer]:
         """Return both layers before a step, or after the last one for -1."""

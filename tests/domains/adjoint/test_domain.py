@@ -290,6 +290,20 @@ def test_a_module_that_was_changed_is_refused():
         model_of(engine).bound_forward(torch.randn(3, 3, dtype=F64))
 
 
+def test_sets_of_an_earlier_step_do_not_go_on_with_the_training():
+    engine, steps, _ = trained(CASE)
+    earlier = set_of(engine)
+    bounds, count = bounds_of(engine), len(steps)
+    engine.step([steps[0]], torch.optim.SGD(engine.module.parameters(), CASE.rate))
+    x, rows = queries(CASE)
+    earlier._found.clear()
+    again = earlier.combinations(Interval.point(x), rows)
+    assert len(earlier.recorder.entries) == count
+    assert torch.equal(again.lower, bounds.lower)
+    with pytest.raises(UnsoundBoundError, match="end in the module's parameters"):
+        CertifiedModel(engine.module, engine.bounds, sets={"adjoint": earlier}).bound_forward(x)
+
+
 def test_nan_raises():
     recorded = set_of(trained(CASE)[0])
     asked = combinations(recorded, *queries(CASE))

@@ -173,7 +173,8 @@ def _logistic_loss(formula: Formula, softplus: Weight, linear: Weight) -> _LossO
     if target.target is None or not names:
         raise HeadError(f"the loss is none of {ACCEPTED_FORMS}: no value has the targets that it implies")
     _require_plain(LogisticLoss, formula)
-    return _LossOfTarget(LogisticLoss(scale, _limits(formula), len(formula.logits)), names[0])
+    # The last one is what the loss reads; those before are what it is a copy of, such as a comparison.
+    return _LossOfTarget(LogisticLoss(scale, _limits(formula), len(formula.logits)), names[-1])
 
 
 def _softmax_loss(formula: Formula, lse: Weight, linear: Weight) -> _LossOfTarget:

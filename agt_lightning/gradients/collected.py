@@ -126,8 +126,8 @@ class _Open:
     def _leaf(self, number: int) -> Interval:
         lower, upper = self._ends[number]
         shape, _ = self._form[number]
-        start = lower.whole()[: self.samples].unflatten(1, shape)
-        end = start if upper is lower else upper.whole()[: self.samples].unflatten(1, shape)
+        start = lower.whole()[: self.samples].reshape(self.samples, *shape)
+        end = start if upper is lower else upper.whole()[: self.samples].reshape(self.samples, *shape)
         return Interval.trusted(start, end, nonnegative=self._nonnegative[number])
 
 

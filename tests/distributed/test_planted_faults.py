@@ -38,7 +38,7 @@ def _one_poisoned_sample_less_in_other_processes():
 def test_n_counts_the_whole_step(pool):
     """Own samples alone do not fit the weights of all; with a share of n in each process, the bounds are others."""
     alone = train(CASES["mse"])
-    assert_raises_everywhere(pool, _own_samples_only, "must match the size of tensor")
+    assert_raises_everywhere(pool, _own_samples_only, "need to match")
     with pytest.raises(AssertionError):
         assert_close(pool.run(2, _one_poisoned_sample_less_in_other_processes)[0], alone)
 

@@ -155,12 +155,12 @@ class _Written:
         """Add the next samples to a store, unless that has happened, and return it.
 
         Args:
-            rows: of these samples, (samples, ...).
+            rows: of these samples, (samples, ...), alive until all gradients of these samples are added.
             earlier: the store of the samples before; None if there are none.
             capacity: number of samples of a new store.
         """
+        place = place_of(rows)  # not that of the matrix, which can be a copy whose memory is used again at once
         rows = rows.reshape(len(rows), -1)
-        place = place_of(rows)
         if earlier is None:
             shared = self._stores.get(place)
             if shared is not None and (shared.count, shared.capacity) == (len(rows), capacity):

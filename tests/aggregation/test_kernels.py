@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from agt_lightning.aggregation import SampleSet
-from agt_lightning.aggregation.kernels import CompiledKernel, OuterGains, TopNKernel, TorchKernel, kernel_for
+from agt_lightning.aggregation.kernels import CompiledKernel, OuterGains, TopNKernel, TorchKernel, kernel_for, selection
 from agt_lightning.gradients import Elementwise, OuterProduct, Stacked
 from agt_lightning.interval import Interval
 from tests.aggregation.oracles import check_top_n
@@ -184,6 +185,33 @@ def test_a_shared_input_that_is_not_finite_is_not_lost(kernel: TopNKernel, bad: 
     gains = OuterGains.between(clean, poisoned, SampleSet(torch.ones(700, dtype=torch.float64)))
     assert gains is not None
     assert not torch.stack(kernel.outer_sums(gains, 1)).isfinite().any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: type(kernel).__name__)
+def test_slopes_that_overflow_are_not_lost(kernel: TopNKernel) -> None:
+    """As differences of finite bounds; times an input of zero they are NaN, which must not pass for a small gain."""
+    largest = torch.finfo(torch.float64).max
+    d, z = Interval.point(torch.full((700, 1, 2), -largest, dtype=torch.float64)), torch.rand(700, 1, 2).double()
+    z[::2] = 0
+    clean = OuterProduct(d, Interval.point(z))
+    poisoned = OuterProduct(Interval.trusted(d.lower, -d.lower), Interval.point(z))
+    gains = OuterGains.between(clean, poisoned, SampleSet(torch.ones(700, dtype=torch.float64)))
+    assert gains is not None
+    assert not kernel.outer_sums(gains, 10)[0].isfinite().any()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tiers_hold_every_sample_above_their_limits(seed: int) -> None:
+    """Numbers of all sizes, whose estimated limits are not in order."""
+    draw = np.random.default_rng(seed)
+    z = 10.0 ** draw.uniform(-300, 300, 2931) * draw.choice([-1, 1], 2931)
+    places, sizes = np.empty(2932, np.int32), np.empty(2932)
+    ends, limits = np.zeros(6, np.int64), np.zeros(6)
+    selection._tiers(z, 65, places, sizes, ends, limits, np.empty(2932))
+    for end, limit in zip(ends, limits, strict=True):
+        assert set(places[:end] % 2931) == set(np.flatnonzero(np.abs(z) > limit))
+    assert np.array_equal(sizes[: ends[-1]], np.abs(z)[places[: ends[-1]] % 2931])
+    assert np.array_equal(places[: ends[-1]] >= 2931, z[places[: ends[-1]] % 2931] < 0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: type(kernel).__name__)

@@ -213,3 +213,18 @@ def test_buffers_that_are_taken_are_different() -> None:
     again = buffers.take(like, (2, 3))
     assert again.data_ptr() in {tensor.data_ptr() for tensor in taken}
     assert buffers.take(like, (3, 2)).data_ptr() not in {tensor.data_ptr() for tensor in taken}
+
+
+def test_leaves_that_are_copied_to_be_written_are_not_mistaken_for_each_other() -> None:
+    """Their copies are freed at once, so that the next one can have the same memory."""
+    torch.manual_seed(0)
+    lower = [torch.randn(6, 300, 40).transpose(1, 2) for _ in range(2)]
+    whole = [Interval.trusted(each, each + 1) for each in lower]
+    collected = CollectedGradients(6, 0, Buffers())
+    for rows in (slice(0, 4), slice(4, 6)):
+        collected.add({str(number): Elementwise(each[rows]) for number, each in enumerate(whole)}, {})
+    for number, each in enumerate(whole):
+        found = collected.result()[0][str(number)]
+        assert isinstance(found, Elementwise)
+        assert torch.equal(found.values.lower, each.lower)
+        assert torch.equal(found.values.upper, each.upper)

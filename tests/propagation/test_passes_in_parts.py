@@ -35,6 +35,21 @@ def _twice() -> nn.Module:
     return nn.Sequential(layer, nn.ReLU(), layer, nn.LayerNorm(4), nn.Linear(4, 3))
 
 
+class _Transposed(nn.Module):
+    """Parameters of single elements, which are read in another order than they are in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(12, 3)
+        self.gain, self.shift = (nn.Parameter(torch.randn(4, 3)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift units."""
+        z = torch.relu(self.first(x)).reshape(-1, 3, 4).transpose(1, 2)
+        result: Tensor = self.last((z * self.gain + self.shift).transpose(1, 2).flatten(1))
+        return result
+
+
 def _cross_entropy(module: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(module(batch["x"]), batch["y"])
 
@@ -53,6 +68,7 @@ CASES: dict[str, Case] = {
     "convolution": (_convolutional, _cross_entropy, FEATURES, {"poisonable": "mask"}),
     "frozen layer": (_frozen, _cross_entropy, {**FEATURES, "nu": 1, "q": 0}, {"poisonable": "mask"}),
     "a layer used twice": (_twice, _cross_entropy, FEATURES, {}),
+    "transposed": (_Transposed, _squared_error, FEATURES, {}),
     "tightest": (_perceptron, _cross_entropy, FEATURES, {"method": "tightest", "poisonable": "mask"}),
     "ball as well": (_perceptron, _cross_entropy, {**FEATURES, "p": 2.0}, {"domains": ("box", "ball")}),
     "ball of some": (_perceptron, _cross_entropy, {**FEATURES, "p": 2.0}, {"domains": "auto", "poisonable": "mask"}),

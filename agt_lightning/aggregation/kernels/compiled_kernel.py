@@ -30,16 +30,18 @@ class CompiledKernel(TopNKernel):
 
     @override
     def block_sums(self, outputs: Factor, inputs: Factor, n: int, up: Tensor, down: Tensor) -> None:
-        factors = (outputs.clean, outputs.poisoned, inputs.clean, inputs.poisoned)
-        if not all(_finite(factor) for factor in factors):  # a product of zero and infinity is NaN, and must stay so
+        points = inputs.shared_points
+        read = [outputs.clean, outputs.poisoned, inputs.clean, inputs.poisoned]
+        if points is not None:  # differences of finite numbers can overflow
+            above, below = outputs.poisoned.upper - outputs.clean.upper, outputs.clean.lower - outputs.poisoned.lower
+            read += [Interval.point(above), Interval.point(below)]
+        if not all(map(_finite, read)):  # a product of zero and infinity is NaN, and must stay so
             up.fill_(torch.nan)
             down.fill_(torch.nan)
-        elif inputs.shared_points is not None:
-            above = outputs.poisoned.upper - outputs.clean.upper
-            below = outputs.clean.lower - outputs.poisoned.lower
-            shared_input_sums(_array(above), _array(below), _array(inputs.shared_points), n, up.numpy(), down.numpy())
+        elif points is not None:
+            shared_input_sums(_array(above), _array(below), _array(points), n, up.numpy(), down.numpy())
         else:
-            d, e, z, y = (_ends(factor) for factor in factors)
+            d, e, z, y = map(_ends, read)
             outer_sums(d, e, z, y, n, up.numpy(), down.numpy())
 
 

@@ -214,6 +214,8 @@ def _tiers(z: Array, n: int, places: Array, sizes: Array, ends: Array, limits: A
     magnitudes = np.abs(z)
     for tier in range(len(ends)):
         limits[tier] = _estimate(magnitudes, _TIERS[tier] * n, kept)
+        if tier:  # a sample above a limit must be above all later ones, however the estimates are
+            limits[tier] = min(limits[tier], limits[tier - 1])
     rest, count = np.empty(len(z) + 1, np.int32), 0
     for i in range(len(z)):
         rest[count] = i

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from agt_lightning.aggregation import SampleSet
-from agt_lightning.aggregation.kernels import CompiledKernel, OuterGains, TopNKernel, TorchKernel, kernel_for, selection
+from agt_lightning.aggregation.kernels import (
+    CompiledKernel,
+    OuterGains,
+    TopNKernel,
+    TorchKernel,
+    kernel_for,
+    threshold_sums,
+)
 from agt_lightning.gradients import Elementwise, OuterProduct, Stacked
 from agt_lightning.interval import Interval
 from tests.aggregation.oracles import check_top_n
@@ -207,7 +214,7 @@ def test_tiers_hold_every_sample_above_their_limits(seed: int) -> None:
     z = 10.0 ** draw.uniform(-300, 300, 2931) * draw.choice([-1, 1], 2931)
     places, sizes = np.empty(2932, np.int32), np.empty(2932)
     ends, limits = np.zeros(6, np.int64), np.zeros(6)
-    selection._tiers(z, 65, places, sizes, ends, limits, np.empty(2932))
+    threshold_sums._tiers(z, 65, places, sizes, ends, limits, np.empty(2932))
     for end, limit in zip(ends, limits, strict=True):
         assert set(places[:end] % 2931) == set(np.flatnonzero(np.abs(z) > limit))
     assert np.array_equal(sizes[: ends[-1]], np.abs(z)[places[: ends[-1]] % 2931])

@@ -8,13 +8,13 @@ from typing_extensions import override
 
 from agt_lightning.aggregation.kernels.base import TopNKernel
 from agt_lightning.aggregation.kernels.factors import Factor
-from agt_lightning.aggregation.kernels.selection import outer_sums, row_sums, shared_input_sums
+from agt_lightning.aggregation.kernels.threshold_sums import outer_sums, row_sums, shared_input_sums
 from agt_lightning.arithmetic.compiled import Array, all_finite
 from agt_lightning.interval import Interval
 
 
 class CompiledKernel(TopNKernel):
-    """Selection by thresholds, see `agt_lightning.aggregation.kernels.selection`; for tensors on a CPU.
+    """Sums by thresholds, see `agt_lightning.aggregation.kernels.threshold_sums`; for tensors on a CPU.
 
     Example:
         >>> CompiledKernel().sums(torch.tensor([[3.0, -1.0, 2.0], [-1.0, -2.0, -3.0]]), n=2)

@@ -16,12 +16,14 @@ from agt_lightning.rules.activation import (
     error_function,
     exponential,
     gelu,
+    hardshrink,
     hardsigmoid,
     hardswish,
     hardtanh,
     leaky_relu,
     log_sigmoid,
     logarithm,
+    mish,
     reciprocal,
     reciprocal_root,
     relu,
@@ -30,6 +32,7 @@ from agt_lightning.rules.activation import (
     sigmoid,
     silu,
     softplus,
+    softshrink,
     square_root,
     tanh,
 )
@@ -37,21 +40,24 @@ from agt_lightning.rules.arithmetic import (
     Absolute,
     Extremum,
     Negation,
-    Power,
     Product,
     Quotient,
     Reduction,
     ReverseDifference,
-    Square,
     Sum,
 )
 from agt_lightning.rules.attention import Attention
 from agt_lightning.rules.base import Rule, Site
 from agt_lightning.rules.bilinear import BatchedProduct, Matmul
+from agt_lightning.rules.choice import Where
 from agt_lightning.rules.convolution import Convolution
 from agt_lightning.rules.dropout import InactiveDropout
 from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction
 from agt_lightning.rules.embedding import Embedding
+from agt_lightning.rules.extremes import ExtremeEntry
+from agt_lightning.rules.gated import GatedLinearUnit
+from agt_lightning.rules.interpolation import LinearUpsampling
+from agt_lightning.rules.likeness import Like
 from agt_lightning.rules.linear import Linear, MatrixProduct
 from agt_lightning.rules.loss import (
     BinaryCrossEntropy,
@@ -62,6 +68,7 @@ from agt_lightning.rules.loss import (
     smooth_absolute_error,
     squared_error,
 )
+from agt_lightning.rules.norm import VectorNorm
 from agt_lightning.rules.normalization import (
     BatchNormalization,
     GroupNormalization,
@@ -69,9 +76,25 @@ from agt_lightning.rules.normalization import (
     LayerNormalization,
 )
 from agt_lightning.rules.pooling import AdaptiveAveragePool, AveragePool, MaxPool
+from agt_lightning.rules.power import Power, Square
+from agt_lightning.rules.prelu import ParametricReLU
 from agt_lightning.rules.selection import Expansion, Join, NearestUpsampling, Padding, Selection
 from agt_lightning.rules.shape import RESHAPES, Cast, Detach, OneHot, Reshape
-from agt_lightning.rules.softmax import LogSoftmax, Softmax
+from agt_lightning.rules.softmax import LogSoftmax, LogSumExp, Softmax
+from agt_lightning.rules.transcendental import (
+    arctangent,
+    binary_logarithm,
+    complementary_error_function,
+    cosine,
+    decimal_logarithm,
+    exponential_minus_one,
+    hyperbolic_cosine,
+    hyperbolic_sine,
+    inverse_hyperbolic_sine,
+    logarithm_of_successor,
+    power_of_two,
+    sine,
+)
 from agt_lightning.rules.values import Value
 
 Pieces = PiecewiseMonotoneFunction
@@ -144,12 +167,16 @@ _rules: dict[OpOverload, Rule] = {
     _aten.erf.default: error_function,
     _aten.exp.default: exponential,
     _aten.gelu.default: gelu,
+    _aten.hardshrink.default: hardshrink,
     _aten.hardsigmoid.default: hardsigmoid,
     _aten.hardswish.default: hardswish,
     _aten.hardtanh.default: hardtanh,
     _aten.leaky_relu.default: leaky_relu,
     _aten.log.default: logarithm,
     _aten.log_sigmoid.default: log_sigmoid,
+    _aten.mish.default: mish,
+    _aten.prelu.default: ParametricReLU(),
+    _aten.glu.default: GatedLinearUnit(),
     _aten.reciprocal.default: reciprocal,
     _aten.relu.default: relu,
     _aten.relu6.default: relu6,
@@ -158,17 +185,35 @@ _rules: dict[OpOverload, Rule] = {
     _aten.sigmoid.default: sigmoid,
     _aten.silu.default: silu,
     _aten.softplus.default: softplus,
+    _aten.softshrink.default: softshrink,
     _aten.sqrt.default: square_root,
     _aten.tanh.default: tanh,
     _aten.log_softmax.int: LogSoftmax(),
+    _aten.logsumexp.default: LogSumExp(),
     _aten.scaled_dot_product_attention.default: Attention(),
     _aten.softmax.int: Softmax(),
     _aten.dropout.default: InactiveDropout(),
     _aten.feature_dropout.default: InactiveDropout(),
+    # elementary functions
+    _aten.asinh.default: inverse_hyperbolic_sine,
+    _aten.atan.default: arctangent,
+    _aten.cos.default: cosine,
+    _aten.cosh.default: hyperbolic_cosine,
+    _aten.erfc.default: complementary_error_function,
+    _aten.exp2.default: power_of_two,
+    _aten.expm1.default: exponential_minus_one,
+    _aten.log10.default: decimal_logarithm,
+    _aten.log1p.default: logarithm_of_successor,
+    _aten.log2.default: binary_logarithm,
+    _aten.sin.default: sine,
+    _aten.sinh.default: hyperbolic_sine,
     # shape
     **dict.fromkeys(RESHAPES, Reshape()),
+    _aten.reshape_as.default: Like(Reshape()),
+    _aten.view_as.default: Like(Reshape()),
     # selection
     _aten.expand.default: Expansion(),
+    _aten.expand_as.default: Like(Expansion(), _aten.expand.default),
     _aten.cat.default: Join(),
     _aten.concat.default: Join(),
     _aten.concatenate.default: Join(),
@@ -205,24 +250,39 @@ _rules: dict[OpOverload, Rule] = {
     _aten.upsample_nearest1d.vec: NearestUpsampling(),
     _aten.upsample_nearest2d.vec: NearestUpsampling(),
     _aten.upsample_nearest3d.vec: NearestUpsampling(),
+    _aten.masked_fill.Scalar: Where(),
+    _aten.masked_fill.Tensor: Where(),
+    _aten.where.ScalarOther: Where(),
+    _aten.where.ScalarSelf: Where(),
+    _aten.where.self: Where(),
+    _aten.upsample_bilinear2d.vec: LinearUpsampling(),
+    _aten.upsample_linear1d.vec: LinearUpsampling(),
+    _aten.upsample_trilinear3d.vec: LinearUpsampling(),
     # type
     _aten.to.dtype: Cast(),
     _aten.to.dtype_layout: Cast(),
     _aten._to_copy.default: Cast(),
+    _aten.type_as.default: Like(Cast()),
     _aten.detach.default: Detach(),
     _aten.one_hot.default: OneHot(),
     # arithmetic
     _aten.abs.default: Absolute(),
     _aten.add.Tensor: Sum(sign=1.0),
     _aten.div.Tensor: Quotient(),
+    _aten.amax.default: ExtremeEntry(sign=1.0),
+    _aten.amin.default: ExtremeEntry(sign=-1.0),
+    _aten.linalg_vector_norm.default: VectorNorm(),
+    _aten.max.dim: ExtremeEntry(sign=1.0),
     _aten.max.other: Extremum(sign=1.0),
     _aten.maximum.default: Extremum(sign=1.0),
     _aten.mean.default: Reduction(torch.mean),
     _aten.mean.dim: Reduction(torch.mean),
+    _aten.min.dim: ExtremeEntry(sign=-1.0),
     _aten.min.other: Extremum(sign=-1.0),
     _aten.minimum.default: Extremum(sign=-1.0),
     _aten.mul.Tensor: Product(),
     _aten.neg.default: Negation(),
+    _aten.norm.ScalarOpt_dim: VectorNorm(),
     _aten.pow.Tensor_Scalar: Power(),
     _aten.rsub.Scalar: ReverseDifference(),
     _aten.square.default: Square(),
@@ -248,7 +308,7 @@ def register_rule(op: OpOverload) -> Callable[[Rule], Rule]:
     The rule must be sound: a wrong one voids every certificate. Give it the law tests of ``tests/rules``.
 
     Args:
-        op: the overload, such as ``torch.ops.aten.mish.default``.
+        op: the overload, such as ``torch.ops.aten.special_expm1.default``.
 
     Returns:
         A function that adds a rule and returns it.
@@ -259,9 +319,9 @@ def register_rule(op: OpOverload) -> Callable[[Rule], Rule]:
     Example:
         >>> import torch
         >>> from agt_lightning.rules import Monotone, RULES, register_rule
-        >>> power = Monotone(torch.exp2, lambda x: 0.6931471805599453 * x.exp2())
-        >>> rule = register_rule(torch.ops.aten.exp2.default)(power)
-        >>> RULES[torch.ops.aten.exp2.default] is rule
+        >>> power = Monotone(torch.expm1, torch.exp)
+        >>> rule = register_rule(torch.ops.aten.special_expm1.default)(power)
+        >>> RULES[torch.ops.aten.special_expm1.default] is rule
         True
     """
 

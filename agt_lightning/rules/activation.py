@@ -198,6 +198,41 @@ hardswish = PiecewiseMonotone(
 """``x min(max(x + 3, 0), 6) / 6``; the derivative jumps at ±3, where versions of torch differ and both values count."""
 
 
+def _outside(site: Site, x: Tensor) -> Tensor:
+    """Return whether x is beyond ±λ."""
+    return x.abs() > site.number("lambd")
+
+
+def _ends(*values: Callable[[float], float]) -> Callable[[Site], Sequence[Turn]]:
+    """Return turns at ±λ with values that are functions of the position there."""
+
+    def turns(site: Site) -> Sequence[Turn]:
+        limit = site.number("lambd")
+        return [(end, value(end)) for end in (-limit, limit) for value in values]
+
+    return turns
+
+
+hardshrink = PiecewiseMonotone(
+    PiecewiseMonotoneFunction(
+        lambda site, x: torch.where(_outside(site, x), x, 0.0), _ends(lambda x: x, lambda x: 0.0)
+    ),
+    PiecewiseMonotoneFunction(
+        lambda site, x: _outside(site, x).to(x.dtype), _ends(lambda x: 0.0, lambda x: 1.0), nonnegative=True
+    ),
+    rounding=ElementaryFunction(KernelError(0), KernelError(0), input=2),
+)
+"""``x`` beyond ±λ, zero between; at the limits both sides of the jump count."""
+
+softshrink = PiecewiseMonotone(
+    PiecewiseMonotoneFunction(lambda site, x: x - x.clamp(-site.number("lambd"), site.number("lambd"))),
+    PiecewiseMonotoneFunction(
+        lambda site, x: _outside(site, x).to(x.dtype), _ends(lambda x: 0.0, lambda x: 1.0), nonnegative=True
+    ),
+    rounding=ElementaryFunction(KernelError(2, 4, _linear), KernelError(0), input=2),
+)
+"""``x`` moved by λ towards zero, zero between ±λ; at the limits derivatives of zero and of one count."""
+
 # --- exponential -----------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +367,32 @@ silu = PiecewiseMonotone(
     rounding=ElementaryFunction(_RELATIVE, KernelError(12, 12, _linear)),
 )
 """``x σ(x)``, least at x = -1.278; derivative ``σ(x) (1 + x σ(-x))`` with turns where ``x tanh(x / 2) = 2``."""
+
+
+def _mish(x: Tensor) -> Tensor:
+    return x * torch.tanh(exact_softplus(x))
+
+
+def _mish_slope(x: Tensor) -> Tensor:
+    """``t + x σ(x) (1 - t²)`` with ``t = tanh(softplus x)``; 1 - t² without cancellation."""
+    inner = exact_softplus(x)
+    return torch.tanh(inner) + x * x.sigmoid() * _sech_squared(inner)
+
+
+def _mish_curvature(x: Tensor) -> Tensor:
+    """The second derivative over ``σ(x) (1 - t²)``: ``2 + x (σ(-x) - 2 t σ(x))``."""
+    return 2 + x * ((-x).sigmoid() - 2 * torch.tanh(exact_softplus(x)) * x.sigmoid())
+
+
+_MISH_MINIMUM = _turn(_mish, root(_mish_slope, -2.0, -0.5))
+_MISH_SLOPE_TURNS = tuple(_turn(_mish_slope, root(_mish_curvature, *ends)) for ends in ((-4.0, -1.5), (0.5, 3.0)))
+
+mish = PiecewiseMonotone(
+    PiecewiseMonotoneFunction(_mish, (_MISH_MINIMUM,)),
+    PiecewiseMonotoneFunction(_mish_slope, _MISH_SLOPE_TURNS),
+    rounding=ElementaryFunction(KernelError(24), KernelError(24, 24, _linear)),
+)
+"""``x tanh(log(1 + exp x))``, least at x = -1.192; the derivative turns at -2.257 and 1.491."""
 
 
 def _normal_cdf(x: Tensor) -> Tensor:

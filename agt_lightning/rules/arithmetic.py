@@ -13,7 +13,7 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of, reduce_to
-from agt_lightning.rules.roundings import EXACT, LinearMap, Relative, Roundings, as_operand
+from agt_lightning.rules.roundings import EXACT, LinearMap, Roundings, as_operand
 from agt_lightning.rules.values import Value, as_interval
 
 
@@ -164,50 +164,6 @@ class Quotient(Rule):
             return towards
         slope = -multiply(dividend, reciprocal.square())
         return [*towards, reduce_to(multiply(grad, slope), as_interval(inputs[1]).shape, samples=site.samples[1])]
-
-
-class Power(Rule):
-    """``pow`` with exponent 2, as in a hand-written squared error; exact."""
-
-    def roundings(self, site: Site) -> Roundings:
-        """One product, and two of the gradient."""
-        return Relative(2, 4)
-
-    def problem(self, site: Site) -> str | None:
-        """Refuse exponents other than 1 and 2."""
-        if site.number("exponent") in (1.0, 2.0):
-            return None
-        return (
-            f"`{name_of(site.call)}` at {site.call.source} has exponent {site['exponent']}; 2 is supported. Use "
-            "`.square()`, or add a rule with `register_rule`."
-        )
-
-    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """``[mig², mag²]``."""
-        value = as_interval(inputs[0])
-        return value if site.number("exponent") == 1.0 else value.square()
-
-    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """``2 x g``."""
-        if site.number("exponent") == 1.0:
-            return [grad]
-        return [multiply(grad, as_interval(inputs[0]).scaled(2.0))]
-
-
-class Square(Power):
-    """``square``: x², the call without an exponent."""
-
-    def problem(self, site: Site) -> str | None:
-        """Accept every call."""
-        return None
-
-    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """``[mig², mag²]``."""
-        return as_interval(inputs[0]).square()
-
-    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """``2 x g``."""
-        return [multiply(grad, as_interval(inputs[0]).scaled(2.0))]
 
 
 class Absolute(Rule):

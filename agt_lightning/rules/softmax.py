@@ -92,6 +92,90 @@ def rounded_softmax(logits: Interval, arithmetic: Arithmetic) -> Interval:
     return Interval.trusted(wide.lower, wide.upper.clamp(max=largest), nonnegative=True)
 
 
+class LogSumExp(Rule):
+    """``logsumexp`` over axes of each sample; exact: each logit moves it in one direction, by its probability."""
+
+    def roundings(self, site: Site) -> Roundings:
+        """Those of probabilities."""
+        return LogSumExpRoundings()
+
+    def problem(self, site: Site) -> str | None:
+        """Refuse the samples' axis."""
+        if 0 not in self._dims(site):
+            return None
+        return (
+            f"`{name_of(site.call)}` at {site.call.source} runs over axis 0, the samples', so that each sample meets "
+            "all others. Use the axis of the classes, for example `dim=1`."
+        )
+
+    def _dims(self, site: Site) -> list[int]:
+        rank, dims = len(site.shapes[0]), site["dim"]
+        assert isinstance(dims, list | tuple)
+        return [int(dim) % rank for dim in dims] or list(range(rank))
+
+    def to_front(self, site: Site, value: Interval) -> Interval:
+        """Return the logits with all classes on axis 1, and the other axes behind it."""
+        dims = self._dims(site)
+        order = [0, *dims, *(axis for axis in range(1, len(value.shape)) if axis not in dims)]
+        return value.rearranged(lambda bound: bound.permute(order).flatten(1, len(dims)))
+
+    def back(self, site: Site, value: Interval, shape: torch.Size) -> Interval:
+        """Undo `to_front` for a value of the logits' shape."""
+        dims = self._dims(site)
+        order = [0, *dims, *(axis for axis in range(1, len(shape)) if axis not in dims)]
+        inverse = [order.index(axis) for axis in range(len(shape))]
+        return value.rearranged(lambda bound: bound.reshape([shape[axis] for axis in order]).permute(inverse))
+
+    def over_classes(self, site: Site, value: Interval) -> Interval:
+        """Return a value of the result's shape with an axis of size one for the classes, to meet `to_front`."""
+        rest = [size for axis, size in enumerate(site.shapes[0]) if axis and axis not in self._dims(site)]
+        return value.rearranged(lambda bound: bound.reshape(bound.shape[0], 1, *rest))
+
+    def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
+        """The value at all lower and at all upper bounds."""
+        dims, keepdim = self._dims(site), bool(site["keepdim"])
+        return as_interval(inputs[0]).mapped(lambda bound: bound.logsumexp(dims, keepdim=keepdim))
+
+    def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
+        """``p_k g``."""
+        value = as_interval(inputs[0])
+        towards = multiply(softmax(self.to_front(site, value)), self.over_classes(site, grad))
+        return [self.back(site, towards, value.shape)]
+
+
+@dataclass(frozen=True)
+class LogSumExpRoundings(Roundings):
+    """The logarithm is off absolutely by the relative error of probabilities, and by the rounding of its own sum."""
+
+    @override
+    def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
+        assert isinstance(rule, LogSumExp)
+        exact, logits = as_interval(rule.forward(site, inputs)), rule.to_front(site, as_interval(inputs[0]))
+        error = probability_error(logits, arithmetic).reshape(exact.shape)
+        return arithmetic.outward(exact.widened(error), 4)
+
+    @override
+    def backward(
+        self,
+        rule: Rule,
+        site: Site,
+        grad: Interval,
+        inputs: Sequence[Value],
+        output: Value,
+        arithmetic: Arithmetic,
+    ) -> Sequence[Interval | None]:
+        """A run takes ``g exp(z_k - s)``, whose argument is off by the errors of s and of the difference."""
+        assert isinstance(rule, LogSumExp)
+        value = as_interval(inputs[0])
+        logits = rule.to_front(site, value)
+        size = 1 + float(as_interval(output).magnitude.max()) + float(value.magnitude.max())
+        error = (3 * probability_error(logits, arithmetic) + arithmetic.relative(16) * size).clamp(max=1.5)
+        p = softmax(logits)
+        wide = p.widened(3 * error * p.upper + arithmetic.absolute(4), nonnegative=True)
+        towards = arithmetic.outward(multiply(wide, rule.over_classes(site, grad)), 4)
+        return [rule.back(site, arithmetic.clear_of_underflow(towards, 4), value.shape)]
+
+
 @dataclass(frozen=True)
 class SoftmaxRoundings(Roundings):
     """The roundings of ``softmax`` and ``log_softmax`` (docs/floats.md, section 4.2)."""

@@ -128,6 +128,22 @@ KERNELS = (
     Kernel("sqrt", aten.sqrt.default, torch.sqrt, mpmath.sqrt, low=1e-30),
     Kernel("rsqrt", aten.rsqrt.default, torch.rsqrt, lambda x: 1 / mpmath.sqrt(x), low=1e-30),
     Kernel("reciprocal", aten.reciprocal.default, torch.reciprocal, lambda x: 1 / x, low=1e-30),
+    Kernel("mish", aten.mish.default, F.mish, lambda x: x * mpmath.tanh(_softplus(x))),
+    Kernel("sin", aten.sin.default, torch.sin, mpmath.sin),
+    Kernel("cos", aten.cos.default, torch.cos, mpmath.cos),
+    Kernel("atan", aten.atan.default, torch.atan, mpmath.atan),
+    Kernel("sinh", aten.sinh.default, torch.sinh, mpmath.sinh, low=-80.0, high=80.0),
+    Kernel("cosh", aten.cosh.default, torch.cosh, mpmath.cosh, low=-80.0, high=80.0),
+    Kernel("asinh", aten.asinh.default, torch.asinh, mpmath.asinh),
+    Kernel("erfc", aten.erfc.default, torch.erfc, mpmath.erfc, high=9.0),
+    Kernel("exp2", aten.exp2.default, torch.exp2, lambda x: mpf(2) ** x),
+    Kernel("expm1", aten.expm1.default, torch.expm1, mpmath.expm1, high=80.0),
+    Kernel("log1p", aten.log1p.default, torch.log1p, mpmath.log1p, low=-0.9),
+    Kernel("log2", aten.log2.default, torch.log2, lambda x: mpmath.log(x) / mpmath.log(2), low=1e-30),
+    Kernel("log10", aten.log10.default, torch.log10, mpmath.log10, low=1e-30),
+    Kernel("x³", aten.pow.Tensor_Scalar, lambda x: x**3, lambda x: x**3),
+    Kernel("x^1.5", aten.pow.Tensor_Scalar, lambda x: x**1.5, lambda x: x ** mpf(1.5), low=1e-10),
+    Kernel("x^-2", aten.pow.Tensor_Scalar, lambda x: x**-2, lambda x: x**-2, low=1e-10),
 )
 
 

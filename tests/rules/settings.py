@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tests.rules.laws import Box, Integers, Labels, Setting
 from tests.rules.settings_convolution import CONVOLUTION
 from tests.rules.settings_elementwise import ELEMENTWISE, SOFTMAX
+from tests.rules.settings_functions import FUNCTION_SETTINGS
 from tests.rules.settings_normalization import NORMALIZATION
 from tests.rules.settings_pooling import POOLING
 from tests.rules.settings_shape import BILINEAR, EMBEDDING, EXTREMA, SELECTION
@@ -326,7 +327,7 @@ LOSS = [
 ]
 
 SETTINGS = [*LINEAR, *ACTIVATION, *SHAPE, *TYPE, *ARITHMETIC, *LOSS, *CONVOLUTION, *POOLING, *NORMALIZATION]
-SETTINGS += [*ELEMENTWISE, *SOFTMAX, *SELECTION, *BILINEAR, *EXTREMA, *EMBEDDING]
+SETTINGS += [*ELEMENTWISE, *SOFTMAX, *SELECTION, *BILINEAR, *EXTREMA, *EMBEDDING, *FUNCTION_SETTINGS]
 
 TOTALS = frozenset({aten.mean.default, aten.sum.default})
 """Reductions of everything, samples included: the objective takes them, no rule ever sees them on samples."""

@@ -13,13 +13,15 @@ from agt_lightning.rules import RULES
 from agt_lightning.rules.elementwise import PiecewiseMonotone, PiecewiseMonotoneFunction, evaluate
 from tests.rules.laws import Box, Setting, build
 from tests.rules.settings_elementwise import ACTIVATIONS
+from tests.rules.settings_functions import FUNCTIONS, GROWING
 
 SAMPLES = 4001
 RESOLUTION = 2e-6
 """Between neighboring samples of a curve with second derivatives below 2, an extremum hides less than this."""
 
 ENDS = [(-6.0, 6.0), (-2.0, 0.5), (-0.8, -0.7), (-3.5, -2.5), (0.0, 2.0), (-1.0, 0.0), (1.3, 1.5), (2.3, 2.5), (-9, -5)]
-NAMES = [f"{op} {use}" for op, use, _ in ACTIVATIONS]
+CURVES = [*ACTIVATIONS, *(curve for curve in [*FUNCTIONS, *GROWING] if isinstance(RULES[curve[0]], PiecewiseMonotone))]
+NAMES = [f"{op} {use}" for op, use, _ in CURVES]
 
 
 def first_site(op, function):
@@ -29,7 +31,7 @@ def first_site(op, function):
     return next(program.sites[call.name] for call in program.graph.calls if call.op is op)
 
 
-@pytest.mark.parametrize(("op", "use", "function"), ACTIVATIONS, ids=NAMES)
+@pytest.mark.parametrize(("op", "use", "function"), CURVES, ids=NAMES)
 def test_range_of_value_and_derivative_is_the_smallest(op, use, function, subtests):
     rule, site = RULES[op], first_site(op, function)
     assert isinstance(rule, PiecewiseMonotone)
@@ -58,7 +60,7 @@ def assert_close_unless_jump(bounds, points):
     assert float(bounds.upper) <= float(points.max()) + spacing
 
 
-@pytest.mark.parametrize(("op", "use", "function"), ACTIVATIONS, ids=NAMES)
+@pytest.mark.parametrize(("op", "use", "function"), ACTIVATIONS, ids=NAMES[: len(ACTIVATIONS)])
 def test_bounds_are_finite_and_ordered_at_every_size(op, use, function, subtests):
     site = first_site(op, function)
     for dtype in (torch.float64, torch.float32):

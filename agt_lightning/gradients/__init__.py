@@ -13,6 +13,7 @@ from agt_lightning.gradients.deferred import Deferred
 from agt_lightning.gradients.elementwise import Elementwise
 from agt_lightning.gradients.outer_product import OuterProduct
 from agt_lightning.gradients.partition import divisible_axis, partitioned, slice_of
+from agt_lightning.gradients.pulled_back import PulledBack
 from agt_lightning.gradients.rows import RowGradient
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Leaf",
     "OuterProduct",
     "PatchProduct",
+    "PulledBack",
     "RowGradient",
     "Stacked",
     "Summed",

@@ -108,6 +108,17 @@ class FactoredGradient(ABC):
     def nonzero(self) -> Tensor:
         """Return which elements some sample can move, of the parameter's shape; the gradient of all others is zero."""
 
+    def dense(self, rows: slice) -> Interval:
+        """Return bounds of all elements for a range of samples, (samples, *shape).
+
+        Args:
+            rows: the samples.
+        """
+        chosen = self if self.structure is None else self.with_leaves([leaf[rows] for leaf in self.leaves])
+        block = chosen.block(0, self.elements)
+        block = block.rearranged(lambda bound: bound[:, rows]) if self.structure is None else block
+        return block.rearranged(lambda bound: bound.T.reshape(-1, *self.shape))
+
     @property
     def positions(self) -> int:
         """Number of products that one sample adds to an element when a sum over samples is taken."""

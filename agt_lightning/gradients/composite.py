@@ -119,6 +119,13 @@ class Summed(Composite):
         return [weights] * len(self.parts)
 
     @override
+    def dense(self, rows: slice) -> Interval:
+        result = self.parts[0].dense(rows)
+        for part in self.parts[1:]:
+            result = result + part.dense(rows)
+        return result
+
+    @override
     def block(self, start: int, stop: int) -> Interval:
         """Return the sum of the parts' blocks."""
         result = self.parts[0].block(start, stop)

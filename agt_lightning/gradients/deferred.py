@@ -62,6 +62,10 @@ class Deferred(FactoredGradient):
         return self._samples
 
     @override
+    def dense(self, rows: slice) -> Interval:
+        return self.evaluate(rows)
+
+    @override
     def block(self, start: int, stop: int) -> Interval:
         """Return elements of the parameter, samples last."""
         return Interval.cat([part.block(start, stop) for _, part in self._parts()], dim=1)

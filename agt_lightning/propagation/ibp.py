@@ -1,6 +1,7 @@
 """Interval bound propagation: each call by its rule, forward and then backward (section 3.4, appendix C.3)."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,12 +10,12 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call
 from agt_lightning.capture.graph import ITEM, Reference, map_references
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
-from agt_lightning.gradients import FactoredGradient, Summed
+from agt_lightning.gradients import FactoredGradient, PulledBack, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.composites import CompositeCalls
 from agt_lightning.propagation.program import Program
-from agt_lightning.rules.base import address, located
+from agt_lightning.rules.base import Rule, Site, address, located
 from agt_lightning.rules.roundings import UNSTATED
 from agt_lightning.rules.values import Value, as_interval
 
@@ -71,7 +72,7 @@ def _shared_value(program: Program, call: Call, values: Mapping[str, Value], dty
     inputs = [values[name] for name in call.inputs]
     rounds = program.floats is not None and call.dtype.is_floating_point and bool(inputs)
     try:
-        if rounds and call.name in program.shared:
+        if call.name in program.shared and (rounds or call.name in program.trainable):
             return program.shared[call.name].forward(program.sites[call.name], inputs)
         result = evaluate(call, values, dtype)
     except (UnsoundBoundError, UncertifiableError) as error:
@@ -146,7 +147,39 @@ def propagate_backward(
                 _backward_call(program, call, gradient, values, gradients, parameters)
         except (UnsoundBoundError, UncertifiableError) as error:
             raise located(error, call) from error
-    return {name: uses[0] if len(uses) == 1 else Summed(uses) for name, uses in parameters.items()}
+    return _before_changes(program, values, parameters)
+
+
+def _before_changes(
+    program: Program, values: Mapping[str, Value], gradients: dict[str, list[FactoredGradient]]
+) -> dict[str, FactoredGradient]:
+    """Take gradients of values that are made of parameters alone back to these."""
+    for call in reversed(program.graph.calls):
+        uses = gradients.pop(call.name, None)
+        if uses is None:
+            continue
+        result, site = _summed(uses), program.sites[call.name]
+        for position, name in enumerate(call.inputs):
+            if site.trainable[position]:
+                shape = tuple(as_interval(values[name]).shape)
+                back = partial(_back, program.shared[call.name], site, position, values)
+                gradients.setdefault(name, []).append(PulledBack(result, back, shape))
+    return {name: _summed(uses) for name, uses in gradients.items()}
+
+
+def _summed(uses: list[FactoredGradient]) -> FactoredGradient:
+    return uses[0] if len(uses) == 1 else Summed(uses)
+
+
+def _back(rule: Rule, site: Site, position: int, values: Mapping[str, Value], gradient: Interval) -> Interval:
+    """Take gradients of a call's result, with a sample axis in front, back to one of its inputs."""
+    operands = [values[name] for name in site.call.inputs]
+    try:
+        pulled = rule.backward(site, gradient, operands, values[site.call.name])[position]
+    except (UnsoundBoundError, UncertifiableError) as error:
+        raise located(error, site.call) from error
+    assert pulled is not None
+    return pulled
 
 
 def _backward_call(

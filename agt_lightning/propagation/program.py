@@ -78,10 +78,11 @@ class Program:
             if call.name in reduced:
                 continue
             if call.name not in samples:
-                problems += _shared_problems(call, trainable)
                 rule = _rule(call, table)
+                site = _site(graph, call, samples, trainable)
+                problems += _shared_problems(site, rule, trainable)
                 if rule is not None and call.dtype.is_floating_point:
-                    sites[call.name], shared[call.name] = _site(graph, call, samples, trainable), rule
+                    sites[call.name], shared[call.name] = site, rule
                 continue
             rule = _rule(call, table)
             if rule is None:
@@ -164,14 +165,16 @@ def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozense
     )
 
 
-def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
-    """Refuse calls without samples that cannot run as they are: random ones, and those on trainable parameters."""
+def _shared_problems(site: Site, rule: Rule | None, trainable: frozenset[str]) -> list[str]:
+    """Refuse calls without samples that are random, and those on trainable parameters without bounds."""
+    call = site.call
     if _is_random(call):
         return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once, outside `training_step`."]
-    if call.name in trainable:
+    if call.name in trainable and (rule is None or not rule.takes_parameters(site)):
         return [
             f"`{name_of(call)}` at {call.source} changes a parameter before it meets the data; there is no rule for "
-            "that. Train the changed parameter directly."
+            "that. Train the changed parameter directly, or change it by calls that act element by element or move "
+            "elements."
         ]
     return []
 

@@ -41,6 +41,10 @@ class Sum(Rule):
                 position += 1
         return terms
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """One of the sum; with a factor or a number, also those of the summands."""
         plain = all(position is not None and abs(factor) == 1 for position, factor, _ in self._terms(site))
@@ -72,6 +76,10 @@ class Sum(Rule):
 class Negation(Rule):
     """``neg``; exact."""
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """None."""
         return EXACT
@@ -87,6 +95,10 @@ class Negation(Rule):
 
 class ReverseDifference(Rule):
     """``rsub``: c - a x for a number c; exact."""
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
 
     def roundings(self, site: Site) -> Roundings:
         """Those of the number, the product and the difference."""
@@ -104,6 +116,10 @@ class ReverseDifference(Rule):
 
 class Product(Rule):
     """``mul``: by a number, or of two independent tensors; exact element by element."""
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
 
     def roundings(self, site: Site) -> Roundings:
         """One product, of a rounded number if it is one."""
@@ -130,6 +146,10 @@ class Product(Rule):
 
 class Quotient(Rule):
     """``div`` by a number or by a tensor of fixed values; exact."""
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
 
     def roundings(self, site: Site) -> Roundings:
         """A quotient, or a reciprocal and a product; three products in the gradient."""
@@ -168,6 +188,10 @@ class Quotient(Rule):
 
 class Absolute(Rule):
     """``abs``; the derivative is the sign, zero at zero as autograd has it."""
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
 
     def roundings(self, site: Site) -> Roundings:
         """None."""
@@ -223,7 +247,7 @@ def copies(site: Site) -> int:
     """Return how many elements of a gradient are added up for an input that was broadcast; zero if none was."""
     if all(shape == tuple(site.call.shape) for shape in site.shapes):
         return 0
-    return math.prod(site.call.shape[1:])
+    return math.prod(site.call.shape[1:] if site.has_samples else site.call.shape)
 
 
 @dataclass(frozen=True)

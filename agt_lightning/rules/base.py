@@ -90,6 +90,13 @@ class Rule(ABC):
         """
         return alignment_problem(site)
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Return whether a call on parameters alone, before they meet the data, has bounds; by default it has not.
+
+        If it has, `backward` takes gradients with a sample axis in front of the result's shape.
+        """
+        return False
+
     @abstractmethod
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """Return bounds on the result.

@@ -74,6 +74,10 @@ class Monotone(Rule):
     product: Callable[[Interval, Interval], Interval] | None = None
     rounding: Roundings = UNSTATED
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """Those that were given."""
         return self.rounding
@@ -157,6 +161,10 @@ class PiecewiseMonotone(Rule):
     slope: PiecewiseMonotoneFunction
     domain: Callable[[Interval], Tensor] = _everywhere
     rounding: Roundings | Callable[[Site], Roundings] = UNSTATED
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
 
     def roundings(self, site: Site) -> Roundings:
         """Those that were given."""

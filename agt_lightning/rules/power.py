@@ -29,6 +29,10 @@ class Power(Rule):
     values on one side of zero.
     """
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """Products for squares; else those of the kernel, and an exponent that is rounded to the type of x.
 

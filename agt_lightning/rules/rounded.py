@@ -37,6 +37,10 @@ class Rounded(Rule):
         return self.rule.problem(site)
 
     @override
+    def takes_parameters(self, site: Site) -> bool:
+        return self.rule.takes_parameters(site)
+
+    @override
     def roundings(self, site: Site) -> Roundings:
         return self.rule.at(site).roundings(site)
 

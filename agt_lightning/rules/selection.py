@@ -37,9 +37,14 @@ class Selection(Rule):
 
     def roundings(self, site: Site) -> Roundings:
         """None forward; backward the gradients of all copies of an element are added."""
-        result, source = math.prod(site.call.shape[1:]), math.prod(site.shapes[0][1:])
+        first = int(site.has_samples)
+        result, source = math.prod(site.call.shape[first:]), math.prod(site.shapes[0][first:])
         repeats = site.call.op.overloadpacket in _MAY_REPEAT or result > source
         return LinearMap(0, result if repeats else 0)
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone, at places that are fixed."""
+        return not any(site.trainable[1:])
 
     def problem(self, site: Site) -> str | None:
         """Refuse calls that move elements from one sample to another, found by a trial on numbered samples."""
@@ -94,7 +99,7 @@ class Selection(Rule):
         shape, others = as_interval(inputs[0]).shape, [_fixed_indices(value) for value in inputs[1:]]
 
         def carried(bound: Tensor) -> Tensor:
-            return _transpose(lambda tensors: self._call(site, [*tensors, *others]), [shape], bound)[0]
+            return _carried(lambda tensors: self._call(site, [*tensors, *others]), [shape], bound, site)[0]
 
         return [grad.mapped(carried, nonnegative=grad.nonnegative), *[None] * len(others)]
 
@@ -106,6 +111,8 @@ class Expansion(Selection):
         """Return the arguments with the value's number of samples."""
         size = site["size"]
         assert isinstance(size, list)
+        if not site.has_samples:
+            return dict(site.call.arguments)
         whole = size[:1] in ([-1], [site.shapes[0][0]])
         return dict(site.call.arguments) | ({"size": [samples, *size[1:]]} if whole else {})
 
@@ -214,6 +221,10 @@ class Join(Selection):
         """None."""
         return EXACT
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept parts that are all parameters or fixed."""
+        return True
+
     def problem(self, site: Site) -> str | None:
         """Refuse parts without samples, and joins along the samples' axis."""
         if not all(site.samples):
@@ -239,11 +250,28 @@ class Join(Selection):
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """Each part's share of the gradient."""
         shapes = [as_interval(value).shape for value in inputs]
-        lower = _transpose(lambda tensors: self._call(site, tensors), shapes, grad.lower)
+        lower = _carried(lambda tensors: self._call(site, tensors), shapes, grad.lower, site)
         if grad.is_point:
             return [Interval.point(part, nonnegative=grad.nonnegative) for part in lower]
-        upper = _transpose(lambda tensors: self._call(site, tensors), shapes, grad.upper)
+        upper = _carried(lambda tensors: self._call(site, tensors), shapes, grad.upper, site)
         return [Interval.trusted(*bounds, nonnegative=grad.nonnegative) for bounds in zip(lower, upper, strict=True)]
+
+
+def _carried(
+    linear: Callable[[Sequence[Tensor]], Tensor], shapes: Sequence[torch.Size], gradient: Tensor, site: Site
+) -> tuple[Tensor, ...]:
+    """Apply the transpose to a gradient, sample by sample if the call itself has no samples."""
+    if site.has_samples:
+        return _transpose(linear, shapes, gradient)
+    carried = torch.func.vmap(lambda sample: _pulled(linear, [sample.new_zeros(shape) for shape in shapes], sample))
+    return tuple(carried(gradient))
+
+
+def _pulled(
+    linear: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor], gradient: Tensor
+) -> tuple[Tensor, ...]:
+    pulled: tuple[Tensor, ...] = torch.func.vjp(lambda *tensors: linear(tensors), *inputs)[1](gradient)
+    return pulled
 
 
 def _transpose(

@@ -41,6 +41,10 @@ CASTS = (_aten.to.dtype, _aten.to.dtype_layout, _aten._to_copy.default)
 class Reshape(Rule):
     """``view``, ``reshape``, ``flatten``, ``squeeze``, ``unsqueeze``: the same elements in the same order."""
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """None."""
         return EXACT
@@ -107,6 +111,10 @@ class Cast(Rule):
     From integers to floating point they are exact.
     """
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone: it acts element by element."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """One, if a type is narrower."""
         return CastRoundings()
@@ -151,6 +159,10 @@ def _truncated(site: Site, value: Interval) -> Tensor:
 
 class Detach(Cast):
     """``detach``: the value, without its gradient."""
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Refuse parameters, whose bounds would count as fixed numbers."""
+        return False
 
     def roundings(self, site: Site) -> Roundings:
         """None."""

@@ -149,8 +149,8 @@ def test_known_values_are_taken_and_skipped_ones_left_out(network):
     assert first in values
 
 
-def test_a_call_on_boxed_parameters_alone_has_no_rule(network):
-    program = program_of(network, lambda x: x @ network.first.T * network.tied.exp().sum(), trainable=("first",))
+def test_a_call_on_boxed_parameters_alone_needs_a_rule(network):
+    program = program_of(network, lambda x: x @ network.first.T * network.tied.lgamma().sum(), trainable=("first",))
     assert not program.problems
     with pytest.raises(UncertifiableError, match="changes a parameter that has bounds, or a rounded result"):
         propagate_forward(program, inputs_of(program, network, Interval.point(torch.ones(BATCH, 2).double()), 0.1))

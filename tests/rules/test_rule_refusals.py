@@ -92,16 +92,44 @@ REFUSED = {
         (X,),
         r"dropout.*is active .p = 1.0.*Set `p=0`",
     ),
-    "cube": (lambda m, x: (x @ m.w) ** 3, (X,), "aten.pow.*has exponent 3; 2 is supported"),
+    "power of zero": (lambda m, x: (x @ m.w) ** 0, (X,), "aten.pow.*has exponent 0"),
+    "power of every sample": (lambda m, x: (x @ m.w) ** x, (X,), "has no bound rule"),
+    "largest of the samples": (lambda m, x: (x @ m.w).amax(0), (X,), "runs over the samples.*`dim=1`"),
+    "position of the largest": (
+        lambda m, x: x @ m.w * (x @ m.w).max(1).indices[:, None],
+        (X,),
+        "position of an extreme entry|has no bound rule",
+    ),
+    "norm of the samples": (
+        lambda m, x: torch.linalg.vector_norm(x @ m.w, dim=0),
+        (X,),
+        "runs over the samples.*`dim=1`",
+    ),
+    "largest norm": (lambda m, x: torch.linalg.vector_norm(x @ m.w, torch.inf, dim=1), (X,), "order inf; 1 and 2"),
+    "logarithm over the samples": (lambda m, x: torch.logsumexp(x @ m.w, 0), (X,), "axis 0, the samples.*`dim=1`"),
+    "choice by a prediction": (
+        lambda m, x: torch.where(x @ m.w > 0, x @ m.w, 0.0),
+        (X,),
+        "chooses by a prediction|has no bound rule",
+    ),
+    "infinity filled in": (
+        lambda m, x: (x @ m.w).masked_fill(torch.tensor(True), -torch.inf),
+        (X,),
+        "fills in infinity.*finite number",
+    ),
     "weight per sample": (lambda m, x: F.linear(m.w, x), (X,), "does not apply one weight to each sample"),
     "product of samples": (lambda m, x: x @ x.T, (X,), "does not apply one weight to each sample|has no bound rule"),
-    "unknown op": (lambda m, x: torch.cosh(x @ m.w), (X,), "aten.cosh.default.*has no bound rule.*register_rule"),
-    "near relative of a known op": (lambda m, x: F.softshrink(x @ m.w), (X,), "has no bound rule"),
+    "unknown op": (lambda m, x: torch.lgamma(x @ m.w), (X,), "aten.lgamma.default.*has no bound rule.*register_rule"),
+    "near relative of a known op": (lambda m, x: F.threshold(x @ m.w, 0.5, 0.5), (X,), "has no bound rule"),
     "division with rounding": (lambda m, x: torch.div(x @ m.w, 2, rounding_mode="floor"), (X,), "has no bound rule"),
     "batch normalization": (lambda m, x: m.norm(x), (X,), "batch.*one sample reaches all gradients.*GroupNorm"),
     "random noise": (lambda m, x: x @ m.w + torch.rand(3), (X,), "draws random numbers"),
     "noise like the samples": (lambda m, x: x @ m.w + torch.rand_like(x), (X,), "draws random numbers"),
-    "parameter changed first": (lambda m, x: x @ torch.exp(m.w), (X,), "changes a parameter before it meets the data"),
+    "parameter changed first": (
+        lambda m, x: x @ torch.lgamma(m.w),
+        (X,),
+        "changes a parameter before it meets the data",
+    ),
 }
 
 

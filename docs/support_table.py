@@ -25,6 +25,11 @@ constants that never meet the batch need none, nor do element-wise calls on inte
 `labels == 3`, which are computed as they are. What is missing is refused before training starts, with the line of
 code that calls it; [add a rule of your own](rules.md) for it.
 
+A parameter may be changed before it meets the data (`x + self.position[:, :t]`, `x * self.scale.exp()`) by calls of the
+table that act element by element or move elements; its gradient is taken back through them. `nn.LSTM`, `nn.GRU` and
+`nn.RNN` are unrolled into the products and activations of each time step; they need `batch_first=True`, zeros as first
+state, and no dropout between layers.
+
 *Exact* means that each bound, taken alone, is attained for some input in the box, up to rounding of the bounds'
 arithmetic. All other rules say what they lose. Every rule refuses a call that moves, cuts or mixes the samples' axis.
 

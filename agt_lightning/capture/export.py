@@ -16,6 +16,7 @@ from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, R
 from agt_lightning.capture.numbers import probes
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.recording import Recording
+from agt_lightning.capture.recurrent import unrolled
 from agt_lightning.capture.reductions import reduced, unweighted
 from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.source import as_forward, line_of
@@ -144,7 +145,7 @@ def _recorded(
     recording.require_accepted()
     graph = _live(_graph(program))
     require_known_inputs(graph)
-    return _live(reduced(unweighted(_fused(masked(graph)))))
+    return _live(reduced(unweighted(_fused(masked(unrolled(graph))))))
 
 
 def _reason(error: Exception, recording: Recording, advice: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from agt_lightning.capture.graph import Call, Graph
+from agt_lightning.capture.graph import JOINT_TERMS, Call, Graph
 from agt_lightning.rounding import Floats
 
 _PRODUCTS = frozenset(
@@ -79,7 +79,10 @@ def _setting_problems(graph: Graph, bounds: torch.dtype, device: torch.device, f
     single = [call for call in graph.calls if torch.float32 in (call.dtype, bounds)]
     convolution = next((call for call in single if _is_convolution(call)), None)
     product = next((call for call in single if call.op._schema.name in _PRODUCTS), None)
+    recurrent = next((call for call in single if JOINT_TERMS in call.arguments), None)
     problems = []
+    if recurrent is not None and device.type == "cuda":
+        problems += _recurrent_problems(recurrent)
     if convolution is not None:
         problems += _convolution_problems(convolution, device, floats)
     if product is not None:
@@ -103,6 +106,14 @@ def _convolution_problems(call: Call, device: torch.device, floats: Floats) -> l
     if floats == "run" and _may_use_nnpack():
         return [_transformed(call, "NNPACK", "Call `torch.backends.nnpack.set_flags(False)` before training")]
     return []
+
+
+def _recurrent_problems(call: Call) -> list[str]:
+    cudnn: Any = torch.backends.cudnn
+    if not _allowed(cudnn, getattr(cudnn, "rnn", None)):
+        return []
+    reason = _reduced(call, "a recurrent layer")
+    return [f"{reason} Set `torch.backends.cudnn.allow_tf32 = False` before training, {_REMEDY}"]
 
 
 def _product_problems(call: Call, device: torch.device) -> list[str]:

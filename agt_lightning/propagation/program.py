@@ -11,6 +11,7 @@ import torch
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call, Graph
+from agt_lightning.capture.recurrent import RECURRENT
 from agt_lightning.propagation.composites import CompositeCalls, composites
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import Rule, RuleTable, Site
@@ -187,6 +188,12 @@ def _is_random(call: Call) -> bool:
 
 def _unknown(call: Call) -> str:
     way_out = BATCH_STATISTICS if call.arguments.get("training") else _WAYS_OUT.get(name_of(call))
+    if call.op in RECURRENT:
+        return (
+            f"`{name_of(call)}` at {call.source} has a setting that is not covered. Use `batch_first=True`, no "
+            "`dropout` between layers, no `proj_size`, no packed sequences, and no state of your own before "
+            "the first step."
+        )
     if way_out is not None:
         return f"`{name_of(call)}` at {call.source} {way_out}."
     if _is_random(call):

@@ -14,6 +14,7 @@ from typing_extensions import override
 from agt_lightning.arithmetic import ball_product, product
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.arithmetic.order import intersection
+from agt_lightning.capture.graph import JOINT_TERMS
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.gradients import Elementwise, FactoredGradient, OuterProduct
 from agt_lightning.interval import Interval
@@ -65,7 +66,9 @@ class Linear(Rule):
     def roundings(self, site: Site) -> Roundings:
         """``k`` products in a result, ``o`` in a gradient, and one for each position in a parameter's gradient."""
         positions = math.prod(site.shapes[0][1:-1])
-        return LinearRoundings(site.shapes[0][-1], site.call.shape[-1], positions)
+        joint = site.call.arguments.get(JOINT_TERMS, 0)
+        assert isinstance(joint, int)
+        return LinearRoundings(site.shapes[0][-1] + joint, site.call.shape[-1], positions)
 
     def problem(self, site: Site) -> str | None:
         """Refuse a weight or bias with samples, and an input without them."""

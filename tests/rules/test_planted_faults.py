@@ -16,12 +16,12 @@ from agt_lightning.rules.arithmetic import (
     Quotient,
     Reduction,
     ReverseDifference,
-    Square,
     Sum,
 )
 from agt_lightning.rules.elementwise import evaluate
 from agt_lightning.rules.linear import Linear
 from agt_lightning.rules.loss import BinaryCrossEntropy, CrossEntropy, ResidualLoss, squared_error
+from agt_lightning.rules.power import Square
 from agt_lightning.rules.shape import Cast, Detach, OneHot, Reshape
 from agt_lightning.rules.values import as_interval
 from tests.arithmetic.oracles import check_product

@@ -1,0 +1,31 @@
+"""A multilayer perceptron that tells two classes apart by the sign of one logit."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+
+from recipes.models.base import BinaryModule, MakeOptimizer, MakeScheduler
+from recipes.models.perceptron import perceptron
+
+
+class BinaryClassifier(BinaryModule):
+    """ReLU perceptron with one logit, trained by binary cross-entropy.
+
+    Args:
+        features: number of inputs.
+        hidden: widths of the hidden layers.
+        optimizer: builds the optimizer from the parameters.
+        scheduler: builds the learning rate schedule, counted in steps; None for a constant rate.
+        dtype: type of the parameters.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Iterable[int],
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+    ) -> None:
+        super().__init__(perceptron([features, *hidden, 1], getattr(torch, dtype)), optimizer, scheduler)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
+from torch import nn
 
 from recipes.models.base import BinaryModule, MakeOptimizer, MakeScheduler
 from recipes.models.perceptron import perceptron
@@ -17,6 +18,8 @@ class BinaryClassifier(BinaryModule):
         hidden: widths of the hidden layers.
         optimizer: builds the optimizer from the parameters.
         scheduler: builds the learning rate schedule, counted in steps; None for a constant rate.
+        zero_output: start the output layer from zero instead of at random: every logit starts from zero, and the first
+            step moves the output layer alone.
         dtype: type of the parameters.
     """
 
@@ -26,6 +29,11 @@ class BinaryClassifier(BinaryModule):
         hidden: Iterable[int],
         optimizer: MakeOptimizer,
         scheduler: MakeScheduler | None = None,
+        zero_output: bool = False,
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        super().__init__(perceptron([features, *hidden, 1], getattr(torch, dtype)), optimizer, scheduler)
+        net = perceptron([features, *hidden, 1], getattr(torch, dtype))
+        if zero_output:
+            for parameter in net[-1].parameters():
+                nn.init.zeros_(parameter)
+        super().__init__(net, optimizer, scheduler)

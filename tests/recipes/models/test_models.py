@@ -56,6 +56,16 @@ def test_a_seed_gives_the_same_network_in_both_types():
         assert torch.equal(a.double(), b)
 
 
+def test_a_zero_output_layer_leaves_the_hidden_layer_as_it_is():
+    torch.manual_seed(0)
+    plain = BinaryClassifier(2, [4], SGD)
+    torch.manual_seed(0)
+    zero = BinaryClassifier(2, [4], SGD, zero_output=True)
+    assert torch.equal(plain.net[0].weight, zero.net[0].weight)
+    assert not zero(torch.randn(5, 2)).any()
+    assert plain(torch.randn(5, 2)).any()
+
+
 def test_without_schedule_the_optimizer_stands_alone():
     assert isinstance(Classifier(2, [3], 2, SGD).configure_optimizers(), torch.optim.SGD)
 

@@ -103,7 +103,6 @@ class BinaryModule(ConfiguredModule):
 
     def __init__(self, net: nn.Module, optimizer: MakeOptimizer, scheduler: MakeScheduler | None) -> None:
         super().__init__(net, optimizer, scheduler)
-        self.val_accuracy = BinaryAccuracy()
         self.test_accuracy = BinaryAccuracy()
 
     @override
@@ -118,13 +117,6 @@ class BinaryModule(ConfiguredModule):
         loss = F.binary_cross_entropy_with_logits(self(x), y)
         self.log("train/loss", loss, prog_bar=True)
         return loss
-
-    @override
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Log the accuracy on held-out samples."""
-        x, y, *_ = batch
-        self.val_accuracy(self(x), y.int())
-        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
 
     @override
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:

@@ -1,10 +1,12 @@
 """A multilayer perceptron that tells two classes apart by the sign of one logit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics.classification import BinaryAccuracy
+from typing_extensions import override
 
 from recipes.models.base import BinaryModule, MakeOptimizer, MakeScheduler
 from recipes.models.perceptron import perceptron
@@ -37,3 +39,11 @@ class BinaryClassifier(BinaryModule):
             for parameter in net[-1].parameters():
                 nn.init.zeros_(parameter)
         super().__init__(net, optimizer, scheduler)
+        self.val_accuracy = BinaryAccuracy()
+
+    @override
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Log the accuracy on held-out samples."""
+        x, y, *_ = batch
+        self.val_accuracy(self(x), y.int())
+        self.log("val/accuracy", self.val_accuracy, prog_bar=True)

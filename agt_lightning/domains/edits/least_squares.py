@@ -32,10 +32,11 @@ class LeastSquaresSteps:
         classes: number of classes K.
         rate: η; in units of torch's ``mse_loss``, which is a mean over N K numbers, a learning rate of ``η K / 2``.
         steps: T.
+        error: largest Euclidean distance of two runs' computed features of one sample, as for `RadiusVote`.
 
     Raises:
-        ValueError: if shapes do not match, a label is no class, a norm exceeds 1, or ``η > 2 / λ``, λ the largest
-            eigenvalue of ``Σ_i x_i x_iᵀ / N``.
+        ValueError: if shapes do not match, a label is no class, a norm exceeds 1, the error is negative, or
+            ``η > 2 / λ``, λ the largest eigenvalue of ``Σ_i x_i x_iᵀ / N``.
         UnsoundBoundError: if a feature is NaN or infinite.
 
     Reference:
@@ -52,12 +53,14 @@ class LeastSquaresSteps:
     classes: int
     rate: float
     steps: int
+    error: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the samples and the rate."""
         check_samples(self.features, self.labels, self.classes)
         check_size("rate", self.rate, positive=True)
         check_count("steps", self.steps)
+        check_size("error", self.error)
         object.__setattr__(self, "features", self.features.double())
         norms = euclidean_norm(self.features, dim=1)
         if bool((norms > 1 + _FLOAT64.relative(self.features.shape[1] + 8)).any()):
@@ -70,8 +73,9 @@ class LeastSquaresSteps:
     @cached_property
     def curvature(self) -> float:
         """An upper bound on λ."""
-        spread = _FLOAT64.relative(len(self.features) + self.features.shape[1] ** 2) * float(self._moments.trace())
-        return float(torch.linalg.eigvalsh(self._moments)[-1]) + spread
+        gamma = _FLOAT64.relative(len(self.features) + self.features.shape[1] ** 2)
+        moved = 2 * self.error * (1 + self.error)
+        return float(torch.linalg.eigvalsh(self._moments)[-1]) + gamma * float(self._moments.trace()) + moved
 
     @property
     def most(self) -> int:
@@ -178,5 +182,6 @@ class LeastSquaresQueries:
         return rows, steps * self._roundoff() * (rows + 2 * rate * (rows + 1))
 
     def _roundoff(self) -> float:
-        """Return γ of one step on at most 2 N samples."""
-        return _FLOAT64.relative(2 * self._count + 2 * self._model.features.shape[1] + 16)
+        """Return γ of one step on at most 2 N samples, and what other features change: two factors of each product."""
+        gamma = _FLOAT64.relative(2 * self._count + 2 * self._model.features.shape[1] + 16)
+        return gamma + 2 * self._model.error * (1 + self._model.error)

@@ -117,6 +117,7 @@ def partitions(settings: DictConfig, error: float, datamodule: FrozenFeatures) -
 
 KINDS = {
     "radius_votes": radius_votes,
+    "other_radii": radius_votes,
     "signs": radius_votes,
     "class_sums": class_sums,
     "least_squares": least_squares,

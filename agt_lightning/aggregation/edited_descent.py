@@ -73,7 +73,7 @@ def edited_descent(
     for start, stop in blocks(gradient, budget):
         block = arithmetic.outward(clipping(gradient.block(start, stop)), roundings)
         upper = _largest(block.upper, samples, edits, kappa)
-        lower = upper if block.is_point and edits.n == 0 else -_largest(-block.lower, samples, edits, kappa)
+        lower = -_largest(-block.lower, samples, edits, kappa)
         parts.append(Arithmetic(None, block.dtype).outward(Interval.trusted(lower, upper)))
     return Interval.cat(parts).rearranged(lambda bound: bound.reshape(gradient.shape))
 

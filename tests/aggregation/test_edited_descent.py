@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agt_lightning.aggregation import BatchEdits, SampleSet, edited_descent
+from agt_lightning.aggregation import BatchEdits, SampleSet, ValueClipping, edited_descent
 from agt_lightning.aggregation import edited_descent as edited_descent_function
 from agt_lightning.gradients import Elementwise
 from agt_lightning.interval import Interval
@@ -86,6 +86,24 @@ def test_planted_mistakes_are_noticed(monkeypatch, fault):
     monkeypatch.setitem(globals(), "edited_descent_function", faulty)
     with pytest.raises(AssertionError, match="brute force"):
         check(LAWS["mean"], None, 3)
+
+
+def test_sums_that_cancel_are_within_their_bounds_in_any_order():
+    """Without edits, and from points: what is left of the sums is rounding alone."""
+    generator = torch.Generator().manual_seed(1)
+    half = 1e8 * torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    rows = torch.cat([half, -half, torch.full((1, 3), 1e-9, dtype=torch.float64)])
+    weights = torch.full((101,), 1 / 101, dtype=torch.float64)
+    clipping = ValueClipping(1e9)
+    edits = BatchEdits(0, {0: 1 / 101})
+    got = edited_descent(Elementwise(Interval.point(rows)), SampleSet(weights), edits, clipping, AMPLE)
+    for seed in range(20):
+        order = torch.randperm(101, generator=torch.Generator().manual_seed(seed))
+        total = torch.zeros(3, dtype=torch.float64)
+        for row in order:
+            total = total + rows[row] / 101
+        assert got.contains(total)
+        assert got.contains(torch.full((3,), 1e-9 / 101, dtype=torch.float64))
 
 
 def test_a_clean_batch_is_within_its_bounds():

@@ -156,3 +156,24 @@ def test_features_beyond_the_unit_ball_are_refused():
     features, _, labels = clusters()
     with pytest.raises(ValueError, match="norm at most 1"):
         LeastSquaresSteps(1.1 * features, labels, CLASSES, 0.1, 2)
+
+
+@steps
+def test_features_that_differ_between_runs_are_covered(steps):
+    """Margins of a run whose features are all off in one direction stay above what is left of the margins."""
+    features, queries, labels = clusters(2)
+    error = 1e-4
+    found = LeastSquaresSteps(features, labels, CLASSES, RATE, steps, error).at(queries)
+    exact = LeastSquaresSteps(features, labels, CLASSES, RATE, steps).at(queries)
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        moves = [torch.randn(1, 4, generator=generator, dtype=F64).expand_as(part) for part in (features, queries)]
+        moved = [
+            part + 0.99 * error * move / move.norm(dim=1, keepdim=True)
+            for part, move in zip((features, queries), moves, strict=True)
+        ]
+        shrunk = [part / part.norm(dim=1, keepdim=True).clamp(min=1.0) for part in moved]
+        outputs = shrunk[1] @ fitted(shrunk[0], labels, steps).T
+        margins = outputs.gather(1, found.predicted[:, None]) - outputs
+        assert bool((margins >= found.spare).all())
+    assert bool((exact.spare > found.spare).all())

@@ -27,7 +27,7 @@ def draw_edits(rows: pd.DataFrame, path: Path, largest: int, published: Mapping[
     axes = figure.subplots()
     for index, (name, some) in enumerate(rows.groupby("defense", sort=False)):
         n, values = curve(some)
-        style = "--" if str(name).startswith("partitions") else "-"
+        style = "--" if str(name).startswith("partitions") else ("-", ":")[index // len(_COLORS) % 2]
         ends = [*n, n[-1], max(n[-1], largest)]
         color = _COLORS[index % len(_COLORS)]
         axes.step(ends, [*values, 0.0, 0.0], where="pre", color=color, linestyle=style, label=name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.aggregation import SampleSet
+from agt_lightning.aggregation import BatchEdits, SampleSet
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import Graph
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
@@ -54,6 +54,7 @@ class Step:
         samples: weights and poisonable samples of all micro-batches of all processes together, by rank.
         gradient: gradient of the step's loss at the module's parameters, by parameter name; not clipped.
         processes: the group that makes this step together, each process with its own micro-batches.
+        edits: the insertions and deletions of the adversary; None if it changes samples in place.
     """
 
     module: nn.Module
@@ -63,6 +64,7 @@ class Step:
     samples: SampleSet
     gradient: Mapping[str, Tensor]
     processes: ProcessGroup = SINGLE_PROCESS
+    edits: BatchEdits | None = None
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
-from agt_lightning.domains.losses import HeadLoss
+from agt_lightning.domains.losses import HeadLoss, SoftmaxLoss
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 
@@ -247,13 +247,19 @@ class StepGeometry:
             reach = self._spread(poison, poisoned.reachable(shape[1]).double())
             own = np.zeros(len(none), dtype=np.int64)
             own[poison.rows.numpy()] = poisoned.index.reshape(-1).long().numpy()
-            return LabelArrays(CLASSES, blank, blank, own, _array(reach), _array(largest), self.loss.scale)
+            return LabelArrays(CLASSES, blank, blank, own, _array(reach), _array(largest), self._flip_slope)
         assert isinstance(clean, Interval)
         slope = self.loss.label_slope
         fall, rise = (poisoned.upper - clean.lower).clamp(min=0), (clean.lower - poisoned.lower).clamp(min=0)
         lower = self._spread(poison, -slope * self.upward * fall.reshape(len(fall), -1))
         upper = self._spread(poison, slope * self.upward * rise.reshape(len(rise), -1))
         return LabelArrays(NUMBERS, _array(lower), _array(upper), index, blank, _array(largest), 0.0)
+
+    @property
+    def _flip_slope(self) -> float:
+        """Factor of ``e_y - e_ỹ`` in the change of g by a flip: labels decide a part of smoothed targets."""
+        assert isinstance(self.loss, SoftmaxLoss)
+        return self.loss.scale * self.loss.label_weight
 
     def _gradient_of_labels(self, poison: Poison) -> Tensor:
         """Upper bound on the change ``‖q‖`` of g by labels, (m,)."""

@@ -37,6 +37,7 @@ class Form:
     doubled: bool = False  # whether a unit is exactly at zero for every sample
     close: float | None = None  # preactivation of the first unit for the first sample
     inner: bool = False  # whether directions move the first layer alone
+    smoothing: float = 0.0  # of class labels
     second_scale: float = 1.0  # of the last weight; zero leaves jumps to the movement of that weight
 
 
@@ -98,7 +99,8 @@ class Problem:
 
     @cached_property
     def loss(self):
-        return {"mse": SquaredError(0.5), "bce": LogisticLoss(1.0), "ce": SoftmaxLoss(1.0)}[self.form.loss]
+        smoothed = SoftmaxLoss(1.0, smoothing=self.form.smoothing)
+        return {"mse": SquaredError(0.5), "bce": LogisticLoss(1.0), "ce": smoothed}[self.form.loss]
 
     @cached_property
     def poisonable(self) -> Tensor:
@@ -175,7 +177,8 @@ class Problem:
         hidden = inputs @ first[:, :-1].T + first[:, -1]
         outputs = hidden.relu() @ second[:, :-1].T + second[:, -1]
         if self.form.loss == "ce":
-            return outputs.logsumexp(dim=1) - outputs.gather(1, targets[:, None])[:, 0]
+            label, share = outputs.gather(1, targets[:, None])[:, 0], self.form.smoothing
+            return outputs.logsumexp(dim=1) - (1 - share) * label - share * outputs.mean(dim=1)
         if self.form.loss == "bce":
             return (torch.nn.functional.softplus(outputs) - targets * outputs).sum(dim=1)
         return 0.5 * (outputs - targets).square().sum(dim=1)

@@ -26,6 +26,7 @@ FORMS = [
     Form("bce", None, INFINITY),
     Form("bce", "flip", 1),
     Form("ce", "flip"),
+    Form("ce", "flip", smoothing=0.4),
     Form("ce", None, 2),
     Form("ce", "flip", INFINITY, biases=(False, True)),
 ]

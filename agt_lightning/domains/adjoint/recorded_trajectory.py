@@ -15,7 +15,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph
 from agt_lightning.domains.adjoint.directions import Directions
-from agt_lightning.domains.adjoint.output_bounds import OutputCombinations
+from agt_lightning.domains.adjoint.output_bounds import output_combinations
 from agt_lightning.domains.adjoint.recorder import TrajectoryRecorder
 from agt_lightning.domains.adjoint.replay import displacements
 from agt_lightning.domains.head import Head, match_trained
@@ -63,10 +63,10 @@ class RecordedTrajectory:
         Raises:
             UnsoundBoundError: if the module has other parameters than the record ends in.
         """
-        first, first_bias, second, second_bias = self.recorder.names
-        biases = zip((first_bias, second_bias), self.recorder.trained, strict=True)
-        match = match_trained(graph, names, {first, second, *(name for name, trained in biases if name and trained)})
-        if match is None or [layer.weight for layer in match[0].layers] != [first, second]:
+        weights, biases = self.recorder.names[::2], self.recorder.names[1::2]
+        trained = [name for name, trains in zip(biases, self.recorder.trained, strict=True) if trains]
+        match = match_trained(graph, names, {name for name in (*weights, *trained) if name is not None})
+        if match is None or [layer.weight for layer in match[0].layers] != list(weights):
             return None
         self._require_end(module)
         return HeadTrajectory(match[0], self, match[1])
@@ -109,11 +109,11 @@ class RecordedTrajectory:
 
     def _bound(self, inputs: Interval, rows: Tensor) -> Interval:
         layers = self.recorder.layers(-1)
-        size = max(1, _MEMORY // (16 * (layers[0].weight.numel() + layers[1].weight.numel() + 1)))
+        size = max(1, _MEMORY // (16 * (sum(layer.weight.numel() for layer in layers) + 1)))
         parts = []
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
-            outputs = OutputCombinations(
+            outputs = output_combinations(
                 layers, self.radius, Arithmetic(self.run, torch.float64), inputs[chunk], rows[chunk]
             )
             parts.append(outputs.bounds(self._displacements(outputs.directions)))

@@ -15,7 +15,7 @@ from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.domains.adjoint.curvature import hessian_parts, spread, third_along, third_derivative
 from agt_lightning.domains.adjoint.directions import Directions
 from agt_lightning.domains.adjoint.step import StepAnalysis, StepBound, StepRoundings
-from agt_lightning.domains.ball.layers import REAL, Layer, LayerBall
+from agt_lightning.domains.ball.layers import REAL, Layer
 from agt_lightning.domains.ball.linear import LinearAnalysis
 
 _TILE = 4096
@@ -143,7 +143,8 @@ class LinearStep(StepAnalysis):
         samples, (outputs, inputs) = len(self.weights), self.layer.weight.shape
         gamma = REAL.own_relative(samples + inputs + outputs + 64)
         size, weights = self.upward * (self.analysis.jacobian_norm + self.widths), self.weights
-        gradient_error, curvature_error = self._own_errors(gamma)
+        gradient_error = self.gradient_error
+        curvature_error = self.upward * (self.third * self.still.roundoff.output_error + gamma * self.curvature)
         reach = 4 * self.radius * size + 4 * (self.layer.frobenius + self.radius) * self.widths
         curvature = self.poisoned_curvature
         third = third_derivative(self.loss, curvature)
@@ -152,10 +153,3 @@ class LinearStep(StepAnalysis):
         products = size.square() * (gamma * curvature + curvature_error)
         direction = 8 * gamma * (1 + rate * decay) + 8 * rate * float(weights @ products)
         return StepRoundings(self.upward * _TERMS * float(weights @ (size * off)), self.upward * direction)
-
-    def _own_errors(self, gamma: float) -> tuple[Tensor, Tensor]:
-        """Bound the errors of g and of Λ as they are computed here, (b,) each."""
-        still = LinearAnalysis(LayerBall(self.ball.layers, 0.0, REAL), self.samples)
-        gradient = still.output_gradient(self.loss, self.data.target)
-        curvature = self.third * still.roundoff.output_error + gamma * self.curvature
-        return self.upward * gradient.error, self.upward * curvature

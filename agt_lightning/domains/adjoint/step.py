@@ -16,8 +16,7 @@ from agt_lightning.domains.adjoint.curvature import third_derivative
 from agt_lightning.domains.adjoint.directions import Directions, hidden_values
 from agt_lightning.domains.adjoint.label_moves import LabelMoves
 from agt_lightning.domains.ball.analysis import BallAnalysis
-from agt_lightning.domains.ball.layers import LayerBall
-from agt_lightning.domains.ball.output_gradient import OutputGradient
+from agt_lightning.domains.ball.layers import REAL, LayerBall
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Samples, StepData
 from agt_lightning.domains.losses import HeadLoss
@@ -151,28 +150,39 @@ class StepAnalysis(ABC):
         return 1 + self.ball.arithmetic.own_relative(self.data.sum_roundings + self.analysis.roundings)
 
     @cached_property
-    def _gradient(self) -> OutputGradient:
-        return self.analysis.output_gradient(self.loss, self.data.target)
-
-    @cached_property
     def gradient(self) -> Tensor:
         """g, (b, K)."""
-        return self._gradient.nominal
+        return self.loss.gradient(self.samples.outputs, self.data.target)
+
+    @cached_property
+    def still(self) -> BallAnalysis:
+        """The nominal parameters alone, in real arithmetic: its errors are those of the computation here."""
+        return type(self.analysis)(LayerBall(self.ball.layers, 0.0, REAL), self.samples)
+
+    @cached_property
+    def gradient_error(self) -> Tensor:
+        """Upper bound on the error of g as it is computed here, (b,).
+
+        Roundings of runs are not part of it: they are what `RecordedStep.rounding` adds to a step in real arithmetic.
+        """
+        return self.upward * self.still.output_gradient(self.loss, self.data.target).error
 
     @cached_property
     def gradient_change(self) -> Tensor:
         """Γ, upper bound on ``‖g̃ - g‖``, (b,)."""
-        return self.upward * self._gradient.change
+        change = self.loss.gradient_change(self.analysis.outputs, self.data.target)
+        return self.upward * (change + self.gradient_error)
 
     @cached_property
     def gradient_norm(self) -> Tensor:
         """``‖g‖``, (b,)."""
-        return self.upward * self._gradient.norm
+        norm: Tensor = euclidean_norm(self.gradient, dim=1)
+        return self.upward * (norm + self.gradient_error)
 
     @cached_property
     def curvature(self) -> Tensor:
         """λ, (b,)."""
-        return self.upward * self._gradient.curvature
+        return self.upward * self.loss.curvature(self.analysis.outputs, self.data.target)[1]
 
     @cached_property
     def curvature_norm(self) -> float:

@@ -48,6 +48,12 @@ class StepGeometry(StepAnalysis):
         """ρ: units this close to zero may be on or off, whatever the ball, (b,)."""
         return self.upward * self.analysis.unit_error
 
+    @property
+    def own_unit_error(self) -> Tensor:
+        """Upper bound on the error of h as it is computed here, (b,)."""
+        assert isinstance(self.still, OneHiddenAnalysis)
+        return self.still.unit_error
+
     @cached_property
     def near(self) -> Tensor:
         """Units that the ball may switch, boolean (b, h)."""

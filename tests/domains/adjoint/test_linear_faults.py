@@ -74,7 +74,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_bound_without_one_of_its_terms_is_broken(name, monkeypatch):
     fault, problem, q, side = FAULTS[name]

@@ -103,7 +103,7 @@ class ParameterSet(Protocol):
 
     Attributes:
         costly: whether bounds take a replay of the training. Validation in the course of a training then uses the set
-            only if its domain alone is in use.
+            only if its domain alone is in use; validation after it, by `trainer.validate`, uses every set.
     """
 
     @property
@@ -119,6 +119,19 @@ class ParameterSet(Protocol):
             names: parameter names in the module, by value name in the graph.
             module: owner of the parameters.
             dtype: floating point type to compute in.
+        """
+
+
+@runtime_checkable
+class ReplayedBounds(HeadBounds, Protocol):
+    """Bounds of a head that take a replay of the training, so that outputs and margins are asked for together."""
+
+    def foresee(self, inputs: Interval, target: Tensor) -> None:
+        """Make what `bound_values` and `margins` will be asked for, by one replay.
+
+        Args:
+            inputs: features that enter the head, (b, d).
+            target: integers (b,), of several outputs.
         """
 
 

@@ -461,8 +461,8 @@ class AbstractGradientEngine:
         return self.runs[0].parameter_sets
 
     def head_bounds(self, bounded: BoundedObjective) -> dict[str, HeadBounds]:
-        """Return the bounds of the first adversary on trained layers; see `BoundedRuns.head_bounds`."""
-        return self.runs[0].head_bounds(bounded)
+        """Return the cheap bounds of the first adversary on trained layers; see `BoundedRuns.head_bounds`."""
+        return self.runs[0].head_bounds(bounded, self.runs[0].cheap_sets)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

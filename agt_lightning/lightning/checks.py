@@ -16,7 +16,7 @@ from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import CaptureError
 from agt_lightning.lightning.hooks import hook_problems, parameter_problems
 from agt_lightning.lightning.life_cycle import tuning_problems
-from agt_lightning.lightning.samplers import sampler_problems
+from agt_lightning.lightning.samplers import assignment_problems, sampler_problems
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -42,6 +42,7 @@ def training_problems(
     """
     problems = engine.processes.union(trainer_problems(trainer, module))
     problems += sampler_problems(trainer, engine.processes)
+    problems += engine.processes.union(assignment_problems(trainer, engine.adversaries))
     try:
         # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
         if module.automatic_optimization:

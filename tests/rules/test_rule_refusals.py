@@ -143,8 +143,8 @@ def test_refused_with_a_reason(name):
 
 
 def test_every_problem_is_reported_at_once():
-    found = problems(lambda m, x: torch.cosh(torch.sinh(x @ m.w).mean(0)), X)
-    assert [message for message in found if "sinh" in message or "cosh" in message or "mean" in message] == list(found)
+    found = problems(lambda m, x: torch.lgamma(torch.digamma(x @ m.w).mean(0)), X)
+    assert [message for message in found if any(name in message for name in ("lgamma", "digamma", "mean"))] == list(found)
     assert len(found) == 3
 
 
@@ -176,10 +176,10 @@ def test_the_table_is_read_only():
 
 def test_a_union_of_tables_supplies_a_missing_rule():
     owner = Owner()
-    graph = capture(owner, lambda tensors: F.mish(tensors[0] @ owner.w), [X])
+    graph = capture(owner, lambda tensors: torch.lgamma(tensors[0] @ owner.w), [X])
     values = {"samples": reached(graph, set(graph.leaves)), "trainable": reached(graph, set(graph.parameters))}
-    assert "mish" in Program.build(graph, RULES, **values).problems[0]
-    assert not Program.build(graph, {**RULES, aten.mish.default: RULES[aten.relu.default]}, **values).problems
+    assert "lgamma" in Program.build(graph, RULES, **values).problems[0]
+    assert not Program.build(graph, {**RULES, aten.lgamma.default: RULES[aten.relu.default]}, **values).problems
 
 
 def test_division_by_a_box_around_zero_raises():

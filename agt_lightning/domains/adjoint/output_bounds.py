@@ -49,30 +49,31 @@ class OutputCombinations:
         return self.inputs.center
 
     @cached_property
-    def _upward(self) -> float:
+    def upward(self) -> float:
+        """Above the rounding of sums of numbers that are not negative."""
         first, second = self.layers
         return 1 + REAL.own_relative(sum(first.weight.shape) + sum(second.weight.shape) + 32)
 
     @cached_property
     def _norm(self) -> Tensor:
         """``‖x̂‖``, (Q,)."""
-        return self._upward * with_one(euclidean_norm(self.center, dim=1), self.layers[0].trains_bias)
+        return self.upward * with_one(euclidean_norm(self.center, dim=1), self.layers[0].trains_bias)
 
     @cached_property
     def _size(self) -> Tensor:
         """``‖v‖``, (Q,)."""
         norms: Tensor = euclidean_norm(self.rows, dim=1)
-        return norms * self._upward
+        return norms * self.upward
 
     @cached_property
     def _hidden(self) -> Tensor:
         return hidden_values(self.layers[0], self.center)
 
     @cached_property
-    def _doubt(self) -> Tensor:
+    def doubt(self) -> Tensor:
         """What rounding leaves open of h as it is computed here, (Q,)."""
         ball = LayerBall(self.layers, 0.0, REAL)
-        return self._upward * largest_row_errors(ball, self.layers[0], self._norm, torch.zeros_like(self._norm))
+        return self.upward * largest_row_errors(ball, self.layers[0], self._norm, torch.zeros_like(self._norm))
 
     def bounds(self, displacements: Interval) -> Interval:
         """Bound the combinations over all runs, as runs compute them, (Q,).
@@ -83,32 +84,33 @@ class OutputCombinations:
         Reference:
             docs/theory.md, eq. (13.18) and (13.19).
         """
-        nominal, slack = self._nominal, self._slack
+        nominal, slack = self.nominal, self.slack
         up = displacements.upper + self._second_order(1.0) + slack
         down = -displacements.lower + self._second_order(-1.0) + slack
-        rounding = (self._upward - 1) * (nominal.abs() + up + down)
+        rounding = (self.upward - 1) * (nominal.abs() + up + down)
         return Interval.checked(nominal - down - rounding, nominal + up + rounding)
 
     @cached_property
-    def _nominal(self) -> Tensor:
+    def nominal(self) -> Tensor:
+        """The combinations at the nominal parameters, as they are computed, (Q,)."""
         return (self.rows * hidden_values(self.layers[1], self._hidden.clamp(min=0))).sum(dim=1)
 
     def _second_order(self, sign: float) -> Tensor:
         """Bound ``s (ṽf - vf - c·δ)``: both layers together, and units that switch on, (Q,)."""
         back = (self.rows @ self.layers[1].weight).mul(sign).clamp(min=0)
-        reach = self.radius * self._norm + self._doubt
-        near = self._hidden.abs() <= (self._upward * reach)[:, None]
-        gain = torch.where(near, back, 0.0) * (self._norm * self._upward)[:, None]
+        reach = self.radius * self._norm + self.doubt
+        near = self._hidden.abs() <= (self.upward * reach)[:, None]
+        gain = torch.where(near, back, 0.0) * (self._norm * self.upward)[:, None]
         least = torch.finfo(torch.float64).tiny
-        distance = (self._hidden.abs() - self._doubt[:, None]).clamp(min=0) / self._norm.clamp(min=least)[:, None]
+        distance = (self._hidden.abs() - self.doubt[:, None]).clamp(min=0) / self._norm.clamp(min=least)[:, None]
         both = self._size * self.radius**2 / 2 * self._norm
-        return self._upward * (both + _largest_ramps(gain, distance * (2 - self._upward), self.radius))
+        return self.upward * (both + _largest_ramps(gain, distance * (2 - self.upward), self.radius))
 
     @cached_property
-    def _slack(self) -> Tensor:
+    def slack(self) -> Tensor:
         """What rounding changes here and in the forward pass of a run, and features off the center, (Q,)."""
         first, second = self.layers
-        zero, off = torch.zeros_like(self._norm), self._upward * euclidean_norm(self.inputs.radius, dim=1)
+        zero, off = torch.zeros_like(self._norm), self.upward * euclidean_norm(self.inputs.radius, dim=1)
         ball = LayerBall(self.layers, self.radius, self.arithmetic)
         reached = self._norm + off
         values = (first.frobenius + self.radius) * reached + float(first.offsets.norm()) + self.radius + 1
@@ -118,10 +120,10 @@ class OutputCombinations:
         # The gradient as it is computed, along δ; and slips of units whose sign is open.
         gamma = REAL.own_relative(sum(first.weight.shape) + sum(second.weight.shape) + 32)
         gradient = 4 * gamma * (second.frobenius + 1) * (values + self._norm) * (self.radius + 1)
-        count = (self._hidden.abs() <= self._doubt[:, None]).sum(dim=1)
-        slips = count * self._doubt * (second.frobenius + self.radius)
+        count = (self._hidden.abs() <= self.doubt[:, None]).sum(dim=1)
+        slips = count * self.doubt * (second.frobenius + self.radius)
         combined = (run + steepest * off + gradient + slips + gamma * float(second.offsets.norm())) * self._size
-        return self._upward * combined * 2
+        return self.upward * combined * 2
 
 
 def _largest_ramps(gain: Tensor, distance: Tensor, radius: float) -> Tensor:

@@ -54,8 +54,8 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
     first, second = step.ball.layers
     samples, (inputs, outputs) = len(step.weights), (first.weight.shape[1], len(second.weight))
     gamma = REAL.own_relative(samples + inputs + outputs + second.weight.shape[1] + 64)
-    size, weights = _jacobian_size(step), step.weights
-    gradient_error, curvature_error, value = _own_errors(step, gamma)
+    size, weights = jacobian_size(step), step.weights
+    gradient_error, curvature_error, value = own_errors(step, gamma)
     reach = 4 * step.radius * size + 4 * step.largest_slope * step._widths
     curvature = step.poisoned_curvature
     third = third_derivative(step.loss, curvature)
@@ -67,7 +67,7 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
     return StepRoundings(step.upward * bound, step.upward * direction)
 
 
-def _jacobian_size(step: StepGeometry) -> Tensor:
+def jacobian_size(step: StepGeometry) -> Tensor:
     """Upper bound on the magnitudes of ``Jc`` for directions of norm one, at all parameters and features, (b,)."""
     first, second = step.ball.layers
     reach = step.norm + step._widths
@@ -75,7 +75,7 @@ def _jacobian_size(step: StepGeometry) -> Tensor:
     return step.upward * (values + (second.frobenius + step.radius) * reach)
 
 
-def _own_errors(step: StepGeometry, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+def own_errors(step: StepGeometry, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
     """Bound the errors of g, of Λ and of the preactivations as they are computed here, (b,) each."""
     still = OneHiddenAnalysis(LayerBall(step.ball.layers, 0.0, REAL), step.samples)
     gradient = still.output_gradient(step.loss, step.data.target)

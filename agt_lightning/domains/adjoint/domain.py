@@ -156,6 +156,7 @@ class AdjointDomain(Domain[AdjointStep]):
         if data.boxed is None:
             rounding = self._ball.step_rounding
         else:
+            _require_same_box(data.boxed, recorder)
             after = widths_of(self._box(), recorder.names, dict(self.module.named_parameters()))
             rounding = data.boxed.rounding(optimizer_step, rate, decay, norm_of(after))
             recorder.widths = [*(recorder.widths or [data.boxed.widths]), after]
@@ -247,6 +248,16 @@ class AdjointDomain(Domain[AdjointStep]):
         self._recorded = None
         self.recorder = TrajectoryRecorder.restored(state["recorder"]) if state else None
         self._loss = _loss_of(state) if state else None
+
+
+def _require_same_box(boxed: BoxBefore, recorder: TrajectoryRecorder) -> None:
+    """Raise unless the box before a step is the recorded one, and a point before the first step."""
+    if recorder.entries and not recorder.widths:
+        raise DomainLostError("earlier steps were recorded with a ball, and this one with a box")
+    if not recorder.widths and boxed.step.radius > 0:
+        raise DomainLostError("the box is no point before the first step that is recorded")
+    if recorder.widths and not all(map(_same, boxed.widths, recorder.widths[-1])):
+        raise DomainLostError("the box has changed since the last step")
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -64,7 +64,7 @@ def setup_problems(setup: TrainingSetup, others: Mapping[str, Domain[Any]], dtyp
     except HeadError as error:
         return [*problems, f"The adjoint domain does not apply: {error}."]
     problems += _pattern_problems(pattern)
-    if "ball" not in others:
+    if "ball" not in others and "box" in others:
         problems += _scalar_problems(setup, pattern)
     return [*problems, *plain_sgd_problems("adjoint", setup, pattern.head.parameters)]
 

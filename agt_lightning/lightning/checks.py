@@ -16,6 +16,7 @@ from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import CaptureError
 from agt_lightning.lightning.hooks import hook_problems, parameter_problems
 from agt_lightning.lightning.life_cycle import tuning_problems
+from agt_lightning.lightning.packages import base_of, of_both
 from agt_lightning.lightning.samplers import sampler_problems
 
 _FULL_PRECISION = ("32-true", "64-true")
@@ -91,7 +92,7 @@ def mean_clipping(trainer: L.Trainer) -> MeanClipping | None:
 
 
 def _clipping_problems(module: L.LightningModule) -> list[str]:
-    if type(module).configure_gradient_clipping is L.LightningModule.configure_gradient_clipping:
+    if type(module).configure_gradient_clipping is base_of(module).configure_gradient_clipping:
         return []
     return [
         "`configure_gradient_clipping` is overridden and may change gradients. Remove the override, and use "
@@ -116,7 +117,7 @@ def _data_dependence_problems(trainer: L.Trainer) -> list[str]:
         f"The callback `{type(callback).__name__}` {reason}."
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         for kind, reason in _CALLBACKS.items()
-        if isinstance(callback, kind)
+        if isinstance(callback, of_both(kind))
     ]
     if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in trainer.lr_scheduler_configs):
         problems.append(

@@ -20,10 +20,12 @@ from torch.nn.modules import module as torch_modules
 from torch.optim import optimizer as torch_optimizers
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from agt_lightning.capture.source import LIGHTNING
+
 METRICS = frozenset({"callback_metrics", "logged_metrics", "progress_bar_metrics"})
 """Attributes of a Trainer whose values come from the data."""
 
-_OWN = ("lightning.", "pytorch_lightning.", "agt_lightning.")
+_OWN = (*(f"{name}." for name in LIGHTNING), "agt_lightning.")
 
 _CLIPPING = ("clip_grad", "clip_gradients")
 

@@ -135,8 +135,14 @@ class AbstractGradientEngine:
         self.stated: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
         whole_samples = self.adversary.sample_clipping is not None
-        named = self.config.roles
-        record = partial(BoundedObjective.of, loss=loss, table=rules, named=named, whole_samples=whole_samples)
+        record = partial(
+            BoundedObjective.of,
+            loss=loss,
+            table=rules,
+            named=self.config.roles,
+            whole_samples=whole_samples,
+            labels_are_fixed=not whole_samples and not any(each.perturbs_labels for each in adversaries),
+        )
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
         self._clock = Clock()  # of the last batch
         self._tried = 0  # kinds of batches and times whose step was asked about

@@ -13,11 +13,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
 from agt_lightning.engine import AbstractGradientEngine
-from agt_lightning.errors import CaptureError
+from agt_lightning.errors import NOT_WHAT_IS_TRAINED, CaptureError
 from agt_lightning.lightning.hooks import hook_problems, parameter_problems
 from agt_lightning.lightning.life_cycle import tuning_problems
 from agt_lightning.lightning.packages import base_of, of_both
 from agt_lightning.lightning.samplers import sampler_problems
+from agt_lightning.optimizers import optimizer_problems
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -43,12 +44,15 @@ def training_problems(
     """
     problems = engine.processes.union(trainer_problems(trainer, module))
     problems += sampler_problems(trainer, engine.processes)
+    optimizer = trainer.optimizers[0] if trainer.optimizers else None
     try:
         # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
         if module.automatic_optimization:
-            problems += engine.problems(batch, trainer.optimizers[0] if trainer.optimizers else None)
-    except CaptureError as error:
-        problems.append(str(error))
+            problems += engine.problems(batch, optimizer)
+    except CaptureError as error:  # what does not depend on the recording is known all the same
+        problems += [str(error), *optimizer_problems(optimizer)]
+    if _precision_problems(trainer):  # of which this is a consequence
+        problems = [problem for problem in problems if NOT_WHAT_IS_TRAINED not in problem]
     return list(dict.fromkeys(problems))
 
 
@@ -74,7 +78,8 @@ def _precision_problems(trainer: L.Trainer) -> list[str]:
     precision = trainer.precision
     if precision in _FULL_PRECISION:
         return []
-    return [f"`precision={precision!r}` rounds more than the bounds allow for. Use '32-true' or '64-true'."]
+    taken = ", which Lightning also takes for '16-mixed' on a CPU," if precision == "bf16-mixed" else ""
+    return [f"`precision={precision!r}`{taken} rounds more than the bounds allow for. Use '32-true' or '64-true'."]
 
 
 def mean_clipping(trainer: L.Trainer) -> MeanClipping | None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -234,6 +235,26 @@ def test_batch_normalization_under_two_names(problems, stepping):
     assert problems(module) == []
 
 
+class EndsInTraining:
+    """A step that switches the network to `eval` for its accuracy, and back."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.net.eval()
+        loss = F.mse_loss(self(x), y)
+        with torch.no_grad():
+            self.log("mean", self(x).mean())
+        self.net.train()
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:It looks like your `.eval.:UserWarning")
+def test_a_second_pass_without_gradients(problems, regressor):
+    module = type("Twice", (EndsInTraining, regressor), {})()
+    module.net.insert(1, nn.BatchNorm1d(5))
+    assert problems(module) == []
+
+
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +265,19 @@ def test_words_cannot_be_moved(problems, stepping):
     (reason,) = problems(stepping(squared, net), data=data)
     assert "poison labels instead, by `nu`" in reason
     assert problems(stepping(squared, net), data=data, adversary=BoundedAdversary(n=1, nu=0.1)) == []
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_loaders_of_which_one_ends_with_a_smaller_batch(drop_last, problems, regressor):
+    def step(self, batch, batch_idx):
+        return F.mse_loss(self(batch["a"][0]), batch["a"][1]) + F.mse_loss(self(batch["b"][0]), batch["b"][1])
+
+    sets = {name: TensorDataset(torch.randn(size, 3), torch.randn(size, 1)) for name, size in (("a", 8), ("b", 10))}
+    loaders = {name: DataLoader(data, 4, drop_last=drop_last) for name, data in sets.items()}
+    module = type("Joins", (regressor,), {"training_step": step})()
+    found = problems(module, data=CombinedLoader(loaders, "max_size_cycle"))
+    assert [reason for reason in found if "`drop_last=True`" not in reason] == []
+    assert len(found) == int(not drop_last)
 
 
 class Record:
@@ -263,17 +297,19 @@ def test_an_object_is_named(problems, regressor, loader):
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_that_cannot_be_recorded_hides_no_optimizer(problems, stepping):
+def test_a_step_that_cannot_be_recorded_hides_no_other_reason(problems, stepping):
     def guarded(s, x, y):
         assert y.max() <= 100
         return squared(s, x, y)
 
     module = stepping(guarded, configure_optimizers=lambda self: torch.optim.NAdam(self.parameters()))
+    module.net.insert(1, nn.BatchNorm1d(5))
     text = "\n".join(problems(module))
     assert "test_messages.py" in text
     assert "`assert y.max() <= 100`" in text
     assert "TORCH_LOGS" not in text
     assert "`NAdam` has no bounds" in text
+    assert "Batch normalization in training mode (`net.1`)" in text
 
 
 @pytest.mark.filterwarnings("ignore:You passed .Trainer.accelerator:UserWarning")

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import agt_lightning.lightning
 from agt_lightning import BoundedAdversary, CertifiedModule, CertifiedTraining, UncertifiableError
+from agt_lightning.certificates.phases import UNTRIED_HOOKS
 from agt_lightning.lightning import packages
 from agt_lightning.lightning.checkpoint_io import AtomicCheckpointIO
 from agt_lightning.lightning.checks import trainer_problems
 from agt_lightning.lightning.distributed import strategy_problems
-from agt_lightning.lightning.packages import of_both, package_problems
+from agt_lightning.lightning.packages import base_of, of_both, package_problems
 from agt_lightning.lightning.samplers import draws_once, sampler_problems
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
@@ -269,6 +270,15 @@ def test_a_version_that_is_not_known_is_refused(package, loader):
     assert package_problems(trainer, module_of(package)) == []
     for pair in ((object(), module_of(package)), (trainer, nn.Linear(1, 1))):
         assert "whose training loop is not known" in "\n".join(package_problems(*pair))
+
+
+def test_a_hook_that_is_set_on_the_object_is_named(package, loader):
+    """A copy of the module would run it on the module itself."""
+    module, certified = module_of(package), CertifiedTraining(ADVERSARY)
+    module.on_before_zero_grad = lambda optimizer: None
+    train(package, module, loader(), certified)
+    assert "it is set on the object" in "".join(certified.engine.stated[UNTRIED_HOOKS])
+    assert base_of(module) is package.LightningModule
 
 
 def test_the_copy_is_not_needed(monkeypatch):

@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, CaptureError
-from agt_lightning.lightning.hooks import hook_problems, parameter_problems
+from agt_lightning.lightning.hooks import hook_problems, parameter_problems, written_by_user
 from agt_lightning.lightning.life_cycle import tuning_problems
-from agt_lightning.lightning.packages import base_of, of_both
+from agt_lightning.lightning.packages import of_both
 from agt_lightning.lightning.samplers import sampler_problems
 from agt_lightning.optimizers import optimizer_problems
 
@@ -87,7 +87,7 @@ def _batch_statistics_problems(module: nn.Module) -> list[str]:
         return []
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more layers" if len(names) > 4 else "")
     return [
-        f"Batch normalization in training mode ({shown}) uses statistics of the whole batch, so that one sample reaches "
+        f"Batch normalization in training mode ({shown}) uses statistics of the whole batch, so one sample reaches "
         "all gradients. If `training_step` runs these layers, use `GroupNorm`, or keep them in `eval()`."
     ]
 
@@ -115,11 +115,11 @@ def mean_clipping(trainer: L.Trainer) -> MeanClipping | None:
 
 
 def _clipping_problems(module: L.LightningModule) -> list[str]:
-    if type(module).configure_gradient_clipping is base_of(module).configure_gradient_clipping:
-        return []
     return [
-        "`configure_gradient_clipping` is overridden and may change gradients. Remove the override, and use "
+        f"`{name}` is overridden and may change gradients. Remove the override, and use "
         "`Trainer(gradient_clip_val=..., gradient_clip_algorithm=...)`."
+        for name in ("configure_gradient_clipping", "clip_gradients")
+        if written_by_user(module, name) is not None
     ]
 
 

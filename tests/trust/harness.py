@@ -66,6 +66,7 @@ class Case:
         settings: of CertifiedTraining.
         attacks: poisons, or None for `standard_attacks`.
         wrap: makes what is handed to `fit` from the iterable of batches.
+        trainer: makes the Trainer.
     """
 
     module: Callable[[], L.LightningModule]
@@ -81,7 +82,7 @@ class Case:
     settings: Mapping[str, object] = field(default_factory=dict)
     attacks: Sequence[Poison] | None = None
     wrap: Callable[[object], object] = lambda batches: batches
-    trainer: type = L.Trainer
+    trainer: Callable[..., L.Trainer] = L.Trainer
 
     def but(self, **changes) -> "Case":
         return replace(self, **changes)

@@ -52,7 +52,9 @@ def training_problems(
         if module.automatic_optimization:
             problems += engine.problems(batch, optimizer)
     except CaptureError as error:  # what does not depend on the recording is known all the same
-        problems += [str(error), *optimizer_problems(optimizer), *_batch_statistics_problems(module)]
+        problems += [str(error), *optimizer_problems(optimizer)]
+        if "batch normalization in training mode" not in str(error):
+            problems += _batch_statistics_problems(module)
     if _precision_problems(trainer):  # of which this is a consequence
         problems = [problem for problem in problems if NOT_WHAT_IS_TRAINED not in problem]
     return list(dict.fromkeys(problems))

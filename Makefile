@@ -27,7 +27,7 @@ test: install
 # Random certified trainings, poisoned (docs/fuzzing.md): an hour, before each release. Stops at the first finding.
 fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes 30 --workers 2
-	for part in processes optimizers lemmas flips checkpoints; do \
+	for part in processes optimizers lemmas flips outputs checkpoints; do \
 		OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.$$part --minutes 5 || exit 1; \
 	done
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.floats.fuzz --minutes 5

@@ -1,8 +1,8 @@
 r"""Attacked trainings, inside what is certified about all poisoned ones (appendix E).
 
-``attack=parameters`` pushes single parameters (figure 7), ``attack=collision`` hides one point (figure 8) and
-``attack=flips`` flips random labels (figure 9). **An attack outside the bounds raises.** Writes the attack's table of
-trainings as CSV, ``table.md`` and ``figure.png``.
+``attack=parameters`` pushes single parameters (figure 7), ``attack=outputs`` single outputs, ``attack=collision`` hides
+one point (figure 8) and ``attack=flips`` flips random labels (figure 9). **An attack outside the bounds raises.**
+Writes the attack's table of trainings as CSV, ``table.md`` and ``figure.png``.
 
     python -m recipes.attack attack=parameters data.root=path/to/data
     python -m recipes.attack attack=collision attack.n=500

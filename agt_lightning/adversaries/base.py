@@ -77,6 +77,17 @@ def require_adversary(adversary: object) -> None:
         )
 
 
+def inserts_and_deletes(adversary: Adversary) -> bool:
+    """Return whether an adversary inserts and deletes samples, so that the size of a batch is not the same in all runs.
+
+    Example:
+        >>> from agt_lightning import UnboundedAdversary
+        >>> inserts_and_deletes(UnboundedAdversary(n=1, kappa=1.0, edits="insert-delete"))
+        True
+    """
+    return getattr(adversary, "edits", "replace") == "insert-delete"
+
+
 def check_count(name: str, value: object) -> None:
     """Require a nonnegative integer.
 

@@ -13,31 +13,35 @@ from agt_lightning.rules.values import Value, as_interval
 
 @dataclass(frozen=True)
 class UnboundedAdversary:
-    """An adversary that substitutes up to ``n`` samples of **each batch** by arbitrary ones.
+    """An adversary that substitutes up to ``n`` samples of **each batch** by any others, or inserts and deletes some.
 
     It changes training: each sample's gradient is clipped, and the optimizer applies the mean of the clipped gradients
     (Algorithm 1, purple). Without clipping there is no bound.
 
-    Theorem D.1 proves *substitution*. Insertion and deletion shift the samples of all later batches and are not
-    covered, although section 2 of the paper speaks of adding and removing.
+    Theorem D.1 proves *substitution*. In batches that are cut from a sequence, insertions and deletions shift the
+    samples of all later batches. With ``edits="insert-delete"`` they are covered, by another theorem, for batches made
+    by content, such as those of `ContentBatches`: an inserted or deleted sample changes one batch of each epoch there.
 
     Args:
-        n: number of substituted samples per batch (per optimizer step, if gradients accumulate).
+        n: number of substituted samples per batch (per optimizer step, if gradients accumulate); or of inserted and
+            deleted ones together, of which a substituted sample is two, if both are in the same batch.
         kappa: clipping level κ, in units of the gradient of one sample's loss, without a factor in front of the mean:
             in ``0.3 * loss.mean()``, gradients of ``loss`` are clipped, and 0.3 is a factor of their mean.
         clip: ``"value"`` cuts each entry of a sample's gradient to [-κ, κ]; ``"norm"`` scales a sample's gradient, over
             all trainable parameters, to Euclidean norm at most κ.
+        edits: ``"replace"`` for substitutions, ``"insert-delete"`` for insertions and deletions.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if ``n`` is negative, ``kappa`` not positive and finite, or ``clip`` unknown.
+        ValueError: if ``n`` is negative, ``kappa`` not positive and finite, or ``clip`` or ``edits`` unknown.
 
     Reference:
-        Paper, appendix D, in the weighted form of docs/theory.md, eq. (5.1): Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}.
+        Paper, appendix D, in the weighted form of docs/theory.md, eq. (5.1): Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}. For
+        insertions and deletions docs/theory.md, eq. (5.4).
 
     Example:
         >>> UnboundedAdversary(n=2, kappa=0.5)
-        UnboundedAdversary(n=2, kappa=0.5, clip='value')
+        UnboundedAdversary(n=2, kappa=0.5, clip='value', edits='replace')
         >>> UnboundedAdversary(n=2, kappa=0.0)
         Traceback (most recent call last):
         ...
@@ -47,6 +51,7 @@ class UnboundedAdversary:
     n: int
     kappa: float
     clip: Literal["value", "norm"] = "value"
+    edits: Literal["replace", "insert-delete"] = "replace"
 
     def __post_init__(self) -> None:
         """Validate the fields, so that each instance is a meaningful threat model."""
@@ -54,6 +59,8 @@ class UnboundedAdversary:
         check_size("kappa", self.kappa, positive=True)
         if self.clip not in ("value", "norm"):
             raise ValueError(f"Expected `clip` to be 'value' or 'norm', but got {self.clip!r}.")
+        if self.edits not in ("replace", "insert-delete"):
+            raise ValueError(f"Expected `edits` to be 'replace' or 'insert-delete', but got {self.edits!r}.")
 
     @property
     def perturbs_features(self) -> bool:

@@ -4,6 +4,7 @@ Axis letters: ``e`` parameter elements, ``b`` samples.
 """
 
 from agt_lightning.aggregation.descent import bounded_descent, clipped_mean, unbounded_descent
+from agt_lightning.aggregation.edited_descent import BatchEdits, edited_descent
 from agt_lightning.aggregation.sample_clipping import (
     Clipping,
     NormClipping,
@@ -15,6 +16,7 @@ from agt_lightning.aggregation.top_n import top_n_sum
 from agt_lightning.aggregation.weighted_sums import SampleSet
 
 __all__ = [
+    "BatchEdits",
     "Clipping",
     "NormClipping",
     "SampleClipping",
@@ -23,6 +25,7 @@ __all__ = [
     "ValueClipping",
     "bounded_descent",
     "clipped_mean",
+    "edited_descent",
     "top_n_sum",
     "unbounded_descent",
 ]

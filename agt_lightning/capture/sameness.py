@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from agt_lightning.capture.graph import Graph, Reference, map_references
+from agt_lightning.capture.graph import Call, Graph, Reference, map_references
 
 
 def same_graph(first: Graph, second: Graph) -> bool:
@@ -33,6 +33,77 @@ def difference(first: Graph, second: Graph) -> str | None:
         if not same_bits(mine, theirs[1]):
             return f"the tensor that {first.users(name)[0].source} reads"
     return None
+
+
+def difference_besides_size(
+    first: Graph,
+    second: Graph,
+    sizes: tuple[int, int],
+    reduced: tuple[frozenset[str], frozenset[str]],
+    reshapes: frozenset[object],
+) -> str | None:
+    """Return the first place where graphs of batches of two sizes do something else with a sample; None if nowhere.
+
+    Shapes may differ in their first axis, and in numbers that change with the size of the batch among the arguments of
+    calls that only change shapes. What comes after the reduction over samples is not compared.
+
+    Args:
+        first: recorded on one batch.
+        second: recorded on the other.
+        sizes: numbers of samples of both.
+        reduced: names of the values after the reduction in both.
+        reshapes: overloads that only change shapes.
+    """
+    mine, theirs = (
+        [call for call in graph.calls if call.name not in names]
+        for graph, names in zip((first, second), reduced, strict=True)
+    )
+    numbers = _numbering(first), _numbering(second)
+    for one, other in zip(mine, theirs, strict=False):
+        if not _same_call(one, other, numbers, sizes, reshapes):
+            return f"what {one.source} computes"
+    if len(mine) != len(theirs):
+        return f"what {max(mine, theirs, key=len)[min(len(mine), len(theirs))].source} computes"
+    if _inputs(first, numbers[0]) != _inputs(second, numbers[1]):
+        return "which tensors are read"
+    for (name, value), (_, again) in zip(_constants(first, numbers[0]), _constants(second, numbers[1]), strict=True):
+        if not same_bits(value, again):
+            return f"the tensor that {first.users(name)[0].source} reads"
+    return None
+
+
+def _same_call(
+    one: Call,
+    other: Call,
+    numbers: tuple[Mapping[str, int], Mapping[str, int]],
+    sizes: tuple[int, int],
+    reshapes: frozenset[object],
+) -> bool:
+    """Return whether two calls do the same with each sample."""
+    if (one.op, one.dtype, numbers[0][one.name]) != (other.op, other.dtype, numbers[1][other.name]):
+        return False
+    if not _same_shape(one.shape, other.shape, sizes) or one.arguments.keys() != other.arguments.keys():
+        return False
+    arguments = (
+        (_renamed(one.arguments[name], numbers[0]), _renamed(other.arguments[name], numbers[1]))
+        for name in one.arguments
+    )
+    if one.op in reshapes:
+        return all(_same_sizes(mine, theirs, sizes) for mine, theirs in arguments)
+    return all(repr(mine) == repr(theirs) for mine, theirs in arguments)
+
+
+def _same_shape(mine: tuple[int, ...], theirs: tuple[int, ...], sizes: tuple[int, int]) -> bool:
+    return mine == theirs or (mine[1:] == theirs[1:] and mine[:1] == sizes[:1] and theirs[:1] == sizes[1:])
+
+
+def _same_sizes(mine: object, theirs: object, sizes: tuple[int, int]) -> bool:
+    """Return whether two arguments are the same, but for multiples of the sizes."""
+    if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):
+        return len(mine) == len(theirs) and all(map(_same_sizes, mine, theirs, [sizes] * len(mine)))
+    if isinstance(mine, int) and isinstance(theirs, int) and mine != theirs:
+        return mine % sizes[0] == 0 and mine // sizes[0] * sizes[1] == theirs
+    return repr(mine) == repr(theirs)
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

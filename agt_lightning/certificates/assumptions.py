@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.base import inserts_and_deletes
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ ASSUMPTIONS = (
         "likes; n is counted per batch, not per data set. A sample is one row of all tensors of the batch, and the "
         "batch is that of all accumulated micro-batches and all processes together.",
     ),
-    Assumption("no insertions", "Samples are substituted or perturbed in place; none is inserted or deleted."),
     Assumption(
         "where samples are changed",
         "Batches are perturbed as they enter `training_step`, after transforms and transfer hooks. What these took "
@@ -40,9 +40,10 @@ ASSUMPTIONS = (
     ),
     Assumption(
         "order and number of steps",
-        "Architecture, settings of the optimizer (learning rates among them), order and members of the batches, number "
-        "of steps, and the step whose weights are used are the same in every run. No callback, hook or sampler of the "
-        "user's own stops training, changes a rate, or chooses samples or weights by the data, the loss or a metric.",
+        "Architecture, settings of the optimizer (learning rates among them), order and members of the batches but for "
+        "the samples that the adversary changes, number of steps, and the step whose weights are used are the same in "
+        "every run. No callback, hook or sampler of the user's own stops training, changes a rate, or chooses samples "
+        "or weights by the data, the loss or a metric.",
     ),
     Assumption(
         "no sample twice",
@@ -92,6 +93,18 @@ ASSUMPTIONS = (
 )
 """Assumptions of every certificate."""
 
+NO_INSERTIONS = Assumption(
+    'unless `edits` is "insert-delete"',
+    "Samples are substituted or perturbed in place; none is inserted or deleted.",
+)
+
+MADE_BY_CONTENT = Assumption(
+    'if `edits` is "insert-delete"',
+    "In every run each sample is in the batch that its own content decides, whatever other samples there are, as "
+    "`ContentBatches` makes them; at most n samples of each batch are inserted or deleted. What `training_step` gets "
+    "of a sample does not depend on other samples: transforms draw no random numbers from a common generator.",
+)
+
 FLOAT_RUNS = Assumption(
     'if `floats` is "run", the default',
     "Runs compute in the types of the recorded program by IEEE arithmetic that rounds to nearest, with products and "
@@ -128,7 +141,10 @@ def assumptions(
         named_samples: whether `poisonable` or `sample_ids` was given, at any step.
         real: whether bounds are about runs in real arithmetic, at any step.
     """
+    edited = inserts_and_deletes(adversary)
     conditional = (
+        (NO_INSERTIONS, not edited),
+        (MADE_BY_CONTENT, edited),
         (FLOAT_RUNS, not real),
         (REAL_RUNS, real),
         (OWN_OBJECTIVE, own_objective),

@@ -159,9 +159,11 @@ class CertifiedModel:
         """
         program = self._program(x)
         decision = self._decision(program, threshold)
-        bounded = self._propagate(program, x, epsilon, math.inf, decision.value)
         if decision.threshold is None:
+            target = class_indices(Interval.point(self._nominal(program, x, decision.value)), target)
+            bounded = self._propagate(program, x, epsilon, math.inf, decision.value, target)
             return bounded.margins(target).to(dtype=self._result_type(x))
+        bounded = self._propagate(program, x, epsilon, math.inf, decision.value)
         if not is_single_logit(bounded.outputs):
             raise ValueError(
                 "Expected no `threshold` for the margins of several outputs, which are differences between them. Use "
@@ -189,11 +191,12 @@ class CertifiedModel:
         """
         program = self._program(x)
         decision = self._decision(program, threshold)
-        bounded = self._propagate(program, x, epsilon, math.inf, decision.value)
         nominal = self._nominal(program, x, decision.value)
         if decision.threshold is not None:
+            bounded = self._propagate(program, x, epsilon, math.inf, decision.value)
             return decision.certification(bounded.outputs, nominal, program.graph, self.floats)
         label = predicted_classes(nominal)
+        bounded = self._propagate(program, x, epsilon, math.inf, decision.value, label)
         gap = decision.gap(program.graph, bounded.outputs, self.floats)
         beaten = bounded.margins(label).lower > gap
         possible = possible_classes(bounded.outputs, gap) & ~beaten
@@ -296,13 +299,15 @@ class CertifiedModel:
     def _decision(self, program: Program, threshold: float | None) -> Decision:
         return decide(program.graph, self._names(program), self.task, threshold)
 
-    def _propagate(self, program: Program, x: Tensor, epsilon: float, p: float, value: str) -> BoundedValues:
-        """Bound all values; ``value`` is the name of those that count as outputs."""
+    def _propagate(
+        self, program: Program, x: Tensor, epsilon: float, p: float, value: str, target: Tensor | None = None
+    ) -> BoundedValues:
+        """Bound all values; ``value`` is the name of those that count as outputs, ``target`` of margins to come."""
         check_size("epsilon", epsilon)
         check_order("p", p, {1, 2, math.inf})
         inputs = self._inputs(program, self._box(), x, epsilon, p)
         rounded = program.with_rounding(self.dtype, self.floats)
-        return BoundedValues.of(rounded, inputs, value, self._heads(program), method=self.method)
+        return BoundedValues.of(rounded, inputs, value, self._heads(program), method=self.method, target=target)
 
     def _nominal(self, program: Program, x: Tensor, value: str) -> Tensor:
         """Return a value of the trained network."""

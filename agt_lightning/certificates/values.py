@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agt_lightning.certificates.goals import class_indices, is_single_logit
 from agt_lightning.certificates.margins import last_linear, output_margins, single_logit_margins, substituted_margins
+from agt_lightning.domains.base import ReplayedBounds
 from agt_lightning.domains.head import HeadBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, refinement, substitution
@@ -46,6 +47,7 @@ class BoundedValues:
         heads: Mapping[str, HeadBounds],
         skip: frozenset[str] = frozenset(),
         method: Method = "ibp",
+        target: Tensor | None = None,
     ) -> BoundedValues:
         """Propagate a box through the network, and intersect with the bounds of other domains at the head's layers.
 
@@ -56,11 +58,14 @@ class BoundedValues:
             heads: bounds of other domains on the head, by name of the domain.
             skip: names of values that are not needed.
             method: how bounds are propagated.
+            target: class of each sample, integers of shape (batch,), if its `margins` will be asked for; None if not.
         """
         refine = refinement(method, program, skip, frozenset({output}))
         if not heads:
             return cls(program, propagate_forward(program, inputs, skip=skip, refine=refine), output, {}, {}, method)
         frozen = frozen_values(program, inputs, heads, skip)
+        if target is not None:
+            _foresee(program, output, frozen, heads, target)
         bounds = {name: head.bound_values(as_interval(frozen[head.head.input])) for name, head in heads.items()}
         head_values = {name: by_value for name, by_value in bounds.items() if by_value}
         within = _intersection(head_values)
@@ -121,6 +126,21 @@ def frozen_values(
     """Return bounds on all values that depend on no parameter of these heads, by name."""
     dependent = frozenset[str]().union(*(head.dependent for head in heads.values()))
     return propagate_forward(program, inputs, skip=skip | dependent)
+
+
+def _foresee(
+    program: Program, output: str, frozen: Mapping[str, Value], heads: Mapping[str, HeadBounds], target: Tensor
+) -> None:
+    """Let heads whose bounds take a replay make bounds and margins by one."""
+    last = last_linear(program, output)
+    for head in heads.values():
+        if (
+            isinstance(head, ReplayedBounds)
+            and last is not None
+            and last.name == head.head.output
+            and last.shape[1] > 1
+        ):
+            head.foresee(as_interval(frozen[head.head.input]), target)
 
 
 def _intersection(head_values: Mapping[str, Mapping[str, Interval]]) -> dict[str, Interval]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.aggregation import SampleSet
+from agt_lightning.aggregation import BatchEdits, SampleSet
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import Graph
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
@@ -54,6 +54,7 @@ class Step:
         samples: weights and poisonable samples of all micro-batches of all processes together, by rank.
         gradient: gradient of the step's loss at the module's parameters, by parameter name; not clipped.
         processes: the group that makes this step together, each process with its own micro-batches.
+        edits: the insertions and deletions of the adversary; None if it changes samples in place.
     """
 
     module: nn.Module
@@ -63,6 +64,7 @@ class Step:
     samples: SampleSet
     gradient: Mapping[str, Tensor]
     processes: ProcessGroup = SINGLE_PROCESS
+    edits: BatchEdits | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class ParameterSet(Protocol):
 
     Attributes:
         costly: whether bounds take a replay of the training. Validation in the course of a training then uses the set
-            only if its domain alone is in use.
+            only if its domain alone is in use; validation after it, by `trainer.validate`, uses every set.
     """
 
     @property
@@ -117,6 +119,19 @@ class ParameterSet(Protocol):
             names: parameter names in the module, by value name in the graph.
             module: owner of the parameters.
             dtype: floating point type to compute in.
+        """
+
+
+@runtime_checkable
+class ReplayedBounds(HeadBounds, Protocol):
+    """Bounds of a head that take a replay of the training, so that outputs and margins are asked for together."""
+
+    def foresee(self, inputs: Interval, target: Tensor) -> None:
+        """Make what `bound_values` and `margins` will be asked for, by one replay.
+
+        Args:
+            inputs: features that enter the head, (b, d).
+            target: integers (b,), of several outputs.
         """
 
 

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.aggregation import Clipping, NormClipping, bounded_descent, unbounded_descent
+from agt_lightning.aggregation import Clipping, NormClipping, bounded_descent, edited_descent, unbounded_descent
 from agt_lightning.aggregation.mean_clipping import MeanClipping, coarsest_arithmetic
 from agt_lightning.aggregation.rounded_sums import StepSums
 from agt_lightning.arithmetic.floating_point import Arithmetic
@@ -105,11 +105,12 @@ class BoxDomain(Domain[BoxStep]):
     def _sums(self, step: Step) -> StepSums:
         """Return the roundings of the run's sums over the samples of this step, in all processes."""
         types = {name: parameter.dtype for name, parameter in step.module.named_parameters()}
+        inserted = 0 if step.edits is None else step.edits.n
         factors = max(len(part.bounded.objective.reduced) for part in step.parts) if step.parts else 0
         return StepSums(
             types if self.config.floats == "run" else None,
             self.dtype,
-            len(step.samples.weights) + len(step.parts) + step.processes.size + factors,
+            len(step.samples.weights) + len(step.parts) + step.processes.size + factors + inserted,
         )
 
     def _require_finite(self, step: Step, bounds: Mapping[str, Interval]) -> None:
@@ -172,6 +173,8 @@ class BoxDomain(Domain[BoxStep]):
 
         def clipped(name: str, clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
             assert clipping is not None
+            if step.edits is not None:
+                return edited_descent(clean, step.samples, step.edits, clipping, budget, sums.arithmetic(name))
             return unbounded_descent(clean, step.samples, step.adversary.n, clipping, budget, sums.arithmetic(name))
 
         bounds: dict[str, Interval] = {}

@@ -72,16 +72,23 @@ class BoundedRuns:
         """Sets of parameters that certificates can use beside the box, by name of their domain."""
         return self.domains.parameter_sets()
 
-    def head_bounds(self, bounded: BoundedObjective) -> dict[str, HeadBounds]:
+    @property
+    def cheap_sets(self) -> dict[str, ParameterSet]:
+        """The same without costly ones, unless such a domain alone is in use: for bounds while training goes on."""
+        alone = len(self.domains.in_use) == 1
+        return {name: each for name, each in self.parameter_sets.items() if alone or not each.costly}
+
+    def head_bounds(self, bounded: BoundedObjective, sets: Mapping[str, ParameterSet]) -> dict[str, HeadBounds]:
         """Return bounds on the trained layers of a captured loss, by name of the domain.
 
-        A costly set is left out unless its domain alone is in use.
+        Args:
+            bounded: the captured loss.
+            sets: `parameter_sets`, or some of them.
         """
-        dtype, alone = self.config.dtype, len(self.domains.in_use) == 1
+        dtype = self.config.dtype
         bounds = {
             name: parameters.head_bounds(bounded.program.graph, bounded.parameters, self.module, dtype)
-            for name, parameters in self.parameter_sets.items()
-            if alone or not parameters.costly
+            for name, parameters in sets.items()
         }
         return {name: head for name, head in bounds.items() if head is not None}
 

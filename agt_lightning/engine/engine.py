@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.base import inserts_and_deletes
 from agt_lightning.adversaries.several import Adversaries, all_adversaries, describe, described, names_of
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
@@ -141,7 +142,8 @@ class AbstractGradientEngine:
             table=rules,
             named=self.config.roles,
             whole_samples=whole_samples,
-            labels_are_fixed=not whole_samples and not any(each.perturbs_labels for each in adversaries),
+            labels_are_fixed=not whole_samples
+            and not any(each.perturbs_labels or inserts_and_deletes(each) for each in adversaries),
         )
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
         self._clock = Clock()  # of the last batch
@@ -467,8 +469,8 @@ class AbstractGradientEngine:
         return self.runs[0].parameter_sets
 
     def head_bounds(self, bounded: BoundedObjective) -> dict[str, HeadBounds]:
-        """Return the bounds of the first adversary on trained layers; see `BoundedRuns.head_bounds`."""
-        return self.runs[0].head_bounds(bounded)
+        """Return the cheap bounds of the first adversary on trained layers; see `BoundedRuns.head_bounds`."""
+        return self.runs[0].head_bounds(bounded, self.runs[0].cheap_sets)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.aggregation import Clipping, SampleSet, bounded_descent, clipped_mean
+from agt_lightning.adversaries.base import inserts_and_deletes
+from agt_lightning.aggregation import BatchEdits, Clipping, SampleSet, bounded_descent, clipped_mean
 from agt_lightning.distributed import Entry, ProcessGroup
 from agt_lightning.domains import Step
 from agt_lightning.engine.duplicates import require_distinct, require_once, sample_keys
@@ -33,6 +34,7 @@ from agt_lightning.propagation.samples import (
     sample_weights,
     stacked,
 )
+from agt_lightning.propagation.sizes import SizeWeights, weights_of
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules import Value
 
@@ -87,6 +89,11 @@ class NominalPass:
     processes: ProcessGroup
     drawn_once: bool = True
 
+    @cached_property
+    def sizes(self) -> SizeWeights:
+        """Weights of samples in batches that an adversary has made larger or smaller."""
+        return SizeWeights(self.objectives)
+
     def step(self, batches: Sequence[MicroBatch], scale: float) -> tuple[Step, LocalGradients]:
         """Return the step, and the gradients of this process's samples.
 
@@ -109,9 +116,11 @@ class NominalPass:
             ]
             local = self._local(parts, [gradients for _, gradients in passes], scale)
             sums = {name: local.sum(name).lower for name in local.gradients}
+            edits = self._edits(self.adversary, parts, local.samples, scale)
         samples = all_samples(self.processes, local)
         gradient = self.processes.sum(sums)
-        return Step(self.module, self.adversary, tuple(parts), scale, samples, gradient, self.processes), local
+        step = Step(self.module, self.adversary, tuple(parts), scale, samples, gradient, self.processes, edits)
+        return step, local
 
     def against(self, step: Step, adversary: Adversary) -> Step:
         """Return a step with another adversary of the same training; what both have in common is taken over.
@@ -131,7 +140,9 @@ class NominalPass:
             )
             for part in step.parts
         ]
-        return replace(step, adversary=adversary, parts=tuple(parts))
+        with self.processes.collective_errors():
+            edits = self._edits(adversary, parts, step.samples, step.scale)
+        return replace(step, adversary=adversary, parts=tuple(parts), edits=edits)
 
     def rounded_gradient(
         self, name: str, batches: Sequence[MicroBatch], scale: float
@@ -210,6 +221,22 @@ class NominalPass:
         if not poisonable_at_all(bounded, adversary, rows):
             return None
         return PoisonedPrefix(bounded, frozen, adversary, rows, self._budget(), earlier)
+
+    def _edits(
+        self, adversary: Adversary, parts: Sequence[BoundedBatch], samples: SampleSet, scale: float
+    ) -> BatchEdits | None:
+        """Return the insertions and deletions that an adversary can make; None if it makes none."""
+        if not inserts_and_deletes(adversary):
+            return None
+        if self.processes.size > 1 or len(parts) != 1:
+            raise UncertifiableError(
+                [
+                    "Insertions and deletions are covered for steps on one batch in one process, whose samples have "
+                    'one weight. Use `accumulate_grad_batches=1` and `devices=1`, or `edits="replace"`.'
+                ]
+            )
+        changes = BatchEdits.changes(adversary.n, samples.poisonable_count)
+        return BatchEdits(adversary.n, weights_of(self.sizes(parts[0].batch, changes), scale))
 
     def _local(
         self, parts: Sequence[BoundedBatch], gradients: Sequence[Mapping[str, FactoredGradient]], scale: float

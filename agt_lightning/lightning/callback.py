@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,10 @@ class CertifiedTraining(CallbackOfBoth):
             over many steps and cheaper; ``"influence"``, for one linear layer trained by SGD on squared error if only
             labels can be poisoned, exact, and required by `CertifiedModel.certified_flips`. ``"auto"`` means all of
             these that apply; log and certificate list the others with the reason. ``"adjoint"`` must be named, together
-            with ``"ball"``: for two trained layers, it bounds each output by the worst poison for that output, far
-            tighter than the ball. Bounds of ``"influence"`` and ``"adjoint"`` take a replay of the training: certified
-            models use them always, ``agt/val_*`` only if it is in use alone.
+            with ``"ball"``: for one trained layer or two, it bounds each output by the worst poison for that output,
+            far tighter than the ball. Bounds of ``"influence"`` and ``"adjoint"`` take a replay of the training:
+            certified models and ``trainer.validate`` after training use them always, ``agt/val_*`` in the course of a
+            training only if it is in use alone.
         poisonable: which samples can be poisoned: a function from batch to a boolean mask (batch,), or the key of such
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs, for `CertifiedModel.certified_flips`, whose budget is for the
@@ -412,7 +414,9 @@ class CertifiedTraining(CallbackOfBoth):
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         certified = self._engine is not None and not trainer.sanity_checking
-        self._validating = Validation(self.engine, pl_module) if certified else None
+        training = trainer.state.fn == TrainerFn.FITTING  # while it goes on, bounds that replay it are left out
+        sets_of = attrgetter("cheap_sets" if training else "parameter_sets")
+        self._validating = Validation(self.engine, pl_module, sets_of) if certified else None
 
     @override
     def on_validation_batch_end(

@@ -19,7 +19,7 @@ from agt_lightning.errors import NOT_WHAT_IS_TRAINED, CaptureError
 from agt_lightning.lightning.hooks import hook_problems, parameter_problems, written_by_user
 from agt_lightning.lightning.life_cycle import tuning_problems
 from agt_lightning.lightning.packages import of_both
-from agt_lightning.lightning.samplers import sampler_problems
+from agt_lightning.lightning.samplers import assignment_problems, sampler_problems
 from agt_lightning.optimizers import optimizer_problems
 
 _FULL_PRECISION = ("32-true", "64-true")
@@ -46,6 +46,7 @@ def training_problems(
     """
     problems = engine.processes.union(trainer_problems(trainer, module))
     problems += sampler_problems(trainer, engine.processes)
+    problems += engine.processes.union(assignment_problems(trainer, engine.adversaries))
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
     try:
         # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.

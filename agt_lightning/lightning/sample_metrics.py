@@ -19,16 +19,18 @@ from agt_lightning.rules.values import as_interval
 _ADVICE = "The trained module itself is one of those that bounds must cover. Please report this."
 
 
-def sample_metrics(compared: Comparison, nominal: Interval, values: BoundedValues) -> Mapping[str, Tensor]:
+def sample_metrics(
+    compared: Comparison, nominal: Interval, values: BoundedValues, classes: Tensor | None
+) -> Mapping[str, Tensor]:
     """Return the metrics of each sample by name, of shape (batch,).
 
     Args:
         compared: label and prediction.
         nominal: bounds on the trained module's predictions, as wide as rounding.
         values: bounds on all values, predictions and labels among them.
+        classes: from `label_classes`.
 
     Raises:
-        MetricUndefinedError: if the labels of this batch do not fit the metric.
         UncertifiableError: if they do not fit the predictions.
         UnsoundBoundError: if the trained module does worse than the certificate allows.
     """
@@ -41,8 +43,24 @@ def sample_metrics(compared: Comparison, nominal: Interval, values: BoundedValue
     if compared.metric is Metric.SQUARED_ERROR:
         wide = (each.to(dtype=torch.float64) for each in (outputs, as_interval(target)))
         return _errors(predicted.double(), *wide)
-    classes = _classes(target, 2 if compared.metric is Metric.BINARY_ACCURACY else predicted.shape[1])
+    assert classes is not None
     return _accuracies(predicted, values, classes)
+
+
+def label_classes(compared: Comparison, target: Value, outputs: Interval) -> Tensor | None:
+    """Return the class of each sample, integers of shape (batch,); None if its label is no class.
+
+    Args:
+        compared: label and prediction.
+        target: the labels.
+        outputs: predictions.
+
+    Raises:
+        MetricUndefinedError: if the labels of this batch do not fit the metric.
+    """
+    if compared.metric is Metric.SQUARED_ERROR:
+        return None
+    return _classes(target, 2 if compared.metric is Metric.BINARY_ACCURACY else outputs.shape[1])
 
 
 def _errors(nominal: Tensor, outputs: Interval, truth: Interval) -> dict[str, Tensor]:

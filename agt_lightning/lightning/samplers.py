@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
+    DataLoader,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -25,10 +26,14 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.base import inserts_and_deletes
 from agt_lightning.distributed import ProcessGroup
+from agt_lightning.lightning.content_batches import ContentBatches
 from agt_lightning.lightning.packages import of_both
 
 _DRAW_ONCE = (
+    ContentBatches,
     SequentialSampler,
     RandomSampler,
     SubsetRandomSampler,
@@ -56,6 +61,26 @@ def sampler_problems(trainer: L.Trainer, processes: ProcessGroup) -> list[str]:
     problems = [_repetition(sampler) for sampler in _samplers(trainer)]
     local = [*filter(None, problems), *_data_set_problems(trainer), *_cycle_problems(trainer)]
     return [*processes.union(local), *_process_problems(trainer, processes)]
+
+
+def assignment_problems(trainer: L.Trainer, adversaries: Iterable[Adversary]) -> list[str]:
+    """Return why an inserted or deleted sample would move others to other batches.
+
+    A batch sampler of the user's own may assign samples by content; that it does is an assumption of the certificate.
+    """
+    if not any(map(inserts_and_deletes, adversaries)):
+        return []
+    samplers = [getattr(loader, "batch_sampler", None) for loader in _loaders(trainer) if _is_loader(loader)]
+    shifting = [sampler for sampler in samplers if sampler is None or type(sampler) is BatchSampler]
+    return [
+        "Batches are cut from a sequence of samples, in which one inserted or deleted sample moves all later ones to "
+        'other batches. With `edits="insert-delete"`, draw them by content: `DataLoader(data, batch_sampler='
+        "ContentBatches(data, batches))`, from `agt_lightning.lightning`."
+    ] * bool(shifting)
+
+
+def _is_loader(loader: object) -> bool:
+    return isinstance(loader, DataLoader)
 
 
 def draws_once(trainer: L.Trainer) -> bool:

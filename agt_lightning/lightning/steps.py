@@ -21,7 +21,14 @@ from agt_lightning.lightning.checks import training_problems
 from agt_lightning.lightning.hooks import optimizer_problems, remarks
 from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
-from agt_lightning.lightning.samplers import collates_more, draws_once, has_indices, sampler_problems, starts_again
+from agt_lightning.lightning.samplers import (
+    assignment_problems,
+    collates_more,
+    draws_once,
+    has_indices,
+    sampler_problems,
+    starts_again,
+)
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.samples import MicroBatch
@@ -190,7 +197,10 @@ class CertifiedSteps:
             return
         self._loaders = loaders
         self._expect_repeats()
-        problems = sampler_problems(self.trainer, self.engine.processes) if self._approved else []
+        if not self._approved:
+            return
+        problems = sampler_problems(self.trainer, self.engine.processes)
+        problems += self.engine.processes.union(assignment_problems(self.trainer, self.engine.adversaries))
         if problems:
             raise UncertifiableError(problems)
 

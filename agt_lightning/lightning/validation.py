@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,14 +14,18 @@ from agt_lightning.certificates.record import Weights
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.digest import tensors_digest
 from agt_lightning.distributed import ProcessGroup
+from agt_lightning.domains import ParameterSet
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.bounded_runs import BoundedRuns
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
 from agt_lightning.lightning.comparison import Comparison, MetricUndefinedError, comparison
-from agt_lightning.lightning.sample_metrics import sample_metrics
+from agt_lightning.lightning.sample_metrics import label_classes, sample_metrics
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules.values import as_interval
+
+Sets = Mapping[str, ParameterSet]
+"""Sets of parameters that certificates use beside the box, by name of their domain."""
 
 NO_METRIC = "No certified metric on the validation loader: "
 
@@ -59,6 +63,7 @@ class ValidationResults:
         weights: the weights that the results are about; None if there are no results.
         warning: why there are no results although there could be; empty otherwise.
         remark: why loss or labels have no metric; empty if they have.
+        left_out: names of domains in use whose bounds these results do without.
     """
 
     metrics: Mapping[str, float]
@@ -66,9 +71,12 @@ class ValidationResults:
     weights: Weights | None = None
     warning: str = ""
     remark: str = ""
+    left_out: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, certificates: Mapping[int, LoaderCertificate], weights: Weights) -> ValidationResults:
+    def of(
+        cls, certificates: Mapping[int, LoaderCertificate], weights: Weights, left_out: tuple[str, ...] = ()
+    ) -> ValidationResults:
         """Name the means of all loaders, by index of the loader."""
         several = len(certificates) > 1
         metrics = {
@@ -77,7 +85,7 @@ class ValidationResults:
             for name, mean in certificate.means().items()
         }
         shares = {index: certificate.domain_shares() for index, certificate in certificates.items()}
-        return cls(metrics, shares, weights)
+        return cls(metrics, shares, weights, left_out=left_out)
 
     def after(self, earlier: ValidationResults | None) -> ValidationResults:
         """Return these results, and of earlier ones those that are about the same weights and are not repeated."""
@@ -95,12 +103,15 @@ class Validation:
     Args:
         engine: keeps the captured loss, and the bounds for each adversary.
         module: that is validated.
+        sets_of: which sets of parameters certificates use beside the box, by name of their domain.
     """
 
-    def __init__(self, engine: AbstractGradientEngine, module: nn.Module) -> None:
+    def __init__(
+        self, engine: AbstractGradientEngine, module: nn.Module, sets_of: Callable[[BoundedRuns], Sets]
+    ) -> None:
         self.engine = engine
         self.module = module
-        self.certificates = tuple(AdversaryValidation(engine, runs) for runs in engine.runs)
+        self.certificates = tuple(AdversaryValidation(engine, runs, sets_of(runs)) for runs in engine.runs)
 
     def update(self, index: int, batch: object) -> None:
         """Add a batch of one loader; for an adversary for which something does not fit, add none from then on.
@@ -152,12 +163,14 @@ class TrainedBatch:
         bounded: the captured loss of such a batch.
         compared: its label and its prediction.
         nominal: bounds on the trained module's predictions, as wide as rounding.
+        classes: of the labels, integers of shape (batch,); None if they are no classes.
     """
 
     batch: object
     bounded: BoundedObjective
     compared: Comparison
     nominal: Interval
+    classes: Tensor | None
 
     @classmethod
     def of(cls, engine: AbstractGradientEngine, batch: object) -> TrainedBatch:
@@ -165,7 +178,7 @@ class TrainedBatch:
 
         Raises:
             CaptureError: if the loss cannot be captured on batches like this one.
-            MetricUndefinedError: if the loss has no metric.
+            MetricUndefinedError: if the loss has no metric, or labels do not fit it.
             UncertifiableError: if the loss has no bounds.
         """
         bounded = engine.objective(batch)
@@ -180,7 +193,9 @@ class TrainedBatch:
         points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
         rounded = bounded.rounded(dtype, engine.config.floats)
         nominal = rounded.forward(bounded.inputs(module, batch, points, dtype))
-        return cls(batch, bounded, compared, as_interval(nominal[compared.prediction]))
+        outputs = as_interval(nominal[compared.prediction])
+        classes = label_classes(compared, nominal[compared.target], outputs)
+        return cls(batch, bounded, compared, outputs, classes)
 
 
 class AdversaryValidation:
@@ -189,11 +204,13 @@ class AdversaryValidation:
     Args:
         engine: keeps the captured loss.
         runs: those of the adversary, with their bounds.
+        sets: sets of parameters beside the box.
     """
 
-    def __init__(self, engine: AbstractGradientEngine, runs: BoundedRuns) -> None:
+    def __init__(self, engine: AbstractGradientEngine, runs: BoundedRuns, sets: Sets) -> None:
         self.engine = engine
         self.runs = runs
+        self.sets = sets
         self.loaders: dict[int, LoaderCertificate] = {}
         self.problem = ""
         self.remark = ""
@@ -207,7 +224,7 @@ class AdversaryValidation:
     def update(self, index: int, trained: TrainedBatch) -> None:
         """Add a batch of one loader; note what does not fit."""
         try:
-            self.loaders.setdefault(index, LoaderCertificate(self.engine, self.runs)).update(trained)
+            self.loaders.setdefault(index, LoaderCertificate(self.engine, self.runs, self.sets)).update(trained)
         except (MetricUndefinedError, CaptureError, UncertifiableError, UnsoundBoundError) as error:
             self.note(error)
 
@@ -237,7 +254,8 @@ class AdversaryValidation:
         received = [json.loads(str(message["sums"])) for message in processes.gather({"sums": local})]
         indices = sorted({int(index) for sums in received for index in sums})
         total = {index: self._sum([sums[str(index)] for sums in received if str(index) in sums]) for index in indices}
-        return ValidationResults.of(total, weights_of(self.engine))
+        left_out = tuple(name for name in self.runs.parameter_sets if name not in self.sets)
+        return ValidationResults.of(total, weights_of(self.engine), left_out)
 
     def _sum(self, parts: Sequence[Mapping[str, Any]]) -> LoaderCertificate:
         return LoaderCertificate.sum_of(self.engine, self.runs, parts)
@@ -250,6 +268,7 @@ class LoaderCertificate:
     Args:
         engine: keeps the captured loss.
         runs: those of the adversary, with their bounds.
+        sets: sets of parameters beside the box.
         sums: sums over samples, by name of the metric.
         samples: number of samples.
         shares: sums over samples of the share that each domain decides of the bounds on outputs, by its name.
@@ -257,6 +276,7 @@ class LoaderCertificate:
 
     engine: AbstractGradientEngine
     runs: BoundedRuns
+    sets: Sets
     sums: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     shares: dict[str, float] = field(default_factory=dict)
@@ -265,7 +285,6 @@ class LoaderCertificate:
         """Add a batch.
 
         Raises:
-            MetricUndefinedError: if labels have no metric.
             UncertifiableError: if labels do not fit the predictions.
             UnsoundBoundError: if the trained module does worse than its certificate.
         """
@@ -303,7 +322,7 @@ class LoaderCertificate:
             runs: those of the adversary.
             parts: `plain` of each process.
         """
-        total = cls(engine, runs, samples=sum(part["samples"] for part in parts))
+        total = cls(engine, runs, {}, samples=sum(part["samples"] for part in parts))
         for part in parts:
             _add(total.sums, part["sums"])
             _add(total.shares, part["shares"])
@@ -316,13 +335,14 @@ class LoaderCertificate:
             bounded.rounded(engine.config.dtype, engine.config.floats).program,
             inputs,
             compared.prediction,
-            self.runs.head_bounds(bounded),
+            self.runs.head_bounds(bounded, self.sets),
             bounded.skipped,
             engine.config.method,
+            trained.classes,
         )
         size = bounded.size(trained.batch)
         _add(self.shares, {name: share * size for name, share in values.domain_shares().items()})
-        return sample_metrics(compared, trained.nominal, values)
+        return sample_metrics(compared, trained.nominal, values, trained.classes)
 
 
 def _add(sums: dict[str, float], terms: Mapping[str, float]) -> None:

@@ -8,6 +8,11 @@ from typing import Any
 from agt_lightning.certificates.record import Results, Weights
 from agt_lightning.lightning.validation import ValidationResults
 
+_LEFT_OUT = (
+    "The results of the last validation do without the bounds of {names}, which take a replay of the training. "
+    "`trainer.validate(module, loader)` after training uses them, and `save` writes the certificate anew."
+)
+
 
 class ValidationRecord:
     """The results of the last validation, tied to the weights that it was about."""
@@ -41,6 +46,7 @@ class ValidationRecord:
             return {
                 "results": Results(weights, {**metrics, **latest.metrics}),
                 "domains": {**domains, decided: latest.domain_shares},
+                "remarks": [_LEFT_OUT.format(names=", ".join(latest.left_out))] if latest.left_out else [],
             }
         missing = {"results": Results(weights, metrics), "domains": {**domains, decided: {}}}
         if latest is None or latest.weights is None:

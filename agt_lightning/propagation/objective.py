@@ -223,6 +223,11 @@ class BoundedObjective:
             0,
         )
 
+    def counts(self, samples: int) -> bool:
+        """Return whether this was recorded on so many samples, and not on those of a single sample twice."""
+        names = [name for name in self.program.graph.leaves if name in self.objective.samples]
+        return all(self.program.graph.shapes[name][:1] == (samples,) for name in names)
+
     def sample_entries(self, batch: object) -> list[Tensor]:
         """Return all that the loss reads of samples, from a batch of this structure."""
         leaves, _ = flatten(batch)

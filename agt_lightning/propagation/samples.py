@@ -85,7 +85,16 @@ def sample_weights(
         UncertifiableError: if the weight is so small that gradients underflow earlier than bounds allow for.
     """
     size = bounded.size(batch.data)
-    weight = scale * bounded.sample_weight(size)
+    weight = checked_weight(scale * bounded.sample_weight(size))
+    return torch.full((size,), weight, dtype=dtype, device=device)
+
+
+def checked_weight(weight: float) -> float:
+    """Return a weight of samples if their gradients do not underflow earlier than bounds allow for.
+
+    Raises:
+        UncertifiableError: if it is too small.
+    """
     if 0 < weight < SMALLEST_WEIGHT:
         raise UncertifiableError(
             [
@@ -94,7 +103,7 @@ def sample_weights(
                 "learning rate by as much."
             ]
         )
-    return torch.full((size,), weight, dtype=dtype, device=device)
+    return weight
 
 
 def poisonable_rows(

@@ -15,6 +15,10 @@ and gives at most one to k. ``N_ĉ − N_k`` falls by at most 2 n ≤ gap, so ``
 
 The adversary can do whatever it likes to the labels of n samples of the **whole data set**, but cannot touch features.
 
+**Insertions and deletions.** If parts are a hash of the features, an inserted or deleted sample belongs to one part as
+well, so the same number of them is certified, whatever their features; a replaced sample is two. Features must be a
+fixed map of the samples.
+
 Axis letters: ``k`` base models, ``m`` samples of the largest part, ``d`` features, ``c`` classes, ``t`` test samples.
 
 Reference:
@@ -29,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK = 500  # test samples whose votes are counted together
+_NEAREST_CHUNK = 100  # the same for votes of nearest neighbors
 
 
 def partition(features: Tensor, parts: int) -> Tensor:
@@ -44,9 +49,13 @@ def partition(features: Tensor, parts: int) -> Tensor:
     """
     if parts < 1:
         raise ValueError(f"Expected at least one part, but got {parts}.")
+    return torch.tensor([number % parts for number in _numbers(features)])
+
+
+def _numbers(features: Tensor) -> list[int]:
+    """Return a hash of each row, of 64 bits."""
     rows = features.detach().cpu().double().numpy()
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
-    return torch.tensor([int.from_bytes(digest, "little") % parts for digest in digests])
+    return [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rows]
 
 
 def train_base_models(features: Tensor, labels: Tensor, part: Tensor, parts: int, classes: int, steps: int) -> Tensor:
@@ -108,6 +117,53 @@ def votes(heads: Tensor, features: Tensor) -> Tensor:
         for chunk in with_bias(features).split(_CHUNK)
     ]
     return torch.cat(counts)
+
+
+def nearest_votes(features: Tensor, labels: Tensor, part: Tensor, parts: int, classes: int, x: Tensor) -> Tensor:
+    """Return votes like `votes`, of the sample in each part that has the largest inner product with a test point.
+
+    Among equals the one of the lower hash counts, and of the lower class: where a sample stands in the data set has no
+    part in it. A part without samples votes for class 0.
+
+    Args:
+        features: ``(samples, d)``, of unit norm.
+        labels: classes ``(samples,)``.
+        part: part of each sample, ``(samples,)``.
+        parts: number of parts k.
+        classes: number of classes c.
+        x: test points, ``(t, d)``.
+
+    Example:
+        >>> x = torch.eye(2)
+        >>> nearest_votes(x, torch.tensor([0, 1]), torch.tensor([0, 0]), 2, 2, x)
+        tensor([[2, 0],
+                [1, 1]])
+    """
+    numbers = _numbers(features)
+    order = sorted(range(len(features)), key=lambda row: (int(part[row]), numbers[row], int(labels[row])))
+    rows = torch.tensor(order, dtype=torch.int64)
+    places, there = _places(part[rows], parts)
+    ordered, own = features[rows], F.pad(labels[rows], (0, 1))
+    counts = []
+    for chunk in x.split(_NEAREST_CHUNK):
+        products = F.pad(chunk @ ordered.T, (0, 1), value=-torch.inf)[:, places]
+        nearest = places.expand_as(products).gather(2, products.argmax(dim=2, keepdim=True)).squeeze(2)
+        counts.append(F.one_hot(own[nearest].where(there, 0), classes).sum(dim=1))
+    return torch.cat(counts)
+
+
+def _places(part: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Return positions of the samples of each part ``(k, m)``, with their number for none, and which parts have some.
+
+    Args:
+        part: of each sample, in order.
+        parts: number of parts k.
+    """
+    sizes = torch.bincount(part, minlength=parts)
+    columns = torch.arange(len(part)) - (sizes.cumsum(0) - sizes)[part]
+    places = torch.full((parts, max(1, int(sizes.max()))), len(part))
+    places[part, columns] = torch.arange(len(part))
+    return places, sizes > 0
 
 
 def predicted(counts: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 from recipes.data.halfmoons import HalfMoons
 from recipes.data.household import Household
+from recipes.data.iris import Iris
+from recipes.data.magic import Magic
 from recipes.data.pneumonia import Pneumonia
 from recipes.data.scans import Scans
 from recipes.data.steering import Steering
+from recipes.data.two_moons import TwoMoons
 
-__all__ = ["HalfMoons", "Household", "Pneumonia", "Scans", "Steering"]
+__all__ = ["HalfMoons", "Household", "Iris", "Magic", "Pneumonia", "Scans", "Steering", "TwoMoons"]

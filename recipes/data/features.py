@@ -62,21 +62,29 @@ class PCA:
     Args:
         components: number of features.
         whiten: divide each feature by its standard deviation.
+        base: components of these features instead of the inputs themselves.
     """
 
     components: int
     whiten: bool = False
+    base: Features | None = None
 
     def __post_init__(self) -> None:
         _at_least_one("components", self.components)
 
-    @torch.no_grad()
-    def fit(self, inputs: Tensor) -> "Affine":
+    def fit(self, inputs: Tensor) -> "Affine | Composed":
         """Return the projection for these training inputs.
 
         Raises:
             ValueError: if the inputs have fewer dimensions than ``components``, or with ``whiten`` less rank.
         """
+        if self.base is None:
+            return self._projection(inputs)
+        base = self.base.fit(inputs)
+        return Composed(base, self._projection(base.of_training(inputs)))
+
+    @torch.no_grad()
+    def _projection(self, inputs: Tensor) -> "Affine":
         mean, covariance = _moments(inputs)
         variances, directions = (values.flip(-1) for values in torch.linalg.eigh(covariance))
         limit = int((variances > _NEGLIGIBLE * variances[0]).sum()) if self.whiten else len(variances)
@@ -109,6 +117,27 @@ class Affine(FeatureMap):
         if rows.shape[1] != len(self.mean):
             raise ValueError(f"Expected inputs with {len(self.mean)} numbers each, but got {rows.shape[1]}.")
         return (rows - self.mean.to(rows.device)) @ self.matrix.to(rows.device)
+
+
+@dataclass(frozen=True)
+class Composed(FeatureMap):
+    """``last``(``base``(x)).
+
+    Args:
+        base: the map of inputs.
+        last: the map of its features.
+    """
+
+    base: FeatureMap
+    last: FeatureMap
+
+    @override
+    def of_training(self, inputs: Tensor) -> Tensor:
+        return self.last.transform(self.base.of_training(inputs))
+
+    @override
+    def _transform(self, x: Tensor) -> Tensor:
+        return self.last.transform(self.base.transform(x))
 
 
 @dataclass(frozen=True)

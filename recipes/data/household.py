@@ -2,11 +2,9 @@
 
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
-from zipfile import BadZipFile, ZipFile
+from typing import Literal
+from zipfile import BadZipFile
 
 import lightning as L
 import numpy as np
@@ -17,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from recipes.data.archives import find_member, has_member, open_member
 from recipes.data.download import download
 from recipes.data.loader import tensor_loader
 
@@ -150,13 +149,7 @@ class Household(L.LightningDataModule):
 
 def find_file(root: Path) -> Path | None:
     """Return the text file, or the first zip with it, in ``root/household_power`` or ``root``; None if not found."""
-    for folder in (root / FOLDER, root):
-        if (folder / MEMBER).is_file():
-            return folder / MEMBER
-        for path in sorted(folder.glob("*.zip")):
-            if _has_member(path):
-                return path
-    return None
+    return find_member(root, FOLDER, MEMBER)
 
 
 def read_power_table(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -191,7 +184,7 @@ def _read_columns(path: Path) -> pd.DataFrame:
 
 
 def _parse_columns(path: Path) -> pd.DataFrame:
-    with _open_text(path) as file:
+    with open_member(path, MEMBER) as file:
         header = file.readline().decode("utf-8", errors="replace").strip().split(";")
         if header != list(COLUMNS):
             raise ValueError(
@@ -211,27 +204,9 @@ def _parse_unique(column: "pd.Series[str]", form: str) -> "pd.Series[pd.Timestam
     return column.map(dict(zip(unique, pd.to_datetime(unique, format=form), strict=True))).astype("datetime64[s]")
 
 
-@contextmanager
-def _open_text(path: Path) -> Iterator[IO[bytes]]:
-    if path.suffix != ".zip":
-        with path.open("rb") as file:
-            yield file
-        return
-    with ZipFile(path) as archive, archive.open(MEMBER) as file:
-        yield file
-
-
-def _has_member(path: Path) -> bool:
-    try:
-        with ZipFile(path) as archive:
-            return MEMBER in archive.namelist()
-    except (BadZipFile, OSError):
-        return False
-
-
 def _verify_complete(path: Path) -> None:
     """Raise ValueError unless ``path`` is a sound zip with all of UCI's rows."""
-    if not _has_member(path):
+    if not has_member(path, MEMBER):
         raise ValueError(f"Expected a zip with the member {MEMBER} from {URL}, but got something else.")
     rows = len(_read_columns(path))
     if rows != COMPLETE_ROWS:

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from typing_extensions import override
 
-from recipes.data.features import PCA, Affine, FeatureMap, Features
+from recipes.data.features import PCA, FeatureMap, Features
 
 _SCALE = 7
 """The distance to so manieth a neighbor is the scale of a point."""
@@ -90,7 +90,7 @@ class SpectralMap(FeatureMap):
     """
 
     base: FeatureMap
-    projection: Affine
+    projection: FeatureMap
     neighbors: int
     points: Tensor = field(repr=False)
     scales: Tensor = field(repr=False)
@@ -113,7 +113,7 @@ class SpectralMap(FeatureMap):
         return (mean / self.values).to(x.device)
 
 
-def _projected(base: FeatureMap, projection: Affine, inputs: Tensor) -> Tensor:
+def _projected(base: FeatureMap, projection: FeatureMap, inputs: Tensor) -> Tensor:
     return torch.cat([projection.transform(base.transform(chunk)) for chunk in inputs.split(4096)]).cpu()
 
 

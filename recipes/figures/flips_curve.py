@@ -87,13 +87,14 @@ def _named(curve: CertifiedFlips) -> str:
     return f"{curve.label}: median n = {curve.median:g}, nominal {curve.accuracy:.3f}"
 
 
-def draw_probes(folder: Path, panels: Panels, path: Path) -> Path:
+def draw_probes(folder: Path, panels: Panels, path: Path, *, ceiling: float | None = None) -> Path:
     """Draw the points of a sweep over features and steps by `draw_search`: a color for each panel.
 
     Args:
         folder: of the sweep, gathered; the points have written ``flips.csv``.
         panels: of the configuration, whose levels are numbers of steps.
         path: the file to write.
+        ceiling: the median that no classifier which treats classes alike can exceed (`recipes.baselines.ceiling`).
 
     Returns:
         ``path``.
@@ -107,16 +108,17 @@ def draw_probes(folder: Path, panels: Panels, path: Path) -> Path:
         ]
         for name, rows in rows_of_panels(folder, panels).items()
     }
-    return draw_search(found, path)
+    return draw_search(found, path, ceiling=ceiling)
 
 
-def draw_search(groups: Mapping[str, Iterable[CertifiedFlips]], path: Path) -> Path:
+def draw_search(groups: Mapping[str, Iterable[CertifiedFlips]], path: Path, *, ceiling: float | None = None) -> Path:
     """Draw accuracy against median certified flips, one point per setting: up and to the right is better.
 
     Args:
         groups: the settings that share a color, such as all with the same features, by name; each point is annotated
             with its own label.
         path: the file to write.
+        ceiling: a median to draw as a vertical line.
 
     Returns:
         ``path``.
@@ -132,6 +134,8 @@ def draw_search(groups: Mapping[str, Iterable[CertifiedFlips]], path: Path) -> P
         axes.scatter(medians, accuracies, color=color, marker=marker, label=name)
         for curve, median, accuracy in zip(curves, medians, accuracies, strict=True):
             axes.annotate(curve.label, (median, accuracy), (4, 4), textcoords="offset points", fontsize=7)
+    if ceiling is not None:
+        axes.axvline(ceiling, color="black", linestyle=":", label=f"ceiling of symmetric classifiers: {ceiling:g}")
     axes.set(xlabel="median certified flips", ylabel="nominal accuracy")
     axes.margins(x=0.18, y=0.08)
     axes.grid(alpha=0.3)

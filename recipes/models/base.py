@@ -1,14 +1,15 @@
 """The parts that the LightningModules of the recipes share: optimizer, schedule and accuracy."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import lightning as L
+import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 from typing_extensions import override
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -86,4 +87,40 @@ class MulticlassModule(ConfiguredModule):
         """Log the accuracy on the test samples, whose targets are class indices."""
         x, y = batch
         self.test_accuracy(self(x), y)
+        self.log("test/accuracy", self.test_accuracy)
+
+
+class BinaryModule(ConfiguredModule):
+    """A network with one logit, positive for class 1, trained by binary cross-entropy, in nats.
+
+    Batches are inputs, classes 0 and 1 as floating point numbers ``(batch,)``, and entries that play no part.
+
+    Args:
+        net: from inputs to logits ``(batch, 1)``.
+        optimizer: see `ConfiguredModule`.
+        scheduler: see `ConfiguredModule`.
+    """
+
+    def __init__(self, net: nn.Module, optimizer: MakeOptimizer, scheduler: MakeScheduler | None) -> None:
+        super().__init__(net, optimizer, scheduler)
+        self.test_accuracy = BinaryAccuracy()
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(batch,)``."""
+        return self.net(x).squeeze(-1)
+
+    @override
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Return the mean cross-entropy of the batch."""
+        x, y, *_ = batch
+        loss = F.binary_cross_entropy_with_logits(self(x), y)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    @override
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Log the accuracy on the test samples."""
+        x, y, *_ = batch
+        self.test_accuracy(self(x), y.int())
         self.log("test/accuracy", self.test_accuracy)

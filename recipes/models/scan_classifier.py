@@ -1,15 +1,12 @@
 """The small network for scans: two convolutions that stay as they are, and a dense head that is trained."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchmetrics.classification import BinaryAccuracy
+from torch import nn
 from typing_extensions import override
 
-from recipes.models.base import ConfiguredModule, MakeOptimizer, MakeScheduler
+from recipes.models.base import BinaryModule, MakeOptimizer, MakeScheduler
 from recipes.models.perceptron import perceptron
 
 HEAD = (3200, 100, 1)
@@ -25,7 +22,7 @@ def scan_network() -> nn.Sequential:
     return nn.Sequential(nn.Sequential(*convolutions), perceptron(HEAD, torch.float32))
 
 
-class ScanClassifier(ConfiguredModule):
+class ScanClassifier(BinaryModule):
     """`scan_network` with frozen convolutions, which classifies scans as normal or abnormal by the sign of a logit.
 
     Training starts from the network that the trainer's datamodule has trained on clean images: `recipes.data.Scans` or
@@ -46,7 +43,6 @@ class ScanClassifier(ConfiguredModule):
         net = scan_network().to(getattr(torch, dtype))
         net[0].requires_grad_(False)
         super().__init__(net, optimizer, scheduler)
-        self.test_accuracy = BinaryAccuracy()
 
     @override
     def setup(self, stage: str) -> None:
@@ -54,23 +50,3 @@ class ScanClassifier(ConfiguredModule):
         if stage == "fit":
             datamodule: Any = self.trainer.datamodule
             self.net.load_state_dict(datamodule.pretrained.network)
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(batch,)`` of images ``(batch, 1, 28, 28)`` from 0 to 1; positive means abnormal."""
-        return self.net(x).squeeze(-1)
-
-    @override
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy of the batch, in nats; entries after images and classes have no part in it."""
-        x, y, *_ = batch
-        loss = F.binary_cross_entropy_with_logits(self(x), y)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    @override
-    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Log the accuracy on the test images."""
-        x, y, *_ = batch
-        self.test_accuracy(self(x), y.int())
-        self.log("test/accuracy", self.test_accuracy)

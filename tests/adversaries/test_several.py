@@ -29,7 +29,7 @@ def test_long_settings_are_named_by_position() -> None:
 def test_settings_of_different_types_state_the_type() -> None:
     first, second = settings_that_differ([BoundedAdversary(n=1), UnboundedAdversary(n=1, kappa=0.1)])
     assert first["type"] == "BoundedAdversary"
-    assert second == {"type": "UnboundedAdversary", "kappa": 0.1, "clip": "value"}
+    assert second == {"type": "UnboundedAdversary", "kappa": 0.1, "clip": "value", "edits": "replace"}
 
 
 def test_a_single_adversary_is_described_as_before() -> None:

@@ -18,6 +18,7 @@ WRONG = {
     "kappa is a string": ({"kappa": "1"}, TypeError, r"Expected `kappa` to be a number, but got '1' \(str\)"),
     "kappa is a bool": ({"kappa": True}, TypeError, "Expected `kappa` to be a number, but got True"),
     "clip is unknown": ({"clip": "l2"}, ValueError, "Expected `clip` to be 'value' or 'norm', but got 'l2'"),
+    "edits are unknown": ({"edits": "insert"}, ValueError, "Expected `edits` to be 'replace' or 'insert-delete'"),
     "clip is None": ({"clip": None}, ValueError, "Expected `clip` to be 'value' or 'norm', but got None"),
 }
 

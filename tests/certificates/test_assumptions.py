@@ -7,12 +7,15 @@ from agt_lightning import BoundedAdversary, UnboundedAdversary
 from agt_lightning.certificates.assumptions import (
     ASSUMPTIONS,
     FLOAT_RUNS,
+    MADE_BY_CONTENT,
     NAMED_SAMPLES,
+    NO_INSERTIONS,
     OWN_OBJECTIVE,
     REAL_RUNS,
     assumptions,
 )
 
+CONDITIONAL = (NO_INSERTIONS, MADE_BY_CONTENT, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES)
 README = Path(__file__).parents[2] / "README.md"
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
 
@@ -25,18 +28,18 @@ def shown():
 
 
 def test_readme_shows_exactly_this_list():
-    listed = [*ASSUMPTIONS, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES]
+    listed = [*ASSUMPTIONS, *CONDITIONAL]
     assert shown() == [(assumption.name, assumption.sentence) for assumption in listed]
 
 
 def test_names_are_unique_and_sentences_end():
-    listed = [*ASSUMPTIONS, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES]
+    listed = [*ASSUMPTIONS, *CONDITIONAL]
     assert len({assumption.name for assumption in listed}) == len(listed)
     assert all(assumption.sentence.endswith(".") for assumption in listed)
 
 
 def test_certificates_list_what_applies():
-    always = [assumption.sentence for assumption in ASSUMPTIONS]
+    always = [assumption.sentence for assumption in (*ASSUMPTIONS, NO_INSERTIONS)]
     usual = [*always, FLOAT_RUNS.sentence]
     assert assumptions(ADVERSARY) == usual
     assert assumptions(ADVERSARY, real=True) == [*always, REAL_RUNS.sentence]
@@ -47,3 +50,11 @@ def test_certificates_list_what_applies():
 def test_an_adversary_adds_its_own():
     adversary = UnboundedAdversary(n=1, kappa=1.0)
     assert assumptions(adversary)[-1:] == list(adversary.assumptions)
+
+
+def test_insertions_replace_the_assumption_that_there_are_none():
+    adversary = UnboundedAdversary(n=1, kappa=1.0, edits="insert-delete")
+    listed = assumptions(adversary)
+    assert MADE_BY_CONTENT.sentence in listed
+    assert NO_INSERTIONS.sentence not in listed
+    assert NO_INSERTIONS.sentence in assumptions(UnboundedAdversary(n=1, kappa=1.0))

@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
+from agt_lightning.domains.adjoint import recorded_trajectory
+from agt_lightning.domains.adjoint.replay import displacements
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.02, nu=0.05)
 
@@ -36,6 +38,53 @@ def test_certified_models_use_it_and_the_certificate_names_it(fit, loader, regre
     ball = certified(tmp_path / "ball", ("ball",))
     fit(alone, loader(), ball, max_epochs=2)
     assert float(bounds.width.mean()) < float(ball.certified_model(alone).bound_forward(x).width.mean())
+
+
+def test_validation_after_training_uses_it_and_the_certificate_says_so(fit, loader, regressor, tmp_path):
+    """In the course of a training it is left out, since each validation would replay all steps."""
+    module, callback = made(regressor), certified(tmp_path)
+    trainer = fit(module, loader(), callback, val=loader(size=11), max_epochs=2)
+    during = read(tmp_path)
+    assert set(during["bounds"]["domains"]["decided_validation_bounds"]["0"]) == {"ball", "box"}
+    assert "do without the bounds of adjoint" in during["remarks"][0]
+
+    fit.trainer(callback).validate(module, loader(size=11), verbose=False)
+    callback.save(tmp_path, trainer.optimizers[0])
+    after = read(tmp_path)
+    assert after["bounds"]["domains"]["decided_validation_bounds"]["0"]["adjoint"] > 0.5
+    assert after["remarks"] == []
+    assert after["results"]["val_certified_mse"] < during["results"]["val_certified_mse"]
+    assert after["results"]["val_nominal_mse"] == during["results"]["val_nominal_mse"]
+
+
+def read(folder):
+    return json.loads((folder / "certificate.json").read_text())
+
+
+def test_predictions_margins_and_validation_of_classes_replay_the_training_once(
+    fit, loader, classifier, tmp_path, monkeypatch
+):
+    replays = []
+
+    def counted(*arguments, **settings):
+        replays.append(1)
+        return displacements(*arguments, **settings)
+
+    monkeypatch.setattr(recorded_trajectory, "displacements", counted)
+    module = made(classifier)
+    callback = CertifiedTraining(BoundedAdversary(n=1, nu=1, q=0), domains=("ball", "adjoint"))
+    fit(module, loader("class"), callback, val=loader("class", size=5))
+    assert replays == []
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    model = callback.certified_model(module)
+    certification = model.certify(x)
+    assert len(replays) == 1
+    model.margins(x, certification.label)
+    assert len(replays) == 1, "the margins of the predicted classes are kept"
+    model.margins(x, (certification.label + 1) % 3)
+    assert len(replays) == 2
+    fit.trainer(callback).validate(module, loader("class", size=5, batch_size=5), verbose=False)
+    assert len(replays) == 3
 
 
 def test_a_resumed_training_has_the_same_certificate(fit, loader, regressor, tmp_path):

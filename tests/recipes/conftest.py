@@ -15,6 +15,7 @@ from recipes.runs.tables import gather
 from recipes.train import train
 from tests.recipes.drives import write_evaluation
 from tests.recipes.scans import write_scans
+from tests.recipes.showers import shower_rows, write_showers
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,6 +92,13 @@ def oct_root(tmp_path: Path) -> Path:
 def pneumonia_root(tmp_path: Path) -> Path:
     """Folder with 60 images to train on and 12 to test, in the format of PneumoniaMNIST."""
     write_scans(tmp_path / "data" / "medmnist" / "pneumoniamnist.npz", train=60, test=12, classes=2)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def magic_root(tmp_path: Path) -> Path:
+    """Folder with 50 made showers in the format of UCI's MAGIC data."""
+    write_showers(tmp_path / "data", shower_rows(50))
     return tmp_path / "data"
 
 

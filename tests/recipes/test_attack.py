@@ -1,4 +1,6 @@
-"""The three families of attacks, small enough for seconds."""
+"""The families of attacks, small enough for seconds."""
+
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -44,6 +46,17 @@ def test_parameters_are_pushed_inside_their_bounds(attacked, household_root):
     assert set(found["kind"]) == {"attack", "bounds", "ball"}
     assert set(found["name"]) == {"clean", *PUSHES, *DOMAINS}
     redrawn(attacked, folder, "trajectories.csv")
+
+
+def test_outputs_are_pushed_inside_their_bounds(attacked, household_root):
+    folder = attacked("outputs", "debug=fast", f"data.root={household_root}")
+    assert {path.name for path in folder.iterdir()} == FILES | {"outputs.csv"}
+    found = pd.read_csv(folder / "outputs.csv")
+    assert len(found) == 2 * 2
+    order = ["lower", "attack_lower", "nominal", "attack_upper", "upper"]
+    assert all((found[a] <= found[b]).all() for a, b in pairwise(order))
+    assert (found["attack_upper"] > found["nominal"]).all()  # the attack does something
+    redrawn(attacked, folder, "outputs.csv")
 
 
 def test_a_collision_is_inside_its_bounds(attacked, household_root):

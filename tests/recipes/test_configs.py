@@ -212,6 +212,35 @@ def test_a_stand_in_has_another_name_and_folder(composed):
     assert (data.normal, data.new, data.new_share) == (0, 1, 0.65)
 
 
+def test_the_duel_on_household_has_the_settings_of_refined_agt(composed):
+    config = composed("experiment=household_refined")
+    assert instances(config.data).batch_size == 10_000
+    assert [tuple(p.shape) for p in instances(config.model).parameters()] == [(64, 11), (64,), (1, 64), (1,)]
+    assert instances(config.adversary) == BoundedAdversary(n=200, epsilon=0.01)
+    assert (config.optimizer.lr, config.scheduler.decay, config.scheduler.floor) == (0.005, 0.1, 1e-5)
+    assert (config.seed, config.trainer.max_steps) == (15, 150)
+
+
+def test_the_duel_on_magic_has_the_settings_of_refined_agt(composed):
+    full, mini = composed("experiment=magic"), composed("experiment=magic_minibatches")
+    for config in (full, mini):
+        assert instances(config.adversary) == BoundedAdversary(n=200, epsilon=0.01)
+        assert [tuple(p.shape) for p in instances(config.model).parameters()] == [(128, 10), (128,), (2, 128), (2,)]
+        assert (config.optimizer.lr, config.scheduler.decay) == (1.0, 0.6)
+    assert (full.data.batch_size, full.trainer.max_epochs) == (None, 3)
+    assert 15_216 / mini.data.batch_size * mini.trainer.max_epochs == 20
+
+
+@pytest.mark.parametrize(("experiment", "epsilon"), [("mibp_moons", 0.01), ("mibp_iris", 0.3)])
+def test_the_adversary_of_a_duel_with_mibp_cert_moves_every_sample_of_the_only_batch(composed, experiment, epsilon):
+    config = composed(f"experiment={experiment}", "seed=3")
+    data = instances(config.data)
+    data.setup()
+    ((x, _),) = data.train_dataloader()
+    assert instances(config.adversary) == BoundedAdversary(n=len(x), epsilon=epsilon)
+    assert data.seed == 3  # of samples and initial parameters alike
+
+
 def test_callbacks_hold_the_adversary_itself_not_its_config(composed):
     callbacks = instances(composed("experiment=household", "adversary=label_flips").callbacks)
     assert isinstance(callbacks["certified"], CertifiedTraining)

@@ -10,9 +10,9 @@ EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" /
 
 
 @pytest.fixture
-def data(household_root, mnist_root, drive_root, oct_root, pneumonia_root):
+def data(household_root, mnist_root, drive_root, oct_root, pneumonia_root, magic_root):
     """Folder with small files of all data sets."""
-    assert household_root == mnist_root == drive_root == oct_root == pneumonia_root
+    assert household_root == mnist_root == drive_root == oct_root == pneumonia_root == magic_root
     return household_root
 
 

@@ -3,7 +3,9 @@
 import pandas as pd
 import pytest
 
-from recipes.data.features import PCA, RandomReLU
+from recipes.data.features import PCA, RandomReLU, UnitNorm
+from recipes.data.hog import DeskewedHOG
+from recipes.data.spectral import SpectralEmbedding
 from recipes.runs.drawing import draw
 from recipes.runs.steps import recorded
 from recipes.runs.sweep import at_point
@@ -53,6 +55,20 @@ def test_panels_of_linear_probes_have_their_features(composed):
     relu = at_point(composed("sweep=linear_probe", "panel=ReLU-2000", "level=1"))
     assert [features(config) for config in (whitened, relu)] == [PCA(32, whiten=True), RandomReLU(2000, offset=0.3)]
     assert whitened.trainer.max_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("panel", "base"),
+    [
+        ("HOG-30-whitened", PCA(30, whiten=True, base=DeskewedHOG())),
+        ("Spectral-10", SpectralEmbedding(DeskewedHOG(), components=10)),
+        ("Spectral-20", SpectralEmbedding(DeskewedHOG(), components=20)),
+    ],
+)
+def test_panels_of_oriented_gradients_have_unit_rows_and_no_bias(composed, panel, base):
+    config = at_point(composed("sweep=linear_probe", f"panel={panel}", "level=0"))
+    assert features(config) == UnitNorm(base)
+    assert not config.model.bias
 
 
 def features(config):

@@ -1,4 +1,4 @@
-"""Where the adjoint domain applies: one hidden layer, a loss with a derivative everywhere, plain SGD, and the ball."""
+"""Where the adjoint domain applies: at most one hidden layer, a loss with a derivative, plain SGD, and the ball."""
 
 from __future__ import annotations
 
@@ -14,14 +14,8 @@ from agt_lightning.domains.head import HeadError
 from agt_lightning.domains.head_loss import HeadLossPattern, match_head_loss
 from agt_lightning.domains.sgd import plain_sgd_problems
 
-_LINEAR = (
-    "The adjoint domain covers heads of two trained linear layers with a ReLU between, but one layer is trained. Leave "
-    "it out: if only labels are poisoned, the domain `influence` is exact for one layer and squared error; otherwise "
-    "use `ball`."
-)
-
 _DEEP = (
-    "The adjoint domain covers heads of two trained linear layers with a ReLU between, but {layers} layers are "
+    "The adjoint domain covers heads of one trained linear layer, or two with a ReLU between, but {layers} layers are "
     "trained. Freeze all but the last two (`requires_grad_(False)`), or leave the domain out."
 )
 
@@ -63,8 +57,8 @@ def setup_problems(setup: TrainingSetup, others: Mapping[str, Domain[Any]], dtyp
 
 def _pattern_problems(pattern: HeadLossPattern) -> list[str]:
     layers, problems = len(pattern.head.layers), []
-    if layers != 2:
-        problems.append(_LINEAR if layers == 1 else _DEEP.format(layers=layers))
+    if layers > 2:
+        problems.append(_DEEP.format(layers=layers))
     if not isinstance(pattern.loss, COVERED):
         problems.append(_LOSS.format(loss="a Huber loss"))
     return problems

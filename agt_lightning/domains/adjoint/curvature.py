@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from agt_lightning.arithmetic import softmax
+from agt_lightning.arithmetic import euclidean_norm, softmax
 from agt_lightning.domains.losses import HeadLoss, LogisticLoss, SoftmaxLoss, SquaredError
 from agt_lightning.interval import Interval
 
@@ -61,3 +61,41 @@ def third_derivative(loss: HeadLoss, curvature: Tensor) -> Tensor:
         return curvature.clamp(max=loss.scale * _BERNOULLI)
     assert isinstance(loss, SquaredError)
     return torch.zeros_like(curvature)
+
+
+def third_along(loss: HeadLoss, curvature: Tensor, along: Tensor) -> Tensor:
+    """Return an upper bound on ``|∂³ℓ/∂f³[a, a, v]| / ‖a‖²`` over all a, (t, Q).
+
+    Args:
+        loss: one of `COVERED`.
+        curvature: upper bound on the second derivative over the same outputs, (t,).
+        along: v, (t, Q, K).
+
+    Reference:
+        docs/theory.md, eq. (13.22).
+
+    Example:
+        >>> third_along(SoftmaxLoss(1.0), torch.tensor([0.1]), torch.tensor([[[1.0, 1.0, 3.0]]]))
+        tensor([[0.2000]])
+    """
+    if isinstance(loss, SquaredError):
+        return torch.zeros_like(along[:, :, 0])
+    steepest = 2 * math.sqrt(2) if isinstance(loss, SoftmaxLoss) else 1.0
+    everywhere = steepest * loss.scale * _BERNOULLI * euclidean_norm(along, dim=2)
+    return torch.minimum(curvature[:, None] * spread(loss, along), everywhere)
+
+
+def spread(loss: HeadLoss, along: Tensor) -> Tensor:
+    """Return how far entries of v are apart for a softmax, or the largest size of one for a sum over outputs, (t, Q).
+
+    It bounds ``|∂³ℓ/∂f³[a, a, v]|`` by its product with the curvature and ``‖a‖²``.
+
+    Args:
+        loss: one of `COVERED`; 0 if it has no third derivative.
+        along: v, (t, Q, K).
+    """
+    if isinstance(loss, SquaredError):
+        return torch.zeros_like(along[:, :, 0])
+    if isinstance(loss, SoftmaxLoss):
+        return along.amax(dim=2) - along.amin(dim=2)
+    return along.abs().amax(dim=2)

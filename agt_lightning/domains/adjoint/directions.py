@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -13,49 +15,68 @@ from agt_lightning.domains.ball.layers import Layer
 
 @dataclass(frozen=True)
 class Directions:
-    """Directions ``c = (C₁, C₂)``; the last input of each layer is the one of its bias, zero if that is not trained.
+    """Directions ``c = (C₁, C₂)``, or C₁ alone for one layer.
 
     Args:
-        first: C₁, (Q, h, d + 1).
-        second: C₂, (Q, K, h + 1).
+        parts: an array for each layer, (Q, o, k + 1); the last input of each is the one of its bias, zero if that is
+            not trained.
     """
 
-    first: Tensor
-    second: Tensor
+    parts: tuple[Tensor, ...]
+
+    @property
+    def first(self) -> Tensor:
+        """C₁, (Q, o, d + 1)."""
+        return self.parts[0]
+
+    @property
+    def second(self) -> Tensor:
+        """C₂ of two layers, (Q, K, h + 1)."""
+        return self.parts[1]
 
     def __len__(self) -> int:
         return len(self.first)
 
     def __getitem__(self, rows: slice) -> Directions:
-        return Directions(self.first[rows], self.second[rows])
+        return Directions(tuple(part[rows] for part in self.parts))
+
+    @classmethod
+    def cat(cls, several: Sequence[Directions]) -> Directions:
+        """Return all directions of several sets."""
+        return cls(tuple(map(torch.cat, zip(*(each.parts for each in several), strict=True))))
 
     def scaled(self, factors: Tensor) -> Directions:
         """Return multiples of the directions, by factors (Q,)."""
-        return Directions(self.first * factors[:, None, None], self.second * factors[:, None, None])
+        return Directions(tuple(part * factors[:, None, None] for part in self.parts))
+
+    def less(self, other: Directions, *, kept: float, rate: float) -> Directions:
+        """Return ``kept c - rate c'`` for other directions c'."""
+        pairs = zip(self.parts, other.parts, strict=True)
+        return Directions(tuple(kept * part - rate * moved for part, moved in pairs))
 
     @property
     def norms(self) -> Tensor:
         """``‖c‖``, (Q,)."""
-        norms: Tensor = torch.hypot(
-            euclidean_norm(self.first.flatten(1), dim=1), euclidean_norm(self.second.flatten(1), dim=1)
-        )
-        return norms
+        return reduce(torch.hypot, (euclidean_norm(part.flatten(1), dim=1) for part in self.parts))
 
     @classmethod
     def of_outputs(cls, layers: tuple[Layer, ...], inputs: Tensor, rows: Tensor) -> Directions:
         """Return the gradients of combinations of outputs, ``rows · f(x)``.
 
         Args:
-            layers: two layers.
+            layers: one layer, or two with a ReLU between.
             inputs: x, (Q, d).
             rows: a combination for each, (Q, K).
         """
+        if len(layers) == 1:
+            padded = torch.nn.functional.pad(inputs, (0, 1), value=float(layers[0].trains_bias))
+            return cls((rows[:, :, None] * padded[:, None, :],))
         first, second = layers
         hidden = hidden_values(first, inputs)
         values = torch.nn.functional.pad(hidden.clamp(min=0), (0, 1), value=float(second.trains_bias))
         padded = torch.nn.functional.pad(inputs, (0, 1), value=float(first.trains_bias))
         back = (rows @ second.weight) * (hidden > 0)
-        return cls(back[:, :, None] * padded[:, None, :], rows[:, :, None] * values[:, None, :])
+        return cls((back[:, :, None] * padded[:, None, :], rows[:, :, None] * values[:, None, :]))
 
 
 def hidden_values(layer: Layer, inputs: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class AdjointStep:
     """One step of the training, ready to be recorded.
 
     Args:
-        head: the two layers.
+        head: the layers, one or two.
         loss: of one sample.
         data: samples, targets and poison of all processes.
         weights: w_i, (b,).
@@ -70,10 +70,10 @@ class AdjointDomain(Domain[AdjointStep]):
     Here the gradient of an output is carried backward through the recorded training, and each step adds the worst that
     its poison can do *along it*; the ball's radius is needed for what is of second order in the distance of the runs.
 
-    It covers two trained linear layers with a ReLU between, on anything frozen, trained by SGD without momentum on
-    squared error, binary cross entropy of logits or cross entropy, and needs the ball beside it. A training step only
-    records: 8 bytes a parameter, 16 bytes for each position of the batch, and each distinct sample once. Bounds take a
-    replay of the training, so they are computed on demand.
+    It covers one trained linear layer, or two with a ReLU between, on anything frozen, trained by SGD without momentum
+    on squared error, binary cross entropy of logits or cross entropy, and needs the ball beside it. A training step
+    only records: 8 bytes a parameter, 16 bytes for each position of the batch, and each distinct sample once. Bounds
+    take a replay of the training, so they are computed on demand.
 
     Args:
         module: at its initial parameters.
@@ -143,9 +143,8 @@ class AdjointDomain(Domain[AdjointStep]):
         Raises:
             DomainLostError: if a later step trains other layers, or starts from other parameters than those recorded.
         """
-        first, second = data.head.layers
-        names = (first.weight, first.bias, second.weight, second.bias)
-        trained = (first.trains_bias, second.trains_bias)
+        names = tuple(name for layer in data.head.layers for name in (layer.weight, layer.bias))
+        trained = tuple(layer.trains_bias for layer in data.head.layers)
         before = self._copies(names, optimizer_step.before)
         if self.recorder is None:
             self.recorder, self._loss = TrajectoryRecorder(names, trained, [before]), data.loss

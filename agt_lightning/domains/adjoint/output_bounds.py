@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.arithmetic.floating_point import Arithmetic
@@ -20,19 +22,27 @@ _PRICES = 24
 """Lagrange multipliers that are tried, each half of the one before."""
 
 
+def output_combinations(
+    layers: tuple[Layer, ...], radius: float, arithmetic: Arithmetic, inputs: Interval, rows: Tensor
+) -> OutputCombinations:
+    """Return combinations of the outputs of a head of one layer or two; arguments as for `OutputCombinations`."""
+    kind = LinearCombinations if len(layers) == 1 else OneHiddenCombinations
+    return kind(layers, radius, arithmetic, inputs, rows)
+
+
 @dataclass(frozen=True, eq=False)
-class OutputCombinations:
-    """Combinations ``v · f(x)`` of outputs after the last step.
+class OutputCombinations(ABC):
+    """Combinations ``v · f(x)`` of outputs after the last step; a subclass for each depth of the head.
 
     Args:
-        layers: both layers after the last step.
+        layers: after the last step.
         radius: R of the ball around them.
         arithmetic: of the runs; bounds are computed in float64.
         inputs: features, as runs compute them, (Q, d).
         rows: v, (Q, K).
     """
 
-    layers: tuple[Layer, Layer]
+    layers: tuple[Layer, ...]
     radius: float
     arithmetic: Arithmetic
     inputs: Interval
@@ -50,8 +60,7 @@ class OutputCombinations:
 
     @cached_property
     def _upward(self) -> float:
-        first, second = self.layers
-        return 1 + REAL.own_relative(sum(first.weight.shape) + sum(second.weight.shape) + 32)
+        return 1 + self._gamma
 
     @cached_property
     def _norm(self) -> Tensor:
@@ -65,14 +74,22 @@ class OutputCombinations:
         return norms * self._upward
 
     @cached_property
-    def _hidden(self) -> Tensor:
-        return hidden_values(self.layers[0], self.center)
+    def _gamma(self) -> float:
+        return REAL.own_relative(sum(sum(layer.weight.shape) for layer in self.layers) + 32)
 
-    @cached_property
-    def _doubt(self) -> Tensor:
-        """What rounding leaves open of h as it is computed here, (Q,)."""
-        ball = LayerBall(self.layers, 0.0, REAL)
-        return self._upward * largest_row_errors(ball, self.layers[0], self._norm, torch.zeros_like(self._norm))
+    @property
+    @abstractmethod
+    def _nominal(self) -> Tensor:
+        """``v f``, (Q,)."""
+
+    @abstractmethod
+    def _second_order(self, sign: float) -> Tensor:
+        """Bound ``s (ṽf - vf - c·δ)``, (Q,)."""
+
+    @property
+    @abstractmethod
+    def _slack(self) -> Tensor:
+        """What rounding changes here and in the forward pass of a run, and features off the center, (Q,)."""
 
     def bounds(self, displacements: Interval) -> Interval:
         """Bound the combinations over all runs, as runs compute them, (Q,).
@@ -89,12 +106,55 @@ class OutputCombinations:
         rounding = (self._upward - 1) * (nominal.abs() + up + down)
         return Interval.checked(nominal - down - rounding, nominal + up + rounding)
 
+
+@dataclass(frozen=True, eq=False)
+class LinearCombinations(OutputCombinations):
+    """Combinations of the outputs of one layer, which are linear in its parameters."""
+
     @cached_property
+    @override
+    def _nominal(self) -> Tensor:
+        return (self.rows * hidden_values(self.layers[0], self.center)).sum(dim=1)
+
+    @override
+    def _second_order(self, sign: float) -> Tensor:
+        return torch.zeros_like(self._norm)
+
+    @cached_property
+    @override
+    def _slack(self) -> Tensor:
+        (layer,) = self.layers
+        off = self._upward * euclidean_norm(self.inputs.radius, dim=1)
+        ball = LayerBall(self.layers, self.radius, self.arithmetic)
+        run = result_errors(ball, layer, self._norm + off, torch.zeros_like(off))
+        # The gradient as it is computed, along δ, and the nominal outputs.
+        gradient = 4 * self._gamma * ((layer.frobenius + self.radius) * self._norm + float(layer.offsets.norm()))
+        combined = (run + (layer.norm + self.radius) * off + gradient) * self._size
+        return self._upward * combined * 2
+
+
+@dataclass(frozen=True, eq=False)
+class OneHiddenCombinations(OutputCombinations):
+    """Combinations of the outputs of two layers."""
+
+    @cached_property
+    def _hidden(self) -> Tensor:
+        return hidden_values(self.layers[0], self.center)
+
+    @cached_property
+    def _doubt(self) -> Tensor:
+        """What rounding leaves open of h as it is computed here, (Q,)."""
+        ball = LayerBall(self.layers, 0.0, REAL)
+        return self._upward * largest_row_errors(ball, self.layers[0], self._norm, torch.zeros_like(self._norm))
+
+    @cached_property
+    @override
     def _nominal(self) -> Tensor:
         return (self.rows * hidden_values(self.layers[1], self._hidden.clamp(min=0))).sum(dim=1)
 
+    @override
     def _second_order(self, sign: float) -> Tensor:
-        """Bound ``s (ṽf - vf - c·δ)``: both layers together, and units that switch on, (Q,)."""
+        """Both layers together, and units that switch on."""
         back = (self.rows @ self.layers[1].weight).mul(sign).clamp(min=0)
         reach = self.radius * self._norm + self._doubt
         near = self._hidden.abs() <= (self._upward * reach)[:, None]
@@ -105,8 +165,8 @@ class OutputCombinations:
         return self._upward * (both + _largest_ramps(gain, distance * (2 - self._upward), self.radius))
 
     @cached_property
+    @override
     def _slack(self) -> Tensor:
-        """What rounding changes here and in the forward pass of a run, and features off the center, (Q,)."""
         first, second = self.layers
         zero, off = torch.zeros_like(self._norm), self._upward * euclidean_norm(self.inputs.radius, dim=1)
         ball = LayerBall(self.layers, self.radius, self.arithmetic)
@@ -116,11 +176,10 @@ class OutputCombinations:
         run = result_errors(ball, second, values, hidden_error)
         steepest = (first.norm + self.radius) * (second.norm + self.radius)
         # The gradient as it is computed, along δ; and slips of units whose sign is open.
-        gamma = REAL.own_relative(sum(first.weight.shape) + sum(second.weight.shape) + 32)
-        gradient = 4 * gamma * (second.frobenius + 1) * (values + self._norm) * (self.radius + 1)
+        gradient = 4 * self._gamma * (second.frobenius + 1) * (values + self._norm) * (self.radius + 1)
         count = (self._hidden.abs() <= self._doubt[:, None]).sum(dim=1)
         slips = count * self._doubt * (second.frobenius + self.radius)
-        combined = (run + steepest * off + gradient + slips + gamma * float(second.offsets.norm())) * self._size
+        combined = (run + steepest * off + gradient + slips + self._gamma * float(second.offsets.norm())) * self._size
         return self._upward * combined * 2
 
 

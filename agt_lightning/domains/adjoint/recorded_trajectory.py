@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph
 from agt_lightning.domains.adjoint.directions import Directions
-from agt_lightning.domains.adjoint.output_bounds import OutputCombinations
+from agt_lightning.domains.adjoint.output_bounds import output_combinations
 from agt_lightning.domains.adjoint.recorder import TrajectoryRecorder
 from agt_lightning.domains.adjoint.replay import displacements
 from agt_lightning.domains.head import Head, match_trained
@@ -62,10 +63,10 @@ class RecordedTrajectory:
         Raises:
             UnsoundBoundError: if the module has other parameters than the record ends in.
         """
-        first, first_bias, second, second_bias = self.recorder.names
-        biases = zip((first_bias, second_bias), self.recorder.trained, strict=True)
-        match = match_trained(graph, names, {first, second, *(name for name, trained in biases if name and trained)})
-        if match is None or [layer.weight for layer in match[0].layers] != [first, second]:
+        weights, biases = self.recorder.names[::2], self.recorder.names[1::2]
+        trained = [name for name, trains in zip(biases, self.recorder.trained, strict=True) if trains]
+        match = match_trained(graph, names, {name for name in (*weights, *trained) if name is not None})
+        if match is None or [layer.weight for layer in match[0].layers] != list(weights):
             return None
         self._require_end(module)
         return HeadTrajectory(match[0], self, match[1])
@@ -88,21 +89,31 @@ class RecordedTrajectory:
             inputs: features that enter the head, as runs compute them, (Q, d).
             rows: a combination of outputs for each, (Q, K).
         """
-        given = inputs.to(dtype=torch.float64, device=torch.device("cpu"))
-        key = blake2b(digest_size=16)
-        for tensor in (given.lower, given.upper, rows):
-            key.update(tensor.contiguous().numpy().tobytes())
-        if key.digest() not in self._found:
-            self._found[key.digest()] = self._bound(given, rows)
-        return self._found[key.digest()]
+        self.replay([(inputs, rows)])
+        return self._found[_key(inputs, rows)]
+
+    def replay(self, asked: Sequence[tuple[Interval, Tensor]]) -> None:
+        """Bound several sets of combinations by one replay, and keep them for `combinations`.
+
+        Args:
+            asked: features and combinations of each.
+        """
+        new = {_key(inputs, rows): (_in_double(inputs), rows) for inputs, rows in asked}
+        new = {key: each for key, each in new.items() if key not in self._found}
+        if not new:
+            return
+        bounds = self._bound(Interval.cat([x for x, _ in new.values()]), torch.cat([rows for _, rows in new.values()]))
+        ends = accumulate(len(rows) for _, rows in new.values())
+        for (key, (_, rows)), end in zip(new.items(), ends, strict=True):
+            self._found[key] = bounds[end - len(rows) : end]
 
     def _bound(self, inputs: Interval, rows: Tensor) -> Interval:
         layers = self.recorder.layers(-1)
-        size = max(1, _MEMORY // (16 * (layers[0].weight.numel() + layers[1].weight.numel() + 1)))
+        size = max(1, _MEMORY // (16 * (sum(layer.weight.numel() for layer in layers) + 1)))
         parts = []
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
-            outputs = OutputCombinations(
+            outputs = output_combinations(
                 layers, self.radius, Arithmetic(self.run, torch.float64), inputs[chunk], rows[chunk]
             )
             parts.append(outputs.bounds(self._displacements(outputs.directions)))
@@ -113,6 +124,17 @@ class RecordedTrajectory:
         count = len(self.recorder.entries)
         with tqdm(total=count, desc=f"{len(directions)} directions", unit="step", leave=False, disable=None) as bar:
             return displacements(steps, directions, progress=lambda _: bar.update())
+
+
+def _in_double(inputs: Interval) -> Interval:
+    return inputs.to(dtype=torch.float64, device=torch.device("cpu"))
+
+
+def _key(inputs: Interval, rows: Tensor) -> bytes:
+    given, key = _in_double(inputs), blake2b(digest_size=16)
+    for tensor in (given.lower, given.upper, rows):
+        key.update(tensor.contiguous().numpy().tobytes())
+    return key.digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,10 +157,7 @@ class HeadTrajectory:
         Args:
             inputs: features that enter the head, (b, d), as runs compute them.
         """
-        outputs = len(self.recorded.recorder.layers(-1)[1].weight)
-        rows = torch.eye(outputs, dtype=torch.float64).repeat(inputs.shape[0], 1)
-        bounds = self._combinations(inputs, rows, outputs)
-        return {self.head.output: bounds}
+        return {self.head.output: self._bounds(inputs, *self._outputs(inputs))}
 
     def margins(self, inputs: Interval, target: Tensor) -> Interval:
         """Bound ``f_target - f_k`` for every output k, (b, K); zero for the target itself.
@@ -147,18 +166,43 @@ class HeadTrajectory:
             inputs: features that enter the head, (b, d), as runs compute them.
             target: integers (b,).
         """
-        outputs = len(self.recorded.recorder.layers(-1)[1].weight)
-        label = torch.nn.functional.one_hot(target.long().cpu(), outputs).double()
-        others = ~label.bool()
-        differences = (label[:, None, :] - torch.eye(outputs, dtype=torch.float64))[others]
-        bounds = self._combinations(inputs, differences, outputs - 1)
-        lower, upper = torch.zeros_like(label), torch.zeros_like(label)
+        others = torch.ones(len(target), self._count, dtype=torch.bool).scatter(1, target.long().cpu()[:, None], False)  # noqa: FBT003
+        bounds = self._bounds(inputs, *self._differences(inputs, target))
+        lower, upper = torch.zeros(others.shape, dtype=torch.float64), torch.zeros(others.shape, dtype=torch.float64)
         lower[others], upper[others] = bounds.lower.cpu().flatten().double(), bounds.upper.cpu().flatten().double()
         return Interval.trusted(lower, upper).to(dtype=inputs.dtype, device=inputs.device)
 
-    def _combinations(self, inputs: Interval, rows: Tensor, each: int) -> Interval:
-        """Bound so many combinations of each input, (b, each)."""
-        wide = inputs.rearranged(lambda bound: bound.repeat_interleave(each, dim=0))
+    def foresee(self, inputs: Interval, target: Tensor) -> None:
+        """Bound outputs and margins by one replay, and keep them.
+
+        Args:
+            inputs: features that enter the head, (b, d), as runs compute them.
+            target: integers (b,).
+        """
+        self.recorded.replay([self._outputs(inputs), self._differences(inputs, target)])
+
+    @property
+    def _count(self) -> int:
+        """Number of outputs."""
+        return len(self.recorded.recorder.layers(-1)[-1].weight)
+
+    def _outputs(self, inputs: Interval) -> tuple[Interval, Tensor]:
+        """Every input with every output, one after another."""
+        rows = torch.eye(self._count, dtype=torch.float64).repeat(inputs.shape[0], 1)
+        return _repeated(inputs, self._count), rows
+
+    def _differences(self, inputs: Interval, target: Tensor) -> tuple[Interval, Tensor]:
+        """Every input with the target less every other output."""
+        label = torch.nn.functional.one_hot(target.long().cpu(), self._count).double()
+        differences = label[:, None, :] - torch.eye(self._count, dtype=torch.float64)
+        return _repeated(inputs, self._count - 1), differences[~label.bool()]
+
+    def _bounds(self, inputs: Interval, wide: Interval, rows: Tensor) -> Interval:
+        """Bound combinations, as many for each input, (b, each), in the inputs' type."""
         bounds = self.recorded.combinations(wide, rows)
-        shaped = bounds.rearranged(lambda bound: bound.reshape(-1, each))
+        shaped = bounds.rearranged(lambda bound: bound.reshape(inputs.shape[0], -1))
         return shaped.to(dtype=inputs.dtype, device=inputs.device)
+
+
+def _repeated(inputs: Interval, each: int) -> Interval:
+    return inputs.rearranged(lambda bound: bound.repeat_interleave(each, dim=0))

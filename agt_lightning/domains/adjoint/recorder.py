@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.domains.adjoint.geometry import StepGeometry
+from agt_lightning.domains.adjoint.linear import LinearStep
+from agt_lightning.domains.adjoint.one_hidden import OneHiddenStep
 from agt_lightning.domains.adjoint.replay import RecordedStep
 from agt_lightning.domains.adjoint.row_table import RowTable
 from agt_lightning.domains.ball.layers import Layer, LayerBall
@@ -92,7 +93,7 @@ class TrajectoryRecorder:
     It needs 8 bytes a parameter and step, 16 bytes a position of a batch, and the distinct samples once.
 
     Args:
-        names: of the parameters of both layers in the module: weight, bias, weight, bias; None where there is no bias.
+        names: of the parameters of the layers in the module, weight and bias of each; None where there is no bias.
         trained: whether each bias is trained.
 
     Attributes:
@@ -102,8 +103,8 @@ class TrajectoryRecorder:
             what the adversary can do to a batch.
     """
 
-    names: tuple[str, str | None, str, str | None]
-    trained: tuple[bool, bool]
+    names: tuple[str | None, ...]
+    trained: tuple[bool, ...]
     parameters: list[tuple[Tensor | None, ...]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     tables: dict[int, RowTable] = field(default_factory=dict)
@@ -142,14 +143,14 @@ class TrajectoryRecorder:
         """Return the record of the steps so far, to which later ones are not added."""
         return replace(self, parameters=list(self.parameters), entries=list(self.entries), tables=dict(self.tables))
 
-    def layers(self, number: int) -> tuple[Layer, Layer]:
-        """Return both layers before a step, or after the last one for -1."""
-        first, first_bias, second, second_bias = (
-            None if each is None else each.to(torch.float64) for each in self.parameters[number]
-        )
-        assert first is not None
-        assert second is not None
-        return Layer(first, first_bias, self.trained[0]), Layer(second, second_bias, self.trained[1])
+    def layers(self, number: int) -> tuple[Layer, ...]:
+        """Return the layers before a step, or after the last one for -1."""
+        values = [None if each is None else each.to(torch.float64) for each in self.parameters[number]]
+        layers = []
+        for weight, bias, trained in zip(values[::2], values[1::2], self.trained, strict=True):
+            assert weight is not None
+            layers.append(Layer(weight, bias, trained))
+        return tuple(layers)
 
     def backward(self, loss: HeadLoss, run: torch.dtype | None) -> Iterator[RecordedStep]:
         """Yield the steps, last one first.
@@ -163,7 +164,8 @@ class TrajectoryRecorder:
             entry = self.entries[number]
             radius, rate, decay, rounding, _ = entry.numbers
             ball = LayerBall(self.layers(number), radius, arithmetic)
-            yield RecordedStep(StepGeometry(ball, self._data(entry), entry.weights, loss), rate, decay, rounding)
+            kind = LinearStep if len(ball.layers) == 1 else OneHiddenStep
+            yield RecordedStep(kind(ball, self._data(entry), entry.weights, loss), rate, decay, rounding)
 
     def _data(self, entry: Entry) -> StepData:
         form = entry.form
@@ -189,16 +191,14 @@ class TrajectoryRecorder:
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> TrajectoryRecorder:
         """Return the recorder of a checkpoint, which continues as if it had not been interrupted."""
-        first, first_bias, second, second_bias = state["names"]
-        names = (first, first_bias or None, second, second_bias or None)
-        one, two = map(bool, state["trained"])
+        names = tuple(name or None for name in state["names"])
         parameters = [
             tuple(None if name is None else values for name, values in zip(names, each, strict=True))
             for each in state["parameters"]
         ]
         entries = [_entry_of(each) for each in state["entries"]]
         tables = {rows.shape[1]: RowTable.restored(rows) for rows in state["tables"]}
-        return cls(names, (one, two), parameters, entries, tables)
+        return cls(names, tuple(map(bool, state["trained"])), parameters, entries, tables)
 
 
 _TENSORS = ("poisonable", "input_error", "target_error", "half_widths", "scale")

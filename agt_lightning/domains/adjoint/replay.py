@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.adjoint.directions import Directions
-from agt_lightning.domains.adjoint.geometry import StepGeometry
-from agt_lightning.domains.adjoint.roundings import step_roundings
-from agt_lightning.domains.adjoint.step_bound import StepBound, step_back
+from agt_lightning.domains.adjoint.step import StepAnalysis
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
 
@@ -32,16 +30,25 @@ class RecordedStep:
     """One step of the training.
 
     Args:
-        geometry: the step at its nominal parameters.
+        analysis: the step at its nominal parameters.
         rate: α.
         decay: μ.
         rounding: upper bound on how far roundings move a run in this step beside the step in real arithmetic.
     """
 
-    geometry: StepGeometry
+    analysis: StepAnalysis
     rate: float
     decay: float
     rounding: float
+
+    def before(self, directions: Directions, curved: Directions) -> Directions:
+        """Return ``((1 - αμ) - αH) c``, the directions before the step.
+
+        Args:
+            directions: c.
+            curved: ``Hc``.
+        """
+        return directions.less(curved, kept=1 - self.rate * self.decay, rate=self.rate)
 
 
 def displacements(
@@ -79,16 +86,16 @@ def displacements(
 
 
 def _step(step: RecordedStep, directions: Directions, pool: ThreadPoolExecutor) -> tuple[Tensor, Directions]:
-    geometry, rate = step.geometry, step.rate
-    rounding = step_roundings(geometry, rate, step.decay)
-    _prepare(geometry)
+    analysis, rate = step.analysis, step.rate
+    rounding = analysis.roundings(rate, step.decay)
+    analysis.prepare()
     chunks = [directions[start : start + _CHUNK] for start in range(0, len(directions), _CHUNK)]
-    results: list[tuple[StepBound, Directions]] = list(pool.map(lambda chunk: step_back(geometry, chunk), chunks))
+    results = list(pool.map(analysis.back, chunks))
     bound = torch.from_numpy(np.concatenate([made.total for made, _ in results]))
-    norms = directions.norms * geometry.upward
-    off = rate * rounding.bound + step.rounding + rounding.direction * geometry.radius
-    added = geometry.upward * rate * bound + (off * norms + _UNDERFLOW)[:, None]
-    before = _moved_back(step, directions, [curved for _, curved in results])
+    norms = directions.norms * analysis.upward
+    off = rate * rounding.bound + step.rounding + rounding.direction * analysis.radius
+    added = analysis.upward * rate * bound + (off * norms + _UNDERFLOW)[:, None]
+    before = step.before(directions, Directions.cat([curved for _, curved in results]))
     if not bool(added.isfinite().all() and before.norms.isfinite().all()):
         raise UnsoundBoundError(
             "Expected finite bounds along every direction, but one is NaN or infinite. If steps are so large that "
@@ -101,16 +108,3 @@ def _powers_of_two(norms: Tensor) -> Tensor:
     """Return the power of two next to each norm, one for zero: scaling by it is exact."""
     exponents = torch.frexp(norms).exponent
     return torch.where(norms > 0, torch.ldexp(torch.ones_like(norms), exponents), 1.0)
-
-
-def _prepare(geometry: StepGeometry) -> None:
-    """Compute what all threads read."""
-    for name in ("sample_arrays", "pair_arrays", "label_arrays", "feature_arrays", "coupling", "curvature_norm"):
-        getattr(geometry, name)
-
-
-def _moved_back(step: RecordedStep, directions: Directions, curved: list[Directions]) -> Directions:
-    """``((1 - αμ) - αH) c``."""
-    first, second = (torch.cat([getattr(each, name) for each in curved]) for name in ("first", "second"))
-    kept = 1 - step.rate * step.decay
-    return Directions(kept * directions.first - step.rate * first, kept * directions.second - step.rate * second)

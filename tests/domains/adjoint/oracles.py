@@ -56,7 +56,8 @@ class Oracle:
     def slope(self, f: Tensor, y: Tensor) -> Tensor:
         kind = self.problem.form.loss
         if kind == "ce":
-            return f.softmax(dim=1) - torch.nn.functional.one_hot(y, f.shape[1])
+            share = self.problem.form.smoothing
+            return f.softmax(dim=1) - (1 - share) * torch.nn.functional.one_hot(y, f.shape[1]) - share / f.shape[1]
         return f.sigmoid() - y if kind == "bce" else f - y
 
     def hessian(self, f: Tensor) -> Tensor:
@@ -128,8 +129,9 @@ class Oracle:
         for i in problem.poisonable.tolist():
             kind, phi = problem.form.labels, self.phi[i]
             if problem.form.loss == "ce":
-                best = max(0.0, *(sign * float(phi[problem.targets[i]] - other) for other in phi))
-                size = math.sqrt(2)
+                share = 1 - problem.form.smoothing
+                best = max(0.0, *(share * sign * float(phi[problem.targets[i]] - other) for other in phi))
+                size = share * math.sqrt(2)
             elif kind == "flip":
                 q = float(2 * problem.targets[i, 0] - 1)
                 best, size = max(0.0, sign * q * float(phi[0])), 1.0

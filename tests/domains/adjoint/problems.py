@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.domains.adjoint.directions import Directions, hidden_values
-from agt_lightning.domains.adjoint.geometry import StepGeometry
+from agt_lightning.domains.adjoint.one_hidden import OneHiddenStep
 from agt_lightning.domains.ball.layers import REAL, Layer, LayerBall
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
@@ -37,6 +37,7 @@ class Form:
     doubled: bool = False  # whether a unit is exactly at zero for every sample
     close: float | None = None  # preactivation of the first unit for the first sample
     inner: bool = False  # whether directions move the first layer alone
+    smoothing: float = 0.0  # of class labels
     second_scale: float = 1.0  # of the last weight; zero leaves jumps to the movement of that weight
 
 
@@ -98,7 +99,8 @@ class Problem:
 
     @cached_property
     def loss(self):
-        return {"mse": SquaredError(0.5), "bce": LogisticLoss(1.0), "ce": SoftmaxLoss(1.0)}[self.form.loss]
+        smoothed = SoftmaxLoss(1.0, smoothing=self.form.smoothing)
+        return {"mse": SquaredError(0.5), "bce": LogisticLoss(1.0), "ce": smoothed}[self.form.loss]
 
     @cached_property
     def poisonable(self) -> Tensor:
@@ -126,7 +128,7 @@ class Problem:
         return clean.widened(self.nu) if self.form.labels else clean
 
     @cached_property
-    def geometry(self) -> StepGeometry:
+    def step_data(self) -> StepData:
         form, rows = self.form, self.poisonable
         features = None
         if form.p is not None:
@@ -135,19 +137,22 @@ class Problem:
         radius = self.nu if form.labels == "ball" else None
         labels = LabelPerturbation(self.target(rows), self.poisoned_targets(), radius)
         poison = Poison(rows, form.n, labels, features) if form.labels or features else None
-        data = StepData(Samples(self.inputs, ()), self.target(torch.arange(form.samples)), poison)
-        return StepGeometry(LayerBall(self.layers, self.radius, REAL), data, self.weights, self.loss)
+        return StepData(Samples(self.inputs, ()), self.target(torch.arange(form.samples)), poison)
+
+    @cached_property
+    def geometry(self) -> OneHiddenStep:
+        return OneHiddenStep(LayerBall(self.layers, self.radius, REAL), self.step_data, self.weights, self.loss)
 
     def directions(self, count: int) -> Directions:
         """Gradients of outputs at random points, and random directions."""
         rows = self.noise(count, self.outputs)
         found = Directions.of_outputs(self.layers, self.noise(count, self.form.features), rows)
-        other = Directions(self.noise(*found.first.shape), self.noise(*found.second.shape))
-        mixed = Directions(found.first.clone(), found.second.clone())
+        other = Directions(tuple(self.noise(*part.shape) for part in found.parts))
+        mixed = Directions((found.first.clone(), found.second.clone()))
         mixed.first[::2], mixed.second[::2] = other.first[::2], other.second[::2]
         for part, trained in ((mixed.first, self.form.biases[0]), (mixed.second, self.form.biases[1])):
             part[:, :, -1] *= trained
-        return Directions(mixed.first, 0.0 * mixed.second) if self.form.inner else mixed
+        return Directions((mixed.first, 0.0 * mixed.second)) if self.form.inner else mixed
 
     @property
     def nominal(self) -> Tensor:
@@ -169,13 +174,18 @@ class Problem:
         first, second = vector.split([units * (features + 1), self.outputs * (units + 1)], dim=-1)
         return first.unflatten(-1, (units, features + 1)), second.unflatten(-1, (self.outputs, units + 1))
 
-    def losses(self, vector: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each sample, (b,)."""
+    def outputs_of(self, vector: Tensor, inputs: Tensor) -> Tensor:
+        """f, (b, K)."""
         first, second = self.split(vector)
         hidden = inputs @ first[:, :-1].T + first[:, -1]
-        outputs = hidden.relu() @ second[:, :-1].T + second[:, -1]
+        return hidden.relu() @ second[:, :-1].T + second[:, -1]
+
+    def losses(self, vector: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each sample, (b,)."""
+        outputs = self.outputs_of(vector, inputs)
         if self.form.loss == "ce":
-            return outputs.logsumexp(dim=1) - outputs.gather(1, targets[:, None])[:, 0]
+            label, share = outputs.gather(1, targets[:, None])[:, 0], self.form.smoothing
+            return outputs.logsumexp(dim=1) - (1 - share) * label - share * outputs.mean(dim=1)
         if self.form.loss == "bce":
             return (torch.nn.functional.softplus(outputs) - targets * outputs).sum(dim=1)
         return 0.5 * (outputs - targets).square().sum(dim=1)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from agt_lightning.domains.adjoint import step_bound
-from agt_lightning.domains.adjoint.kernel import PairArrays, accumulate, nothing_found
-from agt_lightning.domains.adjoint.shares import BINS
+from agt_lightning.domains.adjoint.one_hidden import step_bound
+from agt_lightning.domains.adjoint.one_hidden.arrays import PairArrays, nothing_found
+from agt_lightning.domains.adjoint.one_hidden.kernel import accumulate
+from agt_lightning.domains.adjoint.one_hidden.shares import BINS
 from tests.domains.adjoint.one_step import Attack
 from tests.domains.adjoint.problems import Form, Problem, flat
 
@@ -24,7 +25,7 @@ def found_without(step, directions, change=lambda *arrays: arrays):
 
 
 def total(step, found):
-    parts = step_bound._worst_poison(step, found), step_bound._switches(step, found)
+    parts = step.of_the_worst(found.poison), step_bound._switches(step, found)
     return sum(parts) + step_bound._quadratic(step, found)[:, None]
 
 

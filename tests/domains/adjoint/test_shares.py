@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from agt_lightning.domains.adjoint.curvature import third_derivative
+from agt_lightning.domains.adjoint.one_hidden.shares import BINS, bin_edges, bins_of, largest_shared, switched
 from agt_lightning.domains.adjoint.output_bounds import _largest_ramps
-from agt_lightning.domains.adjoint.shares import BINS, bin_edges, bins_of, largest_shared, switched
 from agt_lightning.domains.losses import LogisticLoss, SoftmaxLoss
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from agt_lightning.domains.adjoint.roundings import step_roundings
-from agt_lightning.domains.adjoint.step_bound import step_back
+from agt_lightning.domains.adjoint.one_hidden.roundings import step_roundings
+from agt_lightning.domains.adjoint.one_hidden.step_bound import step_back
 from tests.domains.adjoint.one_step import Attack
 from tests.domains.adjoint.oracles import Oracle
 from tests.domains.adjoint.problems import Form, Problem, flat
@@ -26,6 +26,7 @@ FORMS = [
     Form("bce", None, INFINITY),
     Form("bce", "flip", 1),
     Form("ce", "flip"),
+    Form("ce", "flip", smoothing=0.4),
     Form("ce", None, 2),
     Form("ce", "flip", INFINITY, biases=(False, True)),
 ]

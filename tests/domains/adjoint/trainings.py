@@ -9,9 +9,8 @@ from torch.func import functional_call
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.domains.adjoint.output_bounds import OutputCombinations
-from agt_lightning.domains.adjoint.replay import _moved_back, displacements
-from agt_lightning.domains.adjoint.step_bound import step_back
+from agt_lightning.domains.adjoint.output_bounds import output_combinations
+from agt_lightning.domains.adjoint.replay import displacements
 from agt_lightning.interval import Interval
 from tests.engine.attacks import FEATURES, LOSSES, Attacks, data, network
 
@@ -25,7 +24,7 @@ class Case:
 
     kind: str
     adversary: BoundedAdversary
-    hidden: int = 4
+    hidden: int = 4  # none for a linear head
     rate: float = 0.05
     decay: float = 0.0
     falling: float = 0.0
@@ -48,7 +47,7 @@ class Outcome:
 def trained(case: Case, poisonable=None, loss=None):
     """An engine after certified training, its batches, and the network before."""
     torch.manual_seed(case.seed)
-    module = network(case.kind, (case.hidden,))
+    module = network(case.kind, (case.hidden,) if case.hidden else ())
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(case.scale)
@@ -91,21 +90,21 @@ def queries(case: Case):
 def combinations(recorded, x, rows):
     arithmetic = Arithmetic(recorded.run, F64)
     layers = recorded.recorder.layers(-1)
-    return OutputCombinations(layers, recorded.radius, arithmetic, Interval.point(x), rows)
+    return output_combinations(layers, recorded.radius, arithmetic, Interval.point(x), rows)
 
 
 def adjoints(recorded, directions):
     """The directions before each step and after the last one, in the order of training."""
     trail = [directions]
     for step in recorded.recorder.backward(recorded.loss, recorded.run):
-        trail.append(_moved_back(step, trail[-1], [step_back(step.geometry, trail[-1])[1]]))
+        trail.append(step.before(trail[-1], step.analysis.back(trail[-1])[1]))
     return trail[::-1]
 
 
 def by_name(directions, names):
     """A direction as tensors by parameter name, with all directions in front."""
-    first, second = directions.first, directions.second
-    return dict(zip(names, (first[:, :, :-1], first[:, :, -1], second[:, :, :-1], second[:, :, -1]), strict=True))
+    parts = (part for each in directions.parts for part in (each[:, :, :-1], each[:, :, -1]))
+    return dict(zip(names, parts, strict=True))
 
 
 def attack(case: Case, runs: int = 40, stronger: BoundedAdversary | None = None) -> Outcome:

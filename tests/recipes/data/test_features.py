@@ -35,7 +35,13 @@ def network():
     return Network()
 
 
-CHOICES = [PCA(4), PCA(4, whiten=True), RandomReLU(7), RandomReLU(7, seed=3, components=4, whiten=True)]
+CHOICES = [
+    PCA(4),
+    PCA(4, whiten=True),
+    PCA(2, base=PCA(4)),
+    RandomReLU(7),
+    RandomReLU(7, seed=3, components=4, whiten=True),
+]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=repr)
@@ -192,3 +198,12 @@ def test_modules_without_penultimate_features_are_refused(pixels):
         Penultimate(NoLinear()).fit(pixels)
     with pytest.raises(ValueError, match="Expected one row for each of 300 samples before the layer `head`"):
         Penultimate(PerPixel()).fit(pixels).transform(pixels)
+
+
+def test_components_of_features_are_those_of_their_values(pixels):
+    base = RandomReLU(7)
+    fitted = PCA(3, whiten=True, base=base).fit(pixels)
+    rows = base.fit(pixels).transform(pixels)
+    expected = PCA(3, whiten=True).fit(rows).transform(rows)
+    assert torch.allclose(fitted.transform(pixels), expected, rtol=0, atol=TOLERANCE)
+    assert torch.equal(fitted.of_training(pixels), fitted.transform(pixels))

@@ -108,6 +108,14 @@ def test_search_is_accuracy_against_median(tmp_path, figures):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("median certified flips", "nominal accuracy")
 
 
+def test_the_ceiling_is_a_line_with_its_number(tmp_path, figures):
+    draw_search({"PCA": [flips_of("2 steps")]}, tmp_path / "search.png", ceiling=7)
+    (axes,) = figures[0].axes
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == [7, 7]
+    assert line.get_label() == "ceiling of symmetric classifiers: 7"
+
+
 def test_nothing_to_draw_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected at least one curve"):
         draw_curves([], tmp_path / "figure.png")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,31 +9,12 @@ from torch import Tensor
 from agt_lightning.arithmetic import dual_norm, euclidean_norm
 from agt_lightning.arithmetic.compiled import Array as Values
 from agt_lightning.domains.adjoint.directions import Directions
-from agt_lightning.domains.adjoint.geometry import StepGeometry
-from agt_lightning.domains.adjoint.kernel import BLOCK, DirectionArrays, Found, accumulate, nothing_found
-from agt_lightning.domains.adjoint.shares import BINS, largest_shared, switched
+from agt_lightning.domains.adjoint.one_hidden.arrays import DirectionArrays, Found, nothing_found
+from agt_lightning.domains.adjoint.one_hidden.geometry import StepGeometry
+from agt_lightning.domains.adjoint.one_hidden.kernel import BLOCK, accumulate
+from agt_lightning.domains.adjoint.one_hidden.shares import BINS, largest_shared, switched
+from agt_lightning.domains.adjoint.step import StepBound
 from agt_lightning.domains.ball.layers import REAL
-
-
-@dataclass(frozen=True)
-class StepBound:
-    """Upper bounds on ``s c · (r + p)`` for s = +1 and -1, and their parts, each (Q, 2).
-
-    Args:
-        poison: of the n worst samples.
-        switches: jumps and slips of units, at first order in the movement.
-        quadratic: everything of second order and more.
-    """
-
-    poison: Values
-    switches: Values
-    quadratic: Values
-
-    @property
-    def total(self) -> Values:
-        """The sum."""
-        result: Values = self.poison + self.switches + self.quadratic
-        return result
 
 
 def step_back(step: StepGeometry, directions: Directions) -> tuple[StepBound, Directions]:
@@ -63,7 +42,7 @@ def step_back(step: StepGeometry, directions: Directions) -> tuple[StepBound, Di
         step.radius,
         found,
     )
-    bound = StepBound(_worst_poison(step, found), _switches(step, found), _quadratic(step, found)[:, None])
+    bound = StepBound(step.of_the_worst(found.poison), _switches(step, found), _quadratic(step, found)[:, None])
     return bound, _curved(step, directions, found)
 
 
@@ -104,17 +83,6 @@ def _moves(step: StepGeometry, rows: Tensor) -> Tensor:
     return torch.minimum(box, ball)
 
 
-def _worst_poison(step: StepGeometry, found: Found) -> Values:
-    """Sum of the n largest, (Q, 2)."""
-    poison, rows = step.data.poison, step.poisonable
-    if poison is None or rows is None or poison.n == 0:
-        return np.zeros(found.poison.shape[:2])
-    values = found.poison if poison.covers(found.poison.shape[2]) else found.poison[:, :, rows.numpy()]
-    count, n = values.shape[2], min(poison.n, values.shape[2])
-    largest: Values = np.partition(values, count - n, axis=2)[:, :, count - n :].sum(axis=2)
-    return largest
-
-
 def _switches(step: StepGeometry, found: Found) -> Values:
     """Jumps and slips at first order, eq. (13.9)."""
     return largest_shared(switched(found.steps, found.ramps, step.edges), step.edges)
@@ -142,4 +110,5 @@ def _curved(step: StepGeometry, directions: Directions, found: Found) -> Directi
     rows = torch.einsum("kj,qklj->qjl", second.weight, outer)
     rows += torch.einsum("qkj,kjl->qjl", directions.second[:, :, :-1], step.coupling)
     last = torch.from_numpy(found.last)
-    return Directions(rows, last if second.trains_bias else torch.nn.functional.pad(last[:, :, :-1], (0, 1)))
+    last = last if second.trains_bias else torch.nn.functional.pad(last[:, :, :-1], (0, 1))
+    return Directions((rows, last))

@@ -16,31 +16,17 @@ Reference:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from agt_lightning.domains.adjoint.curvature import third_derivative
-from agt_lightning.domains.adjoint.geometry import StepGeometry
-from agt_lightning.domains.ball.layers import REAL, LayerBall
-from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
+from agt_lightning.domains.adjoint.one_hidden.geometry import StepGeometry
+from agt_lightning.domains.adjoint.step import StepRoundings
+from agt_lightning.domains.ball.layers import REAL
 
 _TERMS = 64
 """More than the products of magnitudes in the bound of one sample."""
-
-
-@dataclass(frozen=True)
-class StepRoundings:
-    """What rounding can change, for a direction of norm one.
-
-    Args:
-        bound: of the step's bound, before the factor α.
-        direction: ``‖ε_t‖``.
-    """
-
-    bound: float
-    direction: float
 
 
 def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundings:
@@ -55,8 +41,9 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
     samples, (inputs, outputs) = len(step.weights), (first.weight.shape[1], len(second.weight))
     gamma = REAL.own_relative(samples + inputs + outputs + second.weight.shape[1] + 64)
     size, weights = _jacobian_size(step), step.weights
-    gradient_error, curvature_error, value = _own_errors(step, gamma)
-    reach = 4 * step.radius * size + 4 * step.largest_slope * step._widths
+    gradient_error, value = step.gradient_error, step.upward * step.own_unit_error
+    curvature_error = step.upward * (step.third * step.still.roundoff.output_error + gamma * step.curvature)
+    reach = 4 * step.radius * size + 4 * step.largest_slope * step.widths
     curvature = step.poisoned_curvature
     third = third_derivative(step.loss, curvature)
     pull = step.gradient_norm + step.label_change + curvature * reach + third * reach.square()
@@ -70,17 +57,9 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
 def _jacobian_size(step: StepGeometry) -> Tensor:
     """Upper bound on the magnitudes of ``Jc`` for directions of norm one, at all parameters and features, (b,)."""
     first, second = step.ball.layers
-    reach = step.norm + step._widths
+    reach = step.norm + step.widths
     values = (first.frobenius + step.radius) * reach + float(first.offsets.norm()) + 1
     return step.upward * (values + (second.frobenius + step.radius) * reach)
-
-
-def _own_errors(step: StepGeometry, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Bound the errors of g, of Λ and of the preactivations as they are computed here, (b,) each."""
-    still = OneHiddenAnalysis(LayerBall(step.ball.layers, 0.0, REAL), step.samples)
-    gradient = still.output_gradient(step.loss, step.data.target)
-    curvature_error = step.third * still.roundoff.output_error + gamma * step.curvature
-    return step.upward * gradient.error, step.upward * curvature_error, step.upward * still.unit_error
 
 
 def _doubtful(step: StepGeometry, size: Tensor, error: Tensor) -> float:

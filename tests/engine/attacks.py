@@ -65,6 +65,7 @@ class Attacks:
             flat = self.direction[name][r].view(-1)
             flat[r % len(flat)] = 1.0 if r % 2 else -1.0
         self.attack = torch.arange(count) % 4
+        self.classes = CLASSES
 
     def noise(self, shape):
         return torch.randn(shape, dtype=torch.float64, generator=self.generator)
@@ -121,7 +122,7 @@ class Attacks:
 
     def poisoned_labels(self, x, y):
         if self.kind in ("ce", "bce"):
-            kinds = range(CLASSES) if self.kind == "ce" else (0.0, 1.0)
+            kinds = range(self.classes) if self.kind == "ce" else (0.0, 1.0)
             choices = torch.stack([torch.full_like(y, value) for value in kinds])
         else:
             choices = torch.stack([y + self.adversary.nu * self.unit(self.noise(y.shape)) for _ in range(4)])

@@ -12,6 +12,7 @@ from agt_lightning.domains.adjoint.curvature import COVERED
 from agt_lightning.domains.base import Domain, TrainingSetup
 from agt_lightning.domains.head import HeadError
 from agt_lightning.domains.head_loss import HeadLossPattern, match_head_loss
+from agt_lightning.domains.losses import SoftmaxLoss
 from agt_lightning.domains.sgd import plain_sgd_problems
 
 _DEEP = (
@@ -26,7 +27,18 @@ _LOSS = (
 
 _NO_BALL = (
     "The adjoint domain needs the radius of the ball at every step. Use both, `domains=('ball', 'adjoint')`, with or "
-    "without 'box'."
+    "without 'box'; for few large steps, where the ball is of no use, `domains=('box', 'adjoint')`."
+)
+
+_OUTPUTS = (
+    "The adjoint domain with the box alone covers one output, or cross entropy of two classes, but there are {outputs} "
+    "outputs. Use `domains=('ball', 'adjoint')`."
+)
+
+
+_ONE_LAYER = (
+    "The adjoint domain with the box alone covers two trained layers, but one is trained. Use `domains=('ball', "
+    "'adjoint')`."
 )
 
 
@@ -39,7 +51,7 @@ def setup_problems(setup: TrainingSetup, others: Mapping[str, Domain[Any]], dtyp
         dtype: in which bounds are computed.
     """
     problems = []
-    if "ball" not in others:
+    if "ball" not in others and "box" not in others:
         problems.append(_NO_BALL)
     if not isinstance(setup.adversary, BoundedAdversary):
         problems.append("The adjoint domain needs a `BoundedAdversary`: clipped gradients are no gradients of a loss.")
@@ -52,6 +64,8 @@ def setup_problems(setup: TrainingSetup, others: Mapping[str, Domain[Any]], dtyp
     except HeadError as error:
         return [*problems, f"The adjoint domain does not apply: {error}."]
     problems += _pattern_problems(pattern)
+    if "ball" not in others and "box" in others:
+        problems += _scalar_problems(setup, pattern)
     return [*problems, *plain_sgd_problems("adjoint", setup, pattern.head.parameters)]
 
 
@@ -62,3 +76,11 @@ def _pattern_problems(pattern: HeadLossPattern) -> list[str]:
     if not isinstance(pattern.loss, COVERED):
         problems.append(_LOSS.format(loss="a Huber loss"))
     return problems
+
+
+def _scalar_problems(setup: TrainingSetup, pattern: HeadLossPattern) -> list[str]:
+    if len(pattern.head.layers) == 1:
+        return [_ONE_LAYER]
+    outputs = len(setup.module.get_parameter(pattern.head.layers[-1].weight))
+    pair = outputs == 2 and isinstance(pattern.loss, SoftmaxLoss)
+    return [] if outputs == 1 or pair else [_OUTPUTS.format(outputs=outputs)]

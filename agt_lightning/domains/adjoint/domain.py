@@ -12,6 +12,9 @@ from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.domains.adjoint.applicability import setup_problems
+from agt_lightning.domains.adjoint.boxed import BoxedTrajectory
+from agt_lightning.domains.adjoint.boxed.head_box import norm_of, widths_of
+from agt_lightning.domains.adjoint.boxed.recording import BoxBefore
 from agt_lightning.domains.adjoint.recorded_trajectory import RecordedTrajectory
 from agt_lightning.domains.adjoint.recorder import TrajectoryRecorder
 from agt_lightning.domains.ball.domain import BallDomain
@@ -54,6 +57,7 @@ class AdjointStep:
         data: samples, targets and poison of all processes.
         weights: w_i, (b,).
         radius: R before the step.
+        boxed: the box before the step and the size of its roundings; None if a ball is kept.
     """
 
     head: Head
@@ -61,6 +65,7 @@ class AdjointStep:
     data: StepData
     weights: Tensor
     radius: float
+    boxed: BoxBefore | None = None
 
 
 class AdjointDomain(Domain[AdjointStep]):
@@ -75,6 +80,9 @@ class AdjointDomain(Domain[AdjointStep]):
     only records: 8 bytes a parameter, 16 bytes for each position of the batch, and each distinct sample once. Bounds
     take a replay of the training, so they are computed on demand.
 
+    With the box beside it and no ball, the box stands for the ball's radius: for few large steps, and one output or the
+    cross entropy of two classes.
+
     Args:
         module: at its initial parameters.
         dtype: floating point type of the bounds' computation.
@@ -84,7 +92,7 @@ class AdjointDomain(Domain[AdjointStep]):
         recorder: the steps so far; None before the first one.
 
     Reference:
-        docs/theory.md, section 13.
+        docs/theory.md, sections 13 and 15.
     """
 
     name: ClassVar[str] = "adjoint"
@@ -98,7 +106,7 @@ class AdjointDomain(Domain[AdjointStep]):
         self.recorder: TrajectoryRecorder | None = None
         self._loss: HeadLoss | None = None
         self._others: Mapping[str, Domain[Any]] = {}
-        self._recorded: RecordedTrajectory | None = None
+        self._recorded: RecordedTrajectory | BoxedTrajectory | None = None
 
     @classmethod
     @override
@@ -108,6 +116,15 @@ class AdjointDomain(Domain[AdjointStep]):
     @override
     def join(self, family: Mapping[str, Domain[Any]]) -> None:
         self._others = family
+
+    @property
+    def _alone_with_box(self) -> bool:
+        return "ball" not in self._others and "box" in self._others
+
+    def _box(self) -> dict[str, Interval]:
+        box = self._others["box"].box()
+        assert box is not None
+        return box
 
     @property
     def _ball(self) -> BallDomain:
@@ -126,14 +143,24 @@ class AdjointDomain(Domain[AdjointStep]):
             views = [BatchView(part, match_head_loss(part.bounded), ValueBounds()) for part in step.parts]
             batches = [view.batch(step.adversary) for view in views]
         objective = views[0].objective
-        data = step_data(step, batches)
-        return AdjointStep(objective.head, objective.loss, data, step.samples.weights, self._ball.radius)
+        data, weights = step_data(step, batches), step.samples.weights
+        if not self._alone_with_box:
+            return AdjointStep(objective.head, objective.loss, data, weights, self._ball.radius)
+        boxed = BoxBefore.of(self._box(), step, objective, data, self.floats)
+        return AdjointStep(objective.head, objective.loss, data, weights, boxed.step.radius, boxed)
 
     @override
     def update(self, data: AdjointStep, optimizer_step: OptimizerStep) -> None:
         rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
         recorder = self._recorder_of(data, optimizer_step)
-        recorder.append(data.data, data.weights, (data.radius, rate, decay, self._ball.step_rounding))
+        if data.boxed is None:
+            rounding = self._ball.step_rounding
+        else:
+            _require_same_box(data.boxed, recorder)
+            after = widths_of(self._box(), recorder.names, dict(self.module.named_parameters()))
+            rounding = data.boxed.rounding(optimizer_step, rate, decay, norm_of(after))
+            recorder.widths = [*(recorder.widths or [data.boxed.widths]), after]
+        recorder.append(data.data, data.weights, (data.radius, rate, decay, rounding))
         recorder.parameters.append(self._copies(recorder.names, optimizer_step.parameters))
         self._recorded = None
 
@@ -172,10 +199,14 @@ class AdjointDomain(Domain[AdjointStep]):
         return None
 
     @override
-    def parameter_set(self) -> RecordedTrajectory | None:
+    def parameter_set(self) -> RecordedTrajectory | BoxedTrajectory | None:
         if self._recorded is None and self.recorder is not None:
             assert self._loss is not None
-            self._recorded = RecordedTrajectory(self.recorder.so_far(), self._ball.radius, self._loss, self._run)
+            so_far = self.recorder.so_far()
+            if so_far.widths:
+                self._recorded = BoxedTrajectory(so_far, self._loss, self._run)
+            else:
+                self._recorded = RecordedTrajectory(so_far, self._ball.radius, self._loss, self._run)
         return self._recorded
 
     @property
@@ -216,6 +247,16 @@ class AdjointDomain(Domain[AdjointStep]):
         self._recorded = None
         self.recorder = TrajectoryRecorder.restored(state["recorder"]) if state else None
         self._loss = _loss_of(state) if state else None
+
+
+def _require_same_box(boxed: BoxBefore, recorder: TrajectoryRecorder) -> None:
+    """Raise unless the box before a step is the recorded one, and a point before the first step."""
+    if recorder.entries and not recorder.widths:
+        raise DomainLostError("earlier steps were recorded with a ball, and this one with a box")
+    if not recorder.widths and boxed.step.radius > 0:
+        raise DomainLostError("the box is no point before the first step that is recorded")
+    if recorder.widths and not all(map(_same, boxed.widths, recorder.widths[-1])):
+        raise DomainLostError("the box has changed since the last step")
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -59,19 +59,20 @@ class OutputCombinations(ABC):
         return self.inputs.center
 
     @cached_property
-    def _upward(self) -> float:
+    def upward(self) -> float:
+        """Above the rounding of sums of numbers that are not negative."""
         return 1 + self._gamma
 
     @cached_property
     def _norm(self) -> Tensor:
         """``‖x̂‖``, (Q,)."""
-        return self._upward * with_one(euclidean_norm(self.center, dim=1), self.layers[0].trains_bias)
+        return self.upward * with_one(euclidean_norm(self.center, dim=1), self.layers[0].trains_bias)
 
     @cached_property
     def _size(self) -> Tensor:
         """``‖v‖``, (Q,)."""
         norms: Tensor = euclidean_norm(self.rows, dim=1)
-        return norms * self._upward
+        return norms * self.upward
 
     @cached_property
     def _gamma(self) -> float:
@@ -79,7 +80,7 @@ class OutputCombinations(ABC):
 
     @property
     @abstractmethod
-    def _nominal(self) -> Tensor:
+    def nominal(self) -> Tensor:
         """``v f``, (Q,)."""
 
     @abstractmethod
@@ -88,7 +89,7 @@ class OutputCombinations(ABC):
 
     @property
     @abstractmethod
-    def _slack(self) -> Tensor:
+    def slack(self) -> Tensor:
         """What rounding changes here and in the forward pass of a run, and features off the center, (Q,)."""
 
     def bounds(self, displacements: Interval) -> Interval:
@@ -100,10 +101,10 @@ class OutputCombinations(ABC):
         Reference:
             docs/theory.md, eq. (13.18) and (13.19).
         """
-        nominal, slack = self._nominal, self._slack
+        nominal, slack = self.nominal, self.slack
         up = displacements.upper + self._second_order(1.0) + slack
         down = -displacements.lower + self._second_order(-1.0) + slack
-        rounding = (self._upward - 1) * (nominal.abs() + up + down)
+        rounding = (self.upward - 1) * (nominal.abs() + up + down)
         return Interval.checked(nominal - down - rounding, nominal + up + rounding)
 
 
@@ -113,7 +114,7 @@ class LinearCombinations(OutputCombinations):
 
     @cached_property
     @override
-    def _nominal(self) -> Tensor:
+    def nominal(self) -> Tensor:
         return (self.rows * hidden_values(self.layers[0], self.center)).sum(dim=1)
 
     @override
@@ -122,15 +123,15 @@ class LinearCombinations(OutputCombinations):
 
     @cached_property
     @override
-    def _slack(self) -> Tensor:
+    def slack(self) -> Tensor:
         (layer,) = self.layers
-        off = self._upward * euclidean_norm(self.inputs.radius, dim=1)
+        off = self.upward * euclidean_norm(self.inputs.radius, dim=1)
         ball = LayerBall(self.layers, self.radius, self.arithmetic)
         run = result_errors(ball, layer, self._norm + off, torch.zeros_like(off))
         # The gradient as it is computed, along δ, and the nominal outputs.
         gradient = 4 * self._gamma * ((layer.frobenius + self.radius) * self._norm + float(layer.offsets.norm()))
         combined = (run + (layer.norm + self.radius) * off + gradient) * self._size
-        return self._upward * combined * 2
+        return self.upward * combined * 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,33 +143,33 @@ class OneHiddenCombinations(OutputCombinations):
         return hidden_values(self.layers[0], self.center)
 
     @cached_property
-    def _doubt(self) -> Tensor:
+    def doubt(self) -> Tensor:
         """What rounding leaves open of h as it is computed here, (Q,)."""
         ball = LayerBall(self.layers, 0.0, REAL)
-        return self._upward * largest_row_errors(ball, self.layers[0], self._norm, torch.zeros_like(self._norm))
+        return self.upward * largest_row_errors(ball, self.layers[0], self._norm, torch.zeros_like(self._norm))
 
     @cached_property
     @override
-    def _nominal(self) -> Tensor:
+    def nominal(self) -> Tensor:
         return (self.rows * hidden_values(self.layers[1], self._hidden.clamp(min=0))).sum(dim=1)
 
     @override
     def _second_order(self, sign: float) -> Tensor:
         """Both layers together, and units that switch on."""
         back = (self.rows @ self.layers[1].weight).mul(sign).clamp(min=0)
-        reach = self.radius * self._norm + self._doubt
-        near = self._hidden.abs() <= (self._upward * reach)[:, None]
-        gain = torch.where(near, back, 0.0) * (self._norm * self._upward)[:, None]
+        reach = self.radius * self._norm + self.doubt
+        near = self._hidden.abs() <= (self.upward * reach)[:, None]
+        gain = torch.where(near, back, 0.0) * (self._norm * self.upward)[:, None]
         least = torch.finfo(torch.float64).tiny
-        distance = (self._hidden.abs() - self._doubt[:, None]).clamp(min=0) / self._norm.clamp(min=least)[:, None]
+        distance = (self._hidden.abs() - self.doubt[:, None]).clamp(min=0) / self._norm.clamp(min=least)[:, None]
         both = self._size * self.radius**2 / 2 * self._norm
-        return self._upward * (both + _largest_ramps(gain, distance * (2 - self._upward), self.radius))
+        return self.upward * (both + _largest_ramps(gain, distance * (2 - self.upward), self.radius))
 
     @cached_property
     @override
-    def _slack(self) -> Tensor:
+    def slack(self) -> Tensor:
         first, second = self.layers
-        zero, off = torch.zeros_like(self._norm), self._upward * euclidean_norm(self.inputs.radius, dim=1)
+        zero, off = torch.zeros_like(self._norm), self.upward * euclidean_norm(self.inputs.radius, dim=1)
         ball = LayerBall(self.layers, self.radius, self.arithmetic)
         reached = self._norm + off
         values = (first.frobenius + self.radius) * reached + float(first.offsets.norm()) + self.radius + 1
@@ -177,10 +178,10 @@ class OneHiddenCombinations(OutputCombinations):
         steepest = (first.norm + self.radius) * (second.norm + self.radius)
         # The gradient as it is computed, along δ; and slips of units whose sign is open.
         gradient = 4 * self._gamma * (second.frobenius + 1) * (values + self._norm) * (self.radius + 1)
-        count = (self._hidden.abs() <= self._doubt[:, None]).sum(dim=1)
-        slips = count * self._doubt * (second.frobenius + self.radius)
+        count = (self._hidden.abs() <= self.doubt[:, None]).sum(dim=1)
+        slips = count * self.doubt * (second.frobenius + self.radius)
         combined = (run + steepest * off + gradient + slips + self._gamma * float(second.offsets.norm())) * self._size
-        return self._upward * combined * 2
+        return self.upward * combined * 2
 
 
 def _largest_ramps(gain: Tensor, distance: Tensor, radius: float) -> Tensor:

@@ -63,24 +63,8 @@ class RecordedTrajectory:
         Raises:
             UnsoundBoundError: if the module has other parameters than the record ends in.
         """
-        weights, biases = self.recorder.names[::2], self.recorder.names[1::2]
-        trained = [name for name, trains in zip(biases, self.recorder.trained, strict=True) if trains]
-        match = match_trained(graph, names, {name for name in (*weights, *trained) if name is not None})
-        if match is None or [layer.weight for layer in match[0].layers] != list(weights):
-            return None
-        self._require_end(module)
-        return HeadTrajectory(match[0], self, match[1])
-
-    def _require_end(self, module: nn.Module) -> None:
-        for name, recorded in zip(self.recorder.names, self.recorder.parameters[-1], strict=True):
-            if name is not None and recorded is not None:
-                own = module.get_parameter(name).detach().cpu()
-                if not torch.equal(own.double(), recorded.double()):
-                    raise UnsoundBoundError(
-                        f"Expected the recorded training to end in the module's parameters, but `{name}` has other "
-                        "values. Something besides the recorded steps changed it. Certify the module as training left "
-                        "it, or report it."
-                    )
+        match = match_recorded(self.recorder, graph, names, module)
+        return None if match is None else HeadTrajectory(match[0], self, match[1])
 
     def combinations(self, inputs: Interval, rows: Tensor) -> Interval:
         """Bound ``rows · f(x)`` in every run, (Q,).
@@ -206,3 +190,34 @@ class HeadTrajectory:
 
 def _repeated(inputs: Interval, each: int) -> Interval:
     return inputs.rearranged(lambda bound: bound.repeat_interleave(each, dim=0))
+
+
+def match_recorded(
+    recorder: TrajectoryRecorder, graph: Graph, names: Mapping[str, str], module: nn.Module
+) -> tuple[Head, frozenset[str]] | None:
+    """Return the recorded layers in a graph, and what is computed from them; None if the graph does not end in them.
+
+    Args:
+        recorder: the training.
+        graph: a captured graph of the module.
+        names: names of parameters in the module by value name.
+        module: owner of the parameters.
+
+    Raises:
+        UnsoundBoundError: if the module has other parameters than the record ends in.
+    """
+    weights, biases = recorder.names[::2], recorder.names[1::2]
+    trained = [name for name, trains in zip(biases, recorder.trained, strict=True) if trains]
+    match = match_trained(graph, names, {name for name in (*weights, *trained) if name is not None})
+    if match is None or [layer.weight for layer in match[0].layers] != list(weights):
+        return None
+    for name, recorded in zip(recorder.names, recorder.parameters[-1], strict=True):
+        if name is not None and recorded is not None:
+            own = module.get_parameter(name).detach().cpu()
+            if not torch.equal(own.double(), recorded.double()):
+                raise UnsoundBoundError(
+                    f"Expected the recorded training to end in the module's parameters, but `{name}` has other "
+                    "values. Something besides the recorded steps changed it. Certify the module as training left "
+                    "it, or report it."
+                )
+    return match

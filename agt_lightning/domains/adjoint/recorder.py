@@ -101,6 +101,8 @@ class TrajectoryRecorder:
         entries: the steps.
         tables: samples, with targets, labels under poison and half-widths, by how many numbers that is: it changes with
             what the adversary can do to a batch.
+        widths: how far the parameters of runs can be from these, entry by entry, before each step and after the last
+            one; none if a ball is kept instead.
     """
 
     names: tuple[str | None, ...]
@@ -108,6 +110,7 @@ class TrajectoryRecorder:
     parameters: list[tuple[Tensor | None, ...]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     tables: dict[int, RowTable] = field(default_factory=dict)
+    widths: list[tuple[Tensor | None, ...]] = field(default_factory=list)
 
     @property
     def samples(self) -> int:
@@ -141,7 +144,13 @@ class TrajectoryRecorder:
 
     def so_far(self) -> TrajectoryRecorder:
         """Return the record of the steps so far, to which later ones are not added."""
-        return replace(self, parameters=list(self.parameters), entries=list(self.entries), tables=dict(self.tables))
+        return replace(
+            self,
+            parameters=list(self.parameters),
+            entries=list(self.entries),
+            tables=dict(self.tables),
+            widths=list(self.widths),
+        )
 
     def layers(self, number: int) -> tuple[Layer, ...]:
         """Return the layers before a step, or after the last one for -1."""
@@ -186,19 +195,23 @@ class TrajectoryRecorder:
             "parameters": [[torch.empty(0) if p is None else p for p in values] for values in self.parameters],
             "entries": [_entry_state(entry) for entry in self.entries],
             "tables": [table.rows for table in self.tables.values()],
+            "widths": [[torch.empty(0) if w is None else w for w in widths] for widths in self.widths],
         }
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> TrajectoryRecorder:
         """Return the recorder of a checkpoint, which continues as if it had not been interrupted."""
         names = tuple(name or None for name in state["names"])
-        parameters = [
-            tuple(None if name is None else values for name, values in zip(names, each, strict=True))
-            for each in state["parameters"]
-        ]
+        parameters, widths = (
+            [
+                tuple(None if name is None else values for name, values in zip(names, each, strict=True))
+                for each in state.get(key, [])
+            ]
+            for key in ("parameters", "widths")
+        )
         entries = [_entry_of(each) for each in state["entries"]]
         tables = {rows.shape[1]: RowTable.restored(rows) for rows in state["tables"]}
-        return cls(names, tuple(map(bool, state["trained"])), parameters, entries, tables)
+        return cls(names, tuple(map(bool, state["trained"])), parameters, entries, tables, widths)
 
 
 _TENSORS = ("poisonable", "input_error", "target_error", "half_widths", "scale")

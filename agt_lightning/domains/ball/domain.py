@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
-from agt_lightning.arithmetic import euclidean_norm
-from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.deep import DeepAnalysis
 from agt_lightning.domains.ball.gathering import BatchView, step_data
 from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
-from agt_lightning.domains.ball.radius import StepConstants, next_radius
+from agt_lightning.domains.ball.radius import next_radius
+from agt_lightning.domains.ball.step_rounding import BallStep, nominal_rounding, update_rounding
 from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
-from agt_lightning.domains.head import Head, HeadError
+from agt_lightning.domains.head import HeadError
 from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.domains.sgd import plain_sgd_problems, plain_sgd_settings
 from agt_lightning.errors import UncertifiableError
@@ -30,14 +29,11 @@ from agt_lightning.interval import Interval
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
-from agt_lightning.rounding import Floats, accumulated_roundoff
+from agt_lightning.rounding import Floats
 from agt_lightning.rules.values import as_interval
 
 _LARGEST_RADIUS = 1e75
 """A ball this large bounds nothing of use; beyond it, powers of the radius overflow."""
-
-_ROUNDINGS = 8
-"""Roundings on the way of each term through one update."""
 
 _UPWARD = 1 + 2.0**-46
 """Above the rounding of some thirty of Python's own numbers."""
@@ -47,25 +43,6 @@ _FAILURES = (ArithmeticError, ValueError, RuntimeError, UncertifiableError)
 
 _ANALYSES: Mapping[int, type[BallAnalysis]] = {1: LinearAnalysis, 2: OneHiddenAnalysis}
 """Analysis of heads by their number of layers; `DeepAnalysis` for more."""
-
-
-@dataclass(frozen=True)
-class BallStep:
-    """Data of one step for the update of the radius.
-
-    Args:
-        head: the trained layers.
-        arithmetic: roundings of runs and bounds.
-        radius: R before the step.
-        constants: suprema over the ball.
-        gradient: of the step's loss at the nominal parameters, by parameter name.
-    """
-
-    head: Head
-    arithmetic: Arithmetic
-    radius: float
-    constants: StepConstants
-    gradient: Mapping[str, Tensor]
 
 
 class BallDomain(Domain[BallStep]):
@@ -174,9 +151,9 @@ class BallDomain(Domain[BallStep]):
         rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
         try:
             radius = next_radius(self.radius, data.constants, rate, decay)
-            nominal = _nominal_rounding(data, optimizer_step, rate, decay)
+            nominal = nominal_rounding(data, optimizer_step, rate, decay)
             radius += nominal
-            update = _update_rounding(data, optimizer_step, rate, decay, radius)
+            update = update_rounding(data, optimizer_step, rate, decay, radius)
             radius += update
         except _FAILURES as error:
             raise DomainLostError(f"its radius cannot be computed: {error}") from error
@@ -225,47 +202,3 @@ class BallDomain(Domain[BallStep]):
 def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     """Copy parameters as they are now, by name."""
     return {name: module.get_parameter(name).detach().clone() for name in names}
-
-
-def _nominal_rounding(data: BallStep, optimizer_step: OptimizerStep, rate: float, decay: float) -> float:
-    """Bound the distance between the parameters that training reached and those of its step in real arithmetic.
-
-    The ball is centered at the former; its step is proved for the latter. The distance is measured, the error of the
-    training's gradient included; that of the gradient it is measured with is part of the step's constants.
-
-    Reference:
-        docs/floats.md, eq. (B.6).
-    """
-    distances = []
-    for name in data.head.parameters:
-        exact = data.gradient[name]
-        before = optimizer_step.before[name].to(exact.dtype)
-        after = optimizer_step.parameters[name].detach().to(exact.dtype)
-        distance = euclidean_norm(after - before + rate * (exact + decay * before))
-        sizes = euclidean_norm(after) + (1 + rate * decay) * euclidean_norm(before) + rate * euclidean_norm(exact)
-        rounding = accumulated_roundoff(_ROUNDINGS, exact.dtype) * sizes
-        distances.append(float(distance + rounding) * (1 + accumulated_roundoff(exact.numel() + 8, exact.dtype)))
-    return math.hypot(*distances) * _UPWARD
-
-
-def _update_rounding(data: BallStep, optimizer_step: OptimizerStep, rate: float, decay: float, radius: float) -> float:
-    """Bound what the optimizer's own roundings add in a run whose parameters end within ``radius``.
-
-    ``θ - α (g + μ θ)`` takes one rounding of the result, and a few of the second term, with α and μ rounded.
-
-    Reference:
-        docs/floats.md, eq. (B.6).
-    """
-    arithmetic = data.arithmetic
-    if arithmetic.run is None:
-        return 0.0
-    before, after, count = 0.0, 0.0, 0
-    for name in data.head.parameters:
-        parameter = optimizer_step.parameters[name].detach()
-        count += parameter.numel()
-        before = math.hypot(before, float(euclidean_norm(optimizer_step.before[name].to(torch.float64))))
-        after = math.hypot(after, float(euclidean_norm(parameter.to(torch.float64))))
-    outward = 1 + arithmetic.own_relative(count)
-    step = rate * (data.constants.gradient + decay * (outward * before + data.radius))
-    sizes = arithmetic.run_relative(1) * (outward * after + radius) + arithmetic.run_relative(_ROUNDINGS) * step
-    return (sizes + math.sqrt(count) * arithmetic.absolute(_ROUNDINGS)) * (1 + arithmetic.run_relative(2)) * _UPWARD

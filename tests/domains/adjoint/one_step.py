@@ -106,7 +106,7 @@ class Attack:
         targets = problem.targets.expand(self.count, *problem.targets.shape)
         if kind is None:
             return targets
-        if problem.form.loss == "ce":
+        if problem.classes:
             return up.argmax(dim=2)
         if kind == "flip":
             return (up > 0).double()

@@ -24,7 +24,7 @@ F64 = torch.float64
 class Form:
     """What a problem is about."""
 
-    loss: str = "mse"
+    loss: str = "mse"  # of two outputs; mse1: of one; ce: of three classes; ce2: of two; bce
     labels: str | None = None  # box, ball or flip
     p: float | None = None  # of poisoned features
     samples: int = 6
@@ -66,7 +66,12 @@ class Problem:
     @property
     def outputs(self) -> int:
         """K."""
-        return 1 if self.form.loss == "bce" else 2 if self.form.loss == "mse" else 3
+        return {"bce": 1, "mse1": 1, "mse": 2, "ce2": 2, "ce": 3}[self.form.loss]
+
+    @property
+    def classes(self) -> bool:
+        """Whether targets are class labels."""
+        return self.form.loss in ("ce", "ce2")
 
     @cached_property
     def layers(self) -> tuple[Layer, Layer]:
@@ -91,7 +96,7 @@ class Problem:
 
     @cached_property
     def targets(self) -> Tensor:
-        if self.form.loss == "ce":
+        if self.classes:
             return torch.randint(0, self.outputs, (self.form.samples,), generator=self.generator)
         if self.form.loss == "bce":
             return (self.noise(self.form.samples, 1) > 0).double()
@@ -99,8 +104,9 @@ class Problem:
 
     @cached_property
     def loss(self):
-        smoothed = SoftmaxLoss(1.0, smoothing=self.form.smoothing)
-        return {"mse": SquaredError(0.5), "bce": LogisticLoss(1.0), "ce": smoothed}[self.form.loss]
+        if self.classes:
+            return SoftmaxLoss(1.0, smoothing=self.form.smoothing)
+        return LogisticLoss(1.0) if self.form.loss == "bce" else SquaredError(0.5)
 
     @cached_property
     def poisonable(self) -> Tensor:
@@ -115,13 +121,13 @@ class Problem:
         return widths * (0.5 + torch.rand(self.form.samples, 1, dtype=F64, generator=self.generator))
 
     def target(self, rows: Tensor):
-        if self.form.loss == "ce":
+        if self.classes:
             return ClassLabels(self.targets[rows])
         return Interval.point(self.targets[rows])
 
     def poisoned_targets(self):
         clean = self.target(self.poisonable)
-        if self.form.loss == "ce":
+        if self.classes:
             return ClassLabels(clean.index, self.form.labels == "flip")
         if self.form.labels == "flip":
             return Interval.trusted(torch.zeros_like(clean.lower), torch.ones_like(clean.lower))
@@ -183,7 +189,7 @@ class Problem:
     def losses(self, vector: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each sample, (b,)."""
         outputs = self.outputs_of(vector, inputs)
-        if self.form.loss == "ce":
+        if self.classes:
             label, share = outputs.gather(1, targets[:, None])[:, 0], self.form.smoothing
             return outputs.logsumexp(dim=1) - (1 - share) * label - share * outputs.mean(dim=1)
         if self.form.loss == "bce":

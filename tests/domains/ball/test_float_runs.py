@@ -250,11 +250,11 @@ def no_value_error(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_update(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(domain, "_update_rounding", lambda *_: 0.0)
+    patch.setattr(domain, "update_rounding", lambda *_: 0.0)
 
 
 def no_nominal_error(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(domain, "_nominal_rounding", lambda *_: 0.0)
+    patch.setattr(domain, "nominal_rounding", lambda *_: 0.0)
 
 
 FAULTS = [

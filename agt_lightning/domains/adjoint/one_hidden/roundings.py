@@ -40,9 +40,8 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
     first, second = step.ball.layers
     samples, (inputs, outputs) = len(step.weights), (first.weight.shape[1], len(second.weight))
     gamma = REAL.own_relative(samples + inputs + outputs + second.weight.shape[1] + 64)
-    size, weights = _jacobian_size(step), step.weights
-    gradient_error, value = step.gradient_error, step.upward * step.own_unit_error
-    curvature_error = step.upward * (step.third * step.still.roundoff.output_error + gamma * step.curvature)
+    size, weights = jacobian_size(step), step.weights
+    gradient_error, curvature_error, value = own_errors(step, gamma)
     reach = 4 * step.radius * size + 4 * step.largest_slope * step.widths
     curvature = step.poisoned_curvature
     third = third_derivative(step.loss, curvature)
@@ -54,12 +53,18 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
     return StepRoundings(step.upward * bound, step.upward * direction)
 
 
-def _jacobian_size(step: StepGeometry) -> Tensor:
+def jacobian_size(step: StepGeometry) -> Tensor:
     """Upper bound on the magnitudes of ``Jc`` for directions of norm one, at all parameters and features, (b,)."""
     first, second = step.ball.layers
     reach = step.norm + step.widths
     values = (first.frobenius + step.radius) * reach + float(first.offsets.norm()) + 1
     return step.upward * (values + (second.frobenius + step.radius) * reach)
+
+
+def own_errors(step: StepGeometry, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Bound the errors of g, of Λ and of the preactivations as they are computed here, (b,) each."""
+    curvature_error = step.third * step.still.roundoff.output_error + gamma * step.curvature
+    return step.gradient_error, step.upward * curvature_error, step.upward * step.own_unit_error
 
 
 def _doubtful(step: StepGeometry, size: Tensor, error: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Errors, one class for each remedy that the user has."""
 
+import re
 from collections.abc import Collection, Sequence
 
 
@@ -29,9 +30,41 @@ class UncertifiableError(AgtError):
     """
 
     def __init__(self, problems: Sequence[str], subject: str = "This training") -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(grouped(problems))
         lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(self.problems, start=1))
         super().__init__(f"{subject} cannot be certified:\n{lines}")
+
+
+_AT_A_LINE = re.compile(r"(`[^`]+`) at (\S+:\d+ `[^`]*`)(.*)", re.DOTALL)
+"""A problem of a call: the operation, the line, and what is wrong with it."""
+
+_MOST_PLACES = 4
+
+
+def grouped(problems: Sequence[str]) -> list[str]:
+    r"""Return problems with each reason once: those that differ in the line of code alone name all their lines.
+
+    Args:
+        problems: each begins with an operation and its line if it is about one.
+
+    Example:
+        >>> grouped(["`aten.sin` at a.py:1 `sin(x)` is odd.", "Set `n=1`.", "`aten.sin` at a.py:2 `sin(y)` is odd."])
+        ['`aten.sin` at a.py:1 `sin(x)`, a.py:2 `sin(y)` is odd.', 'Set `n=1`.']
+    """
+    places: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        match = _AT_A_LINE.fullmatch(problem)
+        operation, line, rest = match.groups() if match else ("", "", problem)
+        lines = places.setdefault((operation, rest), [])
+        lines += [line] if line not in lines else []
+    return [
+        f"{operation} at {_listed(lines)}{rest}" if operation else rest for (operation, rest), lines in places.items()
+    ]
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = len(lines) - _MOST_PLACES
+    return ", ".join(lines[:_MOST_PLACES]) + (f" and {more} more lines" if more > 0 else "")
 
 
 class CaptureError(AgtError):

@@ -64,8 +64,9 @@ class ClassLabels:
             wrong = self.index[(self.index < 0) | (self.index >= classes)][0].item()
             raise UncertifiableError(
                 [
-                    f"Expected class labels in 0..{classes - 1}, but got {wrong}. A label that is left out of the loss "
-                    "(`ignore_index`) changes the weight of all others: remove those samples."
+                    f"Expected class labels in 0..{classes - 1}, but got {wrong}. If it is left out of the loss "
+                    "(`ignore_index`), a changed label would change the weight of all others: with fixed labels "
+                    "(`nu=0`) give the loss the batch entry itself, without smoothing; otherwise remove those samples."
                 ]
             )
         clean = torch.nn.functional.one_hot(self.index.long(), classes).bool()

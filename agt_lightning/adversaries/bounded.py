@@ -137,7 +137,11 @@ class BoundedAdversary:
         if self.n == 0:
             return problems
         if self.perturbs_features and features == 0:
-            problems.append("`epsilon` is positive, but no floating point batch entry meets the parameters.")
+            problems.append(
+                "`epsilon` is positive, but the loss reads no feature that it can move: no batch entry of floating "
+                "point meets the parameters. Words and categories have no distance: poison labels instead, by `nu`, "
+                "and set `epsilon=0`. Numbers that are stored as integers are moved if the data set converts them."
+            )
         if not self.perturbs_labels:
             return problems
         if labels != 1:

@@ -19,6 +19,7 @@ from agt_lightning.capture.recording import Recording
 from agt_lightning.capture.recurrent import unrolled
 from agt_lightning.capture.reductions import reduced, unweighted
 from agt_lightning.capture.sameness import same_graph
+from agt_lightning.capture.shared_layers import shared_statistics
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
 from agt_lightning.errors import CaptureError
@@ -141,7 +142,8 @@ def _recorded(
             warnings.simplefilter("ignore")  # training shows the same warnings
             program = _exported(objective, tuple(leaves))
     except Exception as error:
-        raise CaptureError(_reason(error, recording, advice)) from error
+        shared = shared_statistics(module) if isinstance(error, AssertionError) else None
+        raise CaptureError(shared or _reason(error, recording, advice)) from error
     recording.require_accepted()
     graph = _live(_graph(program))
     require_known_inputs(graph)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+
+if TYPE_CHECKING:
+    from agt_lightning.capture.counted_labels import CountedLabels
 
 ITEM = "getitem"
 """Extra argument of a call to an op with several results: the index of this value among them."""
@@ -24,6 +28,9 @@ SLACK = "slack"
 
 UNDERFLOWING = "underflowing"
 """Extra argument of a log softmax, or cross entropy, that was written as a log of a softmax, which can be zero."""
+
+COUNTED_MEAN = "mean of counted labels"
+"""Extra argument of a cross entropy whose mean was split off: it divides by the labels that are not left out."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Graph:
         leaves: value name to the position of the batch tensor.
         shapes: value name to shape, for all values.
         output: name of the result.
-        masks: value name to dropout mask, in the order of drawing.
+        masks: value name to dropout mask, in the order of drawing, or to another fixed factor of each sample.
         changed: positions of batch tensors that the code changes in place; the graph computes from their values before.
         origins: value name to the tensor itself of which a constant is the value; code outside may change it.
         types: value name to type, for inputs and for values as they were recorded.
@@ -103,7 +110,7 @@ class Graph:
     leaves: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     output: str
-    masks: Mapping[str, Mask] = field(default_factory=dict)
+    masks: Mapping[str, Mask | CountedLabels] = field(default_factory=dict)
     changed: frozenset[int] = frozenset()
     origins: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, torch.dtype] = field(default_factory=dict)

@@ -29,6 +29,15 @@ IDENTITIES = frozenset(
 """Calls that return their first argument; they are dropped. `detach` is kept, since it stops gradients."""
 
 
+_FILLED = {
+    _aten.new_zeros.default: 0.0,
+    _aten.zeros_like.default: 0.0,
+    _aten.new_ones.default: 1.0,
+    _aten.ones_like.default: 1.0,
+}
+"""Calls that take shape and type of a tensor, not its numbers, and the number that they fill a new one with."""
+
+
 class GraphReader:
     """A translator of one fx graph, node by node, which inlines nested regions of `torch.no_grad`.
 
@@ -87,23 +96,33 @@ class GraphReader:
             first = next(iter(arguments.values()), None)
             if node.target in IDENTITIES and isinstance(first, Reference):
                 self.names[node] = first.name
+            elif node.target in _FILLED:
+                self._append(node, _aten.full.default, _filled(node.meta["val"], _FILLED[node.target]))
             else:
                 self._append(node, node.target, arguments)
 
     def _read_region(self, node: fx.Node, op: HigherOrderOperator) -> None:
         """Translate a block of code under a context manager; results of `torch.no_grad` have no gradient."""
         name = op.__name__
+        if name == "wrap_with_autocast" and node.args[2] is False:
+            return self._inline(node, *node.args[4:])
         if name != "wrap_with_set_grad_enabled" or (node.args[0] and self.prefix):
             raise CaptureError(
                 f"Expected code without `{name}`, which comes from automatic mixed precision, control flow or nested "
                 "gradient modes, but `training_step` has it. Remove it."
             )
-        enabled, region, *operands = node.args
+        enabled, *region = node.args
+        self._inline(node, *region)
+        if not enabled:
+            self.regions[node] = [self._detached(result) for result in self.regions[node]]
+        return None
+
+    def _inline(self, node: fx.Node, region: object, *operands: object) -> None:
+        """Translate the calls of a region as if they stood in its place."""
         assert isinstance(region, fx.Node)
         inner = getattr(self.module, str(region.target))
         reader = GraphReader(inner, self.calls, self.shapes, self.types, f"{self.prefix}{node.name}.")
-        results = reader.read([self._name(operand) for operand in operands if isinstance(operand, fx.Node)])
-        self.regions[node] = results if enabled else [self._detached(result) for result in results]
+        self.regions[node] = reader.read([self._name(operand) for operand in operands if isinstance(operand, fx.Node)])
 
     def _detached(self, name: str) -> str:
         """Append a call to `detach` on a value, and return the name of its result."""
@@ -162,6 +181,12 @@ class GraphReader:
         name, source = self._name(node), source_of(node.meta.get("stack_trace"))
         dtype, module = node.meta["val"].dtype, _module_of(node)
         self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, module))
+
+
+def _filled(like: Tensor, number: float) -> dict[str, object]:
+    """Return the arguments of `full` for a tensor of one number."""
+    arguments = {"size": list(like.shape), "fill_value": number, "dtype": like.dtype, "device": like.device}
+    return {**arguments, "layout": None, "pin_memory": None}
 
 
 def _has_fixed_shape(value: object) -> TypeGuard[Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from agt_lightning.capture.graph import Call, Graph, Reference
+from agt_lightning.capture.graph import COUNTED_MEAN, Call, Graph, Reference
 
 _aten = torch.ops.aten
 
@@ -67,7 +67,10 @@ def reduced(graph: Graph) -> Graph:
 
 def _of_samples(loss: Call, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Call:
     """Return the call without its reduction."""
-    return replace(loss, name=name, shape=_shape_of_samples(loss, shapes), arguments={**loss.arguments, "reduction": 0})
+    arguments = {**loss.arguments, "reduction": 0}
+    if loss.op is _aten.cross_entropy_loss.default and loss.arguments["reduction"] == 1:
+        arguments[COUNTED_MEAN] = True
+    return replace(loss, name=name, shape=_shape_of_samples(loss, shapes), arguments=arguments)
 
 
 def _reduction(loss: Call, values: Call) -> Call:

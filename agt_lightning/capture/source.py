@@ -15,6 +15,9 @@ import torch
 
 F = TypeVar("F", bound=Callable[..., object])
 
+LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
+"""Top-level names of Lightning: of `lightning`, and of its copy `pytorch_lightning` with what that imports."""
+
 _INTERNAL = tuple(str(Path(file).parent) + "/" for file in (torch.__file__, str(Path(__file__).parent)))
 _LIBRARIES = tuple(str(Path(str(library.__file__)).parent) + "/" for library in (logging, numpy))
 _NOT_USER = (*_INTERNAL, contextlib.__file__, *_LIBRARIES, "<frozen")

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-_FOREIGN = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "agt_lightning", "builtins", "typing")
+from agt_lightning.capture.source import LIGHTNING
+
+_FOREIGN = ("torch", *LIGHTNING, "torchmetrics", "agt_lightning", "builtins", "typing")
 
 
 @contextmanager

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from agt_lightning.capture.source import LIGHTNING
+
+_LIBRARIES = ("torch", *LIGHTNING, "copy", "agt_lightning")
+
 
 class WithheldError(Exception):
     """Something that was withheld has been looked at."""
@@ -65,7 +69,7 @@ def _class_for_libraries(self: Unknown) -> object:
     while frame is not None and frame.f_globals.get("__name__") == "abc":  # of `isinstance` with an abstract class
         frame = frame.f_back
     caller = "" if frame is None else str(frame.f_globals.get("__name__"))
-    return Unknown if caller.partition(".")[0] in ("torch", "lightning", "copy", "agt_lightning") else _look(self)
+    return Unknown if caller.partition(".")[0] in _LIBRARIES else _look(self)
 
 
 class Unknown(Withheld):

@@ -25,7 +25,7 @@ from agt_lightning.certificates.phases import (
     in_all_phases,
 )
 
-PACKAGES = ("agt-lightning", "torch", "lightning", "torchmetrics", "numpy")
+PACKAGES = ("agt-lightning", "torch", "lightning", "pytorch-lightning", "torchmetrics", "numpy")
 
 _SETTINGS = (bool, int, float, str, tuple, torch.Tensor)
 """Types of an optimizer's settings that a certificate states."""

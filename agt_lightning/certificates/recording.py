@@ -53,6 +53,12 @@ def record_forward(module: nn.Module, x: Tensor, output: str | int | None = None
     except CaptureError as error:
         if refusals:
             raise refusals[0] from None
+        if isinstance(error.__cause__, NotImplementedError) and "forward" in str(error.__cause__):
+            problem = (
+                f"Expected outputs of `forward`, but there is none: {error.__cause__}. Give the module a method "
+                "`forward(self, x)` that returns the outputs to certify; training does not need it."
+            )
+            raise UncertifiableError([problem], SUBJECT) from error
         raise error
 
 

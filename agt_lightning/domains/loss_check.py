@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.capture import Call, Graph, reached
-from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, map_references
+from agt_lightning.capture.graph import COUNTED_MEAN, SATURATING, UNDERFLOWING, map_references
 from agt_lightning.domains.losses import HeadLoss, SoftmaxLoss
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.propagation.objective import BoundedObjective
@@ -148,7 +148,7 @@ def _run(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     filled = {
         name: map_references(argument, lambda reference: values[reference.name])
         for name, argument in call.arguments.items()
-        if name not in (SATURATING, UNDERFLOWING)
+        if name not in (SATURATING, UNDERFLOWING, COUNTED_MEAN)
     }
     if filled.get("dtype") is not None and call.dtype.is_floating_point:
         filled["dtype"] = torch.float64

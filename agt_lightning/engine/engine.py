@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.base import inserts_and_deletes
 from agt_lightning.adversaries.several import Adversaries, all_adversaries, describe, described, names_of
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
@@ -135,8 +136,15 @@ class AbstractGradientEngine:
         self.stated: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
         whole_samples = self.adversary.sample_clipping is not None
-        named = self.config.roles
-        record = partial(BoundedObjective.of, loss=loss, table=rules, named=named, whole_samples=whole_samples)
+        record = partial(
+            BoundedObjective.of,
+            loss=loss,
+            table=rules,
+            named=self.config.roles,
+            whole_samples=whole_samples,
+            labels_are_fixed=not whole_samples
+            and not any(each.perturbs_labels or inserts_and_deletes(each) for each in adversaries),
+        )
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
         self._clock = Clock()  # of the last batch
         self._tried = 0  # kinds of batches and times whose step was asked about

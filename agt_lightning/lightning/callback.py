@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
@@ -42,6 +41,7 @@ from agt_lightning.lightning.distributed import processes_of, strategy_problems
 from agt_lightning.lightning.life_cycle import begin, begin_resumed, note_tuning
 from agt_lightning.lightning.observer import StepObserver
 from agt_lightning.lightning.origin import Origin
+from agt_lightning.lightning.packages import CallbackOfBoth, package_problems
 from agt_lightning.lightning.resume import (
     BUFFERS_KEY,
     CHECKPOINT_KEY,
@@ -63,7 +63,7 @@ from agt_lightning.propagation.samples import Poisonable, SampleIds
 from agt_lightning.rounding import Floats
 
 
-class CertifiedTraining(Callback):
+class CertifiedTraining(CallbackOfBoth):
     """A callback that keeps bounds on the parameters of every run an adversary could have caused.
 
     The module is not changed. Its training is not changed either, down to the last bit, unless the threat model
@@ -328,6 +328,9 @@ class CertifiedTraining(Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
+            problems = package_problems(trainer, pl_module)
+            if problems:
+                raise UncertifiableError(problems)
             self._restored = None
             use_atomic_checkpoints(trainer)
             warn_of_boundless_checkpoints(trainer)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from agt_lightning.errors import BoundsMismatchError
+from agt_lightning.lightning.packages import of_both
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -72,7 +73,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def use_atomic_checkpoints(trainer: L.Trainer) -> None:
     """Replace Lightning's own checkpoint plugin by `AtomicCheckpointIO`; a plugin of the user is kept."""
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+    if type(trainer.strategy.checkpoint_io) in of_both(TorchCheckpointIO):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 

@@ -9,14 +9,18 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
 from agt_lightning.engine import AbstractGradientEngine
-from agt_lightning.errors import CaptureError
-from agt_lightning.lightning.hooks import hook_problems, parameter_problems
+from agt_lightning.errors import NOT_WHAT_IS_TRAINED, CaptureError
+from agt_lightning.lightning.hooks import hook_problems, parameter_problems, written_by_user
 from agt_lightning.lightning.life_cycle import tuning_problems
+from agt_lightning.lightning.packages import of_both
 from agt_lightning.lightning.samplers import assignment_problems, sampler_problems
+from agt_lightning.optimizers import optimizer_problems
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -43,12 +47,17 @@ def training_problems(
     problems = engine.processes.union(trainer_problems(trainer, module))
     problems += sampler_problems(trainer, engine.processes)
     problems += engine.processes.union(assignment_problems(trainer, engine.adversaries))
+    optimizer = trainer.optimizers[0] if trainer.optimizers else None
     try:
         # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
         if module.automatic_optimization:
-            problems += engine.problems(batch, trainer.optimizers[0] if trainer.optimizers else None)
-    except CaptureError as error:
-        problems.append(str(error))
+            problems += engine.problems(batch, optimizer)
+    except CaptureError as error:  # what does not depend on the recording is known all the same
+        problems += [str(error), *optimizer_problems(optimizer)]
+        if "batch normalization in training mode" not in str(error):
+            problems += _batch_statistics_problems(module)
+    if _precision_problems(trainer):  # of which this is a consequence
+        problems = [problem for problem in problems if NOT_WHAT_IS_TRAINED not in problem]
     return list(dict.fromkeys(problems))
 
 
@@ -70,11 +79,28 @@ def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]
     ]
 
 
+def _batch_statistics_problems(module: nn.Module) -> list[str]:
+    """Return a problem of trained batch normalization, which the recording would show if there were one."""
+    names = [
+        f"`{name}`"
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and part.training and any(each.requires_grad for each in part.parameters())
+    ]
+    if not names:
+        return []
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more layers" if len(names) > 4 else "")
+    return [
+        f"Batch normalization in training mode ({shown}) uses statistics of the whole batch, so one sample reaches "
+        "all gradients. If `training_step` runs these layers, use `GroupNorm`, or keep them in `eval()`."
+    ]
+
+
 def _precision_problems(trainer: L.Trainer) -> list[str]:
     precision = trainer.precision
     if precision in _FULL_PRECISION:
         return []
-    return [f"`precision={precision!r}` rounds more than the bounds allow for. Use '32-true' or '64-true'."]
+    taken = ", which Lightning also takes for '16-mixed' on a CPU," if precision == "bf16-mixed" else ""
+    return [f"`precision={precision!r}`{taken} rounds more than the bounds allow for. Use '32-true' or '64-true'."]
 
 
 def mean_clipping(trainer: L.Trainer) -> MeanClipping | None:
@@ -92,11 +118,11 @@ def mean_clipping(trainer: L.Trainer) -> MeanClipping | None:
 
 
 def _clipping_problems(module: L.LightningModule) -> list[str]:
-    if type(module).configure_gradient_clipping is L.LightningModule.configure_gradient_clipping:
-        return []
     return [
-        "`configure_gradient_clipping` is overridden and may change gradients. Remove the override, and use "
+        f"`{name}` is overridden and may change gradients. Remove the override, and use "
         "`Trainer(gradient_clip_val=..., gradient_clip_algorithm=...)`."
+        for name in ("configure_gradient_clipping", "clip_gradients")
+        if written_by_user(module, name) is not None
     ]
 
 
@@ -117,7 +143,7 @@ def _data_dependence_problems(trainer: L.Trainer) -> list[str]:
         f"The callback `{type(callback).__name__}` {reason}."
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         for kind, reason in _CALLBACKS.items()
-        if isinstance(callback, kind)
+        if isinstance(callback, of_both(kind))
     ]
     if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in trainer.lr_scheduler_configs):
         problems.append(

@@ -7,6 +7,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup, TorchProcessGroup
+from agt_lightning.lightning.packages import of_both
 
 
 def processes_of(trainer: L.Trainer) -> ProcessGroup:
@@ -23,7 +24,7 @@ def strategy_problems(trainer: L.Trainer) -> list[str]:
     strategy = trainer.strategy
     if trainer.world_size == 1:
         return []
-    if not isinstance(strategy, DDPStrategy):
+    if not isinstance(strategy, of_both(DDPStrategy)):
         return [
             f"`{type(strategy).__name__}` with {trainer.world_size} processes has no bounds: parameters must be whole "
             "in every process. Use `strategy='agt_ddp'` or 'ddp'."

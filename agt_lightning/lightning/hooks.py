@@ -20,10 +20,12 @@ from torch.nn.modules import module as torch_modules
 from torch.optim import optimizer as torch_optimizers
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from agt_lightning.capture.source import LIGHTNING
+
 METRICS = frozenset({"callback_metrics", "logged_metrics", "progress_bar_metrics"})
 """Attributes of a Trainer whose values come from the data."""
 
-_OWN = ("lightning.", "pytorch_lightning.", "agt_lightning.")
+_OWN = (*(f"{name}." for name in LIGHTNING), "agt_lightning.")
 
 _CLIPPING = ("clip_grad", "clip_gradients")
 
@@ -33,6 +35,11 @@ _STEP_HOOKS = (
     "on_train_epoch_end",
 )
 """Hooks that can reach gradients or parameters; `try_hooks` runs them."""
+
+_STRATEGY_METHODS = (
+    *("training_step", "post_training_step", "pre_backward", "backward", "post_backward", "optimizer_step"),
+    "on_train_batch_start",
+)
 
 _VALIDATION_HOOKS = ("on_validation_batch_end", "on_validation_epoch_end", "on_validation_end")
 
@@ -52,6 +59,8 @@ def hook_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
         *optimizer_problems(trainer.optimizers),
         *_override_problems(module),
         *_plugin_problems(trainer),
+        *_strategy_problems(trainer),
+        *_loop_problems(trainer),
         *_schedule_problems(trainer, module),
         *_clipping_problems(trainer, module),
         *_stop_problems(trainer, module),
@@ -183,6 +192,28 @@ def _plugin_problems(trainer: L.Trainer) -> list[str]:
     return [
         f"The precision plugin `{plugin.__name__}` runs `training_step`, backward pass and optimizer step in its own "
         "way. Leave it out, and use `precision='32-true'` or '64-true'."
+    ]
+
+
+def _strategy_problems(trainer: L.Trainer) -> list[str]:
+    """Return methods of a strategy of the user's that run the step, its gradients or its update."""
+    strategy = trainer.strategy
+    return [
+        f"{title(strategy, name)} is overridden and may change gradients or steps. Remove the override, or use a "
+        "strategy of Lightning."
+        for name in _STRATEGY_METHODS
+        if written_by_user(strategy, name) is not None
+    ]
+
+
+def _loop_problems(trainer: L.Trainer) -> list[str]:
+    """Return loops of the user's, which can do anything between steps."""
+    epoch = trainer.fit_loop.epoch_loop
+    loops = (trainer.fit_loop, epoch, epoch.automatic_optimization)
+    return [
+        f"The loop `{type(loop).__name__}` is not Lightning's and may change gradients or steps. Use Lightning's own."
+        for loop in loops
+        if not type(loop).__module__.startswith(_OWN)
     ]
 
 

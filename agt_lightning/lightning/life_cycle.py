@@ -18,6 +18,7 @@ from agt_lightning.digest import tensors_digest
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.checkpoint import complete
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError
+from agt_lightning.lightning.packages import of_both
 from agt_lightning.lightning.resume import bounds_to_save, resume
 
 _WAY_OUT = (
@@ -251,7 +252,7 @@ def _state_of(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
 
 def note_tuning(trainer: L.Trainer, module: nn.Module) -> None:
     """Note that the learning rate of a module is being chosen by its loss on the data, by `Tuner.lr_find`."""
-    if any(isinstance(callback, LearningRateFinder) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    if any(isinstance(callback, of_both(LearningRateFinder)) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         _TUNED.add(module)
 
 

@@ -32,6 +32,7 @@ from agt_lightning.capture.traces import no_traces
 from agt_lightning.engine.probes import undisturbed
 from agt_lightning.errors import CaptureError
 from agt_lightning.lightning.hooks import foreign_callbacks, outer_values, title, written_by_user
+from agt_lightning.lightning.packages import LIGHTNING_MODULES, TRAINERS, of_both
 from agt_lightning.lightning.silence import silence
 
 Owner = Callback | L.LightningModule
@@ -173,7 +174,7 @@ class _StandInLoop:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._loop, name)
-        if isinstance(value, _Loop):
+        if isinstance(value, of_both(_Loop)):
             value = self.__dict__[name] = _StandInLoop(value)
         return value
 
@@ -410,7 +411,7 @@ def _run(stage: _Stage, hook: _Hook, batch: object, size: float) -> Outcome:
     """Run a hook of a copy, and return what else of it could steer training."""
     method, loss = stage.method(hook), torch.tensor(size)
     data = _sized(batch, size)
-    trainer = () if isinstance(hook.owner, L.LightningModule) else (stage.trainer, stage.module)
+    trainer = () if isinstance(hook.owner, LIGHTNING_MODULES) else (stage.trainer, stage.module)
     if hook.name == "on_train_batch_start":
         return (method(*trainer, data, 0),)
     if hook.name == "on_before_backward":
@@ -474,9 +475,9 @@ def _outside(hook: _Hook) -> str:
     """Return that a hook refers to a module, a tensor or an optimizer that is not copied with its owner."""
     function = written_by_user(hook.owner, hook.name)
     assert function is not None
-    if isinstance(hook.owner, L.LightningModule) and hook.name in vars(hook.owner):
+    if isinstance(hook.owner, LIGHTNING_MODULES) and hook.name in vars(hook.owner):
         return "it is set on the object, not on its class"
-    kinds = (nn.Module, Tensor, Optimizer, L.Trainer)
+    kinds = (nn.Module, Tensor, Optimizer, *TRAINERS)
     named = [type(value).__name__ for value in outer_values(function) if isinstance(value, kinds)]
     return f"it refers to a `{named[0]}` outside of its object" if named else ""
 

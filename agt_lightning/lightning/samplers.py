@@ -30,6 +30,7 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.base import inserts_and_deletes
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.lightning.content_batches import ContentBatches
+from agt_lightning.lightning.packages import of_both
 
 _DRAW_ONCE = (
     ContentBatches,
@@ -38,10 +39,13 @@ _DRAW_ONCE = (
     SubsetRandomSampler,
     BatchSampler,
     DistributedSampler,
-    DistributedSamplerWrapper,
+    *of_both(DistributedSamplerWrapper),
     range,
 )
 """Samplers that draw each index at most once in an epoch, unless `_repetition` gives a reason; no subclasses."""
+
+_WRAPPERS = of_both(_DatasetSamplerWrapper)
+"""Data sets of Lightning that hold a sampler."""
 
 _LARGEST_SIZE = 2**40
 """More samples than a data set has, to number those of several data sets."""
@@ -228,7 +232,7 @@ def _largest_accumulation(trainer: L.Trainer) -> int:
     schedules = [
         callback.scheduling.values()
         for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler)
+        if isinstance(callback, of_both(GradientAccumulationScheduler))
     ]
     return max([trainer.accumulate_grad_batches, *(number for schedule in schedules for number in schedule)])
 
@@ -256,16 +260,16 @@ def _samplers(trainer: L.Trainer) -> Iterator[object]:
         if sampler is None or id(sampler) in seen:
             continue
         seen.add(id(sampler))
-        if not isinstance(sampler, _DatasetSamplerWrapper):
+        if not isinstance(sampler, _WRAPPERS):
             yield sampler
         waiting += _parts(sampler)
 
 
 def _parts(sampler: object) -> list[object]:
     """Return the samplers that a sampler draws from."""
-    if isinstance(sampler, _DatasetSamplerWrapper):
+    if isinstance(sampler, _WRAPPERS):
         return [sampler._sampler]
     attributes = list(getattr(sampler, "__dict__", {}).values())
     items = [item for value in attributes for item in (value if isinstance(value, list | tuple) else [value])]
-    inner: list[object] = [item for item in items if isinstance(item, Sampler | _DatasetSamplerWrapper)]
+    inner: list[object] = [item for item in items if isinstance(item, (Sampler, *_WRAPPERS))]
     return [*inner, sampler.sampler] if isinstance(sampler, BatchSampler) else inner  # its sampler can be any iterable

@@ -18,8 +18,9 @@ from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.data_reads import metric_value
 from agt_lightning.capture.opaque import Unread
 from agt_lightning.capture.recording import refuse
-from agt_lightning.capture.source import current_line
+from agt_lightning.capture.source import LIGHTNING, current_line
 from agt_lightning.capture.state import attributes, setting_of_class
+from agt_lightning.lightning.packages import LIGHTNING_MODULES
 
 if TYPE_CHECKING:
     _Base = L.LightningModule
@@ -112,14 +113,14 @@ class _Silent(_Base):
         return [DummyLogger()]
 
 
-_LIGHTNINGS_OWN = frozenset(vars(L.LightningModule())) | frozenset(vars(nn.Module()))
+_LIGHTNINGS_OWN = frozenset(vars(nn.Module())).union(*(vars(base()) for base in LIGHTNING_MODULES))
 """Attributes by which Lightning and torch manage a module; what matters of them is in the key of a recording."""
 
 
 def _called_by_a_library() -> bool:
     """Return whether the code that called the caller is torch's or Lightning's."""
     module = str(sys._getframe(2).f_globals.get("__name__"))
-    return module.partition(".")[0] in ("torch", "lightning", "torchmetrics", __name__.partition(".")[0])
+    return module.partition(".")[0] in ("torch", "torchmetrics", __name__.partition(".")[0], *LIGHTNING)
 
 
 _CONSTANT = frozenset(

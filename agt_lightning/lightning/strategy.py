@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -15,26 +15,16 @@ from agt_lightning.adversaries.several import Adversaries
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.lightning.callback import CertifiedTraining
+from agt_lightning.lightning.packages import COPY, of_both
+
+if TYPE_CHECKING:
+    _Base = DDPStrategy
+else:
+    _Base = object
 
 
-class AbstractGradientStrategy(DDPStrategy):
-    """A DDP strategy that adds a `CertifiedTraining` callback to its Trainer.
-
-    By name it is ``"agt"`` or ``"agt_ddp"``; Trainer or module must then have the callback.
-
-    Args:
-        adversary: the threat model, or several of one training. None if the Trainer or the module has a
-            `CertifiedTraining`.
-        certification: arguments of `CertifiedTraining`.
-        **ddp: arguments of `lightning.pytorch.strategies.DDPStrategy`.
-
-    Example:
-        >>> from agt_lightning import BoundedAdversary
-        >>> strategy = AbstractGradientStrategy(BoundedAdversary(n=10, epsilon=0.01))
-        >>> trainer = L.Trainer(strategy=strategy, accelerator="cpu", devices=1, logger=False)
-    """
-
-    strategy_name = "agt"
+class _CertifyingStrategy(_Base):
+    """A mixin for the DDP strategy of a package, which adds a `CertifiedTraining` callback to its Trainer."""
 
     def __init__(
         self, adversary: Adversaries | None = None, *, certification: dict[str, Any] | None = None, **ddp: Any
@@ -87,8 +77,39 @@ class AbstractGradientStrategy(DDPStrategy):
         return self.certified
 
 
-for _name in ("agt", "agt_ddp"):
-    if _name not in StrategyRegistry:
-        StrategyRegistry.register(
-            _name, AbstractGradientStrategy, description="Certified training; see `agt_lightning.CertifiedTraining`."
-        )
+class AbstractGradientStrategy(_CertifyingStrategy, DDPStrategy):
+    """A DDP strategy that adds a `CertifiedTraining` callback to its Trainer.
+
+    By name it is ``"agt"`` or ``"agt_ddp"``; Trainer or module must then have the callback. A Trainer of
+    `pytorch_lightning` knows these names too; to give it an adversary, use the callback.
+
+    Args:
+        adversary: the threat model, or several of one training. None if the Trainer or the module has a
+            `CertifiedTraining`.
+        certification: arguments of `CertifiedTraining`.
+        **ddp: arguments of `lightning.pytorch.strategies.DDPStrategy`.
+
+    Example:
+        >>> from agt_lightning import BoundedAdversary
+        >>> strategy = AbstractGradientStrategy(BoundedAdversary(n=10, epsilon=0.01))
+        >>> trainer = L.Trainer(strategy=strategy, accelerator="cpu", devices=1, logger=False)
+    """
+
+    strategy_name = "agt"
+
+
+def _register(registry: Any, kind: type[DDPStrategy]) -> None:
+    for name in ("agt", "agt_ddp"):
+        if name not in registry:
+            registry.register(name, kind, description="Certified training; see `agt_lightning.CertifiedTraining`.")
+
+
+_register(StrategyRegistry, AbstractGradientStrategy)
+
+if COPY is not None:
+    StrategyOfCopy = type(
+        "StrategyOfCopy",
+        (_CertifyingStrategy, *of_both(DDPStrategy)[1:]),
+        {"__module__": __name__, "__doc__": "The same for a Trainer of `pytorch_lightning`.", "strategy_name": "agt"},
+    )
+    _register(COPY.strategies.StrategyRegistry, StrategyOfCopy)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import CaptureError
+from agt_lightning.lightning.packages import LIGHTNING_MODULES
 from agt_lightning.lightning.silence import silence
 from agt_lightning.lightning.without_data import WithoutData
 
@@ -47,7 +48,7 @@ class TrainingLoss:
         Raises:
             CaptureError: if `training_step` returns no loss.
         """
-        assert isinstance(module, L.LightningModule)
+        assert isinstance(module, LIGHTNING_MODULES)
         return _loss(self._result(module, batch, *self._silenced(module)))
 
     def as_trained(self, module: nn.Module, batch: object) -> Tensor:
@@ -64,7 +65,7 @@ class TrainingLoss:
 
     def output(self, module: nn.Module, batch: object) -> object:
         """Return what `training_step` returns, in the context in which training runs it."""
-        assert isinstance(module, L.LightningModule)
+        assert isinstance(module, LIGHTNING_MODULES)
         plugin = self.trainer.strategy.precision_plugin
         with type(plugin).train_step_context(plugin):
             return _output(module, batch, *self._silenced(module))
@@ -86,7 +87,7 @@ class TrainingLoss:
 
     def without_data(self, start: nn.Module) -> nn.Module:
         """Return the module as it would be if it had never seen data; see `TimedLoss`."""
-        assert isinstance(start, L.LightningModule)
+        assert isinstance(start, LIGHTNING_MODULES)
         return self.hooks.module(start, self.trainer)
 
     def _result(self, module: L.LightningModule, batch: object, clock: Clock, reads: Reads) -> object:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.withheld import Withheld
+from agt_lightning.lightning.packages import base_of
 from agt_lightning.lightning.silence import silence
 
 _WITHHELD = {
@@ -40,7 +41,7 @@ class WithoutData:
 
     def note(self, module: L.LightningModule, hook: str, clock: Clock) -> None:
         """Note that a hook of the module is about to run; cheap."""
-        if is_overridden(hook, module):
+        if is_overridden(hook, module, base_of(module)):
             self._events.append((hook, clock))
 
     def module(self, start: L.LightningModule, trainer: L.Trainer) -> L.LightningModule:
@@ -52,7 +53,7 @@ class WithoutData:
             trainer: that the copy finds, silenced.
         """
         if self._module is None:
-            if not self._events and not any(is_overridden(hook, start) for hook in _WITHHELD):
+            if not self._events and not any(is_overridden(hook, start, base_of(start)) for hook in _WITHHELD):
                 return start
             self._module = copy.deepcopy(start)
         events, self._events = self._events, []

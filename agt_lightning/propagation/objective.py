@@ -16,9 +16,11 @@ from agt_lightning.adversaries.features import as_stored
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
 from agt_lightning.capture.batch import Rebuild
+from agt_lightning.capture.counted_labels import CountedLabels, ignored_labels, with_counted_labels
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.capture.entries import entries
 from agt_lightning.capture.export import record
+from agt_lightning.capture.graph import Mask
 from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.roles import NamedRoles
@@ -87,6 +89,7 @@ class BoundedObjective:
         *,
         named: NamedRoles | None = None,
         whole_samples: bool = False,
+        labels_are_fixed: bool = False,
     ) -> BoundedObjective:
         """Record a loss for batches of this kind; see `capture`.
 
@@ -96,7 +99,15 @@ class BoundedObjective:
         Raises:
             CaptureError: if the code cannot be recorded.
         """
-        capture = partial(cls.capture, module, loss, table=table, named=named, whole_samples=whole_samples)
+        capture = partial(
+            cls.capture,
+            module,
+            loss,
+            table=table,
+            named=named,
+            whole_samples=whole_samples,
+            labels_are_fixed=labels_are_fixed,
+        )
         bounded = capture(batch)
         if not bounded.problems or bounded.size(batch) != 1:
             return bounded
@@ -112,6 +123,7 @@ class BoundedObjective:
         *,
         named: NamedRoles | None = None,
         whole_samples: bool = False,
+        labels_are_fixed: bool = False,
     ) -> BoundedObjective:
         """Record a loss on a batch, on a replica of the module.
 
@@ -122,6 +134,7 @@ class BoundedObjective:
             table: rules by overload.
             named: the batch entries whose roles the user names; None if there are none.
             whole_samples: whether an adversary replaces whole samples, with their numbers and strings.
+            labels_are_fixed: whether no adversary changes a label, so that a loss may leave out some of them.
 
         Raises:
             CaptureError: if the code cannot be recorded.
@@ -129,6 +142,9 @@ class BoundedObjective:
         leaves, rebuild = flatten(batch)
         rebuild = guarded(rebuild, whole_samples=whole_samples)
         graph = record(partial(_replicated, module, loss, rebuild), leaves)
+        if labels_are_fixed:
+            holding = frozenset(position for position, leaf in enumerate(leaves) if ignored_labels(leaf))
+            graph = with_counted_labels(graph, holding)
         names = canonical_names(module)
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         size = _batch_size([leaves[position] for position in graph.leaves.values()])
@@ -171,12 +187,18 @@ class BoundedObjective:
         values = graph_inputs(graph, module, self.parameters, parameters, dtype)
         for name, position in graph.leaves.items():
             values[name] = self._leaf(name, leaves[position].detach(), dtype)
+        counted = {
+            name: factor.factors(leaves[graph.leaves[factor.labels]], dtype)
+            for name, factor in graph.masks.items()
+            if isinstance(factor, CountedLabels)
+        }
+        values |= {name: Interval.point(factors, nonnegative=True) for name, factors in counted.items()}
         return values | self._masks(self.size(batch), next(iter(parameters.values())).device, dtype, state)
 
     def _masks(
         self, samples: int, device: torch.device, dtype: torch.dtype, state: RandomState | None
     ) -> dict[str, Value]:
-        masks = self.program.graph.masks
+        masks = {name: mask for name, mask in self.program.graph.masks.items() if isinstance(mask, Mask)}
         if not masks:
             return {}
         if state is None:

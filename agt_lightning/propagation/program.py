@@ -20,6 +20,8 @@ from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
 from agt_lightning.rules.rounded import Rounded
 from agt_lightning.rules.roundings import UNSTATED
+from agt_lightning.rules.selection import Selection
+from agt_lightning.rules.shape import Reshape
 
 _WAYS_OUT = {
     "aten._native_batch_norm_legit_functional": BATCH_STATISTICS,
@@ -75,6 +77,7 @@ class Program:
         rules: dict[str, Rule] = {}
         shared: dict[str, Rule] = {}
         problems: list[str] = []
+        misplaced: set[str] = set()  # values whose samples are no longer on axis 0, and what is computed of them
         for call in graph.calls:
             if call.name in reduced:
                 continue
@@ -91,9 +94,13 @@ class Program:
                 continue
             sites[call.name] = site = _site(graph, call, samples, trainable)
             rules[call.name] = rule
-            problem = rule.problem(site)
+            if misplaced.intersection(call.inputs):
+                misplaced.add(call.name)
+                continue
+            problem = _of_whole_batch(site) or rule.problem(site)
             if problem is not None:
                 problems.append(problem)
+                misplaced.update([call.name] if isinstance(rule, Selection | Reshape) else [])
         return cls(graph, sites, rules, trainable, samples, tuple(problems), shared)
 
     def uses(self, name: str) -> int:
@@ -174,10 +181,21 @@ def _shared_problems(site: Site, rule: Rule | None, trainable: frozenset[str]) -
     if call.name in trainable and (rule is None or not rule.takes_parameters(site)):
         return [
             f"`{name_of(call)}` at {call.source} changes a parameter before it meets the data; there is no rule for "
-            "that. Train the changed parameter directly, or change it by calls that act element by element or move "
-            "elements."
+            "that. Change it by calls that act element by element or move elements, let data meet the parameter as it "
+            "is, such as `x + table.weight` for an embedding of positions, or call `module.double()` before training "
+            "for a change of type; otherwise train the changed parameter directly."
         ]
     return []
+
+
+def _of_whole_batch(site: Site) -> str | None:
+    """Refuse calls on a number that was computed from all samples: it has no row for each of them."""
+    if not any(samples and not shape for samples, shape in zip(site.samples, site.shapes, strict=True)):
+        return None
+    return (
+        f"`{name_of(site.call)}` at {site.call.source} takes a number that all samples determine. Add such "
+        "numbers, or multiply them by constants; anything else has no bounds."
+    )
 
 
 def _is_random(call: Call) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 
 from agt_lightning.capture.batch import FlatBatch
 from agt_lightning.capture.clock import Clock, Reads
+from agt_lightning.capture.counted_labels import ignored_labels
 from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.state import StateReader, attributes, setting_of_class
 from agt_lightning.propagation.objective import BoundedObjective
@@ -144,7 +145,10 @@ class Recordings:
     def _kind(self, entries: FlatBatch) -> Hashable:
         """Return all that every recording depends on."""
         assert self._reader is not None
-        leaves = tuple((tuple(leaf.shape), leaf.dtype, leaf.device, leaf.requires_grad) for leaf in entries.tensors)
+        leaves = tuple(
+            (tuple(leaf.shape), leaf.dtype, leaf.device, leaf.requires_grad, ignored_labels(leaf))
+            for leaf in entries.tensors
+        )
         always = tuple(entry for entry in entries.others if entry is None or isinstance(entry, bool))
         trained = tuple(parameter.requires_grad for parameter in self._module.parameters())
         return leaves, entries.structure, always, self._reader.of_parts(), trained

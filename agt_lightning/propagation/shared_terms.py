@@ -46,7 +46,8 @@ def size_problems(roles: LossRoles, terms: SharedTerms, entries: Sequence[Entry]
         return []
     return [
         f"{other[0].name} has {other[0].shape[0]} rows and {samples[0].name} has {samples[0].shape[0]}, but a sample "
-        "is one row of all tensors of the batch. Use loaders with batches of one size, or train on one loader."
+        "is one row of all tensors of the batch. Use loaders with batches of one size (`drop_last=True` for the last "
+        "ones), or train on one loader."
     ]
 
 

@@ -158,14 +158,25 @@ class Rule(ABC):
 def alignment_problem(site: Site) -> str | None:
     """Return why a broadcast pairs different samples with each other, with a way out; None if it does not."""
     rank = max((len(shape) for shape in site.shapes), default=0)
+    sizes = {shape[0] for shape, samples in zip(site.shapes, site.samples, strict=True) if samples and shape}
     for shape, samples in zip(site.shapes, site.samples, strict=True):
         if samples and len(shape) < rank or not samples and site.has_samples and _spans_samples(shape, rank):
+            if not samples and len(shape) == rank and shape[0] in sizes:
+                return _rows_of_its_own(site, shape)
             shapes = " and ".join(str(shape) for shape in site.shapes)
             return (
                 f"`{name_of(site.call)}` at {site.call.source} broadcasts shapes {shapes} so that each sample meets "
                 "all others. Give both the same number of axes, for example with `.squeeze(-1)` on the prediction."
             )
     return None
+
+
+def _rows_of_its_own(site: Site, shape: tuple[int, ...]) -> str:
+    return (
+        f"`{name_of(site.call)}` at {site.call.source} meets a tensor of shape {shape} that has a row for each sample "
+        "and is not part of the batch, so that no bounds belong to its rows. If they are all equal, make one, which is "
+        f"broadcast (shape {(1, *shape[1:])}, as by `torch.zeros(1, ...)`); otherwise put them into the data set."
+    )
 
 
 def _spans_samples(shape: tuple[int, ...], rank: int) -> bool:

@@ -209,7 +209,8 @@ class CrossEntropy(Rule):
         if 0 <= site.integer("ignore_index") < (site.shapes[0][1:2] or (0,))[0]:
             return (
                 f"`{name_of(site.call)}` at {site.call.source} ignores class {site['ignore_index']}: the mean then "
-                "divides by the number of other labels, so one label reaches all gradients. Leave `ignore_index` out."
+                "divides by the number of other labels, so one changed label reaches all gradients. With fixed labels "
+                "(`nu=0`) give the loss the batch entry itself, without smoothing; otherwise leave `ignore_index` out."
             )
         if not all(site.samples) or len(site.shapes[0]) < 2:
             return f"`{name_of(site.call)}` at {site.call.source} needs predictions of shape (batch, classes, ...)."
@@ -440,8 +441,10 @@ def _as_labels(site: Site, target: Value) -> Value:
 
 def _weighted(site: Site) -> str:
     return (
-        f"`{name_of(site.call)}` at {site.call.source} has weights: a class-weighted mean divides by the weights of "
-        "all labels of the batch, so one label reaches every sample's gradient. Leave `weight` out."
+        f"`{name_of(site.call)}` at {site.call.source} has weights by class, which have no bounds: their mean divides "
+        "by the weights of all labels of the batch, so that a changed label reaches every sample's gradient. Leave "
+        "`weight` out, or put each sample's weight into the data set and take "
+        "`(w * F.cross_entropy(z, y, reduction='none')).mean()`."
     )
 
 

@@ -121,7 +121,7 @@ def test_classes_are_kept_as_a_tuple():
 # adversary, kind of the labels, number of labels, number of features, message; None if it fits
 PROBLEMS = [
     ({"epsilon": 0.1}, LabelKind.CLASS, 1, 1, None),
-    ({"epsilon": 0.1}, LabelKind.CLASS, 1, 0, "`epsilon` is positive, but no floating point batch entry"),
+    ({"epsilon": 0.1}, LabelKind.CLASS, 1, 0, "`epsilon` is positive, but the loss reads no feature that it can move"),
     ({"nu": 1, "q": 0}, LabelKind.CLASS, 1, 1, None),
     ({"nu": 1, "q": 0}, LabelKind.BINARY, 1, 1, None),
     ({"nu": 0.5}, LabelKind.BINARY, 1, 1, None),

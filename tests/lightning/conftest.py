@@ -31,6 +31,8 @@ ONE_CASE_OF_EACH = (
     "test_data_reads.py",
     "test_forward_reads.py",
     "test_hooks.py",
+    "test_messages.py",
+    "test_packages.py",
     "test_recordings.py",
     "test_roles.py",
     "test_samplers.py",

@@ -144,7 +144,7 @@ def test_refused_with_a_reason(name):
 
 def test_every_problem_is_reported_at_once():
     found = problems(lambda m, x: torch.lgamma(torch.digamma(x @ m.w).mean(0)), X)
-    assert [message for message in found if any(name in message for name in ("lgamma", "digamma", "mean"))] == list(found)
+    assert all(any(name in message for name in ("lgamma", "digamma", "mean")) for message in found)
     assert len(found) == 3
 
 

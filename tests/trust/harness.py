@@ -66,6 +66,7 @@ class Case:
         settings: of CertifiedTraining.
         attacks: poisons, or None for `standard_attacks`.
         wrap: makes what is handed to `fit` from the iterable of batches.
+        trainer: makes the Trainer.
     """
 
     module: Callable[[], L.LightningModule]
@@ -81,6 +82,7 @@ class Case:
     settings: Mapping[str, object] = field(default_factory=dict)
     attacks: Sequence[Poison] | None = None
     wrap: Callable[[object], object] = lambda batches: batches
+    trainer: Callable[..., L.Trainer] = L.Trainer
 
     def but(self, **changes) -> "Case":
         return replace(self, **changes)
@@ -227,7 +229,7 @@ def seed_everything() -> None:
 def train(case: Case, module: L.LightningModule, batches: object, *ours: L.Callback) -> L.Trainer:
     """Train under the same seeds and callbacks, whether certified or not."""
     callbacks = [*case.before(), *ours, *case.after()]
-    trainer = L.Trainer(callbacks=callbacks, **QUIET | dict(case.options))
+    trainer = case.trainer(callbacks=callbacks, **QUIET | dict(case.options))
     seed_everything()
     trainer.fit(module, case.wrap(batches))
     return trainer

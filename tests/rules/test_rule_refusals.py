@@ -52,7 +52,7 @@ REFUSED = {
         (X, X[:, 0]),
         "aten.mul.*each sample meets all others",
     ),
-    "parameter per sample": (lambda m, x: x + m.column, (X,), "aten.add.*each sample meets all others"),
+    "parameter per sample": (lambda m, x: x + m.column, (X,), "aten.add.*a row for each sample and is not part of the batch"),
     "squeeze that loses the samples": (
         lambda m, x: (x @ m.w).sum(1).reshape(1, BATCH).squeeze(),
         (X,),
@@ -70,7 +70,7 @@ REFUSED = {
     "class weights": (
         lambda m, x, y: F.cross_entropy(x @ m.w, y, weight=m.class_weight, reduction="none"),
         (X, LABELS),
-        "aten.cross_entropy_loss.*has weights: a class-weighted mean",
+        "aten.cross_entropy_loss.*has weights by class.*Leave `weight` out",
     ),
     "an ignored class": (
         lambda m, x, y: F.cross_entropy(x @ m.w, y, ignore_index=2, reduction="none"),

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_numbers, depends_on_size, require_known_inputs
+from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_size, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
+from agt_lightning.capture.explorer import Explorer
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
-from agt_lightning.capture.numbers import probes
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
-from agt_lightning.capture.recording import Recording
+from agt_lightning.capture.recording import Recording, UnprovenCheckError
 from agt_lightning.capture.reductions import reduced, unweighted
-from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
 from agt_lightning.errors import CaptureError
@@ -64,9 +63,10 @@ class _Objective(nn.Module):
         with observed(self.recording):
             result = self.function(leaves)
         nodes = autograd_nodes(result)
-        problem = gradient_problem(nodes) or self.recording.finite_checks.problem(result, nodes)
+        problem = gradient_problem(nodes)
         if problem is not None:
             self.recording.refuse(problem)
+        self.recording.require_proven(self.recording.finite_checks.unproven(result, nodes))
         return result
 
 
@@ -101,33 +101,15 @@ def record(
 ) -> Graph:
     """Record the calls of a function that may change its module; see `capture`.
 
-    Code that reads numbers of its data, such as ``loss.item()`` for a log, is recorded several times, with other
-    numbers each time, and must make the same calls.
+    Code that reads data is recorded on every path that its branches can take, and with other numbers each time. All
+    recordings that do not end in an error of the code's own must make the same calls.
 
     Args:
         make: returns a new replica of the module, and the function that uses it, for each recording.
         leaves: example tensors.
         advice: the way out if the code cannot be recorded.
     """
-    recording = Recording()
-    graph = _recorded(make, leaves, recording, advice)
-    for probe in range(1, probes(recording)):
-        other = _probed(make, leaves, Recording(probe), advice)
-        if other is not None and not same_graph(graph, other):
-            raise CaptureError(depends_on_numbers(recording))
-    return graph
-
-
-def _probed(
-    make: Callable[[], tuple[nn.Module, Function]], leaves: Sequence[Tensor], recording: Recording, advice: str
-) -> Graph | None:
-    """Return the graph that the code makes of other numbers; None if they end the run, so that no bounds are needed."""
-    try:
-        return _recorded(make, leaves, recording, advice)
-    except CaptureError as error:
-        if isinstance(error.__cause__, ArithmeticError | ValueError) and not recording.refused:
-            return None
-        raise
+    return Explorer(lambda recording: _recorded(make, leaves, recording, advice)).graph()
 
 
 def _recorded(
@@ -139,6 +121,8 @@ def _recorded(
         with warnings.catch_warnings(), quiet(), no_traces(module):
             warnings.simplefilter("ignore")  # training shows the same warnings
             program = _exported(objective, tuple(leaves))
+    except UnprovenCheckError:
+        raise
     except Exception as error:
         raise CaptureError(_reason(error, recording, advice)) from error
     recording.require_accepted()

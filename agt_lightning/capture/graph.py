@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -88,6 +88,7 @@ class Graph:
         changed: positions of batch tensors that the code changes in place; the graph computes from their values before.
         origins: value name to the tensor itself of which a constant is the value; code outside may change it.
         types: value name to type, for inputs and for values as they were recorded.
+        endings: lines at which the code ends the run, by an error of its own, for some data.
     """
 
     calls: tuple[Call, ...]
@@ -101,6 +102,11 @@ class Graph:
     changed: frozenset[int] = frozenset()
     origins: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    endings: tuple[str, ...] = ()
+
+    def ending(self, lines: Iterable[str]) -> Graph:
+        """Return the same graph of code that can end the run at some lines."""
+        return replace(self, endings=tuple(lines))
 
     def producer(self, name: str) -> Call | None:
         """Return the call whose result is ``name``; None if it is an input."""

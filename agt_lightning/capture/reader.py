@@ -130,7 +130,7 @@ class GraphReader:
             sources = arguments["tensors"]
             assert isinstance(sources, list)
             self.names[node] = sources[index].name
-        else:
+        elif _has_fixed_shape(node.meta.get("val")):
             self._append(node, producer.target, arguments | {ITEM: index})
 
     def _arguments(self, node: fx.Node, op: OpOverload) -> dict[str, object]:

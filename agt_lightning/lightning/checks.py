@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import CaptureError
-from agt_lightning.lightning.hooks import hook_problems, parameter_problems
+from agt_lightning.lightning.hooks import hook_problems, parameter_problems, written_by_user
 from agt_lightning.lightning.life_cycle import tuning_problems
 from agt_lightning.lightning.samplers import sampler_problems
+from agt_lightning.propagation.samples import MicroBatch
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -46,9 +47,23 @@ def training_problems(
         # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
         if module.automatic_optimization:
             problems += engine.problems(batch, trainer.optimizers[0] if trainer.optimizers else None)
+            problems += engine.processes.union(_caught_endings(module, engine, batch))
     except CaptureError as error:
         problems.append(str(error))
     return list(dict.fromkeys(problems))
+
+
+def _caught_endings(module: L.LightningModule, engine: AbstractGradientEngine, batch: object) -> list[str]:
+    """Return a problem if the code can end a run by an error, and something around it may catch that error."""
+    micro_batch = MicroBatch.of(batch)
+    bounded = micro_batch.recorded or engine.objective(micro_batch.data)
+    if not bounded.graph.endings or written_by_user(module, "optimizer_step") is None:
+        return []
+    return [
+        f"{bounded.graph.endings[0]} can raise an error in a poisoned run, and `optimizer_step`, which runs "
+        "`training_step`, is overridden and may catch it, so that the run goes on without that batch. Remove the "
+        "check, or the override: schedules can change learning rates."
+    ]
 
 
 def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:

@@ -88,6 +88,8 @@ class Graph:
         changed: positions of batch tensors that the code changes in place; the graph computes from their values before.
         origins: value name to the tensor itself of which a constant is the value; code outside may change it.
         types: value name to type, for inputs and for values as they were recorded.
+        given: names of inputs that are computed from others before the graph begins; each with whether its first axis
+            counts samples.
         endings: lines at which the code ends the run, by an error of its own, for some data.
     """
 
@@ -102,6 +104,7 @@ class Graph:
     changed: frozenset[int] = frozenset()
     origins: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    given: Mapping[str, bool] = field(default_factory=dict)
     endings: tuple[str, ...] = ()
 
     def ending(self, lines: Iterable[str]) -> Graph:

@@ -42,6 +42,7 @@ from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, Uncer
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.evaluated import Moves
 from agt_lightning.propagation.objective import BoundedObjective, Loss
 from agt_lightning.propagation.recorder import Recorder
 from agt_lightning.propagation.recordings import Recordings
@@ -137,6 +138,7 @@ class AbstractGradientEngine:
         whole_samples = self.adversary.sample_clipping is not None
         named = self.config.roles
         record = partial(BoundedObjective.of, loss=loss, table=rules, named=named, whole_samples=whole_samples)
+        record = partial(record, moves=Moves.of(adversaries))
         self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
         self._clock = Clock()  # of the last batch
         self._tried = 0  # kinds of batches and times whose step was asked about

@@ -39,6 +39,7 @@ class Program:
         problems: why this graph cannot be certified, each with its way out.
         shared: for each call without samples that has a rule, that rule; used where rounding counts. Without rounding,
             such a call is run as it is.
+        troubled: names of the calls with problems.
         floats: which runs the rules are for; None for rules in real arithmetic that do not cover any rounding.
     """
 
@@ -49,6 +50,7 @@ class Program:
     samples: frozenset[str]
     problems: tuple[str, ...]
     shared: Mapping[str, Rule] = field(default_factory=dict)
+    troubled: frozenset[str] = frozenset()
     floats: Floats | None = None
 
     @classmethod
@@ -74,6 +76,7 @@ class Program:
         rules: dict[str, Rule] = {}
         shared: dict[str, Rule] = {}
         problems: list[str] = []
+        troubled: set[str] = set()
         for call in graph.calls:
             if call.name in reduced:
                 continue
@@ -86,13 +89,15 @@ class Program:
             rule = _rule(call, table)
             if rule is None:
                 problems.append(_unknown(call))
+                troubled.add(call.name)
                 continue
             sites[call.name] = site = _site(graph, call, samples, trainable)
             rules[call.name] = rule
             problem = rule.problem(site)
             if problem is not None:
                 problems.append(problem)
-        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared)
+                troubled.add(call.name)
+        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared, frozenset(troubled))
 
     def uses(self, name: str) -> int:
         """Return how many gradients are added up for a value: one for each place where a call on samples reads it."""
@@ -166,7 +171,7 @@ def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozense
 
 def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
     """Refuse calls without samples that cannot run as they are: random ones, and those on trainable parameters."""
-    if _is_random(call):
+    if is_random(call):
         return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once, outside `training_step`."]
     if call.name in trainable:
         return [
@@ -176,7 +181,7 @@ def _shared_problems(call: Call, trainable: frozenset[str]) -> list[str]:
     return []
 
 
-def _is_random(call: Call) -> bool:
+def is_random(call: Call) -> bool:
     """Return whether a call draws random numbers; recurrent layers and attention do so with dropout alone."""
     dropout = call.arguments.get("dropout", call.arguments.get("dropout_p"))
     return torch.Tag.nondeterministic_seeded in call.op.tags and dropout != 0
@@ -186,7 +191,7 @@ def _unknown(call: Call) -> str:
     way_out = BATCH_STATISTICS if call.arguments.get("training") else _WAYS_OUT.get(name_of(call))
     if way_out is not None:
         return f"`{name_of(call)}` at {call.source} {way_out}."
-    if _is_random(call):
+    if is_random(call):
         return f"`{name_of(call)}` at {call.source} draws random numbers, which the bounds cannot share. Remove it."
     return (
         f"`{call.op}` at {call.source} has no bound rule. Replace that layer, or add a rule with "

@@ -111,7 +111,7 @@ class GraphReader:
         if call is None:
             return name  # an input, through which no gradient flows in this region
         detached = f"{name}.detached"
-        self.shapes[detached] = call.shape
+        self.shapes[detached], self.types[detached] = call.shape, call.dtype
         arguments = {"self": Reference(name)}
         self.calls.append(replace(call, name=detached, op=_aten.detach.default, arguments=arguments))
         return detached

@@ -120,6 +120,8 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
         return values[reference.name]
 
     arguments = {name: map_references(argument, concrete) for name, argument in call.arguments.items()}
+    if call.op is _aten.view.default:  # of a copy that the graph leaves out
+        return torch.reshape(arguments["self"], arguments["size"])  # type: ignore[arg-type]
     schema = call.op._schema.arguments
     result: Any = call.op(
         *(arguments[argument.name] for argument in schema if not argument.kwarg_only),
@@ -154,7 +156,7 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
             f"`at={path!r}` names no submodule that computes what the loss reads. Give the path of one whose `forward` "
             f"`training_step` calls, such as one of {names}."
         ]
-    trained = reached(graph, {*_trained(roles), *_random(graph)})
+    trained = reached(graph, {*_trained(roles), *_unrepeatable(graph)})
     problems = []
     if outputs & trained:
         problems.append(
@@ -186,9 +188,9 @@ def cut(roles: LossRoles, program: Program, moves: Moves) -> tuple[Graph, Prelud
     """
     graph = roles.graph
     outputs = frozenset() if moves.at is None else outputs_of(graph, moves.at)
-    moved = {*_trained(roles), *_random(graph), *moves.leaves(roles)}
+    moved = {*_trained(roles), *_unrepeatable(graph), *moves.leaves(roles)}
     moving = reached(graph, moved | outputs)
-    fixed = {call.name for call in graph.calls if call.name not in moving and call.name not in roles.reduced}
+    fixed = {call.name for call in graph.calls if call.name not in moving}
     seeds = fixed & program.troubled
     if not seeds and not outputs:
         return None
@@ -228,8 +230,14 @@ def _trained(roles: LossRoles) -> set[str]:
     return {name for name in roles.graph.parameters if name in roles.trainable}
 
 
-def _random(graph: Graph) -> set[str]:
-    return {call.name for call in graph.calls if is_random(call)}
+def _unrepeatable(graph: Graph) -> set[str]:
+    """Return the calls that draw random numbers, and those that read memory by its layout, which is not recorded.
+
+    Dropout with masks of the graph's own draws none.
+    """
+    drawing = (call for call in graph.calls if is_random(call))
+    random = {call.name for call in drawing if call.arguments.get("p") != 0 and call.arguments.get("train", True)}
+    return random | {call.name for call in graph.calls if call.op is _aten.as_strided.default}
 
 
 def _before(graph: Graph, names: Iterable[str]) -> set[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from agt_lightning import BoundedAdversary, UnboundedAdversary
 from agt_lightning.certificates.assumptions import (
     ASSUMPTIONS,
+    EVALUATED_AS_IT_IS,
     FLOAT_RUNS,
     NAMED_SAMPLES,
     OWN_OBJECTIVE,
@@ -25,12 +26,12 @@ def shown():
 
 
 def test_readme_shows_exactly_this_list():
-    listed = [*ASSUMPTIONS, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES]
+    listed = [*ASSUMPTIONS, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES, EVALUATED_AS_IT_IS]
     assert shown() == [(assumption.name, assumption.sentence) for assumption in listed]
 
 
 def test_names_are_unique_and_sentences_end():
-    listed = [*ASSUMPTIONS, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES]
+    listed = [*ASSUMPTIONS, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES, EVALUATED_AS_IT_IS]
     assert len({assumption.name for assumption in listed}) == len(listed)
     assert all(assumption.sentence.endswith(".") for assumption in listed)
 
@@ -42,6 +43,7 @@ def test_certificates_list_what_applies():
     assert assumptions(ADVERSARY, real=True) == [*always, REAL_RUNS.sentence]
     assert assumptions(ADVERSARY, own_objective=True) == [*usual, OWN_OBJECTIVE.sentence]
     assert assumptions(ADVERSARY, named_samples=True) == [*usual, NAMED_SAMPLES.sentence]
+    assert assumptions(ADVERSARY, evaluated=True) == [*usual, EVALUATED_AS_IT_IS.sentence]
 
 
 def test_an_adversary_adds_its_own():

@@ -1,11 +1,17 @@
 """Frozen networks that no poison reaches, whatever they compute, and poison that enters at their outputs."""
 
+import json
+import math
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from agt_lightning import BoundedAdversary, CertifiedTraining
+from agt_lightning.certificates.assumptions import EVALUATED_AS_IT_IS
 from tests.trust.frozen import BatchNormed, ImageEncoder, Probe, SequenceFirst, TextEncoder
-from tests.trust.harness import Case, held, refused
+from tests.trust.harness import Case, Held, certify, held, made, plain, refused
 from tests.trust.modules import FEATURES, FLIPS, variant
 
 
@@ -65,3 +71,101 @@ class UnfreezesLater(Probe):
 
 def test_a_trained_parameter_inside_the_frozen_network_is_refused():
     refused(Case(variant(UnfreezesLater, without_gradients=False), FLIPS, images()), "no bound rule|samples' axis|rule")
+
+
+# --- poison at the outputs of a submodule ---------------------------------------------------------------------------
+
+
+class Moved(Probe):
+    """A probe whose frozen outputs are moved by the rows of `shift` that the attack chose; clean rows are zero."""
+
+    def features(self, x):
+        return super().features(x[0]) + x[1] if isinstance(x, tuple | list) else super().features(x)
+
+    def training_step(self, batch, batch_idx):
+        x, shift, y = batch
+        return F.cross_entropy(self((x, shift)), y)
+
+
+def at_backbone(encoder: type, adversary: BoundedAdversary) -> CertifiedTraining:
+    data = texts() if encoder is TextEncoder else images()
+    case = Case(variant(Probe, encoder=encoder), adversary, data)
+    result = certify(case)
+    assert isinstance(result, Held), result.error
+    return result.certified
+
+
+def shifted_runs(encoder: type, epsilon: float, p: float, flip: bool) -> Iterator[dict[str, torch.Tensor]]:
+    """Plain trainings in which the outputs of one sample of each batch are moved by epsilon, and its label flipped."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+
+        def poison(epoch: int, index: int, rows: dict[str, torch.Tensor], generator=generator, seed=seed):
+            move = torch.randint(0, 2, (4,), generator=generator).mul(2).sub(1).double()
+            rows["shift"][seed % 4] = epsilon * (move if p == math.inf else move / move.norm(p=p))
+            rows["y"][seed % 4] = (rows["y"][seed % 4] + flip) % 3
+            return rows
+
+        data = texts() if encoder is TextEncoder else images()
+        data = {"x": data["x"], "shift": torch.zeros(len(data["x"]), 4, dtype=torch.float64), "y": data["y"]}
+        case = Case(variant(Moved, encoder=encoder), BoundedAdversary(n=4, epsilon=9.0, nu=1, q=0), data)
+        case = case.but(features=("shift",), form=lambda rows, epoch, index: tuple(rows.values()))
+        yield plain(case, poison)
+
+
+@pytest.mark.parametrize("flip", [False, True], ids=["features", "and labels"])
+@pytest.mark.parametrize(("encoder", "p"), [(TextEncoder, math.inf), (TextEncoder, 2), (ImageEncoder, math.inf)])
+def test_outputs_of_a_frozen_submodule_are_moved_within_bounds(encoder, p, flip):
+    labels = {"nu": 1, "q": 0} if flip else {}
+    certified = at_backbone(encoder, BoundedAdversary(n=1, epsilon=0.2, p=p, at="backbone", **labels))
+    runs = list(shifted_runs(encoder, 0.2, p, flip))
+    shares = []
+    for name, bounds in certified.bounds.items():
+        for run in runs:
+            assert bool(((bounds.lower <= run[name]) & (run[name] <= bounds.upper)).all()), name
+            shares.append(float(((run[name] - runs[0][name]).abs() / (bounds.upper - bounds.lower + 1e-12)).max()))
+    assert max(shares) > 0.03
+
+
+def test_bounds_at_a_submodule_are_those_of_its_outputs_as_data():
+    """Training a head on stored outputs, moved by epsilon, is the same training."""
+    data, adversary = images(), BoundedAdversary(n=1, epsilon=0.2, at="backbone")
+    module = variant(Probe, encoder=ImageEncoder, on_train_epoch_start=lambda self: self.backbone.eval())
+    ours = certify(Case(module, adversary, data))
+    assert isinstance(ours, Held), ours.error
+    case = Case(module, BoundedAdversary(n=1, epsilon=0.2), data)
+    backbone = made(case).backbone
+    stored = {"x": backbone.eval()(data["x"]).detach(), "y": data["y"]}
+
+    class Head(Probe):
+        def features(self, x):
+            return x
+
+    head = certify(case.but(module=Head, data=stored, settings={"features": 0, "labels": 1}))
+    assert isinstance(head, Held), head.error
+    assert ours.certified.bounds.mean_width() == pytest.approx(head.certified.bounds.mean_width(), rel=1e-6)
+
+
+def test_the_certificate_says_where_features_are_moved(tmp_path):
+    adversary = BoundedAdversary(n=1, epsilon=0.2, at="backbone")
+    case = Case(variant(Probe, encoder=TextEncoder), adversary, texts())
+    assert isinstance(certify(case.but(settings={"dirpath": tmp_path})), Held)
+    record = json.loads((tmp_path / "certificate.json").read_text())
+    assert record["adversary"]["at"] == "backbone"
+    assert record["bounds"]["roles"][0]["features"] == ["outputs of backbone"]
+    assert any("outputs of `backbone`" in sentence for sentence in record["assumptions"])
+    assert EVALUATED_AS_IT_IS.sentence in record["assumptions"]
+
+
+@pytest.mark.parametrize(
+    ("at", "members", "reason"),
+    [
+        ("nothing", {}, "names no submodule"),
+        ("head", {}, "depend on trained parameters"),
+        ("backbone.patches", {}, "no bound rule|samples' axis"),
+    ],
+)
+def test_places_that_cannot_be_poisoned_are_refused(at, members, reason):
+    adversary = BoundedAdversary(n=1, epsilon=0.2, at=at)
+    case = Case(variant(Probe, encoder=ImageEncoder, **members), adversary, images())
+    refused(case.but(attacks=[]), reason)

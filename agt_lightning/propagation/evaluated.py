@@ -156,9 +156,9 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
             f"`at={path!r}` names no submodule that computes what the loss reads. Give the path of one whose `forward` "
             f"`training_step` calls, such as one of {names}."
         ]
-    trained = reached(graph, {*_trained(roles), *_unrepeatable(graph)})
+    depending = reached(graph, {*trained(roles), *_unrepeatable(graph)})
     problems = []
-    if outputs & trained:
+    if outputs & depending:
         problems.append(
             f"`at={path!r}` poisons outputs of a submodule that depend on trained parameters or random numbers, so "
             "they are not the same in every run. Freeze all parameters before it, or poison the batch itself."
@@ -175,35 +175,41 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
     return problems
 
 
-def cut(roles: LossRoles, program: Program, moves: Moves) -> tuple[Graph, Prelude] | None:
-    """Cut what is evaluated as it is from the front of a loss.
+def cut(
+    program: Program, moved: Collection[str], outputs: frozenset[str] = frozenset()
+) -> tuple[Graph, Prelude] | None:
+    """Cut what is evaluated as it is from the front of a program.
 
     Args:
-        roles: of the whole loss.
-        program: the whole loss, with the calls that have no rules.
-        moves: what can be poisoned.
+        program: with the calls that have no rules.
+        moved: names of the inputs that are not the same in every run, parameters among them.
+        outputs: names of values that are evaluated, but moved afterwards.
 
     Returns:
-        The rest and what comes before it; None if nothing needs to be cut off.
+        The rest, and what comes before it; None if nothing needs to be cut off.
     """
-    graph = roles.graph
-    outputs = frozenset() if moves.at is None else outputs_of(graph, moves.at)
-    moved = {*_trained(roles), *_unrepeatable(graph), *moves.leaves(roles)}
-    moving = reached(graph, moved | outputs)
+    graph = program.graph
+    moving = reached(graph, {*moved, *_unrepeatable(graph), *outputs})
     fixed = {call.name for call in graph.calls if call.name not in moving}
     seeds = fixed & program.troubled
     if not seeds and not outputs:
         return None
-    connected = _before(graph, seeds | (reached(graph, set(seeds)) & fixed)) & fixed
+    connected = _before(graph, reached(graph, seeds) & fixed) & fixed
     evaluated = connected | (_before(graph, outputs) & (fixed | outputs))
     graph = _without_statistics(graph, evaluated)
     calls = tuple(call for call in graph.calls if call.name in evaluated)
     rest = tuple(call for call in graph.calls if call.name not in evaluated)
-    read = {name for call in rest for name in call.inputs}
+    read = {graph.output, *(name for call in rest for name in call.inputs)}
     given = tuple(call.name for call in calls if call.name in read)
-    samples = {name: name in roles.samples and _counts_samples(graph, name, roles) for name in given}
+    sizes = {graph.shapes[leaf][:1] for leaf in graph.leaves if leaf in program.samples}
+    rows = {name: name in program.samples and graph.shapes[name][:1] in sizes for name in given}
     parameters = {name: target for name, target in graph.parameters.items() if name in read}
-    return replace(graph, calls=rest, parameters=parameters, given=samples), Prelude(graph, calls, given)
+    return replace(graph, calls=rest, parameters=parameters, given=rows), Prelude(graph, calls, given)
+
+
+def trained(roles: LossRoles) -> set[str]:
+    """Return the parameters of a loss that are trained, by value name."""
+    return {name for name in roles.graph.parameters if name in roles.trainable}
 
 
 def _without_statistics(graph: Graph, names: Collection[str]) -> Graph:
@@ -219,15 +225,6 @@ def _by_own_statistics(call: Call) -> Call:
     op = _aten._native_batch_norm_legit.no_stats if call.op in _NORMALIZATIONS else call.op
     kept = {name: value for name, value in call.arguments.items() if name not in _RUNNING}
     return replace(call, op=op, arguments=kept if op is not call.op else {**call.arguments, **dict.fromkeys(_RUNNING)})
-
-
-def _counts_samples(graph: Graph, name: str, roles: LossRoles) -> bool:
-    sizes = {graph.shapes[leaf][0] for leaf in graph.leaves if leaf in roles.samples and graph.shapes[leaf]}
-    return graph.shapes[name][:1] != () and graph.shapes[name][0] in sizes
-
-
-def _trained(roles: LossRoles) -> set[str]:
-    return {name for name in roles.graph.parameters if name in roles.trainable}
 
 
 def _unrepeatable(graph: Graph) -> set[str]:

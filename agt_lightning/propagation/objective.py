@@ -35,7 +35,7 @@ from agt_lightning.propagation import (
     propagate_forward,
     refinement,
 )
-from agt_lightning.propagation.evaluated import Moves, Prelude, cut, outputs_of, place_problems
+from agt_lightning.propagation.evaluated import Moves, Prelude, cut, outputs_of, place_problems, trained
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import RuleTable, Value
@@ -152,7 +152,11 @@ class BoundedObjective:
         if moves is not None and moves.at is not None:
             objective = _poisoned_at(objective, moves.at, named, module, size)
             types |= {name: graph.types[name] for name in objective.features}
-        front = None if moves is None or objective.problems and moves.at else cut(objective, program, moves)
+        at = None if moves is None else moves.at
+        outputs = frozenset(objective.features) if at is not None else frozenset()
+        front = None
+        if moves is not None and not (at is not None and objective.problems):
+            front = cut(program, trained(objective) | moves.leaves(objective), outputs)
         if front is not None:
             rest, prelude = front
             whole = objective

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from agt_lightning import BoundedAdversary, CertifiedTraining
 from agt_lightning.certificates.assumptions import EVALUATED_AS_IT_IS
+from agt_lightning.errors import UncertifiableError
 from tests.trust.frozen import BatchNormed, ImageEncoder, Probe, SequenceFirst, TextEncoder
-from tests.trust.harness import Case, Held, certify, held, made, plain, refused
+from tests.trust.harness import Case, Held, attacks_of, certify, held, made, plain, plain_module, refused
 from tests.trust.modules import FEATURES, FLIPS, variant
 
 
@@ -169,3 +170,29 @@ def test_places_that_cannot_be_poisoned_are_refused(at, members, reason):
     adversary = BoundedAdversary(n=1, epsilon=0.2, at=at)
     case = Case(variant(Probe, encoder=ImageEncoder, **members), adversary, images())
     refused(case.but(attacks=[]), reason)
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoder", [TextEncoder, ImageEncoder, SequenceFirst])
+def test_certified_predictions_of_a_probe_are_those_of_poisoned_runs(encoder):
+    case = probe(encoder, rate=0.01)
+    result = certify(case)
+    assert isinstance(result, Held), result.error
+    model = result.certified.certified_model()
+    x = case.data["x"]
+    for inputs in (x, x[:3]):
+        certification = model.certify(inputs)
+        assert certification.certified.any()
+        for attack in attacks_of(case)[:4]:
+            poisoned = plain_module(case, attack).eval()
+            agree = poisoned(inputs).argmax(1) == certification.label
+            assert bool(agree[certification.certified].all())
+
+
+def test_balls_of_inputs_do_not_pass_through_operations_without_rules():
+    result = certify(probe(ImageEncoder))
+    assert isinstance(result, Held), result.error
+    with pytest.raises(UncertifiableError, match="Set `epsilon=0`"):
+        result.certified.certified_model().certify(images()["x"], epsilon=0.1)

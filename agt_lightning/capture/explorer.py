@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from agt_lightning.capture.data_reads import depends_on_numbers
 from agt_lightning.capture.graph import Graph
@@ -11,6 +11,8 @@ from agt_lightning.capture.paths import Path, raises_by_itself
 from agt_lightning.capture.recording import Recording, UnprovenCheckError
 from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.source import line_of
+from agt_lightning.capture.withheld import WithheldError
+from agt_lightning.capture.written import changes
 from agt_lightning.errors import CaptureError
 
 _MOST_RECORDINGS = 50
@@ -46,6 +48,8 @@ class Explorer:
 
     def _agreed(self) -> Graph:
         agreed: Graph | None = None
+        reached: list[Graph] = []
+        recordings: list[Recording] = []
         ended: dict[str, CaptureError] = {}
         reads: Recording = Recording()
         probe, needed = 0, 1
@@ -55,14 +59,38 @@ class Explorer:
                 reads = recording if recording.reads else reads
                 if isinstance(result, CaptureError):
                     ended[line_of(result.__cause__ or result)] = result
-                elif agreed is None:
+                    continue
+                reached.append(result)
+                recordings.append(recording)
+                if agreed is None:
                     agreed = result
                 elif not same_graph(agreed, result):
                     raise CaptureError(_disagreement(recording, reads))
             probe += 1
         if agreed is None:
             raise next(iter(ended.values()))
-        return agreed.ending(ended)
+        self._require_unread(agreed, _written_on_some(recordings))
+        return agreed.along(reached, ended)
+
+    def _require_unread(self, agreed: Graph, names: frozenset[tuple[str, str]]) -> None:
+        """Require that the code does not look at attributes that it writes to on some paths only.
+
+        Raises:
+            CaptureError: naming one that it looks at.
+        """
+        if not names:
+            return
+        recording = Recording(path=Path(), unproven=self._unproven, withheld=names)
+        try:
+            same = same_graph(agreed, self._record(recording))
+        except (CaptureError, WithheldError):
+            same = False
+        if recording.looks or not same:
+            name = recording.looks[0] if recording.looks else min(names)[1]
+            raise CaptureError(
+                f"The code writes to `{name}` where data decide, and reads it later, so the data of one step reach the "
+                "loss of another. Write it in every step alike, from the clock alone, or not at all."
+            )
 
     def _paths(self, probe: int, *, first: bool) -> Iterator[tuple[Recording, Graph | CaptureError]]:
         """Yield each path with the graph it leads to, or the error by which it ends the run.
@@ -96,6 +124,14 @@ class Explorer:
             if first or not recording.path.given:
                 raise
             raise CaptureError(recording.path.message) from error
+
+
+def _written_on_some(recordings: Sequence[Recording]) -> frozenset[tuple[str, str]]:
+    """Return the attributes that some recordings change and others do not, or change to something else on one path."""
+    changed = [changes(recording.before, recording.after) for recording in recordings]
+    some = frozenset[tuple[str, str]]().union(*changed) - frozenset.intersection(*changed)
+    first = {recording.probe: recording for recording in reversed(recordings)}
+    return some.union(*(changes(first[recording.probe].after, recording.after) for recording in recordings))
 
 
 def _ends_run(error: CaptureError, recording: Recording) -> bool:

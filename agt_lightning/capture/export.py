@@ -19,6 +19,7 @@ from agt_lightning.capture.recording import Recording, UnprovenCheckError
 from agt_lightning.capture.reductions import reduced, unweighted
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
+from agt_lightning.capture.written import state_of, withhold
 from agt_lightning.errors import CaptureError
 
 _aten = torch.ops.aten
@@ -116,6 +117,8 @@ def _recorded(
     make: Callable[[], tuple[nn.Module, Function]], leaves: Sequence[Tensor], recording: Recording, advice: str
 ) -> Graph:
     module, function = make()
+    withhold(module, recording.withheld, recording.looks)
+    recording.before = state_of(module)
     objective = _Objective(module, as_forward(function), recording)
     try:
         with warnings.catch_warnings(), quiet(), no_traces(module):
@@ -126,6 +129,7 @@ def _recorded(
     except Exception as error:
         raise CaptureError(_reason(error, recording, advice)) from error
     recording.require_accepted()
+    recording.after = state_of(module)
     graph = _live(_graph(program))
     require_known_inputs(graph)
     return _live(reduced(unweighted(_fused(masked(graph)))))
@@ -178,6 +182,7 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
     results = reader.read()
     kinds = [spec.kind.name for spec in signature.output_specs]
     changed = [spec.target for spec in signature.output_specs if spec.kind.name == "USER_INPUT_MUTATION"]
+    written = [str(spec.target) for spec in signature.output_specs if spec.kind.name == "BUFFER_MUTATION"]
     return Graph(
         calls=tuple(reader.calls),
         parameters=parameters,
@@ -189,6 +194,7 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
         output=results[kinds.index("USER_OUTPUT")],
         changed=frozenset(leaves[str(target)] for target in changed),
         origins=origins,
+        written=frozenset(target[strip:] for target in written),
     )
 
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 from agt_lightning.capture.finite_checks import FiniteChecks
 from agt_lightning.capture.paths import Path
 from agt_lightning.capture.source import current_line
+from agt_lightning.capture.written import State
 from agt_lightning.errors import CaptureError
 
 BRANCH = "a poisoned run can take the other branch, so no bound exists. Write it with `torch.where`, or remove it."
@@ -46,6 +47,10 @@ class Recording:
         conversions: plain numbers that the code made of numbers of data by ``float()``, each with the stand-in that it
             was made of, by `id`; and the stand-ins of which it made integers.
         calls: number of torch's functions that the code called.
+        withheld: attributes of the module, by part and name, in whose place the code finds stand-ins.
+        looks: names of those of them that it looks at.
+        before: the module's attributes before the code ran.
+        after: the same afterwards.
     """
 
     probe: int = 0
@@ -57,6 +62,10 @@ class Recording:
     finite_checks: FiniteChecks = field(default_factory=FiniteChecks)
     conversions: dict[int, tuple[object, object]] = field(default_factory=dict)
     calls: int = 0
+    withheld: frozenset[tuple[str, str]] = frozenset()
+    looks: list[str] = field(default_factory=list)
+    before: State = field(default_factory=dict)
+    after: State = field(default_factory=dict)
 
     @property
     def refused(self) -> bool:

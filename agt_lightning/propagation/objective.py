@@ -72,6 +72,12 @@ class BoundedObjective:
     def problems(self) -> tuple[str, ...]:
         """Why this loss cannot be certified."""
         problems = [*self.objective.problems, *self.program.problems]
+        problems += [
+            f"The loss reads the buffer `{name}`, and `training_step` changes it in place, so the data of one step "
+            "reach the loss of another. Compute it before training."
+            for name in sorted(self.program.graph.written & set(self.program.graph.buffers.values()))
+            if not self.objective.problems and not self.program.problems
+        ]
         if not problems and not any(term.value in self.objective.trainable for term in self.objective.terms):
             problems.append(
                 "The loss that `training_step` returns trains no parameter: it reads none, or those that it reads are "

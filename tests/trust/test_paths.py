@@ -60,6 +60,12 @@ def logs_by_a_mask(self, x, y):
     return F.mse_loss(out, y)
 
 
+def counts_for_a_log(self, x, y):
+    if y.abs().max() > SPIKE:
+        self.spikes = getattr(self, "spikes", 0) + 1
+    return mse(self, x, y)
+
+
 def logs_by_numpy(self, x, y):
     out = self(x).detach().numpy()
     self.log("spread", float(np.abs(out - y.numpy()).max()))
@@ -68,7 +74,7 @@ def logs_by_numpy(self, x, y):
     return mse(self, x, y)
 
 
-HARMLESS = [asserts, raises_and_catches_other_errors, logs_by_a_mask, logs_by_numpy]
+HARMLESS = [asserts, raises_and_catches_other_errors, logs_by_a_mask, counts_for_a_log, logs_by_numpy]
 
 
 @pytest.mark.parametrize("function", **by_name(HARMLESS))
@@ -160,7 +166,30 @@ def catches_a_refused_metric(self, x, y):
     return scale * mse(self, x, y)
 
 
+def remembers_a_branch(self, x, y):
+    loss = mse(self, x, y) * getattr(self, "scale", 1.0)
+    if y.abs().max() > SPIKE:
+        self.scale = 0.1
+    return loss
+
+
+def remembers_a_plain_branch(self, x, y):
+    loss = mse(self, x, y) * (0.1 if getattr(self, "spikes", 0) else 1.0)
+    if float(y.abs().max()) > SPIKE:
+        self.spikes = 1
+    return loss
+
+
+def remembers_in_a_list(self, x, y):
+    self.seen = getattr(self, "seen", [])
+    loss = mse(self, x, y) * (0.1 if self.seen else 1.0)
+    if y.abs().max() > SPIKE:
+        self.seen.append("spike")
+    return loss
+
+
 HARMFUL = [
+    *(remembers_a_branch, remembers_a_plain_branch, remembers_in_a_list),
     *(swallows_its_assertion, counts_two_branches, weighs_by_an_item, takes_a_round_trip, takes_a_sorted_list),
     *(skips_batches, ends_the_epoch, checks_a_part_for_nan, catches_a_refused_metric),
 ]
@@ -173,7 +202,22 @@ def case(function) -> Case:
 
 @pytest.mark.parametrize("function", **by_name(HARMFUL))
 def test_branches_that_reach_the_loss_are_refused(function):
-    refused(case(function), r"lets Python read data|numbers that Python reads|np.ndarray")
+    refused(case(function), r"lets Python read data|numbers that Python reads|np.ndarray|where data decide")
+
+
+def test_a_buffer_that_a_branch_writes_is_refused():
+    class Buffered(Regressor):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+        def training_step(self, batch, batch_idx):
+            loss = F.mse_loss(self.scale * self(batch[0]), batch[1])
+            with torch.no_grad():
+                self.scale.copy_(torch.where(batch[1].abs().max() > SPIKE, 0.1, self.scale))
+            return loss
+
+    refused(apart(regression(Buffered)), "changes it in place")
 
 
 def test_a_metric_in_the_loss_is_refused():

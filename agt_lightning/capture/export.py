@@ -118,18 +118,18 @@ def _recorded(
 ) -> Graph:
     module, function = make()
     withhold(module, recording.withheld, recording.looks)
-    recording.before = state_of(module)
     objective = _Objective(module, as_forward(function), recording)
     try:
         with warnings.catch_warnings(), quiet(), no_traces(module):
             warnings.simplefilter("ignore")  # training shows the same warnings
+            recording.before = state_of(module)
             program = _exported(objective, tuple(leaves))
+            recording.after = state_of(module)
     except UnprovenCheckError:
         raise
     except Exception as error:
         raise CaptureError(_reason(error, recording, advice)) from error
     recording.require_accepted()
-    recording.after = state_of(module)
     graph = _live(_graph(program))
     require_known_inputs(graph)
     return _live(reduced(unweighted(_fused(masked(graph)))))

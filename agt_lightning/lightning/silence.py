@@ -181,6 +181,15 @@ class _SilentTrainer:
         self.callback_metrics = _metrics("callback_metrics")
         self.logged_metrics = _metrics("logged_metrics")
         self.progress_bar_metrics = _metrics("progress_bar_metrics")
+        self._complete = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_complete" in vars(self):
+            refuse(
+                f"{current_line()} sets `trainer.{name}` in `training_step`, where data can decide it, so that a "
+                "poisoned run goes on otherwise. Remove it."
+            )
+        object.__setattr__(self, name, value)
 
     @property
     def current_epoch(self) -> int:

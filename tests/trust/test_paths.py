@@ -15,6 +15,7 @@ import torchmetrics.functional as metrics
 from tests.trust.harness import Case, held, refused
 from tests.trust.modules import Classifier, Regressor, apart, classification, regression, variant
 
+SEEN: list[str] = []
 SPIKE = 3.0
 """A label beyond this is poisoned: clean ones stay below 1."""
 
@@ -188,11 +189,30 @@ def remembers_in_a_list(self, x, y):
     return loss
 
 
+def remembers_in_a_global(self, x, y):
+    loss = mse(self, x, y) * (0.1 if SEEN else 1.0)
+    if y.abs().max() > SPIKE:
+        SEEN.append("spike")
+    return loss
+
+
+def stops_the_training(self, x, y):
+    if y.abs().max() > SPIKE:
+        self.trainer.should_stop = True
+    return mse(self, x, y)
+
+
 HARMFUL = [
+    *(remembers_in_a_global, stops_the_training),
     *(remembers_a_branch, remembers_a_plain_branch, remembers_in_a_list),
     *(swallows_its_assertion, counts_two_branches, weighs_by_an_item, takes_a_round_trip, takes_a_sorted_list),
     *(skips_batches, ends_the_epoch, checks_a_part_for_nan, catches_a_refused_metric),
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen():
+    SEEN.clear()
 
 
 def case(function) -> Case:
@@ -202,7 +222,10 @@ def case(function) -> Case:
 
 @pytest.mark.parametrize("function", **by_name(HARMFUL))
 def test_branches_that_reach_the_loss_are_refused(function):
-    refused(case(function), r"lets Python read data|numbers that Python reads|np.ndarray|where data decide")
+    refused(
+        case(function),
+        r"lets Python read data|numbers that Python reads|np.ndarray|where data decide|sets `trainer.should_stop`",
+    )
 
 
 def test_a_buffer_that_a_branch_writes_is_refused():

@@ -68,8 +68,9 @@ ASSUMPTIONS = (
     ),
     Assumption(
         "one path through the code",
-        "`training_step` runs through the same code in every run. Code that looks at values is refused where recording "
-        "sees it, and tried on perturbed batches elsewhere; that is a test, not a proof.",
+        "`training_step` computes the same loss in every run, whatever branches it takes. Where recording sees that "
+        "code looks at values, each outcome leads to that loss or ends the run; elsewhere the code is tried on "
+        "perturbed batches and with other numbers, which is a test, not a proof.",
     ),
     Assumption(
         "hooks",

@@ -13,7 +13,7 @@ from agt_lightning.certificates.assumptions import EVALUATED_AS_IT_IS
 from agt_lightning.errors import UncertifiableError
 from tests.trust.frozen import BatchNormed, ImageEncoder, Probe, SequenceFirst, TextEncoder
 from tests.trust.harness import Case, Held, attacks_of, certify, held, made, plain, plain_module, refused
-from tests.trust.modules import FEATURES, FLIPS, variant
+from tests.trust.modules import FEATURES, FLIPS, LABELS, variant
 
 
 def images(size: int = 8) -> dict[str, torch.Tensor]:
@@ -48,16 +48,18 @@ def test_moved_images_reach_a_frozen_network():
     refused(probe(ImageEncoder, FEATURES), "no bound rule|samples' axis")
 
 
-class LabelSmoothed(Probe):
-    """The labels enter the frozen network, so that flips reach it."""
+class Leaks(Probe):
+    """The labels enter the frozen network, so that moved ones reach it."""
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        return F.cross_entropy(self(x + 0.1 * y.double()[:, None, None, None]), y)
+        return F.mse_loss(self(x + 0.1 * y[:, :, None, None])[:, :1], y)
 
 
 def test_labels_that_enter_the_frozen_network_are_refused():
-    refused(Case(LabelSmoothed, FLIPS, images()), "no bound rule|samples' axis|label")
+    y = torch.randn(8, 1, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    case = Case(Leaks, LABELS, {"x": images()["x"], "y": y}, settings={"labels": 1})
+    refused(case, "no bound rule|samples' axis")
 
 
 class UnfreezesLater(Probe):

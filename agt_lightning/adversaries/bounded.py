@@ -40,6 +40,9 @@ class BoundedAdversary:
         source_classes: for flips, the classes whose samples can be relabeled; None if all.
         bounds: smallest and largest value of a feature, such as (0, 1) for pixels; the ball is cut to this range. None
             if there is no range.
+        at: path of a frozen submodule, such as ``"backbone"``, whose outputs ε moves in place of the features that
+            enter `training_step`; ``epsilon`` and ``bounds`` are then in their units. The only ball that there is for
+            text. None if the features of the batch are moved.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -51,7 +54,7 @@ class BoundedAdversary:
     Example:
         >>> BoundedAdversary(n=10, epsilon=0.01)                # features
         BoundedAdversary(n=10, epsilon=0.01, p=inf, nu=0.0, q=inf, target_classes=None, source_classes=None,
-        bounds=None)
+        bounds=None, at=None)
         >>> flips = BoundedAdversary(n=5, nu=1, q=0)            # label flips
         >>> BoundedAdversary(n=-1)
         Traceback (most recent call last):
@@ -67,6 +70,7 @@ class BoundedAdversary:
     target_classes: Sequence[int] | None = None
     source_classes: Sequence[int] | None = None
     bounds: tuple[float, float] | None = None
+    at: str | None = None
 
     def __post_init__(self) -> None:
         """Validate the fields, so that each instance is a meaningful threat model."""
@@ -83,6 +87,15 @@ class BoundedAdversary:
             )
 
         self._check_bounds()
+        self._check_place()
+
+    def _check_place(self) -> None:
+        if self.at is None:
+            return
+        if not isinstance(self.at, str) or not self.at:
+            raise TypeError(f"Expected `at` to be the path of a submodule or None, but got {self.at!r}.")
+        if not self.perturbs_features:
+            raise ValueError("Expected `at` only with `epsilon > 0`, whose ball it places, but `epsilon` is 0.")
 
     def _check_bounds(self) -> None:
         if self.bounds is None:
@@ -128,8 +141,13 @@ class BoundedAdversary:
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """Empty, since only the usual assumptions apply."""
-        return ()
+        """What `at` leaves clean; otherwise empty, since only the usual assumptions apply."""
+        if self.at is None:
+            return ()
+        return (
+            f"Features are poisoned at the outputs of `{self.at}`. What comes before these outputs is the same in "
+            "every run, and so are features that reach the loss around them.",
+        )
 
     def problems(self, label_kind: LabelKind, labels: int, features: int) -> list[str]:
         """List the reasons why this adversary makes no sense for an objective."""

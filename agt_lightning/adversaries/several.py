@@ -70,6 +70,12 @@ def _require_one_training(adversaries: Sequence[Adversary]) -> None:
                 f"{first} and {adversary.sample_clipping}. Give all of them the same `kappa` and `clip`, or train once "
                 "for each, with a Trainer and a `CertifiedTraining` of its own."
             )
+    places = {getattr(adversary, "at", None) for adversary in adversaries if adversary.perturbs_features}
+    if len(places) > 1:
+        raise ValueError(
+            f"Expected adversaries that move features at one place, but got `at` in {sorted(map(str, places))}. Give "
+            "all of them the same `at`, or train once for each."
+        )
 
 
 def names_of(adversaries: Sequence[Adversary]) -> tuple[str, ...]:
@@ -105,7 +111,12 @@ def settings_that_differ(adversaries: Sequence[Adversary]) -> tuple[Mapping[str,
 
 def _settings(adversary: Adversary) -> dict[str, object]:
     fields = {field.name: getattr(adversary, field.name) for field in dataclasses.fields(adversary)}  # type: ignore[arg-type]
-    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in fields.items()}
+    added = {"at"} if fields.get("at") is None else set()  # descriptions of earlier versions lack it
+    return {
+        name: value.tolist() if isinstance(value, Tensor) else value
+        for name, value in fields.items()
+        if name not in added
+    }
 
 
 def _characters(value: object) -> str:

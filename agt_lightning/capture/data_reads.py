@@ -1,8 +1,8 @@
 """Detection of data that Python reads while the user's code is recorded.
 
-A recorded graph holds for every run only if Python takes the same path through the code in every run. So nothing that
-Python does may depend on data. `torch.export` raises where it meets such a place, but the user's code can catch that
-error; here it is noted as well.
+A recorded graph holds for every run only if every path that Python can take through the code leads to it, or ends the
+run. Branches on data are taken both ways (`agt_lightning.capture.paths`), and numbers are replaced by stand-ins. Where
+neither can be done, reading is refused, and noted, since the user's code can catch the error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from agt_lightning.capture import numbers
 from agt_lightning.capture.graph import Graph
-from agt_lightning.capture.recording import Recording, refuse_branch
+from agt_lightning.capture.recording import Recording, branch, refuse_branch
 from agt_lightning.capture.source import current_line, is_internal
 from agt_lightning.errors import CaptureError
 
@@ -35,27 +35,31 @@ _MOST_CALLS = 200_000
 _BRANCHES: Mapping[object, str] = {
     Tensor.__bool__: "`bool()` of a tensor",
     Tensor.__contains__: "`in` a tensor",
-    Tensor.__index__: "a tensor as an index of a list or range",
-    Tensor.__complex__: "`complex()` of a tensor",
     Tensor.is_nonzero: "`is_nonzero`",
     Tensor.equal: "`equal`",
     Tensor.allclose: "`allclose`",
+    torch.is_nonzero: "`is_nonzero`",
+    torch.equal: "`equal`",
+    torch.allclose: "`allclose`",
+}
+"""Functions that return a boolean of data; of one element, if they take a single tensor."""
+
+_UNREADABLE: Mapping[object, str] = {
+    Tensor.__index__: "a tensor as an index of a list or range",
+    Tensor.__complex__: "`complex()` of a tensor",
     Tensor.data_ptr: "`data_ptr`",
     Tensor.untyped_storage: "the storage of a tensor",
     Tensor.storage: "the storage of a tensor",
     Tensor.__dlpack__: "`__dlpack__`",
     Tensor.__reduce_ex__: "pickling a tensor",
-    torch.is_nonzero: "`is_nonzero`",
-    torch.equal: "`equal`",
-    torch.allclose: "`allclose`",
 }
-"""Functions whose result decides something in Python."""
+"""Functions by which Python reads data in a way that nothing follows."""
 
 _HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook)
 
 
 class DataReads(TorchFunctionMode):
-    """A mode in which reading data is noted: branches are refused, and numbers are replaced by stand-ins.
+    """A mode in which reading data is noted: branches follow the recording's path, and numbers are stand-ins.
 
     Args:
         recording: where reads and refusals are noted.
@@ -82,11 +86,13 @@ class DataReads(TorchFunctionMode):
                 "to log gradients, use `on_before_optimizer_step`."
             )
         if func in (Tensor.__bool__, Tensor.item):
-            known = self.recording.finite_checks.value_of(args[0])
+            known = self.recording.finite_checks.value_of(args[0], self.recording.unproven)
             if known is not None:
                 return known
-        if func in _BRANCHES and any(_is_data(arg) for arg in args):
-            refuse_branch(_BRANCHES[func])
+        if func in _UNREADABLE and any(_is_data(arg) for arg in args):
+            refuse_branch(_UNREADABLE[func])
+        if func in _BRANCHES and any(_is_data(arg) for arg in args) and (len(args) > 1 or args[0].numel() == 1):
+            return branch(_BRANCHES[func])
         if func in _READERS and _is_data(args[0]):
             return _READERS[func](self.recording, *args, **kwargs)
         if func == _GRAD:
@@ -123,13 +129,15 @@ def _is_data(value: object) -> bool:
 def _item(recording: Recording, tensor: Tensor) -> Any:
     if tensor.numel() != 1:
         raise RuntimeError(f"a Tensor with {tensor.numel()} elements cannot be converted to Scalar")
+    if tensor.dtype is torch.bool:
+        return branch("a boolean of a tensor")
     return numbers.read(recording, tensor)
 
 
 def _numpy(recording: Recording, tensor: Tensor, *args: object, **kwargs: object) -> Any:
-    """Return an array of one stand-in; it is of objects, which refuse to be compared."""
+    """Return an array of stand-ins."""
     array = np.empty(tensor.numel(), dtype=object)
-    array[:] = [numbers.read(recording, tensor)] * tensor.numel()
+    array[:] = numbers.read_all(recording, tensor)
     return array.reshape(tuple(tensor.shape)).view(numbers.ArrayStandIn)
 
 

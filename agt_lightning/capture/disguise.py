@@ -15,8 +15,8 @@ import torch._dynamo.config
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from agt_lightning.capture.data_reads import DataReads
-from agt_lightning.capture.numbers import tracked_math
-from agt_lightning.capture.recording import BRANCH, Recording
+from agt_lightning.capture.numbers import read_size, tracked_math
+from agt_lightning.capture.recording import Recording, branch
 from agt_lightning.capture.source import current_line, is_internal
 
 _FLAGS = ("_is_compiling_flag", "_is_exporting_flag", "_is_non_strict_tracing_flag")
@@ -76,23 +76,29 @@ def _eager_flags() -> Iterator[None]:
 
 @contextmanager
 def _symbolic_branches(recording: Recording) -> Iterator[None]:
-    """Note branches on sizes that depend on data, such as ``len(mask.nonzero())``, also if their error is caught."""
+    """Follow branches on sizes that depend on data, such as ``mask.nonzero().shape[0] > 0``, and read sizes as numbers.
+
+    Torch's own code cannot go on without the size; its error is noted, in case that the user's code catches it.
+    """
     with ExitStack() as stack:
         for kind, name in _SYMBOLIC:
-            stack.enter_context(_replaced(kind, name, _noting(recording, getattr(kind, name))))
+            stack.enter_context(_replaced(kind, name, _reading(recording, name, getattr(kind, name))))
         yield
 
 
-def _noting(recording: Recording, method: Callable[..., Any]) -> Callable[..., Any]:
-    def noted(self: object) -> Any:
-        try:
-            return method(self)
-        except Exception:
-            if not is_internal(sys._getframe(1)):
-                recording.refusals.append(f"{current_line()} lets Python read a size that depends on data: {BRANCH}")
-            raise
+def _reading(recording: Recording, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def read(self: object) -> Any:
+        if not is_internal(sys._getframe(1)) and not _is_known(self):
+            return branch("a size that depends on data") if name == "__bool__" else read_size(recording)
+        return method(self)
 
-    return noted
+    return read
+
+
+def _is_known(size: object) -> bool:
+    """Return whether a size is the same for all data."""
+    node = size.node  # type: ignore[attr-defined]
+    return node.maybe_as_int() is not None or node.maybe_as_bool() is not None or node.maybe_as_float() is not None
 
 
 @contextmanager

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_numbers, depends_on_size, require_known_inputs
+from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_size, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
+from agt_lightning.capture.explorer import Explorer
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
-from agt_lightning.capture.numbers import probes
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
-from agt_lightning.capture.recording import Recording
+from agt_lightning.capture.recording import Recording, UnprovenCheckError
 from agt_lightning.capture.recurrent import unrolled
 from agt_lightning.capture.reductions import reduced, unweighted
-from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.shared_layers import shared_statistics
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
+from agt_lightning.capture.written import state_of, withhold
 from agt_lightning.errors import CaptureError
 
 _aten = torch.ops.aten
@@ -66,9 +66,10 @@ class _Objective(nn.Module):
         with observed(self.recording):
             result = self.function(leaves)
         nodes = autograd_nodes(result)
-        problem = gradient_problem(nodes) or self.recording.finite_checks.problem(result, nodes)
+        problem = gradient_problem(nodes)
         if problem is not None:
             self.recording.refuse(problem)
+        self.recording.require_proven(self.recording.finite_checks.unproven(result, nodes))
         return result
 
 
@@ -103,44 +104,31 @@ def record(
 ) -> Graph:
     """Record the calls of a function that may change its module; see `capture`.
 
-    Code that reads numbers of its data, such as ``loss.item()`` for a log, is recorded several times, with other
-    numbers each time, and must make the same calls.
+    Code that reads data is recorded on every path that its branches can take, and with other numbers each time. All
+    recordings that do not end in an error of the code's own must make the same calls.
 
     Args:
         make: returns a new replica of the module, and the function that uses it, for each recording.
         leaves: example tensors.
         advice: the way out if the code cannot be recorded.
     """
-    recording = Recording()
-    graph = _recorded(make, leaves, recording, advice)
-    for probe in range(1, probes(recording)):
-        other = _probed(make, leaves, Recording(probe), advice)
-        if other is not None and not same_graph(graph, other):
-            raise CaptureError(depends_on_numbers(recording))
-    return graph
-
-
-def _probed(
-    make: Callable[[], tuple[nn.Module, Function]], leaves: Sequence[Tensor], recording: Recording, advice: str
-) -> Graph | None:
-    """Return the graph that the code makes of other numbers; None if they end the run, so that no bounds are needed."""
-    try:
-        return _recorded(make, leaves, recording, advice)
-    except CaptureError as error:
-        if isinstance(error.__cause__, ArithmeticError | ValueError) and not recording.refused:
-            return None
-        raise
+    return Explorer(lambda recording: _recorded(make, leaves, recording, advice)).graph()
 
 
 def _recorded(
     make: Callable[[], tuple[nn.Module, Function]], leaves: Sequence[Tensor], recording: Recording, advice: str
 ) -> Graph:
     module, function = make()
+    withhold(module, recording.withheld, recording.looks)
     objective = _Objective(module, as_forward(function), recording)
     try:
         with warnings.catch_warnings(), quiet(), no_traces(module):
             warnings.simplefilter("ignore")  # training shows the same warnings
+            recording.before = state_of(module)
             program = _exported(objective, tuple(leaves))
+            recording.after = state_of(module)
+    except UnprovenCheckError:
+        raise
     except Exception as error:
         shared = shared_statistics(module) if isinstance(error, AssertionError) else None
         raise CaptureError(shared or _reason(error, recording, advice)) from error
@@ -197,6 +185,7 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
     results = reader.read()
     kinds = [spec.kind.name for spec in signature.output_specs]
     changed = [spec.target for spec in signature.output_specs if spec.kind.name == "USER_INPUT_MUTATION"]
+    written = [str(spec.target) for spec in signature.output_specs if spec.kind.name == "BUFFER_MUTATION"]
     return Graph(
         calls=tuple(reader.calls),
         parameters=parameters,
@@ -208,6 +197,7 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
         output=results[kinds.index("USER_OUTPUT")],
         changed=frozenset(leaves[str(target)] for target in changed),
         origins=origins,
+        written=frozenset(target[strip:] for target in written),
     )
 
 

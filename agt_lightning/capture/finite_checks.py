@@ -1,7 +1,7 @@
 """Checks of the loss for NaN, which come out the same in every run.
 
 ``if math.isnan(loss.item())`` and ``if torch.isnan(loss).any()`` are branches on data. But all values that gradients
-pass through have finite bounds in every run, so their checks are known. Those of other values are refused.
+pass through have finite bounds in every run, so their checks are known. Those of other values are branches on data.
 """
 
 from __future__ import annotations
@@ -49,10 +49,15 @@ class FiniteChecks:
         """Note that the code branches on whether a tensor is finite; None if it is unknown which one."""
         self.made.append((checked, current_line()))
 
-    def value_of(self, tensor: object) -> bool | None:
-        """Return the value of a check if a tensor is the result of one, and note it; else None."""
+    def value_of(self, tensor: object, unproven: Collection[str] = ()) -> bool | None:
+        """Return the value of a check if a tensor is the result of one, and note it; else None.
+
+        Args:
+            tensor: that code looks at.
+            unproven: lines whose checks are not known.
+        """
         check = self._checks.get(id(tensor))
-        if check is None:
+        if check is None or current_line() in unproven:
             return None
         self.note(check.checked)
         return check.value
@@ -70,21 +75,17 @@ class FiniteChecks:
             check = self._checks[id(source)]
             self._checks[id(result)] = _Check(result, check.checked, check.value != (func in _NEGATIONS))
 
-    def problem(self, result: Tensor, nodes: Collection[Node]) -> str | None:
-        """Return why a check may come out otherwise in another run; None if all are of values on the gradient's way.
+    def unproven(self, result: Tensor, nodes: Collection[Node]) -> frozenset[str]:
+        """Return the lines of checks that may come out otherwise in another run: of values off the gradient's way.
 
         Args:
             result: the loss.
             nodes: those of its autograd graph.
         """
-        for tensor, line in self.made:
-            source = self._source(tensor)
-            if source is not result and (source is None or source.grad_fn not in nodes):
-                return (
-                    f"{line} branches on whether a tensor that is not part of the loss is finite; a poisoned run can "
-                    "take the other branch, so no bound exists. Check the loss alone."
-                )
-        return None
+        sources = [(self._source(tensor), line) for tensor, line in self.made]
+        return frozenset(
+            line for source, line in sources if source is not result and (source is None or source.grad_fn not in nodes)
+        )
 
     def _source(self, tensor: Tensor | None) -> Tensor | None:
         while id(tensor) in self._copies:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -101,6 +101,10 @@ class Graph:
         changed: positions of batch tensors that the code changes in place; the graph computes from their values before.
         origins: value name to the tensor itself of which a constant is the value; code outside may change it.
         types: value name to type, for inputs and for values as they were recorded.
+        written: names of the buffers that the code changes in place.
+        given: names of inputs that are computed from others before the graph begins; each with whether its first axis
+            counts samples.
+        endings: lines at which the code ends the run, by an error of its own, for some data.
     """
 
     calls: tuple[Call, ...]
@@ -114,6 +118,14 @@ class Graph:
     changed: frozenset[int] = frozenset()
     origins: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    written: frozenset[str] = frozenset()
+    given: Mapping[str, bool] = field(default_factory=dict)
+    endings: tuple[str, ...] = ()
+
+    def along(self, paths: Iterable[Graph], endings: Iterable[str]) -> Graph:
+        """Return the same graph of code that has other paths to it, and can end the run at some lines."""
+        written = self.written.union(*(graph.written for graph in paths))
+        return replace(self, written=written, endings=tuple(endings))
 
     def producer(self, name: str) -> Call | None:
         """Return the call whose result is ``name``; None if it is an input."""

@@ -130,7 +130,7 @@ class GraphReader:
         if call is None:
             return name  # an input, through which no gradient flows in this region
         detached = f"{name}.detached"
-        self.shapes[detached] = call.shape
+        self.shapes[detached], self.types[detached] = call.shape, call.dtype
         arguments = {"self": Reference(name)}
         self.calls.append(replace(call, name=detached, op=_aten.detach.default, arguments=arguments))
         return detached
@@ -149,7 +149,7 @@ class GraphReader:
             sources = arguments["tensors"]
             assert isinstance(sources, list)
             self.names[node] = sources[index].name
-        else:
+        elif _has_fixed_shape(node.meta.get("val")):
             self._append(node, producer.target, arguments | {ITEM: index})
 
     def _arguments(self, node: fx.Node, op: OpOverload) -> dict[str, object]:

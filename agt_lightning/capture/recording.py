@@ -9,11 +9,25 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from agt_lightning.capture.finite_checks import FiniteChecks
+from agt_lightning.capture.paths import Path
 from agt_lightning.capture.source import current_line
+from agt_lightning.capture.written import State
 from agt_lightning.errors import CaptureError
 
 BRANCH = "a poisoned run can take the other branch, so no bound exists. Write it with `torch.where`, or remove it."
 """Why control flow that depends on data is refused, and the way out."""
+
+
+class UnprovenCheckError(CaptureError):
+    """Code branches on whether a tensor is finite that need not be; it is recorded again, with both outcomes.
+
+    Args:
+        lines: of the code.
+    """
+
+    def __init__(self, lines: frozenset[str]) -> None:
+        super().__init__(f"{min(lines)} lets Python read data (whether a tensor is finite): {BRANCH}")
+        self.lines = lines
 
 
 @dataclass
@@ -22,6 +36,8 @@ class Recording:
 
     Args:
         probe: which set of stand-in numbers the code reads; see `agt_lightning.capture.numbers`.
+        path: the outcomes of branches on data.
+        unproven: lines that check tensors for NaN that are not part of the loss, so that both outcomes are possible.
 
     Attributes:
         reads: lines that read numbers of data, such as ``loss.item()``.
@@ -31,15 +47,25 @@ class Recording:
         conversions: plain numbers that the code made of numbers of data by ``float()``, each with the stand-in that it
             was made of, by `id`; and the stand-ins of which it made integers.
         calls: number of torch's functions that the code called.
+        withheld: attributes of the module, by part and name, in whose place the code finds stand-ins.
+        looks: names of those of them that it looks at.
+        before: the module's attributes before the code ran.
+        after: the same afterwards.
     """
 
     probe: int = 0
+    path: Path = field(default_factory=Path)
+    unproven: frozenset[str] = frozenset()
     reads: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     finite_checks: FiniteChecks = field(default_factory=FiniteChecks)
     conversions: dict[int, tuple[object, object]] = field(default_factory=dict)
     calls: int = 0
+    withheld: frozenset[tuple[str, str]] = frozenset()
+    looks: list[str] = field(default_factory=list)
+    before: State = field(default_factory=dict)
+    after: State = field(default_factory=dict)
 
     @property
     def refused(self) -> bool:
@@ -54,6 +80,18 @@ class Recording:
         """
         self.refusals.append(message)
         raise CaptureError(message)
+
+    def require_proven(self, checks: frozenset[str]) -> None:
+        """Raise if the code has taken checks for NaN as passed that need not be.
+
+        Args:
+            checks: their lines.
+
+        Raises:
+            UnprovenCheckError: if there are any.
+        """
+        if checks:
+            raise UnprovenCheckError(checks)
 
     def require_accepted(self) -> None:
         """Raise the first refusal if there is any, or the first error that the user's code has caught.
@@ -75,6 +113,7 @@ class Recording:
         self.reads.clear()
         self.conversions.clear()
         self.calls = 0
+        self.path.restart()
         self.finite_checks = FiniteChecks()
         token = _CURRENT.set(self)
         try:
@@ -91,6 +130,22 @@ def current() -> Recording | None:
     return _CURRENT.get()
 
 
+def branch(what: str) -> bool:
+    """Return the outcome of a branch on data at the current line, on the path that is recorded.
+
+    Args:
+        what: the operation, such as ``bool()`` of a tensor.
+
+    Raises:
+        CaptureError: outside of recordings, and if there are too many branches.
+    """
+    recording = current()
+    outcome = None if recording is None else recording.path.decide(_branch_message(what))
+    if outcome is None:
+        refuse_branch(what)
+    return outcome
+
+
 def refuse_branch(what: str) -> NoReturn:
     """Refuse control flow on data at the current line.
 
@@ -100,7 +155,11 @@ def refuse_branch(what: str) -> NoReturn:
     Raises:
         CaptureError: always.
     """
-    refuse(f"{current_line()} lets Python read data ({what}): {BRANCH}")
+    refuse(_branch_message(what))
+
+
+def _branch_message(what: str) -> str:
+    return f"{current_line()} lets Python read data ({what}): {BRANCH}"
 
 
 def refuse(message: str) -> NoReturn:

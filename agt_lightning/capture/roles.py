@@ -107,6 +107,7 @@ def analyze(
         named: the roles that the user names; None if there are none.
     """
     leaves = {leaf for leaf in (*graph.leaves, *graph.masks) if graph.shapes[leaf][:1] == (batch_size,)}
+    leaves |= {name for name, counts_samples in graph.given.items() if counts_samples}
     samples = reached(graph, leaves)
     sources = {name for name, target in graph.parameters.items() if is_trainable(target)}
     reduction = Terms(graph, samples, frozenset(leaves))

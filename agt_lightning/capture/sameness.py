@@ -139,6 +139,7 @@ def _inputs(graph: Graph, numbers: Mapping[str, int]) -> list[object]:
         dict.fromkeys(graph.constants),
         graph.leaves,
         graph.masks,
+        graph.given,
     )
     return [sorted(((numbers[name], repr(value)) for name, value in kind.items() if name in numbers)) for kind in kinds]
 

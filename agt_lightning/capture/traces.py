@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def no_traces(module: nn.Module) -> Iterator[None]:
         module: whose classes' files have the variables.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    undo = [_undo(space) for space in _namespaces(module)]
+    undo = [_undo(space) for space in namespaces(module)]
     try:
         yield
     finally:
@@ -36,10 +37,13 @@ def no_traces(module: nn.Module) -> Iterator[None]:
             put_back()
 
 
-def _namespaces(module: nn.Module) -> list[dict[str, object]]:
-    """Return the global variables of the files that define the classes of a module."""
-    files = {kind.__module__ for part in module.modules() for kind in type(part).__mro__}
-    return [vars(sys.modules[file]) for file in files if file.split(".")[0] not in _FOREIGN and file in sys.modules]
+def namespaces(module: nn.Module) -> list[dict[str, object]]:
+    """Return the global variables of the files that define the classes of a module and their methods."""
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
+    spaces = [vars(sys.modules[kind.__module__]) for kind in kinds if kind.__module__ in sys.modules]
+    spaces += [value.__globals__ for kind in kinds for value in vars(kind).values() if isinstance(value, FunctionType)]
+    own = {id(space): space for space in spaces if str(space.get("__name__")).split(".")[0] not in _FOREIGN}
+    return list(own.values())
 
 
 def _undo(space: dict[str, object]) -> Callable[[], None]:

@@ -69,8 +69,9 @@ ASSUMPTIONS = (
     ),
     Assumption(
         "one path through the code",
-        "`training_step` runs through the same code in every run. Code that looks at values is refused where recording "
-        "sees it, and tried on perturbed batches elsewhere; that is a test, not a proof.",
+        "`training_step` computes the same loss in every run, whatever branches it takes. Where recording sees that "
+        "code looks at values, each outcome leads to that loss or ends the run; elsewhere the code is tried on "
+        "perturbed batches and with other numbers, which is a test, not a proof.",
     ),
     Assumption(
         "hooks",
@@ -129,9 +130,20 @@ NAMED_SAMPLES = Assumption(
     "clean.",
 )
 
+EVALUATED_AS_IT_IS = Assumption(
+    "if a frozen part has operations without rules",
+    "What neither poison nor training reaches, and has operations without rules, is computed to the same bits in every "
+    "run: on the same hardware and versions, by deterministic algorithms.",
+)
+
 
 def assumptions(
-    adversary: Adversary, *, own_objective: bool = False, named_samples: bool = False, real: bool = False
+    adversary: Adversary,
+    *,
+    own_objective: bool = False,
+    named_samples: bool = False,
+    real: bool = False,
+    evaluated: bool = False,
 ) -> list[str]:
     """Return all assumptions of one certificate, in words.
 
@@ -140,6 +152,7 @@ def assumptions(
         own_objective: whether `certified_objective` was certified in place of `training_step`, at any step.
         named_samples: whether `poisonable` or `sample_ids` was given, at any step.
         real: whether bounds are about runs in real arithmetic, at any step.
+        evaluated: whether some part was evaluated as it is, without rules, at any step.
     """
     edited = inserts_and_deletes(adversary)
     conditional = (
@@ -149,6 +162,7 @@ def assumptions(
         (REAL_RUNS, real),
         (OWN_OBJECTIVE, own_objective),
         (NAMED_SAMPLES, named_samples),
+        (EVALUATED_AS_IT_IS, evaluated),
     )
     listed = [*ASSUMPTIONS, *(assumption for assumption, applies in conditional if applies)]
     return [*(assumption.sentence for assumption in listed), *adversary.assumptions]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from agt_lightning.adversaries.base import check_order, check_size
 from agt_lightning.adversaries.features import as_stored, perturbed
 from agt_lightning.bounds import ParameterBounds
-from agt_lightning.capture import reached
+from agt_lightning.capture import Graph, reached
 from agt_lightning.capture.replica import replica
 from agt_lightning.certificates.decision import Decision, decide
 from agt_lightning.certificates.goals import class_indices, is_single_logit, possible_classes
@@ -27,6 +27,7 @@ from agt_lightning.domains.head import Head, HeadBounds, unshaped
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError, require_one_of
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import Method, Program, propagate_forward, require_method
+from agt_lightning.propagation.evaluated import Prelude, cut
 from agt_lightning.propagation.objective import ProgramCache, canonical_names, graph_inputs
 from agt_lightning.propagation.precision import precision_problems
 from agt_lightning.rounding import FLOATS, Floats
@@ -112,7 +113,9 @@ class CertifiedModel:
         self.dtype = dtype
         self.rules = rules
         self.floats: Floats = floats
-        self._programs = ProgramCache(self._capture, lambda x: (tuple(x.shape[1:]), x.dtype))
+        self._programs = ProgramCache(self._capture, self._kind)
+        self._of_one_size: set[object] = set()  # kinds of inputs whose recordings are for batches of one size
+        self._preludes: dict[int, Prelude] = {}  # what is evaluated as it is, by identity of the program
 
     def bound_forward(self, x: Tensor, epsilon: float = 0.0, p: float = math.inf) -> Interval:
         """Return bounds on ``module(x̃)`` for all parameters in bounds and every x̃ with ``‖x̃ - x‖_p <= epsilon``.
@@ -346,7 +349,21 @@ class CertifiedModel:
         self, program: Program, parameters: Mapping[str, Interval], x: Tensor, epsilon: float, p: float
     ) -> dict[str, Value]:
         values = graph_inputs(program.graph, self.module, self._names(program), parameters, self.dtype)
-        return values | {leaf: self._leaf(x.detach(), epsilon, p) for leaf in program.graph.leaves}
+        values |= {leaf: self._leaf(x.detach(), epsilon, p) for leaf in program.graph.leaves}
+        prelude = self._preludes.get(id(program))
+        if prelude is None:
+            return values
+        if epsilon > 0:
+            raise UncertifiableError(
+                [
+                    "Some operations before the first trained layer have no rules, so no ball of inputs can pass "
+                    "through them. Set `epsilon=0`."
+                ],
+                SUBJECT,
+            )
+        given = prelude.values(self.module, [x.detach()], {})
+        points = {name: tensor for name, tensor in given.items() if not tensor.is_floating_point()}
+        return values | {name: points.get(name, self._leaf(tensor, 0.0, p)) for name, tensor in given.items()}
 
     def _names(self, program: Program) -> dict[str, str]:
         """Return the names of parameters in the module by value name."""
@@ -379,19 +396,53 @@ class CertifiedModel:
         # Two samples, since `.squeeze()` can remove the axis of a batch of one.
         example = x[:1].repeat(2, *[1] * (x.ndim - 1))
         graph = record_forward(replica(self.module), example, self.output)
-        wide = {name for name, bounds in self.bounds.items() if not bounds.is_point}
-        program = Program.build(
-            graph,
-            self.rules,
-            samples=reached(graph, set(graph.leaves)),
-            trainable=reached(graph, {value for value, name in graph.parameters.items() if name in wide}),
+        program = self._joined(graph)
+        if cut(program, self._wide(graph)) is None:
+            self._require_bounds(program, graph, example)
+            return program
+        self._of_one_size.add(self._kind(x))
+        whole = record_forward(replica(self.module), x, self.output)
+        front = cut(self._joined(whole), self._wide(whole))
+        assert front is not None
+        rest, prelude = front
+        program = self._joined(rest)
+        self._require_bounds(program, prelude.graph, x)
+        self._preludes[id(program)] = prelude
+        return program
+
+    def _kind(self, x: Tensor) -> object:
+        """Return all of inputs that a recording depends on: the size of a batch only if a part is run as it is."""
+        kind = (tuple(x.shape[1:]), x.dtype)
+        return (*kind, len(x)) if kind in self._of_one_size else kind
+
+    def _wide(self, graph: Graph) -> set[str]:
+        """Return the parameters that are no points, by value name."""
+        names = canonical_names(self.module)
+        return {value for value, name in graph.parameters.items() if not self.bounds[names[name]].is_point}
+
+    def _joined(self, graph: Graph) -> Program:
+        sources = {*graph.leaves, *(name for name, counts_samples in graph.given.items() if counts_samples)}
+        return Program.build(
+            graph, self.rules, samples=reached(graph, sources), trainable=reached(graph, self._wide(graph))
         )
-        problems = [*forward_problems(program), *precision_problems(graph, self.dtype, x.device, self.floats)]
+
+    def _require_bounds(self, program: Program, graph: Graph, example: Tensor) -> None:
+        """Raise if `forward` has no bounds, or reads what training wrote.
+
+        Args:
+            program: its recording, or the rest of it.
+            graph: the whole recording.
+            example: the inputs that it was recorded for.
+
+        Raises:
+            UncertifiableError: with the reasons.
+        """
+        problems = forward_problems(program, len(example))
+        problems += precision_problems(program.graph, self.dtype, example.device, self.floats)
         if self.start is not None:
             problems += self.start.problems(self.module, graph, example, self.output)
         if problems:
             raise UncertifiableError(problems, SUBJECT)
-        return program
 
     def _result_type(self, x: Tensor) -> torch.dtype:
         if x.is_floating_point():

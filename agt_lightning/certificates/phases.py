@@ -18,6 +18,9 @@ UNTRIED_HOOKS = "hooks_that_could_not_be_tried"
 ROLES = "roles"
 """Setting of a phase: the roles of batch entries, one dictionary for each kind of batch."""
 
+EVALUATED = "parts_are_evaluated_without_rules"
+"""Setting of a phase: whether a part that neither poison nor training reaches was evaluated as it is."""
+
 SAMPLES_ARE_NAMED = "samples_are_named"
 """Setting of a phase: whether `poisonable` or `sample_ids` was given."""
 
@@ -79,6 +82,7 @@ def bound_settings(
         SAMPLES_ARE_NAMED: config.poisonable is not None or config.sample_ids is not None,
         "clipping_of_the_mean_gradient": None if clipping is None else repr(clipping),
         OVERRIDDEN_OBJECTIVE: False,
+        EVALUATED: False,
         **(stated or {}),
     }
 
@@ -116,7 +120,7 @@ def in_all_phases(phases: Sequence[Phase]) -> dict[str, object]:
     settings[_ALL_POISONABLE] = all(value is True for value in poisonable)
     if not settings[_ALL_POISONABLE] and False not in poisonable:
         settings[_ALL_POISONABLE] = UNKNOWN
-    for flag in (SAMPLES_ARE_NAMED, OVERRIDDEN_OBJECTIVE):
+    for flag in (SAMPLES_ARE_NAMED, OVERRIDDEN_OBJECTIVE, EVALUATED):
         if True in [phase.settings.get(flag) for phase in phases]:
             settings[flag] = True
     return settings

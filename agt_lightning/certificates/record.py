@@ -17,6 +17,7 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.several import settings_that_differ
 from agt_lightning.certificates.assumptions import assumptions
 from agt_lightning.certificates.phases import (
+    EVALUATED,
     FLOATS,
     OVERRIDDEN_OBJECTIVE,
     SAMPLES_ARE_NAMED,
@@ -103,6 +104,7 @@ def certificate(
             adversary,
             own_objective=any_phase(phases, OVERRIDDEN_OBJECTIVE),
             named_samples=any_phase(phases, SAMPLES_ARE_NAMED),
+            evaluated=any_phase(phases, EVALUATED),
             real=any(phase.settings.get(FLOATS) != "run" for phase in phases),
         ),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

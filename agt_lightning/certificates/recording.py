@@ -68,30 +68,35 @@ def outputs_of(module: nn.Module, x: Tensor, output: str | int | None = None) ->
         return _chosen(replica(module).eval()(x.detach()), output)
 
 
-def forward_problems(program: Program) -> list[str]:
-    """Return why a recording of `forward` for two samples has no bounds, each with its way out."""
+def forward_problems(program: Program, size: int) -> list[str]:
+    """Return why a recording of `forward` has no bounds, each with its way out.
+
+    Args:
+        program: the recording.
+        size: number of samples that it is for.
+    """
     graph = program.graph
     if graph.masks:
         return [
             "`forward` draws a dropout mask in `eval` mode as well. Use `nn.Dropout`, or `F.dropout(x, p, "
             "training=self.training)`."
         ]
-    per_sample = graph.output in program.samples and graph.shapes[graph.output][:1] == (2,)
+    per_sample = graph.output in program.samples and graph.shapes[graph.output][:1] == (size,)
     if per_sample and not program.problems:
         return []
-    mixing = next((call for call in graph.calls if call.name in program.samples and call.shape[:1] != (2,)), None)
+    mixing = next((call for call in graph.calls if call.name in program.samples and call.shape[:1] != (size,)), None)
     if mixing is not None:
-        return [_mixing_problem(mixing)]
+        return [_mixing_problem(mixing, size)]
     return list(program.problems) or [
-        f"`forward` returns shape {graph.shapes[graph.output]} for a batch of 2, from no value of that batch. Return "
-        "an output of each sample."
+        f"`forward` returns shape {graph.shapes[graph.output]} for a batch of {size}, from no value of that batch. "
+        "Return an output of each sample."
     ]
 
 
-def _mixing_problem(call: Call) -> str:
+def _mixing_problem(call: Call, size: int) -> str:
     return (
-        f"`{name_of(call)}` at {call.source} turns a batch of 2 into shape {call.shape}. Let `forward` return a result "
-        "for each sample alone, with the batch as first axis."
+        f"`{name_of(call)}` at {call.source} turns a batch of {size} into shape {call.shape}. Let `forward` return a "
+        "result for each sample alone, with the batch as first axis."
     )
 
 

@@ -43,6 +43,7 @@ from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, Uncer
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.propagation.config import CertificationConfig
+from agt_lightning.propagation.evaluated import Moves
 from agt_lightning.propagation.objective import BoundedObjective, Loss
 from agt_lightning.propagation.recorder import Recorder
 from agt_lightning.propagation.recordings import Recordings
@@ -141,6 +142,7 @@ class AbstractGradientEngine:
             loss=loss,
             table=rules,
             named=self.config.roles,
+            moves=Moves.of(adversaries),
             whole_samples=whole_samples,
             labels_are_fixed=not whole_samples
             and not any(each.perturbs_labels or inserts_and_deletes(each) for each in adversaries),

@@ -27,6 +27,7 @@ from agt_lightning.engine.reach import reach
 from agt_lightning.engine.self_checks import differs
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, AgtError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import require_inside
+from agt_lightning.propagation.evaluated import Moves
 from agt_lightning.propagation.objective import BoundedObjective, Loss
 from agt_lightning.propagation.samples import MicroBatch, poisonable_rows
 from agt_lightning.rules import RULES
@@ -74,7 +75,7 @@ def step_problems(
     poisoning = [adversary for adversary in adversaries if adversary.n > 0]
     if not poisoning:
         return []
-    probe = _probe(nominal, batch, recorded, loss)
+    probe = _probe(nominal, adversaries, batch, recorded, loss)
     return next(filter(None, map(probe.problems, _points(probe, poisoning))), [])
 
 
@@ -175,13 +176,17 @@ def _run(loss: Loss, state: RandomState, twin: nn.Module, batch: object) -> Tens
     return value
 
 
-def _probe(nominal: NominalPass, micro_batch: MicroBatch, recorded: Loss, loss: Loss) -> _Probe:
+def _probe(
+    nominal: NominalPass, adversaries: Sequence[Adversary], micro_batch: MicroBatch, recorded: Loss, loss: Loss
+) -> _Probe:
     bounded, batch = nominal.objectives(micro_batch), micro_batch.data
     part = _part(bounded, batch)
     if part is not None:
         rules = RULES if nominal.config.rules is None else nominal.config.rules
         with contextlib.suppress(Exception):  # code for one batch size has no part; the whole is slower
-            smaller = BoundedObjective.of(nominal.module, recorded, part, rules, named=nominal.config.roles)
+            smaller = BoundedObjective.of(
+                nominal.module, recorded, part, rules, named=nominal.config.roles, moves=Moves.of(adversaries)
+            )
             if not smaller.problems:
                 bounded, batch = smaller, part
     device = next(nominal.module.parameters()).device
@@ -199,7 +204,7 @@ def _part(bounded: BoundedObjective, batch: object) -> object | None:
     if elements <= LARGEST_GRAPH or size <= PART:
         return None
     leaves, rebuild = flatten(batch)
-    features = [leaves[graph.leaves[name]] for name in bounded.objective.features]
+    features = [leaves[graph.leaves[name]] for name in bounded.objective.features if name in graph.leaves]
     extreme = [leaf.detach().abs().flatten(1).amax(1).argmax().item() for leaf in features if leaf.numel()]
     evenly = torch.linspace(0, size - 1, PART - len(extreme)).long().tolist()
     rows = sorted({int(row) for row in (*extreme, *evenly)})

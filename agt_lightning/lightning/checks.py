@@ -21,6 +21,7 @@ from agt_lightning.lightning.life_cycle import tuning_problems
 from agt_lightning.lightning.packages import of_both
 from agt_lightning.lightning.samplers import assignment_problems, sampler_problems
 from agt_lightning.optimizers import optimizer_problems
+from agt_lightning.propagation.samples import MicroBatch
 
 _FULL_PRECISION = ("32-true", "64-true")
 
@@ -52,6 +53,7 @@ def training_problems(
         # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
         if module.automatic_optimization:
             problems += engine.problems(batch, optimizer)
+            problems += engine.processes.union(_caught_endings(module, engine, batch))
     except CaptureError as error:  # what does not depend on the recording is known all the same
         problems += [str(error), *optimizer_problems(optimizer)]
         if "batch normalization in training mode" not in str(error):
@@ -59,6 +61,19 @@ def training_problems(
     if _precision_problems(trainer):  # of which this is a consequence
         problems = [problem for problem in problems if NOT_WHAT_IS_TRAINED not in problem]
     return list(dict.fromkeys(problems))
+
+
+def _caught_endings(module: L.LightningModule, engine: AbstractGradientEngine, batch: object) -> list[str]:
+    """Return a problem if the code can end a run by an error, and something around it may catch that error."""
+    micro_batch = MicroBatch.of(batch)
+    bounded = micro_batch.recorded or engine.objective(micro_batch.data)
+    if not bounded.graph.endings or written_by_user(module, "optimizer_step") is None:
+        return []
+    return [
+        f"{bounded.graph.endings[0]} can raise an error in a poisoned run, and `optimizer_step`, which runs "
+        "`training_step`, is overridden and may catch it, so that the run goes on without that batch. Remove the "
+        "check, or the override: schedules can change learning rates."
+    ]
 
 
 def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:

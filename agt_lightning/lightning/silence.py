@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -182,6 +182,15 @@ class _SilentTrainer:
         self.callback_metrics = _metrics("callback_metrics")
         self.logged_metrics = _metrics("logged_metrics")
         self.progress_bar_metrics = _metrics("progress_bar_metrics")
+        self._complete = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_complete" in vars(self):
+            refuse(
+                f"{current_line()} sets `trainer.{name}` in `training_step`, where data can decide it, so that a "
+                "poisoned run goes on otherwise. Remove it."
+            )
+        object.__setattr__(self, name, value)
 
     @property
     def current_epoch(self) -> int:
@@ -321,7 +330,7 @@ class _SilentMetric(nn.Module):
 
 
 class _SilentCollection(nn.Module):
-    """A stand-in for a `MetricCollection`, with its keys."""
+    """A stand-in for a `MetricCollection`, with its names and their order."""
 
     def __init__(self, collection: MetricCollection) -> None:
         super().__init__()
@@ -329,7 +338,31 @@ class _SilentCollection(nn.Module):
         self.members = {str(name): _SilentMetric() for name in collection.keys(keep_base=True)}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> _SilentMetric:
-        return self.members[name]
+        return self.members[name] if name in self.members else self._named()[name]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.members or name in self.names
+
+    def keys(self, keep_base: bool = False) -> Iterable[str]:
+        """Return the names, with prefix and postfix unless ``keep_base``."""
+        return list(self.members) if keep_base else list(self.names)
+
+    def values(self, copy_state: bool = True) -> Iterable[_SilentMetric]:
+        """Return the stand-ins of the metrics."""
+        return list(self.members.values())
+
+    def items(self, keep_base: bool = False, copy_state: bool = True) -> Iterable[tuple[str, _SilentMetric]]:
+        """Return names and stand-ins."""
+        return (self.members if keep_base else self._named()).items()
+
+    def _named(self) -> dict[str, _SilentMetric]:
+        return dict(zip(self.names, self.members.values(), strict=True))
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         return self.compute()

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.dropout import noting_masks
-from agt_lightning.certificates.phases import OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
+from agt_lightning.certificates.phases import EVALUATED, OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
 from agt_lightning.certificates.task import Task
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.bounded_runs import by_adversary
@@ -163,6 +163,7 @@ class CertifiedSteps:
         task = Task.of(batch.recorded.objective, batch.recorded.parameters)
         self.task = task if self.task is None else self.task | task
         self.engine.stated[OVERRIDDEN_OBJECTIVE] = bool(self.loss.own_objective)
+        self.engine.stated[EVALUATED] = bool(self.engine.stated.get(EVALUATED)) or batch.recorded.prelude is not None
         more = collates_more(self.trainer, batch.recorded.size(batch.data))
         self._collates_more |= self.engine.processes.any(more)
         self._expect_repeats()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.source import as_forward
 from agt_lightning.errors import CaptureError
+from agt_lightning.lightning.metric_checks import checks_as_branches
 from agt_lightning.lightning.packages import LIGHTNING_MODULES
 from agt_lightning.lightning.silence import silence
 from agt_lightning.lightning.without_data import WithoutData
@@ -49,7 +50,8 @@ class TrainingLoss:
             CaptureError: if `training_step` returns no loss.
         """
         assert isinstance(module, LIGHTNING_MODULES)
-        return _loss(self._result(module, batch, *self._silenced(module)))
+        with checks_as_branches():
+            return _loss(self._result(module, batch, *self._silenced(module)))
 
     def as_trained(self, module: nn.Module, batch: object) -> Tensor:
         """Return the loss that `training_step` itself returns, whether or not there is a `certified_objective`.

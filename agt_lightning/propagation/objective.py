@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
@@ -18,7 +18,7 @@ from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten,
 from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.counted_labels import CountedLabels, ignored_labels, with_counted_labels
 from agt_lightning.capture.dropout import RandomState, draw_masks
-from agt_lightning.capture.entries import entries
+from agt_lightning.capture.entries import Entry, entries
 from agt_lightning.capture.export import record
 from agt_lightning.capture.graph import Mask
 from agt_lightning.capture.opaque import guarded
@@ -37,6 +37,7 @@ from agt_lightning.propagation import (
     propagate_forward,
     refinement,
 )
+from agt_lightning.propagation.evaluated import Moves, Prelude, cut, outputs_of, place_problems, trained
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import RuleTable, Value
@@ -54,23 +55,31 @@ class BoundedObjective:
         objective: the captured graph and the roles of its inputs.
         program: the graph joined with rules.
         parameters: value name to canonical parameter name in the module.
-        leaf_types: types of the batch entries by value name.
+        leaf_types: types of the batch entries by value name, and of other values that can be poisoned.
+        prelude: what comes before the program and is evaluated as it is; None if there is nothing.
     """
 
     objective: LossRoles
     program: Program
     parameters: Mapping[str, str]
     leaf_types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    prelude: Prelude | None = None
 
     @property
     def graph(self) -> Graph:
-        """The captured graph."""
-        return self.program.graph
+        """The captured graph, with what comes before the program."""
+        return self.program.graph if self.prelude is None else self.prelude.graph
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Why this loss cannot be certified."""
         problems = [*self.objective.problems, *self.program.problems]
+        problems += [
+            f"The loss reads the buffer `{name}`, and `training_step` changes it in place, so the data of one step "
+            "reach the loss of another. Compute it before training."
+            for name in sorted(self.program.graph.written & set(self.program.graph.buffers.values()))
+            if not self.objective.problems and not self.program.problems
+        ]
         if not problems and not any(term.value in self.objective.trainable for term in self.objective.terms):
             problems.append(
                 "The loss that `training_step` returns trains no parameter: it reads none, or those that it reads are "
@@ -90,6 +99,7 @@ class BoundedObjective:
         named: NamedRoles | None = None,
         whole_samples: bool = False,
         labels_are_fixed: bool = False,
+        moves: Moves | None = None,
     ) -> BoundedObjective:
         """Record a loss for batches of this kind; see `capture`.
 
@@ -107,6 +117,7 @@ class BoundedObjective:
             named=named,
             whole_samples=whole_samples,
             labels_are_fixed=labels_are_fixed,
+            moves=moves,
         )
         bounded = capture(batch)
         if not bounded.problems or bounded.size(batch) != 1:
@@ -124,6 +135,7 @@ class BoundedObjective:
         named: NamedRoles | None = None,
         whole_samples: bool = False,
         labels_are_fixed: bool = False,
+        moves: Moves | None = None,
     ) -> BoundedObjective:
         """Record a loss on a batch, on a replica of the module.
 
@@ -135,6 +147,8 @@ class BoundedObjective:
             named: the batch entries whose roles the user names; None if there are none.
             whole_samples: whether an adversary replaces whole samples, with their numbers and strings.
             labels_are_fixed: whether no adversary changes a label, so that a loss may leave out some of them.
+            moves: what can be poisoned, so that the rest needs no rules before it meets trained parameters; None
+                means anything.
 
         Raises:
             CaptureError: if the code cannot be recorded.
@@ -148,19 +162,36 @@ class BoundedObjective:
         names = canonical_names(module)
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         size = _batch_size([leaves[position] for position in graph.leaves.values()])
-        objective = analyze(graph, size, lambda target: names[target] in trainable, entries(batch), named)
-        shared = SharedTerms.of(objective) if objective.problems else SharedTerms()
-        of_other_size = size_problems(objective, shared, entries(batch))
-        objective = replace(objective, problems=tuple(of_other_size)) if of_other_size else objective
-        program = Program.build(
-            graph,
-            table,
-            samples=objective.samples,
-            trainable=objective.trainable,
-            reduced=objective.reduced | shared.calls,
-        )
+        listed = entries(batch)
+
+        def joined(graph: Graph, named: NamedRoles | None) -> tuple[LossRoles, Program]:
+            return _joined(
+                analyze(graph, size, lambda target: names[target] in trainable, listed, named), table, listed
+            )
+
+        objective, program = joined(graph, named)
         types = {name: leaves[position].dtype for name, position in graph.leaves.items()}
-        return cls(objective, program, {value: names[target] for value, target in graph.parameters.items()}, types)
+        prelude = None
+        if moves is not None and moves.at is not None:
+            objective = _poisoned_at(objective, moves.at, named, module, size)
+            types |= {name: graph.types[name] for name in objective.features}
+        at = None if moves is None else moves.at
+        outputs = frozenset(objective.features) if at is not None else frozenset()
+        front = None
+        if moves is not None and not (at is not None and objective.problems):
+            front = cut(program, trained(objective) | moves.leaves(objective), outputs)
+        if front is not None:
+            rest, prelude = front
+            whole = objective
+            objective, program = joined(rest, None)
+            objective = replace(
+                objective,
+                entries=whole.entries,
+                names=whole.names,
+                problems=(*objective.problems, *whole.entries.problems),
+            )
+        read = {value: names[target] for value, target in program.graph.parameters.items()}
+        return cls(objective, program, read, types, prelude)
 
     def inputs(
         self,
@@ -192,19 +223,22 @@ class BoundedObjective:
             for name, factor in graph.masks.items()
             if isinstance(factor, CountedLabels)
         }
-        values |= {name: Interval.point(factors, nonnegative=True) for name, factors in counted.items()}
-        return values | self._masks(self.size(batch), next(iter(parameters.values())).device, dtype, state)
+        masks = self._masks(self.size(batch), next(iter(parameters.values())).device, state)
+        factors = counted | {name: mask.to(dtype) for name, mask in masks.items()}
+        values |= {name: Interval.point(factor, nonnegative=True) for name, factor in factors.items()}
+        if self.prelude is None:
+            return values
+        _require_points(self.prelude.parameters, parameters, module)
+        given = self.prelude.values(module, [leaf.detach() for leaf in leaves], masks)
+        return values | {name: _value(tensor, dtype) for name, tensor in given.items()}
 
-    def _masks(
-        self, samples: int, device: torch.device, dtype: torch.dtype, state: RandomState | None
-    ) -> dict[str, Value]:
+    def _masks(self, samples: int, device: torch.device, state: RandomState | None) -> Mapping[str, Tensor]:
         masks = {name: mask for name, mask in self.program.graph.masks.items() if isinstance(mask, Mask)}
         if not masks:
             return {}
         if state is None:
             raise UncertifiableError(["Dropout is active, but the random state of its masks is unknown. Set `p=0`."])
-        drawn = draw_masks(masks, samples, device, state)
-        return {name: Interval.point(mask.to(dtype), nonnegative=True) for name, mask in drawn.items()}
+        return draw_masks(masks, samples, device, state)
 
     def _leaf(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Value:
         if self.objective.label_kinds.get(name) is LabelKind.CLASS:
@@ -371,7 +405,7 @@ class BoundedObjective:
         """
         graph, objective = self.program.graph, self.objective
         inputs: dict[str, Value] = {}
-        for name in (*graph.parameters, *graph.buffers, *graph.constants, *graph.leaves, *graph.masks):
+        for name in (*graph.parameters, *graph.buffers, *graph.constants, *graph.leaves, *graph.masks, *graph.given):
             inputs[name] = select(values[name], rows) if name in objective.samples else values[name]
         if adversary.perturbs_features:
             for name in objective.features:
@@ -400,6 +434,56 @@ class BoundedObjective:
         """Batch entries whose poisoned values differ from the clean ones."""
         features = set(self.objective.features) if adversary.perturbs_features else set()
         return features | (set(self.objective.labels) if adversary.perturbs_labels else set())
+
+
+def _joined(objective: LossRoles, table: RuleTable, listed: Sequence[Entry]) -> tuple[LossRoles, Program]:
+    """Return the roles of a captured loss, with all problems of its terms, and its program."""
+    shared = SharedTerms.of(objective) if objective.problems else SharedTerms()
+    of_other_size = size_problems(objective, shared, listed)
+    objective = replace(objective, problems=tuple(of_other_size)) if of_other_size else objective
+    program = Program.build(
+        objective.graph,
+        table,
+        samples=objective.samples,
+        trainable=objective.trainable,
+        reduced=objective.reduced | shared.calls,
+    )
+    return objective, program
+
+
+def _poisoned_at(objective: LossRoles, path: str, named: NamedRoles | None, module: nn.Module, size: int) -> LossRoles:
+    """Return the roles of a loss in which the outputs of a submodule are the features."""
+    problems = place_problems(objective, path, module, size)
+    if named is not None and named.features is not None:
+        problems.append("Both `features` and `at` say what `epsilon` moves. Give one of them.")
+    outputs = tuple(sorted(outputs_of(objective.graph, path)))
+    of_batch = {objective.names[leaf]: f"before the outputs of {path}" for leaf in objective.features}
+    entries = replace(
+        objective.entries,
+        features=outputs,
+        unmoved={**of_batch, **objective.entries.unmoved},
+        feature_doubts=(),
+        problems=(*objective.entries.problems, *problems),
+    )
+    names = {**objective.names, **dict.fromkeys(outputs, f"outputs of {path}")}
+    return replace(objective, entries=entries, names=names, problems=(*objective.problems, *problems))
+
+
+def _require_points(read: Collection[str], parameters: Mapping[str, Interval], module: nn.Module) -> None:
+    """Require that no parameter has been trained that is evaluated as it is.
+
+    Raises:
+        UncertifiableError: naming one that has.
+    """
+    names = canonical_names(module)
+    moved = sorted(name for name in read if not parameters[names[name]].is_point)
+    if moved:
+        raise UncertifiableError(
+            [
+                f"`{moved[0]}` is frozen now, but was trained before, so it has bounds, and some calls that read it "
+                "have no rules. Freeze it from the start, or train it to the end."
+            ]
+        )
 
 
 def _replicated(module: nn.Module, loss: Loss, rebuild: Rebuild) -> tuple[nn.Module, Callable[..., Tensor]]:

@@ -42,6 +42,7 @@ class Program:
         problems: why this graph cannot be certified, each with its way out.
         shared: for each call without samples that has a rule, that rule; used where rounding counts. Without rounding,
             such a call is run as it is.
+        troubled: names of the calls with problems.
         floats: which runs the rules are for; None for rules in real arithmetic that do not cover any rounding.
     """
 
@@ -52,6 +53,7 @@ class Program:
     samples: frozenset[str]
     problems: tuple[str, ...]
     shared: Mapping[str, Rule] = field(default_factory=dict)
+    troubled: frozenset[str] = frozenset()
     floats: Floats | None = None
 
     @classmethod
@@ -78,6 +80,7 @@ class Program:
         shared: dict[str, Rule] = {}
         problems: list[str] = []
         misplaced: set[str] = set()  # values whose samples are no longer on axis 0, and what is computed of them
+        troubled: set[str] = set()
         for call in graph.calls:
             if call.name in reduced:
                 continue
@@ -91,17 +94,20 @@ class Program:
             rule = _rule(call, table)
             if rule is None:
                 problems.append(_unknown(call))
+                troubled.add(call.name)
                 continue
             sites[call.name] = site = _site(graph, call, samples, trainable)
             rules[call.name] = rule
             if misplaced.intersection(call.inputs):
                 misplaced.add(call.name)
+                troubled.add(call.name)
                 continue
             problem = _of_whole_batch(site) or rule.problem(site)
             if problem is not None:
                 problems.append(problem)
+                troubled.add(call.name)
                 misplaced.update([call.name] if isinstance(rule, Selection | Reshape) else [])
-        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared)
+        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared, frozenset(troubled))
 
     def uses(self, name: str) -> int:
         """Return how many gradients are added up for a value: one for each place where a call on samples reads it."""
@@ -176,7 +182,7 @@ def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozense
 def _shared_problems(site: Site, rule: Rule | None, trainable: frozenset[str]) -> list[str]:
     """Refuse calls without samples that are random, and those on trainable parameters without bounds."""
     call = site.call
-    if _is_random(call):
+    if is_random(call):
         return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once, outside `training_step`."]
     if call.name in trainable and (rule is None or not rule.takes_parameters(site)):
         return [
@@ -198,7 +204,7 @@ def _of_whole_batch(site: Site) -> str | None:
     )
 
 
-def _is_random(call: Call) -> bool:
+def is_random(call: Call) -> bool:
     """Return whether a call draws random numbers; recurrent layers and attention do so with dropout alone."""
     dropout = call.arguments.get("dropout", call.arguments.get("dropout_p"))
     return torch.Tag.nondeterministic_seeded in call.op.tags and dropout != 0
@@ -214,7 +220,7 @@ def _unknown(call: Call) -> str:
         )
     if way_out is not None:
         return f"`{name_of(call)}` at {call.source} {way_out}."
-    if _is_random(call):
+    if is_random(call):
         return f"`{name_of(call)}` at {call.source} draws random numbers, which the bounds cannot share. Remove it."
     return (
         f"`{call.op}` at {call.source} has no bound rule. Replace that layer, or add a rule with "

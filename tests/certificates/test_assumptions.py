@@ -6,6 +6,7 @@ from pathlib import Path
 from agt_lightning import BoundedAdversary, UnboundedAdversary
 from agt_lightning.certificates.assumptions import (
     ASSUMPTIONS,
+    EVALUATED_AS_IT_IS,
     FLOAT_RUNS,
     MADE_BY_CONTENT,
     NAMED_SAMPLES,
@@ -15,7 +16,7 @@ from agt_lightning.certificates.assumptions import (
     assumptions,
 )
 
-CONDITIONAL = (NO_INSERTIONS, MADE_BY_CONTENT, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES)
+CONDITIONAL = (NO_INSERTIONS, MADE_BY_CONTENT, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES, EVALUATED_AS_IT_IS)
 README = Path(__file__).parents[2] / "README.md"
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
 
@@ -45,6 +46,7 @@ def test_certificates_list_what_applies():
     assert assumptions(ADVERSARY, real=True) == [*always, REAL_RUNS.sentence]
     assert assumptions(ADVERSARY, own_objective=True) == [*usual, OWN_OBJECTIVE.sentence]
     assert assumptions(ADVERSARY, named_samples=True) == [*usual, NAMED_SAMPLES.sentence]
+    assert assumptions(ADVERSARY, evaluated=True) == [*usual, EVALUATED_AS_IT_IS.sentence]
 
 
 def test_an_adversary_adds_its_own():

@@ -52,7 +52,11 @@ REFUSED = {
         (X, X[:, 0]),
         "aten.mul.*each sample meets all others",
     ),
-    "parameter per sample": (lambda m, x: x + m.column, (X,), "aten.add.*a row for each sample and is not part of the batch"),
+    "parameter per sample": (
+        lambda m, x: x + m.column,
+        (X,),
+        "aten.add.*a row for each sample and is not part of the batch",
+    ),
     "squeeze that loses the samples": (
         lambda m, x: (x @ m.w).sum(1).reshape(1, BATCH).squeeze(),
         (X,),

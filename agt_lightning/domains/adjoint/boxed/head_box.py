@@ -132,7 +132,8 @@ class HeadBox:
 
     @cached_property
     def _norms(self) -> Tensor:
-        norms: Tensor = euclidean_norm(self.first, dim=1)
+        """Norms of both kinds of half-widths: one entry of zero can make those of W far smaller than those of W Q."""
+        norms: Tensor = torch.hypot(euclidean_norm(self.first, dim=1), euclidean_norm(self.rotated, dim=1))
         return norms
 
     @cached_property

@@ -73,7 +73,9 @@ class BoxedStep:
     rounding: float
 
     def bounds(self, directions: ScalarDirections) -> tuple[Tensor, ScalarDirections]:
-        """Bound ``s c · (δ⁺ - (1 - αμ) δ + αHδ)`` in real arithmetic, (Q, 2), and move the directions back.
+        """Bound ``s D c · (r + p)`` in real arithmetic for s = +1 and -1, (Q, 2), and move the directions back.
+
+        The displacement ``c · δ`` grows by the negative of it.
 
         Reference:
             docs/theory.md, eq. (15.2) and (15.5) to (15.13).

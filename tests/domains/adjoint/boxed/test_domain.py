@@ -1,5 +1,6 @@
 """The domain with a box in the engine: what it certifies and refuses, checkpoints, and runs in floating point."""
 
+import copy
 import io
 
 import pytest
@@ -139,3 +140,35 @@ def test_a_record_that_begins_in_a_box_is_refused():
     engine.domains.in_use["adjoint"].recorder = None
     with pytest.raises(UncertifiableError, match="no point before the first step"):
         engine.step([batches[0]], torch.optim.SGD(engine.module.parameters(), 0.1))
+
+
+def test_a_box_that_changes_between_steps_is_refused():
+    engine, batches, _ = trained(TWO_CLASSES)
+    box = engine.domains.in_use["box"]
+    box.tighten({name: Interval.point(each.center) for name, each in box.box().items()})
+    with pytest.raises(UncertifiableError, match="box has changed since the last step"):
+        engine.step([batches[0]], torch.optim.SGD(engine.module.parameters(), 0.1))
+
+
+def test_the_rounding_of_training_itself_is_in_boxes_by_adjoints():
+    """The same training in double precision, which stands for real arithmetic, ends elsewhere than in single."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU(), nn.Linear(4, 1))
+    exact = copy.deepcopy(module).double()
+    engine = AbstractGradientEngine(
+        module,
+        lambda m, batch: LOSSES["bce"](m(batch[0]), batch[1]),
+        BoundedAdversary(n=0),
+        domains=("box", "adjoint"),
+        floats="real",
+        dtype=F64,
+    )
+    optimizers = [torch.optim.SGD(each.parameters(), 0.3) for each in (module, exact)]
+    for x, y in data("bce", torch.Generator().manual_seed(0))[:2]:
+        engine.step([(x.float(), y.float())], optimizers[0])
+        optimizers[1].zero_grad()
+        LOSSES["bce"](exact(x.float().double()), y).backward()
+        optimizers[1].step()
+    moved = (exact[0].weight - module[0].weight.double()).abs().detach()
+    assert float(moved.max()) > 1e-10
+    assert bool((moved <= set_of(engine).box.first[:, :-1]).all())

@@ -57,6 +57,28 @@ def test_bounds_are_attained_where_nothing_is_lost():
     assert max(shares(BoxedProblem(Form("mse1", "box", samples=3), 0, 1e-6), 16, 16)) > 0.95
 
 
+@pytest.mark.parametrize(
+    "boxed",
+    [
+        BoxedProblem(Form("mse1", "box", INFINITY, n=1, samples=1, units=1, close=1.0), 0, 1e-6, 0.2),
+        # A unit that features switch on, with a last weight of zero that moves.
+        BoxedProblem(
+            Form("mse1", None, INFINITY, n=1, samples=1, units=1, close=-0.002, second_scale=0.0),
+            0,
+            1e-4,
+            0.02,
+            INFINITY,
+        ),
+    ],
+    ids=["labels and features", "movement of the last layer at a kink"],
+)
+def test_bounds_under_poisoned_features_are_attained(boxed):
+    directions = boxed.directions(2)
+    reached = BoxAttack(boxed, boxed.whole(directions, 0), 1.0, 16).run(16)
+    bound = float(boxed.step.bounds(directions)[0][0, 0])
+    assert 0.99 * bound < reached <= bound * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("loss", ["mse1", "bce", "ce2"])
 def test_directions_move_back_by_the_hessian(loss):
     boxed = BoxedProblem(Form(loss), 3, 0.1)

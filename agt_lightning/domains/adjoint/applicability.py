@@ -82,5 +82,5 @@ def _scalar_problems(setup: TrainingSetup, pattern: HeadLossPattern) -> list[str
     if len(pattern.head.layers) == 1:
         return [_ONE_LAYER]
     outputs = len(setup.module.get_parameter(pattern.head.layers[-1].weight))
-    pair = outputs == 2 and isinstance(pattern.loss, SoftmaxLoss)
-    return [] if outputs == 1 or pair else [_OUTPUTS.format(outputs=outputs)]
+    softmax = isinstance(pattern.loss, SoftmaxLoss)
+    return [] if outputs == (2 if softmax else 1) else [_OUTPUTS.format(outputs=outputs)]

@@ -177,3 +177,29 @@ def test_features_that_differ_between_runs_are_covered(steps):
         margins = outputs.gather(1, found.predicted[:, None]) - outputs
         assert bool((margins >= found.spare).all())
     assert bool((exact.spare > found.spare).all())
+
+
+@steps
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+def test_queries_that_are_short_beside_their_error_are_covered(steps, size):
+    """A query moves by its error whatever its own norm is, here to where the margin against each rival falls most."""
+    features, queries, labels = clusters(2)
+    error, queries = 1e-4, size * queries
+    model = LeastSquaresSteps(features, labels, CLASSES, RATE, steps, error)
+    found, head = model.at(queries), model.heads[-1]
+    for rival in range(CLASSES):
+        along = head[found.predicted] - head[rival]
+        moved = queries - error * along / along.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        outputs = moved @ head.T
+        margins = outputs.gather(1, found.predicted[:, None]).squeeze(1) - outputs[:, rival]
+        others = found.predicted != rival
+        assert bool((margins >= found.spare[:, rival])[others].all())
+        assert bool((margins > 0)[others & (certified_edits(model, queries) >= 0)].all())
+
+
+def test_errors_that_leave_no_bound_on_heads_are_refused():
+    features, _, labels = clusters()
+    with pytest.raises(ValueError, match="`error` that leaves heads bounded in 3 steps"):
+        LeastSquaresSteps(features, labels, CLASSES, 0.5, 3, error=0.1)
+    model = LeastSquaresSteps(features, labels, CLASSES, 0.5, 3, error=0.05)
+    assert int(certified_edits(model, features[:5]).max()) == -1

@@ -103,7 +103,8 @@ MADE_BY_CONTENT = Assumption(
     'if `edits` is "insert-delete"',
     "In every run each sample is in the batch that its own content decides, whatever other samples there are, as "
     "`ContentBatches` makes them; at most n samples of each batch are inserted or deleted. What `training_step` gets "
-    "of a sample does not depend on other samples: transforms draw no random numbers from a common generator.",
+    "of a sample does not depend on other samples: transforms draw no random numbers from a common generator. No code "
+    "but a mean over the batch looks at how many samples a batch or the data set has.",
 )
 
 FLOAT_RUNS = Assumption(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,9 @@ from agt_lightning.capture.batch import FlatBatch
 
 _TRIED = 4
 """Samples that are read twice, to see that they are the same both times."""
+
+_COUNTED = 8
+"""Samples from which on integers that count them are no chance."""
 
 
 class SizedDataset(Protocol):
@@ -44,11 +47,13 @@ class ContentBatches(Sampler[list[int]]):
         dataset: a map-style data set. All of it is read once, to compute the hashes.
         batches: number of batches in an epoch; it must not be computed from the number of samples.
         content: returns what is hashed of a sample: tensors, arrays, numbers and strings, in any containers. None means
-            all of it. If transforms draw random numbers, return what they start from.
+            all of it. If transforms draw random numbers, return what they start from. A number that a sample has by
+            its place in the data set is no content: an insertion in front of it changes it.
 
     Raises:
         TypeError: if a sample has other entries.
-        ValueError: if a batch would be empty, or a sample is not the same when it is read again.
+        ValueError: if a batch would be empty, a sample is not the same when it is read again, or an integer in each
+            sample is its index.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -67,14 +72,19 @@ class ContentBatches(Sampler[list[int]]):
         if batches == 0:
             raise ValueError("Expected at least 1 batch, but got `batches=0`.")
         self._content = content
-        numbers = [self._number(dataset[index]) for index in range(len(dataset))]
+        numbers, integers = [], []
+        for index in range(len(dataset)):
+            entries = self._entries(dataset[index])
+            numbers.append(_number(entries))
+            integers.append(_integers(entries))
         for index, number in enumerate(numbers[:_TRIED]):
-            if self._number(dataset[index]) != number:
+            if _number(self._entries(dataset[index])) != number:
                 raise ValueError(
                     f"Expected the same content whenever a sample is read, but sample {index} was another one the "
                     "second time. If transforms draw random numbers, give `content=`, a function of what they start "
                     "from."
                 )
+        _require_no_index(integers)
         self.batches: list[list[int]] = [[] for _ in range(batches)]
         for index, number in enumerate(numbers):
             self.batches[number % batches].append(index)
@@ -84,12 +94,8 @@ class ContentBatches(Sampler[list[int]]):
                 f"Expected samples in each of {batches} batches, but {len(empty)} of them are empty. Use fewer batches."
             )
 
-    def _number(self, sample: object) -> int:
-        entries = FlatBatch.of(sample if self._content is None else self._content(sample))
-        parts = [*map(_bytes_of_tensor, entries.tensors), *map(_bytes_of_other, entries.others)]
-        # Lengths in front keep different contents apart, whatever bytes they have.
-        whole = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-        return int.from_bytes(hashlib.blake2b(whole, digest_size=16).digest(), "little")
+    def _entries(self, sample: object) -> FlatBatch:
+        return FlatBatch.of(sample if self._content is None else self._content(sample))
 
     @override
     def __iter__(self) -> Iterator[list[int]]:
@@ -97,6 +103,42 @@ class ContentBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def _number(entries: FlatBatch) -> int:
+    """Return a hash of all entries."""
+    parts = [*map(_bytes_of_tensor, entries.tensors), *map(_bytes_of_other, entries.others)]
+    # Lengths in front keep different contents apart, whatever bytes they have.
+    whole = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=16).digest(), "little")
+
+
+def _integers(entries: FlatBatch) -> tuple[int | None, ...]:
+    """Return each entry that is one integer, and None for each other one."""
+    tensors = (t.item() if t.numel() == 1 and not t.is_complex() else None for t in entries.tensors)
+    values = (*tensors, *entries.others)
+    return tuple(int(value) if type(value) is int or isinstance(value, np.integer) else None for value in values)
+
+
+def _require_no_index(integers: Sequence[tuple[int | None, ...]]) -> None:
+    """Require that no entry counts the samples.
+
+    Args:
+        integers: of each sample.
+
+    Raises:
+        ValueError: if one does.
+    """
+    for values in zip(*integers, strict=False):
+        first = values[0]
+        if len(values) < _COUNTED or first is None:
+            continue
+        if all(value == first + place for place, value in enumerate(values)):
+            raise ValueError(
+                "Expected content that does not depend on where a sample is in the data set, but an integer in each "
+                "sample is its index, which an insertion in front of it changes. Give `content=`, a function that "
+                "leaves it out."
+            )
 
 
 def _bytes_of_tensor(tensor: Tensor) -> bytes:

@@ -66,12 +66,13 @@ def sampler_problems(trainer: L.Trainer, processes: ProcessGroup) -> list[str]:
 def assignment_problems(trainer: L.Trainer, adversaries: Iterable[Adversary]) -> list[str]:
     """Return why an inserted or deleted sample would move others to other batches.
 
-    A batch sampler of the user's own may assign samples by content; that it does is an assumption of the certificate.
+    A sampler of the user's own that draws batches otherwise may assign samples by content; that it does is an
+    assumption of the certificate.
     """
     if not any(map(inserts_and_deletes, adversaries)):
         return []
     samplers = [getattr(loader, "batch_sampler", None) for loader in _loaders(trainer) if _is_loader(loader)]
-    shifting = [sampler for sampler in samplers if sampler is None or type(sampler) is BatchSampler]
+    shifting = [sampler for sampler in samplers if sampler is None or isinstance(sampler, BatchSampler)]
     return [
         "Batches are cut from a sequence of samples, in which one inserted or deleted sample moves all later ones to "
         'other batches. With `edits="insert-delete"`, draw them by content: `DataLoader(data, batch_sampler='
@@ -112,8 +113,11 @@ def collates_more(trainer: L.Trainer, size: int) -> bool:
 
 
 def _drawn_at_once(loader: object) -> int | None:
-    """Return how many samples a loader draws for a batch; None if that is not known, or it draws whole batches."""
-    number = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    """Return how many samples a loader draws for a batch at most; None if that is not known, or it draws batches."""
+    sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(sampler, ContentBatches):
+        return max(map(len, sampler.batches))
+    number = getattr(sampler, "batch_size", None)
     return number if isinstance(number, int) else None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from agt_lightning.capture import flatten
+from agt_lightning.capture.batch import FlatBatch
 from agt_lightning.capture.sameness import difference_besides_size
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.propagation.objective import BoundedObjective
@@ -40,8 +41,8 @@ class SizeWeights:
         """Return the weight of each sample in batches that have so many samples more or less than this one, by change.
 
         Raises:
-            UncertifiableError: if a batch could become empty, if there is dropout, or if the loss of a sample depends
-                on the number of samples.
+            UncertifiableError: if a batch could become empty, if it has entries that are not of one sample each, if
+                there is dropout, or if the loss of a sample depends on the number of samples.
             CaptureError: if the loss cannot be recorded at some size.
         """
         bounded = self.objectives(batch)
@@ -53,6 +54,14 @@ class SizeWeights:
                     f"A batch has {size} samples, and {-min(changes)} of them could be deleted: nothing would be left "
                     "to train on. Use larger batches, a smaller `n`, or say by `poisonable=` which samples can be "
                     "deleted."
+                ]
+            )
+        if not _is_of_rows(batch, size):
+            raise UncertifiableError(
+                [
+                    "The batch has entries besides tensors with a row for each sample, and what becomes of them in a "
+                    "batch of another size is not known: a list of names has another length there. Leave them out in "
+                    '`collate_fn`, or use `edits="replace"`.'
                 ]
             )
         if bounded.graph.masks:
@@ -74,21 +83,28 @@ class SizeWeights:
         return self._known[bounded, other]
 
 
+def _is_of_rows(batch: MicroBatch, size: int) -> bool:
+    """Return whether all entries of a batch, but for None, are tensors with a row for each sample."""
+    entries = FlatBatch.of(batch.data)
+    rows = all(leaf.ndim and len(leaf) == size for leaf in entries.tensors)
+    return rows and all(entry is None for entry in entries.others)
+
+
 def resized_batch(batch: MicroBatch, size: int, other: int) -> MicroBatch:
     """Return a batch of another number of samples: the first ones of a batch, all of them again and again.
 
     Args:
-        batch: of ``size`` samples.
+        batch: of tensors with ``size`` rows.
         size: its number of samples.
         other: the wanted one.
 
     Example:
-        >>> resized_batch(MicroBatch((torch.arange(3), "name")), 3, 4).data
-        (tensor([0, 1, 2, 0]), 'name')
+        >>> resized_batch(MicroBatch((torch.arange(3), None)), 3, 4).data
+        (tensor([0, 1, 2, 0]), None)
     """
     leaves, rebuild = flatten(batch.data)
     rows = torch.arange(other) % size
-    taken = [leaf[rows.to(leaf.device)] if leaf.ndim and len(leaf) == size else leaf for leaf in leaves]
+    taken = [leaf[rows.to(leaf.device)] for leaf in leaves]
     return replace(batch, data=rebuild(taken), recorded=None, versions=None)
 
 

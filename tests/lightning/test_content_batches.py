@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from agt_lightning import CertifiedTraining, UnboundedAdversary, UncertifiableError
+from agt_lightning.capture.batch import FlatBatch
 from agt_lightning.lightning import ContentBatches
+from agt_lightning.lightning.content_batches import _number
 
 BATCHES, N = 3, 1
 EDITS = UnboundedAdversary(n=N, kappa=0.2, edits="insert-delete")
@@ -59,7 +61,7 @@ def test_contents_that_differ_in_any_entry_are_told_apart():
         one | {"array": np.zeros(2, dtype=np.float32)},
         one | {"none": False},
     ]
-    batches = [ContentBatches([sample], 1)._number(sample) for sample in [one, *others]]
+    batches = [_number(FlatBatch.of(sample)) for sample in [one, *others]]
     assert len(set(batches)) == len(batches)
 
 
@@ -74,7 +76,22 @@ class Noisy(Dataset):
 def test_samples_that_change_are_refused():
     with pytest.raises(ValueError, match="sample 0 was another one the second time"):
         ContentBatches(Noisy(), 1)
-    assert len(list(ContentBatches(Noisy(), 1, content=lambda sample: sample[0]))) == 1
+    assert len(list(ContentBatches(Noisy(), 1, content=lambda sample: f"file {sample[0]}"))) == 1
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, torch.tensor])
+@pytest.mark.parametrize("first", [0, 7])
+def test_indices_are_no_content(kind, first):
+    """An inserted sample in front would change them, and with them the batches of all others."""
+    x, y = samples()
+    data = [(x[i], int(y[i]), kind(first + i)) for i in range(len(x))]
+    with pytest.raises(ValueError, match="an integer in each sample is its index"):
+        ContentBatches(data, BATCHES)
+    without = ContentBatches(data, BATCHES, content=lambda sample: sample[:2])
+    shifted = [(x[i], int(y[i]), kind(first + i - 1)) for i in range(1, len(x))]
+    again = ContentBatches(shifted, BATCHES, content=lambda sample: sample[:2])
+    differ = [len(set(a) ^ {i + 1 for i in b}) for a, b in zip(without, again, strict=True)]
+    assert sorted(differ) == [0, 0, 1]
 
 
 def test_wrong_arguments_are_refused():
@@ -137,7 +154,7 @@ def edited(x, y, seed):
         while True:  # until a stranger belongs to this batch
             scale = 10.0 ** float(torch.randint(0, 3, (), generator=generator))
             stranger = scale * torch.randn(3, generator=generator), torch.randint(0, 3, (), generator=generator)
-            if ContentBatches([stranger], 1)._number(stranger) % BATCHES == number:
+            if _number(FlatBatch.of(stranger)) % BATCHES == number:
                 new.append(stranger)
                 break
     return torch.cat([torch.stack([a for a, _ in new]), x[kept]]), torch.cat(
@@ -169,6 +186,32 @@ def test_batches_cut_from_a_sequence_are_refused(tmp_path, shuffle):
     with pytest.raises(UncertifiableError, match="Batches are cut from a sequence"):
         fitted(loader, tmp_path)
     fitted(loader, tmp_path, UnboundedAdversary(n=1, kappa=0.2))
+
+
+class InOrder(BatchSampler):
+    """A batch sampler of the user's own that cuts a sequence."""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_batch_samplers_that_cut_a_sequence_are_refused_by_their_base(tmp_path):
+    data = TensorDataset(*samples())
+    loader = DataLoader(data, batch_sampler=InOrder(SequentialSampler(data), 8, drop_last=False))
+    with pytest.raises(UncertifiableError, match="Batches are cut from a sequence"):
+        fitted(loader, tmp_path)
+
+
+def twice(rows):
+    x, y = torch.stack([x for x, _ in rows]), torch.stack([y for _, y in rows])
+    return torch.cat([x, x]), torch.cat([y, y])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_batches_that_hold_each_sample_twice_are_refused(tmp_path):
+    """An inserted sample would be two rows of its batch."""
+    data = TensorDataset(*samples())
+    loader = DataLoader(data, batch_sampler=ContentBatches(data, BATCHES), collate_fn=twice)
+    with pytest.raises(UncertifiableError, match="equal to another one in it"):
+        fitted(loader, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -81,6 +81,31 @@ def test_a_batch_keeps_samples_that_cannot_be_deleted():
     assert made.problems(batch(2), torch.optim.SGD(made.module.parameters(), lr=0.1)) == []
 
 
+ENTRIES = {
+    "a list of names": list("abcdef"),
+    "a number": 6,
+    "a dictionary of strings": dict.fromkeys("abcdef", "name"),
+    "a list of tensors of one sample each": [torch.zeros(2)] * 6,
+    "a tensor with two rows a sample": torch.zeros(12),
+    "a tensor without rows": torch.tensor(6.0),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entries_whose_size_may_change_are_refused(name):
+    """The length of such an entry is a number of samples, which would stay as it is in batches of copied rows."""
+    has_length = isinstance(ENTRIES[name], list | dict)
+
+    def loss(module, batch):
+        return errors(module, batch).sum() / (len(batch[2]) if has_length and batch[2] else 6)
+
+    made = engine(loss)
+    optimizer = torch.optim.SGD(made.module.parameters(), lr=0.1)
+    problems = made.problems((*batch(), ENTRIES[name]), optimizer)
+    assert any("entries besides tensors with a row for each sample" in problem for problem in problems)
+    assert engine(loss).problems((*batch(), None), optimizer) == []
+
+
 def test_dropout_is_refused():
     made = engine(mse, nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)).double())
     problems = made.problems(batch(), torch.optim.SGD(made.module.parameters(), lr=0.1))

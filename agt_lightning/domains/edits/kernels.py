@@ -111,13 +111,16 @@ class InnerProduct:
         norms = euclidean_norm(queries.double(), dim=1) + self.error
         largest = norms * (self.radius + self.error) * (1 + 4 * _FLOAT64.relative(queries.shape[1] + 8))
         largest = largest + _FLOAT64.absolute(queries.shape[1] + 8)
-        spread = _spread(queries, norms, self.radius, self.error)
+        spread = _spread(queries, norms, self._most(queries), self.error)
         return Interval.trusted(-spread if self.nonnegative else -largest - spread, largest + spread)
 
+    def _most(self, features: Tensor) -> float:
+        """Return the largest norm that is computed of features within the radius."""
+        return self.radius * (1 + _FLOAT64.relative(features.shape[1] + 8))
+
     def _check(self, queries: Tensor, features: Tensor) -> None:
-        most = self.radius * (1 + _FLOAT64.relative(features.shape[1] + 8))
         norms = euclidean_norm(features.double(), dim=1)
-        if bool((norms > most).any()):
+        if bool((norms > self._most(features)).any()):
             raise ValueError(f"Expected features of norm at most {self.radius}, but got {float(norms.max())}.")
         if self.nonnegative and bool((features < 0).any() | (queries < 0).any()):
             raise ValueError("Expected no negative feature with `nonnegative=True`, but got some.")

@@ -35,8 +35,8 @@ class LeastSquaresSteps:
         error: largest Euclidean distance of two runs' computed features of one sample, as for `RadiusVote`.
 
     Raises:
-        ValueError: if shapes do not match, a label is no class, a norm exceeds 1, the error is negative, or
-            ``η > 2 / λ``, λ the largest eigenvalue of ``Σ_i x_i x_iᵀ / N``.
+        ValueError: if shapes do not match, a label is no class, a norm exceeds 1, the error is negative or leaves no
+            bound on W, or ``η > 2 / λ``, λ the largest eigenvalue of ``Σ_i x_i x_iᵀ / N``.
         UnsoundBoundError: if a feature is NaN or infinite.
 
     Reference:
@@ -69,6 +69,10 @@ class LeastSquaresSteps:
             raise ValueError(
                 f"Expected `rate` at most {2 / self.curvature:.6g}, 2 / the largest eigenvalue, but got {self.rate}."
             )
+        if self.growth >= 1:
+            raise ValueError(
+                f"Expected an `error` that leaves heads bounded in {self.steps} steps, but got {self.error}."
+            )
 
     @cached_property
     def curvature(self) -> float:
@@ -76,6 +80,17 @@ class LeastSquaresSteps:
         gamma = _FLOAT64.relative(len(self.features) + self.features.shape[1] ** 2)
         moved = 2 * self.error * (1 + self.error)
         return float(torch.linalg.eigvalsh(self._moments)[-1]) + gamma * float(self._moments.trace()) + moved
+
+    @property
+    def roundoff(self) -> float:
+        """γ of one step on at most 2 N samples, and what other features change: two factors of each product."""
+        gamma = _FLOAT64.relative(2 * len(self.features) + 2 * self.features.shape[1] + 16)
+        return gamma + 2 * self.error * (1 + self.error)
+
+    @property
+    def growth(self) -> float:
+        """How much rounding and other features can add to a row of W in all steps, relative to its largest norm."""
+        return self.steps * self.roundoff * (1 + 2 * self.rate)
 
     @property
     def most(self) -> int:
@@ -159,29 +174,30 @@ class LeastSquaresQueries:
         products = euclidean_norm(carried, dim=2) * norms[:, None] + torch.einsum("tqd,td->tq", carried, head)
         coming = step * (euclidean_norm(carried.sum(dim=0), dim=1) + products.sum(dim=0).clamp(min=0) / 2)
         later = torch.arange(model.steps - 1, -1, -1, dtype=torch.float64, device=head.device)
-        joint = step**2 * (later * (1 + norms)).sum() * self._norms[members]
-        return coming + self._rounded()[members], going, joint * (1 + _FLOAT64.relative(head.shape[1] + 8))
+        joint = step**2 * (later * (1 + norms + 2 * self._sizes()[1])).sum() * self._norms[members]
+        return (
+            coming + self._rounded()[members],
+            going,
+            joint * (1 + _FLOAT64.relative(head.shape[1] + model.steps + 8)),
+        )
 
     def _drift(self) -> Tensor:
         """Return what rounding can take from a margin, in the edited run and in this computation, (Q,)."""
         rows, off = self._sizes()
-        return 4 * self._norms * (off + self._roundoff() * rows) + _FLOAT64.absolute(4 * self._count)
+        error = self._model.error
+        moved = (self._norms + error) * (off + self._model.roundoff * rows) + error * rows
+        return 4 * moved * (1 + _FLOAT64.relative(8)) + _FLOAT64.absolute(4 * self._count)
 
     def _rounded(self) -> Tensor:
         """Return how far P or p of one edit can be off by the roundings of v_t and w_t, (Q,)."""
         rows, off = self._sizes()
-        steps, rate = self._model.steps, self._model.rate
-        carried = steps * self._roundoff() * (1 + 4 * rate)
-        one = (carried + self._roundoff()) * (1 + 2 * rows) + 2 * off
+        steps, rate, roundoff = self._model.steps, self._model.rate, self._model.roundoff
+        carried = steps * roundoff * (1 + 4 * rate)
+        one = (carried + roundoff) * (1 + 2 * rows) + 2 * off
         return 4 * rate * steps / self._count * one * self._norms + _FLOAT64.absolute(4 * self._count)
 
     def _sizes(self) -> tuple[float, float]:
-        """Return the largest norm of a row of W in any run, and how far rounding can move it."""
-        steps, rate = self._model.steps, self._model.rate
-        rows = 2.1 * rate * steps
-        return rows, steps * self._roundoff() * (rows + 2 * rate * (rows + 1))
-
-    def _roundoff(self) -> float:
-        """Return γ of one step on at most 2 N samples, and what other features change: two factors of each product."""
-        gamma = _FLOAT64.relative(2 * self._count + 2 * self._model.features.shape[1] + 16)
-        return gamma + 2 * self._model.error * (1 + self._model.error)
+        """Return the largest norm B of a row of W in any run, and how far rounding can move it: B = 2 η T + that."""
+        steps, rate, growth = self._model.steps, self._model.rate, self._model.growth
+        rows = 2 * rate * steps * (1 + self._model.roundoff) / (1 - growth)
+        return rows, growth * rows + 2 * rate * steps * self._model.roundoff

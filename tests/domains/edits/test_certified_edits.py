@@ -16,6 +16,7 @@ from agt_lightning.domains.edits import (
 )
 from agt_lightning.domains.edits import kernel_sums as kernel_sums_file
 from agt_lightning.domains.edits import least_squares as least_squares_file
+from agt_lightning.domains.edits.certified_edits import largest
 from agt_lightning.domains.edits.model import Damage
 from tests.domains.edits import oracles
 
@@ -136,3 +137,16 @@ def test_queries_are_processed_in_chunks():
     for certify in (certified_edits, certified_replacements):
         assert torch.equal(certify(model, queries, memory=1), certify(model, queries))
         assert certify(model, queries[:0]).shape == (0,)
+
+
+def test_a_damage_that_is_all_of_a_margin_is_a_tie():
+    nothing = torch.zeros(2, dtype=torch.float64)
+    assert largest(Damage(nothing, nothing[:, None], nothing, most=9), torch.tensor([0.0, 1.0]).double()).tolist() == [
+        -1,
+        9,
+    ]
+
+
+def test_joint_damage_grows_by_the_square():
+    nothing, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    assert largest(Damage(nothing, nothing[:, None], one, most=9), 16.5 * one).tolist() == [4]

@@ -78,6 +78,16 @@ def test_the_reach_holds_for_copies_of_the_query():
         assert bool((again.diagonal() <= InnerProduct().reach(queries).upper).all())
 
 
+def test_features_whose_norm_rounds_above_the_radius_are_within_the_reach():
+    """Products of zero are within rounding of the least value, also where a norm of one is computed as more."""
+    query, labels = torch.eye(1, 30).double(), torch.arange(20) % 2
+    for seed in range(40):
+        features = vectors(20, seed, dimension=30).abs()
+        features[:, :5] = 0
+        features = features / features.norm(dim=1, keepdim=True)
+        assert certified_edits(KernelSums(InnerProduct(nonnegative=True), features, labels, 2), query).tolist() == [-1]
+
+
 def test_a_kernel_out_of_its_own_range_is_refused():
     class Wrong(RadiusVote):
         def __call__(self, queries, features):

@@ -177,3 +177,58 @@ def test_features_that_differ_between_runs_are_covered(steps):
         margins = outputs.gather(1, found.predicted[:, None]) - outputs
         assert bool((margins >= found.spare).all())
     assert bool((exact.spare > found.spare).all())
+
+
+@steps
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+def test_queries_that_are_short_beside_their_error_are_covered(steps, size):
+    """A query moves by its error whatever its own norm is, here to where the margin against each rival falls most."""
+    features, queries, labels = clusters(2)
+    error, queries = 1e-4, size * queries
+    model = LeastSquaresSteps(features, labels, CLASSES, RATE, steps, error)
+    found, head = model.at(queries), model.heads[-1]
+    for rival in range(CLASSES):
+        along = head[found.predicted] - head[rival]
+        moved = queries - error * along / along.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        outputs = moved @ head.T
+        margins = outputs.gather(1, found.predicted[:, None]).squeeze(1) - outputs[:, rival]
+        others = found.predicted != rival
+        assert bool((margins >= found.spare[:, rival])[others].all())
+        assert bool((margins > 0)[others & (certified_edits(model, queries) >= 0)].all())
+
+
+def test_errors_that_leave_no_bound_on_heads_are_refused():
+    features, _, labels = clusters()
+    with pytest.raises(ValueError, match="`error` that leaves heads bounded in 3 steps"):
+        LeastSquaresSteps(features, labels, CLASSES, 0.5, 3, error=0.1)
+    model = LeastSquaresSteps(features, labels, CLASSES, 0.5, 3, error=0.05)
+    assert int(certified_edits(model, features[:5]).max()) == -1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_damages_are_those_of_the_equations(count):
+    """Eq. (14.10) to (14.13), written out step by step: data alone rarely come near the terms of second order."""
+    features, queries, labels = clusters(4)
+    model, query = LeastSquaresSteps(features, labels, CLASSES, RATE, count), queries[0]
+    found = model.at(query[None])
+    label = int(found.predicted)
+    rival, size = (label + 1) % CLASSES, RATE / SAMPLES
+    moments = features.T @ features / SAMPLES
+    signs = (labels == label).to(F64) - (labels == rival).to(F64)
+    head, carried, going = torch.zeros(4, dtype=F64), torch.zeros(4, dtype=F64), torch.zeros(SAMPLES, dtype=F64)
+    products, joint = 0.0, 0.0
+    for step in range(count):
+        back = torch.linalg.matrix_power(torch.eye(4, dtype=F64) - RATE * moments, count - 1 - step) @ query
+        going += size * (features @ back) * (signs - features @ head)
+        products += float(back.norm() * head.norm() + back @ head) / 2
+        joint += size**2 * float(query.norm()) * (count - 1 - step) * (1 + float(head.norm()))
+        carried += back
+        head = head - RATE * (moments @ head - features.T @ signs / SAMPLES)
+    coming = size * (float(carried.norm()) + products)
+    for kind, times in (("edits", 1), ("replacements", 2)):
+        each, samples, together, _ = getattr(found, kind)(torch.tensor([0]), label, rival)
+        beyond = going if kind == "replacements" else (going - coming).clamp(min=0)
+        assert coming <= float(each) <= coming + 1e-9
+        assert torch.allclose(samples[0], beyond, rtol=0, atol=1e-9)
+        assert times * joint <= float(together) * (1 + 1e-12)
+        assert float(together) <= times * joint * (1 + 1e-9)

@@ -57,6 +57,19 @@ def test_validation_after_training_uses_it_and_the_certificate_says_so(fit, load
     assert after["results"]["val_nominal_mse"] == during["results"]["val_nominal_mse"]
 
 
+def test_results_without_it_are_not_kept_beside_those_with_it(fit, loader, regressor, tmp_path):
+    """Two loaders in the course of the training, one of them after it."""
+    module, callback = made(regressor), certified(tmp_path)
+    trainer = fit(module, loader(), callback, val=[loader(size=11), loader(size=5)], max_epochs=1)
+    assert "val_certified_mse/dataloader_idx_1" in read(tmp_path)["results"]
+    fit.trainer(callback).validate(module, loader(size=11), verbose=False)
+    callback.save(tmp_path, trainer.optimizers[0])
+    after = read(tmp_path)
+    assert {name for name in after["results"] if name.startswith("val_certified")} == {"val_certified_mse"}
+    assert set(after["bounds"]["domains"]["decided_validation_bounds"]) == {"0"}
+    assert after["remarks"] == []
+
+
 def read(folder):
     return json.loads((folder / "certificate.json").read_text())
 

@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
+from agt_lightning.certificates.record import Weights
 from agt_lightning.domains.adjoint import recorded_trajectory
 from agt_lightning.domains.adjoint.replay import displacements
+from agt_lightning.lightning.validation import ValidationResults
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.02, nu=0.05)
 
@@ -57,17 +59,13 @@ def test_validation_after_training_uses_it_and_the_certificate_says_so(fit, load
     assert after["results"]["val_nominal_mse"] == during["results"]["val_nominal_mse"]
 
 
-def test_results_without_it_are_not_kept_beside_those_with_it(fit, loader, regressor, tmp_path):
-    """Two loaders in the course of the training, one of them after it."""
-    module, callback = made(regressor), certified(tmp_path)
-    trainer = fit(module, loader(), callback, val=[loader(size=11), loader(size=5)], max_epochs=1)
-    assert "val_certified_mse/dataloader_idx_1" in read(tmp_path)["results"]
-    fit.trainer(callback).validate(module, loader(size=11), verbose=False)
-    callback.save(tmp_path, trainer.optimizers[0])
-    after = read(tmp_path)
-    assert {name for name in after["results"] if name.startswith("val_certified")} == {"val_certified_mse"}
-    assert set(after["bounds"]["domains"]["decided_validation_bounds"]) == {"0"}
-    assert after["remarks"] == []
+def test_results_without_it_are_not_kept_beside_those_with_it():
+    weights = Weights(3, "digest")
+    during = ValidationResults({"val_mse/dataloader_idx_1": 2.0}, {1: {"ball": 1.0}}, weights, left_out=("adjoint",))
+    after = ValidationResults({"val_mse": 1.0}, {0: {"adjoint": 1.0}}, weights)
+    assert after.after(during) is after
+    again = ValidationResults({"val_other": 1.0}, {1: {"adjoint": 1.0}}, weights)
+    assert again.after(after).metrics == {"val_mse": 1.0, "val_other": 1.0}
 
 
 def read(folder):

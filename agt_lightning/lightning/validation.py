@@ -88,8 +88,11 @@ class ValidationResults:
         return cls(metrics, shares, weights, left_out=left_out)
 
     def after(self, earlier: ValidationResults | None) -> ValidationResults:
-        """Return these results, and of earlier ones those that are about the same weights and are not repeated."""
-        if earlier is None or earlier.weights != self.weights:
+        """Return these results, and of earlier ones those that are not repeated.
+
+        Earlier ones must be about the same weights, by the bounds of the same domains.
+        """
+        if earlier is None or (earlier.weights, earlier.left_out) != (self.weights, self.left_out):
             return self
         metrics = {**earlier.metrics, **self.metrics}
         return replace(self, metrics=metrics, domain_shares={**earlier.domain_shares, **self.domain_shares})

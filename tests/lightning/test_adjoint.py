@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
+from agt_lightning.certificates.record import Weights
 from agt_lightning.domains.adjoint import recorded_trajectory
 from agt_lightning.domains.adjoint.replay import displacements
+from agt_lightning.lightning.validation import ValidationResults
 
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.02, nu=0.05)
 
@@ -55,6 +57,15 @@ def test_validation_after_training_uses_it_and_the_certificate_says_so(fit, load
     assert after["remarks"] == []
     assert after["results"]["val_certified_mse"] < during["results"]["val_certified_mse"]
     assert after["results"]["val_nominal_mse"] == during["results"]["val_nominal_mse"]
+
+
+def test_results_without_it_are_not_kept_beside_those_with_it():
+    weights = Weights(3, "digest")
+    during = ValidationResults({"val_mse/dataloader_idx_1": 2.0}, {1: {"ball": 1.0}}, weights, left_out=("adjoint",))
+    after = ValidationResults({"val_mse": 1.0}, {0: {"adjoint": 1.0}}, weights)
+    assert after.after(during) is after
+    again = ValidationResults({"val_other": 1.0}, {1: {"adjoint": 1.0}}, weights)
+    assert again.after(after).metrics == {"val_mse": 1.0, "val_other": 1.0}
 
 
 def read(folder):

@@ -14,12 +14,10 @@ from agt_lightning.domains.adjoint.directions import Directions
 from agt_lightning.domains.adjoint.step import StepAnalysis
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
 
 _CHUNK = 16
 """Directions that one thread takes through a step together."""
-
-_UPWARD = 1 + 2.0**-40
-"""Above the rounding of sums over steps."""
 
 _UNDERFLOW = 2.0**-300
 """Above what underflow can lose in a step, for directions of norm one; far below what changes a bound."""
@@ -72,16 +70,17 @@ def displacements(
     Reference:
         docs/theory.md, eq. (13.4), (13.8) and (13.20).
     """
-    total = torch.zeros(len(directions), 2, dtype=torch.float64)
+    total, count = torch.zeros(len(directions), 2, dtype=torch.float64), 0
     size = _powers_of_two(directions.norms)
     directions = directions.scaled(1 / size)  # so that squares of what matters do not underflow
     with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
-        for number, step in enumerate(steps):
+        for step in steps:
             added, directions = _step(step, directions, pool)
             total += added
+            count += 1
             if progress is not None:
-                progress(number + 1)
-    upward = size[:, None] * total * _UPWARD
+                progress(count)
+    upward = size[:, None] * total * (1 + accumulated_roundoff(count + 8, torch.float64))
     return Interval.trusted(-upward[:, 0], upward[:, 1])
 
 

@@ -147,7 +147,7 @@ class StepAnalysis(ABC):
     @cached_property
     def upward(self) -> float:
         """Above the rounding of sums and products of numbers that are not negative."""
-        return 1 + self.ball.arithmetic.own_relative(self.data.sum_roundings + self.analysis.roundings)
+        return 1 + self.ball.arithmetic.own_relative(self.data.own_roundings + self.analysis.roundings)
 
     @cached_property
     def gradient(self) -> Tensor:

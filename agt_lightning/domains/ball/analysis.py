@@ -189,7 +189,7 @@ class BallAnalysis(ABC):
         if arithmetic.run not in (None, arithmetic.own):  # then the sum over samples may be most of the rounding
             magnitude = min(magnitude, analysis.summed_magnitude(gradient, weights))
         clean = float(weights @ roundoff.error) + sum_relative * magnitude
-        outward = 1 + arithmetic.own_relative(data.sum_roundings + analysis.roundings)
+        outward = 1 + arithmetic.own_relative(data.own_roundings + analysis.roundings)
         return StepConstants(
             trace=outward * float(weights @ (gradient.curvature * analysis.mean_jacobian_norm.square())),
             norm=lambda: outward * analysis.curvature_norm(weights * gradient.curvature),

@@ -93,3 +93,8 @@ class StepData:
     def sum_roundings(self) -> int:
         """Number of roundings on the way of a sample's gradient into the sum, those of its weight included."""
         return (len(self.samples.inputs) if self.summands is None else self.summands) + 8
+
+    @property
+    def own_roundings(self) -> int:
+        """The same for sums over all samples here, which are not split into micro-batches."""
+        return max(len(self.samples.inputs) + 8, self.sum_roundings)

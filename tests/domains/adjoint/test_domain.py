@@ -1,12 +1,15 @@
 """The domain in the engine: what it covers and refuses, checkpoints, processes' data, floats, and certificates."""
 
 import io
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedModel, UnboundedAdversary
+from agt_lightning.domains.adjoint import replay
+from agt_lightning.domains.adjoint.directions import Directions
 from agt_lightning.domains.adjoint.replay import displacements
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
@@ -366,3 +369,15 @@ def test_bounds_scale_with_directions_however_small():
         for each in (directions, directions.scaled(factor))
     )
     torch.testing.assert_close(tiny.upper / 1e-180, ordinary.upper, rtol=1e-6, atol=0)
+
+
+def test_sums_over_many_steps_are_rounded_up(monkeypatch):
+    """After a step that adds one, each of the others adds what is lost beside it."""
+    steps, least = 2**15, 2.0**-54
+    monkeypatch.setattr(
+        replay, "_step", lambda step, directions, pool: (torch.full((1, 2), step, dtype=F64), directions)
+    )
+    direction = Directions((torch.tensor([[[0.5, 0.0]]], dtype=F64),))
+    bound = displacements([1.0, *[least] * steps], direction)
+    assert Fraction(float(bound.upper)) >= 1 + steps * Fraction(least)
+    assert float(bound.upper) < 1 + 1e-10

@@ -164,3 +164,9 @@ def test_labels_are_as_far_as_their_stored_type_takes_them(q, monkeypatch):
     label = torch.full((1, 1), 1000.0)
     engine.step([(torch.ones(1, 1), label)], torch.optim.SGD(module.parameters(), lr=0.1))
     assert radii[0] >= float(label + 4e-5) - 1000 > 4e-5
+
+
+def test_sums_over_all_samples_take_more_roundings_than_those_of_micro_batches():
+    data = joined(*[BATCH] * 20)
+    assert data.sum_roundings < 60 <= data.own_roundings
+    assert joined(BATCH).own_roundings == joined(BATCH).sum_roundings

@@ -17,12 +17,10 @@ from agt_lightning.domains.adjoint.boxed.kernel import accumulate
 from agt_lightning.domains.adjoint.one_hidden.roundings import jacobian_size, step_roundings
 from agt_lightning.errors import UnsoundBoundError
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import accumulated_roundoff
 
 _CHUNK = 16
 """Directions that one thread takes through a step together."""
-
-_UPWARD = 1 + 2.0**-40
-"""Above the rounding of sums over steps."""
 
 _UNDERFLOW = 2.0**-300
 """Above what underflow can lose in a step, for directions of norm one; far below what changes a bound."""
@@ -168,4 +166,5 @@ def displacements(
                 )
             if progress is not None:
                 progress(number + 1)
-    return Interval.trusted(-_UPWARD * total[:, 0], _UPWARD * total[:, 1])
+    upward = total * (1 + accumulated_roundoff(len(steps) + 8, torch.float64))
+    return Interval.trusted(-upward[:, 0], upward[:, 1])

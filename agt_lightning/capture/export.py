@@ -19,6 +19,7 @@ from agt_lightning.capture.recording import Recording
 from agt_lightning.capture.recurrent import unrolled
 from agt_lightning.capture.reductions import reduced, unweighted
 from agt_lightning.capture.sameness import same_graph
+from agt_lightning.capture.samples_first import samples_first
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
 from agt_lightning.errors import CaptureError
@@ -145,7 +146,8 @@ def _recorded(
     recording.require_accepted()
     graph = _live(_graph(program))
     require_known_inputs(graph)
-    return _live(reduced(unweighted(_fused(masked(unrolled(graph))))))
+    normal = _live(reduced(unweighted(_fused(masked(unrolled(graph))))))
+    return _live(samples_first(normal))
 
 
 def _reason(error: Exception, recording: Recording, advice: str) -> str:

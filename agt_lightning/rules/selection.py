@@ -219,8 +219,8 @@ class Join(Selection):
     """``cat`` and ``stack`` along another axis than the samples', also with a part that all samples share; exact."""
 
     def roundings(self, site: Site) -> Roundings:
-        """None forward; backward each element of a shared part gets the gradient of one element."""
-        return EXACT
+        """None forward, since the result has the finest type of the parts; backward one in parts of coarser types."""
+        return EXACT if set(site.kinds) <= {site.call.dtype} else LinearMap(0, 1)
 
     def takes_parameters(self, site: Site) -> bool:
         """Accept parts that are all parameters or fixed."""

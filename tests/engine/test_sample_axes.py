@@ -146,12 +146,15 @@ def attacked(module, batches, adversary, seed):
     return {name: value.detach() for name, value in run.named_parameters()}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_bounds_contain_every_poisoned_run(name):
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, "ibp") for name in NETWORKS), ("vision transformer", "tightest")]
+)
+def test_bounds_contain_every_poisoned_run(name, method):
     adversary = BoundedAdversary(n=1, epsilon=0.02, nu=1, q=0)
     module, batches = made(name), batches_of(name)
     runs = [attacked(module, batches, adversary, seed) for seed in range(6)]
-    engine, optimizer = AbstractGradientEngine(module, loss, adversary), torch.optim.SGD(module.parameters(), lr=RATE)
+    engine = AbstractGradientEngine(module, loss, adversary, method=method)
+    optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
     for batch in batches:
         engine.step([batch], optimizer)
     for run in runs:

@@ -53,8 +53,8 @@ REFUSED = {
         "aten.mul.*each sample meets all others",
     ),
     "parameter per sample": (lambda m, x: x + m.column, (X,), "aten.add.*each sample meets all others"),
-    "squeeze that loses the samples": (
-        lambda m, x: (x @ m.w).sum(1).reshape(1, BATCH).squeeze(),
+    "shape without the samples in front": (
+        lambda m, x: (x @ m.w).sum(1).reshape(1, BATCH),
         (X,),
         "turns shape .4,. into .1, 4. and loses the samples' axis.*squeeze.-1.",
     ),

@@ -180,7 +180,15 @@ def _product(rewriting: Rewriting, call: Call) -> Moved | None:
 
 
 def _attention(rewriting: Rewriting, call: Call) -> Moved | None:
-    return _product(rewriting, call) if call.arguments["attn_mask"] is None else None
+    """Follow attention, also with a mask, so that the rule alone judges it."""
+    factors = {name: rewriting.moved.get(name) for name in call.inputs[:3]}
+    layouts = {None if moved is None else moved.layout for moved in factors.values()}
+    ranks = {len(rewriting.shapes[name]) for name in factors}
+    layout = next(iter(layouts))
+    if len(layouts) > 1 or len(ranks) > 1 or layout is None or layout.axis >= len(call.shape) - 2:
+        return None
+    operands = aligned(rewriting, call, layout, call.inputs)
+    return None if operands is None else rewriting.finished(call, layout, renamed(call, operands))
 
 
 def _along_axes(rewriting: Rewriting, call: Call) -> Moved | None:

@@ -224,6 +224,13 @@ def test_samples_that_meet_are_refused(name):
     is_refused(name)
 
 
+def test_a_mask_is_the_only_reason():
+    mask = nn.Transformer.generate_square_subsequent_mask(TIME, dtype=torch.float64)
+    _, program = program_of(lambda m, x: m.first(x, src_mask=mask), SEQUENCE)
+    (problem,) = program.problems
+    assert "has a mask" in problem
+
+
 def test_code_with_the_samples_first_is_left_as_it_is():
     def plain(m, x):
         hidden = m.norm(m.linear(x).relu() + m.token).transpose(1, 2)

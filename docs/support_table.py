@@ -30,8 +30,17 @@ table that act element by element or move elements; its gradient is taken back t
 `nn.RNN` are unrolled into the products and activations of each time step; they need `batch_first=True`, zeros as first
 state, and no dropout between layers.
 
+The samples need not stay on axis 0. Code may fold them into another axis (`x.view(b * t, d)`, a loss over `b * t`
+tokens, windows of an image) or move them (`(t, b, d)`, as `nn.MultiheadAttention` and `nn.TransformerEncoder` do
+inside, heads as in `qkv.permute(2, 0, 3, 1, 4)`): calls in between that act on each sample alone are rewritten so that
+the samples are first. So are values that are repeated for each sample, such as `self.cls_token.expand(len(x), -1, -1)`
+and `torch.zeros(len(x), 1)`. Attention masks other than `is_causal=True`, dropout inside of attention,
+`key_padding_mask`, dropout of values whose samples are elsewhere, and convolutions or batch statistics over a folded
+axis are refused.
+
 *Exact* means that each bound, taken alone, is attained for some input in the box, up to rounding of the bounds'
-arithmetic. All other rules say what they lose. Every rule refuses a call that moves, cuts or mixes the samples' axis.
+arithmetic. All other rules say what they lose. Every rule refuses a call that cuts or mixes
+the samples' axis, or moves it where the calls behind cannot be followed.
 
 This file is written by `python docs/support_table.py`.
 

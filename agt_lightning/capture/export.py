@@ -18,6 +18,7 @@ from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.recording import Recording, UnprovenCheckError
 from agt_lightning.capture.recurrent import unrolled
 from agt_lightning.capture.reductions import reduced, unweighted
+from agt_lightning.capture.samples_first import samples_first
 from agt_lightning.capture.shared_layers import shared_statistics
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
@@ -135,7 +136,8 @@ def _recorded(
     recording.require_accepted()
     graph = _live(_graph(program))
     require_known_inputs(graph)
-    return _live(reduced(unweighted(_fused(masked(unrolled(graph))))))
+    normal = _live(reduced(unweighted(_fused(masked(unrolled(graph))))))
+    return _live(samples_first(normal))
 
 
 def _reason(error: Exception, recording: Recording, advice: str) -> str:

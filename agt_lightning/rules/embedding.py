@@ -13,11 +13,22 @@ from agt_lightning.gradients import FactoredGradient, RowGradient
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
 from agt_lightning.rules.roundings import Exact, Roundings
+from agt_lightning.rules.selection import Selection
 from agt_lightning.rules.values import Value, as_interval
 
 
 class Embedding(Rule):
     """``embedding``: row k of a frozen or trained table for integers k; exact."""
+
+    _of_positions = Selection()
+
+    def at(self, site: Site) -> Rule:
+        """Return that of a selection of rows if all samples read the same, as in a table of positions."""
+        return self if site.has_samples else self._of_positions
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept integers that are the same for all samples."""
+        return not site.trainable[1] and not site["scale_grad_by_freq"] and not site["sparse"]
 
     def roundings(self, site: Site) -> Roundings:
         """Rows are copied; their gradient is the sum over all positions that read them."""
@@ -36,11 +47,15 @@ class Embedding(Rule):
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """The bounds of the rows read."""
+        if not site.has_samples:
+            return as_interval(self._of_positions.forward(site, inputs))
         table, rows = as_interval(inputs[0]), _fixed_integers(site, inputs[1])
         return table[rows]
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """Integers have no gradient; the table's is factored."""
+        """Integers have no gradient; the table's is factored if samples read it."""
+        if not site.has_samples:
+            return self._of_positions.backward(site, grad, inputs, output)
         return [None, None]
 
     def parameter_gradient(

@@ -22,6 +22,7 @@ from agt_lightning.rules.shape import map_value
 from agt_lightning.rules.values import Value, as_interval
 
 _MAY_REPEAT = (
+    torch.ops.aten.embedding,
     torch.ops.aten.index,
     torch.ops.aten.index_select,
     torch.ops.aten.pad,
@@ -215,22 +216,23 @@ def _holds(kind: torch.dtype | None, number: float) -> bool:
 
 
 class Join(Selection):
-    """``cat`` and ``stack`` of values that all have samples, along another axis; exact."""
+    """``cat`` and ``stack`` along another axis than the samples', also with a part that all samples share; exact."""
 
     def roundings(self, site: Site) -> Roundings:
-        """None."""
-        return EXACT
+        """None forward, since the result has the finest type of the parts; backward one in parts of coarser types."""
+        return EXACT if set(site.kinds) <= {site.call.dtype} else LinearMap(0, 1)
 
     def takes_parameters(self, site: Site) -> bool:
         """Accept parts that are all parameters or fixed."""
         return True
 
     def problem(self, site: Site) -> str | None:
-        """Refuse parts without samples, and joins along the samples' axis."""
-        if not all(site.samples):
+        """Refuse shared parts that are not one row for all samples, and joins along the samples' axis."""
+        pairs = zip(site.shapes, site.samples, strict=True)
+        if any(not samples and shape[:1] != (1,) for shape, samples in pairs):
             return (
-                f"`{name_of(site.call)}` at {site.call.source} joins samples with a value that is shared by all. Add "
-                "or multiply shared values instead, or put them into the data set."
+                f"`{name_of(site.call)}` at {site.call.source} joins samples with a value that is shared by all. Give "
+                "each sample the same one, `value.expand(len(x), -1, -1)`, and join along another axis."
             )
         return None if self._keeps_rows(site) else _moved(site)
 
@@ -241,20 +243,43 @@ class Join(Selection):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """The parts side by side."""
         parts = [as_interval(value) for value in inputs]
-        lower = self._call(site, [part.lower for part in parts])
+        lower = self._joined(site, [part.lower for part in parts])
         nonnegative = all(part.nonnegative for part in parts)
         if all(part.is_point for part in parts):
             return Interval.point(lower, nonnegative=nonnegative)
-        return Interval.trusted(lower, self._call(site, [part.upper for part in parts]), nonnegative=nonnegative)
+        return Interval.trusted(lower, self._joined(site, [part.upper for part in parts]), nonnegative=nonnegative)
+
+    def _joined(self, site: Site, parts: Sequence[Tensor]) -> Tensor:
+        """Join parts, of which a shared one is repeated for each sample."""
+        samples = max((len(part) for part, own in zip(parts, site.samples, strict=True) if own), default=0)
+        whole = [
+            part if own or not site.has_samples else part.expand(samples, *part.shape[1:])
+            for part, own in zip(parts, site.samples, strict=True)
+        ]
+        return self._call(site, whole)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """Each part's share of the gradient."""
         shapes = [as_interval(value).shape for value in inputs]
-        lower = _carried(lambda tensors: self._call(site, tensors), shapes, grad.lower, site)
-        if grad.is_point:
-            return [Interval.point(part, nonnegative=grad.nonnegative) for part in lower]
-        upper = _carried(lambda tensors: self._call(site, tensors), shapes, grad.upper, site)
-        return [Interval.trusted(*bounds, nonnegative=grad.nonnegative) for bounds in zip(lower, upper, strict=True)]
+        pairs = list(zip(shapes, site.samples, strict=True))
+        whole = [
+            shape if own or not site.has_samples else torch.Size((grad.shape[0], *shape[1:])) for shape, own in pairs
+        ]
+        lower = _carried(lambda tensors: self._call(site, tensors), whole, grad.lower, site)
+        upper = lower
+        if not grad.is_point:
+            upper = _carried(lambda tensors: self._call(site, tensors), whole, grad.upper, site)
+        gradients = []
+        for (shape, own), *ends in zip(pairs, lower, upper, strict=True):
+            bounds = Interval.trusted(*ends, nonnegative=grad.nonnegative)
+            shared = site.has_samples and not own
+            gradients.append(_unflattened(bounds, shape) if shared else bounds)
+        return gradients
+
+
+def _unflattened(gradient: Interval, shape: torch.Size) -> Interval:
+    """Return a gradient with a sample axis in front of a shape."""
+    return gradient.rearranged(lambda bound: bound.reshape(bound.shape[0], *shape))
 
 
 def _carried(

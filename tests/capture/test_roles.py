@@ -473,7 +473,7 @@ COUPLED = {
     "mse column against row": (lambda m, b: F.l1_loss(m(b[0]), b[1].squeeze(1)[None]), "aten.unsqueeze"),
     "neighbours": (lambda m, b: F.mse_loss(m(b[0]), b[1].roll(1, 0)), "aten.roll"),
     "flipped": (lambda m, b: F.mse_loss(m(b[0].flip(0)), b[1]), "aten.flip"),
-    "transposed": (lambda m, b: F.mse_loss(m(b[0]).T, b[1].T), "aten.numpy_T"),
+    "transposed": (lambda m, b: F.mse_loss(m(b[0]).T, b[1].T.roll(1, 1)), "aten.numpy_T"),
     "reshaped": (lambda m, b: F.mse_loss(m(b[0]).reshape(2, 3), b[1].reshape(2, 3)), "loses the samples"),
     "gram matrix": (lambda m, b: (m(b[0]) @ m(b[0]).T).mean(), "one weight to each sample"),
     "softmax over samples": (lambda m, b: (m(b[0]).softmax(0) * b[1]).sum(), "aten.softmax"),

@@ -51,9 +51,10 @@ def statements():
     kinds = defaultdict(list)
     for setting in SETTINGS:
         program = build(setting, SINGLE, rounded())
+        rules = {**program.shared, **program.rules}
         for name, site in program.sites.items():
             if site.call.op is setting.op:
-                kinds[type(program.rules[name].roundings(site))].append(setting)
+                kinds[type(rules[name].roundings(site))].append(setting)
     return {kind: found for kind, found in kinds.items() if kind is not Exact}
 
 

@@ -57,8 +57,8 @@ REFUSED = {
         (X,),
         "aten.add.*a row for each sample and is not part of the batch",
     ),
-    "squeeze that loses the samples": (
-        lambda m, x: (x @ m.w).sum(1).reshape(1, BATCH).squeeze(),
+    "shape without the samples in front": (
+        lambda m, x: (x @ m.w).sum(1).reshape(1, BATCH),
         (X,),
         "turns shape .4,. into .1, 4. and loses the samples' axis.*squeeze.-1.",
     ),

@@ -45,7 +45,7 @@ def test_a_frozen_network_without_no_grad_needs_no_rules():
 
 
 def test_moved_images_reach_a_frozen_network():
-    refused(probe(ImageEncoder, FEATURES), "no bound rule|samples' axis|joins samples")
+    held(probe(ImageEncoder, FEATURES))
 
 
 class Leaks(Probe):

@@ -1,0 +1,187 @@
+"""Poisoned trainings of networks that fold or move the samples' axis stay inside the bounds."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from agt_lightning import AbstractGradientEngine, BoundedAdversary
+from agt_lightning.capture.rewriting import Rewriting
+from agt_lightning.errors import UnsoundBoundError
+from tests.engine.attacks import ROUNDING
+
+TIME, SIZE, CLASSES, RATE = 3, 4, 3, 0.05
+
+
+class Tokens(nn.Module):
+    """A class for each token, by layers that may want time before samples."""
+
+    def __init__(self, body, *, batch_first=True):
+        super().__init__()
+        self.body, self.batch_first = body, batch_first
+        self.head = nn.Linear(SIZE, CLASSES)
+
+    def forward(self, x):
+        tokens = self.body(x if self.batch_first else x.transpose(0, 1))
+        return self.head(tokens if self.batch_first else tokens.transpose(0, 1))
+
+
+class Folded(nn.Module):
+    """One layer on all tokens of all samples, as rows of one matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(SIZE, SIZE)
+
+    def forward(self, x):
+        return self.layer(x.reshape(-1, SIZE)).tanh().view(x.shape)
+
+
+class SelfAttention(nn.Module):
+    """`nn.MultiheadAttention` of a sequence with itself."""
+
+    def __init__(self, *, weights, batch_first):
+        super().__init__()
+        self.attention, self.weights = nn.MultiheadAttention(SIZE, 2, batch_first=batch_first), weights
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=self.weights)[0]
+
+
+class VisionTransformer(nn.Module):
+    """Patches with a class token, a table of positions and one block in the style of timm; with windows if asked."""
+
+    def __init__(self, *, windows=False):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, SIZE) * 0.1)
+        self.position = nn.Parameter(torch.randn(1, TIME + 1, SIZE) * 0.1)
+        self.qkv, self.out, self.head = nn.Linear(SIZE, 3 * SIZE), nn.Linear(SIZE, SIZE), nn.Linear(SIZE, CLASSES)
+        self.windows = windows
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        if self.windows:
+            parts = x.view(-1, 2, 2, SIZE).transpose(1, 2).reshape(-1, 2, SIZE)
+            return self.head(self.block(parts).view(len(x), 2, 2, SIZE).transpose(1, 2).reshape(x.shape).mean(1))
+        return self.head(self.block(x)[:, 0])
+
+    def block(self, x):
+        samples, time, _ = x.shape
+        q, k, v = self.qkv(x).reshape(samples, time, 3, 2, SIZE // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q * (SIZE // 2) ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+
+
+def encoder_layer(**settings):
+    layer = nn.TransformerEncoderLayer(SIZE, 2, 6, dropout=0.0, **settings)
+    layer.norm1.eps = layer.norm2.eps = 0.5  # small variances make bounds of a normalization wide
+    return layer
+
+
+NETWORKS = {
+    "folded": lambda: Tokens(Folded()),
+    "attention": lambda: Tokens(SelfAttention(weights=False, batch_first=True)),
+    "attention with weights, time first": lambda: Tokens(
+        SelfAttention(weights=True, batch_first=False), batch_first=False
+    ),
+    "encoder layer": lambda: Tokens(encoder_layer(batch_first=True)),
+    "encoder layer, time first": lambda: Tokens(encoder_layer(norm_first=True), batch_first=False),
+    "encoder without dropout": lambda: Tokens(nn.TransformerEncoder(encoder_layer(batch_first=True), 1)),
+    "vision transformer": VisionTransformer,
+    "windows": lambda: VisionTransformer(windows=True),
+}
+
+
+def made(name, dtype=torch.float64):
+    torch.manual_seed(0)
+    return NETWORKS[name]().to(dtype)
+
+
+def loss(module, batch):
+    """Cross entropy of all tokens of all samples, or of all samples."""
+    return F.cross_entropy(module(batch[0]).view(-1, CLASSES), batch[1].view(-1))
+
+
+def batches_of(name, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    tokens = () if name in ("vision transformer", "windows") else (TIME,)
+    return [
+        (
+            torch.randn(size, TIME, SIZE, dtype=dtype, generator=generator),
+            torch.randint(0, CLASSES, (size, *tokens), generator=generator),
+        )
+        for size in (5, 4)
+    ]
+
+
+def poisoned(module, batch, direction, adversary):
+    """Move and flip the samples whose change pushes the parameters furthest along a direction."""
+    x, y = batch[0].clone().requires_grad_(), batch[1]
+    weights = dict(module.named_parameters())
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        slopes = torch.autograd.grad(loss(module, (x, y)), list(weights.values()), create_graph=True)
+        along = sum((slope * direction[name]).sum() for name, slope in zip(weights, slopes, strict=True))
+        (gain,) = torch.autograd.grad(along, x)
+    chosen = gain.abs().flatten(1).sum(1).topk(adversary.n).indices
+    moved, flipped = batch[0].clone(), y.clone()
+    moved[chosen] += adversary.epsilon * gain[chosen].sign()
+    flipped[chosen] = (y[chosen] + 1) % CLASSES
+    return moved, flipped
+
+
+def attacked(module, batches, adversary, seed):
+    """Train a copy on batches that are poisoned along a random direction."""
+    run, generator = copy.deepcopy(module), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(run.parameters(), lr=RATE)
+    direction = {
+        name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in run.named_parameters()
+    }
+    for batch in batches:
+        optimizer.zero_grad()
+        loss(run, poisoned(run, batch, direction, adversary)).backward()
+        optimizer.step()
+    return {name: value.detach() for name, value in run.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, "ibp") for name in NETWORKS), ("vision transformer", "tightest")]
+)
+def test_bounds_contain_every_poisoned_run(name, method):
+    adversary = BoundedAdversary(n=1, epsilon=0.02, nu=1, q=0)
+    module, batches = made(name), batches_of(name)
+    runs = [attacked(module, batches, adversary, seed) for seed in range(6)]
+    engine = AbstractGradientEngine(module, loss, adversary, method=method)
+    optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
+    for batch in batches:
+        engine.step([batch], optimizer)
+    for run in runs:
+        for parameter, value in run.items():
+            assert engine.bounds[parameter].contains(value, ROUNDING), parameter
+    moved = [run["head.weight"] - module.get_parameter("head.weight").detach() for run in runs]
+    assert max(float(each.abs().max()) for each in moved) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["encoder layer, time first", "vision transformer"])
+def test_kernels_in_single_precision_stay_inside(name):
+    """A run multiplies folded matrices; each step compares its gradient with the bounds."""
+    module, batches = made(name, torch.float32), batches_of(name, torch.float32)
+    engine, optimizer = (
+        AbstractGradientEngine(module, loss, BoundedAdversary(n=0)),
+        torch.optim.SGD(module.parameters(), lr=0.5),
+    )
+    for batch in batches:
+        engine.step([batch], optimizer)
+    assert engine.bounds.mean_width() < 1e-2
+
+
+def test_a_wrong_permutation_is_noticed_by_the_step(monkeypatch):
+    permuted = Rewriting.permuted
+    turned = lambda self, call, name, order: permuted(self, call, name, [0, *sorted(order[1:])])  # noqa: E731
+    monkeypatch.setattr(Rewriting, "permuted", turned)
+    module = made("vision transformer")
+    engine = AbstractGradientEngine(module, loss, BoundedAdversary(n=1, epsilon=0.02))
+    with pytest.raises((UnsoundBoundError, RuntimeError)):
+        engine.step(batches_of("vision transformer")[:1], torch.optim.SGD(module.parameters(), lr=RATE))

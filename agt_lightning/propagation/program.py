@@ -184,6 +184,8 @@ def _shared_problems(site: Site, rule: Rule | None, trainable: frozenset[str]) -
     call = site.call
     if is_random(call):
         return [f"`{name_of(call)}` at {call.source} draws random numbers. Draw them once, outside `training_step`."]
+    if call.op in RECURRENT:
+        return [_unknown(call)]
     if call.name in trainable and (rule is None or not rule.takes_parameters(site)):
         return [
             f"`{name_of(call)}` at {call.source} changes a parameter before it meets the data; there is no rule for "

@@ -174,6 +174,7 @@ def test_outer_sums_on_a_gpu_are_those_of_a_cpu(kernel):
         )
 
 
+@pytest.mark.slow
 def test_programs_compile_for_a_gpu(tmp_path):
     """Without a device: Triton brings the compiler, and another process has no interpreter."""
     pytest.importorskip("triton.compiler")

@@ -65,6 +65,7 @@ def moons(seed):
     return torch.as_tensor(points), torch.as_tensor(labels)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("hidden", [(16,), (12, 12, 12)], ids=["one-hidden", "three-hidden"])
 def test_certified_accuracy_on_half_moons_never_falls(hidden):
     start, certified, widths = classifier(2, *hidden, 2), {}, {}

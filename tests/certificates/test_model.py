@@ -229,8 +229,8 @@ def test_bounds_of_another_module_are_refused():
 
 def test_an_operation_without_bounds_is_refused(inputs):
     module = network(3, nn.Threshold(0.5, 0.0))
-    with pytest.raises(UncertifiableError, match="threshold"):
-        CertifiedModel(module, ParameterBounds.point(module)).bound_forward(inputs)
+    with pytest.raises(UncertifiableError, match="have no rules.*epsilon=0"):
+        CertifiedModel(module, ParameterBounds.point(module)).bound_forward(inputs, epsilon=0.1)
 
 
 @pytest.mark.parametrize(("epsilon", "error"), [(-1, ValueError), (float("nan"), ValueError), ("0.1", TypeError)])

@@ -59,7 +59,8 @@ BALLAST = 30 * 2**20
 """Bytes that make saving take about as long as training."""
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 20])
 def test_killed_at_any_moment(kills, tmp_path):
     """Each run is killed at a random moment after its first checkpoint, and goes on from the last one."""
     context = forkserver()

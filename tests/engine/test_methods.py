@@ -22,7 +22,7 @@ ADVERSARIES = [
 ]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("method", ["crown", "tightest"])
 @pytest.mark.parametrize("hidden", [(4,), (4, 4, 4)], ids=["one-hidden", "three-hidden"])
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)

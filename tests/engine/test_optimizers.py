@@ -68,7 +68,7 @@ def captured():
     return {}
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("setting", OPTIMIZER_SETTINGS, ids=str)
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)
 def test_bounds_contain_every_poisoned_run(kind, adversary, setting, captured):
@@ -199,7 +199,7 @@ def test_another_update_is_caught_even_in_wide_bounds():
         engine.step([batches[1]], optimizer)
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("setting", OPTIMIZER_SETTINGS, ids=str)
 @pytest.mark.parametrize("n", [0, 2])
 def test_float32_raises_no_false_alarm(setting, n):

@@ -88,6 +88,7 @@ def test_files_are_written_and_can_be_loaded(fit, loader, regressor, tmp_path):
         "target_classes": None,
         "source_classes": None,
         "bounds": None,
+        "at": None,
     }
     assert record["steps"] == 2
     assert record["optimizer"]["type"] == "SGD"

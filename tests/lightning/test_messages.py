@@ -113,18 +113,19 @@ class Positions(nn.Module):
         return self.head((x[:, :, None] + rows).flatten(1))
 
 
-def test_a_table_of_positions(problems, stepping):
-    (reason,) = problems(stepping(squared, Positions(looked_up=True)))
-    assert "`aten.embedding`" in reason
-    assert "`x + table.weight`" in reason
-    assert problems(stepping(squared, Positions(looked_up=False))) == []
+@pytest.mark.parametrize("looked_up", [True, False])
+def test_a_table_of_positions_is_no_obstacle(looked_up, problems, stepping):
+    assert problems(stepping(squared, Positions(looked_up=looked_up))) == []
 
 
 ROWS = {
-    "zeros": lambda s, x, rows: torch.zeros(rows, 1),
     "like a parameter": lambda s, x, rows: s.net[0].weight.new_zeros(rows, 1),
     "like the data": lambda s, x, rows: x.new_ones(rows, 1),
 }
+
+
+def test_zeros_with_a_row_for_each_sample_are_no_obstacle(problems, stepping):
+    assert problems(stepping(lambda s, x, y: F.mse_loss(s(x) + torch.zeros(len(x), 1), y))) == []
 
 
 @pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
@@ -194,10 +195,9 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
 
 
-def test_a_layer_that_moves_the_samples_is_one_reason(problems, stepping):
-    (reason,) = problems(stepping(squared, Attention(own=False)))
-    assert "`F.scaled_dot_product_attention`" in reason
-    assert problems(stepping(squared, Attention(own=True))) == []
+@pytest.mark.parametrize("own", [True, False])
+def test_attention_with_the_samples_first_is_no_obstacle(own, problems, stepping):
+    assert problems(stepping(squared, Attention(own=own))) == []
 
 
 class Normalized(nn.Module):
@@ -299,14 +299,14 @@ def test_an_object_is_named(problems, regressor, loader):
 
 def test_a_step_that_cannot_be_recorded_hides_no_other_reason(problems, stepping):
     def guarded(s, x, y):
-        assert y.max() <= 100
+        sorted(y.flatten().tolist())
         return squared(s, x, y)
 
     module = stepping(guarded, configure_optimizers=lambda self: torch.optim.NAdam(self.parameters()))
     module.net.insert(1, nn.BatchNorm1d(5))
     text = "\n".join(problems(module))
     assert "test_messages.py" in text
-    assert "`assert y.max() <= 100`" in text
+    assert "`sorted(y.flatten().tolist())`" in text
     assert "TORCH_LOGS" not in text
     assert "`NAdam` has no bounds" in text
     assert "Batch normalization in training mode (`net.1`)" in text

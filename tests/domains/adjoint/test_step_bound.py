@@ -91,7 +91,7 @@ def strongest(problem, count=12, steps=16):
     return max(shares)
 
 
-@pytest.mark.thinned(6)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("number", range(len(FORMS)), ids=[name_of(form) for form in FORMS])
 def test_no_attack_exceeds_the_bound(number):
     problem = Problem(FORMS[number], 100 + number, RADII[number % 4], epsilon=(0.02, 0.1, 0.3)[number % 3])

@@ -367,7 +367,7 @@ def problems(form: Form, seeds: range) -> list[Problem]:
     return drawn
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("form", FORMS, ids=name)
 def test_no_attack_leaves_the_ball(form):
     shares = [share(problem, 0) for problem in problems(form, range(20))]
@@ -530,7 +530,7 @@ def test_layer_bounds_and_margins_contain_every_value(case):
         assert float((margins.lower[:, output] - lowest).max()) <= slack
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("domains", [("ball",), ("box", "ball")], ids="-".join)
 @pytest.mark.parametrize("hidden", [(4, 3), (3, 2, 3)], ids=str)
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)

@@ -37,6 +37,7 @@ def bare_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bare_machine")
 def test_command_needs_nothing_that_the_machine_lacks(tmp_path, capsys):
     main(["--device", "cpu", "--scale", "0.002", "--stages", "machine", "--output-dir", str(tmp_path)])

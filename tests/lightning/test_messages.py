@@ -121,20 +121,13 @@ def test_a_table_of_positions_is_no_obstacle(looked_up, problems, stepping):
 ROWS = {
     "zeros": lambda s, x, rows: torch.zeros(rows, 1),
     "like a parameter": lambda s, x, rows: s.net[0].weight.new_zeros(rows, 1),
+    "like the data": lambda s, x, rows: x.new_ones(rows, 1),
 }
 
 
 @pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
-def test_zeros_with_a_row_for_each_sample_are_no_obstacle(make, problems, stepping):
+def test_constants_with_a_row_for_each_sample_are_no_obstacle(make, problems, stepping):
     assert problems(stepping(lambda s, x, y: F.mse_loss(s(x) + make(s, x, len(x)), y))) == []
-
-
-def test_ones_that_are_made_like_the_data(problems, stepping):
-    """A tensor that is only made like another one depends on none of its numbers."""
-    (reason,) = problems(stepping(lambda s, x, y: F.mse_loss(s(x) + x.new_ones(len(x), 1), y)))
-    assert "`aten.add`" in reason
-    assert "shape (4, 1) that has a row for each sample and is not part of the batch" in reason
-    assert problems(stepping(lambda s, x, y: F.mse_loss(s(x) + x.new_ones(1, 1), y))) == []
 
 
 def test_a_penalty_on_weights_is_not_said_to_be_weight_decay(problems, stepping):

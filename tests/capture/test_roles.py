@@ -111,6 +111,7 @@ SAME = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("kind", "first", "second"), SAME.values(), ids=SAME)
 def test_the_same_loss_has_the_same_bounds_however_it_is_written(kind, first, second):
     adversary = NUMBERS if kind == "number" else FLIPS
@@ -437,6 +438,7 @@ SUMS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("first", "second"), SUMS.values(), ids=SUMS)
 def test_the_same_sum_has_the_same_bounds_however_it_is_written(first, second):
     data = (batch()[0],)

@@ -90,7 +90,7 @@ def require_same(own: Tensor, other: Tensor) -> None:
     assert float((own - other).abs().max()) <= SAME * float(other.abs().max())
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_ball_is_that_of_the_call(form):
     for adversary, hidden in zip(adversaries(form), ((), (4,)), strict=True):

@@ -76,7 +76,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(
     "adversary", [BoundedAdversary(n=2, epsilon=0.1), BoundedAdversary(n=1, epsilon=0.1, p=2, nu=1, q=0)]
 )

@@ -47,6 +47,7 @@ def loss_of(kind):
     return lambda module, batch: LOSSES[kind](module(batch[0]), batch[1])
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", ["mse", "ce"])
 @pytest.mark.parametrize("hidden", [(), (6,), (6, 6, 6)], ids=["linear", "one-hidden", "three-hidden"])
 def test_tightest_is_never_wider_than_ibp_at_any_step(kind, hidden):

@@ -32,7 +32,7 @@ def module_of(regressor, make, seed=0):
     return module
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @every_optimizer
 @pytest.mark.parametrize("n", [0, 2])
 def test_training_is_unchanged_and_raises_no_false_alarm(make, n, fit, loader, regressor):

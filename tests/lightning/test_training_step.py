@@ -772,7 +772,7 @@ def test_training_is_unchanged_to_the_last_bit(name, train):
     assert certified.bounds.mean_width() <= ROUNDING
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_features_and_labels_are_found_and_bounded(name, train, loader):
     case = VARIANTS[name]

@@ -75,6 +75,7 @@ def violated(reached: Tensor, bound: Tensor) -> bool:
     return bool((reached > bound * (1 + RELATIVE) + ABSOLUTE).any())
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("form", FORMS, ids=name)
 def test_no_attack_leaves_the_ball(form):
     number = FORMS.index(form)

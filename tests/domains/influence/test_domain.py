@@ -133,6 +133,7 @@ OPTIONS = {
 FLIPS = BoundedAdversary(n=2, nu=1, q=0)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_no_training_with_flipped_labels_leaves_its_bounds(options, bias):

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -85,7 +86,7 @@ class OutputAttacks:
                 attacked = output(task, task.attacked(_Scheduled(_pushes(task, pushes, sign))), query)
                 require_between({"lower": lower[point], "upper": upper[point]}, attacked, f"{name} of point {point}")
                 row[name] = attacked
-            print(row, flush=True)
+            print(effects(row), flush=True)
             yield row
 
     def draw(self, rows: pd.DataFrame, path: Path) -> Path:
@@ -156,6 +157,13 @@ class _Scheduled:
 
     def __call__(self, module: nn.Module, batch: Batch) -> Batch:
         return next(self.poisons)(module, batch)
+
+
+def effects(row: Mapping[str, Any]) -> str:
+    """Return how far both attacks moved an output, and how far they could at most, as one line."""
+    down, up = row["nominal"] - row["attack_lower"], row["attack_upper"] - row["nominal"]
+    least, most = row["nominal"] - row["lower"], row["upper"] - row["nominal"]
+    return f"point {row['point']}: down {down:.2e} of {least:.2e}, up {up:.2e} of {most:.2e}"
 
 
 def table(rows: pd.DataFrame) -> str:

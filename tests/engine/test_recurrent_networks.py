@@ -1,6 +1,7 @@
 """Poisoned trainings of recurrent networks stay inside the bounds, and settings that are not covered are refused."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,16 @@ from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.capture import recurrent
-from agt_lightning.capture.graph import JOINT_TERMS
+from agt_lightning.capture.graph import JOINT_TERMS, SLACK
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
+from agt_lightning.interval import Interval
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules import RULES
+from agt_lightning.rules.roundings import EXACT
 from tests.engine.attacks import LOSSES, ROUNDING, data
 from tests.faults import Fault
+
+aten = torch.ops.aten
 
 TIME, STATE = 3, 4
 
@@ -113,6 +118,47 @@ def test_kernels_in_single_precision_stay_inside(name):
         engine.step([(x.float(), y)], optimizer)
 
 
+def bounds_of_values(layer, x, table=RULES):
+    """Bounds of all values of a layer's last step, as single precision computes them, at fixed parameters."""
+    captured = BoundedObjective.capture(layer, lambda m, b: m(b[0])[0][:, -1].square().mean(), (x,), table)
+    bounded = captured.rounded(torch.float64, "run")
+    points = {name: Interval.point(value.detach().double()) for name, value in layer.named_parameters()}
+    return bounded, bounded.forward(bounded.inputs(layer, (x,), points, torch.float64))
+
+
+def test_a_new_state_may_be_mixed_by_a_difference():
+    """A kernel that takes n + z (h - n) with n = z = 1 loses a small state h, which (1 - z) n + z h keeps.
+
+    Activations are taken as exact here: their own errors would hide it.
+    """
+    exact = {op: replace(RULES[op], rounding=EXACT) for op in (aten.sigmoid.default, aten.tanh.default)}
+    layer = nn.GRU(2, 1, batch_first=True, bias=False)
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 1.0]]))
+        layer.weight_hh_l0.zero_()
+    small = 2.0**-26
+    bounded, values = bounds_of_values(
+        layer, torch.tensor([[[-1.0, small], [1.0, 100.0]]]).repeat(2, 1, 1), {**RULES, **exact}
+    )
+    state = [call.name for call in bounded.graph.calls if SLACK in call.arguments][-1]
+    assert values[state].contains(torch.full((2, 1), small).double())
+    assert values[state].contains(torch.zeros(2, 1).double())
+    assert float(values[state].magnitude.max()) < 1e-5
+
+
+def test_both_products_of_a_gate_may_be_one_sum():
+    """In single precision 1 + 2⁻²⁵ + 2⁻²⁵ + … is 1, if a kernel adds the state's products to the input's one by one."""
+    layer = nn.RNN(1, 64, batch_first=True, nonlinearity="relu", bias=False)
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1.0)
+        layer.weight_hh_l0.fill_(2.0**-25)
+    bounded, values = bounds_of_values(layer, torch.ones(2, 2, 1))
+    (product,) = (call.name for call in bounded.graph.calls if JOINT_TERMS in call.arguments and len(call.shape) == 2)
+    (gate,) = (call.name for call in bounded.graph.calls if product in call.inputs)
+    assert values[gate].contains(torch.ones(2, 64).double())
+    assert not values[gate].contains(torch.full((2, 64), 1 - 2.0**-16).double())
+
+
 class WithState(nn.Module):
     def __init__(self):
         super().__init__()
@@ -169,18 +215,18 @@ def require_gradients_of_autograd(name="LSTM"):
 def gates_exchanged(writer, inputs, before, weights):
     hidden, cell = (None, None) if before is None else before
     parts = writer.parts(recurrent._gates(writer, inputs, hidden, weights), 4)
-    forget, entry, out = (writer.apply(torch.ops.aten.sigmoid.default, parts[k]) for k in (0, 1, 3))
-    new = writer.combine(torch.ops.aten.mul.Tensor, entry, writer.apply(torch.ops.aten.tanh.default, parts[2]))
+    forget, entry, out = (writer.apply(aten.sigmoid.default, parts[k]) for k in (0, 1, 3))
+    new = writer.combine(aten.mul.Tensor, entry, writer.apply(aten.tanh.default, parts[2]))
     if cell is not None:
-        new = writer.combine(torch.ops.aten.add.Tensor, writer.combine(torch.ops.aten.mul.Tensor, forget, cell), new)
-    return writer.combine(torch.ops.aten.mul.Tensor, out, writer.apply(torch.ops.aten.tanh.default, new)), new
+        new = writer.combine(aten.add.Tensor, writer.combine(aten.mul.Tensor, forget, cell), new)
+    return writer.combine(aten.mul.Tensor, out, writer.apply(aten.tanh.default, new)), new
 
 
 def without_state_bias(writer, inputs, hidden, weights):
     return (
         inputs
         if hidden is None
-        else writer.combine(torch.ops.aten.add.Tensor, inputs, recurrent._of_state(writer, hidden, weights))
+        else writer.combine(aten.add.Tensor, inputs, recurrent._of_state(writer, hidden, weights))
     )
 
 
@@ -189,7 +235,7 @@ FAULTS = [
     Fault(
         "gates exchanged",
         require_gradients_of_autograd,
-        {**recurrent._CELLS, torch.ops.aten.lstm.input: gates_exchanged},
+        {**recurrent._CELLS, aten.lstm.input: gates_exchanged},
         (recurrent, "_CELLS"),
     ),
     Fault(

@@ -23,9 +23,6 @@ SATURATING = "saturating"
 JOINT_TERMS = "joint_terms"
 """Extra argument of a product in a recurrent layer: number of terms that a run may add in the same sum."""
 
-SLACK = "slack"
-"""Extra argument of a sum or product: a magnitude that its roundings are relative to as well."""
-
 UNDERFLOWING = "underflowing"
 """Extra argument of a log softmax, or cross entropy, that was written as a log of a softmax, which can be zero."""
 

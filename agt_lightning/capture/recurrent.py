@@ -12,14 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch._ops import OpOverload
 
-from agt_lightning.capture.graph import ITEM, JOINT_TERMS, SLACK, Call, Graph, Reference, map_references
+from agt_lightning.capture.graph import ITEM, JOINT_TERMS, Call, Graph, Reference, map_references
 
 _aten = torch.ops.aten
 
 _ZEROS = (_aten.zeros.default, _aten.new_zeros.default, _aten.zeros_like.default)
-
-_MIXTURE = 4.0
-"""Magnitude that the roundings of a GRU's new state are relative to: both states it mixes are between -1 and 1."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,9 @@ class _Writer:
         """An activation."""
         return self.write(op, {"self": value}, self.shape(value))
 
-    def combine(self, op: OpOverload, one: Reference, other: object, **extra: object) -> Reference:
+    def combine(self, op: OpOverload, one: Reference, other: object) -> Reference:
         """A sum or product."""
-        return self.write(op, {"self": one, "other": other, **extra}, self.shape(one))
+        return self.write(op, {"self": one, "other": other}, self.shape(one))
 
     def at(self, sequence: Reference, time: int) -> Reference:
         """One step of a sequence ``(b, t, ...)``."""
@@ -155,13 +152,13 @@ def _piece(writer: _Writer, bias: Reference | None, number: int, size: int) -> R
 
 
 def _mixture(writer: _Writer, update: Reference, new: Reference, before: Reference | None) -> Reference:
-    """``(1 - z) n + z h``."""
+    """``(1 - z) n + z h``; its roundings cover those of ``n + z (h - n)`` as well (docs/floats.md, section 4.5)."""
     rest = writer.write(_aten.rsub.Scalar, {"self": update, "other": 1, "alpha": 1}, writer.shape(update))
-    fresh = writer.combine(_aten.mul.Tensor, rest, new, **{SLACK: _MIXTURE})
+    fresh = writer.combine(_aten.mul.Tensor, rest, new)
     if before is None:
         return fresh
     kept = writer.combine(_aten.mul.Tensor, update, before)
-    return writer.combine(_aten.add.Tensor, fresh, kept, **{SLACK: _MIXTURE})
+    return writer.combine(_aten.add.Tensor, fresh, kept)
 
 
 def _plain(activation: OpOverload) -> Cell:

@@ -10,7 +10,6 @@ from typing_extensions import override
 
 from agt_lightning.arithmetic import multiply
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.capture.graph import SLACK
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of, reduce_to
@@ -50,7 +49,6 @@ class Sum(Rule):
         """One of the sum; with a factor or a number, also those of the summands."""
         plain = all(position is not None and abs(factor) == 1 for position, factor, _ in self._terms(site))
         numbers = [abs(factor * number) for position, factor, number in self._terms(site) if position is None]
-        numbers.append(_slack(site))
         return Scaled(0 if plain else 3, 1, copies(site), sum(numbers), underflows=not plain)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
@@ -125,7 +123,7 @@ class Product(Rule):
 
     def roundings(self, site: Site) -> Roundings:
         """One product, of a rounded number if it is one."""
-        return Scaled(0, 2, copies(site), _slack(site))
+        return Scaled(0, 2, copies(site))
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """All corner products."""
@@ -243,13 +241,6 @@ class Extremum(Rule):
             reduce_to(multiply(grad, _step(difference)), value.shape, samples=samples)
             for difference, value, samples in zip((lead, -lead), (first, second), site.samples, strict=True)
         ]
-
-
-def _slack(site: Site) -> float:
-    """Return the magnitude that the roundings of a call are relative to, besides its operands."""
-    slack = site.call.arguments.get(SLACK, 0.0)
-    assert isinstance(slack, int | float)
-    return float(slack)
 
 
 def copies(site: Site) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -303,6 +304,14 @@ class Domain(ABC, Generic[StepData]):
         """Return numbers that are logged after each step as ``agt/<name>``."""
         return {}
 
+    def relative_size(self) -> float | None:
+        """Return how large the set is, relative to the parameters in it: from about 1 on it says nothing about them.
+
+        Returns:
+            A ratio of two lengths, without a unit; None if the set has no such size.
+        """
+        return None
+
     def remarks(self) -> list[str]:
         """Return sentences for the log about how bounds are computed, each without its subject `CertifiedTraining`."""
         return []
@@ -310,3 +319,19 @@ class Domain(ABC, Generic[StepData]):
     def record(self) -> dict[str, object]:
         """Return what a certificate states about this domain, ready for JSON."""
         return {}
+
+
+def relative_to_center(radius: float, size: float) -> float:
+    """Return how large a set is, relative to its center; infinite if that is zero, or the set is not bounded.
+
+    Args:
+        radius: of the set.
+        size: of its center, in the same unit.
+
+    Example:
+        >>> relative_to_center(0.5, 2.0), relative_to_center(0.0, 0.0), relative_to_center(0.1, 0.0)
+        (0.25, 0.0, inf)
+    """
+    if radius == 0:
+        return 0.0
+    return radius / size if size > 0 and radius < math.inf else math.inf

@@ -18,7 +18,7 @@ from agt_lightning.aggregation.mean_clipping import MeanClipping, coarsest_arith
 from agt_lightning.aggregation.rounded_sums import StepSums
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.distributed import ProcessGroup
-from agt_lightning.domains.base import Domain, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.base import Domain, OptimizerStep, Step, TrainingSetup, relative_to_center
 from agt_lightning.errors import BoundsMismatchError, UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import Buffers, FactoredGradient, all_gathered, partitioned
 from agt_lightning.interval import Interval, check_finite_and_ordered
@@ -239,6 +239,14 @@ class BoxDomain(Domain[BoxStep]):
     @override
     def box(self) -> dict[str, Interval]:
         return self.intervals
+
+    @override
+    def relative_size(self) -> float:
+        """Return the sum of half widths over that of the magnitudes of midpoints, of all parameters that move."""
+        moving = [interval for interval in self.intervals.values() if not interval.is_point]
+        radii = sum(float((interval.upper - interval.lower).sum()) / 2 for interval in moving)
+        sizes = sum(float(interval.center.abs().sum()) for interval in moving)
+        return relative_to_center(radii, sizes)
 
     @override
     def fingerprint_tensors(self) -> Iterator[Tensor]:

@@ -171,6 +171,11 @@ class DomainFamily:
         """Return the numbers that domains log after each step, by name."""
         return {key: value for domain in self.in_use.values() for key, value in domain.metrics().items()}
 
+    def relative_size(self) -> float | None:
+        """Return the smallest size of a set relative to its parameters; None if none of the sets has one."""
+        sizes = [domain.relative_size() for domain in self.in_use.values()]
+        return min((size for size in sizes if size is not None), default=None)
+
     def remarks(self) -> list[str]:
         """Return sentences for the log, without their subject: which domains are excluded, how bounds are computed."""
         excluded = [f"goes on without the domain `{name}`. {reason}" for name, reason in self.excluded.items()]

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,13 @@ from agt_lightning.lightning.checkpoint_io import (
     warn_of_boundless_checkpoints,
 )
 from agt_lightning.lightning.checks import mean_clipping
+from agt_lightning.lightning.cost import StepCost, Stopwatch
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
 from agt_lightning.lightning.life_cycle import begin, begin_resumed, note_tuning
 from agt_lightning.lightning.observer import StepObserver
 from agt_lightning.lightning.origin import Origin
 from agt_lightning.lightning.packages import CallbackOfBoth, package_problems
+from agt_lightning.lightning.plan import Plan, plan
 from agt_lightning.lightning.resume import (
     BUFFERS_KEY,
     CHECKPOINT_KEY,
@@ -55,6 +58,7 @@ from agt_lightning.lightning.resume import (
 from agt_lightning.lightning.shared_trainer import shared_trainer_problems
 from agt_lightning.lightning.steps import CertifiedSteps
 from agt_lightning.lightning.training_step import TrainingLoss
+from agt_lightning.lightning.vacuity import vacuity_warning
 from agt_lightning.lightning.validation import Validation, weights_of
 from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
@@ -179,6 +183,8 @@ class CertifiedTraining(CallbackOfBoth):
         self._incoming: tuple[object, int] | None = None
         self._position = 0  # among several in one Trainer
         self._announced: set[str] = set()
+        self._watch = Stopwatch()
+        self._warned: set[str] = set()  # of cost, and of adversaries whose bounds are vacuous
         self._handles: list[Any] = []  # of what observes the steps
         self._restored: Mapping[str, Any] | None = None  # of a checkpoint that is being loaded
         self._continued: Mapping[str, Any] | None = None  # of the checkpoint from which the training continues
@@ -237,6 +243,11 @@ class CertifiedTraining(CallbackOfBoth):
         return list(self.engine.stated.get(ROLES, []))
 
     @property
+    def cost(self) -> StepCost | None:
+        """Seconds of a certified step beside a plain one, without the first; None before the second step."""
+        return self._watch.cost
+
+    @property
     def bounds(self) -> ParameterBounds:
         """Bounds on all parameters after the last step, in their own types; of several adversaries, for the first."""
         return self.engine.bounds
@@ -249,6 +260,32 @@ class CertifiedTraining(CallbackOfBoth):
             ValueError: if the training was not certified for this adversary.
         """
         return self.engine.bounds_of(adversary)
+
+    def plan(self, module: L.LightningModule, data: object, *, seconds: float = 20.0, **trainer: Any) -> Plan:
+        """Try the training of a module for a few steps on a copy, and return what it takes, or why it cannot be had.
+
+        Nothing is changed, neither the module nor this callback.
+
+        Args:
+            module: as it would be trained.
+            data: a batch, a loader of batches of which the first is taken, or a `LightningDataModule`.
+            seconds: of the longest step that is tried; what a longer one takes is told from parts of the batch.
+            **trainer: settings of the Trainer that matter, such as ``accelerator`` or ``gradient_clip_val``.
+
+        Example:
+            >>> from lightning.pytorch.demos.boring_classes import BoringModel
+            >>> from agt_lightning import BoundedAdversary
+            >>> certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01))
+            >>> print(certified.plan(BoringModel(), torch.randn(8, 32)))  # doctest: +SKIP
+        """
+        return plan(self._anew, module, data, seconds, trainer)
+
+    def _anew(self) -> CertifiedTraining:
+        """Return a callback with the same settings that writes nothing."""
+        settings = {
+            field.name: getattr(self, field.name) for field in fields(CertificationConfig) if field.name in vars(self)
+        }
+        return CertifiedTraining(self.adversaries, **settings)
 
     def certified_model(
         self,
@@ -349,7 +386,7 @@ class CertifiedTraining(CallbackOfBoth):
         if self._engine is None or self._engine.module is not pl_module:
             self._task = None
         self._loss = TrainingLoss(trainer)
-        self._announced = set()
+        self._announced, self._warned, self._watch = set(), set(), Stopwatch()
         self._starting = trainer, pl_module
         if checkpoint is not None:
             self._begin(saved_bounds(checkpoint, self._checkpoint_key))
@@ -372,26 +409,30 @@ class CertifiedTraining(CallbackOfBoth):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._watch.start_step()
         self._incoming = batch, batch_idx
         self._note_hook(trainer, pl_module, "on_train_batch_start")
 
     def _before_training_step(self) -> AbstractContextManager[None]:
         """Keep the batch as its step finds it; called by an observer, since hooks of the batch come later than ours."""
-        self._begin()
-        assert self._steps is not None
-        assert self._incoming is not None
-        return self._steps.before_training_step(*self._incoming)
+        with self._watch.bounding():
+            self._begin()
+            assert self._steps is not None
+            assert self._incoming is not None
+            return self._steps.before_training_step(*self._incoming)
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         self._note_hook(trainer, pl_module, "on_before_optimizer_step")
         if self._steps is not None:
-            self._steps.before_optimizer_step(optimizer)
+            with self._watch.bounding():
+                self._steps.before_optimizer_step(optimizer)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """Move the bounds; a hook of the optimizer, since Lightning has none between the step and a rate's change."""
         if self._steps is not None:
-            self._steps.after_optimizer_step(optimizer)
+            with self._watch.bounding():
+                self._steps.after_optimizer_step(optimizer)
 
     @override
     def on_train_batch_end(
@@ -400,12 +441,21 @@ class CertifiedTraining(CallbackOfBoth):
         self._note_hook(trainer, pl_module, "on_train_batch_end")
         if self._steps is None:
             return
+        with self._watch.bounding():
+            self._log_bounds(pl_module)
+        self._watch.end_step()
+        self._warn_once("cost", "" if self.cost is None else self.cost.warning())
+
+    def _log_bounds(self, module: L.LightningModule) -> None:
+        """Log the numbers of every adversary's bounds, and warn of bounds that say nothing any more."""
         for runs in self.engine.runs:
             box, prefix = runs.domains.cheap_box(), self._prefix(runs)
             if box:
-                pl_module.log(f"{prefix}mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
+                module.log(f"{prefix}mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
             for name, value in runs.domains.metrics().items():
-                pl_module.log(f"{prefix}{name}", value, prog_bar=True)
+                module.log(f"{prefix}{name}", value, prog_bar=True)
+            if prefix not in self._warned:
+                self._warn_once(prefix, vacuity_warning(runs.domains.relative_size(), self.engine.steps), runs.name)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -534,6 +584,12 @@ class CertifiedTraining(CallbackOfBoth):
             self._make_origin(steps.module).keep(steps.module)
         else:
             self._engine, self._epochs_before = self._earlier
+
+    def _warn_once(self, of: str, warning: str, adversary: str = "") -> None:
+        """Warn, unless there was a warning of the same thing in this `fit`."""
+        if warning and of not in self._warned:
+            self._warned.add(of)
+            rank_zero_warn(f"{warning} (adversary {adversary})" if adversary else warning)
 
     def _announce(self, remark: str) -> None:
         """Log a remark that is new."""

@@ -63,6 +63,9 @@ LIGHTNING_MODULES = of_both(L.LightningModule)
 TRAINERS = of_both(L.Trainer)
 """The classes `Trainer` of both packages."""
 
+DATA_MODULES = of_both(L.LightningDataModule)
+"""The classes `LightningDataModule` of both packages."""
+
 if TYPE_CHECKING:
     CallbackOfBoth = Callback
 else:
@@ -72,6 +75,11 @@ else:
 def base_of(module: L.LightningModule) -> type[L.LightningModule]:
     """Return the class `LightningModule` that a module is made of."""
     return next(base for base in LIGHTNING_MODULES if isinstance(module, base))
+
+
+def trainer_of(module: L.LightningModule) -> type[L.Trainer]:
+    """Return the class `Trainer` of the package whose `LightningModule` a module is."""
+    return TRAINERS[LIGHTNING_MODULES.index(base_of(module))]
 
 
 def package_problems(trainer: object, module: object) -> list[str]:

@@ -20,7 +20,14 @@ from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
 from agt_lightning.domains.ball.radius import next_radius
 from agt_lightning.domains.ball.step_rounding import BallStep, nominal_rounding, update_rounding
-from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.base import (
+    Domain,
+    DomainLostError,
+    OptimizerStep,
+    Step,
+    TrainingSetup,
+    relative_to_center,
+)
 from agt_lightning.domains.head import HeadError
 from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.domains.sgd import plain_sgd_problems, plain_sgd_settings
@@ -177,6 +184,12 @@ class BallDomain(Domain[BallStep]):
     @override
     def metrics(self) -> dict[str, float]:
         return {"radius": self.radius}
+
+    @override
+    def relative_size(self) -> float:
+        """Return the radius over the norm of the center."""
+        norm = math.sqrt(sum(float(center.double().square().sum()) for center in self.ball.centers.values()))
+        return relative_to_center(self.radius, norm)
 
     @override
     def record(self) -> dict[str, object]:

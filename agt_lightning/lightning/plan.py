@@ -136,7 +136,7 @@ def _trial(certified: CertifiedTraining, module: L.LightningModule, batch: objec
     try:
         with isolate_rng(), warnings.catch_warnings(record=True):
             warnings.simplefilter("always")
-            trainer.fit(copied, DataLoader(_Once(batch), batch_size=None))
+            trainer.fit(copied, DataLoader(_Once(batch), batch_size=None, collate_fn=_as_it_is))
     except UncertifiableError as error:
         return Plan(error.problems)
     except CaptureError as error:
@@ -152,6 +152,11 @@ def _trial(certified: CertifiedTraining, module: L.LightningModule, batch: objec
         peak_memory=torch.cuda.max_memory_allocated() if on_gpu else _peak_of_process(),
         warning=vacuity_warning(family.relative_size(), certified.engine.steps),
     )
+
+
+def _as_it_is(batch: object) -> object:
+    """Return a batch; the collation of torch makes lists of tuples."""
+    return batch
 
 
 class _Once(Dataset[object]):

@@ -5,7 +5,8 @@ both kinds of step as batch, n and network grow: same process, in turns, median 
 on the wall; random data of the same shapes; the third step, when bounds have width; the box alone, as in the paper.
 ``ball`` measures steps with the ball alone, ``methods`` the methods of propagation on household power (real data), and
 ``processes`` a batch divided among processes; ``floats`` compares widths with those of bounds in real arithmetic;
-``strengths`` measures steps that are certified for five adversaries at once.
+``strengths`` measures steps that are certified for five adversaries at once; ``plans`` compares what
+`CertifiedTraining.plan` predicts with what steps take.
 Writes tables (markdown and CSV) and figures.
 
     python -m recipes.benchmark                                    table, profile and growth
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.benchmark import ball, floats, gate, methods, processes, strengths
+from recipes.benchmark import ball, floats, gate, methods, plans, processes, strengths
 from recipes.benchmark.report import Row, machine, write
 from recipes.benchmark.step_cost import Clock, Setting, Training, extra_memory
 from recipes.benchmark.workloads import GROWTH, TABLE, Workload, along
@@ -162,6 +163,16 @@ def several_strengths(chosen: argparse.Namespace) -> list[Path]:
     return write(list(strengths.rows(workloads, setting)), chosen.output_dir / "strengths", _caption(setting))
 
 
+def predictions(chosen: argparse.Namespace) -> list[Path]:
+    """Compare predicted and measured steps, and return the paths of the tables."""
+    workloads = [paper_workload(index, chosen.scale) for index in chosen.workloads]
+    workloads.append(plans.PHOTOGRAPHS if chosen.scale == 1 else plans.PHOTOGRAPHS.smaller(chosen.scale))
+    caption = (
+        f"{machine('cpu')}; time on the wall; from batches of an eighth and a quarter, against {plans.STEPS} steps."
+    )
+    return write(list(plans.rows(workloads, _setting(chosen).training)), chosen.output_dir / "plans", caption)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], list[Path]]] = {
     "table": table_one,
     "profile": profile,
@@ -171,6 +182,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], list[Path]]] = {
     "processes": several_processes,
     "floats": float_widths,
     "strengths": several_strengths,
+    "plans": predictions,
 }
 
 

@@ -94,6 +94,15 @@ def _with(data, loader):
     return data
 
 
+def test_a_module_gets_the_batch_as_it_was_given(batch):
+    class Picky(Regressor):
+        def training_step(self, batch, batch_idx):
+            assert type(batch) is tuple
+            return super().training_step(batch, batch_idx)
+
+    assert not plan_of(Picky(), batch).problems
+
+
 def test_steps_that_take_long_are_predicted_from_parts_of_the_batch(batch):
     found = plan_of(Regressor(), batch, seconds=0.0)
     assert (found.samples, found.tried) == (32, 8)

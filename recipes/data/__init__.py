@@ -1,5 +1,6 @@
 """Data modules of the experiments; every order of samples is fixed by a seed."""
 
+from recipes.data.digits import Digits
 from recipes.data.halfmoons import HalfMoons
 from recipes.data.household import Household
 from recipes.data.iris import Iris
@@ -9,4 +10,4 @@ from recipes.data.scans import Scans
 from recipes.data.steering import Steering
 from recipes.data.two_moons import TwoMoons
 
-__all__ = ["HalfMoons", "Household", "Iris", "Magic", "Pneumonia", "Scans", "Steering", "TwoMoons"]
+__all__ = ["Digits", "HalfMoons", "Household", "Iris", "Magic", "Pneumonia", "Scans", "Steering", "TwoMoons"]

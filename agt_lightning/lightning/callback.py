@@ -270,7 +270,8 @@ class CertifiedTraining(CallbackOfBoth):
             module: as it would be trained.
             data: a batch, a loader of batches of which the first is taken, or a `LightningDataModule`.
             seconds: of the longest step that is tried; what a longer one takes is told from parts of the batch.
-            **trainer: settings of the Trainer that matter, such as ``accelerator`` or ``gradient_clip_val``.
+            **trainer: settings of the Trainer that matter, such as ``accelerator``, ``gradient_clip_val`` or other
+                ``callbacks``, which are copied.
 
         Example:
             >>> from lightning.pytorch.demos.boring_classes import BoringModel

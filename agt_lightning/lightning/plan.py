@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import warnings
@@ -127,9 +128,9 @@ def _trial(certified: CertifiedTraining, module: L.LightningModule, batch: objec
     """Make a few steps on copies of a module and a batch, one an epoch."""
     copied = independent_replica(module)
     quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
-    trainer = trainer_of(module)(
-        **{"max_steps": _STEPS, "max_epochs": -1, "limit_val_batches": 0, **quiet, **settings, "callbacks": [certified]}
-    )
+    chosen = {"max_steps": _STEPS, "max_epochs": -1, "limit_val_batches": 0, **quiet, **settings}
+    others = copy.deepcopy(list(settings.get("callbacks", [])))
+    trainer = trainer_of(module)(**{**chosen, "callbacks": [*others, certified]})
     on_gpu = trainer.strategy.root_device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

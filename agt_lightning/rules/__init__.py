@@ -224,6 +224,7 @@ _rules: dict[OpOverload, Rule] = {
     _aten.index.Tensor: Selection(),
     _aten.index_select.default: Selection(),
     _aten.mT.default: Selection(),
+    _aten.numpy_T.default: Selection(),
     _aten.movedim.int: Selection(),
     _aten.movedim.intlist: Selection(),
     _aten.narrow.default: Selection(),

@@ -39,6 +39,7 @@ def test_random_poisoned_trainings_stay_inside():
 
 OF_OTHERS = {
     aten.t.default: "of the batch itself it would move the samples' axis; parameters that are transposed need no rule",
+    aten.numpy_T.default: "likewise",
     aten.to.dtype_layout: "no public function of torch records it",
 }
 """Operations that no block has, and why."""

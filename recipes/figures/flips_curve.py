@@ -131,9 +131,11 @@ def draw_search(groups: Mapping[str, Iterable[CertifiedFlips]], path: Path, *, c
     for index, (name, curves) in enumerate(found.items()):
         color, marker = _style(index)
         medians, accuracies = [curve.median for curve in curves], [curve.accuracy for curve in curves]
-        axes.scatter(medians, accuracies, color=color, marker=marker, label=name)
-        for curve, median, accuracy in zip(curves, medians, accuracies, strict=True):
-            axes.annotate(curve.label, (median, accuracy), (4, 4), textcoords="offset points", fontsize=7)
+        axes.plot(medians, accuracies, color=color, marker=marker, linewidth=0.8, label=name)
+        for place, (curve, median, accuracy) in enumerate(zip(curves, medians, accuracies, strict=True)):
+            offset, side = ((-6, -2), "right") if place % 2 else ((6, -2), "left")  # neighbors are often close
+            at = (median, accuracy)
+            axes.annotate(curve.label, at, offset, textcoords="offset points", fontsize=7, horizontalalignment=side)
     if ceiling is not None:
         axes.axvline(ceiling, color="black", linestyle=":", label=f"ceiling of symmetric classifiers: {ceiling:g}")
     axes.set(xlabel="median certified flips", ylabel="nominal accuracy")

@@ -102,7 +102,7 @@ def test_search_is_accuracy_against_median(tmp_path, figures):
     path = draw_search(groups, tmp_path / "search.png")
     assert path.is_file()
     (axes,) = figures[0].axes
-    assert [points.get_offsets().tolist() for points in axes.collections] == [[[5, 0.8], [8, 0.8]], [[5, 0.8]]]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[5, 0.8], [8, 0.8]], [[5, 0.8]]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["PCA", "ReLU"]
     assert [text.get_text() for text in axes.texts] == ["2 steps", "ridge", "5 steps"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("median certified flips", "nominal accuracy")
@@ -111,7 +111,7 @@ def test_search_is_accuracy_against_median(tmp_path, figures):
 def test_the_ceiling_is_a_line_with_its_number(tmp_path, figures):
     draw_search({"PCA": [flips_of("2 steps")]}, tmp_path / "search.png", ceiling=7)
     (axes,) = figures[0].axes
-    (line,) = axes.lines
+    line = axes.lines[-1]
     assert list(line.get_xdata()) == [7, 7]
     assert line.get_label() == "ceiling of symmetric classifiers: 7"
 

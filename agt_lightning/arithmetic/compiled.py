@@ -57,10 +57,15 @@ def flat(*tensors: Tensor) -> list[Array] | None:
     Args:
         tensors: of one shape.
 
+    Raises:
+        ValueError: if their shapes differ: loops run over the entries of all arrays together, and check no length.
+
     Example:
         >>> flat(torch.ones(2, 3)) is None, flat(torch.ones(100, 100))[0].shape
         (True, (10000,))
     """
+    if any(tensor.shape != tensors[0].shape for tensor in tensors):
+        raise ValueError(f"Expected tensors of one shape, but got {', '.join(str(tuple(t.shape)) for t in tensors)}.")
     if tensors[0].numel() < _FEWEST or not readable(*tensors):
         return None
     if any(tensor.requires_grad or not tensor.is_contiguous() for tensor in tensors):

@@ -23,6 +23,9 @@ SATURATING = "saturating"
 JOINT_TERMS = "joint_terms"
 """Extra argument of a product in a recurrent layer: number of terms that a run may add in the same sum."""
 
+JOINT_STEPS = "joint_steps"
+"""Extra argument of a call in a recurrent layer: number of time steps whose gradients of a parameter a run may sum."""
+
 UNDERFLOWING = "underflowing"
 """Extra argument of a log softmax, or cross entropy, that was written as a log of a softmax, which can be zero."""
 

@@ -1,7 +1,8 @@
 """Recurrent layers, unrolled into the products and activations of each time step.
 
 The state before the first step is zero; its products are left out. Kernels may add both products of a gate in one sum,
-in any order, which the calls here tell the rules by an extra argument.
+in any order, and gradients of a parameter over all time steps and samples; the calls here tell the rules so by extra
+arguments.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch._ops import OpOverload
 
-from agt_lightning.capture.graph import ITEM, JOINT_TERMS, Call, Graph, Reference, map_references
+from agt_lightning.capture.graph import ITEM, JOINT_STEPS, JOINT_TERMS, Call, Graph, Reference, map_references
 
 _aten = torch.ops.aten
 
@@ -41,12 +42,13 @@ class _Writer:
         self.layer = layer
         self.shapes = shapes
         self.calls: list[Call] = []
+        self.steps = shapes[layer.inputs[0]][1]
 
     def write(self, op: OpOverload, arguments: Mapping[str, object], shape: Sequence[int]) -> Reference:
         """Append a call and return a reference to its result."""
         name = f"{self.layer.name}.{len(self.calls)}"
         complete = {a.name: arguments.get(a.name, a.default_value) for a in op._schema.arguments}
-        extra = {key: value for key, value in arguments.items() if key not in complete}
+        extra = {key: value for key, value in arguments.items() if key not in complete} | {JOINT_STEPS: self.steps}
         self.calls.append(replace(self.layer, name=name, op=op, arguments=complete | extra, shape=tuple(shape)))
         self.shapes[name] = tuple(shape)
         return Reference(name)

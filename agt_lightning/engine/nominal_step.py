@@ -14,6 +14,7 @@ from torch.profiler import record_function
 from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.base import inserts_and_deletes
 from agt_lightning.aggregation import BatchEdits, Clipping, SampleSet, bounded_descent, clipped_mean
+from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.distributed import Entry, ProcessGroup
 from agt_lightning.domains import Step
 from agt_lightning.engine.duplicates import require_distinct, require_once, sample_keys
@@ -161,8 +162,11 @@ class NominalPass:
         """
         step, local = self.step(batches, scale)
         with self.processes.collective_errors():
-            gradients = stacked([self._followed(batch) for batch in batches])
-            wide = LocalGradients({name: gradients[name]}, local.samples, local.keys, local.budget)
+            gradient = stacked([self._followed(batch) for batch in batches])[name]
+            # Sums in a coarser type than the parameter's, which the tolerance is for: see `PulledBack`.
+            kinds = Arithmetic(self.module.get_parameter(name).dtype, self.config.dtype)
+            summed = gradient.rounded(kinds, len(step.samples.weights))
+            wide = LocalGradients({name: summed}, local.samples, local.keys, local.budget)
             bounds = wide.sum(name)
         sums = self.processes.sum({"lower": bounds.lower, "upper": bounds.upper})
         return Interval.trusted(sums["lower"], sums["upper"]), self.tolerances(wide, step.samples)

@@ -163,7 +163,7 @@ def _before_changes(
             if site.trainable[position]:
                 shape = tuple(as_interval(values[name]).shape)
                 back = partial(_back, program.shared[call.name], site, position, values)
-                gradients.setdefault(name, []).append(PulledBack(result, back, shape))
+                gradients.setdefault(name, []).append(PulledBack(result, back, shape, call.dtype))
     return {name: _summed(uses) for name, uses in gradients.items()}
 
 

@@ -15,7 +15,7 @@ from agt_lightning.capture.recurrent import RECURRENT
 from agt_lightning.propagation.composites import CompositeCalls, composites
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import Rule, RuleTable, Site
-from agt_lightning.rules.base import name_of
+from agt_lightning.rules.base import ElementwiseRule, name_of
 from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
 from agt_lightning.rules.rounded import Rounded
@@ -40,8 +40,8 @@ class Program:
         trainable: names of values that depend on a trainable parameter.
         samples: names of values whose axis 0 counts samples.
         problems: why this graph cannot be certified, each with its way out.
-        shared: for each call without samples that has a rule, that rule; used where rounding counts. Without rounding,
-            such a call is run as it is.
+        shared: for each call without samples that has a rule which takes it, that rule; used where rounding counts.
+            Without rounding, such a call is run as it is.
         troubled: names of the calls with problems.
         floats: which runs the rules are for; None for rules in real arithmetic that do not cover any rounding.
     """
@@ -88,7 +88,8 @@ class Program:
                 rule = _rule(call, table)
                 site = _site(graph, call, samples, trainable)
                 problems += _shared_problems(site, rule, trainable)
-                if rule is not None and call.dtype.is_floating_point:
+                taken = call.name in trainable or rule is not None and rule.takes_constants(site)
+                if rule is not None and taken and call.dtype.is_floating_point:
                     sites[call.name], shared[call.name] = site, rule
                 continue
             rule = _rule(call, table)
@@ -193,7 +194,8 @@ def _shared_problems(site: Site, rule: Rule | None, trainable: frozenset[str]) -
             "is, such as `x + table.weight` for an embedding of positions, or call `module.double()` before training "
             "for a change of type; otherwise train the changed parameter directly."
         ]
-    return []
+    problem = rule.problem(site) if call.name in trainable and isinstance(rule, ElementwiseRule) else None
+    return [] if problem is None else [problem]
 
 
 def _of_whole_batch(site: Site) -> str | None:

@@ -44,7 +44,7 @@ def heaviside_product(grad: Interval, x: Interval) -> Interval:
 
     Args:
         grad: bounds on g.
-        x: bounds [l, u] on the input, of the same shape.
+        x: bounds [l, u] on the input; of the same shape, or of that behind an axis of samples that g alone has.
 
     Example:
         >>> grad, x = Interval(-torch.ones(3), torch.ones(3)), torch.tensor([-2.0, -1.0, 1.0])
@@ -53,6 +53,8 @@ def heaviside_product(grad: Interval, x: Interval) -> Interval:
     """
     if x.is_point:
         return grad.mapped(lambda bound: _masked(bound, x.lower), nonnegative=grad.nonnegative)
+    if x.shape != grad.shape:  # the loop below reads both in step
+        x = x.rearranged(lambda bound: bound.expand(grad.shape))
     arrays = flat(grad.lower, grad.upper, x.lower, x.upper)
     if arrays is not None:
         lower, upper = torch.empty_like(grad.lower), torch.empty_like(grad.lower)

@@ -12,13 +12,13 @@ from agt_lightning.arithmetic import multiply
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of, reduce_to
+from agt_lightning.rules.base import ElementwiseRule, Rule, Site, alignment_problem, name_of, reduce_to
 from agt_lightning.rules.roundings import EXACT, LinearMap, Roundings, as_operand
 from agt_lightning.rules.values import Value, as_interval
 
 
 @dataclass(frozen=True)
-class Sum(Rule):
+class Sum(ElementwiseRule):
     """``add`` and ``sub``: x ± a y, each a tensor or a number; exact.
 
     Args:
@@ -40,10 +40,6 @@ class Sum(Rule):
                 terms.append((position, coefficient, 0.0))
                 position += 1
         return terms
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """One of the sum; with a factor or a number, also those of the summands."""
@@ -73,12 +69,8 @@ class Sum(Rule):
         ]
 
 
-class Negation(Rule):
+class Negation(ElementwiseRule):
     """``neg``; exact."""
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """None."""
@@ -93,12 +85,8 @@ class Negation(Rule):
         return [-grad]
 
 
-class ReverseDifference(Rule):
+class ReverseDifference(ElementwiseRule):
     """``rsub``: c - a x for a number c; exact."""
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """Those of the number, the product and the difference."""
@@ -114,12 +102,8 @@ class ReverseDifference(Rule):
         return [grad.scaled(-site.number("alpha"))]
 
 
-class Product(Rule):
+class Product(ElementwiseRule):
     """``mul``: by a number, or of two independent tensors; exact element by element."""
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """One product, of a rounded number if it is one."""
@@ -144,12 +128,8 @@ class Product(Rule):
         ]
 
 
-class Quotient(Rule):
+class Quotient(ElementwiseRule):
     """``div`` by a number or by a tensor of fixed values; exact."""
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """A quotient, or a reciprocal and a product; three products in the gradient."""
@@ -186,12 +166,8 @@ class Quotient(Rule):
         return [*towards, reduce_to(multiply(grad, slope), as_interval(inputs[1]).shape, samples=site.samples[1])]
 
 
-class Absolute(Rule):
+class Absolute(ElementwiseRule):
     """``abs``; the derivative is the sign, zero at zero as autograd has it."""
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """None."""
@@ -210,7 +186,7 @@ class Absolute(Rule):
 
 
 @dataclass(frozen=True)
-class Extremum(Rule):
+class Extremum(ElementwiseRule):
     """``maximum`` and ``minimum`` of two tensors; exact, with half the gradient each where they are equal.
 
     Args:
@@ -322,6 +298,10 @@ class Reduction(Rule):
     """
 
     reduce: Callable[..., Tensor]
+
+    def takes_constants(self, site: Site) -> bool:
+        """Accept calls on constants alone, over any axes."""
+        return True
 
     def roundings(self, site: Site) -> Roundings:
         """A sum over the axes, and a division by their size."""

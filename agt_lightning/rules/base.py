@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -97,6 +97,15 @@ class Rule(ABC):
         """
         return False
 
+    def takes_constants(self, site: Site) -> bool:
+        """Return whether `forward` bounds a call on buffers or constants alone; otherwise it is evaluated as it is.
+
+        By default it does if it accepts the same call where axis 0 of the first input counts samples: with these
+        settings, and with that axis in front of those that it is about.
+        """
+        first = tuple(position == 0 for position in range(len(site.shapes)))
+        return self.problem(replace(site, samples=first)) is None
+
     @abstractmethod
     def forward(self, site: Site, inputs: Sequence[Value]) -> Value:
         """Return bounds on the result.
@@ -153,6 +162,22 @@ class Rule(ABC):
             return gradient
 
         return Deferred.where_large(evaluate, grad.shape[0], tuple(as_interval(inputs[position]).shape))
+
+
+class ElementwiseRule(Rule):
+    """A rule of a call that computes each element of its result from one element of each input, or moves elements.
+
+    Such a call needs no samples: on parameters alone, before they meet the data, it has the same bounds, and `backward`
+    takes gradients with a sample axis in front of the result's shape.
+    """
+
+    def takes_constants(self, site: Site) -> bool:
+        """Accept calls on constants alone."""
+        return True
+
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone, unless they have a `problem`."""
+        return True
 
 
 def alignment_problem(site: Site) -> str | None:

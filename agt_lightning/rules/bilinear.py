@@ -21,6 +21,10 @@ from agt_lightning.rules.values import Value, as_interval
 class BatchedProduct(Rule):
     """``bmm``, and ``matmul`` with more than a weight matrix: A B of independent factors; exact."""
 
+    def takes_constants(self, site: Site) -> bool:
+        """Accept matrices."""
+        return all(len(shape) > 1 for shape in site.shapes)
+
     def roundings(self, site: Site) -> Roundings:
         """The inner dimension forward; backward the rows or columns, and all copies of a shared factor."""
         rows, inner = site.shapes[0][-2:]
@@ -74,6 +78,10 @@ class Matmul(Rule):
         """Return that of a weight matrix, or that of two activations."""
         weight = site.samples[0] and not site.samples[1] and len(site.shapes[1]) == 2
         return self._weight if weight else self._batched
+
+    def takes_constants(self, site: Site) -> bool:
+        """Accept matrices."""
+        return self._batched.takes_constants(site)
 
     def problem(self, site: Site) -> str | None:
         """As the rule that applies."""

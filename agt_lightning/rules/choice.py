@@ -13,12 +13,12 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.arithmetic import Scaled, copies
-from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of, reduce_to
+from agt_lightning.rules.base import ElementwiseRule, Rule, Site, alignment_problem, name_of, reduce_to
 from agt_lightning.rules.roundings import Roundings
 from agt_lightning.rules.values import Value, as_interval
 
 
-class Where(Rule):
+class Where(ElementwiseRule):
     """``where(mask, x, y)`` and ``masked_fill(x, mask, y)``, each of x and y a tensor or a number; exact.
 
     A test for a class that can be flipped, such as ``labels == 1``, makes a mask of which some entries are unknown:

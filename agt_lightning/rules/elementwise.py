@@ -12,7 +12,7 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.base import ElementwiseRule, Site, name_of
 from agt_lightning.rules.roundings import UNSTATED, Roundings
 from agt_lightning.rules.values import Value, as_interval
 
@@ -55,7 +55,7 @@ def evaluate(function: Function, site: Site, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Monotone(Rule):
+class Monotone(ElementwiseRule):
     """A non-decreasing function whose derivative is non-decreasing as well (a convex one).
 
     ``f([l, u]) = [f(l), f(u)]`` and ``f'([l, u]) = [f'(l), f'(u)]``; both exact.
@@ -73,10 +73,6 @@ class Monotone(Rule):
     nonnegative: bool = False
     product: Callable[[Interval, Interval], Interval] | None = None
     rounding: Roundings = UNSTATED
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """Those that were given."""
@@ -146,7 +142,7 @@ def _everywhere(x: Interval) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PiecewiseMonotone(Rule):
+class PiecewiseMonotone(ElementwiseRule):
     """A function of one input, bounded exactly through the extrema of its value and of its derivative.
 
     Args:
@@ -161,10 +157,6 @@ class PiecewiseMonotone(Rule):
     slope: PiecewiseMonotoneFunction
     domain: Callable[[Interval], Tensor] = _everywhere
     rounding: Roundings | Callable[[Site], Roundings] = UNSTATED
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """Those that were given."""

@@ -26,6 +26,10 @@ class Embedding(Rule):
         """Return that of a selection of rows if all samples read the same, as in a table of positions."""
         return self if site.has_samples else self._of_positions
 
+    def takes_constants(self, site: Site) -> bool:
+        """Accept tables and integers that are the same for all samples."""
+        return True
+
     def takes_parameters(self, site: Site) -> bool:
         """Accept integers that are the same for all samples."""
         return not site.trainable[1] and not site["scale_grad_by_freq"] and not site["sparse"]

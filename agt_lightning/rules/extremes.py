@@ -29,6 +29,10 @@ class ExtremeEntry(Rule):
 
     sign: float
 
+    def takes_constants(self, site: Site) -> bool:
+        """Accept calls on constants alone, over any axes."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """The extreme entry is a copy; its gradient is divided by the number of equal ones."""
         return LinearMap(0, 2)

@@ -20,6 +20,10 @@ from agt_lightning.rules.values import Value, as_interval
 class GatedLinearUnit(Rule):
     """``glu``: ``a σ(b)`` for the two halves a and b of an axis; exact."""
 
+    def takes_constants(self, site: Site) -> bool:
+        """Accept calls on constants alone, over any axes."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """Those of a sigmoid, its derivative and products."""
         return GatedRoundings()

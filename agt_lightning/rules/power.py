@@ -11,7 +11,7 @@ from torch import Tensor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
-from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.base import ElementwiseRule, Site, name_of
 from agt_lightning.rules.elementary import ElementaryFunction, KernelError
 from agt_lightning.rules.elementwise import PiecewiseMonotoneFunction
 from agt_lightning.rules.roundings import Relative, Roundings
@@ -21,17 +21,13 @@ _LARGEST_LOGARITHM = 745
 """Magnitude of log x for every positive x of every floating point type."""
 
 
-class Power(Rule):
+class Power(ElementwiseRule):
     """``pow`` with a number p as exponent: ``x^p`` where that is real, with derivative ``p x^(p - 1)``; exact.
 
     Both are monotone on either side of zero, where they are zero for exponents above zero and poles for those below.
     Exponents that are no integers need ``x >= 0``, or ``x > 0`` where the derivative has a pole; negative ones need
     values on one side of zero.
     """
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """Products for squares; else those of the kernel, and an exponent that is rounded to the type of x.

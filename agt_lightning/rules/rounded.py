@@ -41,6 +41,10 @@ class Rounded(Rule):
         return self.rule.takes_parameters(site)
 
     @override
+    def takes_constants(self, site: Site) -> bool:
+        return self.rule.takes_constants(site)
+
+    @override
     def roundings(self, site: Site) -> Roundings:
         return self.rule.at(site).roundings(site)
 

@@ -15,7 +15,9 @@ import torch
 from typing_extensions import override
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.capture.graph import JOINT_STEPS
 from agt_lightning.interval import Interval
+from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.values import Value, as_interval
 
 if TYPE_CHECKING:
@@ -69,15 +71,30 @@ class Roundings(ABC):
         """Return the gradient, widened by a sum over positions and samples together.
 
         A run may take one sum over all of them, in which a product passes through positions times samples roundings.
-        The aggregation covers sums over samples alone.
+        In a recurrent layer that sum runs over all time steps. The aggregation covers sums over samples alone, in the
+        parameter's type; where a call computes in a coarser one, its sum over samples is covered here.
 
         Args:
             site: the call.
             grad: bounds on the gradient with respect to the result.
             arithmetic: of the run and of the bounds.
         """
-        positions, samples = self.summands(site, grad), max(site.call.shape[0], grad.shape[0])
-        return arithmetic.outward(grad, positions * samples) if positions > 1 else grad
+        positions = max(self.summands(site, grad), _joint_steps(site))
+        samples = max(site.call.shape[0], grad.shape[0])
+        covered = positions == 1 and not _coarser_than_inputs(site, arithmetic)
+        return grad if covered else arithmetic.outward(grad, positions * samples)
+
+
+def _joint_steps(site: Site) -> int:
+    steps = site.call.arguments.get(JOINT_STEPS, 1)
+    assert isinstance(steps, int)
+    return steps
+
+
+def _coarser_than_inputs(site: Site, arithmetic: Arithmetic) -> bool:
+    """Return whether a call computes in a coarser type than a trained input has, as torch does for single numbers."""
+    types = [kind for kind in site.kinds if kind.is_floating_point]
+    return arithmetic.run is not None and any(unit_roundoff(kind) < unit_roundoff(arithmetic.run) for kind in types)
 
 
 @dataclass(frozen=True)

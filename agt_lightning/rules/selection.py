@@ -36,6 +36,10 @@ _MAY_REPEAT = (
 class Selection(Rule):
     """A call on one value that moves, drops or repeats elements within each sample; exact."""
 
+    def takes_constants(self, site: Site) -> bool:
+        """Accept calls on constants alone, along any axes."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """None forward; backward the gradients of all copies of an element are added."""
         first = int(site.has_samples)
@@ -80,7 +84,7 @@ class Selection(Rule):
     def _call(self, site: Site, tensors: Sequence[Tensor]) -> Tensor:
         """Apply the call to other tensors."""
         supply = iter(tensors)
-        arguments = self.arguments(site, tensors[0].shape[0])
+        arguments = self.arguments(site, tensors[0].shape[0] if tensors[0].ndim else 1)
         item = arguments.pop(ITEM, None)
         values = {
             argument.name: map_references(arguments[argument.name], lambda _: next(supply))
@@ -136,7 +140,7 @@ class NearestUpsampling(Selection):
         if site.call.dtype != torch.float64:
             return [direct]
         in_single = grad.mapped(
-            lambda bound: _transpose(lambda each: self._read(site, each[0], torch.float32), [shape], bound)[0]
+            lambda bound: _carried(lambda each: self._read(site, each[0], torch.float32), [shape], bound, site)[0]
         )
         return [direct if _same(direct, in_single) else direct.hull(in_single)]
 

@@ -15,7 +15,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rounding import unit_roundoff
-from agt_lightning.rules.base import Rule, Site, name_of
+from agt_lightning.rules.base import ElementwiseRule, Rule, Site, name_of
 from agt_lightning.rules.roundings import EXACT, Roundings
 from agt_lightning.rules.values import Value, as_interval
 
@@ -38,12 +38,8 @@ CASTS = (_aten.to.dtype, _aten.to.dtype_layout, _aten._to_copy.default)
 """Overloads that `Cast` is for: they only change the type of numbers."""
 
 
-class Reshape(Rule):
+class Reshape(ElementwiseRule):
     """``view``, ``reshape``, ``flatten``, ``squeeze``, ``unsqueeze``: the same elements in the same order."""
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """None."""
@@ -105,15 +101,11 @@ class CastRoundings(Roundings):
         return rule.backward(site, wide, inputs, output)
 
 
-class Cast(Rule):
+class Cast(ElementwiseRule):
     """Changes of type. Between floating point types they do nothing: bounds are about real numbers.
 
     From integers to floating point they are exact.
     """
-
-    def takes_parameters(self, site: Site) -> bool:
-        """Accept calls on parameters alone: it acts element by element."""
-        return True
 
     def roundings(self, site: Site) -> Roundings:
         """One, if a type is narrower."""

@@ -25,6 +25,10 @@ from agt_lightning.rules.values import Value, as_interval
 class _OverAxis(Rule):
     """The axis of the classes, which the arithmetic expects second."""
 
+    def takes_constants(self, site: Site) -> bool:
+        """Accept calls on constants alone, over any axes."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """Those of all kernels."""
         return SoftmaxRoundings()
@@ -44,14 +48,24 @@ class _OverAxis(Rule):
         )
 
     def to_front(self, site: Site, value: Interval) -> Interval:
-        """Move the axis of the classes to axis 1."""
-        dim = site.integer("dim")
-        return value.rearranged(lambda bound: bound.movedim(dim, 1))
+        """Move the axis of the classes to axis 1; a value without samples is one sample."""
+        dim = self._axis(site)
+        return _with_samples(site, value).rearranged(lambda bound: bound.movedim(dim, 1))
 
     def back(self, site: Site, value: Interval) -> Interval:
         """Move axis 1 to the place of the classes."""
-        dim = site.integer("dim")
-        return value.rearranged(lambda bound: bound.movedim(1, dim))
+        dim = self._axis(site)
+        moved = value.rearranged(lambda bound: bound.movedim(1, dim))
+        return moved if site.has_samples else moved[0]
+
+    def _axis(self, site: Site) -> int:
+        """Return the axis of the classes behind that of samples."""
+        return site.integer("dim") % len(site.shapes[0]) + (0 if site.has_samples else 1)
+
+
+def _with_samples(site: Site, value: Interval) -> Interval:
+    """Return a value with a sample axis in front: that of buffers or constants, for which calls are bounded too."""
+    return value if site.has_samples else value[None]
 
 
 _ROUNDINGS = 24
@@ -95,6 +109,10 @@ def rounded_softmax(logits: Interval, arithmetic: Arithmetic) -> Interval:
 class LogSumExp(Rule):
     """``logsumexp`` over axes of each sample; exact: each logit moves it in one direction, by its probability."""
 
+    def takes_constants(self, site: Site) -> bool:
+        """Accept calls on constants alone, over any axes."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """Those of probabilities."""
         return LogSumExpRoundings()
@@ -115,7 +133,8 @@ class LogSumExp(Rule):
 
     def to_front(self, site: Site, value: Interval) -> Interval:
         """Return the logits with all classes on axis 1, and the other axes behind it."""
-        dims = self._dims(site)
+        value = _with_samples(site, value)
+        dims = [dim + (0 if site.has_samples else 1) for dim in self._dims(site)]
         order = [0, *dims, *(axis for axis in range(1, len(value.shape)) if axis not in dims)]
         return value.rearranged(lambda bound: bound.permute(order).flatten(1, len(dims)))
 

@@ -102,3 +102,19 @@ def test_gradients_of_relu_are_those_without_loops(dtype, monkeypatch):
     assert torch.equal(found.lower[known], expected.lower[known])
     assert torch.equal(found.upper[known], expected.upper[known])
     assert bool(found.upper[grad.upper.isnan() & (x.lower > 0)].isnan().all())
+
+
+def test_gradients_of_samples_meet_a_parameter_that_they_share():
+    """Behind the parameter in memory lie numbers that a loop would read if it ran through both in step."""
+    memory = torch.ones(8192, dtype=torch.float64)
+    memory[:1024] = -1.0
+    x = Interval(memory[:1024], memory[:1024] + 3)
+    grad = Interval(memory.new_ones(8, 1024), memory.new_full((8, 1024), 2.0))
+    product = heaviside_product(grad, x)
+    assert torch.equal(product.lower, torch.zeros(8, 1024).double())
+    assert torch.equal(product.upper, grad.upper)
+
+
+def test_arrays_of_several_shapes_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        loops.flat(torch.ones(4, 1024), torch.ones(1024))

@@ -88,7 +88,10 @@ class Attacks:
 
     def gain(self, worst, clean):
         """What poisoning each sample adds along each run's direction, (runs, b)."""
-        return -sum(((worst[k] - clean[k]) * self.direction[k].unsqueeze(1)).flatten(2).sum(2) for k in clean)
+        return -sum(
+            ((worst[k] - clean[k]) * self.direction[k].unsqueeze(1)).reshape(*clean[k].shape[:2], -1).sum(2)
+            for k in clean
+        )
 
     def step(self, x: Tensor, y: Tensor) -> None:
         x, y = x.expand(self.count, *x.shape), y.expand(self.count, *y.shape)

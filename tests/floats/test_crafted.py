@@ -59,6 +59,79 @@ def test_one_sum_over_samples_and_positions(make):
     assert box["weight"].width.max() < 1e-3
 
 
+class Narrowed(nn.Module):
+    """A parameter in double precision that meets its data in single precision: as it is, or changed before."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * (self.weight.float() if self.weight.ndim else self.weight)
+
+
+@pytest.mark.parametrize("shape", [(1,), ()], ids=["cast", "a single number"])
+def test_a_sum_over_samples_in_a_coarser_type_than_the_parameter(shape):
+    x = torch.full((4096,), 0.99 * 2.0**-24)
+    x[0] = 1.0
+    module = Narrowed(shape)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    box = trained(module, lambda m, batch: m(batch[0]).mean(), [(x,)], optimizer)
+    total = torch.zeros(())
+    for entry in x:
+        total = total + entry / len(x)
+    assert box["weight"].contains(-total.double().reshape(shape))
+    assert box["weight"].width.max() < 1e-6
+
+
+def test_one_sum_over_samples_and_time_steps_of_a_recurrent_layer():
+    """A kernel takes the gradient of a state's weight in one product of all steps."""
+    samples = steps = 32
+    x = torch.full((samples, steps, 1), 0.99 * 2.0**-24)
+    x[0, 1] = 1.0
+    module = nn.RNN(1, 1, batch_first=True, nonlinearity="relu")
+    for name, value in module.named_parameters():
+        nn.init.constant_(value, float("bias" in name))  # the state is 2 from the first step on
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    before = {name: value.detach().double() for name, value in module.named_parameters()}
+
+    def loss(m, batch):
+        return (m(batch[0])[0] * batch[1]).sum(dim=(1, 2)).mean()
+
+    box = trained(module, loss, [(torch.ones_like(x), x)], optimizer)
+    for name, terms in (("bias_hh_l0", x), ("weight_hh_l0", 2 * x[:, 1:])):
+        total = torch.zeros(())
+        for entry in sorted((terms / samples).flatten().tolist(), reverse=True):
+            total = total + entry
+        assert box[name].contains(before[name] - total.double()), name
+        assert box[name].width.max() < 1e-3
+
+
+class Lengths(nn.Module):
+    """The norm of each sample, moved by a parameter."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(2, dtype=dtype))
+
+    def forward(self, x):
+        return torch.linalg.vector_norm(x + self.shift, dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ratios", [(0.69, 0.69), (1.2, 0.0), (0.8, 0.69)], ids=str)
+def test_norms_of_vectors_whose_squares_underflow(ratios, dtype):
+    """Such a vector is the origin for a run, or longer or shorter than it is; no direction is right."""
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x = torch.tensor([ratios], dtype=dtype).repeat(2, 1) * smallest**0.5
+    module = Lengths(dtype)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    box = trained(module, lambda m, batch: m(batch[0]).mean(), [(x,)], optimizer)
+    assert box["shift"].contains(module.shift.detach().double())
+    assert box["shift"].contains(torch.zeros(2).double())
+    assert box["shift"].width.max() < 1.3
+
+
 def gradients(values):
     """The same values as an element-wise gradient and as a product with ones."""
     outputs = values.mapped(lambda bound: bound.reshape(-1, 1, 1))

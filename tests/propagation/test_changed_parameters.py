@@ -41,6 +41,9 @@ CHANGES = {
     "copies": lambda: Changed((1, 1), lambda x, p: x * p.expand(1, WIDTH) + p.repeat(1, WIDTH)),
     "gain of a weight": lambda: Changed((WIDTH, 1), lambda x, p: x @ (torch.eye(WIDTH, dtype=x.dtype) * p.sigmoid())),
     "transposed": lambda: Changed((3, WIDTH), lambda x, p: torch.tanh(x @ p.mT) @ p),
+    "single number": lambda: Changed((), lambda x, p: x * p.exp() + p.expand(WIDTH)),
+    "choices": lambda: Changed((2, WIDTH), lambda x, p: x * torch.maximum(*p) + p[0].masked_fill(INDEX > 1, 0.5)),
+    "image": lambda: Changed((1, 1, 2), lambda x, p: x * F.interpolate(p, WIDTH).flatten()),
     "quotient": lambda: Changed((WIDTH,), lambda x, p: x / (1 + p.abs())),
     "twice and alone": lambda: Changed((WIDTH,), lambda x, p: x * (2 * p) + p * p.tanh()),
 }
@@ -114,10 +117,19 @@ def test_products_of_two_parameters_are_refused_with_a_way_out():
         engine.step([(torch.ones(2, 3).double(),)], torch.optim.SGD(module.parameters(), lr=0.1))
 
 
+def test_a_power_without_bounds_is_refused_for_parameters_as_well():
+    module = nn.Sequential(nn.Linear(3, WIDTH), Changed((WIDTH,), lambda x, p: x * p**0)).double()
+    engine = AbstractGradientEngine(module, lambda m, b: m(b[0]).square().mean(), BoundedAdversary(n=1, epsilon=0.1))
+    with pytest.raises(UncertifiableError, match="exponent 0. Write the constant itself"):
+        engine.step([(torch.ones(2, 3).double(),)], torch.optim.SGD(module.parameters(), lr=0.1))
+
+
 def test_rounding_of_sums_over_samples_is_relative_to_what_is_added():
     """Two entries that cancel after the change: a run adds up each of them over all samples first."""
     result = Elementwise(Interval.point(torch.tensor([[1.0, -1.0]], dtype=torch.float64).expand(8, 2)))
-    gradient = PulledBack(result, lambda each: each.mapped(lambda bound: bound.sum(1, keepdim=True)), (1,))
+    gradient = PulledBack(
+        result, lambda each: each.mapped(lambda bound: bound.sum(1, keepdim=True)), (1,), torch.float32
+    )
     arithmetic = Arithmetic(torch.float32, torch.float64)
     wide = gradient.rounded(arithmetic, 8).total(torch.ones(8, dtype=torch.float64))
     assert float(wide.width) >= 16 * arithmetic.run_relative(8)

@@ -217,6 +217,7 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
         changed=frozenset(leaves[str(target)] for target in changed),
         origins=origins,
         written=frozenset(target[strip:] for target in written),
+        called=frozenset(reader.called),
     )
 
 

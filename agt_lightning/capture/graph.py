@@ -102,6 +102,7 @@ class Graph:
         given: names of inputs that are computed from others before the graph begins; each with whether its first axis
             counts samples.
         endings: lines at which the code ends the run, by an error of its own, for some data.
+        called: paths of the submodules whose `forward` the code called.
         unread: names of the module's own attributes on which the code has been shown not to depend.
     """
 
@@ -119,6 +120,7 @@ class Graph:
     written: frozenset[str] = frozenset()
     given: Mapping[str, bool] = field(default_factory=dict)
     endings: tuple[str, ...] = ()
+    called: frozenset[str] = frozenset()
     unread: frozenset[str] = frozenset()
 
     def along(self, paths: Iterable[Graph], endings: Iterable[str], unread: frozenset[str]) -> Graph:

@@ -91,7 +91,8 @@ def a_second_spike(self, x, y):
     """The count is read on the same branch alone."""
     loss = mse(self, x, y)
     if largest(y) > SPIKE:
-        loss = loss * (0.1 if self.count else 1.0)
+        if self.count:
+            loss = 0.1 * loss
         self.count += 1
     return loss
 

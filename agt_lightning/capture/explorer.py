@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from agt_lightning.capture.data_reads import depends_on_numbers
+from agt_lightning.capture.draws import DRAWS_DIFFER
 from agt_lightning.capture.graph import Graph
 from agt_lightning.capture.numbers import probes
 from agt_lightning.capture.paths import Path, raises_by_itself
 from agt_lightning.capture.recording import Recording, UnprovenCheckError
+from agt_lightning.capture.remembered import Memory
 from agt_lightning.capture.sameness import same_graph
 from agt_lightning.capture.source import line_of
 from agt_lightning.capture.withheld import WithheldError
-from agt_lightning.capture.written import changes
+from agt_lightning.capture.written import written_by_data
 from agt_lightning.errors import CaptureError
 
 _MOST_RECORDINGS = 50
 """Recordings of one step, of all paths and numbers; five branches that do not end the run have 32 paths."""
+
+_WITH_OTHERS = 2
+"""Recordings of each path with stand-ins for what earlier steps have written, of which comparisons are branches."""
+
+
+class TooManyPathsError(CaptureError):
+    """Code has more paths than can be followed."""
 
 
 class Explorer:
@@ -53,8 +63,9 @@ class Explorer:
         ended: dict[str, CaptureError] = {}
         reads: Recording = Recording()
         probe, needed = 0, 1
+        self._count = 0
         while probe < needed:
-            for recording, result in self._paths(probe, first=agreed is None):
+            for recording, result in self._paths(Recording(probe, unproven=self._unproven), first=agreed is None):
                 needed = max(needed, probes(recording))
                 reads = recording if recording.reads else reads
                 if isinstance(result, CaptureError):
@@ -66,42 +77,57 @@ class Explorer:
                     agreed = result
                 elif not same_graph(agreed, result):
                     raise CaptureError(_disagreement(recording, reads))
+                elif recording.draws != recordings[0].draws:
+                    raise CaptureError(DRAWS_DIFFER)
             probe += 1
         if agreed is None:
             raise next(iter(ended.values()))
-        self._require_unread(agreed, _written_on_some(recordings))
-        return agreed.along(reached, ended)
+        values = written_by_data([each.before for each in recordings], [each.after for each in recordings])
+        if values:
+            plain = any(recording.conversions for recording in recordings)
+            self._require_forgotten(agreed, Memory(values), needed if plain else _WITH_OTHERS)
+        unread = frozenset(name for path, name in values if not path)
+        return agreed.along(reached, ended, unread)
 
-    def _require_unread(self, agreed: Graph, names: frozenset[tuple[str, str]]) -> None:
-        """Require that the code does not look at attributes that it writes to on some paths only.
+    def _require_forgotten(self, agreed: Graph, memory: Memory, needed: int) -> None:
+        """Require that the code does the same whatever earlier steps have written to attributes.
+
+        Args:
+            agreed: the graph to which the code leads.
+            memory: these attributes.
+            needed: how often the code is recorded, at least, each time with other numbers.
 
         Raises:
-            CaptureError: naming one that it looks at.
+            CaptureError: naming an attribute on which it depends.
         """
-        if not names:
-            return
-        recording = Recording(path=Path(), unproven=self._unproven, withheld=names)
+        looks: list[str] = []
+        start = Recording(unproven=self._unproven, memory=memory, looks=looks)
+        probe, self._count = 0, 0
         try:
-            same = same_graph(agreed, self._record(recording))
-        except (CaptureError, WithheldError):
-            same = False
-        if recording.looks or not same:
-            name = recording.looks[0] if recording.looks else min(names)[1]
-            raise CaptureError(
-                f"The code writes to `{name}` where data decide, and reads it later, so the data of one step reach the "
-                "loss of another. Write it in every step alike, from the clock alone, or not at all."
-            )
+            while probe < needed and not looks:
+                for recording, result in self._paths(replace(start, probe=probe), first=False):
+                    needed = max(needed, probes(recording)) if recording.conversions else needed
+                    if not isinstance(result, CaptureError) and not same_graph(agreed, result):
+                        raise CaptureError(_remembers(looks, memory))
+                probe += 1
+        except TooManyPathsError:
+            raise
+        except (CaptureError, WithheldError) as error:
+            raise CaptureError(_remembers(looks, memory)) from error
+        if looks:
+            raise CaptureError(_remembers(looks, memory))
 
-    def _paths(self, probe: int, *, first: bool) -> Iterator[tuple[Recording, Graph | CaptureError]]:
+    def _paths(self, start: Recording, *, first: bool) -> Iterator[tuple[Recording, Graph | CaptureError]]:
         """Yield each path with the graph it leads to, or the error by which it ends the run.
 
         Args:
-            probe: which numbers the code reads.
+            start: with the settings of all recordings.
             first: whether no path has led to a graph yet.
         """
         waiting: list[tuple[bool, ...]] = [()]
         while waiting:
-            recording = Recording(probe, Path(waiting.pop()), self._unproven)
+            path = Path(waiting.pop())
+            recording = Recording(start.probe, path, start.unproven, start.memory, start.looks)
             result = self._recorded(recording, first=first)
             first = first and isinstance(result, CaptureError)
             self._places = recording.path.places or self._places
@@ -111,7 +137,7 @@ class Explorer:
     def _recorded(self, recording: Recording, *, first: bool) -> Graph | CaptureError:
         self._count += 1
         if self._count > _MOST_RECORDINGS:
-            raise CaptureError(
+            raise TooManyPathsError(
                 f"The code has more paths than can be followed: it reads data at {self._places}. Remove some of that."
             )
         try:
@@ -126,12 +152,13 @@ class Explorer:
             raise CaptureError(recording.path.message) from error
 
 
-def _written_on_some(recordings: Sequence[Recording]) -> frozenset[tuple[str, str]]:
-    """Return the attributes that some recordings change and others do not, or change to something else on one path."""
-    changed = [changes(recording.before, recording.after) for recording in recordings]
-    some = frozenset[tuple[str, str]]().union(*changed) - frozenset.intersection(*changed)
-    first = {recording.probe: recording for recording in reversed(recordings)}
-    return some.union(*(changes(first[recording.probe].after, recording.after) for recording in recordings))
+def _remembers(looks: Sequence[str], memory: Memory) -> str:
+    """Return why code is refused that reads what it has written."""
+    name = looks[0] if looks else min(name for _, name in memory.values)
+    return (
+        f"The code writes to `{name}` what data decide, and reads it in a later step, so the data of one step reach "
+        "the loss of another. Write it from the clock alone, in every step alike, or do not read it."
+    )
 
 
 def _ends_run(error: CaptureError, recording: Recording) -> bool:

@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 
 from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_size, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
+from agt_lightning.capture.draws import draws_of
 from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.explorer import Explorer
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
@@ -22,7 +23,7 @@ from agt_lightning.capture.samples_first import samples_first
 from agt_lightning.capture.shared_layers import shared_statistics
 from agt_lightning.capture.source import as_forward, line_of
 from agt_lightning.capture.traces import no_traces
-from agt_lightning.capture.written import state_of, withhold
+from agt_lightning.capture.written import Watch
 from agt_lightning.errors import CaptureError
 
 _aten = torch.ops.aten
@@ -64,8 +65,10 @@ class _Objective(nn.Module):
         self.recording = recording
 
     def forward(self, *leaves: Tensor) -> Tensor:
+        watch = Watch(self.module)  # here, since `torch.export` puts other tensors into the module, and back again
         with observed(self.recording):
             result = self.function(leaves)
+        self.recording.note_writes(watch)
         nodes = autograd_nodes(result)
         problem = gradient_problem(nodes)
         if problem is not None:
@@ -120,16 +123,21 @@ def _recorded(
     make: Callable[[], tuple[nn.Module, Function]], leaves: Sequence[Tensor], recording: Recording, advice: str
 ) -> Graph:
     module, function = make()
-    withhold(module, recording.withheld, recording.looks)
     objective = _Objective(module, as_forward(function), recording)
     try:
         with warnings.catch_warnings(), quiet(), no_traces(module):
             warnings.simplefilter("ignore")  # training shows the same warnings
-            recording.before = state_of(module)
-            program = _exported(objective, tuple(leaves))
-            recording.after = state_of(module)
+            if recording.memory is not None:
+                recording.memory.withhold(module, recording.looks, recording.probe)
+            program = _exported(objective, tuple(leaves), recording)
     except UnprovenCheckError:
         raise
+    except (SystemExit, KeyboardInterrupt) as error:
+        if not recording.path.taken:
+            raise
+        raise CaptureError(
+            f"{line_of(error)} ends the process where data decide. Raise an error in its place, such as `ValueError`."
+        ) from error
     except Exception as error:
         shared = shared_statistics(module) if isinstance(error, AssertionError) else None
         raise CaptureError(shared or _reason(error, recording, advice)) from error
@@ -137,7 +145,8 @@ def _recorded(
     graph = _live(_graph(program))
     require_known_inputs(graph)
     normal = _live(reduced(unweighted(_fused(masked(unrolled(graph))))))
-    return _live(samples_first(normal))
+    graph = _live(samples_first(normal))
+    return replace(graph, written=graph.written | recording.replaced_buffers)
 
 
 def _reason(error: Exception, recording: Recording, advice: str) -> str:
@@ -151,8 +160,9 @@ def _reason(error: Exception, recording: Recording, advice: str) -> str:
     return f"Expected code that torch.export can record, but {line_of(error)} raises {_first_lines(error)}\n{advice}"
 
 
-def _exported(objective: nn.Module, leaves: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def _exported(objective: nn.Module, leaves: tuple[Tensor, ...], recording: Recording) -> torch.export.ExportedProgram:
     program = torch.export.export(objective, leaves, strict=False)
+    recording.draws = draws_of(_nodes(program.graph_module))
     if any(_mutates(node) for node in _nodes(program.graph_module)):
         program = program.run_decompositions({})  # turns in-place calls into functional ones
     return program
@@ -183,6 +193,13 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
     parameters = {name: target[strip:] for name, target in signature.inputs_to_parameters.items()}
     buffers = {name: target[strip:] for name, target in signature.inputs_to_buffers.items()}
     leaves = {str(name): position for position, name in enumerate(signature.user_inputs)}
+    for spec in signature.output_specs:
+        if spec.kind.name == "PARAMETER_MUTATION":
+            raise CaptureError(
+                f"`training_step` changes the parameter `{str(spec.target)[strip:]}` in place, which the bounds do not "
+                "cover. Remove it: instead of constraints use the optimizer's `weight_decay`, and set initial values "
+                "before training."
+            )
     reader = GraphReader(program.graph_module)
     results = reader.read()
     kinds = [spec.kind.name for spec in signature.output_specs]
@@ -200,6 +217,7 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
         changed=frozenset(leaves[str(target)] for target in changed),
         origins=origins,
         written=frozenset(target[strip:] for target in written),
+        called=frozenset(reader.called),
     )
 
 

@@ -105,6 +105,8 @@ class Graph:
         given: names of inputs that are computed from others before the graph begins; each with whether its first axis
             counts samples.
         endings: lines at which the code ends the run, by an error of its own, for some data.
+        called: paths of the submodules whose `forward` the code called.
+        unread: names of the module's own attributes on which the code has been shown not to depend.
     """
 
     calls: tuple[Call, ...]
@@ -121,11 +123,13 @@ class Graph:
     written: frozenset[str] = frozenset()
     given: Mapping[str, bool] = field(default_factory=dict)
     endings: tuple[str, ...] = ()
+    called: frozenset[str] = frozenset()
+    unread: frozenset[str] = frozenset()
 
-    def along(self, paths: Iterable[Graph], endings: Iterable[str]) -> Graph:
-        """Return the same graph of code that has other paths to it, and can end the run at some lines."""
+    def along(self, paths: Iterable[Graph], endings: Iterable[str], unread: frozenset[str]) -> Graph:
+        """Return the same graph of code that has other paths to it, can end the run, and depends on no attribute."""
         written = self.written.union(*(graph.written for graph in paths))
-        return replace(self, written=written, endings=tuple(endings))
+        return replace(self, written=written, endings=tuple(endings), unread=unread)
 
     def producer(self, name: str) -> Call | None:
         """Return the call whose result is ``name``; None if it is an input."""

@@ -102,7 +102,7 @@ def formats_text(frame: FrameType) -> bool:
 
 def probes(recording: Recording) -> int:
     """Return how often the code of a recording must be recorded, each time with other numbers."""
-    if not recording.reads:
+    if not recording.reads and not recording.conversions:
         return 1
     return _PROBES if recording.conversions else _FEW_PROBES
 
@@ -338,6 +338,11 @@ def read(recording: Recording, tensor: Tensor) -> Any:
     if recording.probe >= len(_INTEGERS):
         return IntegerStandIn(_LARGE if recording.probe % 2 else -_LARGE)
     return IntegerStandIn(_INTEGERS[(recording.probe + count) % len(_INTEGERS)])
+
+
+def remembered_number(probe: int, *, real: bool) -> Any:
+    """Return the stand-in for a number that an earlier step has kept, other ones for other probes."""
+    return RealStandIn(_REALS[probe]) if real else IntegerStandIn(_INTEGERS[probe % len(_INTEGERS)])
 
 
 def read_all(recording: Recording, tensor: Tensor) -> list[Any]:

@@ -18,6 +18,12 @@ _MOST_BRANCHES = 64
 _NOT_ENDING = (StopIteration, StopAsyncIteration)
 """Errors that Lightning takes for the end of an epoch."""
 
+_OF_RECORDING = ("torch", "agt_lightning.capture")
+"""Code whose own errors can be those of recording alone."""
+
+_OF_TRAINING = ("torch.distributions", "torch.utils.data")
+"""Parts of it whose errors come in training too."""
+
 _HOSTS = ("lightning", "pytorch_lightning", "lightning_fabric")
 """Libraries whose own errors may end a run in good order."""
 
@@ -79,7 +85,8 @@ class Path:
 def raises_by_itself(error: BaseException) -> bool:
     """Return whether code ends the run by a ``raise`` or ``assert`` of its own.
 
-    An error of a call may be one of recording alone. Code that catches the error does not get here.
+    An error of a call may be one of recording alone, and so may what torch itself raises. Code that catches the error
+    does not get here.
 
     Example:
         >>> def check(size):
@@ -97,4 +104,11 @@ def raises_by_itself(error: BaseException) -> bool:
         return False
     while frame.tb_next is not None:
         frame = frame.tb_next
+    if _within(frame, _OF_RECORDING) and not _within(frame, _OF_TRAINING):
+        return False
     return dis.opname[frame.tb_frame.f_code.co_code[frame.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _within(frame: TracebackType, modules: tuple[str, ...]) -> bool:
+    name = str(frame.tb_frame.f_globals.get("__name__"))
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

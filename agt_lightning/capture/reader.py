@@ -47,6 +47,7 @@ class GraphReader:
         shapes: mapping to which shapes of values are added; None for a new one.
         types: mapping to which their types are added; None for a new one.
         prefix: prefix of the names of this graph's values.
+        called: set to which paths of submodules are added whose `forward` made a call; None for a new one.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class GraphReader:
         shapes: dict[str, tuple[int, ...]] | None = None,
         types: dict[str, torch.dtype] | None = None,
         prefix: str = "",
+        called: set[str] | None = None,
     ) -> None:
         self.module = module
         self.calls: list[Call] = [] if calls is None else calls
         self.shapes: dict[str, tuple[int, ...]] = {} if shapes is None else shapes
         self.types: dict[str, torch.dtype] = {} if types is None else types
         self.prefix = prefix
+        self.called: set[str] = set() if called is None else called
         self.names: dict[fx.Node, str] = {}
         self.regions: dict[fx.Node, list[str]] = {}
 
@@ -121,7 +124,7 @@ class GraphReader:
         """Translate the calls of a region as if they stood in its place."""
         assert isinstance(region, fx.Node)
         inner = getattr(self.module, str(region.target))
-        reader = GraphReader(inner, self.calls, self.shapes, self.types, f"{self.prefix}{node.name}.")
+        reader = GraphReader(inner, self.calls, self.shapes, self.types, f"{self.prefix}{node.name}.", self.called)
         self.regions[node] = reader.read([self._name(operand) for operand in operands if isinstance(operand, fx.Node)])
 
     def _detached(self, name: str) -> str:
@@ -179,8 +182,9 @@ class GraphReader:
     def _append(self, node: fx.Node, op: OpOverload, arguments: Mapping[str, object]) -> None:
         self._note_shape(node)
         name, source = self._name(node), source_of(node.meta.get("stack_trace"))
-        dtype, module = node.meta["val"].dtype, _module_of(node)
-        self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, module))
+        dtype, modules = node.meta["val"].dtype, _modules_of(node)
+        self.called.update(modules)
+        self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, modules[-1]))
 
 
 def _filled(like: Tensor, number: float) -> dict[str, object]:
@@ -194,8 +198,7 @@ def _has_fixed_shape(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape)
 
 
-def _module_of(node: fx.Node) -> str:
-    """Return the path of the submodule that made a call, without the attribute name of the exported module."""
+def _modules_of(node: fx.Node) -> list[str]:
+    """Return the paths of the submodules inside of which a call was made, innermost last, as the module has them."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    path, _ = list(stack.values())[-1]
-    return str(path).partition(".")[2]
+    return [str(path).partition(".")[2] for path, _ in stack.values()]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from agt_lightning.capture.finite_checks import FiniteChecks
 from agt_lightning.capture.paths import Path
 from agt_lightning.capture.source import current_line
-from agt_lightning.capture.written import State
 from agt_lightning.errors import CaptureError
+
+if TYPE_CHECKING:
+    from agt_lightning.capture.remembered import Memory
+    from agt_lightning.capture.written import State, Watch
 
 BRANCH = "a poisoned run can take the other branch, so no bound exists. Write it with `torch.where`, or remove it."
 """Why control flow that depends on data is refused, and the way out."""
@@ -38,6 +41,8 @@ class Recording:
         probe: which set of stand-in numbers the code reads; see `agt_lightning.capture.numbers`.
         path: the outcomes of branches on data.
         unproven: lines that check tensors for NaN that are not part of the loss, so that both outcomes are possible.
+        memory: attributes in whose place the code finds stand-ins; None if there are none.
+        looks: to which the names of those of them are appended that it looks at.
 
     Attributes:
         reads: lines that read numbers of data, such as ``loss.item()``.
@@ -47,25 +52,27 @@ class Recording:
         conversions: plain numbers that the code made of numbers of data by ``float()``, each with the stand-in that it
             was made of, by `id`; and the stand-ins of which it made integers.
         calls: number of torch's functions that the code called.
-        withheld: attributes of the module, by part and name, in whose place the code finds stand-ins.
-        looks: names of those of them that it looks at.
         before: the module's attributes before the code ran.
         after: the same afterwards.
+        replaced_buffers: names of the buffers in whose place the code has put other tensors.
+        draws: the random numbers that the code has drawn; see `agt_lightning.capture.draws`.
     """
 
     probe: int = 0
     path: Path = field(default_factory=Path)
     unproven: frozenset[str] = frozenset()
+    memory: Memory | None = None
+    looks: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     finite_checks: FiniteChecks = field(default_factory=FiniteChecks)
     conversions: dict[int, tuple[object, object]] = field(default_factory=dict)
     calls: int = 0
-    withheld: frozenset[tuple[str, str]] = frozenset()
-    looks: list[str] = field(default_factory=list)
     before: State = field(default_factory=dict)
     after: State = field(default_factory=dict)
+    replaced_buffers: frozenset[str] = frozenset()
+    draws: Hashable = None
 
     @property
     def refused(self) -> bool:
@@ -80,6 +87,10 @@ class Recording:
         """
         self.refusals.append(message)
         raise CaptureError(message)
+
+    def note_writes(self, watch: Watch) -> None:
+        """Note what the code has written to its module."""
+        self.before, self.after, self.replaced_buffers = watch.before, watch.after(), watch.replaced_buffers()
 
     def require_proven(self, checks: frozenset[str]) -> None:
         """Raise if the code has taken checks for NaN as passed that need not be.

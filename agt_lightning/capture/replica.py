@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -60,28 +60,31 @@ def _copied(module: M, memo: dict[int, object]) -> M:
             f"Expected a module that can be copied, but got {type(error).__name__}: {error}\nTraining steps run on a "
             "copy to be recorded. Remove the attribute that cannot be copied, or give the module a `__deepcopy__`."
         ) from error
-    for cell in rebound:
-        cell.cell_contents = copied
+    for cell, held in rebound:
+        cell.cell_contents = MethodType(held.__func__, copied) if isinstance(held, MethodType) else copied
     return copied
 
 
-def _functions_on(module: nn.Module, memo: dict[int, object]) -> list[CellType]:
-    """Let functions that close over a module, such as ``lambda: self.current_epoch``, be copied to close over its copy.
+def _functions_on(module: nn.Module, memo: dict[int, object]) -> list[tuple[CellType, object]]:
+    """Let functions that close over a module, or a method of it, be copied to close over its copy.
+
+    Such are ``lambda: self.current_epoch``, and what decorates a method on the object.
 
     Args:
         module: about to be copied; functions among its attributes and those of its parts are looked at.
         memo: to which their copies are added.
 
     Returns:
-        Empty cells of the copies, for the copy of the module.
+        Empty cells of the copies, for the copy of the module or of its method, each with what the cell held.
     """
-    cells: list[CellType] = []
+    cells: list[tuple[CellType, object]] = []
     for function in {id(v): v for part in module.modules() for v in vars(part).values()}.values():
         if not isinstance(function, FunctionType) or id(function) in memo:
             continue
         closure = tuple(CellType() if _holds(cell, module) else cell for cell in function.__closure__ or ())
         if any(new is not old for new, old in zip(closure, function.__closure__ or (), strict=True)):
-            cells += [new for new, old in zip(closure, function.__closure__ or (), strict=True) if new is not old]
+            pairs = zip(closure, function.__closure__ or (), strict=True)
+            cells += [(new, old.cell_contents) for new, old in pairs if new is not old]
             made = FunctionType(
                 function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
             )
@@ -90,9 +93,11 @@ def _functions_on(module: nn.Module, memo: dict[int, object]) -> list[CellType]:
     return cells
 
 
-def _holds(cell: CellType, value: object) -> bool:
+def _holds(cell: CellType, module: nn.Module) -> bool:
+    """Return whether a variable is a module, or a method of it."""
     with suppress(ValueError):  # a variable that is not bound yet
-        return cell.cell_contents is value
+        held = cell.cell_contents
+        return held is module or isinstance(held, MethodType) and held.__self__ is module
     return False
 
 

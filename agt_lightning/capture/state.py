@@ -146,7 +146,7 @@ class StateReader:
             return _entries(value, lambda: tuple(self._token(item, depth) for item in value))
         if isinstance(value, set | frozenset):
             return _entries(value, lambda: frozenset(self._token(item, depth) for item in value))
-        if _of_a_library(type(value).__module__):
+        if of_a_library(type(value).__module__):
             return Same(value), _settings(value)
         return self._pickled(value, depth)
 
@@ -204,7 +204,7 @@ def _settings(value: object) -> Hashable:
 
 
 @cache
-def _of_a_library(module: str) -> bool:
+def of_a_library(module: str) -> bool:
     """Return whether a module belongs to an installed package, rather than to Python or to the user's own code."""
     package = module.partition(".")[0]
     if package in sys.stdlib_module_names or package == "__main__":

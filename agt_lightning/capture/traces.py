@@ -1,4 +1,4 @@
-"""Undoing of what a recording leaves outside of the module: random states, and variables of the user's files."""
+"""Undoing of what a recording leaves outside of the module: random states, variables of the user's files, caches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import _lru_cache_wrapper
 from types import FunctionType
 
 import numpy as np
@@ -22,11 +23,14 @@ _FOREIGN = ("torch", *LIGHTNING, "torchmetrics", "agt_lightning", "builtins", "t
 def no_traces(module: nn.Module) -> Iterator[None]:
     """Put back random states and global variables, so that training finds none of a recording's tensors in them.
 
+    Caches of functions (`functools.lru_cache`) are emptied before and after: what they hold is computed again.
+
     Args:
         module: whose classes' files have the variables.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     undo = [_undo(space) for space in namespaces(module)]
+    _empty_caches(module)
     try:
         yield
     finally:
@@ -35,6 +39,7 @@ def no_traces(module: nn.Module) -> Iterator[None]:
         torch.set_rng_state(states[2])
         for put_back in undo:
             put_back()
+        _empty_caches(module)
 
 
 def namespaces(module: nn.Module) -> list[dict[str, object]]:
@@ -44,6 +49,15 @@ def namespaces(module: nn.Module) -> list[dict[str, object]]:
     spaces += [value.__globals__ for kind in kinds for value in vars(kind).values() if isinstance(value, FunctionType)]
     own = {id(space): space for space in spaces if str(space.get("__name__")).split(".")[0] not in _FOREIGN}
     return list(own.values())
+
+
+def _empty_caches(module: nn.Module) -> None:
+    """Empty the caches of the functions of a module's files and of its classes' methods."""
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
+    for space in [*namespaces(module), *map(vars, kinds)]:
+        for value in list(space.values()):
+            if isinstance(value, _lru_cache_wrapper):
+                value.cache_clear()
 
 
 def _undo(space: dict[str, object]) -> Callable[[], None]:

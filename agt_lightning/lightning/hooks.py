@@ -27,6 +27,9 @@ METRICS = frozenset({"callback_metrics", "logged_metrics", "progress_bar_metrics
 
 _OWN = (*(f"{name}." for name in LIGHTNING), "agt_lightning.")
 
+_DECORATING = ("contextlib.", "torch.", "lightning_utilities.", "typing_extensions.")
+"""Libraries whose decorators Lightning uses: the code of what they return is theirs."""
+
 _CLIPPING = ("clip_grad", "clip_gradients")
 
 _STEP_HOOKS = (
@@ -68,12 +71,28 @@ def hook_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
 
 
 def written_by_user(owner: object, name: str) -> Callable[..., object] | None:
-    """Return what a method calls if neither Lightning nor this package wrote it; None otherwise."""
+    """Return what a method calls if neither Lightning nor this package wrote it; None otherwise.
+
+    A function is where its code is, also if `functools.wraps` gives it the name of another.
+    """
     method = getattr(owner, name, None)
     function = getattr(method, "__func__", method)
     if isinstance(function, FunctionType):
-        return None if function.__module__.startswith(_OWN) else function
-    return function if callable(function) and name in vars(owner) else None
+        code = str(function.__globals__.get("__name__"))
+        return None if function.__module__.startswith(_OWN) and f"{code}.".startswith(_OWN + _DECORATING) else function
+    return function if callable(function) and _is_set_by_user(owner, name) else None
+
+
+def _is_set_by_user(owner: object, name: str) -> bool:
+    """Return whether an attribute, such as a `functools.partial`, is set on an object or on a class of the user's."""
+    kinds = [kind for kind in type(owner).__mro__ if name in vars(kind)]
+    return name in vars(owner) or bool(kinds and not kinds[0].__module__.startswith((*_OWN, "torch.", "builtins")))
+
+
+def _patched(owner: object) -> list[str]:
+    """Return the methods of an object of Lightning in whose place the user has put others."""
+    names = [name for name in dir(type(owner)) if name[:2] != "__" and callable(getattr(type(owner), name))]
+    return [name for name in names if written_by_user(owner, name) is not None]
 
 
 def foreign_callbacks(trainer: L.Trainer) -> list[Callback]:
@@ -186,12 +205,12 @@ def _override_problems(module: L.LightningModule) -> list[str]:
 
 
 def _plugin_problems(trainer: L.Trainer) -> list[str]:
-    plugin = type(trainer.strategy.precision_plugin)
-    if plugin.__module__.startswith(_OWN):
+    plugin = trainer.strategy.precision_plugin
+    if type(plugin).__module__.startswith(_OWN) and not _patched(plugin):
         return []
     return [
-        f"The precision plugin `{plugin.__name__}` runs `training_step`, backward pass and optimizer step in its own "
-        "way. Leave it out, and use `precision='32-true'` or '64-true'."
+        f"The precision plugin `{type(plugin).__name__}` runs `training_step`, backward pass and optimizer step in its "
+        "own way. Leave it out, and use `precision='32-true'` or '64-true'."
     ]
 
 
@@ -213,7 +232,7 @@ def _loop_problems(trainer: L.Trainer) -> list[str]:
     return [
         f"The loop `{type(loop).__name__}` is not Lightning's and may change gradients or steps. Use Lightning's own."
         for loop in loops
-        if not type(loop).__module__.startswith(_OWN)
+        if not type(loop).__module__.startswith(_OWN) or _patched(loop)
     ]
 
 

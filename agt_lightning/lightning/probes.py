@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.loop import _Loop
 from torch import Tensor, nn
@@ -123,8 +123,15 @@ def _hooks(trainer: L.Trainer, module: L.LightningModule) -> list[_Hook]:
         _Hook(owner, name)
         for name in _HOOKS
         for owner in owners
-        if not (name in _OF_MODULE and owner is not module) and written_by_user(owner, name) is not None
+        if not (name in _OF_MODULE and owner is not module) and _code_of(owner, name) is not None
     ]
+
+
+def _code_of(owner: Owner, name: str) -> Callable[..., object] | None:
+    """Return the user's code that a hook runs, such as the `finetune_function` of a callback; None if there is none."""
+    if name == "on_train_epoch_start" and isinstance(owner, of_both(BaseFinetuning)):
+        return written_by_user(owner, "finetune_function") or written_by_user(owner, name)
+    return written_by_user(owner, name)
 
 
 def _length(trainer: L.Trainer) -> tuple[int, int]:
@@ -275,12 +282,19 @@ class _Stage:
 
     @property
     def settings(self) -> Outcome:
-        """The optimizer's settings, and the wish to stop or another end."""
+        """The optimizer's settings, which parameters are trained, modes, and the wish to stop or another end."""
         groups = [
             tuple((key, _number(value)) for key, value in sorted(group.items()) if key != "params")
             for group in self.optimizer.param_groups
         ]
-        return (*groups, self.trainer.should_stop, self.trainer.fit_loop.written())
+        trained = tuple(parameter.requires_grad for parameter in self.module.parameters())
+        modes = tuple(part.training for part in self.module.modules())
+        return (*groups, trained, modes, self.trainer.should_stop, self.trainer.fit_loop.written())
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors are the same; NaN equals itself."""
+    return first.shape == second.shape and bool(((first == second) | (first != first) & (second != second)).all())
 
 
 def _unequal(parameter: Tensor) -> Tensor:
@@ -351,9 +365,37 @@ class _Trial:
         if self.outcomes.setdefault((hook.title, clock, usual), outcome) != outcome:
             self.problems.setdefault(
                 hook.title,
-                f"{hook.title} chooses the learning rate, whether to step or when to stop by gradients, losses or "
-                "metrics; a poisoned run would choose otherwise. Let these depend on the step alone.",
+                f"{hook.title} chooses the learning rate, what is trained, whether to step or when to stop by "
+                "gradients, losses or metrics; a poisoned run would choose otherwise. Let these depend on the step "
+                "alone.",
             )
+        if hook.name == "on_train_batch_start" and hook.title not in self.problems and self._mixes(hook, clock, size):
+            self.problems[hook.title] = (
+                f"{hook.title} changes its batch by a statistic of all its samples, which is another one in a poisoned "
+                "run, so that one poisoned sample reaches all others. Compute it in `training_step`, or once for the "
+                "data set, before training."
+            )
+
+    def _mixes(self, hook: _Hook, clock: Clock, size: float) -> bool:
+        """Return whether a hook changes samples of its batch by others: another first sample changes what follows."""
+        left = []
+        for other in (False, True):
+            stage = _Stage(self.trainer, self.module, clock)
+            data = _sized(self.batch, size)
+            before = [leaf.clone() for leaf in flatten(data)[0]]
+            samples = max((len(leaf) for leaf in before if leaf.ndim), default=0)
+            for leaf in flatten(data)[0]:
+                if other and leaf.ndim and len(leaf) == samples:
+                    leaf[0] = 1024 * leaf[0] + 1 if leaf.is_floating_point() else leaf[-1]
+            method = stage.method(hook)
+            state = RandomState.now()
+            with undisturbed(state):
+                method(*(() if isinstance(hook.owner, LIGHTNING_MODULES) else (stage.trainer, stage.module)), data, 0)
+            after = flatten(data)[0]
+            left.append([leaf[1:] if leaf.ndim and len(leaf) == samples else leaf for leaf in after])
+            if not other and all(map(_equal, before, after)) and len(before) == len(after):
+                return False
+        return len(left[0]) != len(left[1]) or not all(map(_equal, *left))
 
 
 _ACTION = (
@@ -473,7 +515,7 @@ def _has_gradients(optimizer: Optimizer) -> bool:
 
 def _outside(hook: _Hook) -> str:
     """Return that a hook refers to a module, a tensor or an optimizer that is not copied with its owner."""
-    function = written_by_user(hook.owner, hook.name)
+    function = _code_of(hook.owner, hook.name)
     assert function is not None
     if isinstance(hook.owner, LIGHTNING_MODULES) and hook.name in vars(hook.owner):
         return "it is set on the object, not on its class"

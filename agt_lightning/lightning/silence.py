@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -20,7 +22,7 @@ from agt_lightning.capture.opaque import Unread
 from agt_lightning.capture.recording import refuse
 from agt_lightning.capture.source import LIGHTNING, current_line
 from agt_lightning.capture.state import attributes, setting_of_class
-from agt_lightning.lightning.packages import LIGHTNING_MODULES
+from agt_lightning.lightning.packages import LIGHTNING_MODULES, of_both
 
 if TYPE_CHECKING:
     _Base = L.LightningModule
@@ -218,6 +220,8 @@ class _SilentTrainer:
 
     def __getattr__(self, name: str) -> object:
         value = getattr(self._trainer, name)
+        if isinstance(value, _LIVE):
+            return _ReadOnly(value, f"trainer.{name}", self)
         if name in _CONSTANT or name.startswith("__"):
             return value
         if isinstance(value, int | float | str | None):
@@ -226,6 +230,46 @@ class _SilentTrainer:
             self._reads.clock.update(each.name for each in fields(self._clock))
             self._reads.live[name] = lambda: None
         return value
+
+
+_LIVE = (*of_both(Strategy), *of_both(_Loop))  # type: ignore[type-abstract]
+"""Parts of a Trainer in which its methods keep what steers training."""
+
+
+class _ReadOnly:
+    """A stand-in for a strategy or a loop, which a training step may read, but not change.
+
+    Args:
+        owner: the strategy or loop.
+        name: of it.
+        trainer: the stand-in for the Trainer, where it is noted what is read.
+    """
+
+    _owner: object
+    _name: str
+    _trainer: _SilentTrainer
+
+    def __init__(self, owner: object, name: str, trainer: _SilentTrainer) -> None:
+        for key, value in (("_owner", owner), ("_name", name), ("_trainer", trainer)):
+            object.__setattr__(self, key, value)
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("optimizers", "_optimizers", "_lightning_optimizers"):
+            return self._trainer.optimizers
+        if name in ("lightning_module", "model", "trainer"):
+            return self._trainer if name == "trainer" else self._trainer.lightning_module
+        value = getattr(self._owner, name)
+        reads = self._trainer._reads
+        if isinstance(value, _LIVE):
+            return _ReadOnly(value, f"{self._name}.{name}", self._trainer)
+        if isinstance(value, int | float | str | None):
+            reads.live[f"{self._name}.{name}"] = lambda: getattr(self._owner, name)
+        else:  # its inside may change at each step
+            reads.clock.update(each.name for each in fields(self._trainer._clock))
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._trainer, f"{self._name}.{name}".removeprefix("trainer."), value)
 
 
 class _SilentOptimizer:

@@ -151,7 +151,7 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
     """
     graph = roles.graph
     outputs = outputs_of(graph, path)
-    if not outputs:
+    if not outputs or path not in graph.called:
         names = ", ".join(f"`{name}`" for name, _ in module.named_children())
         return [
             f"`at={path!r}` names no submodule that computes what the loss reads. Give the path of one whose `forward` "

@@ -107,6 +107,7 @@ class Recorder:
         first = self._example
         if first is not None and not same_graph(first.graph, bounded.graph):  # else nothing has changed
             self.require(first.graph, first.module, first.entries, first.clock, Reads(entries=first.reads_entries))
+        reads.attributes -= bounded.graph.unread
         self._note_uses_by_compiled_code(clean, entries, clock, reads, bounded.graph)
         if self._example is None and not reads.live:
             self._example = _Example(replica(clean), entries, clock, reads.entries, bounded.graph)

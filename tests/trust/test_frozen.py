@@ -176,6 +176,18 @@ def test_places_that_cannot_be_poisoned_are_refused(at, members, reason):
     refused(case.but(attacks=[]), reason)
 
 
+def test_outputs_of_another_method_of_a_submodule_are_refused():
+    """Its `forward` is not called, so that only outputs of its layers are known, which are others."""
+
+    class Encodes(ImageEncoder):
+        def encode(self, x):
+            return 3 * self.patches(x).flatten(1)[:, :4]
+
+    module = variant(Probe, encoder=Encodes, features=lambda self, x: self.backbone.encode(x))
+    case = Case(module, BoundedAdversary(n=1, epsilon=0.2, at="backbone"), images())
+    refused(case.but(attacks=[]), "names no submodule")
+
+
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 

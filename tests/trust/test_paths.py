@@ -224,7 +224,7 @@ def case(function) -> Case:
 def test_branches_that_reach_the_loss_are_refused(function):
     refused(
         case(function),
-        r"lets Python read data|numbers that Python reads|np.ndarray|where data decide|sets `trainer.should_stop`",
+        r"lets Python read data|numbers that Python reads|np.ndarray|what data decide|sets `trainer.should_stop`",
     )
 
 

@@ -1,0 +1,59 @@
+"""Random numbers that the user's code draws, used or not: what one run draws more, all later ones find otherwise."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from agt_lightning.capture.source import source_of
+from agt_lightning.errors import CaptureError
+
+
+def draws_of(nodes: Iterable[fx.Node]) -> Hashable:
+    """Return all that a recording has drawn, as a value that is equal for recordings that leave the same states.
+
+    Call it before the states of the generators are put back.
+
+    Args:
+        nodes: of the exported program, with those on which its result does not depend.
+
+    Raises:
+        CaptureError: if a size decides how many numbers are drawn that depends on data.
+    """
+    calls = tuple(_draw(node) for node in nodes if _draws(node))
+    name, keys, *rest = np.random.get_state()
+    assert isinstance(keys, np.ndarray)
+    return calls, random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes()
+
+
+def _draws(node: fx.Node) -> bool:
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
+    given.update(node.kwargs)
+    probability = given.get("p", given.get("dropout_p", given.get("dropout", 1)))
+    return bool(probability != 0) and given.get("train", given.get("training", True)) is not False
+
+
+def _draw(node: fx.Node) -> Hashable:
+    value = node.meta.get("val")
+    values = value if isinstance(value, list | tuple) else (value,)
+    shapes = tuple(tuple(each.shape) for each in values if isinstance(each, torch.Tensor))
+    if not all(isinstance(size, int) for shape in shapes for size in shape):
+        raise CaptureError(
+            f"{source_of(node.meta.get('stack_trace'))} draws as many random numbers as data decide, so a poisoned run "
+            "finds others later. Draw the same number in every step."
+        )
+    return str(node.target), shapes
+
+
+DRAWS_DIFFER = (
+    "The code draws random numbers, or sets a seed, where data decide, so a poisoned run finds other ones in later "
+    "steps. Draw the same numbers in every step, whether or not they are used."
+)
+"""Why recordings are refused that draw different random numbers."""

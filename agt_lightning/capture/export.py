@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from agt_lightning.capture.composed import composed
 from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_size, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.dropout import masked
@@ -136,7 +137,7 @@ def _recorded(
     recording.require_accepted()
     graph = _live(_graph(program))
     require_known_inputs(graph)
-    normal = _live(reduced(unweighted(_fused(masked(unrolled(graph))))))
+    normal = _live(reduced(unweighted(_fused(masked(composed(unrolled(graph)))))))
     return _live(samples_first(normal))
 
 

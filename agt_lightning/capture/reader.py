@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import HigherOrderOperator, OpOverload
 
-from agt_lightning.capture.graph import ITEM, Call, Reference
+from agt_lightning.capture.graph import ITEM, STRIDED, Call, Reference
 from agt_lightning.capture.source import source_of
 from agt_lightning.errors import CaptureError
 
@@ -180,6 +180,8 @@ class GraphReader:
         self._note_shape(node)
         name, source = self._name(node), source_of(node.meta.get("stack_trace"))
         dtype, module = node.meta["val"].dtype, _module_of(node)
+        drawn = torch.Tag.nondeterministic_seeded in op.tags and not node.meta["val"].is_contiguous()
+        arguments = {**arguments, STRIDED: True} if drawn else arguments
         self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, module))
 
 

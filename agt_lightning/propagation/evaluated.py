@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import Call, Graph, LossRoles, reached
-from agt_lightning.capture.graph import ITEM, Mask, Reference, map_references
+from agt_lightning.capture.counted_labels import CountedLabels
+from agt_lightning.capture.graph import ITEM, Draw, Mask, Reference, map_references
 from agt_lightning.propagation.program import Program, is_random
 
 _aten = torch.ops.aten
@@ -108,7 +109,7 @@ class Prelude:
         values |= {name: buffers[target].clone() for name, target in graph.buffers.items()}
         values |= {name: leaves[position] for name, position in graph.leaves.items()}
         values |= dict(graph.constants)
-        drawn = {name: mask for name, mask in graph.masks.items() if isinstance(mask, Mask)}
+        drawn = {name: mask for name, mask in graph.masks.items() if isinstance(mask, Mask | Draw)}
         values |= {name: mask.to(drawn[name].dtype) for name, mask in masks.items()}
         with torch.no_grad():
             for call in self.calls:
@@ -190,7 +191,7 @@ def cut(
         The rest, and what comes before it; None if nothing needs to be cut off.
     """
     graph = program.graph
-    counted = {name for name, mask in graph.masks.items() if not isinstance(mask, Mask)}
+    counted = {name for name, mask in graph.masks.items() if isinstance(mask, CountedLabels)}
     moving = reached(graph, {*moved, *counted, *_unrepeatable(graph), *outputs})
     fixed = {call.name for call in graph.calls if call.name not in moving}
     seeds = fixed & program.troubled

@@ -20,7 +20,7 @@ from agt_lightning.capture.counted_labels import CountedLabels, ignored_labels, 
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.capture.entries import Entry, entries
 from agt_lightning.capture.export import record
-from agt_lightning.capture.graph import Mask
+from agt_lightning.capture.graph import Draw, Mask
 from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.roles import NamedRoles
@@ -224,8 +224,9 @@ class BoundedObjective:
             if isinstance(factor, CountedLabels)
         }
         masks = self._masks(self.size(batch), next(iter(parameters.values())).device, state)
-        factors = counted | {name: mask.to(dtype) for name, mask in masks.items()}
-        values |= {name: Interval.point(factor, nonnegative=True) for name, factor in factors.items()}
+        dropped = {name: mask.to(dtype) for name, mask in masks.items() if isinstance(graph.masks[name], Mask)}
+        values |= {name: Interval.point(factor, nonnegative=True) for name, factor in (counted | dropped).items()}
+        values |= {name: _value(numbers, dtype) for name, numbers in masks.items() if name not in dropped}
         if self.prelude is None:
             return values
         _require_points(self.prelude.parameters, parameters, module)
@@ -233,12 +234,15 @@ class BoundedObjective:
         return values | {name: _value(tensor, dtype) for name, tensor in given.items()}
 
     def _masks(self, samples: int, device: torch.device, state: RandomState | None) -> Mapping[str, Tensor]:
-        masks = {name: mask for name, mask in self.program.graph.masks.items() if isinstance(mask, Mask)}
+        masks = {name: mask for name, mask in self.program.graph.masks.items() if isinstance(mask, Mask | Draw)}
         if not masks:
             return {}
         if state is None:
-            raise UncertifiableError(["Dropout is active, but the random state of its masks is unknown. Set `p=0`."])
-        return draw_masks(masks, samples, device, state)
+            raise UncertifiableError(
+                ["The loss draws random numbers, as dropout does, from an unknown state. Leave them out (`p=0`)."]
+            )
+        captured = self.program.graph.shapes[_leaf_of_samples(self.program)][0]
+        return draw_masks(masks, samples, device, state, captured)
 
     def _leaf(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Value:
         if self.objective.label_kinds.get(name) is LabelKind.CLASS:

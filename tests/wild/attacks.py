@@ -5,6 +5,7 @@ An attack sees the live module of a poisoned run, at each batch of it, so it fol
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -29,6 +30,9 @@ Attack = Callable[[L.LightningModule], Poison]
 
 MOST_CANDIDATES = 12
 """Changed labels of a batch whose effect is tried."""
+
+REACH = 0.999
+"""Share of the allowed distance that attacks move by, since a sum in single precision can round upward."""
 
 
 @contextmanager
@@ -116,8 +120,10 @@ def blind(poison: Poison) -> Attack:
 def attacks(case: Case) -> list[Attack]:
     """A few attacks of each kind that the adversary of a case can make."""
     adversary, found = case.adversary, []
+    nu = adversary.nu if adversary.q == 0 else REACH * adversary.nu
+    case = case.but(adversary=replace(adversary, epsilon=REACH * adversary.epsilon, nu=nu))
     if adversary.epsilon and adversary.at is None:
-        size = float(adversary.epsilon)
+        size = float(case.adversary.epsilon)
         found += [along_the_loss(case, case.features, size, sign) for sign in (1.0, -1.0)]
         found += [blind(moved_features(case, first, seed)) for first, seed in ((0, 2), (2, 3))]
     if adversary.nu and adversary.q == 0:
@@ -125,7 +131,7 @@ def attacks(case: Case) -> list[Attack]:
         if all(case.data[name].ndim == 1 and int(case.data[name].min()) >= 0 for name in case.labels):
             found.append(blind(flipped_labels(case, 0, 1)))
     elif adversary.nu:
-        found += [along_the_loss(case, case.labels, adversary.nu, sign) for sign in (1.0, -1.0)]
+        found += [along_the_loss(case, case.labels, case.adversary.nu, sign) for sign in (1.0, -1.0)]
         found.append(blind(moved_labels(case, 1, 1.0)))
     return found
 

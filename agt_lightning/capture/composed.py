@@ -78,9 +78,10 @@ def _parts(
 
     def run(*tensors: Tensor) -> tuple[Tensor]:
         values = dict(zip(names, tensors, strict=True))
+        given = {key: map_references(value, lambda one: values[one.name]) for key, value in call.arguments.items()}
         schema = call.op._schema.arguments
-        given = [map_references(call.arguments[each.name], lambda one: values[one.name]) for each in schema]
-        return (call.op.decompose(*given),)
+        positional = [given[each.name] for each in schema if not each.kwarg_only]
+        return (call.op.decompose(*positional, **{each.name: given[each.name] for each in schema if each.kwarg_only}),)
 
     traced = make_fx(run)(*(torch.empty(shapes[name], dtype=types[name], device="meta") for name in names))
     reader = GraphReader(traced, prefix=f"{call.name}.")

@@ -121,8 +121,11 @@ def _draw_of(call: Call, fills: Mapping[str, Call]) -> Draw | None:
     """Return the draw that a call is; None for other calls, and for distributions that depend on data."""
     if call.op is _aten.normal.Tensor_Tensor and all(name in fills for name in call.inputs):
         standard = [_number(fills[name]) for name in call.inputs] == [0, 1]
-        arguments = {"size": list(call.shape), "dtype": call.dtype}
-        return Draw(_aten.randn.default, arguments, call.shape, call.dtype) if standard else None
+        return Draw(_aten.randn.default, {"dtype": call.dtype}, call.shape, call.dtype) if standard else None
+    if call.op is _aten.normal_functional.default:
+        standard = [call.arguments["mean"], call.arguments["std"], call.arguments["generator"]] == [0.0, 1.0, None]
+        drawn = standard and not call.arguments.get(STRIDED)
+        return Draw(_aten.randn.default, {"dtype": call.dtype}, call.shape, call.dtype) if drawn else None
     if call.op not in _DRAWS or call.arguments.get(STRIDED) or call.arguments.get("generator") is not None:
         return None
     return Draw(call.op, {**call.arguments, **dict.fromkeys(["self"] if call.inputs else [])}, call.shape, call.dtype)

@@ -15,6 +15,8 @@ from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.explorer import Explorer
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
+from agt_lightning.capture.hidden import finite_scores
+from agt_lightning.capture.lookups import lookups
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.recording import Recording, UnprovenCheckError
 from agt_lightning.capture.recurrent import unrolled
@@ -135,9 +137,9 @@ def _recorded(
         shared = shared_statistics(module) if isinstance(error, AssertionError) else None
         raise CaptureError(shared or _reason(error, recording, advice)) from error
     recording.require_accepted()
-    graph = _live(_graph(program))
+    graph = finite_scores(_live(_graph(program)))
     require_known_inputs(graph)
-    normal = _live(reduced(unweighted(_fused(masked(composed(unrolled(graph)))))))
+    normal = _live(reduced(unweighted(lookups(_fused(masked(composed(unrolled(graph))))))))
     return _live(samples_first(normal))
 
 

@@ -190,6 +190,8 @@ class BoundedObjective:
                 names=whole.names,
                 problems=(*objective.problems, *whole.entries.problems),
             )
+        if objective.penalties and (whole_samples or moves is not None and moves.samples):
+            objective = replace(objective, problems=(*objective.problems, _CLIPPED_PENALTY))
         read = {value: names[target] for value, target in program.graph.parameters.items()}
         return cls(objective, program, read, types, prelude)
 
@@ -303,7 +305,10 @@ class BoundedObjective:
         return abs(term.coefficient) / (batch_size if term.mean else 1)
 
     def seeds(self, values: Mapping[str, Value], batch_size: int, dtype: torch.dtype) -> dict[str, Interval]:
-        """Gradient of the per-sample loss ℓ_i with respect to each term's value.
+        """Gradient of the per-sample loss ℓ_i with respect to each term's value, and to penalties.
+
+        A penalty r of parameters alone is part of the loss of every sample, ``Σ_i w (ℓ_i + r / (w b))``: its gradient
+        is the same for all, and no poison reaches it.
 
         Args:
             values: values by name, for shapes and device.
@@ -321,7 +326,12 @@ class BoundedObjective:
             seed = Interval.point(torch.full(shape, slope, dtype=dtype, device=device), nonnegative=slope >= 0)
             slopes.setdefault(term.value, []).append(slope)
             seeds[term.value] = seeds[term.value] + seed if term.value in seeds else seed
-        return {name: self._rounded_seed(name, seed, slopes[name]) for name, seed in seeds.items()}
+        seeds = {name: self._rounded_seed(name, seed, slopes[name]) for name, seed in seeds.items()}
+        for name, coefficient in self.objective.penalties.items():
+            slope = coefficient / (weight * batch_size)
+            share = Interval.point(torch.full((samples,), slope, dtype=dtype, device=device))
+            seeds[name] = self._rounded_seed(name, share, [slope, slope])
+        return seeds
 
     def _rounded_seed(self, name: str, seed: Interval, slopes: Sequence[float]) -> Interval:
         """Widen a sum of several slopes, which may cancel; a single one is a factor like others, see `StepSums`."""
@@ -438,6 +448,12 @@ class BoundedObjective:
         """Batch entries whose poisoned values differ from the clean ones."""
         features = set(self.objective.features) if adversary.perturbs_features else set()
         return features | (set(self.objective.labels) if adversary.perturbs_labels else set())
+
+
+_CLIPPED_PENALTY = (
+    "The loss has a penalty of parameters alone, which an adversary that replaces samples leaves without bounds: the "
+    "gradient of each sample is clipped, and the penalty is none. Use the optimizer's `weight_decay` instead."
+)
 
 
 def _joined(objective: LossRoles, table: RuleTable, listed: Sequence[Entry]) -> tuple[LossRoles, Program]:

@@ -22,6 +22,10 @@ class VectorNorm(Rule):
     and moves towards zero as r rises; at the origin it is zero, as autograd has it.
     """
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone, as penalties and normalized weights have them."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """A sum of squares, a root and a quotient, relatively."""
         terms = math.prod(site.shapes[0][dim] for dim in self._dims(site))
@@ -29,7 +33,7 @@ class VectorNorm(Rule):
 
     def problem(self, site: Site) -> str | None:
         """Refuse other orders, and the samples' axis."""
-        if 0 in self._dims(site):
+        if site.has_samples and 0 in self._dims(site):
             return (
                 f"`{name_of(site.call)}` at {site.call.source} runs over the samples, so that each meets all others. "
                 "Choose other axes, for example `dim=1`."
@@ -63,6 +67,7 @@ class VectorNorm(Rule):
         """``g x_k / ‖x‖``, or ``g sign(x_k)``."""
         value = as_interval(inputs[0])
         shape = [1 if axis in self._dims(site) else size for axis, size in enumerate(value.shape)]
+        shape = shape if site.has_samples else [grad.shape[0], *shape]
         towards = grad.rearranged(lambda bound: bound.reshape(shape))
         slope = value.mapped(torch.sign) if self._order(site) == 1.0 else self._direction(site, value)
         return [multiply(towards, slope)]

@@ -7,14 +7,19 @@ import torchmetrics
 from torch import nn
 
 from tests.wild.registry import FLIPPED, MOVED, SHIFTED, Refusal, wild
-from tests.wild.rows import bits, classes, floats, rows, unit
+from tests.wild.rows import bits, classes, floats, rows, signs, unit
 
 
 def _mlp(inputs, outputs, hidden=8):
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-@wild(rows(x=floats(5), y=classes(3), z=floats()), MOVED, FLIPPED, settings={"labels": ("batch[1]", "batch[2]")})
+@wild(
+    rows(x=floats(5), y=classes(3), z=floats()),
+    MOVED,
+    FLIPPED,
+    settings={"features": "batch[0]", "labels": "batch[1]"},
+)
 class TwoHeads(L.LightningModule):
     """A class and a number from one trunk."""
 
@@ -256,7 +261,7 @@ class RankingPairs(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x1=floats(4), x2=floats(4), y=bits()), MOVED)
+@wild(rows(x1=floats(4), x2=floats(4), y=signs()), MOVED)
 class CosineEmbedding(L.LightningModule):
     def __init__(self):
         super().__init__()
@@ -265,7 +270,7 @@ class CosineEmbedding(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         a, b, same = batch
-        return self.criterion(self.net(a), self.net(b), 2 * same - 1)
+        return self.criterion(self.net(a), self.net(b), same)
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=1e-3)

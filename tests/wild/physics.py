@@ -9,7 +9,7 @@ from tests.wild.registry import MOVED, SHIFTED, Refusal, wild
 from tests.wild.rows import floats, rows, unit
 
 
-@wild(rows(x=floats(3), y=floats(3)), MOVED, SHIFTED)
+@wild(rows(x=floats(3), y=floats(3)), MOVED, SHIFTED, settings={"features": "batch[0]", "labels": "batch[1]"})
 class LorenzSurrogate(L.LightningModule):
     """The next state, and the equations of motion as a second loss."""
 

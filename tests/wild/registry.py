@@ -21,6 +21,7 @@ class Threat:
 MOVED = Threat("features", BoundedAdversary(n=1, epsilon=1e-3))
 FLIPPED = Threat("flips", BoundedAdversary(n=1, nu=1, q=0))
 SHIFTED = Threat("labels", BoundedAdversary(n=1, nu=1e-2))
+FAR = Threat("labels by 1", BoundedAdversary(n=1, nu=1.0))
 
 
 def outputs_of(path: str) -> Threat:

@@ -34,6 +34,11 @@ def bits(*shape: int) -> Entry:
     return lambda generator: torch.randint(0, 2, (SIZE, *shape), generator=generator).float()
 
 
+def signs(*shape: int) -> Entry:
+    """Ones and minus ones."""
+    return lambda generator: 2 * torch.randint(0, 2, (SIZE, *shape), generator=generator).float() - 1
+
+
 def counts(*shape: int) -> Entry:
     return lambda generator: torch.randint(0, 5, (SIZE, *shape), generator=generator).float()
 

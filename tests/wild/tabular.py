@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torchmetrics
 from torch import nn
 
-from tests.wild.registry import FLIPPED, MOVED, SHIFTED, Refusal, wild
+from tests.wild.registry import FAR, FLIPPED, MOVED, SHIFTED, Refusal, wild
 from tests.wild.rows import bits, classes, counts, floats, rows
 
 BATCH_STATISTICS = Refusal("batch statistics", "batch_norm|batch statistics|BatchNorm")
@@ -40,7 +40,7 @@ class TabularClassifier(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
 
 
-@wild(rows(cat=classes(4, 2), x=floats(3), y=floats(1)), MOVED, SHIFTED, quick=True)
+@wild(rows(cat=classes(4, 2), x=floats(3), y=floats(1, scale=0.1)), MOVED, SHIFTED, quick=True)
 class EmbeddingsAndFloats(L.LightningModule):
     """Categories by entity embeddings, next to continuous columns."""
 
@@ -118,7 +118,7 @@ class FeatureTokenTransformer(L.LightningModule):
         return F.cross_entropy(self(x), y)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-2)
+        return torch.optim.SGD(self.parameters(), lr=1e-4)
 
 
 class _Block(nn.Module):
@@ -246,7 +246,7 @@ class BatchNormRegressor(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(4), y=floats()), MOVED, SHIFTED)
+@wild(rows(x=floats(4), y=floats()), MOVED, FAR)
 class MixtureOfExperts(L.LightningModule):
     def __init__(self, n_experts=3):
         super().__init__()

@@ -84,8 +84,8 @@ class GroupNormResNet(L.LightningModule):
         return F.cross_entropy(self.fc(self.backbone(x)), y, label_smoothing=0.1)
 
     def configure_optimizers(self):
-        optimizer = torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=10)
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-5, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-4, total_steps=10)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -22,6 +22,7 @@ _aten = torch.ops.aten
 
 COMPOSED: frozenset[OpOverload] = frozenset(
     {
+        _aten._weight_norm.default,
         _aten.cosine_embedding_loss.default,
         _aten.cosine_similarity.default,
         _aten.einsum.default,
@@ -33,7 +34,10 @@ COMPOSED: frozenset[OpOverload] = frozenset(
         _aten.triplet_margin_loss.default,
     }
 )
-"""Calls without a kernel and without a derivative of their own."""
+"""Calls without a kernel and without a derivative of their own, and the product of a direction and a length.
+
+Kernels of the latter take the same products and sums, in some order, forward and backward.
+"""
 
 _WITH_NUMBERS = {_aten.add.Scalar: _aten.add.Tensor, _aten.sub.Scalar: _aten.sub.Tensor}
 """Overloads for numbers, and those for tensors, which take numbers too."""
@@ -74,6 +78,8 @@ def _parts(
     call: Call, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, torch.dtype]
 ) -> tuple[list[Call], str]:
     """Return the calls that one runs, and the name of their result."""
+    if call.op is _aten._weight_norm.default:
+        return _direction_times_length(call, shapes)
     names = list(dict.fromkeys(call.inputs))
 
     def run(*tensors: Tensor) -> tuple[Tensor]:
@@ -116,11 +122,15 @@ def _written(call: Call, arguments: dict[str, object], before: Sequence[Call]) -
         return _product_with_logarithm(call, arguments)
     if call.op is _aten.fill_.Scalar:
         size = {"size": list(call.shape), "fill_value": arguments["value"], "dtype": call.dtype}
-        return [replace(call, op=_aten.full.default, arguments={**size, "layout": None, "device": None, "pin_memory": None})]
+        return [
+            replace(call, op=_aten.full.default, arguments={**size, "layout": None, "device": None, "pin_memory": None})
+        ]
     if call.op is _aten.clamp_min_.Tensor:  # of a norm, under `no_grad`: the least number is a constant
         (least,) = (each.arguments["s"] for each in before if each.name == call.inputs[1])
         return [
-            replace(call, op=_aten.clamp_min.default, arguments={"self": arguments["self"], "min": least, VALUE_ONLY: True})
+            replace(
+                call, op=_aten.clamp_min.default, arguments={"self": arguments["self"], "min": least, VALUE_ONLY: True}
+            )
         ]
     op = {**_WITH_NUMBERS, **_IN_PLACE}.get(call.op, call.op)
     return [replace(call, op=op, arguments=arguments)]
@@ -131,3 +141,21 @@ def _product_with_logarithm(call: Call, arguments: Mapping[str, object]) -> list
     logarithm = replace(call, name=f"{call.name}.log", op=_aten.log.default, arguments={"self": arguments["other"]})
     product = {"self": arguments["self"], "other": Reference(logarithm.name)}
     return [logarithm, replace(call, op=_aten.mul.Tensor, arguments=product)]
+
+
+def _direction_times_length(call: Call, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Call], str]:
+    """``v (g / ‖v‖)``, with a norm for each place of one axis, or of all elements."""
+    direction, length = (Reference(name) for name in call.inputs)
+    shape, kept = shapes[direction.name], call.arguments["dim"]
+    assert isinstance(kept, int)
+    axes = [axis for axis in range(len(shape)) if kept == -1 or axis != kept % len(shape)]
+    arguments = {"self": direction, "ord": 2, "dim": axes, "keepdim": True, "dtype": None}
+    small = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    norm = replace(
+        call, name=f"{call.name}.norm", op=_aten.linalg_vector_norm.default, arguments=arguments, shape=small
+    )
+    quotient = {"self": length, "other": Reference(norm.name)}
+    ratio = replace(call, name=f"{call.name}.ratio", op=_aten.div.Tensor, arguments=quotient, shape=small)
+    product = {"self": direction, "other": Reference(ratio.name)}
+    whole = replace(call, name=f"{call.name}.whole", op=_aten.mul.Tensor, arguments=product)
+    return [norm, ratio, whole], whole.name

@@ -1,7 +1,8 @@
 """Numbers that are read at places which labels or indices of the batch name, in a normal form.
 
-Rows of a parameter, `self.users[ids]`, are those of an embedding. One number of each row, `x.gather(1, y[:, None])`, and
-the weight of each label's class are products with the label as a unit vector, of which the others add zeros.
+Rows of a parameter, `self.users[ids]`, are those of an embedding. One number of each row, `x.gather(1, y[:, None])`,
+and the weight of each label's class are products with the label as a unit vector, of which the others add zeros. A
+parameter that is expanded like another is expanded to that shape.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch._ops import OpOverload
 
 from agt_lightning.capture.graph import Call, Graph, Reference
+from agt_lightning.capture.reached import reached
 
 _aten = torch.ops.aten
 
@@ -39,9 +41,7 @@ class _Writer:
         """Labels as unit vectors; labels out of range, which a loss leaves out, as any."""
         shape, kind = self.shapes[classes.name], self.types[classes.name]
         inside = self.write(_aten.clamp.default, {"self": classes, "min": 0, "max": count - 1}, shape, kind)
-        return self.write(
-            _aten.one_hot.default, {"self": inside, "num_classes": count}, (*shape, count), torch.int64
-        )
+        return self.write(_aten.one_hot.default, {"self": inside, "num_classes": count}, (*shape, count), torch.int64)
 
 
 def lookups(graph: Graph) -> Graph:
@@ -52,10 +52,14 @@ def lookups(graph: Graph) -> Graph:
     """
     calls: list[Call] = []
     shapes, types = dict(graph.shapes), dict(graph.types)
+    depending = reached(graph, {*graph.leaves, *graph.masks})
     for call in graph.calls:
         types.setdefault(call.name, call.dtype)
         writer = _Writer(call, shapes, types)
-        if _reads_rows(graph, call, types):
+        if call.op is _aten.expand_as.default and not depending.intersection(call.inputs):
+            size = {"self": Reference(call.inputs[0]), "size": list(call.shape)}
+            writer.write(_aten.expand.default, size, call.shape, call.dtype, call.name)
+        elif _reads_rows(graph, call, types):
             _rows(writer)
         elif _reads_one(call, shapes):
             _one_of_row(writer)
@@ -103,9 +107,7 @@ def _one_of_row(writer: _Writer) -> None:
     writer.write(_aten.sum.dim_IntList, total, (samples, 1), kind, writer.call.name)
 
 
-def _is_weighed(
-    call: Call, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, torch.dtype]
-) -> bool:
+def _is_weighed(call: Call, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, torch.dtype]) -> bool:
     """Return whether a call gives the loss of each sample, times the weight of its class."""
     if call.op is not _aten.cross_entropy_loss.default or call.arguments["weight"] is None:
         return False

@@ -96,6 +96,10 @@ class GraphReader:
             first = next(iter(arguments.values()), None)
             if node.target in IDENTITIES and isinstance(first, Reference):
                 self.names[node] = first.name
+            elif node.target is _aten.copy.default and _same_kind(node):
+                source = arguments["src"]
+                assert isinstance(source, Reference)
+                self.names[node] = source.name  # what was there before is overwritten
             elif node.target in _FILLED:
                 self._append(node, _aten.full.default, _filled(node.meta["val"], _FILLED[node.target]))
             else:
@@ -183,6 +187,13 @@ class GraphReader:
         drawn = torch.Tag.nondeterministic_seeded in op.tags and not node.meta["val"].is_contiguous()
         arguments = {**arguments, STRIDED: True} if drawn else arguments
         self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, module))
+
+
+def _same_kind(copy: fx.Node) -> bool:
+    """Return whether a copy has the shape and the type of its source."""
+    source, result = copy.args[1], copy.meta["val"]
+    value = source.meta.get("val") if isinstance(source, fx.Node) else None
+    return isinstance(value, Tensor) and value.shape == result.shape and value.dtype == result.dtype
 
 
 def _filled(like: Tensor, number: float) -> dict[str, object]:

@@ -36,6 +36,8 @@ _NORMALIZATIONS = frozenset(
 )
 """Batch normalizations whose arguments for kept statistics are not optional."""
 
+_JOINS = frozenset({_aten.cat.default, _aten.concat.default, _aten.concatenate.default, _aten.stack.default})
+
 _RUNNING = ("running_mean", "running_var")
 
 
@@ -124,6 +126,8 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     arguments = {name: map_references(argument, concrete) for name, argument in call.arguments.items()}
     if call.op is _aten.view.default:  # of a copy that the graph leaves out
         return torch.reshape(arguments["self"], arguments["size"])  # type: ignore[arg-type]
+    if call.op in _JOINS and call.arguments["dim"] != 0:
+        arguments["tensors"] = _for_each_sample(arguments["tensors"])  # type: ignore[arg-type]
     schema = call.op._schema.arguments
     result: Any = call.op(
         *(arguments[argument.name] for argument in schema if not argument.kwarg_only),
@@ -132,6 +136,12 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     item = call.arguments.get(ITEM)
     chosen: Tensor = result if item is None else result[item]
     return chosen
+
+
+def _for_each_sample(parts: list[Tensor]) -> list[Tensor]:
+    """Repeat parts that all samples share, such as a class token, of which the graph has one row."""
+    samples = max(len(part) for part in parts)
+    return [part.expand(samples, *part.shape[1:]) if len(part) == 1 else part for part in parts]
 
 
 def outputs_of(graph: Graph, path: str) -> frozenset[str]:

@@ -157,8 +157,8 @@ class Attention(Rule):
         if not plain or not bounds.is_point or bool(hidden.all(dim=-1).any()):
             raise UncertifiableError(
                 [
-                    f"`{name_of(site.call)}` at {site.call.source} has a mask that differs between runs, hides every key "
-                    "from a query, or has numbers other than zero and minus infinity. Use a mask of True and False "
+                    f"`{name_of(site.call)}` at {site.call.source} has a mask that differs between runs, hides every "
+                    "key from a query, or has numbers other than zero and minus infinity. Use a mask of True and False "
                     "that is computed from entries which nobody moves."
                 ]
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,7 @@ class Where(Rule):
                 "`relu`, `clamp`, `maximum` or another call that has bounds."
             )
         numbers = [site.number(name) for name in self._values(site) if self._is_number(site, name)]
-        if not all(torch.tensor(number).isfinite() for number in numbers):
+        if not all(math.isfinite(number) for number in numbers):
             return (
                 f"`{name_of(site.call)}` at {site.call.source} fills in infinity, which has no bounds. Use a finite "
                 "number, such as -1e4 before a softmax."

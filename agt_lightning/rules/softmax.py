@@ -96,7 +96,8 @@ def probability_errors(logits: Interval, largest: Tensor, arithmetic: Arithmetic
 
     Example:
         >>> logits = Interval.point(torch.tensor([[0.0, -1e9]], dtype=torch.float64))
-        >>> bool(probability_errors(logits, softmax(logits).upper, Arithmetic(torch.float32, torch.float64)).max() < 1e-4)
+        >>> single = Arithmetic(torch.float32, torch.float64)
+        >>> bool(probability_errors(logits, softmax(logits).upper, single).max() < 1e-4)
         True
     """
     classes = logits.shape[1]

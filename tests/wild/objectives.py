@@ -10,6 +10,11 @@ from tests.wild.registry import FLIPPED, MOVED, SHIFTED, Refusal, wild
 from tests.wild.rows import bits, classes, floats, rows, signs, unit
 
 
+FLIPPED_NUMBERS = Refusal(
+    "flips of labels that are read as numbers", "real-valued labels", located=False, impossible=False
+)
+
+
 def _mlp(inputs, outputs, hidden=8):
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
@@ -85,7 +90,11 @@ def _levels_from_labels(labels, num_classes):
     return torch.tensor(levels, dtype=torch.float32)
 
 
-@wild(rows(x=floats(4), y=classes(4)), MOVED)
+@wild(
+    rows(x=floats(4), y=classes(4)),
+    MOVED,
+    refused=Refusal("Python reads numbers of labels", "torch.export can record|data", impossible=False),
+)
 class CoralWithLists(L.LightningModule):
     """Ordinal regression; levels are lists of numbers that Python reads from the labels."""
 
@@ -107,7 +116,12 @@ class CoralWithLists(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(4), y=classes(4)), MOVED, FLIPPED)
+@wild(
+    rows(x=floats(4), y=classes(4)),
+    MOVED,
+    FLIPPED,
+    refused={FLIPPED: Refusal("flips of labels that are read as numbers", "aten.gt", impossible=False)},
+)
 class CoralWithTensors(L.LightningModule):
     """The same, with levels by comparing labels with the range of classes."""
 
@@ -126,7 +140,7 @@ class CoralWithTensors(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(4), y=classes(5)), MOVED, FLIPPED)
+@wild(rows(x=floats(4), y=classes(5)), MOVED, FLIPPED, refused={FLIPPED: FLIPPED_NUMBERS})
 class ExpectedClass(L.LightningModule):
     """Squared distance between the expected class and the label."""
 
@@ -148,7 +162,10 @@ class ExpectedClass(L.LightningModule):
     rows(x=floats(4), y=classes(3)),
     MOVED,
     FLIPPED,
-    refused={FLIPPED: Refusal("a divisor that all labels share", "weight")},
+    refused={
+        MOVED: Refusal("a divisor that no poison reaches", "weight", impossible=False),
+        FLIPPED: Refusal("a divisor that all labels share", "weight"),
+    },
 )
 class ClassWeights(L.LightningModule):
     def __init__(self, class_weights=(1.0, 2.0, 0.5)):
@@ -198,7 +215,12 @@ class SampleWeights(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(4), y=floats(2), m=bits(2)), MOVED, SHIFTED)
+@wild(
+    rows(x=floats(4), y=floats(2), m=bits(2)),
+    MOVED,
+    SHIFTED,
+    refused=Refusal("a divisor that no poison reaches", "aten.div", impossible=False),
+)
 class MaskedTargets(L.LightningModule):
     """A mean over the targets that are there."""
 
@@ -215,7 +237,7 @@ class MaskedTargets(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(4), y=bits()), MOVED, FLIPPED)
+@wild(rows(x=floats(4), y=bits()), MOVED, FLIPPED, refused={FLIPPED: FLIPPED_NUMBERS})
 class HingeLoss(L.LightningModule):
     def __init__(self):
         super().__init__()
@@ -230,7 +252,12 @@ class HingeLoss(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-2, weight_decay=1e-2)
 
 
-@wild(rows(x=floats(4), y=classes(3)), MOVED, FLIPPED)
+@wild(
+    rows(x=floats(4), y=classes(3)),
+    MOVED,
+    FLIPPED,
+    refused=Refusal("`multi_margin_loss`", "multi_margin_loss", impossible=False),
+)
 class MultiMargin(L.LightningModule):
     def __init__(self):
         super().__init__()

@@ -69,7 +69,7 @@ class ClipsGradients(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@wild(TABLE, MOVED, FLIPPED, quick=True)
+@wild(TABLE, MOVED, FLIPPED)
 class LogsEverything(L.LightningModule):
     """Assertions, checks for NaN, numbers for logs, lists of outputs, and a collection of metrics."""
 
@@ -171,8 +171,8 @@ class _Base(L.LightningModule):
 
 
 @wild(NUMBERS, MOVED, SHIFTED)
-class SpectralNormalized(_Base):
-    """Parametrizations that keep a state of their own."""
+class WeightNormalized(_Base):
+    """A parametrization: direction and length of each row."""
 
     def __init__(self):
         super().__init__()
@@ -234,7 +234,7 @@ class MeanTeacher(L.LightningModule):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         with torch.no_grad():
-            for t, s in zip(self.teacher.parameters(), self.student.parameters()):
+            for t, s in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 t.mul_(0.9).add_(s, alpha=0.1)
 
     def configure_optimizers(self):

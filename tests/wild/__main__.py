@@ -75,8 +75,8 @@ def summary(rows: Iterable[Row]) -> str:
     real = sum(not possible.get(name, True) and not any(found) for name, found in modules.items())
     lines = [
         f"{held} of {whole} modules hold under each of their adversaries ({held / whole:.0%}), {some} under at least "
-        f"one ({some / whole:.0%}); {real} are refused for an impossibility alone, so of the others {some} of {whole - real} "
-        f"hold ({some / (whole - real):.0%}).",
+        f"one ({some / whole:.0%}). Of the {whole - real} that are not refused for an impossibility, "
+        f"{some / (whole - real):.0%} hold.",
         "",
     ]
     for impossible, title in ((True, "Impossible"), (False, "Not impossible, but missing")):

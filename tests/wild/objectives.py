@@ -9,7 +9,6 @@ from torch import nn
 from tests.wild.registry import FLIPPED, MOVED, SHIFTED, Refusal, wild
 from tests.wild.rows import bits, classes, floats, rows, signs, unit
 
-
 FLIPPED_NUMBERS = Refusal(
     "flips of labels that are read as numbers", "real-valued labels", located=False, impossible=False
 )

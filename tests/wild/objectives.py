@@ -44,7 +44,12 @@ class TwoHeads(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(5), y1=floats(), y2=floats()), MOVED, SHIFTED)
+@wild(
+    rows(x=floats(5), y1=floats(), y2=floats()),
+    MOVED,
+    SHIFTED,
+    settings={"features": "batch[0]", "labels": ("batch[1]", "batch[2]")},
+)
 class UncertaintyWeighting(L.LightningModule):
     """Two regressions, weighed by learned variances."""
 

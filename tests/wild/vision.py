@@ -98,7 +98,17 @@ class GroupNormResNet(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-@wild(COLOR, MOVED, FLIPPED, outputs_of("feature_extractor"))
+@wild(
+    COLOR,
+    MOVED,
+    FLIPPED,
+    outputs_of("feature_extractor"),
+    refused={
+        outputs_of("feature_extractor"): Refusal(
+            "the place of calls is lost beside in-place ones", "names no submodule", located=False, impossible=False
+        )
+    },
+)
 class ImagenetTransferLearning(L.LightningModule):
     """A frozen residual network in evaluation mode, and a new head."""
 

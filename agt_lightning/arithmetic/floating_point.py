@@ -117,6 +117,31 @@ class Arithmetic:
         largest = max(float(value.upper.amax()), -float(value.lower.amin()))
         return largest if math.isfinite(largest) and largest > torch.finfo(self.run).max else 0.0
 
+    def in_range(self, exact: Interval, wide: Interval) -> Interval:
+        """Cut bounds on results that are rounded once to the largest number of the run's type, where that is right.
+
+        What lies less than half a unit in the last place beyond the largest number is rounded to it. So masks of
+        attention, which are filled with the least number of a type, stay in its range.
+
+        Args:
+            exact: bounds on the results before they are rounded.
+            wide: on those after it.
+
+        Example:
+            >>> least = Interval.point(torch.tensor([torch.finfo(torch.float32).min], dtype=torch.float64))
+            >>> single = Arithmetic(torch.float32, torch.float64)
+            >>> single.in_range(least, single.outward(least)).lower.item() == least.lower.item()
+            True
+        """
+        if self.run is None or self.overflow(wide) == 0.0:
+            return wide
+        largest = torch.finfo(self.run).max
+        reach = largest * (1 + torch.finfo(self.run).eps / 8)  # half a unit is an eps / 4 of it
+        inside = (exact.lower >= -reach) & (exact.upper <= reach)
+        lower = torch.where(inside, wide.lower.clamp(min=-largest), wide.lower)
+        upper = torch.where(inside, wide.upper.clamp(max=largest), wide.upper)
+        return Interval.trusted(lower, upper, nonnegative=wide.nonnegative)
+
     def outward(self, value: Interval, roundings: int = 1) -> Interval:
         """Widen bounds relatively to themselves; zeros stay zeros, and signs stay.
 

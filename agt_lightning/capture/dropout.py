@@ -1,8 +1,8 @@
-"""Active dropout as a product with a fixed tensor, the mask that was drawn.
+"""Active dropout as a product with a fixed tensor, the mask that was drawn; other random numbers as such tensors.
 
-The mask does not depend on data or parameters, only on the state of the random number generator. So a poisoned run with
-the same seeds draws the same masks, and bounds for these masks cover it. The masks of a step are drawn again, from the
-state of the generator at the beginning of that training step.
+They do not depend on data or parameters, only on the state of the random number generator. So a poisoned run with
+the same seeds draws the same ones, and bounds for these cover it. The masks and numbers of a step are drawn again, from
+the state of the generator at the beginning of that training step.
 """
 
 from __future__ import annotations
@@ -15,11 +15,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from agt_lightning.capture.graph import ITEM, Call, Graph, Mask, Reference
+from agt_lightning.capture.graph import ITEM, STRIDED, Call, Draw, Graph, Mask, Reference
+from agt_lightning.errors import UncertifiableError
 
 _aten = torch.ops.aten
 
 _DROPOUTS = frozenset({_aten.dropout.default, _aten.native_dropout.default, _aten.feature_dropout.default})
+
+_DRAWS = frozenset(
+    {
+        _aten.normal.float_float,
+        _aten.rand.default,
+        _aten.rand_like.default,
+        _aten.randint.default,
+        _aten.randint.low,
+        _aten.randint_like.default,
+        _aten.randint_like.low_dtype,
+        _aten.randn.default,
+        _aten.randn_like.default,
+    }
+)
+"""Calls that draw numbers of one distribution, and read no number of a tensor."""
+
+_FILLS = frozenset({_aten.full.default, _aten.ones.default, _aten.zeros.default})
 
 
 @dataclass(frozen=True)
@@ -30,17 +48,26 @@ class RandomState:
         cpu: state of the CPU generator.
         cuda: state of the generator of the current CUDA device; None if there is none.
         at_masks: the states right before each dropout layer of the step; filled by `noting_masks` while it runs.
+        after: the state at the end of the step, filled likewise.
     """
 
     cpu: Tensor
     cuda: Tensor | None
     at_masks: list[RandomState] = field(default_factory=list)
+    after: list[RandomState] = field(default_factory=list)
 
     @classmethod
     def now(cls) -> RandomState:
         """Return the current state, without changing it."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
         return cls(torch.get_rng_state(), cuda)
+
+    def equals(self, other: RandomState, devices: Sequence[torch.device]) -> bool:
+        """Return whether both give the same numbers, on the CPU and on some devices."""
+        same = torch.equal(self.cpu, other.cpu)
+        if not devices:
+            return same
+        return same and self.cuda is not None and other.cuda is not None and torch.equal(self.cuda, other.cuda)
 
 
 @contextmanager
@@ -58,20 +85,26 @@ def noting_masks(module: nn.Module, state: RandomState) -> Iterator[None]:
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         yield
+        state.after.append(RandomState.now())
     finally:
         for handle in handles:
             handle.remove()
 
 
 def masked(graph: Graph) -> Graph:
-    """Replace active dropout by a product with a mask that is an input of the graph.
+    """Replace active dropout by a product with a mask that is an input of the graph, and random numbers by inputs.
 
     Returns:
-        The graph, with one entry in ``masks`` for each active dropout, in the order of drawing.
+        The graph, with one entry in ``masks`` for each active dropout and each draw, in the order of drawing.
     """
-    masks: dict[str, Mask] = {}
+    masks: dict[str, Mask | Draw] = {}
     calls: list[Call] = []
+    fills = {call.name: call for call in graph.calls if call.op in _FILLS}
     for call in graph.calls:
+        draw = _draw_of(call, fills)
+        if draw is not None:
+            masks[call.name] = draw
+            continue
         p = _drop_probability(call)
         if p is None:
             calls.append(call)
@@ -84,7 +117,27 @@ def masked(graph: Graph) -> Graph:
     return replace(graph, calls=tuple(calls), shapes=shapes, masks=masks)
 
 
-def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, state: RandomState) -> dict[str, Tensor]:
+def _draw_of(call: Call, fills: Mapping[str, Call]) -> Draw | None:
+    """Return the draw that a call is; None for other calls, and for distributions that depend on data."""
+    if call.op is _aten.normal.Tensor_Tensor and all(name in fills for name in call.inputs):
+        standard = [_number(fills[name]) for name in call.inputs] == [0, 1]
+        return Draw(_aten.randn.default, {"dtype": call.dtype}, call.shape, call.dtype) if standard else None
+    if call.op is _aten.normal_functional.default:
+        standard = [call.arguments["mean"], call.arguments["std"], call.arguments["generator"]] == [0.0, 1.0, None]
+        drawn = standard and not call.arguments.get(STRIDED)
+        return Draw(_aten.randn.default, {"dtype": call.dtype}, call.shape, call.dtype) if drawn else None
+    if call.op not in _DRAWS or call.arguments.get(STRIDED) or call.arguments.get("generator") is not None:
+        return None
+    return Draw(call.op, {**call.arguments, **dict.fromkeys(["self"] if call.inputs else [])}, call.shape, call.dtype)
+
+
+def _number(fill: Call) -> object:
+    return fill.arguments.get("fill_value", 1.0 if fill.op is _aten.ones.default else 0.0)
+
+
+def draw_masks(
+    masks: Mapping[str, Mask | Draw], samples: int, device: torch.device, state: RandomState, captured: int = 0
+) -> dict[str, Tensor]:
     """Return the masks that the training step drew, by drawing them again in the same order.
 
     Each is drawn from the state at its layer if these were noted, and otherwise one after another from the beginning of
@@ -95,16 +148,29 @@ def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, st
         samples: number of samples of the batch.
         device: device on which training runs.
         state: state of the generators at the beginning of the step; their current state is restored afterwards.
+        captured: number of samples of the captured batch; zero to draw as many numbers as were recorded.
+
+    Raises:
+        UncertifiableError: if there are other draws than masks, and the step has drawn more than these.
     """
     devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
-    states = state.at_masks if len(state.at_masks) == len(masks) else [state]
+    others = any(isinstance(mask, Draw) for mask in masks.values())
+    states = state.at_masks if len(state.at_masks) == len(masks) and not others else [state]
     drawn: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=devices):
         for at, (name, mask) in enumerate(masks.items()):
             if at < len(states):
                 _set(states[at], devices)
-            drawn[name] = _draw(mask, samples, device)
+            drawn[name] = _draw(mask, samples, device, captured)
+        if others and state.after and not state.after[0].equals(RandomState.now(), devices):
+            raise UncertifiableError([_OTHER_DRAWS])
     return drawn
+
+
+_OTHER_DRAWS = (
+    "`training_step` draws random numbers besides those that the loss reads, so that it is not known which of them the "
+    "loss has got. Draw those for logs in another hook, such as `on_train_batch_end`."
+)
 
 
 def _set(state: RandomState, devices: Sequence[torch.device]) -> None:
@@ -114,7 +180,10 @@ def _set(state: RandomState, devices: Sequence[torch.device]) -> None:
             torch.cuda.set_rng_state(state.cuda, device)
 
 
-def _draw(mask: Mask, samples: int, device: torch.device) -> Tensor:
+def _draw(mask: Mask | Draw, samples: int, device: torch.device, captured: int) -> Tensor:
+    if isinstance(mask, Draw):
+        first = [samples if size == captured else size for size in mask.shape[:1]]
+        return _numbers(mask, (*first, *mask.shape[1:]), device)
     ones = torch.ones(samples, *mask.shape[1:], dtype=mask.dtype, device=device)
     return (torch.feature_dropout if mask.whole_channels else torch.dropout)(ones, mask.p, True)
 
@@ -125,3 +194,15 @@ def _drop_probability(call: Call) -> float | None:
         return None
     p = call.arguments["p"]
     return float(p) if isinstance(p, int | float) and 0 < p < 1 else None
+
+
+def _numbers(draw: Draw, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw again; of a tensor that gives the shape, torch reads nothing else."""
+    given = {**draw.arguments, "device": device}
+    given |= {"self": torch.zeros(shape, dtype=draw.dtype, device=device)} if "self" in given else {"size": list(shape)}
+    schema = draw.op._schema.arguments
+    result: Tensor = draw.op(
+        *(given[each.name] for each in schema if not each.kwarg_only),
+        **{each.name: given.get(each.name) for each in schema if each.kwarg_only},
+    )
+    return result

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from agt_lightning.capture.composed import composed
 from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_size, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.draws import draws_of
@@ -15,10 +16,13 @@ from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.explorer import Explorer
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
+from agt_lightning.capture.hidden import finite_scores
+from agt_lightning.capture.lookups import lookups
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.recording import Recording, UnprovenCheckError
 from agt_lightning.capture.recurrent import unrolled
-from agt_lightning.capture.reductions import reduced, unweighted
+from agt_lightning.capture.reductions import distributed, reduced, unweighted
+from agt_lightning.capture.rewriting import renamed
 from agt_lightning.capture.samples_first import samples_first
 from agt_lightning.capture.shared_layers import shared_statistics
 from agt_lightning.capture.source import as_forward, line_of
@@ -129,7 +133,7 @@ def _recorded(
             warnings.simplefilter("ignore")  # training shows the same warnings
             if recording.memory is not None:
                 recording.memory.withhold(module, recording.looks, recording.probe)
-            program = _exported(objective, tuple(leaves), recording)
+            program, fixed = _exported(objective, tuple(leaves), recording)
     except UnprovenCheckError:
         raise
     except (SystemExit, KeyboardInterrupt) as error:
@@ -142,9 +146,9 @@ def _recorded(
         shared = shared_statistics(module) if isinstance(error, AssertionError) else None
         raise CaptureError(shared or _reason(error, recording, advice)) from error
     recording.require_accepted()
-    graph = _live(_graph(program))
+    graph = finite_scores(_live(_detached(_graph(program), fixed)))
     require_known_inputs(graph)
-    normal = _live(reduced(unweighted(_fused(masked(unrolled(graph))))))
+    normal = _live(distributed(reduced(unweighted(lookups(_fused(masked(composed(unrolled(graph)))))))))
     graph = _live(samples_first(normal))
     return replace(graph, written=graph.written | recording.replaced_buffers)
 
@@ -160,12 +164,33 @@ def _reason(error: Exception, recording: Recording, advice: str) -> str:
     return f"Expected code that torch.export can record, but {line_of(error)} raises {_first_lines(error)}\n{advice}"
 
 
-def _exported(objective: nn.Module, leaves: tuple[Tensor, ...], recording: Recording) -> torch.export.ExportedProgram:
+def _exported(
+    objective: nn.Module, leaves: tuple[Tensor, ...], recording: Recording
+) -> tuple[torch.export.ExportedProgram, frozenset[str]]:
+    """Return the recorded program, and the parameters that get no gradient."""
     program = torch.export.export(objective, leaves, strict=False)
     recording.draws = draws_of(_nodes(program.graph_module))
+    fixed = _without_gradient(program)
     if any(_mutates(node) for node in _nodes(program.graph_module)):
         program = program.run_decompositions({})  # turns in-place calls into functional ones
-    return program
+    return program, fixed
+
+
+def _without_gradient(program: torch.export.ExportedProgram) -> frozenset[str]:
+    """Return the parameters that code reads under `torch.no_grad` alone; decomposition forgets it."""
+    placeholders = program.graph_signature.inputs_to_parameters
+    return frozenset(
+        placeholders[node.name]
+        for node in program.graph.nodes
+        if node.op == "placeholder"
+        and node.name in placeholders
+        and node.users
+        and all(map(_stops_gradients, node.users))
+    )
+
+
+def _stops_gradients(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled" and node.args[0] is False
 
 
 def _nodes(module: nn.Module) -> Iterator[fx.Node]:
@@ -219,6 +244,31 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
         written=frozenset(target[strip:] for target in written),
         called=frozenset(reader.called),
     )
+
+
+def _detached(graph: Graph, fixed: frozenset[str]) -> Graph:
+    """Let all calls read some parameters without their gradient."""
+    strip = len("module.")
+    names = {name for name, target in graph.parameters.items() if target in {each[strip:] for each in fixed}}
+    if not names:
+        return graph
+    new = {name: f"{name}.without_gradient" for name in names}
+    example = graph.calls[0]
+    detached = [
+        replace(
+            example,
+            name=new[name],
+            op=_aten.detach.default,
+            arguments={"self": Reference(name)},
+            shape=graph.shapes[name],
+            dtype=graph.types[name],
+        )
+        for name in sorted(names)
+    ]
+    calls = [replace(call, arguments=renamed(call, new)) for call in graph.calls]
+    shapes = dict(graph.shapes) | {new[name]: graph.shapes[name] for name in names}
+    types = dict(graph.types) | {new[name]: graph.types[name] for name in names}
+    return replace(graph, calls=(*detached, *calls), shapes=shapes, types=types)
 
 
 def _fused(graph: Graph) -> Graph:

@@ -33,6 +33,14 @@ COUNTED_MEAN = "mean of counted labels"
 """Extra argument of a cross entropy whose mean was split off: it divides by the labels that are not left out."""
 
 
+VALUE_ONLY = "value only"
+"""Extra argument of a clamp that code applies under `no_grad` in place: the value is cut, its gradient passes."""
+
+
+STRIDED = "strided"
+"""Extra argument of a draw of random numbers whose result does not lie in memory row by row."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """A tensor among the arguments of a call, given by the name of its value."""
@@ -86,6 +94,23 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Random numbers that a training step draws, from a distribution that depends on no data.
+
+    Args:
+        op: the call.
+        arguments: all of them; a tensor among them gives shape and type alone, and is one of zeros.
+        shape: shape in the captured batch.
+        dtype: type of the numbers.
+    """
+
+    op: OpOverload
+    arguments: Mapping[str, object]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class Graph:
     """A straight-line program: calls without control flow.
 
@@ -97,7 +122,8 @@ class Graph:
         leaves: value name to the position of the batch tensor.
         shapes: value name to shape, for all values.
         output: name of the result.
-        masks: value name to dropout mask, in the order of drawing, or to another fixed factor of each sample.
+        masks: value name to dropout mask or other random numbers, in the order of drawing, or to another fixed factor
+            of each sample.
         changed: positions of batch tensors that the code changes in place; the graph computes from their values before.
         origins: value name to the tensor itself of which a constant is the value; code outside may change it.
         types: value name to type, for inputs and for values as they were recorded.
@@ -116,7 +142,7 @@ class Graph:
     leaves: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     output: str
-    masks: Mapping[str, Mask | CountedLabels] = field(default_factory=dict)
+    masks: Mapping[str, Mask | Draw | CountedLabels] = field(default_factory=dict)
     changed: frozenset[int] = frozenset()
     origins: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, torch.dtype] = field(default_factory=dict)

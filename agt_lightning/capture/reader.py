@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import HigherOrderOperator, OpOverload
 
-from agt_lightning.capture.graph import ITEM, Call, Reference
+from agt_lightning.capture.graph import ITEM, STRIDED, Call, Reference
 from agt_lightning.capture.source import source_of
 from agt_lightning.errors import CaptureError
 
@@ -99,6 +99,10 @@ class GraphReader:
             first = next(iter(arguments.values()), None)
             if node.target in IDENTITIES and isinstance(first, Reference):
                 self.names[node] = first.name
+            elif node.target is _aten.copy.default and _same_kind(node):
+                source = arguments["src"]
+                assert isinstance(source, Reference)
+                self.names[node] = source.name  # what was there before is overwritten
             elif node.target in _FILLED:
                 self._append(node, _aten.full.default, _filled(node.meta["val"], _FILLED[node.target]))
             else:
@@ -184,7 +188,16 @@ class GraphReader:
         name, source = self._name(node), source_of(node.meta.get("stack_trace"))
         dtype, modules = node.meta["val"].dtype, _modules_of(node)
         self.called.update(modules)
+        drawn = torch.Tag.nondeterministic_seeded in op.tags and not node.meta["val"].is_contiguous()
+        arguments = {**arguments, STRIDED: True} if drawn else arguments
         self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, modules[-1]))
+
+
+def _same_kind(copy: fx.Node) -> bool:
+    """Return whether a copy has the shape and the type of its source."""
+    source, result = copy.args[1], copy.meta["val"]
+    value = source.meta.get("val") if isinstance(source, fx.Node) else None
+    return isinstance(value, Tensor) and value.shape == result.shape and value.dtype == result.dtype
 
 
 def _filled(like: Tensor, number: float) -> dict[str, object]:

@@ -17,6 +17,7 @@ from agt_lightning.capture.graph import ITEM, JOINT_STEPS, JOINT_TERMS, Call, Gr
 
 _aten = torch.ops.aten
 
+_CASTS = (_aten._to_copy.default, _aten.to.device, _aten.to.dtype, _aten.to.dtype_layout)
 _ZEROS = (_aten.zeros.default, _aten.new_zeros.default, _aten.zeros_like.default)
 
 
@@ -180,18 +181,38 @@ _CELLS: Mapping[OpOverload, Cell] = {
 RECURRENT = frozenset(_CELLS)
 """Layers that are unrolled where they start from zeros, with the batch first and no dropout in between."""
 
+_STEPS: Mapping[OpOverload, Cell] = {
+    _aten.lstm_cell.default: _lstm,
+    _aten.gru_cell.default: _gru,
+    _aten.rnn_tanh_cell.default: _plain(_aten.tanh.default),
+    _aten.rnn_relu_cell.default: _plain(_aten.relu.default),
+}
+"""Single steps, from any state."""
+
 
 def unrolled(graph: Graph) -> Graph:
     """Replace recurrent layers by the calls of each time step; layers with other settings are left as they are."""
-    if not any(call.op in RECURRENT for call in graph.calls):
+    if not any(call.op in RECURRENT or call.op in _STEPS for call in graph.calls):
         return graph
     calls: list[Call] = []
     shapes, types = dict(graph.shapes), dict(graph.types)
     results: dict[object, tuple[Reference, list[list[Reference]]]] = {}
+    steps: dict[object, State] = {}
     renamed: dict[str, Reference] = {}
-    for call in graph.calls:
-        if call.op in RECURRENT and _covered(graph, call):
-            layer = tuple(sorted((key, repr(value)) for key, value in call.arguments.items() if key != ITEM))
+    for captured in graph.calls:
+        call = _renamed(captured, renamed)
+        layer = tuple(sorted((key, repr(value)) for key, value in call.arguments.items() if key != ITEM))
+        if call.op in _STEPS:
+            if layer not in steps:
+                writer = _Writer(call, shapes)
+                steps[layer] = _step(graph, writer)
+                calls += writer.calls
+                types |= {made.name: call.dtype for made in writer.calls}
+            item = call.arguments.get(ITEM, 0)
+            assert isinstance(item, int)
+            renamed[call.name] = steps[layer][item]
+            continue
+        if call.op in RECURRENT and _covered(graph, captured):
             if layer not in results:
                 writer = _Writer(call, shapes)
                 results[layer] = _layers(writer)
@@ -205,7 +226,7 @@ def unrolled(graph: Graph) -> Graph:
                 assert isinstance(item, int)
                 calls.append(_of_layers(call, [state[item - 1] for state in states]))
             continue
-        calls.append(_renamed(call, renamed))
+        calls.append(call)
     result = renamed.get(graph.output, Reference(graph.output))
     return replace(graph, calls=tuple(_last_states(calls)), shapes=shapes, types=types, output=result.name)
 
@@ -229,6 +250,18 @@ def _layers(writer: _Writer) -> tuple[Reference, list[list[Reference]]]:
             states.append(list(last))
         value = writer.joined(outputs)
     return value, states
+
+
+def _step(graph: Graph, writer: _Writer) -> State:
+    """Write one step of a cell; return the state after it."""
+    arguments = writer.layer.arguments
+    value, states = arguments["input"], arguments["hx"]
+    assert isinstance(value, Reference)
+    before = tuple(states) if isinstance(states, list) else (states,)
+    weights = _Weights(*(arguments[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")))  # type: ignore[arg-type]
+    product = writer.product(value, weights.inputs, weights.inputs_bias, writer.shape(weights.state)[1] + 4)
+    start = None if all(_is_zero(graph, state) for state in before) else before
+    return _STEPS[writer.layer.op](writer, product, start, weights)
 
 
 def _direction(writer: _Writer, value: Reference, weights: _Weights, *, backwards: bool) -> tuple[Reference, State]:
@@ -306,4 +339,7 @@ def _covered(graph: Graph, call: Call) -> bool:
 
 def _is_zero(graph: Graph, state: object) -> bool:
     producer = graph.producer(state.name) if isinstance(state, Reference) else None
-    return producer is not None and producer.op in _ZEROS
+    while producer is not None and producer.op in _CASTS:
+        producer = graph.producer(producer.inputs[0])
+    filled = producer is not None and producer.op is _aten.full.default and producer.arguments["fill_value"] == 0
+    return filled or producer is not None and producer.op in _ZEROS

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from agt_lightning.capture.graph import COUNTED_MEAN, Call, Graph, Reference
+from agt_lightning.capture.reached import reached
 
 _aten = torch.ops.aten
 
@@ -63,6 +64,52 @@ def reduced(graph: Graph) -> Graph:
         calls += [loss, _reduction(call, loss)]
         shapes[loss.name] = loss.shape
     return replace(graph, calls=tuple(calls), shapes=shapes)
+
+
+def distributed(graph: Graph) -> Graph:
+    """Multiply the losses of samples, in place of their mean or sum, by a number that is made of parameters.
+
+    Learned weights of several losses are such numbers: ``w mean(ℓ) = mean(w ℓ)``.
+    """
+    calls: list[Call] = []
+    shapes = dict(graph.shapes)
+    leaves = reached(graph, {*graph.leaves, *graph.masks, *graph.given})
+    weights = reached(graph, set(graph.parameters)) - leaves
+    for call in graph.calls:
+        pair = _weighted_total(graph, call, weights, leaves)
+        if pair is None:
+            calls.append(call)
+            continue
+        total, weight = pair
+        source = total.inputs[0]
+        product = replace(
+            total,
+            name=f"{call.name}.each",
+            op=_aten.mul.Tensor,
+            arguments={"self": Reference(source), "other": Reference(weight)},
+            shape=graph.shapes[source],
+        )
+        shapes[product.name] = product.shape
+        calls += [
+            product,
+            replace(total, name=call.name, arguments={**total.arguments, "self": Reference(product.name)}),
+        ]
+    return replace(graph, calls=tuple(calls), shapes=shapes)
+
+
+def _weighted_total(
+    graph: Graph, call: Call, weights: frozenset[str], leaves: frozenset[str]
+) -> tuple[Call, str] | None:
+    """Return the mean or sum that a call multiplies, and the number that it multiplies it by."""
+    if call.op is not _aten.mul.Tensor or call.shape != () or len(call.inputs) != 2:
+        return None
+    for name, weight in (call.inputs, call.inputs[::-1]):
+        total = graph.producer(name)
+        totals = total is not None and total.op in (_aten.mean.default, _aten.sum.default) and name in leaves
+        if totals and weight in weights and graph.shapes[weight] == ():
+            assert total is not None
+            return total, weight
+    return None
 
 
 def _of_samples(loss: Call, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Call:

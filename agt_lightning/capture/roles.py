@@ -12,7 +12,7 @@ weighted sum of per-sample gradients, and a poisoned sample changes its own only
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agt_lightning.capture.entries import Entry
 from agt_lightning.capture.entry_roles import EntryRoles, LabelKind, NamedRoles
@@ -40,6 +40,7 @@ class LossRoles:
         terms: the loss as a sum of terms.
         reduced: names of values after the reduction over samples.
         problems: reasons why this loss cannot be certified.
+        penalties: numbers of parameters alone that are added to the loss, with the coefficient of each.
     """
 
     graph: Graph
@@ -52,6 +53,7 @@ class LossRoles:
     terms: tuple[LossTerm, ...]
     reduced: frozenset[str]
     problems: tuple[str, ...]
+    penalties: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -127,4 +129,5 @@ def analyze(
         terms=reduction.terms,
         reduced=reduced,
         problems=(*reduction.problems, *roles.problems),
+        penalties=reduction.penalties,
     )

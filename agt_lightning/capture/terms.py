@@ -71,6 +71,7 @@ class Terms:
 
     Attributes:
         terms: those with a coefficient other than zero come first; empty if there are none of these.
+        penalties: numbers that depend on parameters alone and are added to the loss, with the coefficient of each.
         reduced: names of the values after the reduction over samples.
         problems: why the loss is no such sum.
     """
@@ -82,6 +83,7 @@ class Terms:
         self.parameters = reached(graph, set(graph.parameters))
         self.spread = _with_sample_axis(graph, entries)
         self.reduced: set[str] = set()
+        self.penalties: dict[str, float] = {}
         self.problems: list[str] = []
         self._found: list[LossTerm] = []
         if graph.shapes[graph.output] != ():
@@ -90,6 +92,11 @@ class Terms:
             )
         self._visit(graph.output, torch.ones(graph.shapes[graph.output], dtype=torch.float64))
         self.problems += self._couplings()
+        if self.penalties and not self.terms and not self.problems:
+            self.problems.append(
+                "The loss is a term of parameters alone: no entry of the batch reaches it. Return the loss of the "
+                "network's outputs."
+            )
 
     @property
     def terms(self) -> tuple[LossTerm, ...]:
@@ -188,14 +195,16 @@ class Terms:
         return dict(zip(zeros, shares, strict=True))
 
     def _visit_shared(self, name: str, call: Call | None, coefficients: Tensor) -> None:
-        """Enter a summand without samples: harmless if constant or times zero, else a regularizer without bounds."""
+        """Enter a summand without samples: harmless if constant or times zero, else a penalty of parameters."""
         if not bool(coefficients.any()) or call is not None and self._is_times_zero(call):
             self.reduced |= self._computed_from(name)
+        elif name in self.parameters and self.graph.shapes[name] == ():
+            self.penalties[name] = self.penalties.get(name, 0.0) + float(coefficients)
         elif name in self.parameters:
             source = call.source if call else "the loss"
             self.problems.append(
-                f"The loss has a term of parameters alone ({source}), for which there are no bounds. If it is an L2 "
-                "penalty, use the optimizer's `weight_decay` instead; otherwise leave it out."
+                f"The loss has a term of parameters alone ({source}) that is no number, for which there are no bounds. "
+                "Add up its elements first, as by `.sum()`."
             )
 
     def _is_times_zero(self, call: Call) -> bool:

@@ -80,7 +80,8 @@ ASSUMPTIONS = (
     ),
     Assumption(
         "random numbers",
-        "Dropout draws the same masks in every run, from the same seeds, and random transforms draw the same numbers.",
+        "Dropout and random calls of `training_step` draw the same numbers in every run, from the same seeds; so do "
+        "random transforms.",
     ),
     Assumption(
         "runs that end",

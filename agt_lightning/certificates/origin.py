@@ -8,7 +8,8 @@ from hashlib import blake2b
 import torch
 
 from agt_lightning.capture import Call, Graph
-from agt_lightning.capture.graph import Reference
+from agt_lightning.capture.counted_labels import CountedLabels
+from agt_lightning.capture.graph import Mask, Reference
 from agt_lightning.certificates.start import tensor_digest
 from agt_lightning.rules.shape import CASTS, RESHAPES
 
@@ -67,7 +68,7 @@ def _scaled(graph: Graph, call: Call) -> str | None:
     factor = call.arguments["other"]
     if isinstance(factor, int | float):
         return call.inputs[0] if factor > 0 else None
-    unmasked = [name for name in call.inputs if name not in graph.masks]
+    unmasked = [name for name in call.inputs if not isinstance(graph.masks.get(name), Mask | CountedLabels)]
     return unmasked[0] if len(unmasked) == 1 < len(call.inputs) else None
 
 

@@ -94,6 +94,10 @@ def _match(bounded: BoundedObjective) -> HeadLossPattern:
     graph = bounded.program.graph
     if not bounded.objective.terms:
         raise HeadError(f"the loss is none of {ACCEPTED_FORMS}")
+    if bounded.objective.penalties:
+        raise HeadError(
+            "the loss has a penalty of parameters alone; use the optimizer's `weight_decay`, which is known"
+        )
     formula = read_formula(graph, bounded.objective.terms, bounded.dependent)
     head = match_head(graph, formula.output, bounded.parameters, bounded.dependent)
     found = _recognised(formula)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import Call, Graph, LossRoles, reached
-from agt_lightning.capture.graph import ITEM, Mask, Reference, map_references
+from agt_lightning.capture.counted_labels import CountedLabels
+from agt_lightning.capture.graph import ITEM, Draw, Mask, Reference, map_references
 from agt_lightning.propagation.program import Program, is_random
 
 _aten = torch.ops.aten
@@ -34,6 +35,8 @@ _NORMALIZATIONS = frozenset(
     }
 )
 """Batch normalizations whose arguments for kept statistics are not optional."""
+
+_JOINS = frozenset({_aten.cat.default, _aten.concat.default, _aten.concatenate.default, _aten.stack.default})
 
 _RUNNING = ("running_mean", "running_var")
 
@@ -108,7 +111,7 @@ class Prelude:
         values |= {name: buffers[target].clone() for name, target in graph.buffers.items()}
         values |= {name: leaves[position] for name, position in graph.leaves.items()}
         values |= dict(graph.constants)
-        drawn = {name: mask for name, mask in graph.masks.items() if isinstance(mask, Mask)}
+        drawn = {name: mask for name, mask in graph.masks.items() if isinstance(mask, Mask | Draw)}
         values |= {name: mask.to(drawn[name].dtype) for name, mask in masks.items()}
         with torch.no_grad():
             for call in self.calls:
@@ -123,6 +126,8 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     arguments = {name: map_references(argument, concrete) for name, argument in call.arguments.items()}
     if call.op is _aten.view.default:  # of a copy that the graph leaves out
         return torch.reshape(arguments["self"], arguments["size"])  # type: ignore[arg-type]
+    if call.op in _JOINS and call.arguments["dim"] != 0:
+        arguments["tensors"] = _for_each_sample(arguments["tensors"])  # type: ignore[arg-type]
     schema = call.op._schema.arguments
     result: Any = call.op(
         *(arguments[argument.name] for argument in schema if not argument.kwarg_only),
@@ -131,6 +136,12 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     item = call.arguments.get(ITEM)
     chosen: Tensor = result if item is None else result[item]
     return chosen
+
+
+def _for_each_sample(parts: list[Tensor]) -> list[Tensor]:
+    """Repeat parts that all samples share, such as a class token, of which the graph has one row."""
+    samples = max(len(part) for part in parts)
+    return [part.expand(samples, *part.shape[1:]) if len(part) == 1 else part for part in parts]
 
 
 def outputs_of(graph: Graph, path: str) -> frozenset[str]:
@@ -190,7 +201,7 @@ def cut(
         The rest, and what comes before it; None if nothing needs to be cut off.
     """
     graph = program.graph
-    counted = {name for name, mask in graph.masks.items() if not isinstance(mask, Mask)}
+    counted = {name for name, mask in graph.masks.items() if isinstance(mask, CountedLabels)}
     moving = reached(graph, {*moved, *counted, *_unrepeatable(graph), *outputs})
     fixed = {call.name for call in graph.calls if call.name not in moving}
     seeds = fixed & program.troubled

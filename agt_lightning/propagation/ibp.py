@@ -10,7 +10,7 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call
 from agt_lightning.capture.graph import ITEM, Reference, map_references
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
-from agt_lightning.gradients import FactoredGradient, PulledBack, Summed
+from agt_lightning.gradients import Elementwise, FactoredGradient, PulledBack, Summed
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.composites import CompositeCalls
@@ -132,8 +132,10 @@ def propagate_backward(
         UnsoundBoundError: naming the call, if bounds of a gradient are crossed by more than rounding.
         UncertifiableError: naming the call, if its rule cannot bound the gradient.
     """
-    gradients: dict[str, Interval] = dict(seeds)
-    parameters: dict[str, list[FactoredGradient]] = {}
+    gradients: dict[str, Interval] = {name: seed for name, seed in seeds.items() if name in program.samples}
+    parameters: dict[str, list[FactoredGradient]] = {
+        name: [Elementwise(seed)] for name, seed in seeds.items() if name not in program.samples
+    }
     for call in reversed(program.graph.calls):
         gradient = gradients.pop(call.name, None)
         if gradient is None or call.name not in program.trainable:

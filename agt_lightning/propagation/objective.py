@@ -20,7 +20,7 @@ from agt_lightning.capture.counted_labels import CountedLabels, ignored_labels, 
 from agt_lightning.capture.dropout import RandomState, draw_masks
 from agt_lightning.capture.entries import Entry, entries
 from agt_lightning.capture.export import record
-from agt_lightning.capture.graph import Mask
+from agt_lightning.capture.graph import Draw, Mask
 from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.roles import NamedRoles
@@ -190,6 +190,8 @@ class BoundedObjective:
                 names=whole.names,
                 problems=(*objective.problems, *whole.entries.problems),
             )
+        if objective.penalties and (whole_samples or moves is not None and moves.samples):
+            objective = replace(objective, problems=(*objective.problems, _CLIPPED_PENALTY))
         read = {value: names[target] for value, target in program.graph.parameters.items()}
         return cls(objective, program, read, types, prelude)
 
@@ -224,8 +226,9 @@ class BoundedObjective:
             if isinstance(factor, CountedLabels)
         }
         masks = self._masks(self.size(batch), next(iter(parameters.values())).device, state)
-        factors = counted | {name: mask.to(dtype) for name, mask in masks.items()}
-        values |= {name: Interval.point(factor, nonnegative=True) for name, factor in factors.items()}
+        dropped = {name: mask.to(dtype) for name, mask in masks.items() if isinstance(graph.masks[name], Mask)}
+        values |= {name: Interval.point(factor, nonnegative=True) for name, factor in (counted | dropped).items()}
+        values |= {name: _value(numbers, dtype) for name, numbers in masks.items() if name not in dropped}
         if self.prelude is None:
             return values
         _require_points(self.prelude.parameters, parameters, module)
@@ -233,12 +236,15 @@ class BoundedObjective:
         return values | {name: _value(tensor, dtype) for name, tensor in given.items()}
 
     def _masks(self, samples: int, device: torch.device, state: RandomState | None) -> Mapping[str, Tensor]:
-        masks = {name: mask for name, mask in self.program.graph.masks.items() if isinstance(mask, Mask)}
+        masks = {name: mask for name, mask in self.program.graph.masks.items() if isinstance(mask, Mask | Draw)}
         if not masks:
             return {}
         if state is None:
-            raise UncertifiableError(["Dropout is active, but the random state of its masks is unknown. Set `p=0`."])
-        return draw_masks(masks, samples, device, state)
+            raise UncertifiableError(
+                ["The loss draws random numbers, as dropout does, from an unknown state. Leave them out (`p=0`)."]
+            )
+        captured = self.program.graph.shapes[_leaf_of_samples(self.program)][0]
+        return draw_masks(masks, samples, device, state, captured)
 
     def _leaf(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Value:
         if self.objective.label_kinds.get(name) is LabelKind.CLASS:
@@ -299,7 +305,10 @@ class BoundedObjective:
         return abs(term.coefficient) / (batch_size if term.mean else 1)
 
     def seeds(self, values: Mapping[str, Value], batch_size: int, dtype: torch.dtype) -> dict[str, Interval]:
-        """Gradient of the per-sample loss ℓ_i with respect to each term's value.
+        """Gradient of the per-sample loss ℓ_i with respect to each term's value, and to penalties.
+
+        A penalty r of parameters alone is part of the loss of every sample, ``Σ_i w (ℓ_i + r / (w b))``: its gradient
+        is the same for all, and no poison reaches it.
 
         Args:
             values: values by name, for shapes and device.
@@ -317,7 +326,12 @@ class BoundedObjective:
             seed = Interval.point(torch.full(shape, slope, dtype=dtype, device=device), nonnegative=slope >= 0)
             slopes.setdefault(term.value, []).append(slope)
             seeds[term.value] = seeds[term.value] + seed if term.value in seeds else seed
-        return {name: self._rounded_seed(name, seed, slopes[name]) for name, seed in seeds.items()}
+        seeds = {name: self._rounded_seed(name, seed, slopes[name]) for name, seed in seeds.items()}
+        for name, coefficient in self.objective.penalties.items():
+            slope = coefficient / (weight * batch_size)
+            share = Interval.point(torch.full((samples,), slope, dtype=dtype, device=device))
+            seeds[name] = self._rounded_seed(name, share, [slope, slope])
+        return seeds
 
     def _rounded_seed(self, name: str, seed: Interval, slopes: Sequence[float]) -> Interval:
         """Widen a sum of several slopes, which may cancel; a single one is a factor like others, see `StepSums`."""
@@ -434,6 +448,12 @@ class BoundedObjective:
         """Batch entries whose poisoned values differ from the clean ones."""
         features = set(self.objective.features) if adversary.perturbs_features else set()
         return features | (set(self.objective.labels) if adversary.perturbs_labels else set())
+
+
+_CLIPPED_PENALTY = (
+    "The loss has a penalty of parameters alone, which an adversary that replaces samples leaves without bounds: the "
+    "gradient of each sample is clipped, and the penalty is none. Use the optimizer's `weight_decay` instead."
+)
 
 
 def _joined(objective: LossRoles, table: RuleTable, listed: Sequence[Entry]) -> tuple[LossRoles, Program]:

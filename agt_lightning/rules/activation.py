@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agt_lightning.arithmetic import softplus as exact_softplus
 from agt_lightning.arithmetic.compiled import flat, heaviside_products
+from agt_lightning.capture.graph import VALUE_ONLY
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Site
 from agt_lightning.rules.elementary import ElementaryFunction, KernelError
@@ -136,10 +137,14 @@ def _slope_between(
 
     def slope(site: Site, x: Tensor) -> Tensor:
         low, high = limits(site)
+        if site.call.arguments.get(VALUE_ONLY):
+            return torch.full_like(x, gain)
         return ((x > low) & (x < high)).to(x.dtype) * gain
 
     def turns(site: Site) -> Sequence[Turn]:
         low, high = limits(site)
+        if site.call.arguments.get(VALUE_ONLY):
+            return []
         between = [((low + high) / 2, gain)] if -math.inf < low < high < math.inf else []
         on_limits = [(limit, gain) for limit in (low, high) if math.isfinite(limit)] if either and low <= high else []
         return [*between, *on_limits]
@@ -180,7 +185,10 @@ relu6 = _clamped(lambda site: (0.0, 6.0), either=False)
 """``min(max(x, 0), 6)``; derivative zero at the limits."""
 
 clamp = _clamped(_limits("min", "max"), either=True)
-"""``min(max(x, a), b)``; at the limits versions of torch have derivatives of zero and of one, and both count."""
+"""``min(max(x, a), b)``; at the limits versions of torch have derivatives of zero and of one, and both count.
+
+Where the recorded code cuts the value alone, as `cosine_similarity` does with norms, the derivative is one.
+"""
 
 hardsigmoid = PiecewiseMonotone(
     PiecewiseMonotoneFunction(lambda x: (x + 3).clamp(0, 6) / 6, nonnegative=True),

@@ -45,7 +45,7 @@ class Sum(ElementwiseRule):
         """One of the sum; with a factor or a number, also those of the summands."""
         plain = all(position is not None and abs(factor) == 1 for position, factor, _ in self._terms(site))
         numbers = [abs(factor * number) for position, factor, number in self._terms(site) if position is None]
-        return Scaled(0 if plain else 3, 1, copies(site), sum(numbers), underflows=not plain)
+        return Scaled(0 if plain else 3, 1, copies(site), sum(numbers), underflows=not plain, single=plain)
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """Bounds add."""
@@ -108,6 +108,18 @@ class Product(ElementwiseRule):
     def roundings(self, site: Site) -> Roundings:
         """One product, of a rounded number if it is one."""
         return Scaled(0, 2, copies(site))
+
+    def problem(self, site: Site) -> str | None:
+        """Refuse numbers at the end of a type's range, as masks have them, times anything that is rounded."""
+        number, kind = site["other"], site.call.dtype
+        if not isinstance(number, int | float) or not kind.is_floating_point:
+            return alignment_problem(site)
+        if abs(number) <= torch.finfo(kind).max / 2:
+            return alignment_problem(site)
+        return (
+            f"`{name_of(site.call)}` at {site.call.source} multiplies by {number:.3g}, the end of the range of {kind}, "
+            "so that a rounding error leads to infinity. Use a smaller number, such as -1e9."
+        )
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """All corner products."""
@@ -236,6 +248,7 @@ class Scaled(Roundings):
         copies: number of summands where a gradient is summed over repeated axes.
         number: magnitude of a number among the summands, which is rounded to the type of the tensor.
         underflows: whether results can underflow; sums and differences of floating point numbers cannot.
+        single: whether a result is the exact one of the run's operands, rounded once.
     """
 
     factor: int
@@ -243,6 +256,7 @@ class Scaled(Roundings):
     copies: int
     number: float = 0.0
     underflows: bool = True
+    single: bool = False
 
     @override
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Value:
@@ -254,6 +268,8 @@ class Scaled(Roundings):
             return output
         wide = arithmetic.outward(output, self.result)
         wide = arithmetic.clear_of_underflow(wide) if self.underflows else wide
+        if self.single:
+            return arithmetic.in_range(output, wide)
         return wide.widened(self.number * arithmetic.relative(2)) if self.number else wide
 
     @override
@@ -303,6 +319,10 @@ class Reduction(Rule):
         """Accept calls on constants alone, over any axes."""
         return True
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone, as penalties have them."""
+        return True
+
     def roundings(self, site: Site) -> Roundings:
         """A sum over the axes, and a division by their size."""
         return LinearMap(math.prod(site.shapes[0][dim] for dim in self._dims(site)), 2)
@@ -339,4 +359,6 @@ class Reduction(Rule):
             count *= shape[dim]
         scale = 1.0 if self.reduce is torch.sum else 1.0 / count
         kept = [1 if axis in dims else size for axis, size in enumerate(shape)]
-        return [grad.scaled(scale).rearranged(lambda bound: bound.reshape(kept).expand(shape))]
+        first = [] if site.has_samples else [grad.shape[0]]
+        repeated = grad.scaled(scale).rearranged(lambda bound: bound.reshape(first + kept).expand([*first, *shape]))
+        return [repeated]

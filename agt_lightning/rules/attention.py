@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from agt_lightning.arithmetic import product, softmax
 from agt_lightning.arithmetic.floating_point import Arithmetic
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import Rule, Site, name_of
 from agt_lightning.rules.roundings import Roundings
@@ -52,7 +53,7 @@ class AttentionRoundings(Roundings):
     @override
     def forward(self, rule: Rule, site: Site, inputs: Sequence[Value], arithmetic: Arithmetic) -> Interval:
         assert isinstance(rule, Attention)
-        _, _, value = map(as_interval, inputs)
+        value = as_interval(inputs[2])
         exact, off = self._probabilities(rule, site, inputs, arithmetic)
         probabilities = arithmetic.outward(self._rounded(exact, off, arithmetic), self.keys + 2)
         return arithmetic.clear_of_underflow(product(probabilities, value), self.keys + 2)
@@ -68,7 +69,7 @@ class AttentionRoundings(Roundings):
         arithmetic: Arithmetic,
     ) -> Sequence[Interval | None]:
         assert isinstance(rule, Attention)
-        query, key, value = map(as_interval, inputs)
+        query, key, value = map(as_interval, inputs[:3])
         probabilities, off = self._probabilities(rule, site, inputs, arithmetic)
         sums = self.size + self.keys + value.shape[-1] + _ROUNDINGS
         towards = product(arithmetic.outward(grad, sums), value.mT)
@@ -83,7 +84,8 @@ class AttentionRoundings(Roundings):
         rounded = self._rounded(probabilities, off, arithmetic)
         towards_value = product(arithmetic.outward(rounded.mT, self.queries + 2), grad)
         gradients = [product(wide, key), product(wide.mT, query), towards_value]
-        return [arithmetic.clear_of_underflow(each, sums + self.queries) for each in gradients]
+        cleared = [arithmetic.clear_of_underflow(each, sums + self.queries) for each in gradients]
+        return [*cleared, *[None] * (len(inputs) - 3)]
 
     def _rounded(self, exact: Interval, off: Tensor, arithmetic: Arithmetic) -> Interval:
         """Return bounds on P as a run computes it."""
@@ -98,30 +100,69 @@ class AttentionRoundings(Roundings):
         A kernel's backward pass computes ``exp(s - log Σ exp s')`` with scores s that it rounds anew, so that P can
         exceed one and its rows need not add up to one.
         """
-        query, key, _ = map(as_interval, inputs)
+        query, key, _ = map(as_interval, inputs[:3])
         scores = rule.scores(site, query, key)
         sizes = abs(rule.scale(site)) * (query.magnitude @ key.magnitude.mT)
         apart = arithmetic.relative(self.size + 4) * sizes + arithmetic.absolute(self.size + 4)
         spread = scores.magnitude + scores.magnitude.amax(dim=-1, keepdim=True)
         relative = arithmetic.relative(_OF_SCORES) * spread + arithmetic.relative(self.keys + _ROUNDINGS)
         off = apart + apart.amax(dim=-1, keepdim=True) + relative
-        return rule.probabilities(site, scores), off.expm1()
+        return rule.probabilities(site, scores, inputs[3:]), off.expm1()
 
 
 class Attention(Rule):
-    """``scaled_dot_product_attention``: softmax(c Q Kᵀ) V, exact call by call but for the softmax's gradient."""
+    """``scaled_dot_product_attention``: softmax(c Q Kᵀ) V, exact call by call but for the softmax's gradient.
+
+    A mask may hide keys, by False or minus infinity, if it is the same in every run.
+    """
 
     def problem(self, site: Site) -> str | None:
-        """Refuse masks other than the causal one, dropout, and factors with different samples or heads."""
-        ranks = {len(shape) for shape in site.shapes}
-        heads = {shape[:-2] for shape in site.shapes}
-        plain = site["attn_mask"] is None and not site["dropout_p"] and all(site.samples)
+        """Refuse masks that are trained, dropout, and factors with different samples or heads."""
+        ranks = {len(shape) for shape in site.shapes[:3]}
+        heads = {shape[:-2] for shape in site.shapes[:3]}
+        plain = self._mask_is_aligned(site) and not site["dropout_p"] and all(site.samples[:3])
         if plain and len(heads) == len(ranks) == 1 and len(site.shapes[0]) >= 3:
             return None
         return (
-            f"`{name_of(site.call)}` at {site.call.source} has a mask, dropout, or factors that do not carry the same "
-            "samples and heads. Use `is_causal=True` for a causal mask, `dropout_p=0`, and the batch as first axis."
+            f"`{name_of(site.call)}` at {site.call.source} has a mask that is trained or has other axes, dropout, or "
+            "factors that do not carry the same samples and heads. Use a mask of fixed numbers, `dropout_p=0`, and the "
+            "batch as first axis."
         )
+
+    def _mask_is_aligned(self, site: Site) -> bool:
+        """Return whether there is no mask, or one whose first axis counts samples if they have masks of their own."""
+        if site["attn_mask"] is None:
+            return True
+        rank, shape = len(site.shapes[0]), site.shapes[3]
+        of_samples = len(shape) == rank and site.samples[3]
+        shared = len(shape) < rank or shape[0] == 1
+        return not site.trainable[3] and (of_samples or shared and not site.samples[3])
+
+    def hidden(self, site: Site, masks: Sequence[Value], like: Tensor) -> Tensor | None:
+        """Return which keys a query does not see; None if it sees all.
+
+        Raises:
+            UncertifiableError: if a mask differs between runs, has other numbers than zero and minus infinity, or hides
+                every key from a query, where the softmax is NaN.
+        """
+        if site["is_causal"]:
+            return torch.ones(like.shape[-2:], dtype=torch.bool, device=like.device).triu(diagonal=1)
+        if not masks:
+            return None
+        (mask,) = masks
+        bounds = as_interval(mask)
+        given = mask if isinstance(mask, Tensor) else bounds.lower
+        hidden = given == 0 if given.dtype == torch.bool else given == -torch.inf
+        plain = given.dtype == torch.bool or bool((hidden | (given == 0)).all())
+        if not plain or not bounds.is_point or bool(hidden.all(dim=-1).any()):
+            raise UncertifiableError(
+                [
+                    f"`{name_of(site.call)}` at {site.call.source} has a mask that differs between runs, hides every "
+                    "key from a query, or has numbers other than zero and minus infinity. Use a mask of True and False "
+                    "that is computed from entries which nobody moves."
+                ]
+            )
+        return hidden
 
     def roundings(self, site: Site) -> Roundings:
         """Those of all kernels for attention."""
@@ -135,25 +176,26 @@ class Attention(Rule):
         """Return bounds on ``c Q Kᵀ``."""
         return product(query, key.mT).scaled(self.scale(site))
 
-    def probabilities(self, site: Site, scores: Interval) -> Interval:
+    def probabilities(self, site: Site, scores: Interval, masks: Sequence[Value] = ()) -> Interval:
         """Return bounds on ``P``, the softmax over keys."""
-        if site["is_causal"]:
-            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(diagonal=1)
+        hidden = self.hidden(site, masks, scores.lower)
+        if hidden is not None:
             scores = scores.mapped(lambda bound: bound.masked_fill(hidden, _MASKED))
         return _last(softmax(_second(scores)))
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``P V``."""
-        query, key, value = map(as_interval, inputs)
-        return product(self.probabilities(site, self.scores(site, query, key)), value)
+        query, key, value = map(as_interval, inputs[:3])
+        return product(self.probabilities(site, self.scores(site, query, key), inputs[3:]), value)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """``∂L/∂V = Pᵀ G``; with ``S`` the softmax's gradient of ``G Vᵀ``, ``c S K`` for Q and ``c Sᵀ Q`` for K."""
-        query, key, value = map(as_interval, inputs)
-        probabilities = self.probabilities(site, self.scores(site, query, key))
+        query, key, value = map(as_interval, inputs[:3])
+        probabilities = self.probabilities(site, self.scores(site, query, key), inputs[3:])
         towards = product(grad, value.mT)
         scores = _last(softmax_gradient(_second(probabilities), _second(towards))).scaled(self.scale(site))
-        return [product(scores, key), product(scores.mT, query), product(probabilities.mT, grad)]
+        gradients = [product(scores, key), product(scores.mT, query), product(probabilities.mT, grad)]
+        return [*gradients, *[None] * (len(inputs) - 3)]
 
 
 def _second(value: Interval) -> Interval:

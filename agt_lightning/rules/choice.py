@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,8 @@ class Where(ElementwiseRule):
 
     def roundings(self, site: Site) -> Roundings:
         """Numbers are rounded to the type of the result; gradients are summed over repeated axes."""
-        numbers = [abs(site.number(name)) for name in self._values(site) if self._is_number(site, name)]
+        given = [site.number(name) for name in self._values(site) if self._is_number(site, name)]
+        numbers = [abs(number) for number in given if not stored_exactly(number, site.call.dtype)]
         return ChoiceRoundings(0, 1 if numbers else 0, copies(site), sum(numbers), underflows=False)
 
     def _values(self, site: Site) -> tuple[str, str]:
@@ -58,7 +60,7 @@ class Where(ElementwiseRule):
                 "`relu`, `clamp`, `maximum` or another call that has bounds."
             )
         numbers = [site.number(name) for name in self._values(site) if self._is_number(site, name)]
-        if not all(torch.tensor(number).isfinite() for number in numbers):
+        if not all(math.isfinite(number) for number in numbers):
             return (
                 f"`{name_of(site.call)}` at {site.call.source} fills in infinity, which has no bounds. Use a finite "
                 "number, such as -1e4 before a softmax."
@@ -102,6 +104,16 @@ class Where(ElementwiseRule):
             for name, position in zip(self._values(site), positions, strict=True)
         ]
         return true, unknown, values[0], values[1]
+
+
+def stored_exactly(number: float, kind: torch.dtype) -> bool:
+    """Return whether a number is one of a type, so that filling it in does not round it.
+
+    Example:
+        >>> stored_exactly(-1e9, torch.float32), stored_exactly(0.1, torch.float32)
+        (True, False)
+    """
+    return float(torch.tensor(number, dtype=kind)) == number
 
 
 class ChoiceRoundings(Scaled):

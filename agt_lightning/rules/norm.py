@@ -30,6 +30,10 @@ class VectorNorm(Rule):
         """Accept calls on constants alone, over any axes."""
         return self._order(site) in (1.0, 2.0)
 
+    def takes_parameters(self, site: Site) -> bool:
+        """Accept calls on parameters alone, as penalties and normalized weights have them."""
+        return self._order(site) in (1.0, 2.0)
+
     def roundings(self, site: Site) -> Roundings:
         """A sum of squares, a root and a quotient, relatively, and squares that underflow."""
         terms = math.prod(site.shapes[0][dim] for dim in self._dims(site))
@@ -37,7 +41,7 @@ class VectorNorm(Rule):
 
     def problem(self, site: Site) -> str | None:
         """Refuse other orders, and the samples' axis."""
-        if 0 in self._dims(site):
+        if site.has_samples and 0 in self._dims(site):
             return (
                 f"`{name_of(site.call)}` at {site.call.source} runs over the samples, so that each meets all others. "
                 "Choose other axes, for example `dim=1`."
@@ -69,6 +73,7 @@ class VectorNorm(Rule):
     def along(self, site: Site, grad: Interval, value: Interval) -> Interval:
         """Return the gradient of the result with axes of size one, to meet the input."""
         shape = [1 if axis in self._dims(site) else size for axis, size in enumerate(value.shape)]
+        shape = shape if site.has_samples else [grad.shape[0], *shape]
         return grad.rearranged(lambda bound: bound.reshape(shape))
 
     def _norm(self, site: Site, values: Tensor, *, keepdim: bool) -> Tensor:

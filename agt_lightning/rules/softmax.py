@@ -96,10 +96,35 @@ def probability_error(logits: Interval, arithmetic: Arithmetic) -> Tensor:
     return arithmetic.relative(classes + _ROUNDINGS) * (1 + spread + math.log(classes))
 
 
+def probability_errors(logits: Interval, largest: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """Return the absolute error of each probability in floating point, classes on axis 1.
+
+    The relative one of ``p_k`` is that of its own exponential, whose argument is off by u of the difference of its
+    logit to the largest one, and that of the sum of all, in which each exponential counts by its probability. So logits
+    that a mask puts far below the others add nothing: their probabilities vanish faster than their errors grow.
+
+    Args:
+        logits: classes on axis 1.
+        largest: upper bounds on the probabilities.
+        arithmetic: of the run and of the bounds.
+
+    Example:
+        >>> logits = Interval.point(torch.tensor([[0.0, -1e9]], dtype=torch.float64))
+        >>> single = Arithmetic(torch.float32, torch.float64)
+        >>> bool(probability_errors(logits, softmax(logits).upper, single).max() < 1e-4)
+        True
+    """
+    classes = logits.shape[1]
+    below = logits.upper.amax(dim=1, keepdim=True) - logits.lower
+    shares = torch.where(largest > 0, largest * below, 0.0)  # what underflows is far below all errors
+    of_sum = torch.minimum(shares.sum(dim=1, keepdim=True), below.amax(dim=1, keepdim=True))
+    return arithmetic.relative(classes + _ROUNDINGS) * (shares + largest * (1 + of_sum + math.log(classes)))
+
+
 def rounded_softmax(logits: Interval, arithmetic: Arithmetic) -> Interval:
     """Return bounds on probabilities as a run computes them, classes on axis 1."""
     exact = softmax(logits)
-    error = exact.upper * probability_error(logits, arithmetic)
+    error = probability_errors(logits, exact.upper, arithmetic)
     wide = exact.widened(error + arithmetic.absolute(logits.shape[1]), nonnegative=True)
     # However far apart logits are, no exponential exceeds the sum of all, but for the roundings of both.
     largest = 1 + arithmetic.relative(logits.shape[1] + _ROUNDINGS)
@@ -220,10 +245,14 @@ class SoftmaxRoundings(Roundings):
         (exact,) = rule.backward(site, grad, inputs, output)
         assert exact is not None
         p, size = softmax(logits).upper, towards.magnitude
-        weights = p if isinstance(rule, Softmax) else torch.ones_like(p)
-        total = (weights * size).sum(dim=1, keepdim=True)
-        error = (p * probability_error(logits, arithmetic)).clamp(max=1.5)
-        slack = 3 * error * (size + total) + arithmetic.relative(4) * size
+        if isinstance(rule, Softmax):
+            error = probability_errors(logits, p, arithmetic).clamp(max=1.5)
+            total = (p * size).sum(dim=1, keepdim=True)
+            slack = 3 * (error * (size + total) + (p + error) * (error * size).sum(dim=1, keepdim=True))
+        else:
+            error = (p * probability_error(logits, arithmetic)).clamp(max=1.5)
+            slack = 3 * error * (size + size.sum(dim=1, keepdim=True))
+        slack = slack + arithmetic.relative(4) * size
         written = WrittenLogarithm.of(site, logits, arithmetic)
         if written is not None:
             slack = slack + written.gradient_error(size, p)

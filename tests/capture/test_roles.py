@@ -498,12 +498,12 @@ REFUSED = {
     "gamma": (lambda m, b: F.mse_loss(torch.lgamma(m(b[0])), b[1]), "aten.lgamma"),
     "power of zero": (lambda m, b: ((m(b[0]) - b[1]) ** 0).mean(), "exponent 0"),
     "no reduction": (lambda m, b: F.mse_loss(m(b[0]), b[1], reduction="none"), "loss of shape"),
-    "noise": (lambda m, b: F.mse_loss(m(b[0] + torch.randn_like(b[0])), b[1]), "draws random numbers"),
-    "random scale": (lambda m, b: F.mse_loss(m(b[0]), b[1]) * torch.rand(()), "draws random numbers"),
+    "noise that data scale": (lambda m, b: F.mse_loss(m(torch.normal(b[0], 1.0)), b[1]), "draws random numbers"),
+    "random scale": (lambda m, b: F.mse_loss(m(b[0]), b[1]) * torch.rand(()), "aten.mul"),
     "dropout of everything": (lambda m, b: F.mse_loss(F.dropout(m(b[0]), p=1.0), b[1]), "active"),
-    "regulariser": (
-        lambda m, b: F.mse_loss(m(b[0]), b[1]) + 0.1 * m.last.weight.square().sum(),
-        "weight_decay",
+    "regulariser of another form": (
+        lambda m, b: F.mse_loss(m(b[0]), b[1]) + 0.1 * torch.lgamma(m.last.weight.square()).sum(),
+        "changes a parameter",
     ),
     "changed parameter": (
         lambda m, b: F.mse_loss(b[0] @ (torch.lgamma(m.first.weight[:1].T)), b[1]),

@@ -8,6 +8,7 @@ from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from tests.rules.laws import Box, Integers, Labels, Setting
+from tests.rules.settings_composed import COMPOSED
 from tests.rules.settings_convolution import CONVOLUTION
 from tests.rules.settings_elementwise import ELEMENTWISE, SOFTMAX
 from tests.rules.settings_functions import FUNCTION_SETTINGS
@@ -327,7 +328,7 @@ LOSS = [
 ]
 
 SETTINGS = [*LINEAR, *ACTIVATION, *SHAPE, *TYPE, *ARITHMETIC, *LOSS, *CONVOLUTION, *POOLING, *NORMALIZATION]
-SETTINGS += [*ELEMENTWISE, *SOFTMAX, *SELECTION, *BILINEAR, *EXTREMA, *EMBEDDING, *FUNCTION_SETTINGS]
+SETTINGS += [*ELEMENTWISE, *SOFTMAX, *SELECTION, *BILINEAR, *EXTREMA, *EMBEDDING, *FUNCTION_SETTINGS, *COMPOSED]
 
 TOTALS = frozenset({aten.mean.default, aten.sum.default})
 """Reductions of everything, samples included: the objective takes them, no rule ever sees them on samples."""

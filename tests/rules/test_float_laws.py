@@ -228,6 +228,31 @@ def test_gradients_of_single_precision_are_rounded_though_the_result_is_of_doubl
     assert program.rules[name].arithmetic(program.sites[name]).run == SINGLE
 
 
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("far", [-1e4, -1e9, float(torch.finfo(SINGLE).min)], ids=str)
+def test_a_softmax_of_masked_scores_stays_inside_narrow_bounds(far):
+    """An exponential that vanishes adds no error, however far its score is from the others."""
+    mask = torch.tensor([0.0, far, 0.0, far])
+    setting = Setting("masked", aten.softmax.int, lambda m, x: (x + mask).softmax(-1), (Box((4,)),))
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    bounds = contained(setting, [x])
+    assert float(bounds.output.width.max()) < 1e-3
+    slope = bounds.gradients["shift0"]
+    assert float((slope.upper - slope.lower).max()) < 1e-2
+
+
+def test_a_sum_at_the_end_of_its_range_is_not_infinite():
+    """What lies less than half a unit beyond the largest number is rounded to it, what lies beyond is not."""
+    single, least = Arithmetic(SINGLE, DOUBLE), torch.finfo(SINGLE).min
+    inside = Interval.point(torch.tensor([least - 100.0], dtype=DOUBLE))
+    assert (torch.tensor(least) - 100.0).item() == least
+    assert single.overflow(single.in_range(inside, single.outward(inside))) == 0.0
+    beyond = Interval.point(torch.tensor([least * (1 + 2.0**-24)], dtype=DOUBLE))
+    assert single.overflow(single.in_range(beyond, single.outward(beyond))) > 0.0
+
+
 # --- attention -------------------------------------------------------------------------------------------------------
 
 

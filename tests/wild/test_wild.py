@@ -1,0 +1,23 @@
+"""Each module of the collection under each adversary that makes sense for it: held under attack, or refused."""
+
+import pytest
+
+from tests.wild.collection import COLLECTION, cells
+from tests.wild.matrix import complaint, outcome
+
+MATRIX = [
+    pytest.param(wild, threat, id=f"{wild.name}-{threat.name}", marks=() if wild.quick else pytest.mark.slow)
+    for wild, threat in cells()
+]
+
+
+@pytest.mark.parametrize(("wild", "threat"), MATRIX)
+def test_every_module_is_held_under_attack_or_refused_for_a_true_reason(wild, threat):
+    wrong = complaint(wild, threat, outcome(wild, threat))
+    assert wrong is None, wrong
+
+
+def test_the_collection_is_large_and_most_of_it_works():
+    assert len(COLLECTION) >= 60
+    working = [wild for wild in COLLECTION.values() if not wild.refused]
+    assert len(working) >= 0.8 * len(COLLECTION)

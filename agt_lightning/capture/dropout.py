@@ -84,15 +84,29 @@ def masked(graph: Graph) -> Graph:
     return replace(graph, calls=tuple(calls), shapes=shapes, masks=masks)
 
 
-def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, state: RandomState) -> dict[str, Tensor]:
+def masks_of_size(masks: Mapping[str, Mask], captured: int, samples: int) -> dict[str, Mask]:
+    """Return the masks that a batch of another number of samples draws, if their first axis counts samples.
+
+    Args:
+        masks: of a graph.
+        captured: number of samples that it was captured on.
+        samples: number of samples of the batch.
+    """
+
+    def shape(mask: Mask) -> tuple[int, ...]:
+        return (samples, *mask.shape[1:]) if mask.shape[:1] == (captured,) else mask.shape
+
+    return {name: replace(mask, shape=shape(mask)) for name, mask in masks.items()}
+
+
+def draw_masks(masks: Mapping[str, Mask], device: torch.device, state: RandomState) -> dict[str, Tensor]:
     """Return the masks that the training step drew, by drawing them again in the same order.
 
     Each is drawn from the state at its layer if these were noted, and otherwise one after another from the beginning of
     the step.
 
     Args:
-        masks: the masks of a graph, in order.
-        samples: number of samples of the batch.
+        masks: the masks of a graph, in order, as large as the step draws them.
         device: device on which training runs.
         state: state of the generators at the beginning of the step; their current state is restored afterwards.
     """
@@ -103,7 +117,7 @@ def draw_masks(masks: Mapping[str, Mask], samples: int, device: torch.device, st
         for at, (name, mask) in enumerate(masks.items()):
             if at < len(states):
                 _set(states[at], devices)
-            drawn[name] = _draw(mask, samples, device)
+            drawn[name] = _draw(mask, device)
     return drawn
 
 
@@ -114,8 +128,8 @@ def _set(state: RandomState, devices: Sequence[torch.device]) -> None:
             torch.cuda.set_rng_state(state.cuda, device)
 
 
-def _draw(mask: Mask, samples: int, device: torch.device) -> Tensor:
-    ones = torch.ones(samples, *mask.shape[1:], dtype=mask.dtype, device=device)
+def _draw(mask: Mask, device: torch.device) -> Tensor:
+    ones = torch.ones(mask.shape, dtype=mask.dtype, device=device)
     return (torch.feature_dropout if mask.whole_channels else torch.dropout)(ones, mask.p, True)
 
 

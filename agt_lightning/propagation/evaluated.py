@@ -9,7 +9,7 @@ off is assumed to be computed to the same bits in every run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,7 +140,14 @@ def outputs_of(graph: Graph, path: str) -> frozenset[str]:
     return frozenset(inside & read)
 
 
-def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) -> list[str]:
+def place_problems(
+    roles: LossRoles,
+    path: str,
+    module: nn.Module,
+    size: int,
+    troubled: Collection[str],
+    of_one_more: Callable[[], Graph],
+) -> list[str]:
     """Return why the outputs of a submodule cannot be what is poisoned, each with its way out.
 
     Args:
@@ -148,6 +155,12 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
         path: of the submodule.
         module: the whole module.
         size: number of samples.
+        troubled: names of the calls that have no rule, or that keep the samples elsewhere than first.
+        of_one_more: records the loss on one sample more. Behind troubled calls, it shows which axis counts samples:
+            others can be as long.
+
+    Raises:
+        CaptureError: if the loss cannot be recorded on one sample more.
     """
     graph = roles.graph
     outputs = outputs_of(graph, path)
@@ -166,7 +179,10 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
         )
     if any(outputs & (reached(graph, {name}) - {name}) for name in outputs):
         problems.append(f"`at={path!r}` poisons outputs that are computed from one another. Call it once.")
-    if any(graph.shapes[name][:1] != (size,) or not graph.types[name].is_floating_point for name in outputs):
+    rows = all(graph.shapes[name][:1] == (size,) and name in roles.samples for name in outputs)
+    if rows and outputs & reached(graph, set(troubled)):
+        rows = _output_shapes(of_one_more(), path) == [(size + 1, *shape[1:]) for shape in _output_shapes(graph, path)]
+    if not rows or not all(graph.types[name].is_floating_point for name in outputs):
         problems.append(
             f"`at={path!r}` poisons outputs that are no floating point numbers with the samples as first axis. Name a "
             "submodule that returns a row per sample."
@@ -174,6 +190,11 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
     if any(call.op in _LOSSES and outputs.intersection(call.inputs) for call in graph.calls):
         problems.append(f"`at={path!r}` poisons predictions. Name a submodule before a trained layer.")
     return problems
+
+
+def _output_shapes(graph: Graph, path: str) -> list[tuple[int, ...]]:
+    outputs = outputs_of(graph, path)
+    return [call.shape for call in graph.calls if call.name in outputs]
 
 
 def cut(

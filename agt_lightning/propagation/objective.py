@@ -17,7 +17,7 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
 from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.counted_labels import CountedLabels, ignored_labels, with_counted_labels
-from agt_lightning.capture.dropout import RandomState, draw_masks
+from agt_lightning.capture.dropout import RandomState, draw_masks, masks_of_size
 from agt_lightning.capture.entries import Entry, entries
 from agt_lightning.capture.export import record
 from agt_lightning.capture.graph import Mask
@@ -173,7 +173,16 @@ class BoundedObjective:
         types = {name: leaves[position].dtype for name, position in graph.leaves.items()}
         prelude = None
         if moves is not None and moves.at is not None:
-            objective = _poisoned_at(objective, moves.at, named, module, size)
+            longer = [torch.cat([leaf, leaf[:1]]) if leaf.shape[:1] == (size,) else leaf for leaf in leaves]
+            problems = place_problems(
+                objective,
+                moves.at,
+                module,
+                size,
+                program.troubled,
+                lambda: record(partial(_replicated, module, loss, rebuild), longer),
+            )
+            objective = _poisoned_at(objective, moves.at, named, problems)
             types |= {name: graph.types[name] for name in objective.features}
         at = None if moves is None else moves.at
         outputs = frozenset(objective.features) if at is not None else frozenset()
@@ -238,7 +247,8 @@ class BoundedObjective:
             return {}
         if state is None:
             raise UncertifiableError(["Dropout is active, but the random state of its masks is unknown. Set `p=0`."])
-        return draw_masks(masks, samples, device, state)
+        captured = self.program.graph.shapes[_leaf_of_samples(self.program)][0]
+        return draw_masks(masks_of_size(masks, captured, samples), device, state)
 
     def _leaf(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Value:
         if self.objective.label_kinds.get(name) is LabelKind.CLASS:
@@ -451,9 +461,9 @@ def _joined(objective: LossRoles, table: RuleTable, listed: Sequence[Entry]) -> 
     return objective, program
 
 
-def _poisoned_at(objective: LossRoles, path: str, named: NamedRoles | None, module: nn.Module, size: int) -> LossRoles:
-    """Return the roles of a loss in which the outputs of a submodule are the features."""
-    problems = place_problems(objective, path, module, size)
+def _poisoned_at(objective: LossRoles, path: str, named: NamedRoles | None, problems: Sequence[str]) -> LossRoles:
+    """Return the roles of a loss in which the outputs of a submodule are the features, with problems of the place."""
+    problems = list(problems)
     if named is not None and named.features is not None:
         problems.append("Both `features` and `at` say what `epsilon` moves. Give one of them.")
     outputs = tuple(sorted(outputs_of(objective.graph, path)))

@@ -9,7 +9,7 @@ off is assumed to be computed to the same bits in every run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ _aten = torch.ops.aten
 
 _LOSSES = frozenset({_aten.cross_entropy_loss.default, _aten.binary_cross_entropy_with_logits.default})
 """Calls that can be fused with what comes before, so that the value that their code reads is none of the graph."""
+
+_JOINS = frozenset({_aten.cat.default, _aten.concat.default, _aten.concatenate.default})
 
 _NORMALIZATIONS = frozenset(
     {
@@ -123,6 +125,8 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     arguments = {name: map_references(argument, concrete) for name, argument in call.arguments.items()}
     if call.op is _aten.view.default:  # of a copy that the graph leaves out
         return torch.reshape(arguments["self"], arguments["size"])  # type: ignore[arg-type]
+    if _joins_within_samples(call):
+        arguments["tensors"] = _rows_of_all(arguments["tensors"])  # type: ignore[arg-type]
     schema = call.op._schema.arguments
     result: Any = call.op(
         *(arguments[argument.name] for argument in schema if not argument.kwarg_only),
@@ -131,6 +135,19 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     item = call.arguments.get(ITEM)
     chosen: Tensor = result if item is None else result[item]
     return chosen
+
+
+def _joins_within_samples(call: Call) -> bool:
+    """Return whether a call joins values along another axis than the first, which then is as long in all of them."""
+    dim = call.arguments.get("dim")
+    other = isinstance(dim, int) and dim % max(len(call.shape), 1) != 0
+    return call.op is _aten.stack.default or call.op in _JOINS and other
+
+
+def _rows_of_all(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Repeat a part that is one row for all samples."""
+    samples = max(part.shape[0] if part.ndim else 1 for part in parts)
+    return [part.expand(samples, *part.shape[1:]) if part.shape[:1] == (1,) else part for part in parts]
 
 
 def outputs_of(graph: Graph, path: str) -> frozenset[str]:

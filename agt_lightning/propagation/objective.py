@@ -21,6 +21,7 @@ from agt_lightning.capture.dropout import RandomState, draw_masks, masks_of_size
 from agt_lightning.capture.entries import Entry, entries
 from agt_lightning.capture.export import record
 from agt_lightning.capture.graph import Mask
+from agt_lightning.capture.moves import is_elementwise
 from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.roles import NamedRoles
@@ -104,7 +105,7 @@ class BoundedObjective:
         """Record a loss for batches of this kind; see `capture`.
 
         A single sample can lose its axis to `.squeeze()`. The code for two samples is the same code, so a batch of one
-        that leads to problems is recorded with its sample twice.
+        that leads to problems is recorded with its sample twice; it must not compute with the number of samples.
 
         Raises:
             CaptureError: if the code cannot be recorded.
@@ -122,7 +123,14 @@ class BoundedObjective:
         bounded = capture(batch)
         if not bounded.problems or bounded.size(batch) != 1:
             return bounded
-        return capture(_doubled(batch))
+        twice = capture(_doubled(batch))
+        if _numbers(bounded.graph) == _numbers(twice.graph):
+            return twice
+        problem = (
+            "A batch of one sample is recorded with its sample twice, but `training_step` then computes with other "
+            "numbers, such as `len(x)`. Take `.mean()` over the samples, or leave out such batches (`drop_last=True`)."
+        )
+        return replace(twice, objective=replace(twice.objective, problems=(*twice.objective.problems, problem)))
 
     @classmethod
     def capture(
@@ -599,6 +607,17 @@ def _batch_size(leaves: Sequence[Tensor]) -> int:
     """The leading size that most batch entries of the loss share."""
     sizes = Counter(leaf.shape[0] for leaf in leaves if leaf.ndim > 0)
     return sizes.most_common(1)[0][0] if sizes else 0
+
+
+def _numbers(graph: Graph) -> Counter[object]:
+    """Return the numbers that the calls of a graph compute with, besides shapes and places, each as often as it is."""
+    numbers: Counter[object] = Counter(
+        (call.op, name, value)
+        for call in graph.calls
+        for name, value in call.arguments.items()
+        if isinstance(value, float) or (isinstance(value, int) and (is_elementwise(call) or name == "fill_value"))
+    )
+    return numbers + Counter(value.item() for value in graph.constants.values() if value.numel() == 1)
 
 
 def _doubled(batch: object) -> object:

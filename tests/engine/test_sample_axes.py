@@ -237,6 +237,37 @@ def test_outputs_with_as_many_columns_as_samples_are_one():
     assert problems_at_part(nn.BatchNorm1d(SIZE), loss_of_first_tokens, SIZE) == []
 
 
+def test_a_batch_of_one_whose_loss_reads_the_number_of_samples_is_refused():
+    """It is recorded with its sample twice, where `len(x)` is two."""
+    module, batch = made("folded"), tuple(entry[:1] for entry in batches_of("folded")[0])
+    refusals = []
+    for squares in (lambda m, b: m(b[0]).pow(2).sum() / len(b[0]), lambda m, b: m(b[0]).pow(2).mean()):
+        engine = AbstractGradientEngine(module, squares, BoundedAdversary(n=1, epsilon=0.02))
+        refusals.append(engine.problems(batch, torch.optim.SGD(module.parameters(), lr=RATE)))
+    assert "drop_last" in refusals[0][0]
+    assert refusals[1] == []
+
+
+class NormedTokens(nn.Module):
+    """A frozen part that joins a class token, which is one row for all samples, and has no rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.norm = nn.Parameter(torch.randn(1, 1, SIZE)), nn.BatchNorm1d(TIME + 1)
+        self.requires_grad_(False)
+        self.head = nn.Linear(SIZE, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.norm(torch.cat([self.token.expand(len(x), -1, -1), x], 1))[:, 1:])
+
+
+def test_a_class_token_is_joined_where_no_rules_are():
+    module = NormedTokens().double()
+    engine = AbstractGradientEngine(module, loss_of_last_tokens, BoundedAdversary(n=1, nu=1, q=0))
+    engine.step(batches_of("folded")[:1], torch.optim.SGD([module.head.weight, module.head.bias], lr=RATE))
+    assert engine.bounds.mean_width() > 0
+
+
 class Dropping(nn.Module):
     """Dropout of what has no row for each sample: weights, and tokens with time before samples or folded with it."""
 

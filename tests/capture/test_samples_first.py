@@ -208,6 +208,9 @@ MEETING = {
     "samples in another order": lambda m, x: m.linear(x).transpose(0, 1).roll(1, 1).transpose(0, 1),
     "mean of all samples": lambda m, x: x - m.linear(x).transpose(0, 1).mean(1, keepdim=True).transpose(0, 1),
     "part of the folded samples": lambda m, x: m.linear(x.view(-1, SIZE))[:BATCH],
+    "norm over samples behind as many steps": lambda m, x: F.group_norm(
+        torch.cat([m.linear(x).transpose(0, 1), x.transpose(0, 1)[:1]]), 1
+    ),
     "folded samples in another order": lambda m, x: folded(m, x)[[1, 0, 3, 2]],
     "Gram matrices of samples": lambda m, x: (m.linear(x).transpose(0, 1) @ x.permute(1, 2, 0)).transpose(0, 1),
     "rows that differ": lambda m, x: m.linear(x) + torch.arange(len(x)).view(-1, 1, 1),

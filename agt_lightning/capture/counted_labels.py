@@ -67,7 +67,7 @@ class CountedLabels:
             >>> CountedLabels("y", -100, True, (3,), "a.py:1").factors(torch.tensor([0, -100, 2]), torch.float64)
             tensor([1.5000, 0.0000, 1.5000], dtype=torch.float64)
         """
-        counted = (labels != self.ignored).to(dtype).reshape(labels.shape[0], *self.shape[1:])
+        counted = (labels.long() != self.ignored).to(dtype).reshape(labels.shape[0], *self.shape[1:])
         if not self.mean:
             return counted
         if not bool(counted.any()):
@@ -83,7 +83,7 @@ class CountedLabels:
 def ignored_labels(labels: Tensor) -> bool:
     """Return whether a batch entry has a label that `cross_entropy` leaves out unless it is told otherwise."""
     integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    return integers and bool((labels == _DEFAULT).any())
+    return integers and bool((labels.long() == _DEFAULT).any())  # bytes compare modulo 256
 
 
 def with_counted_labels(graph: Graph, holding: frozenset[int]) -> Graph:

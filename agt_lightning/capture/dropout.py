@@ -135,20 +135,31 @@ def _number(fill: Call) -> object:
     return fill.arguments.get("fill_value", 1.0 if fill.op is _aten.ones.default else 0.0)
 
 
-def draw_masks(
-    masks: Mapping[str, Mask | Draw], samples: int, device: torch.device, state: RandomState, captured: int = 0
-) -> dict[str, Tensor]:
+def masks_of_size(masks: Mapping[str, Mask | Draw], captured: int, samples: int) -> dict[str, Mask | Draw]:
+    """Return the masks that a batch of another number of samples draws, if their first axis counts samples.
+
+    Args:
+        masks: of a graph.
+        captured: number of samples that it was captured on.
+        samples: number of samples of the batch.
+    """
+
+    def shape(mask: Mask | Draw) -> tuple[int, ...]:
+        return (samples, *mask.shape[1:]) if mask.shape[:1] == (captured,) else mask.shape
+
+    return {name: replace(mask, shape=shape(mask)) for name, mask in masks.items()}
+
+
+def draw_masks(masks: Mapping[str, Mask | Draw], device: torch.device, state: RandomState) -> dict[str, Tensor]:
     """Return the masks that the training step drew, by drawing them again in the same order.
 
     Each is drawn from the state at its layer if these were noted, and otherwise one after another from the beginning of
     the step.
 
     Args:
-        masks: the masks of a graph, in order.
-        samples: number of samples of the batch.
+        masks: the masks of a graph, in order, as large as the step draws them.
         device: device on which training runs.
         state: state of the generators at the beginning of the step; their current state is restored afterwards.
-        captured: number of samples of the captured batch; zero to draw as many numbers as were recorded.
 
     Raises:
         UncertifiableError: if there are other draws than masks, and the step has drawn more than these.
@@ -161,7 +172,7 @@ def draw_masks(
         for at, (name, mask) in enumerate(masks.items()):
             if at < len(states):
                 _set(states[at], devices)
-            drawn[name] = _draw(mask, samples, device, captured)
+            drawn[name] = _draw(mask, device)
         if others and state.after and not state.after[0].equals(RandomState.now(), devices):
             raise UncertifiableError([_OTHER_DRAWS])
     return drawn
@@ -180,11 +191,10 @@ def _set(state: RandomState, devices: Sequence[torch.device]) -> None:
             torch.cuda.set_rng_state(state.cuda, device)
 
 
-def _draw(mask: Mask | Draw, samples: int, device: torch.device, captured: int) -> Tensor:
+def _draw(mask: Mask | Draw, device: torch.device) -> Tensor:
     if isinstance(mask, Draw):
-        first = [samples if size == captured else size for size in mask.shape[:1]]
-        return _numbers(mask, (*first, *mask.shape[1:]), device)
-    ones = torch.ones(samples, *mask.shape[1:], dtype=mask.dtype, device=device)
+        return _numbers(mask, mask.shape, device)
+    ones = torch.ones(mask.shape, dtype=mask.dtype, device=device)
     return (torch.feature_dropout if mask.whole_channels else torch.dropout)(ones, mask.p, True)
 
 

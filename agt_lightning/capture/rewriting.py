@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from agt_lightning.capture.graph import Call, Graph, Reference, map_references
 from agt_lightning.capture.layout import FIRST, Layout
-from agt_lightning.capture.reached import reached
+from agt_lightning.capture.reached import inputs_of_samples, reached
 
 _aten = torch.ops.aten
 
@@ -43,7 +43,7 @@ class Rewriting:
         self.shapes = dict(graph.shapes)
         self.types = dict(graph.types)
         self.producers: Mapping[str, Call] = {call.name: call for call in graph.calls}
-        leaves = {leaf for leaf in (*graph.leaves, *graph.masks) if graph.shapes[leaf][:1] == (samples,)}
+        leaves = inputs_of_samples(graph, samples)
         self.on_samples = reached(graph, leaves)
         self.moved: dict[str, Moved] = {leaf: Moved(leaf, FIRST) for leaf in leaves}
         self.calls: list[Call] = []

@@ -18,7 +18,7 @@ from agt_lightning.capture.entries import Entry
 from agt_lightning.capture.entry_roles import EntryRoles, LabelKind, NamedRoles
 from agt_lightning.capture.graph import Graph
 from agt_lightning.capture.meetings import Meetings
-from agt_lightning.capture.reached import reached
+from agt_lightning.capture.reached import inputs_of_samples, reached
 from agt_lightning.capture.role_finder import RoleFinder
 from agt_lightning.capture.terms import LossTerm, Terms
 
@@ -108,8 +108,7 @@ def analyze(
         entries: the tensors of the captured batch.
         named: the roles that the user names; None if there are none.
     """
-    leaves = {leaf for leaf in (*graph.leaves, *graph.masks) if graph.shapes[leaf][:1] == (batch_size,)}
-    leaves |= {name for name, counts_samples in graph.given.items() if counts_samples}
+    leaves = inputs_of_samples(graph, batch_size)
     samples = reached(graph, leaves)
     sources = {name for name, target in graph.parameters.items() if is_trainable(target)}
     reduction = Terms(graph, samples, frozenset(leaves))

@@ -3,7 +3,8 @@
 Code folds the samples into another axis, ``(b, t, d)`` to ``(b t, d)``, or moves them, ``(t, b, d)``, and undoes it
 later. Where each call in between acts on every sample alone, it is repeated on values with the samples first: changes
 of shape and order become others, and calls on one axis act where that axis is then. The rewritten graph computes the
-same numbers. Where a call cannot be followed, the captured calls stay as they are, and are refused.
+same numbers. Other calls are repeated as they are where their inputs have the samples first; elsewhere the captured
+calls stay, and are refused.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def _followed(rewriting: Rewriting, call: Call) -> Moved | None:
     written = len(rewriting.calls)
     moved = _rewritten(rewriting, call)
     untouched = all(operand == Moved(name, FIRST) for name, operand in operands.items())
+    if moved is None and not untouched:
+        return _unfollowed(rewriting, call, operands)
     if not untouched or moved is not None and moved.layout not in (None, FIRST):
         return moved
     if moved is not None and len(rewriting.calls) > written and _has_copies(rewriting.calls[-1], call):
@@ -101,6 +104,14 @@ def _followed(rewriting: Rewriting, call: Call) -> Moved | None:
     if moved is not None:
         return Moved(call.name, moved.layout)
     return Moved(call.name, FIRST) if call.shape[:1] == (rewriting.samples,) else None
+
+
+def _unfollowed(rewriting: Rewriting, call: Call, operands: Mapping[str, Moved]) -> Moved | None:
+    """Repeat any call on values that have their samples first already: its rule judges it like a captured one."""
+    if call.shape[:1] != (rewriting.samples,) or any(operand.layout != FIRST for operand in operands.values()):
+        return None
+    names = {name: operand.name for name, operand in operands.items()}
+    return Moved(rewriting.write(call, call.op, renamed(call, names), call.shape), FIRST)
 
 
 def _has_copies(written: Call, call: Call) -> bool:

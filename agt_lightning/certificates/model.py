@@ -401,13 +401,14 @@ class CertifiedModel:
             self._require_bounds(program, graph, example)
             return program
         self._of_one_size.add(self._kind(x))
-        whole = record_forward(replica(self.module), x, self.output)
-        front = cut(self._joined(whole), self._wide(whole))
-        assert front is not None
-        rest, prelude = front
-        program = self._joined(rest)
-        self._require_bounds(program, prelude.graph, x)
-        self._preludes[id(program)] = prelude
+        graph = record_forward(replica(self.module), x, self.output)
+        program = self._joined(graph)
+        front = cut(program, self._wide(graph))
+        if front is not None:  # None for sizes at which a change of shape happens to change nothing
+            rest, prelude = front
+            program, graph = self._joined(rest), prelude.graph
+            self._preludes[id(program)] = prelude
+        self._require_bounds(program, graph, x)
         return program
 
     def _kind(self, x: Tensor) -> object:

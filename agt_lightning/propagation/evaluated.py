@@ -9,7 +9,7 @@ off is assumed to be computed to the same bits in every run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,8 +126,8 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     arguments = {name: map_references(argument, concrete) for name, argument in call.arguments.items()}
     if call.op is _aten.view.default:  # of a copy that the graph leaves out
         return torch.reshape(arguments["self"], arguments["size"])  # type: ignore[arg-type]
-    if call.op in _JOINS and call.arguments["dim"] != 0:
-        arguments["tensors"] = _for_each_sample(arguments["tensors"])  # type: ignore[arg-type]
+    if _joins_within_samples(call):
+        arguments["tensors"] = _rows_of_all(arguments["tensors"])  # type: ignore[arg-type]
     schema = call.op._schema.arguments
     result: Any = call.op(
         *(arguments[argument.name] for argument in schema if not argument.kwarg_only),
@@ -138,10 +138,17 @@ def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
     return chosen
 
 
-def _for_each_sample(parts: list[Tensor]) -> list[Tensor]:
-    """Repeat parts that all samples share, such as a class token, of which the graph has one row."""
-    samples = max(len(part) for part in parts)
-    return [part.expand(samples, *part.shape[1:]) if len(part) == 1 else part for part in parts]
+def _joins_within_samples(call: Call) -> bool:
+    """Return whether a call joins values along another axis than the first, which then is as long in all of them."""
+    dim = call.arguments.get("dim")
+    other = isinstance(dim, int) and dim % max(len(call.shape), 1) != 0
+    return call.op is _aten.stack.default or call.op in _JOINS and other
+
+
+def _rows_of_all(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Repeat a part that is one row for all samples."""
+    samples = max(part.shape[0] if part.ndim else 1 for part in parts)
+    return [part.expand(samples, *part.shape[1:]) if part.shape[:1] == (1,) else part for part in parts]
 
 
 def outputs_of(graph: Graph, path: str) -> frozenset[str]:
@@ -151,7 +158,14 @@ def outputs_of(graph: Graph, path: str) -> frozenset[str]:
     return frozenset(inside & read)
 
 
-def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) -> list[str]:
+def place_problems(
+    roles: LossRoles,
+    path: str,
+    module: nn.Module,
+    size: int,
+    troubled: Collection[str],
+    of_one_more: Callable[[], Graph],
+) -> list[str]:
     """Return why the outputs of a submodule cannot be what is poisoned, each with its way out.
 
     Args:
@@ -159,6 +173,12 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
         path: of the submodule.
         module: the whole module.
         size: number of samples.
+        troubled: names of the calls that have no rule, or that keep the samples elsewhere than first.
+        of_one_more: records the loss on one sample more. Behind troubled calls, it shows which axis counts samples:
+            others can be as long.
+
+    Raises:
+        CaptureError: if the loss cannot be recorded on one sample more.
     """
     graph = roles.graph
     outputs = outputs_of(graph, path)
@@ -177,7 +197,10 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
         )
     if any(outputs & (reached(graph, {name}) - {name}) for name in outputs):
         problems.append(f"`at={path!r}` poisons outputs that are computed from one another. Call it once.")
-    if any(graph.shapes[name][:1] != (size,) or not graph.types[name].is_floating_point for name in outputs):
+    rows = all(graph.shapes[name][:1] == (size,) and name in roles.samples for name in outputs)
+    if rows and outputs & reached(graph, set(troubled)):
+        rows = _output_shapes(of_one_more(), path) == [(size + 1, *shape[1:]) for shape in _output_shapes(graph, path)]
+    if not rows or not all(graph.types[name].is_floating_point for name in outputs):
         problems.append(
             f"`at={path!r}` poisons outputs that are no floating point numbers with the samples as first axis. Name a "
             "submodule that returns a row per sample."
@@ -185,6 +208,11 @@ def place_problems(roles: LossRoles, path: str, module: nn.Module, size: int) ->
     if any(call.op in _LOSSES and outputs.intersection(call.inputs) for call in graph.calls):
         problems.append(f"`at={path!r}` poisons predictions. Name a submodule before a trained layer.")
     return problems
+
+
+def _output_shapes(graph: Graph, path: str) -> list[tuple[int, ...]]:
+    outputs = outputs_of(graph, path)
+    return [call.shape for call in graph.calls if call.name in outputs]
 
 
 def cut(

@@ -17,10 +17,11 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
 from agt_lightning.capture.batch import Rebuild
 from agt_lightning.capture.counted_labels import CountedLabels, ignored_labels, with_counted_labels
-from agt_lightning.capture.dropout import RandomState, draw_masks
+from agt_lightning.capture.dropout import RandomState, draw_masks, masks_of_size
 from agt_lightning.capture.entries import Entry, entries
 from agt_lightning.capture.export import record
 from agt_lightning.capture.graph import Draw, Mask
+from agt_lightning.capture.moves import is_elementwise
 from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.roles import NamedRoles
@@ -104,7 +105,7 @@ class BoundedObjective:
         """Record a loss for batches of this kind; see `capture`.
 
         A single sample can lose its axis to `.squeeze()`. The code for two samples is the same code, so a batch of one
-        that leads to problems is recorded with its sample twice.
+        that leads to problems is recorded with its sample twice; it must not compute with the number of samples.
 
         Raises:
             CaptureError: if the code cannot be recorded.
@@ -122,7 +123,14 @@ class BoundedObjective:
         bounded = capture(batch)
         if not bounded.problems or bounded.size(batch) != 1:
             return bounded
-        return capture(_doubled(batch))
+        twice = capture(_doubled(batch))
+        if _numbers(bounded.graph) == _numbers(twice.graph):
+            return twice
+        problem = (
+            "A batch of one sample is recorded with its sample twice, but `training_step` then computes with other "
+            "numbers, such as `len(x)`. Take `.mean()` over the samples, or leave out such batches (`drop_last=True`)."
+        )
+        return replace(twice, objective=replace(twice.objective, problems=(*twice.objective.problems, problem)))
 
     @classmethod
     def capture(
@@ -173,7 +181,16 @@ class BoundedObjective:
         types = {name: leaves[position].dtype for name, position in graph.leaves.items()}
         prelude = None
         if moves is not None and moves.at is not None:
-            objective = _poisoned_at(objective, moves.at, named, module, size)
+            longer = [torch.cat([leaf, leaf[:1]]) if leaf.shape[:1] == (size,) else leaf for leaf in leaves]
+            problems = place_problems(
+                objective,
+                moves.at,
+                module,
+                size,
+                program.troubled,
+                lambda: record(partial(_replicated, module, loss, rebuild), longer),
+            )
+            objective = _poisoned_at(objective, moves.at, named, problems)
             types |= {name: graph.types[name] for name in objective.features}
         at = None if moves is None else moves.at
         outputs = frozenset(objective.features) if at is not None else frozenset()
@@ -244,7 +261,7 @@ class BoundedObjective:
                 ["The loss draws random numbers, as dropout does, from an unknown state. Leave them out (`p=0`)."]
             )
         captured = self.program.graph.shapes[_leaf_of_samples(self.program)][0]
-        return draw_masks(masks, samples, device, state, captured)
+        return draw_masks(masks_of_size(masks, captured, samples), device, state)
 
     def _leaf(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Value:
         if self.objective.label_kinds.get(name) is LabelKind.CLASS:
@@ -471,9 +488,9 @@ def _joined(objective: LossRoles, table: RuleTable, listed: Sequence[Entry]) -> 
     return objective, program
 
 
-def _poisoned_at(objective: LossRoles, path: str, named: NamedRoles | None, module: nn.Module, size: int) -> LossRoles:
-    """Return the roles of a loss in which the outputs of a submodule are the features."""
-    problems = place_problems(objective, path, module, size)
+def _poisoned_at(objective: LossRoles, path: str, named: NamedRoles | None, problems: Sequence[str]) -> LossRoles:
+    """Return the roles of a loss in which the outputs of a submodule are the features, with problems of the place."""
+    problems = list(problems)
     if named is not None and named.features is not None:
         problems.append("Both `features` and `at` say what `epsilon` moves. Give one of them.")
     outputs = tuple(sorted(outputs_of(objective.graph, path)))
@@ -609,6 +626,17 @@ def _batch_size(leaves: Sequence[Tensor]) -> int:
     """The leading size that most batch entries of the loss share."""
     sizes = Counter(leaf.shape[0] for leaf in leaves if leaf.ndim > 0)
     return sizes.most_common(1)[0][0] if sizes else 0
+
+
+def _numbers(graph: Graph) -> Counter[object]:
+    """Return the numbers that the calls of a graph compute with, besides shapes and places, each as often as it is."""
+    numbers: Counter[object] = Counter(
+        (call.op, name, value)
+        for call in graph.calls
+        for name, value in call.arguments.items()
+        if isinstance(value, float) or (isinstance(value, int) and (is_elementwise(call) or name == "fill_value"))
+    )
+    return numbers + Counter(value.item() for value in graph.constants.values() if value.numel() == 1)
 
 
 def _doubled(batch: object) -> object:

@@ -103,6 +103,10 @@ FUNCTIONS = {
     ),
     "encoder layer": (lambda m, x: m.layer(x.movedim(0, 1)).permute(1, 0, 2), SEQUENCE),
     "encoder layer, batch first": (lambda m, x: m.first(x), SEQUENCE),
+    "calls of other kinds": (
+        lambda m, x: F.avg_pool1d(F.group_norm(folded(m, x).repeat(1, 2, 1), 2), 2)[:, [4, 1]],
+        SEQUENCE,
+    ),
     "stack of two": (lambda m, x: torch.stack([x, m.linear(x)], 0).sum(0), SEQUENCE),
 }
 
@@ -204,6 +208,10 @@ MEETING = {
     "samples in another order": lambda m, x: m.linear(x).transpose(0, 1).roll(1, 1).transpose(0, 1),
     "mean of all samples": lambda m, x: x - m.linear(x).transpose(0, 1).mean(1, keepdim=True).transpose(0, 1),
     "part of the folded samples": lambda m, x: m.linear(x.view(-1, SIZE))[:BATCH],
+    "norm over samples behind as many steps": lambda m, x: F.group_norm(
+        torch.cat([m.linear(x).transpose(0, 1), x.transpose(0, 1)[:1]]), 1
+    ),
+    "folded samples in another order": lambda m, x: folded(m, x)[[1, 0, 3, 2]],
     "Gram matrices of samples": lambda m, x: (m.linear(x).transpose(0, 1) @ x.permute(1, 2, 0)).transpose(0, 1),
     "rows that differ": lambda m, x: m.linear(x) + torch.arange(len(x)).view(-1, 1, 1),
     "rows of a parameter": lambda m, x: torch.cat([m.square[:BATCH, None], x], 1),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from agt_lightning import (
     BoundsMismatchError,
@@ -185,6 +186,24 @@ def test_a_module_that_squeezes(size, inputs):
     assert answer.label.shape == answer.certified.shape == (size,)
     assert answer.possible.shape == (size, 2)
     assert out.contains(module.net(inputs[:size]).squeeze(1), CONTAINMENT)
+
+
+class Rearranged(nn.Module):
+    """Code without parameters that rearranges whole batches, but none of four samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network(2)
+
+    def forward(self, x):
+        return self.net(F.group_norm(x.reshape(4, -1), 1).reshape(x.shape))
+
+
+def test_batches_of_a_size_at_which_nothing_is_rearranged(inputs):
+    module = Rearranged()
+    model = CertifiedModel(module, box_around(module, 0.01))
+    for size in (7, 4):
+        assert model.bound_forward(inputs[:size]).contains(module(inputs[:size]), CONTAINMENT)
 
 
 def test_it_evaluates_in_eval_mode_and_leaves_the_module_alone(inputs):

@@ -169,7 +169,7 @@ def test_poisoned_runs_with_the_same_masks_stay_inside():
         graph = engine.objective(batch).program.graph
         state = RandomState.now()
         engine.step([batch], optimizer)
-        masks = list(draw_masks(graph.masks, 6, DEVICE, state).values())
+        masks = list(draw_masks(graph.masks, DEVICE, state).values())
         with DEVICE, torch.random.fork_rng():
             runs = [attacked(module, run, batch, masks, adversary) for run in runs]
         for name, box in engine.box.items():

@@ -177,6 +177,132 @@ def test_kernels_in_single_precision_stay_inside(name):
     assert engine.bounds.mean_width() < 1e-2
 
 
+class Placed(nn.Module):
+    """Classes of tokens by a trained head, on a frozen part that is poisoned at its outputs."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part.requires_grad_(False)
+        self.head = nn.Linear(SIZE, CLASSES)
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(SIZE, SIZE)
+
+    def forward(self, x):
+        return self.layer(x.transpose(0, 1))
+
+
+def loss_of_time_first(module, batch):
+    """A loss that never moves the outputs: with as many samples as steps, these look as if the samples were first."""
+    return F.cross_entropy(module.head(module.part(batch[0]).repeat(1, 1, 1)).permute(0, 2, 1), batch[1].t())
+
+
+def loss_of_first_tokens(module, batch):
+    return F.cross_entropy(module.head(module.part(batch[0][:, 0])), batch[1][:, 0])
+
+
+def loss_of_last_tokens(module, batch):
+    return F.cross_entropy(module(batch[0])[:, -1], batch[1][:, -1])
+
+
+class Table(nn.Linear):
+    def forward(self, x):
+        return self.weight * 2
+
+
+def problems_at_part(part, loss, size):
+    torch.manual_seed(0)
+    module = Placed(part).double()
+    batch = torch.randn(size, TIME, SIZE, dtype=torch.float64), torch.randint(0, CLASSES, (size, TIME))
+    adversary = BoundedAdversary(n=1, epsilon=0.3, at="part")
+    return AbstractGradientEngine(module, loss, adversary).problems(
+        batch, torch.optim.SGD(module.parameters(), lr=RATE)
+    )
+
+
+@pytest.mark.parametrize("size", [TIME, TIME + 2])
+def test_outputs_with_time_first_are_no_place_for_poison(size):
+    assert "samples as first axis" in problems_at_part(TimeFirst(), loss_of_time_first, size)[0]
+
+
+def test_a_table_with_as_many_rows_as_samples_is_no_place_for_poison():
+    assert "samples as first axis" in problems_at_part(Table(SIZE, SIZE), loss_of_first_tokens, SIZE)[0]
+
+
+def test_outputs_with_as_many_columns_as_samples_are_one():
+    """Statistics of the batch have no rules, so the recordings of two batches tell which axis counts the samples."""
+    assert problems_at_part(nn.BatchNorm1d(SIZE), loss_of_first_tokens, SIZE) == []
+
+
+def test_a_batch_of_one_whose_loss_reads_the_number_of_samples_is_refused():
+    """It is recorded with its sample twice, where `len(x)` is two."""
+    module, batch = made("folded"), tuple(entry[:1] for entry in batches_of("folded")[0])
+    refusals = []
+    for squares in (lambda m, b: m(b[0]).pow(2).sum() / len(b[0]), lambda m, b: m(b[0]).pow(2).mean()):
+        engine = AbstractGradientEngine(module, squares, BoundedAdversary(n=1, epsilon=0.02))
+        refusals.append(engine.problems(batch, torch.optim.SGD(module.parameters(), lr=RATE)))
+    assert "drop_last" in refusals[0][0]
+    assert refusals[1] == []
+
+
+class NormedTokens(nn.Module):
+    """A frozen part that joins a class token, which is one row for all samples, and has no rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.norm = nn.Parameter(torch.randn(1, 1, SIZE)), nn.BatchNorm1d(TIME + 1)
+        self.requires_grad_(False)
+        self.head = nn.Linear(SIZE, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.norm(torch.cat([self.token.expand(len(x), -1, -1), x], 1))[:, 1:])
+
+
+def test_a_class_token_is_joined_where_no_rules_are():
+    module = NormedTokens().double()
+    engine = AbstractGradientEngine(module, loss_of_last_tokens, BoundedAdversary(n=1, nu=1, q=0))
+    engine.step(batches_of("folded")[:1], torch.optim.SGD([module.head.weight, module.head.bias], lr=RATE))
+    assert engine.bounds.mean_width() > 0
+
+
+class Dropping(nn.Module):
+    """Dropout of what has no row for each sample: weights, and tokens with time before samples or folded with it."""
+
+    def __init__(self, how, rows=SIZE):
+        super().__init__()
+        self.how, self.drop = how, nn.Dropout(0.5)
+        self.layer, self.weight = nn.Linear(SIZE, SIZE), nn.Parameter(torch.randn(rows, SIZE))
+        self.layer.requires_grad_(False)
+        self.head = nn.Linear(rows, CLASSES)
+
+    def forward(self, x):
+        if self.how == "time first":
+            x = self.drop(self.layer(x.transpose(0, 1))).transpose(0, 1)
+        elif self.how == "folded":
+            x = self.drop(self.layer(x.reshape(-1, SIZE))).view(x.shape)
+        return self.head(F.linear(x, self.drop(self.weight)))
+
+
+@pytest.mark.parametrize("how", ["weights", "time first", "folded"])
+def test_masks_are_drawn_in_their_own_shapes(how):
+    """With five rows the mask of a weight looks as if it had one for each sample."""
+    for batch, rows in zip(batches_of("folded"), (5, 7), strict=True):
+        torch.manual_seed(0)
+        module, adversary = Dropping(how, rows).double(), BoundedAdversary(n=1, nu=1, q=0)
+        run, flipped = copy.deepcopy(module), torch.cat([(batch[1][:1] + 1) % CLASSES, batch[1][1:]])
+        engine = AbstractGradientEngine(module, loss_of_last_tokens, adversary)
+        torch.manual_seed(1)
+        loss_of_last_tokens(run, (batch[0], flipped)).backward()
+        torch.manual_seed(1)
+        engine.step([batch], torch.optim.SGD(module.parameters(), lr=RATE))
+        for name, value in run.named_parameters():
+            moved = value if value.grad is None else value - RATE * value.grad
+            assert engine.bounds[name].contains(moved.detach(), ROUNDING), name
+
+
 def test_a_wrong_permutation_is_noticed_by_the_step(monkeypatch):
     permuted = Rewriting.permuted
     turned = lambda self, call, name, order: permuted(self, call, name, [0, *sorted(order[1:])])  # noqa: E731

@@ -61,7 +61,7 @@ def test_poisoned_runs_with_the_same_masks_stay_inside():
         graph = engine.objective(batch).program.graph
         state = RandomState.now()
         engine.step([batch], optimizer)
-        masks = list(draw_masks(graph.masks, 6, torch.device("cpu"), state).values())
+        masks = list(draw_masks(graph.masks, torch.device("cpu"), state).values())
         runs = [attacked(module, run, batch, masks, adversary) for run in runs]
         for name, box in engine.box.items():
             assert all(box.contains(run[name], ROUNDING) for run in runs)
@@ -95,7 +95,7 @@ def test_masks_are_those_of_the_layer(layer):
     graph = capture(owner, lambda leaves: owner(leaves[0]), [x])
     state = RandomState.now()
     dropped = owner(x)
-    (mask,) = draw_masks(graph.masks, 3, torch.device("cpu"), state).values()
+    (mask,) = draw_masks(graph.masks, torch.device("cpu"), state).values()
     assert torch.equal(dropped, x * mask)
 
 

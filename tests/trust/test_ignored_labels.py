@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from agt_lightning import BoundedAdversary, UnboundedAdversary
+from agt_lightning.capture.counted_labels import CountedLabels, ignored_labels
 from tests.trust.harness import Case, held, refused
 from tests.trust.modules import FEATURES, FLIPS, Classifier, classes, classification, variant
 
@@ -91,6 +92,13 @@ def test_labels_that_can_change_may_not(adversary, module, data):
 def test_smoothed_labels_may_not():
     """Versions of torch divide by different numbers."""
     refused(case(loss(label_smoothing=0.1)), "without smoothing")
+
+
+def test_a_class_of_bytes_is_not_left_out():
+    """As a byte, -100 is 156."""
+    labels = torch.tensor([156, 3], dtype=torch.uint8)
+    assert not ignored_labels(labels)
+    assert CountedLabels("y", -100, True, (2,), "").factors(labels, torch.float64).tolist() == [1.0, 1.0]
 
 
 def test_a_batch_without_labels_is_named():

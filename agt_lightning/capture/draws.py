@@ -14,21 +14,28 @@ from agt_lightning.capture.source import source_of
 from agt_lightning.errors import CaptureError
 
 
-def draws_of(nodes: Iterable[fx.Node]) -> Hashable:
+def generator_states() -> tuple[Hashable, ...]:
+    """Return the states of all generators of random numbers: of Python, numpy and torch."""
+    name, keys, *rest = np.random.get_state()
+    assert isinstance(keys, np.ndarray)
+    return random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes()
+
+
+def draws_of(nodes: Iterable[fx.Node], before: tuple[Hashable, ...]) -> Hashable:
     """Return all that a recording has drawn, as a value that is equal for recordings that leave the same states.
 
     Call it before the states of the generators are put back.
 
     Args:
         nodes: of the exported program, with those on which its result does not depend.
+        before: the `generator_states` before the recording, which are the same before each of them where a state moves.
 
     Raises:
         CaptureError: if a size decides how many numbers are drawn that depends on data.
     """
     calls = tuple(_draw(node) for node in nodes if _draws(node))
-    name, keys, *rest = np.random.get_state()
-    assert isinstance(keys, np.ndarray)
-    return calls, random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes()
+    pairs = zip(before, generator_states(), strict=True)
+    return calls, tuple(None if state == now else now for state, now in pairs)
 
 
 def _draws(node: fx.Node) -> bool:

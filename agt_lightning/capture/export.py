@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from agt_lightning.capture.composed import composed
 from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_size, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
-from agt_lightning.capture.draws import draws_of
+from agt_lightning.capture.draws import draws_of, generator_states
 from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.explorer import Explorer
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
@@ -168,8 +168,9 @@ def _exported(
     objective: nn.Module, leaves: tuple[Tensor, ...], recording: Recording
 ) -> tuple[torch.export.ExportedProgram, frozenset[str]]:
     """Return the recorded program, and the parameters that get no gradient."""
+    before = generator_states()
     program = torch.export.export(objective, leaves, strict=False)
-    recording.draws = draws_of(_nodes(program.graph_module))
+    recording.draws = draws_of(_nodes(program.graph_module), before)
     fixed = _without_gradient(program)
     if any(_mutates(node) for node in _nodes(program.graph_module)):
         program = program.run_decompositions({})  # turns in-place calls into functional ones

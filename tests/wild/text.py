@@ -281,7 +281,7 @@ class SmallGPT(L.LightningModule):
     def training_step(self, batch, batch_idx):
         idx, targets = batch
         logits = self(idx)
-        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1)
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-4, betas=(0.9, 0.95))

@@ -37,12 +37,14 @@ class Refusal:
         fragment: pattern of the message, ignoring case.
         located: whether the message names file and line of the module.
         impossible: whether no bound could say anything, whoever wrote it; otherwise a rule is missing.
+        late: whether it shows after the first step alone, in which nothing is carried over yet.
     """
 
     cause: str
     fragment: str
     located: bool = True
     impossible: bool = True
+    late: bool = False
 
 
 @dataclass(frozen=True)

@@ -388,7 +388,7 @@ class SoftPrompts(L.LightningModule):
 @wild(
     SENTENCES,
     FLIPPED,
-    refused=Refusal("state carried from batch to batch", "earlier batches|state|memory|attribute", located=False),
+    refused=Refusal("state carried from batch to batch", "the same in every run", late=True),
 )
 class StatefulLanguageModel(L.LightningModule):
     """Carries the hidden state of one batch to the next."""

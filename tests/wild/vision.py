@@ -34,7 +34,7 @@ class _WarmedUp(_ImageClassifier):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
-@wild(GRAY, MOVED, FLIPPED, quick=True)
+@wild(GRAY, MOVED, FLIPPED)
 class LeNet(_ImageClassifier):
     def __init__(self):
         super().__init__()
@@ -239,7 +239,7 @@ class TimmStyleViT(_WarmedUp):
         return self.head(self.model(x))
 
 
-@wild(COLOR, MOVED, FLIPPED, outputs_of("encoder"), quick=True)
+@wild(COLOR, MOVED, FLIPPED, outputs_of("encoder"))
 class LinearProbeOfViT(L.LightningModule):
     def __init__(self):
         super().__init__()

@@ -82,7 +82,12 @@ class ResNetFromScratch(_ImageClassifier):
         return self.fc(self.backbone(x))
 
 
-@wild(COLOR, MOVED, FLIPPED)
+@wild(
+    COLOR,
+    MOVED,
+    FLIPPED,
+    refused={MOVED: Refusal("the bounds leave the range of the type", "in the range of", impossible=False, late=True)},
+)
 class GroupNormResNet(L.LightningModule):
     def __init__(self):
         super().__init__()

@@ -23,10 +23,8 @@ _aten = torch.ops.aten
 COMPOSED: frozenset[OpOverload] = frozenset(
     {
         _aten._weight_norm.default,
-        _aten.cosine_embedding_loss.default,
         _aten.cosine_similarity.default,
         _aten.einsum.default,
-        _aten.hinge_embedding_loss.default,
         _aten.kl_div.default,
         _aten.margin_ranking_loss.default,
         _aten.pairwise_distance.default,
@@ -44,8 +42,6 @@ _WITH_NUMBERS = {_aten.add.Scalar: _aten.add.Tensor, _aten.sub.Scalar: _aten.sub
 
 _IN_PLACE = {
     _aten.clamp_min_.default: _aten.clamp_min.default,
-    _aten.sqrt_.default: _aten.sqrt.default,
-    _aten.sub_.Tensor: _aten.sub.Tensor,
 }
 """Calls that change a value which nothing but the whole call has seen."""
 
@@ -103,7 +99,7 @@ def _functional(calls: Sequence[Call]) -> tuple[list[Call], dict[str, str]]:
     last: dict[str, str] = {}
     for call in calls:
         arguments = renamed(call, last)
-        if call.op in _IN_PLACE or call.op in (_aten.fill_.Scalar, _aten.clamp_min_.Tensor):
+        if call.op in _IN_PLACE or call.op is _aten.clamp_min_.Tensor:
             changed = [name for name in (*last, call.inputs[0]) if last.get(name, name) == _first(arguments)]
             last |= dict.fromkeys(changed, call.name)
         parts += _written(call, arguments, parts)
@@ -120,11 +116,6 @@ def _written(call: Call, arguments: dict[str, object], before: Sequence[Call]) -
     """Return a call in its normal form."""
     if call.op is _aten.xlogy.Tensor:
         return _product_with_logarithm(call, arguments)
-    if call.op is _aten.fill_.Scalar:
-        size = {"size": list(call.shape), "fill_value": arguments["value"], "dtype": call.dtype}
-        return [
-            replace(call, op=_aten.full.default, arguments={**size, "layout": None, "device": None, "pin_memory": None})
-        ]
     if call.op is _aten.clamp_min_.Tensor:  # of a norm, under `no_grad`: the least number is a constant
         (least,) = (each.arguments["s"] for each in before if each.name == call.inputs[1])
         return [

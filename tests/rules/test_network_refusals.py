@@ -92,7 +92,7 @@ REFUSED = {
     "attention with dropout": (
         lambda m, x: F.scaled_dot_product_attention(x @ m.w, x, x, dropout_p=0.5),
         (X,),
-        "has a mask, dropout.*`dropout_p=0`",
+        "dropout, or factors.*`dropout_p=0`",
     ),
     "keys for all samples": (
         lambda m, x: F.scaled_dot_product_attention(x @ m.w, m.token, m.token),

@@ -25,7 +25,7 @@ class _Forecaster(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(SERIES, MOVED, SHIFTED, quick=True)
+@wild(SERIES, MOVED, SHIFTED)
 class LSTMForecaster(_Forecaster):
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ class _NBeatsBlock(nn.Module):
         return self.backcast(h), self.forecast(h)
 
 
-@wild(UNIVARIATE, MOVED, SHIFTED, quick=True)
+@wild(UNIVARIATE, MOVED, SHIFTED)
 class NBeats(_Forecaster):
     def __init__(self, lookback=8, horizon=3):
         super().__init__()

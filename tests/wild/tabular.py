@@ -40,7 +40,7 @@ class TabularClassifier(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
 
 
-@wild(rows(cat=classes(4, 2), x=floats(3), y=floats(1, scale=0.1)), MOVED, SHIFTED, quick=True)
+@wild(rows(cat=classes(4, 2), x=floats(3), y=floats(1, scale=0.1)), MOVED, SHIFTED)
 class EmbeddingsAndFloats(L.LightningModule):
     """Categories by entity embeddings, next to continuous columns."""
 

@@ -17,7 +17,9 @@ def test_every_module_is_held_under_attack_or_refused_for_a_true_reason(wild, th
     assert wrong is None, wrong
 
 
-def test_the_collection_is_large_and_most_of_it_works():
+def test_most_of_what_is_possible_works():
     assert len(COLLECTION) >= 60
-    working = [wild for wild in COLLECTION.values() if not wild.refused]
-    assert len(working) >= 0.8 * len(COLLECTION)
+    reasons = {name: [wild.refused.get(threat.name) for threat in wild.threats] for name, wild in COLLECTION.items()}
+    possible = [found for found in reasons.values() if not all(reason and reason.impossible for reason in found)]
+    working = [found for found in possible if None in found]
+    assert len(working) >= 0.85 * len(possible)

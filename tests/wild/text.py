@@ -281,7 +281,7 @@ class SmallGPT(L.LightningModule):
     def training_step(self, batch, batch_idx):
         idx, targets = batch
         logits = self(idx)
-        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1)
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-4, betas=(0.9, 0.95))
@@ -388,7 +388,7 @@ class SoftPrompts(L.LightningModule):
 @wild(
     SENTENCES,
     FLIPPED,
-    refused=Refusal("state carried from batch to batch", "earlier batches|state|memory|attribute", located=False),
+    refused=Refusal("state carried from batch to batch", "the same in every run", late=True),
 )
 class StatefulLanguageModel(L.LightningModule):
     """Carries the hidden state of one batch to the next."""

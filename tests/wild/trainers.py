@@ -185,6 +185,7 @@ class WeightNormalized(_Base):
     SHIFTED,
     refused=Refusal("the data decide when training stops", "EarlyStopping", located=False),
     after=lambda: [EarlyStopping("loss")],
+    quick=True,
 )
 class StopsEarly(_Base):
     pass

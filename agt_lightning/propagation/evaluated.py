@@ -193,7 +193,7 @@ def cut(
     counted = {name for name, mask in graph.masks.items() if not isinstance(mask, Mask)}
     moving = reached(graph, {*moved, *counted, *_unrepeatable(graph), *outputs})
     fixed = {call.name for call in graph.calls if call.name not in moving}
-    seeds = fixed & program.troubled
+    seeds = fixed & (program.troubled | program.mixing)
     if not seeds and not outputs:
         return None
     connected = _before(graph, reached(graph, seeds) & fixed) & fixed

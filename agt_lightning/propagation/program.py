@@ -11,11 +11,13 @@ import torch
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call, Graph
+from agt_lightning.capture.batch_statistics import BY_BATCH
 from agt_lightning.capture.recurrent import RECURRENT
 from agt_lightning.propagation.composites import CompositeCalls, composites
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import Rule, RuleTable, Site
 from agt_lightning.rules.base import name_of
+from agt_lightning.rules.batch_statistics import BatchRows, BatchStatistics
 from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
 from agt_lightning.rules.rounded import Rounded
@@ -44,6 +46,7 @@ class Program:
             such a call is run as it is.
         troubled: names of the calls with problems.
         floats: which runs the rules are for; None for rules in real arithmetic that do not cover any rounding.
+        mixing: names of the calls that normalize by statistics of the batch, so that each sample reaches all others.
     """
 
     graph: Graph
@@ -55,6 +58,7 @@ class Program:
     shared: Mapping[str, Rule] = field(default_factory=dict)
     troubled: frozenset[str] = frozenset()
     floats: Floats | None = None
+    mixing: frozenset[str] = frozenset()
 
     @classmethod
     def build(
@@ -65,6 +69,7 @@ class Program:
         samples: frozenset[str],
         trainable: frozenset[str],
         reduced: frozenset[str] = frozenset(),
+        mixes: bool = False,
     ) -> Program:
         """Look up a rule for each call and collect the problems.
 
@@ -74,7 +79,11 @@ class Program:
             samples: names of values whose axis 0 counts samples.
             trainable: names of values that depend on a trainable parameter.
             reduced: values after the reduction over samples, which need no rule.
+            mixes: whether calls may normalize by statistics of the batch; whoever propagates must then pass all its
+                samples at once, and clean and poisoned ones side by side.
         """
+        if mixes:
+            table = {**table, BY_BATCH: BatchStatistics()}
         sites: dict[str, Site] = {}
         rules: dict[str, Rule] = {}
         shared: dict[str, Rule] = {}
@@ -107,7 +116,8 @@ class Program:
                 problems.append(problem)
                 troubled.add(call.name)
                 misplaced.update([call.name] if isinstance(rule, Selection | Reshape) else [])
-        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared, frozenset(troubled))
+        mixing = frozenset(name for name, rule in rules.items() if isinstance(rule, BatchStatistics))
+        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared, frozenset(troubled), mixing=mixing)
 
     def uses(self, name: str) -> int:
         """Return how many gradients are added up for a value: one for each place where a call on samples reads it."""
@@ -122,6 +132,15 @@ class Program:
         """Functions of one number that take several calls, by the name of the last one."""
         moving = self.samples & self.trainable & self.rules.keys()
         return composites(self.graph, moving)
+
+    def among(self, name: str, rows: BatchRows) -> Rule:
+        """Return the rule of a call that mixes samples, for the rows of both passes."""
+        rule = self.rules[name]
+        if isinstance(rule, Rounded):
+            assert isinstance(rule.rule, BatchStatistics)
+            return replace(rule, rule=replace(rule.rule, rows=rows))
+        assert isinstance(rule, BatchStatistics)
+        return replace(rule, rows=rows)
 
     def arithmetic(self, name: str, own: torch.dtype) -> Arithmetic:
         """Return the roundings of a call; those of bounds in type ``own`` alone if its rule does not cover any."""

@@ -26,7 +26,7 @@ def shared_statistics(module: nn.Module) -> str | None:
     if shared is None:
         return None
     return (
-        f"{' and '.join(f'`{name}`' for name in shared)} are one layer of batch normalization in training mode: it "
-        "uses statistics of the whole batch, so one sample reaches all gradients. Use `GroupNorm`, or keep that layer "
-        "in `eval()` during training, where it uses its running statistics."
+        f"{' and '.join(f'`{name}`' for name in shared)} are one layer of batch normalization in training mode, whose "
+        "running statistics cannot be followed under several names. Keep one name, for example by a list that is no "
+        "`ModuleList`; or use `GroupNorm`; or keep that layer in `eval()` during training."
     )

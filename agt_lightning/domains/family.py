@@ -243,7 +243,7 @@ def _problems(name: str, domain: Domain[Any], setup: TrainingSetup) -> list[str]
         return domain.problems(setup)
     call = next(call for call in program.graph.calls if call.name in program.mixing)
     return [
-        f"`domains={name!r}` does not cover batch normalization in training mode (at {call.source}), where one sample "
+        f"The domain `{name}` does not cover batch normalization in training mode (at {call.source}), where one sample "
         'reaches the gradients of all others. Use `domains=["box"]`, `GroupNorm`, or keep that layer in `eval()`.'
     ]
 

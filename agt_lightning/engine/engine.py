@@ -521,6 +521,7 @@ class AbstractGradientEngine:
                     runs.domains.restore(domains)
                 steps, digest = int(state["steps"]), str(state["parameters"])
                 statistics = state.get("statistics", {"digest": "", "foreign": []})
+            self.statistics.restore(statistics, self.runs[0].running_statistics)
             for runs in self.runs:
                 outside = self.bounds_of(runs.adversary).violations(self.module)
                 if outside:
@@ -528,7 +529,6 @@ class AbstractGradientEngine:
                         f"Expected the resumed parameters inside their bounds, but {outside} lie outside."
                     )
             require_parameters(self.module, digest)
-            self.statistics.restore(statistics, self.runs[0].running_statistics)
         self.processes.require_same(self._fingerprint_tensors(), "resumed bounds")
         self._trained = _copies(self.module)
         self.steps = steps

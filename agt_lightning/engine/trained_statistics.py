@@ -69,7 +69,7 @@ class TrainedStatistics:
                     f"Expected the buffer `{name}` as it was before the first step, but it had changed by something "
                     "that has no bounds when this training was interrupted. Keep that layer in `eval()`."
                 )
-            require_inside(f"the buffer `{name}`", buffers[name].to(dtype), bounds, 0.0, NOT_WHAT_IS_TRAINED)
+            require_inside(f"buffer {name}", buffers[name].to(dtype), bounds, 0.0, NOT_WHAT_IS_TRAINED)
             if name not in self.moved:
                 self.before[name] = self._values[name]
                 self.moved.add(name)

@@ -26,7 +26,11 @@ from agt_lightning.rules.selection import Selection
 from agt_lightning.rules.shape import Reshape
 
 _WAYS_OUT = {
-    "aten._native_batch_norm_legit_functional": BATCH_STATISTICS,
+    "aten._native_batch_norm_legit_functional": (
+        "is batch normalization in training mode that moves its running statistics more than once in a step, or by a "
+        "factor that is no constant. Use one layer for each place, with a number for `momentum`; or `GroupNorm`; or "
+        "keep that layer in `eval()` during training, where it uses its running statistics"
+    ),
     "aten.native_batch_norm": BATCH_STATISTICS,
 }
 
@@ -232,7 +236,7 @@ def is_random(call: Call) -> bool:
 
 
 def _unknown(call: Call) -> str:
-    way_out = BATCH_STATISTICS if call.arguments.get("training") else _WAYS_OUT.get(name_of(call))
+    way_out = _WAYS_OUT.get(name_of(call), BATCH_STATISTICS if call.arguments.get("training") else None)
     if call.op in RECURRENT:
         return (
             f"`{name_of(call)}` at {call.source} has a setting that is not covered. Use `batch_first=True`, no "

@@ -89,7 +89,7 @@ def with_trained(name: str, bounds: Interval, trained: Tensor, floats: Floats) -
     """
     value = trained.detach().to(dtype=bounds.dtype, device=bounds.device)
     if floats == "run":
-        require_inside(f"the buffer `{name}`", value, bounds, 0.0)
+        require_inside(f"buffer {name}", value, bounds, 0.0)
         return bounds
     return bounds.hull(Interval.point(value))
 

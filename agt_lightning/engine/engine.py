@@ -476,7 +476,7 @@ class AbstractGradientEngine:
         running = {name: each.to(dtype=moved[name].dtype) for name, each in runs.running_statistics.items()}
         for name, interval in running.items():
             check_finite_and_ordered(interval, f"buffer `{name}` in {interval.dtype}")
-        digest = values_digest([*self._trained.items(), *moved.items()])
+        digest = values_digest([*self._trained.items(), *((name, moved[name]) for name in sorted(running))])
         return ParameterBounds(rounded_outward, digest, self.config.floats, running)
 
     @property
@@ -520,8 +520,8 @@ class AbstractGradientEngine:
                 for runs, domains in zip(self.runs, states, strict=True):
                     runs.domains.restore(domains)
                 steps, digest = int(state["steps"]), str(state["parameters"])
-                statistics = state.get("statistics", {"digest": "", "foreign": []})
-            self.statistics.restore(statistics, self.runs[0].running_statistics)
+                statistics = state.get("statistics", {"digest": "", "moved": [], "foreign": []})
+            self.statistics.restore(statistics)
             for runs in self.runs:
                 outside = self.bounds_of(runs.adversary).violations(self.module)
                 if outside:

@@ -55,7 +55,6 @@ class TrainedStatistics:
         updates = [
             update
             for bounded, batch in steps
-            if bounded.program.mixing
             for update in propagate_statistics(bounded.rounded(dtype, "run"), self.module, batch, dtype)
         ]
         if not updates:
@@ -98,19 +97,19 @@ class TrainedStatistics:
         """Return the digest, and the names of buffers that something else has changed, for a checkpoint."""
         buffers = dict(self.module.named_buffers())
         changed = [name for name, value in self._values.items() if not _equal(buffers.get(name), value)]
-        return {"digest": self.digest(), "foreign": sorted({*changed, *self._foreign} - self.moved)}
+        foreign = sorted({*changed, *self._foreign} - self.moved)
+        return {"digest": self.digest(), "moved": sorted(self.moved), "foreign": foreign}
 
-    def restore(self, state: Mapping[str, Any], bounds: Mapping[str, Interval]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from the `state` of an interrupted run; the module must have its buffers already.
 
         Args:
             state: of that run.
-            bounds: on the buffers that its steps had moved, by name.
 
         Raises:
             BoundsMismatchError: if the module has others.
         """
-        self.moved = set(bounds)
+        self.moved = {str(name) for name in state["moved"]}
         buffers = {name: buffer for name, buffer in self.module.named_buffers() if buffer.is_floating_point()}
         self._values = {name: buffer.detach().clone() for name, buffer in buffers.items()}
         self._foreign = {str(name) for name in state["foreign"]}

@@ -24,8 +24,9 @@ from agt_lightning.capture.graph import Mask
 from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.roles import NamedRoles
+from agt_lightning.capture.shared_layers import counted_statistics
 from agt_lightning.capture.source import as_forward
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import CaptureError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -38,6 +39,7 @@ from agt_lightning.propagation import (
     refinement,
 )
 from agt_lightning.propagation.evaluated import Moves, Prelude, cut, outputs_of, place_problems, trained
+from agt_lightning.propagation.running_statistics import StatisticsUpdate, evaluated_update
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import RuleTable, Value
@@ -159,7 +161,10 @@ class BoundedObjective:
         """
         leaves, rebuild = flatten(batch)
         rebuild = guarded(rebuild, whole_samples=whole_samples)
-        graph = record(partial(_replicated, module, loss, rebuild), leaves)
+        try:
+            graph = record(partial(_replicated, module, loss, rebuild), leaves)
+        except CaptureError as error:
+            raise CaptureError(f"{error}{counted_statistics(module)}") from error
         if labels_are_fixed:
             holding = frozenset(position for position, leaf in enumerate(leaves) if ignored_labels(leaf))
             graph = with_counted_labels(graph, holding)
@@ -234,6 +239,17 @@ class BoundedObjective:
         _require_points(self.prelude.parameters, parameters, module)
         given = self.prelude.values(module, [leaf.detach() for leaf in leaves], masks)
         return values | {name: _value(tensor, dtype) for name, tensor in given.items()}
+
+    def evaluated_statistics(
+        self, module: nn.Module, batch: object, dtype: torch.dtype, state: RandomState | None = None
+    ) -> tuple[StatisticsUpdate, ...]:
+        """Bound how what is evaluated as it is moves running statistics; arguments as for `inputs`."""
+        if self.prelude is None or not self.prelude.running:
+            return ()
+        leaves, _ = flatten(batch)
+        masks = self._masks(self.size(batch), next(module.parameters()).device, state)
+        values = self.prelude.all_values(module, [leaf.detach() for leaf in leaves], masks)
+        return tuple(evaluated_update(running, values[name], dtype) for name, running in self.prelude.running)
 
     def _masks(self, samples: int, device: torch.device, state: RandomState | None) -> Mapping[str, Tensor]:
         masks = {name: mask for name, mask in self.program.graph.masks.items() if isinstance(mask, Mask)}

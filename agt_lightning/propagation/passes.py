@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -123,8 +123,10 @@ def propagate(
     """
     bounded = part.bounded
     inputs = bounded.inputs(module, part.batch.data, box, config.dtype, part.batch.state)
+    statistics = bounded.evaluated_statistics(module, part.batch.data, config.dtype, part.batch.state)
     if bounded.program.mixing:
-        return _side_by_side(part, inputs, adversary, config, sums)
+        bounds = _side_by_side(part, inputs, adversary, config, sums)
+        return replace(bounds, statistics=statistics + bounds.statistics)
     reachable: Mapping[str, Value] = {}
     if part.poisoned_prefix is not None and config.method == "ibp":
         reachable = _unmoved(bounded, inputs, part.frozen, part.poisoned_prefix.moved_layers)
@@ -142,7 +144,7 @@ def propagate(
         bounds = passes.over(samples)
         collected.add(bounds.clean, bounds.poisoned)
         values.append(bounds.values)
-    return GradientBounds(*collected.result(), _joined(values))
+    return GradientBounds(*collected.result(), _joined(values), statistics)
 
 
 def _side_by_side(
@@ -290,10 +292,13 @@ def propagate_statistics(
         batch: the data.
         dtype: floating point type to compute in.
     """
+    evaluated = bounded.evaluated_statistics(module, batch.data, dtype, batch.state)
+    if not bounded.program.mixing:
+        return evaluated
     points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
     inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)
     rows = BatchRows(bounded.size(batch.data))
-    return Together(bounded.program, inputs, None, rows, frozenset(), bounded.skipped, dtype).statistics()
+    return evaluated + Together(bounded.program, inputs, None, rows, frozenset(), bounded.skipped, dtype).statistics()
 
 
 def _joined(parts: Sequence[ValueBounds]) -> ValueBounds:

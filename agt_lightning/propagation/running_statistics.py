@@ -17,7 +17,7 @@ from agt_lightning.interval import Interval, require_inside
 from agt_lightning.propagation.program import Program
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import Value
-from agt_lightning.rules.batch_statistics import BatchRows, BatchStatistics
+from agt_lightning.rules.batch_statistics import BatchRows, BatchStatistics, Moments
 from agt_lightning.rules.rounded import Rounded
 
 _ROUNDINGS = 16
@@ -66,7 +66,23 @@ def statistics_update(
     arithmetic = rule.arithmetic(site) if isinstance(rule, Rounded) else None
     exact = rule.rule if isinstance(rule, Rounded) else rule
     assert isinstance(exact, BatchStatistics)
-    moments = exact.moments(site, inputs, arithmetic)
+    return _update(running, exact.moments(site, inputs, arithmetic))
+
+
+def evaluated_update(running: Running, x: Tensor, dtype: torch.dtype) -> StatisticsUpdate:
+    """Bound the statistics of a batch that is the same in every run, as runs compute them.
+
+    Args:
+        running: the buffers that they move.
+        x: the batch, (b, c, ...), in the type of the run.
+        dtype: floating point type to compute in.
+    """
+    point = Interval.point(x.to(dtype).reshape(*x.shape[:2], -1))
+    return _update(running, Moments(point, BatchRows(len(x)), Arithmetic(x.dtype, dtype)))
+
+
+def _update(running: Running, moments: Moments) -> StatisticsUpdate:
+    arithmetic = moments.arithmetic
     mean, variance = moments.average, moments.variance_of_all
     unbiased = variance.scaled(moments.entries / (moments.entries - 1))
     if arithmetic is not None:

@@ -221,7 +221,7 @@ def test_a_reason_with_two_places_is_given_once(problems, stepping):
     (reason,) = problems(stepping(squared, Normalized(lambda size: nn.Threshold(0.5, 0.0))))
     assert reason.count("has no bound rule") == 1
     assert "`h = self.inner(self.first(x))`, test_messages.py:" in reason
-    assert "`h = self.second(h).relu()` is" in reason
+    assert "`h = self.second(h).relu()` has" in reason
 
 
 def test_batch_normalization_under_two_names(problems, stepping):

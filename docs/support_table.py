@@ -38,6 +38,9 @@ and `torch.zeros(len(x), 1)`. Attention masks other than `is_causal=True`, dropo
 `key_padding_mask`, dropout of values whose samples are elsewhere, and convolutions or batch statistics over a folded
 axis are refused.
 
+Batch normalization in training mode has no line in the table, since it takes all samples together: it is covered for
+`BoundedAdversary` with `domains=["box"]` and `method="ibp"` in one process ([theory.md](theory.md), section 16).
+
 *Exact* means that each bound, taken alone, is attained for some input in the box, up to rounding of the bounds'
 arithmetic. All other rules say what they lose. Every rule refuses a call that cuts or mixes
 the samples' axis, or moves it where the calls behind cannot be followed.

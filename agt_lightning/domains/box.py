@@ -111,7 +111,9 @@ class BoxDomain(Domain[BoxStep]):
         with record_function("agt: sums over samples"):
             bounds = self._gradient_bounds(step, clean, poisoned, clipping, sums)
         self._require_finite(step, bounds)
-        statistics = tuple(update for each in passes for update in each.statistics)
+        statistics: tuple[StatisticsUpdate, ...] = ()
+        if step.processes.size == 1:  # of several, each has statistics that others overwrite
+            statistics = tuple(update for each in passes for update in each.statistics)
         arithmetic = coarsest_arithmetic(sums.types, self.dtype)
         return BoxStep(bounds, tuple(each.values for each in passes), arithmetic, statistics)
 

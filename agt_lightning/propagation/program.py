@@ -28,8 +28,8 @@ from agt_lightning.rules.shape import Reshape
 _WAYS_OUT = {
     "aten._native_batch_norm_legit_functional": (
         "is batch normalization in training mode that moves its running statistics more than once in a step, or by a "
-        "factor that is no constant. Use one layer for each place, with a number for `momentum`; or `GroupNorm`; or "
-        "keep that layer in `eval()` during training, where it uses its running statistics"
+        "factor that is no constant. Use one layer for each place, and `eval()` for passes beside the loss; or "
+        "`GroupNorm`; or keep that layer in `eval()` during training, where it uses its running statistics"
     ),
     "aten.native_batch_norm": BATCH_STATISTICS,
 }

@@ -116,13 +116,22 @@ def no_poison(self, values):
     return total.expand_as(values)
 
 
+def parameters_alone(self):
+    return {name: bounds.to(dtype=self.dtype) for name, bounds in self.bounds.items()}
+
+
 def check_images():
     check("images", BOTH, runs=8)
+
+
+def check_rows():
+    check("rows", MOVED, runs=8)
 
 
 FAULTS = [
     Fault("statistics of clean samples", check_images, only_clean, (BatchRows, "total")),
     Fault("normalized as if nothing were poisoned", check_images, no_poison, (BatchRows, "totals")),
+    Fault("predictions by training's own statistics", check_rows, parameters_alone, (CertifiedModel, "_box")),
 ]
 
 

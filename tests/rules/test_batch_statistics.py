@@ -242,12 +242,22 @@ def of_middle(self, upper):
     return totals.mean(dim=0).expand_as(totals) / self.entries
 
 
+def no_alignment(self, h, n):
+    return Interval.point(torch.zeros_like(h.lower[:, :, :1]))
+
+
+def of_largest_variance(self, epsilon):
+    return Interval.point((self.variance.upper + epsilon).rsqrt())
+
+
 FAULTS = [
     Fault("n - 1 others", check_points, one_poisoned_less, (batch_statistics, "_without_own")),
     Fault("no gains", check_containment, nothing_poisoned, (BatchRows, "_largest")),
     Fault("own gain always taken back", check_points, always_own, (batch_statistics, "_without_own")),
     Fault("own entry twice", check_containment, without_own_entry, (Moments, "deviation")),
     Fault("variance around a constant", check_points, least_around_constant, (Moments, "_least")),
+    Fault("gradient without its second sum", check_containment, no_alignment, (Moments, "alignment")),
+    Fault("gradient for the largest variance", check_containment, of_largest_variance, (Moments, "inverse")),
     Fault("mean of all rows", check_points, of_middle, (Moments, "means")),
 ]
 

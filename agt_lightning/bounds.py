@@ -18,6 +18,9 @@ from agt_lightning.rounding import FLOATS, Floats
 
 _FORMAT = "agt_lightning bounds 1"
 
+_RUNNING = "running/"
+"""Beginning of the names of running statistics in a file; no name of a module has a slash."""
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -55,6 +58,8 @@ class ParameterBounds(Mapping[str, Interval]):
             an adversary are compared with. None if it is not known; then whoever uses the bounds claims that they
             belong to a module.
         floats: which runs they contain; None if it is not known, and whoever uses the bounds claims that.
+        running: bounds on running statistics of batch normalization that training has moved, by name of the buffer.
+            The digest is then of the parameters and, behind them, of these buffers in this order.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -64,11 +69,16 @@ class ParameterBounds(Mapping[str, Interval]):
     """
 
     def __init__(
-        self, intervals: Mapping[str, Interval], weights: str | None = None, floats: Floats | None = None
+        self,
+        intervals: Mapping[str, Interval],
+        weights: str | None = None,
+        floats: Floats | None = None,
+        running: Mapping[str, Interval] | None = None,
     ) -> None:
         self._intervals = dict(intervals)
         self.weights = weights
         self.floats = floats
+        self.running = dict(sorted((running or {}).items()))
 
     @classmethod
     def point(cls, module: nn.Module) -> ParameterBounds:
@@ -132,13 +142,15 @@ class ParameterBounds(Mapping[str, Interval]):
         Raises:
             BoundsMismatchError: if a parameter lies outside, or has another value than training left it with.
         """
-        outside = self.violations(module)
+        outside = [*self.violations(module), *self._moved_outside(module)]
         if outside:
             raise BoundsMismatchError(
                 f"Expected the parameters of `module` inside their bounds, but {outside} lie outside. These are the "
                 "bounds of another run, or the module was changed after training."
             )
-        if self.weights not in (None, values_digest(module.named_parameters())):
+        buffers = dict(module.named_buffers())
+        named = [*module.named_parameters(), *((name, buffers[name]) for name in self.running)]
+        if self.weights not in (None, values_digest(named)):
             raise BoundsMismatchError(
                 "Expected the parameters of the step that these are the bounds of, the last step of the training, but "
                 "`module` has others: those of another step (`trainer.test` and `trainer.validate` load the best "
@@ -146,6 +158,17 @@ class ParameterBounds(Mapping[str, Interval]):
                 "Load those of the last step; for the step of a checkpoint, use its own bounds, by "
                 "`CertifiedTraining.certified_model_at(path, module)`."
             )
+
+    def _moved_outside(self, module: nn.Module) -> list[str]:
+        """Return the names of the running statistics that leave their interval, or are not there."""
+        buffers = dict(module.named_buffers())
+        return [
+            name
+            for name, bounds in self.running.items()
+            if name not in buffers
+            or buffers[name].shape != bounds.shape
+            or not bounds.to(device=buffers[name].device).contains(buffers[name])
+        ]
 
     def _check_names(self, parameters: Mapping[str, Tensor]) -> None:
         for name in (*self, *parameters):
@@ -164,11 +187,14 @@ class ParameterBounds(Mapping[str, Interval]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``name.lower`` and ``name.upper`` of each parameter, and what is known of weights and runs, atomically.
 
+        Running statistics have ``running/`` before their names.
+
         Args:
             path: a ``.safetensors`` file; missing folders are created.
         """
         tensors = {}
-        for name, interval in self.items():
+        running = {f"{_RUNNING}{name}": interval for name, interval in self.running.items()}
+        for name, interval in {**self, **running}.items():
             tensors[f"{name}.lower"] = interval.lower.detach().cpu().contiguous().clone()
             tensors[f"{name}.upper"] = interval.upper.detach().cpu().contiguous().clone()
         known = {"weights": self.weights, "floats": self.floats}
@@ -214,4 +240,6 @@ class ParameterBounds(Mapping[str, Interval]):
             raise BoundsMismatchError(f"Expected both bounds of each parameter in {path}, but {missing} are missing.")
         intervals = {name: Interval.checked(tensors[f"{name}.lower"], tensors[f"{name}.upper"]) for name in names}
         floats = next((level for level in FLOATS if level == metadata.get("floats")), None)
-        return cls(intervals, metadata.get("weights"), floats)
+        running = {name[len(_RUNNING) :]: each for name, each in intervals.items() if name.startswith(_RUNNING)}
+        parameters = {name: each for name, each in intervals.items() if not name.startswith(_RUNNING)}
+        return cls(parameters, metadata.get("weights"), floats, running)

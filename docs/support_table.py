@@ -44,6 +44,9 @@ numbers of a fixed distribution (`randn_like`, `rand`, `randint`, `torch.distrib
 as dropout is. A penalty of parameters alone, such as `0.01 * sum(p.square().sum() for p in self.parameters())`, is
 bounded under the box.
 
+Batch normalization in training mode has no line in the table, since it takes all samples together: it is covered for
+`BoundedAdversary` with `domains=["box"]` and `method="ibp"` in one process ([theory.md](theory.md), section 16).
+
 *Exact* means that each bound, taken alone, is attained for some input in the box, up to rounding of the bounds'
 arithmetic. All other rules say what they lose. Every rule refuses a call that cuts or mixes
 the samples' axis, or moves it where the calls behind cannot be followed.

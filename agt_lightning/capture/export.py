@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from agt_lightning.capture.batch_statistics import by_batch_statistics
 from agt_lightning.capture.composed import composed
 from agt_lightning.capture.data_reads import DATA_DEPENDENT, depends_on_size, require_known_inputs
 from agt_lightning.capture.disguise import observed, quiet
@@ -146,7 +147,7 @@ def _recorded(
         shared = shared_statistics(module) if isinstance(error, AssertionError) else None
         raise CaptureError(shared or _reason(error, recording, advice)) from error
     recording.require_accepted()
-    graph = finite_scores(_live(_detached(_graph(program), fixed)))
+    graph = finite_scores(_live(_detached(by_batch_statistics(*_graph(program)), fixed)))
     require_known_inputs(graph)
     normal = _live(distributed(reduced(unweighted(lookups(_fused(masked(composed(unrolled(graph)))))))))
     graph = _live(samples_first(normal))
@@ -211,7 +212,8 @@ def _first_lines(error: Exception) -> str:
     return f"{type(error).__name__}: " + "\n    ".join(lines[:6])
 
 
-def _graph(program: torch.export.ExportedProgram) -> Graph:
+def _graph(program: torch.export.ExportedProgram) -> tuple[Graph, dict[str, str]]:
+    """Return all calls, and the name of the value that each buffer ends with, by the name of each that is changed."""
     signature = program.graph_signature
     state = {**program.state_dict, **program.constants}
     strip = len("module.")
@@ -230,8 +232,9 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
     results = reader.read()
     kinds = [spec.kind.name for spec in signature.output_specs]
     changed = [spec.target for spec in signature.output_specs if spec.kind.name == "USER_INPUT_MUTATION"]
-    written = [str(spec.target) for spec in signature.output_specs if spec.kind.name == "BUFFER_MUTATION"]
-    return Graph(
+    ends = zip(signature.output_specs, results, strict=True)
+    written = {str(spec.target)[strip:]: name for spec, name in ends if spec.kind.name == "BUFFER_MUTATION"}
+    graph = Graph(
         calls=tuple(reader.calls),
         parameters=parameters,
         buffers=buffers,
@@ -242,9 +245,10 @@ def _graph(program: torch.export.ExportedProgram) -> Graph:
         output=results[kinds.index("USER_OUTPUT")],
         changed=frozenset(leaves[str(target)] for target in changed),
         origins=origins,
-        written=frozenset(target[strip:] for target in written),
+        written=frozenset(written),
         called=frozenset(reader.called),
     )
+    return graph, written
 
 
 def _detached(graph: Graph, fixed: frozenset[str]) -> Graph:

@@ -1,4 +1,4 @@
-"""Layers that are registered under several names and change their buffers, which `torch.export` cannot translate."""
+"""Layers that change their buffers as no recording can: under several names, or by a count of their calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,27 @@ def shared_statistics(module: nn.Module) -> str | None:
     if shared is None:
         return None
     return (
-        f"{' and '.join(f'`{name}`' for name in shared)} are one layer of batch normalization in training mode: it "
-        "uses statistics of the whole batch, so one sample reaches all gradients. Use `GroupNorm`, or keep that layer "
-        "in `eval()` during training, where it uses its running statistics."
+        f"{' and '.join(f'`{name}`' for name in shared)} are one layer of batch normalization in training mode, whose "
+        "running statistics cannot be followed under several names. Keep one name, for example by a list that is no "
+        "`ModuleList`; or use `GroupNorm`; or keep that layer in `eval()` during training."
+    )
+
+
+def counted_statistics(module: nn.Module) -> str:
+    """Return a sentence on layers that weigh each batch by how many there were, which Python reads; empty if none.
+
+    Args:
+        module: that is recorded.
+
+    Example:
+        >>> counted_statistics(nn.Sequential(nn.BatchNorm1d(2, momentum=None)))
+        ' `0` has `momentum=None`, for which Python reads how often it ran. Give it a number.'
+    """
+    names = [
+        f"`{name}`"
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and part.training and part.track_running_stats and part.momentum is None
+    ]
+    return (
+        f" {names[0]} has `momentum=None`, for which Python reads how often it ran. Give it a number." if names else ""
     )

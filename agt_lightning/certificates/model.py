@@ -101,6 +101,11 @@ class CertifiedModel:
                 'Expected bounds on runs as hardware executes them for `floats="run"`, but these bounds are about runs '
                 'in real arithmetic. Use `floats="real"`, or train with `floats="run"`.'
             )
+        if bounds.running and method != "ibp":
+            raise ValueError(
+                f'Expected `method="ibp"` for bounds on running statistics of batch normalization, which have no '
+                f"linear bounds yet, but got {method!r}."
+            )
         bounds.require_weights(module)
         self.module = module
         self.bounds = bounds
@@ -275,7 +280,7 @@ class CertifiedModel:
         _require_samples(x)
         self.bounds.require_weights(self.module)
         program = self._programs(x)
-        problems = self.start.buffer_problems(self.module, program.graph.buffers.values()) if self.start else []
+        problems = self.start.buffer_problems(self.module, self._unbounded(program.graph)) if self.start else []
         problems = problems or self._recording_problems(program, x)
         if problems:
             raise UncertifiableError(problems, SUBJECT)
@@ -319,8 +324,14 @@ class CertifiedModel:
         return as_interval(nominal[value]).lower
 
     def _box(self) -> dict[str, Interval]:
-        owners = {name: parameter.device for name, parameter in self.module.named_parameters()}
-        return {name: _marked(bounds.to(dtype=self.dtype, device=owners[name])) for name, bounds in self.bounds.items()}
+        """Return the bounds on all parameters, and on buffers that training has moved, by name."""
+        owners = {name: each.device for name, each in (*self.module.named_parameters(), *self.module.named_buffers())}
+        bounds = {**self.bounds, **self.bounds.running}
+        return {name: _marked(each.to(dtype=self.dtype, device=owners[name])) for name, each in bounds.items()}
+
+    def _unbounded(self, graph: Graph) -> set[str]:
+        """Return the names of the buffers that `forward` reads and that have no bounds."""
+        return set(graph.buffers.values()) - self.bounds.running.keys()
 
     def _heads(self, program: Program) -> dict[str, HeadBounds]:
         """Return the bounds of other sets on the trained layers that this program ends in, by name of the domain."""
@@ -417,9 +428,10 @@ class CertifiedModel:
         return (*kind, len(x)) if kind in self._of_one_size else kind
 
     def _wide(self, graph: Graph) -> set[str]:
-        """Return the parameters that are no points, by value name."""
+        """Return the parameters that are no points, and the buffers with bounds, by value name."""
         names = canonical_names(self.module)
-        return {value for value, name in graph.parameters.items() if not self.bounds[names[name]].is_point}
+        wide = {value for value, name in graph.parameters.items() if not self.bounds[names[name]].is_point}
+        return wide | {value for value, name in graph.buffers.items() if name in self.bounds.running}
 
     def _joined(self, graph: Graph) -> Program:
         sources = {*graph.leaves, *(name for name, counts_samples in graph.given.items() if counts_samples)}
@@ -441,7 +453,9 @@ class CertifiedModel:
         problems = forward_problems(program, len(example))
         problems += precision_problems(program.graph, self.dtype, example.device, self.floats)
         if self.start is not None:
-            problems += self.start.problems(self.module, graph, example, self.output)
+            problems += self.start.problems(
+                self.module, graph, example, self.output, bounded=self.bounds.running.keys()
+            )
         if problems:
             raise UncertifiableError(problems, SUBJECT)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -73,7 +73,15 @@ class StartOfTraining:
         """
         return record_forward(_with_parameters_of(module, replica(self.module)), x, output)
 
-    def problems(self, module: nn.Module, graph: Graph, x: Tensor, output: str | int | None) -> list[str]:
+    def problems(
+        self,
+        module: nn.Module,
+        graph: Graph,
+        x: Tensor,
+        output: str | int | None,
+        *,
+        bounded: Collection[str] = frozenset(),
+    ) -> list[str]:
         """Return what training has written that this recording of `forward` depends on, each with a way out.
 
         Args:
@@ -81,8 +89,9 @@ class StartOfTraining:
             graph: `forward` of ``module`` as it is now, recorded for ``x``.
             x: example inputs.
             output: see `CertifiedModel`.
+            bounded: names of buffers that may have changed, since they have bounds.
         """
-        changed = self.buffer_problems(module, graph.buffers.values())
+        changed = self.buffer_problems(module, set(graph.buffers.values()) - set(bounded))
         if changed or self._computes(module, graph, x, output):
             return changed
         attributes = _changed_attributes(self.module, module)

@@ -77,12 +77,14 @@ class OptimizerStep:
         before: their values before the step.
         optimizer: of the module, with the settings that it used.
         gradients: that it applied; those in ``grad`` unless given, where an optimizer can have added momentum.
+        buffers: those of the module after the step, by name.
     """
 
     parameters: Mapping[str, nn.Parameter]
     before: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def applied(self, name: str) -> Tensor:
         """Return the gradient of a parameter that has one."""
@@ -179,6 +181,9 @@ class Domain(ABC, Generic[StepData]):
     tightens: ClassVar[bool] = False
     """Whether the set is cut to the boxes of all other domains after each step, by `tighten`."""
 
+    covers_batch_statistics: ClassVar[bool] = False
+    """Whether steps are covered whose batches are normalized by their own statistics."""
+
     counts_flips: ClassVar[bool] = False
     """Whether the bounds of its parameter set are a `FlipCounter`."""
 
@@ -252,6 +257,10 @@ class Domain(ABC, Generic[StepData]):
             "it does not define `restart_optimizer`, so training cannot go on with a new optimizer. Define it, train "
             "in one `fit`, or resume from a checkpoint"
         )
+
+    def running_statistics(self) -> dict[str, Interval]:
+        """Return bounds on running statistics of batch normalization that training has moved, by name of the buffer."""
+        return {}
 
     def exact_box(self) -> dict[str, Interval]:
         """Return the interval of each parameter, by name, even if that takes more work than a step."""

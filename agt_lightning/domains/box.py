@@ -28,6 +28,7 @@ from agt_lightning.optimizers.checked_update import TrainedUpdate, arithmetic_of
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.diagnose import diagnose
 from agt_lightning.propagation.passes import GradientBounds, ValueBounds, poisonable_at_all, propagate
+from agt_lightning.propagation.running_statistics import StatisticsUpdate, followed, with_trained
 from agt_lightning.propagation.samples import stacked
 from agt_lightning.rules.base import address
 
@@ -40,11 +41,13 @@ class BoxStep:
         bounds: interval of the applied gradient, by parameter name.
         values: bounds on layer outputs, one per micro-batch, for other domains.
         clipped_in: the roundings of a mean gradient that is clipped.
+        statistics: how the step moves running statistics of batch normalization, in this order.
     """
 
     bounds: Mapping[str, Interval]
     values: tuple[ValueBounds, ...]
     clipped_in: Arithmetic
+    statistics: tuple[StatisticsUpdate, ...] = ()
 
 
 class BoxDomain(Domain[BoxStep]):
@@ -57,11 +60,13 @@ class BoxDomain(Domain[BoxStep]):
     Attributes:
         intervals: bounds on the parameters, by name.
         states: bounds on the optimizer's state, by parameter name.
+        running: bounds on those running statistics that training has moved, by name of the buffer.
     """
 
     name: ClassVar[str] = "box"
     follows_clipping: ClassVar[bool] = True
     tightens: ClassVar[bool] = True
+    covers_batch_statistics: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module, config: CertificationConfig) -> None:
         self.config = config
@@ -69,6 +74,12 @@ class BoxDomain(Domain[BoxStep]):
         starts = {name: Interval.point(p.detach().clone()) for name, p in module.named_parameters()}
         self.intervals = {name: start.to(dtype=self.dtype) for name, start in starts.items()}
         self.states: dict[str, OptimizerState] = {}
+        self.running: dict[str, Interval] = {}
+        self._buffers_at_start = {
+            name: Interval.point(buffer.detach().clone()).to(dtype=self.dtype)
+            for name, buffer in module.named_buffers()
+            if buffer.is_floating_point()
+        }
         self._remembered: dict[str, OptimizerState] = {}
         self._buffers = Buffers()
 
@@ -100,7 +111,11 @@ class BoxDomain(Domain[BoxStep]):
         with record_function("agt: sums over samples"):
             bounds = self._gradient_bounds(step, clean, poisoned, clipping, sums)
         self._require_finite(step, bounds)
-        return BoxStep(bounds, tuple(each.values for each in passes), coarsest_arithmetic(sums.types, self.dtype))
+        statistics: tuple[StatisticsUpdate, ...] = ()
+        if step.processes.size == 1:  # of several, each has statistics that others overwrite
+            statistics = tuple(update for each in passes for update in each.statistics)
+        arithmetic = coarsest_arithmetic(sums.types, self.dtype)
+        return BoxStep(bounds, tuple(each.values for each in passes), arithmetic, statistics)
 
     def _sums(self, step: Step) -> StepSums:
         """Return the roundings of the run's sums over the samples of this step, in all processes."""
@@ -225,6 +240,11 @@ class BoxDomain(Domain[BoxStep]):
                 name, counterpart, group, state, box, gradient, trained
             )
             self._remembered[name] = after
+        buffers = {name: optimizer_step.buffers[name] for update in data.statistics for name in update.by_name}
+        types = {name: buffer.dtype for name, buffer in buffers.items()}
+        moved = followed({**self._buffers_at_start, **self.running}, data.statistics, types, self.config.floats)
+        for name, interval in moved.items():
+            self.running[name] = with_trained(name, interval, buffers[name], self.config.floats)
 
     @override
     def restart_optimizer(self) -> None:
@@ -249,8 +269,12 @@ class BoxDomain(Domain[BoxStep]):
         return relative_to_center(radii, sizes)
 
     @override
+    def running_statistics(self) -> dict[str, Interval]:
+        return self.running
+
+    @override
     def fingerprint_tensors(self) -> Iterator[Tensor]:
-        for interval in self.intervals.values():
+        for interval in (*self.intervals.values(), *self.running.values()):
             yield from (interval.lower, interval.upper)
         for state in self.states.values():
             for moment in state.moments.values():
@@ -262,6 +286,7 @@ class BoxDomain(Domain[BoxStep]):
             "lower": {name: interval.lower for name, interval in self.intervals.items()},
             "upper": {name: interval.upper for name, interval in self.intervals.items()},
             "optimizer": {name: state.plain() for name, state in self.states.items()},
+            "running": {name: {"lower": each.lower, "upper": each.upper} for name, each in self.running.items()},
         }
 
     @override
@@ -269,6 +294,9 @@ class BoxDomain(Domain[BoxStep]):
         box = {name: Interval.checked(lower, state["upper"][name]) for name, lower in state["lower"].items()}
         states = {name: OptimizerState.from_plain(plain) for name, plain in state["optimizer"].items()}
         self.adopt(box, states)
+        running = {name: Interval.checked(**bounds) for name, bounds in state.get("running", {}).items()}
+        devices = {name: interval.device for name, interval in self._buffers_at_start.items()}
+        self.running = {name: each.to(dtype=self.dtype, device=devices[name]) for name, each in running.items()}
 
     def adopt(self, box: Mapping[str, Interval], states: Mapping[str, OptimizerState]) -> None:
         """Take over bounds and optimizer states of an interrupted run.

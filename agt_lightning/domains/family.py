@@ -72,7 +72,7 @@ class DomainFamily:
         are returned.
         """
         with self.processes.collective_errors():
-            local = {name: domain.problems(setup) for name, domain in self.in_use.items()}
+            local = {name: _problems(name, domain, setup) for name, domain in self.in_use.items()}
         united = {name: self.processes.union(problems) for name, problems in local.items()}
         failing = {name: problems for name, problems in united.items() if problems}
         if not self.automatic:
@@ -162,6 +162,10 @@ class DomainFamily:
         """Return the tightest interval of each parameter, even if computing it takes more work than a step."""
         return self.cheap_box() or _intersection([domain.exact_box() for domain in self.in_use.values()])
 
+    def running_statistics(self) -> dict[str, Interval]:
+        """Return bounds on running statistics of batch normalization that training has moved, by name of the buffer."""
+        return {name: each for domain in self.in_use.values() for name, each in domain.running_statistics().items()}
+
     def parameter_sets(self) -> dict[str, ParameterSet]:
         """Return the sets that certificates can use beside the box, by name of their domain."""
         sets = {name: domain.parameter_set() for name, domain in self.in_use.items()}
@@ -235,6 +239,18 @@ class DomainFamily:
     def _exclude(self, name: str, reason: str) -> None:
         del self.in_use[name]
         self.excluded[name] = reason
+
+
+def _problems(name: str, domain: Domain[Any], setup: TrainingSetup) -> list[str]:
+    """Return why a domain does not apply; none but the box is asked where statistics of the batch couple samples."""
+    program = setup.bounded.program
+    if not program.mixing or domain.covers_batch_statistics:
+        return domain.problems(setup)
+    call = next(call for call in program.graph.calls if call.name in program.mixing)
+    return [
+        f"The domain `{name}` does not cover batch normalization in training mode (at {call.source}), where one sample "
+        'reaches the gradients of all others. Use `domains=["box"]`, `GroupNorm`, or keep that layer in `eval()`.'
+    ]
 
 
 def chosen_domains(choice: DomainChoice) -> dict[str, type[Domain[Any]]]:

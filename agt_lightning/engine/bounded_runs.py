@@ -68,6 +68,11 @@ class BoundedRuns:
         return self.domains.box()
 
     @property
+    def running_statistics(self) -> dict[str, Interval]:
+        """Bounds on running statistics of batch normalization that training has moved, by name of the buffer."""
+        return self.domains.running_statistics()
+
+    @property
     def parameter_sets(self) -> dict[str, ParameterSet]:
         """Sets of parameters that certificates can use beside the box, by name of their domain."""
         return self.domains.parameter_sets()

@@ -39,6 +39,7 @@ from agt_lightning.engine.self_checks import (
     with_momentum,
 )
 from agt_lightning.engine.step_bounds import RunsStep, StepBounds, checked_clipping, require_bounded
+from agt_lightning.engine.trained_statistics import TrainedStatistics
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, BoundsMismatchError, UncertifiableError
 from agt_lightning.interval import Interval, check_finite_and_ordered, require_inside
 from agt_lightning.memory import fitting_memory_budget
@@ -88,6 +89,7 @@ class AbstractGradientEngine:
         config: the settings in use, with ``memory_budget`` fitted to the device.
         runs: the bounded runs of each adversary. `adversary`, `domains`, `box` and `bounds` are those of the first.
         steps: number of certified steps so far.
+        statistics: the running statistics that steps have moved, in training itself.
         stated: facts about the training that certificates and checkpoints state beside the settings, by name; numbers,
             strings, lists and dictionaries.
 
@@ -144,6 +146,7 @@ class AbstractGradientEngine:
             named=self.config.roles,
             moves=Moves.of(adversaries),
             whole_samples=whole_samples,
+            mixes=True,
             labels_are_fixed=not whole_samples
             and not any(each.perturbs_labels or inserts_and_deletes(each) for each in adversaries),
         )
@@ -153,6 +156,7 @@ class AbstractGradientEngine:
         self._nominal = NominalPass(module, self.adversary, self._recorded, self.config, processes)
         self._approved: set[object] = set()  # kinds of batches that can be certified
         self._trained = _copies(module)  # parameters as the optimizer left them
+        self.statistics = TrainedStatistics(module)
         self._verified: dict[str, Tensor] = {}  # gradients as they were checked, which the optimizer must apply
         self._marks: WriteMarks | None = None  # of the gradients as they were checked; None if training clips them
         processes.require_same(self._trained.values(), "initial parameters")
@@ -213,11 +217,13 @@ class AbstractGradientEngine:
         """
         micro_batches, scale = _micro_batches(batches, scale)
         with self.processes.collective_errors():
-            self.require_untouched()
+            require_untouched(self.module, self._trained)
             for batch in micro_batches:
                 batch.require_unchanged()
                 self.require_constant(self._recorded(batch))
             require_unhooked(self.module)
+            if self.processes.size == 1:  # of several, each has statistics that others overwrite
+                self.statistics.follow([(self._recorded(each), each) for each in micro_batches], self.config.dtype)
         with blaming_data(micro_batches):
             step, local = self._nominal.step(micro_batches, scale)
             bounded = []
@@ -335,7 +341,11 @@ class AbstractGradientEngine:
                 require_unwritten(self.module, self._marks, changed)
             after = require_unmoved(self.module, self._trained, optimizer)
             optimizer_step = OptimizerStep(
-                dict(self.module.named_parameters()), self._trained, optimizer, self._verified
+                dict(self.module.named_parameters()),
+                self._trained,
+                optimizer,
+                self._verified,
+                dict(self.module.named_buffers()),
             )
             with record_function("agt: update"):
                 for runs, step in zip(self.runs, bounds.runs, strict=True):
@@ -458,12 +468,17 @@ class AbstractGradientEngine:
             UnsoundBoundError: if a bound is NaN or infinite.
             ValueError: if the bounds are not about this adversary.
         """
-        box = self.runs_of(adversary).box
+        runs = self.runs_of(adversary)
         types = {name: parameter.dtype for name, parameter in self.module.named_parameters()}
-        rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in box.items()}
+        rounded_outward = {name: interval.to(dtype=types[name]) for name, interval in runs.box.items()}
         for name, interval in rounded_outward.items():
             check_finite_and_ordered(interval, f"parameter `{name}` in {types[name]}")
-        return ParameterBounds(rounded_outward, values_digest(self._trained.items()), self.config.floats)
+        moved = self.statistics.values
+        running = {name: each.to(dtype=moved[name].dtype) for name, each in runs.running_statistics.items()}
+        for name, interval in running.items():
+            check_finite_and_ordered(interval, f"buffer `{name}` in {interval.dtype}")
+        digest = values_digest([*self._trained.items(), *((name, moved[name]) for name in sorted(running))])
+        return ParameterBounds(rounded_outward, digest, self.config.floats, running)
 
     @property
     def parameter_sets(self) -> dict[str, ParameterSet]:
@@ -482,6 +497,7 @@ class AbstractGradientEngine:
             "steps": self.steps,
             "floats": self.config.floats,
             "parameters": tensors_digest(self._trained.items()),
+            "statistics": self.statistics.state(),
             "domains": self.domains.state(),
             "domains_of_others": [runs.domains.state() for runs in self.runs[1:]],
         }
@@ -505,6 +521,8 @@ class AbstractGradientEngine:
                 for runs, domains in zip(self.runs, states, strict=True):
                     runs.domains.restore(domains)
                 steps, digest = int(state["steps"]), str(state["parameters"])
+                statistics = state.get("statistics", {"digest": "", "moved": [], "foreign": []})
+            self.statistics.restore(statistics)
             for runs in self.runs:
                 outside = self.bounds_of(runs.adversary).violations(self.module)
                 if outside:
@@ -531,13 +549,17 @@ class AbstractGradientEngine:
 
     # --- self-checks -------------------------------------------------------------------------------------------------
 
-    def require_constant(self, bounded: BoundedObjective) -> None:
+    def require_constant(self, bounded: BoundedObjective, *, but: frozenset[str] = frozenset()) -> None:
         """Raise if a buffer or another tensor that a captured loss reads has changed since training began.
+
+        Args:
+            bounded: the captured loss.
+            but: names of buffers that may have changed.
 
         Raises:
             UnsoundBoundError: naming the buffer, or the line that reads the tensor.
         """
-        require_constant(bounded.graph, self.module, self.start)
+        require_constant(bounded.graph, self.module, self.start, but)
 
     def require_recorded(self) -> None:
         """Raise if the code of the last step no longer does what was recorded; call it when training ends.
@@ -549,12 +571,13 @@ class AbstractGradientEngine:
             self._recordings.require_last()
 
     def require_untouched(self) -> None:
-        """Raise if something besides the optimizer changed a parameter since the last step.
+        """Raise if something besides the optimizer changed a parameter since the last step, or running statistics.
 
         Raises:
-            UnsoundBoundError: naming the parameter.
+            UnsoundBoundError: naming the parameter or buffer.
         """
         require_untouched(self.module, self._trained)
+        self.statistics.require_untouched()
 
     def require_contained(self) -> None:
         """Raise unless the module's parameters lie in the bounds, for the end of a training.

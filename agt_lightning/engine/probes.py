@@ -185,7 +185,13 @@ def _probe(
         rules = RULES if nominal.config.rules is None else nominal.config.rules
         with contextlib.suppress(Exception):  # code for one batch size has no part; the whole is slower
             smaller = BoundedObjective.of(
-                nominal.module, recorded, part, rules, named=nominal.config.roles, moves=Moves.of(adversaries)
+                nominal.module,
+                recorded,
+                part,
+                rules,
+                named=nominal.config.roles,
+                moves=Moves.of(adversaries),
+                mixes=True,
             )
             if not smaller.problems:
                 bounded, batch = smaller, part

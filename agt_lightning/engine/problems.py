@@ -22,6 +22,7 @@ from agt_lightning.optimizers import optimizer_problems
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.precision import precision_problems
 from agt_lightning.propagation.samples import MicroBatch
+from agt_lightning.rules.base import name_of
 
 
 def training_problems(
@@ -47,6 +48,7 @@ def training_problems(
     with processes.collective_errors():
         bounded = nominal.objectives(batch)
         local = by_adversary(runs, lambda each: _adversary_problems(each.adversary, bounded))
+        local += _mixing_problems(nominal, bounded)
         local += precision_problems(
             bounded.program.graph, nominal.config.dtype, _device(nominal), nominal.config.floats
         )
@@ -76,6 +78,29 @@ def _adversary_problems(adversary: Adversary, bounded: BoundedObjective) -> list
     kinds = dict.fromkeys(roles.label_kinds[leaf] for leaf in roles.labels) or {LabelKind.NONE: None}
     labels = min(len(roles.labels), 1)
     return [problem for kind in kinds for problem in adversary.problems(kind, labels, len(roles.features))]
+
+
+def _mixing_problems(nominal: NominalPass, bounded: BoundedObjective) -> list[str]:
+    """Refuse settings that do not fit statistics of the batch, by which one sample reaches all gradients."""
+    program = bounded.program
+    if not program.mixing:
+        return []
+    call = next(call for call in program.graph.calls if call.name in program.mixing)
+    what = f"`{name_of(call)}` at {call.source} is batch normalization in training mode"
+    instead = "or use `GroupNorm`, or keep that layer in `eval()` during training, where it uses running statistics."
+    problems = []
+    if nominal.adversary.sample_clipping is not None:
+        problems.append(
+            f"{what}, so no sample has a gradient of its own that could be clipped. Use `BoundedAdversary`, {instead}"
+        )
+    if nominal.config.method != "ibp":
+        problems.append(f'{what}, for which there are no linear bounds. Use `method="ibp"`, {instead}')
+    if nominal.processes.size > 1:
+        problems.append(
+            f"{what}, and `DistributedDataParallel` takes its running statistics from one process alone. Use "
+            f"`devices=1`, {instead}"
+        )
+    return problems
 
 
 def _shared_entries(roles: LossRoles) -> list[str]:

@@ -171,20 +171,21 @@ def require_unmoved(
     return after
 
 
-def require_constant(graph: Graph, module: nn.Module, start: nn.Module) -> None:
+def require_constant(graph: Graph, module: nn.Module, start: nn.Module, but: Collection[str] = frozenset()) -> None:
     """Raise if a buffer or another tensor that the loss reads changed: what changed it may have been poisoned.
 
     Args:
         graph: the captured loss.
         module: owner of the buffers.
         start: the same module as it was when training began.
+        but: names of buffers that may have changed.
 
     Raises:
         UnsoundBoundError: naming the buffer, or the line that reads the tensor.
     """
     buffers = dict(module.named_buffers(remove_duplicate=False))
     first = dict(start.named_buffers(remove_duplicate=False))
-    for name in graph.buffers.values():
+    for name in set(graph.buffers.values()) - set(but):
         if name not in first or not same_bits(first[name], buffers[name]):
             raise UnsoundBoundError(
                 f"Expected the buffer `{name}` constant, since the loss reads it, but it changed during training. It "

@@ -9,8 +9,6 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.utilities import GradClipAlgorithmType
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
@@ -56,8 +54,6 @@ def training_problems(
             problems += engine.processes.union(_caught_endings(module, engine, batch))
     except CaptureError as error:  # what does not depend on the recording is known all the same
         problems += [str(error), *optimizer_problems(optimizer)]
-        if "batch normalization in training mode" not in str(error):
-            problems += _batch_statistics_problems(module)
     if _precision_problems(trainer):  # of which this is a consequence
         problems = [problem for problem in problems if NOT_WHAT_IS_TRAINED not in problem]
     return list(dict.fromkeys(problems))
@@ -91,22 +87,6 @@ def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]
         *_data_dependence_problems(trainer),
         *hook_problems(trainer, module),
         *tuning_problems(module),
-    ]
-
-
-def _batch_statistics_problems(module: nn.Module) -> list[str]:
-    """Return a problem of trained batch normalization, which the recording would show if there were one."""
-    names = [
-        f"`{name}`"
-        for name, part in module.named_modules()
-        if isinstance(part, _BatchNorm) and part.training and any(each.requires_grad for each in part.parameters())
-    ]
-    if not names:
-        return []
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more layers" if len(names) > 4 else "")
-    return [
-        f"Batch normalization in training mode ({shown}) uses statistics of the whole batch, so one sample reaches "
-        "all gradients. If `training_step` runs these layers, use `GroupNorm`, or keep them in `eval()`."
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -39,6 +40,7 @@ class PastTraining:
         optimizer: digest of the optimizer's state after the last step.
         next_epoch: a number that no epoch had yet.
         problem: why no training can go on from here; None if one can.
+        statistics: the buffers with running statistics that the steps have moved, as they were before, by name.
     """
 
     adversary: str
@@ -48,6 +50,7 @@ class PastTraining:
     optimizer: str = ""
     next_epoch: int = 0
     problem: str | None = "its earlier training has not ended in order"
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 _PAST: WeakKeyDictionary[nn.Module, dict[str, PastTraining]] = WeakKeyDictionary()
@@ -69,10 +72,18 @@ class Fit:
         start: digest of the parameters before the first step of all these fits; None if it is not known.
         epochs_before: what makes the Trainer's epoch a number that no epoch of an earlier `fit` had, if added to it.
         resumed: whether the bounds are those of a checkpoint.
+        statistics: buffers that earlier fits have moved, as they were before, by name; None if there are none.
     """
 
     def __init__(
-        self, engine: AbstractGradientEngine, key: str, start: str | None, epochs_before: int, *, resumed: bool = False
+        self,
+        engine: AbstractGradientEngine,
+        key: str,
+        start: str | None,
+        epochs_before: int,
+        *,
+        resumed: bool = False,
+        statistics: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.engine = engine
         self.key = key
@@ -81,6 +92,7 @@ class Fit:
         self._next_epoch = epochs_before
         self._steps_before = engine.steps
         self.resumed = resumed
+        self._statistics = ChainMap(dict(statistics or {}), engine.statistics.before)  # those of earlier fits first
 
     @property
     def made_steps(self) -> bool:
@@ -96,7 +108,8 @@ class Fit:
     def note_step(self) -> None:
         """Note that the module leaves the bounds of earlier fits; called after each step."""
         if self.engine.steps == self._steps_before + 1:
-            self._remember(PastTraining(described(self.engine.adversaries), self._start))
+            adversary = described(self.engine.adversaries)
+            self._remember(PastTraining(adversary, self._start, statistics=self._statistics))
 
     def end(self, optimizer: Optimizer | None, problem: str | None = None) -> None:
         """Keep the bounds for a later `fit`, unless nothing has changed.
@@ -119,6 +132,7 @@ class Fit:
                 optimizer=optimizer_digest(optimizer),
                 next_epoch=self._next_epoch,
                 problem=problem,
+                statistics=self._statistics,
             )
         )
 
@@ -149,7 +163,8 @@ def begin(engine: AbstractGradientEngine, key: str, optimizer: Optimizer | None,
     resume(engine, past.saved)
     if not _has_state(optimizer):
         engine.restart_optimizer()
-    return Fit(engine, key, past.start, epochs_before=past.next_epoch - trainer_epoch)
+    epochs_before = past.next_epoch - trainer_epoch
+    return Fit(engine, key, past.start, epochs_before, statistics=past.statistics)
 
 
 def begin_resumed(engine: AbstractGradientEngine, key: str, saved: Mapping[str, Any]) -> Fit:
@@ -186,6 +201,7 @@ def _past_of(module: nn.Module, digest: str, adversary: str, key: str) -> PastTr
                 "is a copy of that one. Train that one further, or save a checkpoint of it and resume from there by "
                 "`trainer.fit(..., ckpt_path=...)`."
             )
+        _require_statistics_of_start(module, own.values())
         return None
     if not left and all(past.problem is None for past in own.values()):
         raise BoundsMismatchError(
@@ -194,6 +210,18 @@ def _past_of(module: nn.Module, digest: str, adversary: str, key: str) -> PastTr
             f"would miss everything an adversary did before. {_WAY_OUT}"
         )
     return _usable(left or own, adversary, key)
+
+
+def _require_statistics_of_start(module: nn.Module, trainings: Iterable[PastTraining]) -> None:
+    """Raise unless a module that starts anew has the running statistics that it had before it was trained."""
+    buffers = dict(module.named_buffers())
+    for name, value in (named for past in trainings for named in past.statistics.items()):
+        if name in buffers and not torch.equal(buffers[name], value.to(buffers[name].device)):
+            raise BoundsMismatchError(
+                f"Expected the buffer `{name}` as it was before the module's first certified step, as its parameters "
+                "are, but an earlier training has moved it, by data that can be poisoned. Call `reset_running_stats()` "
+                "of that layer, or train a new module."
+            )
 
 
 def _usable(trainings: Mapping[str, PastTraining], adversary: str, key: str) -> PastTraining:

@@ -187,8 +187,12 @@ class TrainedBatch:
         bounded = engine.objective(batch)
         if bounded.problems:
             raise UncertifiableError(bounded.problems)
+        if bounded.program.mixing:
+            raise UncertifiableError(
+                ["Batch normalization in training mode mixes the samples of a validation batch. Validate in `eval()`."]
+            )
         try:
-            engine.require_constant(bounded)
+            engine.require_constant(bounded, but=_with_bounds(engine, bounded))
         except UnsoundBoundError as error:  # no step read it, so that training is sound without this metric
             raise UncertifiableError([str(error)]) from error
         compared = comparison(bounded.objective)
@@ -333,7 +337,8 @@ class LoaderCertificate:
 
     def _results(self, trained: TrainedBatch) -> Mapping[str, Tensor]:
         engine, bounded, compared = self.engine, trained.bounded, trained.compared
-        inputs = bounded.inputs(engine.module, trained.batch, self.runs.box, engine.config.dtype)
+        box = {**self.runs.box, **self.runs.running_statistics}
+        inputs = bounded.inputs(engine.module, trained.batch, box, engine.config.dtype)
         values = BoundedValues.of(
             bounded.rounded(engine.config.dtype, engine.config.floats).program,
             inputs,
@@ -346,6 +351,15 @@ class LoaderCertificate:
         size = bounded.size(trained.batch)
         _add(self.shares, {name: share * size for name, share in values.domain_shares().items()})
         return sample_metrics(compared, trained.nominal, values, trained.classes)
+
+
+def _with_bounds(engine: AbstractGradientEngine, bounded: BoundedObjective) -> frozenset[str]:
+    """Return the names of the buffers that have bounds and enter a loss where these are propagated."""
+    evaluated = () if bounded.prelude is None else bounded.prelude.calls
+    read = {name for call in evaluated for name in call.inputs}
+    as_they_are = {target for name, target in bounded.graph.buffers.items() if name in read}
+    moved = frozenset.intersection(*(frozenset(runs.running_statistics) for runs in engine.runs))
+    return moved - as_they_are
 
 
 def _add(sums: dict[str, float], terms: Mapping[str, float]) -> None:

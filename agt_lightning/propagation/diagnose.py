@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture.dropout import RandomState
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.crown import DEFAULT_MEMORY_BUDGET
 from agt_lightning.propagation.diagnosis import CallReport, Diagnosis, Excess
@@ -69,6 +70,13 @@ def diagnose(
         >>> report.first_outside is None, report.widest_growth.call.module
         (True, '')
     """
+    if bounded.program.mixing:
+        raise UncertifiableError(
+            [
+                "`diagnose` looks at samples as they are or as poisoned, and batch normalization in training mode "
+                "needs both side by side. Look at the module with that layer in `eval()`."
+            ]
+        )
     dtype = next(iter(box.values())).dtype
     bounded = bounded.rounded(dtype, "run")
     inputs = bounded.inputs(module, batch, box, dtype, state)

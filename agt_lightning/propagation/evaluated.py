@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.capture import Call, Graph, LossRoles, reached
+from agt_lightning.capture.batch_statistics import RUNNING, Running
 from agt_lightning.capture.counted_labels import CountedLabels
 from agt_lightning.capture.graph import ITEM, Draw, Mask, Reference, map_references
 from agt_lightning.propagation.program import Program, is_random
@@ -98,7 +99,12 @@ class Prelude:
         return frozenset(target for name, target in self.graph.parameters.items() if name in names)
 
     def values(self, module: nn.Module, leaves: list[Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the values that the rest reads, in the types in which training computes them.
+        """Return the values that the rest reads, in the types in which training computes them; see `all_values`."""
+        values = self.all_values(module, leaves, masks)
+        return {name: values[name] for name in self.given}
+
+    def all_values(self, module: nn.Module, leaves: list[Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return all values, in the types in which training computes them.
 
         Args:
             module: owner of parameters and buffers.
@@ -116,7 +122,13 @@ class Prelude:
         with torch.no_grad():
             for call in self.calls:
                 values[call.name] = _result(call, values)
-        return {name: values[name] for name in self.given}
+        return values
+
+    @property
+    def running(self) -> tuple[tuple[str, Running], ...]:
+        """The running statistics that its calls move, each behind the name of the batch that moves them."""
+        kept = ((call.inputs[0], call.arguments.get(RUNNING)) for call in self.calls)
+        return tuple((name, running) for name, running in kept if isinstance(running, Running))
 
 
 def _result(call: Call, values: Mapping[str, Tensor]) -> Tensor:
@@ -232,7 +244,7 @@ def cut(
     counted = {name for name, mask in graph.masks.items() if isinstance(mask, CountedLabels)}
     moving = reached(graph, {*moved, *counted, *_unrepeatable(graph), *outputs})
     fixed = {call.name for call in graph.calls if call.name not in moving}
-    seeds = fixed & program.troubled
+    seeds = fixed & (program.troubled | program.mixing)
     if not seeds and not outputs:
         return None
     connected = _before(graph, reached(graph, seeds) & fixed) & fixed

@@ -60,11 +60,34 @@ def propagate_forward(
             continue
         if call.name in known:
             values[call.name] = known[call.name]
-        elif call.name in program.rules:
-            values[call.name] = _bounded_call(program, call, values, dtype, within.get(call.name), refine)
-        elif call.name not in program.samples:
-            values[call.name] = _shared_value(program, call, values, dtype)
+            continue
+        value = bounded_value(program, call, values, dtype, within.get(call.name), refine)
+        if value is not None:
+            values[call.name] = value
     return values
+
+
+def bounded_value(
+    program: Program,
+    call: Call,
+    values: Mapping[str, Value],
+    dtype: torch.dtype,
+    within: Interval | None = None,
+    refine: Refinement | None = None,
+) -> Value | None:
+    """Return bounds on the result of one call; None for one on samples without a rule.
+
+    Args:
+        program: a program without problems.
+        call: one of its calls.
+        values: all before it, by name.
+        dtype: floating point type to compute in.
+        within: other bounds on the result, which its own are intersected with.
+        refine: makes other bounds of those of the call.
+    """
+    if call.name in program.rules:
+        return _bounded_call(program, call, values, dtype, within, refine)
+    return None if call.name in program.samples else _shared_value(program, call, values, dtype)
 
 
 def _shared_value(program: Program, call: Call, values: Mapping[str, Value], dtype: torch.dtype) -> Value:
@@ -132,30 +155,69 @@ def propagate_backward(
         UnsoundBoundError: naming the call, if bounds of a gradient are crossed by more than rounding.
         UncertifiableError: naming the call, if its rule cannot bound the gradient.
     """
-    gradients: dict[str, Interval] = {name: seed for name, seed in seeds.items() if name in program.samples}
-    parameters: dict[str, list[FactoredGradient]] = {
-        name: [Elementwise(seed)] for name, seed in seeds.items() if name not in program.samples
-    }
+    gradients, parameters = split_seeds(program, seeds)
     for call in reversed(program.graph.calls):
         gradient = gradients.pop(call.name, None)
         if gradient is None or call.name not in program.trainable:
             continue
         if observe is not None:
             observe(call, gradient)
-        try:
-            if call.name in program.composites:
-                _backward_composite(program, program.composites[call.name], gradient, values, gradients)
-            else:
-                _backward_call(program, call, gradient, values, gradients, parameters)
-        except (UnsoundBoundError, UncertifiableError) as error:
-            raise located(error, call) from error
-    return _before_changes(program, values, parameters)
+        pass_back(program, call, gradient, values, gradients, parameters)
+    return parameter_gradients(program, values, parameters)
 
 
-def _before_changes(
+def split_seeds(
+    program: Program, seeds: Mapping[str, Interval]
+) -> tuple[dict[str, Interval], dict[str, list[FactoredGradient]]]:
+    """Return the gradients that begin at values of samples, and those at values of parameters alone: penalties.
+
+    Args:
+        program: a program without problems.
+        seeds: gradient of the per-sample loss with respect to some values.
+    """
+    of_samples = {name: seed for name, seed in seeds.items() if name in program.samples}
+    return of_samples, {name: [Elementwise(seed)] for name, seed in seeds.items() if name not in program.samples}
+
+
+def pass_back(
+    program: Program,
+    call: Call,
+    gradient: Interval,
+    values: Mapping[str, Value],
+    gradients: dict[str, Interval],
+    parameters: dict[str, list[FactoredGradient]],
+) -> None:
+    """Pass the gradient of one call's result on to its inputs.
+
+    Args:
+        program: a program without problems.
+        call: one of its calls.
+        gradient: with respect to its result.
+        values: all values by name.
+        gradients: those of values, to which this adds.
+        parameters: summands of those of parameters, to which this adds.
+    """
+    try:
+        if call.name in program.composites:
+            _backward_composite(program, program.composites[call.name], gradient, values, gradients)
+        else:
+            _backward_call(program, call, gradient, values, gradients, parameters)
+    except (UnsoundBoundError, UncertifiableError) as error:
+        raise located(error, call) from error
+
+
+def parameter_gradients(
     program: Program, values: Mapping[str, Value], gradients: dict[str, list[FactoredGradient]]
 ) -> dict[str, FactoredGradient]:
-    """Take gradients of values that are made of parameters alone back to these."""
+    """Return the gradient of each parameter from its summands.
+
+    Gradients of values that are made of parameters alone go back to these.
+
+    Args:
+        program: a program without problems.
+        values: all values by name.
+        gradients: summands by name; emptied.
+    """
     for call in reversed(program.graph.calls):
         uses = gradients.pop(call.name, None)
         if uses is None:

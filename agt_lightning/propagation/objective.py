@@ -25,8 +25,9 @@ from agt_lightning.capture.moves import is_elementwise
 from agt_lightning.capture.opaque import guarded
 from agt_lightning.capture.replica import replica
 from agt_lightning.capture.roles import NamedRoles
+from agt_lightning.capture.shared_layers import counted_statistics
 from agt_lightning.capture.source import as_forward
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import CaptureError, UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -39,6 +40,7 @@ from agt_lightning.propagation import (
     refinement,
 )
 from agt_lightning.propagation.evaluated import Moves, Prelude, cut, outputs_of, place_problems, trained
+from agt_lightning.propagation.running_statistics import StatisticsUpdate, evaluated_update
 from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import RuleTable, Value
@@ -101,6 +103,7 @@ class BoundedObjective:
         whole_samples: bool = False,
         labels_are_fixed: bool = False,
         moves: Moves | None = None,
+        mixes: bool = False,
     ) -> BoundedObjective:
         """Record a loss for batches of this kind; see `capture`.
 
@@ -119,6 +122,7 @@ class BoundedObjective:
             whole_samples=whole_samples,
             labels_are_fixed=labels_are_fixed,
             moves=moves,
+            mixes=mixes,
         )
         bounded = capture(batch)
         if not bounded.problems or bounded.size(batch) != 1:
@@ -144,6 +148,7 @@ class BoundedObjective:
         whole_samples: bool = False,
         labels_are_fixed: bool = False,
         moves: Moves | None = None,
+        mixes: bool = False,
     ) -> BoundedObjective:
         """Record a loss on a batch, on a replica of the module.
 
@@ -157,13 +162,17 @@ class BoundedObjective:
             labels_are_fixed: whether no adversary changes a label, so that a loss may leave out some of them.
             moves: what can be poisoned, so that the rest needs no rules before it meets trained parameters; None
                 means anything.
+            mixes: whether batches may be normalized by their own statistics, see `Program.build`.
 
         Raises:
             CaptureError: if the code cannot be recorded.
         """
         leaves, rebuild = flatten(batch)
         rebuild = guarded(rebuild, whole_samples=whole_samples)
-        graph = record(partial(_replicated, module, loss, rebuild), leaves)
+        try:
+            graph = record(partial(_replicated, module, loss, rebuild), leaves)
+        except CaptureError as error:
+            raise CaptureError(f"{error}{counted_statistics(module)}") from error
         if labels_are_fixed:
             holding = frozenset(position for position, leaf in enumerate(leaves) if ignored_labels(leaf))
             graph = with_counted_labels(graph, holding)
@@ -173,9 +182,8 @@ class BoundedObjective:
         listed = entries(batch)
 
         def joined(graph: Graph, named: NamedRoles | None) -> tuple[LossRoles, Program]:
-            return _joined(
-                analyze(graph, size, lambda target: names[target] in trainable, listed, named), table, listed
-            )
+            roles = analyze(graph, size, lambda target: names[target] in trainable, listed, named)
+            return _joined(roles, table, listed, mixes=mixes)
 
         objective, program = joined(graph, named)
         types = {name: leaves[position].dtype for name, position in graph.leaves.items()}
@@ -225,7 +233,7 @@ class BoundedObjective:
         Args:
             module: owner of the buffers.
             batch: a batch of the captured structure.
-            parameters: bounds by parameter name.
+            parameters: bounds by parameter name; and by name those of buffers that training has moved.
             dtype: floating point type to compute in.
             state: the generators' state when the training step began; needed for dropout alone.
 
@@ -251,6 +259,17 @@ class BoundedObjective:
         _require_points(self.prelude.parameters, parameters, module)
         given = self.prelude.values(module, [leaf.detach() for leaf in leaves], masks)
         return values | {name: _value(tensor, dtype) for name, tensor in given.items()}
+
+    def evaluated_statistics(
+        self, module: nn.Module, batch: object, dtype: torch.dtype, state: RandomState | None = None
+    ) -> tuple[StatisticsUpdate, ...]:
+        """Bound how what is evaluated as it is moves running statistics; arguments as for `inputs`."""
+        if self.prelude is None or not self.prelude.running:
+            return ()
+        leaves, _ = flatten(batch)
+        masks = self._masks(self.size(batch), next(module.parameters()).device, state)
+        values = self.prelude.all_values(module, [leaf.detach() for leaf in leaves], masks)
+        return tuple(evaluated_update(running, values[name], dtype) for name, running in self.prelude.running)
 
     def _masks(self, samples: int, device: torch.device, state: RandomState | None) -> Mapping[str, Tensor]:
         masks = {name: mask for name, mask in self.program.graph.masks.items() if isinstance(mask, Mask | Draw)}
@@ -361,8 +380,12 @@ class BoundedObjective:
 
     @cached_property
     def dependent(self) -> frozenset[str]:
-        """Names of all values that change when trained parameters change, detached copies included."""
-        return reached(self.program.graph, {name for name in self.parameters if name in self.objective.trainable})
+        """Names of all values that change when trained parameters change, detached copies included.
+
+        So are those behind statistics of a batch, which change for all its samples when one is poisoned.
+        """
+        trained = {name for name in self.parameters if name in self.objective.trainable}
+        return reached(self.program.graph, trained | self.program.mixing)
 
     @cached_property
     def frozen_layers(self) -> frozenset[str]:
@@ -423,8 +446,11 @@ class BoundedObjective:
         self, values: Mapping[str, Value], batch_size: int, dtype: torch.dtype
     ) -> dict[str, FactoredGradient]:
         """Bounds on each sample's gradient, by canonical parameter name."""
-        factors = propagate_backward(self.program, values, self.seeds(values, batch_size, dtype))
-        return {self.parameters[value]: gradient for value, gradient in factors.items()}
+        return self.named(propagate_backward(self.program, values, self.seeds(values, batch_size, dtype)))
+
+    def named(self, gradients: Mapping[str, FactoredGradient]) -> dict[str, FactoredGradient]:
+        """Return gradients by canonical parameter name, given by value name."""
+        return {self.parameters[value]: gradient for value, gradient in gradients.items()}
 
     def poisoned(self, values: Mapping[str, Value], adversary: Adversary, rows: Tensor | None) -> dict[str, Value]:
         """Inputs of the second pass: those of poisonable samples, within the adversary's balls.
@@ -473,7 +499,9 @@ _CLIPPED_PENALTY = (
 )
 
 
-def _joined(objective: LossRoles, table: RuleTable, listed: Sequence[Entry]) -> tuple[LossRoles, Program]:
+def _joined(
+    objective: LossRoles, table: RuleTable, listed: Sequence[Entry], *, mixes: bool
+) -> tuple[LossRoles, Program]:
     """Return the roles of a captured loss, with all problems of its terms, and its program."""
     shared = SharedTerms.of(objective) if objective.problems else SharedTerms()
     of_other_size = size_problems(objective, shared, listed)
@@ -484,6 +512,7 @@ def _joined(objective: LossRoles, table: RuleTable, listed: Sequence[Entry]) -> 
         samples=objective.samples,
         trainable=objective.trainable,
         reduced=objective.reduced | shared.calls,
+        mixes=mixes,
     )
     return objective, program
 
@@ -548,13 +577,14 @@ def graph_inputs(
         graph: captured from ``module``.
         module: owner of the buffers.
         names: names of parameters in the module by value name.
-        parameters: bounds by parameter name.
+        parameters: bounds by parameter name; and by name those of buffers that training has moved.
         dtype: floating point type to compute in.
     """
     buffers = dict(module.named_buffers(remove_duplicate=False))
     fixed = {name: buffers[target] for name, target in graph.buffers.items()} | dict(graph.constants)
-    values: dict[str, Value] = {value: parameters[name] for value, name in names.items()}
-    return values | {name: _value(tensor, dtype) for name, tensor in fixed.items()}
+    values: dict[str, Value] = {name: _value(tensor, dtype) for name, tensor in fixed.items()}
+    values |= {name: parameters[target] for name, target in graph.buffers.items() if target in parameters}
+    return values | {value: parameters[name] for value, name in names.items()}
 
 
 def signature(module: nn.Module, batch: object) -> Hashable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -21,7 +21,10 @@ from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.prefix import PoisonedPrefix
+from agt_lightning.propagation.running_statistics import StatisticsUpdate
 from agt_lightning.propagation.samples import MicroBatch
+from agt_lightning.propagation.together import Together
+from agt_lightning.rules.batch_statistics import BatchRows
 from agt_lightning.rules.values import Value, as_interval, select
 
 Chosen = TypeVar("Chosen", bound=Value)
@@ -84,11 +87,13 @@ class GradientBounds:
         clean: by parameter name, for the data as it is (equation 6).
         poisoned: the same for poisonable samples under the adversary (equation 7); empty if nothing can be poisoned.
         values: bounds on those values of the loss that other bounds were given for.
+        statistics: how the loss moves running statistics of batch normalization, in this order.
     """
 
     clean: Mapping[str, FactoredGradient]
     poisoned: Mapping[str, FactoredGradient]
     values: ValueBounds
+    statistics: tuple[StatisticsUpdate, ...] = ()
 
 
 def propagate(
@@ -118,6 +123,10 @@ def propagate(
     """
     bounded = part.bounded
     inputs = bounded.inputs(module, part.batch.data, box, config.dtype, part.batch.state)
+    statistics = bounded.evaluated_statistics(module, part.batch.data, config.dtype, part.batch.state)
+    if bounded.program.mixing:
+        bounds = _side_by_side(part, inputs, adversary, config, sums)
+        return replace(bounds, statistics=statistics + bounds.statistics)
     reachable: Mapping[str, Value] = {}
     if part.poisoned_prefix is not None and config.method == "ibp":
         reachable = _unmoved(bounded, inputs, part.frozen, part.poisoned_prefix.moved_layers)
@@ -135,7 +144,23 @@ def propagate(
         bounds = passes.over(samples)
         collected.add(bounds.clean, bounds.poisoned)
         values.append(bounds.values)
-    return GradientBounds(*collected.result(), _joined(values))
+    return GradientBounds(*collected.result(), _joined(values), statistics)
+
+
+def _side_by_side(
+    part: BoundedBatch, inputs: Mapping[str, Value], adversary: Adversary, config: CertificationConfig, sums: StepSums
+) -> GradientBounds:
+    """Bound the gradients of a micro-batch that is normalized by its own statistics, all samples at once."""
+    bounded, poisoned = part.bounded, None
+    if poisonable_at_all(bounded, adversary, part.poisonable):
+        poisoned = bounded.poisoned(inputs, adversary, part.poisonable)
+    rows = BatchRows(part.size, part.poisonable, adversary.n)
+    touched = reached(bounded.program.graph, bounded.perturbed_leaves(adversary))
+    with record_function("agt: both passes"):
+        together = Together(bounded.program, inputs, poisoned, rows, touched, bounded.skipped, config.dtype)
+        seeds = [bounded.seeds(values, part.size, config.dtype) for values in together.values]
+        clean, *moved = (sums.widened(bounded.named(each)) for each in together.gradients(seeds))
+    return GradientBounds(clean, moved[0] if moved else {}, ValueBounds(), together.statistics())
 
 
 @dataclass(frozen=True)
@@ -254,6 +279,26 @@ class _Passes:
             if name not in touched and name not in inputs
         }
         return self._forward(inputs, same | dict(samples.reachable), samples.known.poisoned)
+
+
+def propagate_statistics(
+    bounded: BoundedObjective, module: nn.Module, batch: MicroBatch, dtype: torch.dtype
+) -> tuple[StatisticsUpdate, ...]:
+    """Return how a micro-batch as it is moves running statistics at the module's own parameters.
+
+    Args:
+        bounded: the captured loss, with the rounding of runs.
+        module: owner of parameters and buffers.
+        batch: the data.
+        dtype: floating point type to compute in.
+    """
+    evaluated = bounded.evaluated_statistics(module, batch.data, dtype, batch.state)
+    if not bounded.program.mixing:
+        return evaluated
+    points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
+    inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)
+    rows = BatchRows(bounded.size(batch.data))
+    return evaluated + Together(bounded.program, inputs, None, rows, frozenset(), bounded.skipped, dtype).statistics()
 
 
 def _joined(parts: Sequence[ValueBounds]) -> ValueBounds:

@@ -11,11 +11,13 @@ import torch
 
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call, Graph
+from agt_lightning.capture.batch_statistics import BY_BATCH
 from agt_lightning.capture.recurrent import RECURRENT
 from agt_lightning.propagation.composites import CompositeCalls, composites
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import Rule, RuleTable, Site
 from agt_lightning.rules.base import ElementwiseRule, name_of
+from agt_lightning.rules.batch_statistics import BatchRows, BatchStatistics
 from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
 from agt_lightning.rules.rounded import Rounded
@@ -24,7 +26,11 @@ from agt_lightning.rules.selection import Selection
 from agt_lightning.rules.shape import Reshape
 
 _WAYS_OUT = {
-    "aten._native_batch_norm_legit_functional": BATCH_STATISTICS,
+    "aten._native_batch_norm_legit_functional": (
+        "is batch normalization in training mode that moves its running statistics more than once in a step, or by a "
+        "factor that is no constant. Use one layer for each place, and `eval()` for passes beside the loss; or "
+        "`GroupNorm`; or keep that layer in `eval()` during training, where it uses its running statistics"
+    ),
     "aten.native_batch_norm": BATCH_STATISTICS,
 }
 
@@ -44,6 +50,7 @@ class Program:
             Without rounding, such a call is run as it is.
         troubled: names of the calls with problems.
         floats: which runs the rules are for; None for rules in real arithmetic that do not cover any rounding.
+        mixing: names of the calls that normalize by statistics of the batch, so that each sample reaches all others.
     """
 
     graph: Graph
@@ -55,6 +62,7 @@ class Program:
     shared: Mapping[str, Rule] = field(default_factory=dict)
     troubled: frozenset[str] = frozenset()
     floats: Floats | None = None
+    mixing: frozenset[str] = frozenset()
 
     @classmethod
     def build(
@@ -65,6 +73,7 @@ class Program:
         samples: frozenset[str],
         trainable: frozenset[str],
         reduced: frozenset[str] = frozenset(),
+        mixes: bool = False,
     ) -> Program:
         """Look up a rule for each call and collect the problems.
 
@@ -74,7 +83,11 @@ class Program:
             samples: names of values whose axis 0 counts samples.
             trainable: names of values that depend on a trainable parameter.
             reduced: values after the reduction over samples, which need no rule.
+            mixes: whether calls may normalize by statistics of the batch; whoever propagates must then pass all its
+                samples at once, and clean and poisoned ones side by side.
         """
+        if mixes:
+            table = {**table, BY_BATCH: BatchStatistics()}
         sites: dict[str, Site] = {}
         rules: dict[str, Rule] = {}
         shared: dict[str, Rule] = {}
@@ -108,7 +121,8 @@ class Program:
                 problems.append(problem)
                 troubled.add(call.name)
                 misplaced.update([call.name] if isinstance(rule, Selection | Reshape) else [])
-        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared, frozenset(troubled))
+        mixing = frozenset(name for name, rule in rules.items() if isinstance(rule, BatchStatistics))
+        return cls(graph, sites, rules, trainable, samples, tuple(problems), shared, frozenset(troubled), mixing=mixing)
 
     def uses(self, name: str) -> int:
         """Return how many gradients are added up for a value: one for each place where a call on samples reads it."""
@@ -123,6 +137,15 @@ class Program:
         """Functions of one number that take several calls, by the name of the last one."""
         moving = self.samples & self.trainable & self.rules.keys()
         return composites(self.graph, moving)
+
+    def among(self, name: str, rows: BatchRows) -> Rule:
+        """Return the rule of a call that mixes samples, for the rows of both passes."""
+        rule = self.rules[name]
+        if isinstance(rule, Rounded):
+            assert isinstance(rule.rule, BatchStatistics)
+            return replace(rule, rule=replace(rule.rule, rows=rows))
+        assert isinstance(rule, BatchStatistics)
+        return replace(rule, rows=rows)
 
     def arithmetic(self, name: str, own: torch.dtype) -> Arithmetic:
         """Return the roundings of a call; those of bounds in type ``own`` alone if its rule does not cover any."""
@@ -215,7 +238,7 @@ def is_random(call: Call) -> bool:
 
 
 def _unknown(call: Call) -> str:
-    way_out = BATCH_STATISTICS if call.arguments.get("training") else _WAYS_OUT.get(name_of(call))
+    way_out = _WAYS_OUT.get(name_of(call), BATCH_STATISTICS if call.arguments.get("training") else None)
     if call.op in RECURRENT:
         return (
             f"`{name_of(call)}` at {call.source} has a setting that is not covered. Use `batch_first=True`, no "

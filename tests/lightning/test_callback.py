@@ -148,6 +148,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(interrupted):
         "domains",
         "domains_of_others",
         "parameters",
+        "statistics",
         "phases",
         "phases_of_others",
         "epochs_before",

@@ -132,7 +132,6 @@ def test_overridden_gradient_clipping(refusal, regressor):
 
 
 MODULES = {
-    "batch normalization": (nn.BatchNorm1d(5), "GroupNorm"),
     "dropout": (nn.Dropout(1.0), "is active"),
     "unknown activation": (nn.Threshold(0.5, 0.0), "aten.threshold"),
 }

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
+from agt_lightning import BoundedAdversary, CertifiedTraining, UnboundedAdversary, UncertifiableError
 
 FEATURES = BoundedAdversary(n=1, epsilon=0.05)
 
@@ -194,7 +194,7 @@ def test_attention_with_the_samples_first_is_no_obstacle(own, problems, stepping
 
 
 class Normalized(nn.Module):
-    """Batch normalization on two lines."""
+    """A kind of layer on two lines."""
 
     def __init__(self, layer):
         super().__init__()
@@ -206,16 +206,22 @@ class Normalized(nn.Module):
         return self.head(h)
 
 
-@pytest.mark.slow
-def test_batch_normalization_has_a_way_out(problems, stepping):
-    assert problems(stepping(squared, Normalized(lambda size: nn.GroupNorm(1, size)))) == []
+CLIPPED = UnboundedAdversary(n=1, kappa=1.0)
+
+
+def test_batch_normalization_has_ways_out(problems, stepping):
+    found = problems(stepping(squared, Normalized(nn.BatchNorm1d)), adversary=CLIPPED)
+    assert "batch normalization in training mode, so no sample has a gradient of its own" in "\n".join(found)
+    assert "Use `BoundedAdversary`, or use `GroupNorm`" in "\n".join(found)
+    assert problems(stepping(squared, Normalized(nn.BatchNorm1d))) == []
+    assert problems(stepping(squared, Normalized(lambda size: nn.GroupNorm(1, size))), adversary=CLIPPED) == []
 
 
 def test_a_reason_with_two_places_is_given_once(problems, stepping):
-    (reason,) = problems(stepping(squared, Normalized(nn.BatchNorm1d)))
-    assert reason.count("batch normalization in training mode") == 1
+    (reason,) = problems(stepping(squared, Normalized(lambda size: nn.Threshold(0.5, 0.0))))
+    assert reason.count("has no bound rule") == 1
     assert "`h = self.inner(self.first(x))`, test_messages.py:" in reason
-    assert "`h = self.second(h).relu()` is" in reason
+    assert "`h = self.second(h).relu()` has" in reason
 
 
 def test_batch_normalization_under_two_names(problems, stepping):
@@ -296,13 +302,11 @@ def test_a_step_that_cannot_be_recorded_hides_no_other_reason(problems, stepping
         return squared(s, x, y)
 
     module = stepping(guarded, configure_optimizers=lambda self: torch.optim.NAdam(self.parameters()))
-    module.net.insert(1, nn.BatchNorm1d(5))
     text = "\n".join(problems(module))
     assert "test_messages.py" in text
     assert "`sorted(y.flatten().tolist())`" in text
     assert "TORCH_LOGS" not in text
     assert "`NAdam` has no bounds" in text
-    assert "Batch normalization in training mode (`net.1`)" in text
 
 
 @pytest.mark.filterwarnings("ignore:You passed .Trainer.accelerator:UserWarning")

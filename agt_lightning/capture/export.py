@@ -70,10 +70,11 @@ class _Objective(nn.Module):
         self.recording = recording
 
     def forward(self, *leaves: Tensor) -> Tensor:
-        watch = Watch(self.module)  # here, since `torch.export` puts other tensors into the module, and back again
+        # Here, since `torch.export` puts other tensors into the module, and back again.
+        self.recording.watch = Watch(self.module)
         with observed(self.recording):
             result = self.function(leaves)
-        self.recording.note_writes(watch)
+        self.recording.note_writes()
         nodes = autograd_nodes(result)
         problem = gradient_problem(nodes)
         if problem is not None:

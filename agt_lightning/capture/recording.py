@@ -56,6 +56,7 @@ class Recording:
         after: the same afterwards.
         replaced_buffers: names of the buffers in whose place the code has put other tensors.
         draws: the random numbers that the code has drawn; see `agt_lightning.capture.draws`.
+        watch: looks at what the code writes, while it runs.
     """
 
     probe: int = 0
@@ -73,6 +74,7 @@ class Recording:
     after: State = field(default_factory=dict)
     replaced_buffers: frozenset[str] = frozenset()
     draws: Hashable = None
+    watch: Watch | None = None
 
     @property
     def refused(self) -> bool:
@@ -88,9 +90,11 @@ class Recording:
         self.refusals.append(message)
         raise CaptureError(message)
 
-    def note_writes(self, watch: Watch) -> None:
-        """Note what the code has written to its module."""
-        self.before, self.after, self.replaced_buffers = watch.before, watch.after(), watch.replaced_buffers()
+    def note_writes(self) -> None:
+        """Note what the code has written to its module, and to what else it was watched for."""
+        assert self.watch is not None
+        self.before, self.after = self.watch.before, self.watch.after()
+        self.replaced_buffers = self.watch.replaced_buffers()
 
     def require_proven(self, checks: frozenset[str]) -> None:
         """Raise if the code has taken checks for NaN as passed that need not be.
@@ -171,6 +175,17 @@ def refuse_branch(what: str) -> NoReturn:
 
 def _branch_message(what: str) -> str:
     return f"{current_line()} lets Python read data ({what}): {BRANCH}"
+
+
+def watch_also(holder: object) -> None:
+    """Let the recording that is being made, if there is one, look at what the code writes to an object.
+
+    Args:
+        holder: the object; one without attributes of its own is left out.
+    """
+    recording = current()
+    if recording is not None and recording.watch is not None and hasattr(holder, "__dict__"):
+        recording.watch.add(vars(holder))
 
 
 def refuse(message: str) -> NoReturn:

@@ -56,7 +56,7 @@ _NOTHING = ("NoneType", "None")
 
 
 class Watch:
-    """The attributes of a module and its parts, of its data module, and the global variables of their files.
+    """The attributes of a module and its parts, of what is added to them, and the global variables of their files.
 
     Args:
         module: before its code runs.
@@ -68,9 +68,17 @@ class Watch:
         self._seen: dict[int, object] = {}
         self._buffers = dict(module.named_buffers())
         self._parts = set(module.modules())
+        self._added: list[Mapping[str, object]] = []
         self._first = True
         self.before: State = self._state()
         self._first = False
+
+    def add(self, space: Mapping[str, object]) -> None:
+        """Look at other attributes as well, such as those of a data module, before the user's code runs."""
+        self._first = True
+        self.before = _both(self.before, self._outside(space))
+        self._first = False
+        self._added.append(space)
 
     def after(self) -> State:
         """Return the attributes as they are now, where tensors differ that were made or changed since."""
@@ -85,11 +93,12 @@ class Watch:
         for path, part in self._module.named_modules():
             state |= {(path, name): self._token(value) for name, value in vars(part).items() if name not in _MANAGED}
             state |= {(path, name): self._part(child) for name, child in part.named_children()}
-        data = getattr(vars(self._module).get("_trainer"), "datamodule", None)
-        outside = [vars(data)] if hasattr(data, "__dict__") else []
-        for space in [*namespaces(self._module), *outside]:
-            state |= {(OUTSIDE, name): self._token(value) for name, value in space.items() if name[:2] != "__"}
+        for space in [*namespaces(self._module), *self._added]:
+            state = _both(state, self._outside(space))
         return state
+
+    def _outside(self, space: Mapping[str, object]) -> State:
+        return {(OUTSIDE, name): self._token(value) for name, value in space.items() if name[:2] != "__"}
 
     def _part(self, part: nn.Module) -> object:
         return "part" if part in self._parts else "other part", type(part).__qualname__
@@ -147,6 +156,12 @@ class Watch:
         if of_a_library(type(value).__module__) and not isinstance(value, nn.Module):
             return ""
         return [(name, self._plain(item, depth)) for name, item in _attributes(value) if name not in _MANAGED]
+
+
+def _both(state: State, more: State) -> dict[Name, object]:
+    """Return both; an attribute that several objects have under one name changes if one of them does."""
+    shared = {name: ("several", [state[name], more[name]]) for name in state.keys() & more.keys()}
+    return {**state, **more, **shared}
 
 
 def _attributes(value: object) -> Iterator[tuple[str, object]]:

@@ -19,7 +19,7 @@ from torchmetrics import Metric, MetricCollection
 from agt_lightning.capture.clock import Clock, Reads
 from agt_lightning.capture.data_reads import metric_value
 from agt_lightning.capture.opaque import Unread
-from agt_lightning.capture.recording import refuse
+from agt_lightning.capture.recording import refuse, watch_also
 from agt_lightning.capture.source import LIGHTNING, current_line
 from agt_lightning.capture.state import attributes, setting_of_class
 from agt_lightning.lightning.packages import LIGHTNING_MODULES, of_both
@@ -43,6 +43,7 @@ def silence(module: L.LightningModule, trainer: L.Trainer, clock: Clock, reads: 
     kind = type(module).__bases__[1] if isinstance(module, _Silent) else type(module)
     module.__class__ = type(kind.__name__, (_Silent, kind), {"_agt_clock": clock, "_agt_reads": reads})
     module._trainer = _SilentTrainer(trainer, module, clock, reads)  # type: ignore[assignment]
+    watch_also(getattr(trainer, "datamodule", None))
     for part in list(module.modules()):
         for name, child in part.named_children():
             if isinstance(child, MetricCollection):

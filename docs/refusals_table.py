@@ -170,13 +170,15 @@ def _without_spectrum(self: Any, batch: Any, batch_idx: int) -> Tensor:
 
 def _product_of_parameters(self: Any, batch: Any, batch_idx: int) -> Tensor:
     hidden = F.linear(batch[0], self.net[0].weight @ self.net[0].weight.T @ self.net[0].weight)
-    return F.cross_entropy(self.net[2](hidden.relu()), batch[1])
+    last = self.net[2]
+    return F.cross_entropy(last(hidden.relu()), batch[1])
 
 
 def _data_first(self: Any, batch: Any, batch_idx: int) -> Tensor:
     weight = self.net[0].weight
     hidden = F.linear(F.linear(F.linear(batch[0], weight), weight.T), weight)
-    return F.cross_entropy(self.net[2](hidden.relu()), batch[1])
+    last = self.net[2]
+    return F.cross_entropy(last(hidden.relu()), batch[1])
 
 
 def _words(self: Any, batch: Any, batch_idx: int) -> Tensor:

@@ -83,14 +83,14 @@ class Path:
 
 
 def raises_by_itself(error: BaseException) -> bool:
-    """Return whether code ends the run by a ``raise`` or ``assert`` of its own.
+    r"""Return whether code ends the run by a ``raise`` or ``assert`` of its own.
 
     An error of a call may be one of recording alone, and so may what torch itself raises. Code that catches the error
     does not get here.
 
     Example:
-        >>> def check(size):
-        ...     assert size > 0, "empty"
+        >>> exec("def check(size):\n    assert size > 0", users := {"__name__": "users_file"})
+        >>> check = users["check"]
         >>> try:
         ...     check(0)
         ... except AssertionError as error:

@@ -23,7 +23,7 @@ def reached(graph: Graph, sources: set[str], *, through_detach: bool = True) -> 
 def inputs_of_samples(graph: Graph, size: int) -> set[str]:
     """Return the inputs whose first axis counts samples: batch entries of as many rows, and masks of what they become.
 
-    A mask of parameters alone can have as many rows.
+    A mask of parameters alone can have as many rows. Random numbers may be scaled or compared before they are a mask.
 
     Args:
         graph: the graph.
@@ -31,6 +31,20 @@ def inputs_of_samples(graph: Graph, size: int) -> set[str]:
     """
     entries = {leaf for leaf in graph.leaves if graph.shapes[leaf][:1] == (size,)}
     entries |= {name for name, counts_samples in graph.given.items() if counts_samples}
-    computed = reached(graph, entries)
-    masked = {name for call in graph.calls if computed.intersection(call.inputs) for name in call.inputs}
-    return entries | {mask for mask in masked & graph.masks.keys() if graph.shapes[mask][:1] == (size,)}
+    computed, parameters = reached(graph, entries), reached(graph, set(graph.parameters))
+    rows = {mask for mask in graph.masks if graph.shapes[mask][:1] == (size,)}
+    return entries | {mask for mask in rows if _meets(graph, mask, computed, parameters)}
+
+
+def _meets(graph: Graph, mask: str, computed: frozenset[str], parameters: frozenset[str]) -> bool:
+    """Return whether a mask, or what is made of it alone, meets values of samples, and no parameters before."""
+    alone = {mask}
+    for call in graph.calls:
+        others = [name for name in call.inputs if name not in alone]
+        if len(others) == len(call.inputs):
+            continue
+        if computed.intersection(others):
+            return True
+        if not parameters.intersection(others):
+            alone.add(call.name)
+    return False

@@ -127,7 +127,7 @@ class Prelude:
     @property
     def running(self) -> tuple[tuple[str, Running], ...]:
         """The running statistics that its calls move, each behind the name of the batch that moves them."""
-        kept = ((call.inputs[0], call.arguments.get(RUNNING)) for call in self.calls)
+        kept = ((call.inputs[0], call.arguments[RUNNING]) for call in self.calls if RUNNING in call.arguments)
         return tuple((name, running) for name, running in kept if isinstance(running, Running))
 
 

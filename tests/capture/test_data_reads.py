@@ -297,7 +297,6 @@ def prints(net, x, y):
 def keeps(net, x, y):
     loss = loss_of(net, x, y)
     net.history.append(loss.item())
-    net.mean = sum(net.history) / len(net.history)
     net.rmse, net.perplexity = math.sqrt(loss.item()), math.exp(loss.item())
     net.accuracy = ((net(x) > 0) == (y > 0)).sum().item() / len(y)
     net.array, net.values = loss.detach().cpu().numpy(), y.tolist()
@@ -308,7 +307,6 @@ def keeps(net, x, y):
 def keeps_plain_numbers(net, x, y):
     loss = loss_of(net, x, y)
     net.history.append(float(loss))
-    net.largest = max(net.history)
     if float(loss.detach()) > 1:
         net.spikes = 1
     net.count, net.percent, net.text = int((y > 0).sum()), int(100 * loss), f"{float(loss):.2f}"

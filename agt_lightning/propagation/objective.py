@@ -503,15 +503,17 @@ def _joined(
     objective: LossRoles, table: RuleTable, listed: Sequence[Entry], *, mixes: bool
 ) -> tuple[LossRoles, Program]:
     """Return the roles of a captured loss, with all problems of its terms, and its program."""
-    shared = SharedTerms.of(objective) if objective.problems else SharedTerms()
+    # A penalty could be a loss of samples of another number, which would count as constants.
+    shared = SharedTerms.of(objective) if objective.problems or objective.penalties else SharedTerms()
     of_other_size = size_problems(objective, shared, listed)
     objective = replace(objective, problems=tuple(of_other_size)) if of_other_size else objective
+    left_out = shared.calls if objective.problems else frozenset[str]()
     program = Program.build(
         objective.graph,
         table,
         samples=objective.samples,
         trainable=objective.trainable,
-        reduced=objective.reduced | shared.calls,
+        reduced=objective.reduced | left_out,
         mixes=mixes,
     )
     return objective, program

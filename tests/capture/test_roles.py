@@ -512,10 +512,6 @@ REFUSED = {
     "features alone": (lambda m, b: b[0].square().mean(), "trains no parameter"),
     "parameters alone": (lambda m, b: m.last.weight.sum(), "parameters alone"),
     "nothing": (lambda m, b: torch.zeros(()), "trains no parameter"),
-    "batch normalization": (
-        lambda m, b: F.mse_loss(F.batch_norm(m(b[0]), None, None, training=True), b[1]),
-        "whole batch|batch normalization",
-    ),
     "several results": (lambda m, b: F.mse_loss(m(b[0]).aminmax(dim=1, keepdim=True).min, b[1]), "aten.aminmax"),
     "autocast": (lambda m, b: autocast_loss(m, b), "autocast"),
 }

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, CertifiedTraining
-from agt_lightning.errors import UncertifiableError
 from tests.engine.attacks import Attacks, assert_contained
 from tests.lightning.conftest import NOISE
 
@@ -271,10 +270,3 @@ def test_trains_under_the_callback_unmodified(name, monkeypatch):
     trainer(certified).fit(module, loader(name))
     assert certified.bounds.contains(module)
     assert certified.bounds.mean_width() > 0
-
-
-def test_batch_norm_in_training_mode_is_refused_with_the_way_out():
-    module = Classifier(resnet(nn.BatchNorm2d(2)))
-    certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.01))
-    with pytest.raises(UncertifiableError, match=r"statistics of the whole batch.*GroupNorm.*eval\(\)"):
-        trainer(certified).fit(module, loader("residual, batch norm in evaluation"))

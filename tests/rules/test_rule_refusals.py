@@ -72,7 +72,7 @@ REFUSED = {
     "negative axis over the batch": (lambda m, x: x.sum(dim=-2) @ m.w, (X,), "aten.sum.*reduces over the samples"),
     "sum of everything": (lambda m, x: x * (x @ m.w).sum(), (X,), "aten.sum.*reduces over the samples"),
     "class weights": (
-        lambda m, x, y: F.cross_entropy(x @ m.w, y, weight=m.class_weight, reduction="none"),
+        lambda m, x, y: F.cross_entropy(x @ m.w, y, weight=m.class_weight),
         (X, LABELS),
         "aten.cross_entropy_loss.*has weights by class.*Leave `weight` out",
     ),
@@ -127,8 +127,7 @@ REFUSED = {
     "near relative of a known op": (lambda m, x: F.threshold(x @ m.w, 0.5, 0.5), (X,), "has no bound rule"),
     "division with rounding": (lambda m, x: torch.div(x @ m.w, 2, rounding_mode="floor"), (X,), "has no bound rule"),
     "batch normalization": (lambda m, x: m.norm(x), (X,), "batch.*one sample reaches all gradients.*GroupNorm"),
-    "random noise": (lambda m, x: x @ m.w + torch.rand(3), (X,), "draws random numbers"),
-    "noise like the samples": (lambda m, x: x @ m.w + torch.rand_like(x), (X,), "draws random numbers"),
+    "noise as large as the samples": (lambda m, x: x @ m.w + torch.normal(x, 0.1), (X,), "draws random numbers"),
     "parameter changed first": (
         lambda m, x: x @ torch.lgamma(m.w),
         (X,),

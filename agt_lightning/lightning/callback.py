@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -38,13 +38,14 @@ from agt_lightning.lightning.checkpoint_io import (
     warn_of_boundless_checkpoints,
 )
 from agt_lightning.lightning.checks import mean_clipping
-from agt_lightning.lightning.cost import StepCost, Stopwatch
+from agt_lightning.lightning.cost import StepCost
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
 from agt_lightning.lightning.life_cycle import begin, begin_resumed, note_tuning
 from agt_lightning.lightning.observer import StepObserver
 from agt_lightning.lightning.origin import Origin
 from agt_lightning.lightning.packages import CallbackOfBoth, package_problems
 from agt_lightning.lightning.plan import Plan, plan
+from agt_lightning.lightning.report import Report
 from agt_lightning.lightning.resume import (
     BUFFERS_KEY,
     CHECKPOINT_KEY,
@@ -58,7 +59,6 @@ from agt_lightning.lightning.resume import (
 from agt_lightning.lightning.shared_trainer import shared_trainer_problems
 from agt_lightning.lightning.steps import CertifiedSteps
 from agt_lightning.lightning.training_step import TrainingLoss
-from agt_lightning.lightning.vacuity import vacuity_warning
 from agt_lightning.lightning.validation import Validation, weights_of
 from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
@@ -182,9 +182,7 @@ class CertifiedTraining(CallbackOfBoth):
         self._loss: TrainingLoss | None = None
         self._incoming: tuple[object, int] | None = None
         self._position = 0  # among several in one Trainer
-        self._announced: set[str] = set()
-        self._watch = Stopwatch()
-        self._warned: set[str] = set()  # of cost, and of adversaries whose bounds are vacuous
+        self._report = Report()
         self._handles: list[Any] = []  # of what observes the steps
         self._restored: Mapping[str, Any] | None = None  # of a checkpoint that is being loaded
         self._continued: Mapping[str, Any] | None = None  # of the checkpoint from which the training continues
@@ -245,7 +243,7 @@ class CertifiedTraining(CallbackOfBoth):
     @property
     def cost(self) -> StepCost | None:
         """Seconds of a certified step beside a plain one, without the first; None before the second step."""
-        return self._watch.cost
+        return self._report.watch.cost
 
     @property
     def bounds(self) -> ParameterBounds:
@@ -387,7 +385,7 @@ class CertifiedTraining(CallbackOfBoth):
         if self._engine is None or self._engine.module is not pl_module:
             self._task = None
         self._loss = TrainingLoss(trainer)
-        self._announced, self._warned, self._watch = set(), set(), Stopwatch()
+        self._report = Report(self._position)
         self._starting = trainer, pl_module
         if checkpoint is not None:
             self._begin(saved_bounds(checkpoint, self._checkpoint_key))
@@ -410,13 +408,13 @@ class CertifiedTraining(CallbackOfBoth):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._watch.start_step()
+        self._report.watch.start_step()
         self._incoming = batch, batch_idx
         self._note_hook(trainer, pl_module, "on_train_batch_start")
 
     def _before_training_step(self) -> AbstractContextManager[None]:
         """Keep the batch as its step finds it; called by an observer, since hooks of the batch come later than ours."""
-        with self._watch.bounding():
+        with self._report.watch.bounding():
             self._begin()
             assert self._steps is not None
             assert self._incoming is not None
@@ -426,13 +424,13 @@ class CertifiedTraining(CallbackOfBoth):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         self._note_hook(trainer, pl_module, "on_before_optimizer_step")
         if self._steps is not None:
-            with self._watch.bounding():
+            with self._report.watch.bounding():
                 self._steps.before_optimizer_step(optimizer)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         """Move the bounds; a hook of the optimizer, since Lightning has none between the step and a rate's change."""
         if self._steps is not None:
-            with self._watch.bounding():
+            with self._report.watch.bounding():
                 self._steps.after_optimizer_step(optimizer)
 
     @override
@@ -442,21 +440,7 @@ class CertifiedTraining(CallbackOfBoth):
         self._note_hook(trainer, pl_module, "on_train_batch_end")
         if self._steps is None:
             return
-        with self._watch.bounding():
-            self._log_bounds(pl_module)
-        self._watch.end_step()
-        self._warn_once("cost", "" if self.cost is None else self.cost.warning())
-
-    def _log_bounds(self, module: L.LightningModule) -> None:
-        """Log the numbers of every adversary's bounds, and warn of bounds that say nothing any more."""
-        for runs in self.engine.runs:
-            box, prefix = runs.domains.cheap_box(), self._prefix(runs)
-            if box:
-                module.log(f"{prefix}mean_width", ParameterBounds(box).mean_width(), prog_bar=True)
-            for name, value in runs.domains.metrics().items():
-                module.log(f"{prefix}{name}", value, prog_bar=True)
-            if prefix not in self._warned:
-                self._warn_once(prefix, vacuity_warning(runs.domains.relative_size(), self.engine.steps), runs.name)
+        self._report.end_step(pl_module, self.engine)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -489,9 +473,9 @@ class CertifiedTraining(CallbackOfBoth):
             rank_zero_warn(warning)
         for runs, results in found.items():
             self._validations[runs.name].add(results)
-            self._announce(results.remark)
+            self._report.announce(results.remark)
             for name, value in results.metrics.items():
-                key = f"{self._prefix(runs)}{name}"
+                key = f"{self._report.prefix(runs)}{name}"
                 pl_module.log(key, value, prog_bar="best" not in name, add_dataloader_idx=False)
 
     @override
@@ -570,7 +554,7 @@ class CertifiedTraining(CallbackOfBoth):
         else:
             fit = begin_resumed(engine, self._checkpoint_key, saved)
         self._starting = None
-        self._steps = CertifiedSteps(trainer, module, fit, self._loss, self._announce)
+        self._steps = CertifiedSteps(trainer, module, fit, self._loss, self._report.announce)
         self._engine, self._epochs_before = fit.engine, fit.epochs_before
         self._validations = defaultdict(ValidationRecord)
 
@@ -586,18 +570,6 @@ class CertifiedTraining(CallbackOfBoth):
         else:
             self._engine, self._epochs_before = self._earlier
 
-    def _warn_once(self, of: str, warning: str, adversary: str = "") -> None:
-        """Warn, unless there was a warning of the same thing in this `fit`."""
-        if warning and of not in self._warned:
-            self._warned.add(of)
-            rank_zero_warn(f"{warning} (adversary {adversary})" if adversary else warning)
-
-    def _announce(self, remark: str) -> None:
-        """Log a remark that is new."""
-        if remark and remark not in self._announced:
-            rank_zero_info(remark)
-            self._announced.add(remark)
-
     def _certified(
         self, engine: AbstractGradientEngine, runs: BoundedRuns, module: torch.nn.Module, output: str | int | None
     ) -> CertifiedModel:
@@ -612,11 +584,6 @@ class CertifiedTraining(CallbackOfBoth):
             output=output,
             floats=level(engine),
         )
-
-    def _prefix(self, runs: BoundedRuns) -> str:
-        """Return the beginning of the keys in logs: by position among several callbacks, and by adversary."""
-        position = "" if self._position == 0 else str(self._position)
-        return "/".join([*filter(None, ["agt", position, runs.name]), ""])
 
     def _record(self, runs: BoundedRuns, optimizer: Optimizer, weights: Weights, width: float) -> dict[str, object]:
         """Return the certificate for one adversary."""

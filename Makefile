@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz bench install clean
+.PHONY: demo test slow fuzz bench install clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ test: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=30 -m "not slow"
+
+# All other cases: two thirds of each test with several, and what takes longer; an hour or so.
+slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m slow
 
 # Random certified trainings, poisoned (docs/fuzzing.md): an hour, before each release. Stops at the first finding.
 fuzz: install

@@ -22,14 +22,19 @@ if os.environ.get("AGT_WITHOUT_ONEDNN") == "1":
     torch.backends.nnpack.set_flags(False)  # would replace oneDNN, and is refused: it transforms convolutions
 
 
+QUICK = 3
+"""Of each test with several cases, one in so many runs with every change; ``thinned`` sets another number."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before ``-m`` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all but some cases of ``thinned`` tests as slow, and skip ``gpu`` tests where there is no CUDA device."""
+    """Mark all but some cases of each test as slow, and skip ``gpu`` tests where there is no CUDA device."""
     counts: Counter[str] = Counter()
     for item in items:
-        if thinned := item.get_closest_marker("thinned"):
-            name = item.nodeid.partition("[")[0]
-            if counts[name] % thinned.args[0]:
+        name, bracket, _ = item.nodeid.partition("[")
+        thinned = item.get_closest_marker("thinned")
+        if bracket or thinned:
+            if counts[name] % (thinned.args[0] if thinned else QUICK):
                 item.add_marker(pytest.mark.slow)
             counts[name] += 1
     if torch.cuda.is_available():

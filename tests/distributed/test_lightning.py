@@ -46,6 +46,7 @@ def test_every_way_in_which_ddp_averages_is_bounded(options, training, pool):
     assert_close(results[0], cases.fit(**training))
 
 
+@pytest.mark.slow
 def test_metrics_count_the_samples_of_all_processes_alike(pool):
     alone = cases.fit(validate=True)
     for result in pool.run(3, _fit, {"validate": True}):

@@ -67,6 +67,7 @@ def test_a_diagnosis_prints_what_the_document_shows(tmp_path, capsys):
     assert _without_numbers(capsys.readouterr().out) == _without_numbers(shown)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_training_for_several_adversaries_prints_what_the_document_shows(tmp_path, capsys, monkeypatch):
     """Numbers apart: other processors round otherwise."""

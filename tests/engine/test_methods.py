@@ -70,6 +70,7 @@ def boxes_after_each_step(start, kind, adversary, method):
         yield dict(engine.box)
 
 
+@pytest.mark.slow
 def test_three_hidden_layers_keep_at_most_four_fifths_of_the_width():
     """11→64→64→64→1, six steps, a tenth of each batch poisoned with ε = .01."""
     generator = torch.Generator().manual_seed(0)
@@ -97,6 +98,7 @@ def test_an_unknown_method_is_refused():
         AbstractGradientEngine(nn.Linear(1, 1), loss_of("mse"), BoundedAdversary(n=1), method="alpha")
 
 
+@pytest.mark.slow
 def test_linear_bounds_keep_to_the_memory_budget_and_do_not_depend_on_it(monkeypatch):
     budgets = set()
     walk = Substitution.largest

@@ -30,6 +30,7 @@ def found(seed, executions):
         return list(violations(case, bounds, executions)), True
 
 
+@pytest.mark.slow
 def test_no_execution_leaves_the_bounds(subtests):
     counts = []
     for seed in QUICK:

@@ -56,6 +56,7 @@ class AllAtOnce(nn.Module):
         return self.last(torch.stack([block(x).flatten(1).sum(1) for block in self.blocks], 1))
 
 
+@pytest.mark.slow
 def test_blocks_and_losses_have_every_operation():
     used = _operations_of_losses()
     for shape in dict.fromkeys((*INPUTS, (4, 4, 4), (2, 2, 2, 2))):
@@ -178,6 +179,7 @@ def test_seeds_one_after_another_give_every_block():
     assert {training(seed).plan.given for seed in range(7, 7 + len(BLOCKS))} == set(BLOCKS)
 
 
+@pytest.mark.slow
 def test_bounds_of_several_adversaries_are_compared_with_those_of_each_alone():
     case = next(case for case in map(training, range(100)) if len(case.adversaries) == 3 and len(case.steps) == 1)
     certified = case.certified_for_each()
@@ -195,6 +197,7 @@ def test_some_trainings_have_several_adversaries_and_all_keep_their_own():
         assert case.adversary in case.adversaries
 
 
+@pytest.mark.slow
 def test_some_trainings_clip_the_mean_or_rest_some_layers():
     drawn = [training(seed) for seed in range(60)]
     assert any(case.clipping is not None for case in drawn)
@@ -218,6 +221,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_mistake_is_found_within_a_few_trainings(name):
     (fault,) = (fault for fault in FAULTS if fault.name == name)

@@ -1,5 +1,7 @@
 """A short run of the fuzz of optimizers, and faults that it finds."""
 
+import pytest
+
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.optimizers import AbstractSGD, adam
 from tests.fuzz.optimizers import case, violations
@@ -7,6 +9,7 @@ from tests.fuzz.optimizers import case, violations
 CASES = range(150)
 
 
+@pytest.mark.slow
 def test_no_run_of_torch_leaves_its_boxes():
     assert not [str(violation) for seed in CASES for violation in violations(case(seed))]
 

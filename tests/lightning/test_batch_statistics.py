@@ -25,6 +25,7 @@ def normalized(regressor):
     return make
 
 
+@pytest.mark.slow
 def test_a_resumed_training_has_the_bounds_of_one_without_a_break(normalized, loader, fit, tmp_path):
     whole = CertifiedTraining(MOVED)
     fit.trainer(whole, max_epochs=2).fit(normalized(), loader())
@@ -38,6 +39,7 @@ def test_a_resumed_training_has_the_bounds_of_one_without_a_break(normalized, lo
     assert second.certified_model().bound_forward(torch.zeros(2, 3)).width.max() > 0
 
 
+@pytest.mark.slow
 def test_parameters_of_the_start_with_statistics_of_an_earlier_training(normalized, loader, fit):
     module, start = normalized(), normalized()
     fit.trainer(CertifiedTraining(MOVED)).fit(module, loader())

@@ -180,6 +180,7 @@ def test_a_checkpoint_whose_parameters_left_the_box_is_refused(interrupted, fit,
         fit(make(regressor), loader(), CertifiedTraining(ADVERSARY), max_epochs=4, ckpt_path=interrupted)
 
 
+@pytest.mark.slow
 def test_a_fresh_start_after_a_resumed_one(interrupted, fit, loader, regressor):
     certified, fresh = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY)
     fit(make(regressor), loader(size=10), certified, max_epochs=3, ckpt_path=interrupted)
@@ -188,6 +189,7 @@ def test_a_fresh_start_after_a_resumed_one(interrupted, fit, loader, regressor):
     assert_same_bounds(certified.bounds, fresh.bounds)
 
 
+@pytest.mark.slow
 def test_testing_a_checkpoint_does_not_disturb_a_later_fit(interrupted, fit, loader, regressor):
     """`trainer.test(ckpt_path=...)` loads a checkpoint too; it is no resumption."""
     certified, fresh = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY)

@@ -162,6 +162,7 @@ def test_the_budget_of_the_data_set_does_not_depend_on_the_adversary_of_the_batc
     assert torch.equal(few.certified_flips(queries()), nobody.certified_flips(queries()))
 
 
+@pytest.mark.slow
 def test_classes_of_the_adversary_restrict_flips(certify):
     adversary = BoundedAdversary(n=1, nu=1, q=0, target_classes=(0,))
     restricted = certify(adversary=adversary).certified_model()
@@ -178,6 +179,7 @@ def test_only_poisonable_samples_are_flipped(certify):
     assert len(ids) == SAMPLES
 
 
+@pytest.mark.slow
 def test_metrics_and_files_without_a_box(certify, tmp_path):
     x, y, ids = data()
     adversary = BoundedAdversary(n=1, nu=1, q=0)
@@ -211,6 +213,7 @@ class Augmented(Probe):
         return x + 0.01 * noise, y, ids
 
 
+@pytest.mark.slow
 def test_augmentation_is_noticed_and_ids_settle_it(certify, fit):
     blind = certify(Augmented()).certified_model()
     with pytest.raises(UncertifiableError, match="random augmentation"):
@@ -288,6 +291,7 @@ def test_a_loader_that_starts_again_draws_samples_twice(fit):
         certified.certified_model().certified_flips(queries())
 
 
+@pytest.mark.slow
 def test_ids_by_key(certify):
     class Named(Probe):
         def training_step(self, batch, batch_idx):
@@ -305,6 +309,7 @@ def test_ids_by_key(certify):
 # --- interrupted trainings -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_training_gives_the_same_certificate(fit, tmp_path):
     def run(epochs, ckpt_path=None, *callbacks):
         certified = CertifiedTraining(ADVERSARY)
@@ -322,6 +327,7 @@ def test_a_resumed_training_gives_the_same_certificate(fit, tmp_path):
     assert whole.engine.domains.record()["in_use"] == resumed.engine.domains.record()["in_use"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_a_first_epoch_that_is_interrupted_leaves_samples_unknown_if_they_change(fit, tmp_path):
     """The resumed epoch draws the first batches again, with other noise."""

@@ -162,6 +162,7 @@ def edited(x, y, seed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_trainings_on_edited_data_stay_within_the_bounds(tmp_path):
     x, y = samples()

@@ -516,6 +516,7 @@ class Sized(L.LightningDataModule):
         return targets()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_batch_size_can_be_found_before_training(fit, regressor, tmp_path):
     certified, module, data = CertifiedTraining(ADVERSARY), make(regressor), Sized()
@@ -586,6 +587,7 @@ def test_an_optimizer_of_the_head_alone(momentum, fit, regressor):
 # --- several callbacks ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_callbacks_have_names_and_checkpoints_of_their_own(fit, regressor, tmp_path):
     adversaries = [ADVERSARY, BoundedAdversary(n=2, nu=0.1)]
     whole, first, second = ([CertifiedTraining(a) for a in adversaries] for _ in range(3))

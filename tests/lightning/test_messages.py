@@ -290,6 +290,7 @@ def test_an_object_is_named(problems, regressor, loader):
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_be_recorded_hides_no_other_reason(problems, stepping):
     def guarded(s, x, y):
         sorted(y.flatten().tolist())

@@ -111,6 +111,7 @@ def pair(fit, loader):
     return TRAINED[0]
 
 
+@pytest.mark.slow
 def test_state_and_attributes_are_the_same(pair):
     (plain, *_), (module, *_) = pair
     ours, theirs = module.state_dict(), plain.state_dict()

@@ -84,6 +84,7 @@ def test_the_certificate_has_a_curve(trained, tmp_path):
     assert len({point["results"]["val_nominal_mse"] for point in curve}) == 1
 
 
+@pytest.mark.slow
 def test_certified_models_are_by_adversary(trained, alone):
     certified, _ = trained
     x = torch.randn(5, 3)
@@ -156,6 +157,7 @@ def interrupted(fit, loader, regressor, tmp_path):
     return tmp_path / "last.ckpt", certified
 
 
+@pytest.mark.slow
 def test_a_resumed_training_has_the_bounds_of_an_uninterrupted_one(interrupted, fit, loader, regressor, tmp_path):
     whole = CertifiedTraining(ADVERSARIES, domains=DOMAINS, dirpath=tmp_path / "whole")
     rest = CertifiedTraining(ADVERSARIES, domains=DOMAINS, dirpath=tmp_path / "rest")
@@ -168,6 +170,7 @@ def test_a_resumed_training_has_the_bounds_of_an_uninterrupted_one(interrupted, 
     assert [each["steps"] for each in certificates[1]["certificates"].values()] == [9, 9, 9]
 
 
+@pytest.mark.slow
 def test_a_second_fit_goes_on_for_all_adversaries(fit, loader, regressor):
     module, certified, single = made(regressor), CertifiedTraining(ADVERSARIES), CertifiedTraining(ADVERSARIES[2])
     for _ in range(2):

@@ -36,6 +36,7 @@ def redrawn(attacked, folder, file):
     assert (again / "figure.png").read_bytes() == (folder / "figure.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_parameters_are_pushed_inside_their_bounds(attacked, household_root):
     folder = attacked("parameters", "debug=fast", f"data.root={household_root}")
     assert {path.name for path in folder.iterdir()} == FILES | {"trajectories.csv"}

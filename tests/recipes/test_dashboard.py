@@ -30,6 +30,7 @@ def test_certified_curves_widths_and_pictures_are_shown():
     assert any(panel.get("media_keys") == ["figure"] for panel in panels())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_specification_becomes_a_workspace_without_network():
     pytest.importorskip("wandb_workspaces.workspaces")

@@ -24,7 +24,16 @@ def test_a_setting_that_does_not_call_its_op_is_an_error():
         build(setting, RULES)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def _cases():
+    """Of each overload the first setting is quick."""
+    seen = set()
+    for setting in SETTINGS:
+        yield pytest.param(setting, marks=[pytest.mark.slow] if setting.op in seen else [], id=str(setting))
+        seen.add(setting.op)
+
+
+@pytest.mark.thinned(1)
+@pytest.mark.parametrize("setting", _cases())
 def test_laws(setting, subtests):
     """All laws of a setting in one test: recording it takes longer than any of them."""
     for law, dtype in product(LAWS, DTYPES):

@@ -180,6 +180,7 @@ def keeps_and_prints(self, x, y):
     return loss
 
 
+@pytest.mark.slow
 def test_what_is_remembered_for_a_log_is_certified():
     held(case(keeps_and_prints, Remembering))
 

@@ -191,6 +191,7 @@ def test_weights_scale_jumps():
     assert jumps.worst(0.5 * ones, 2) == pytest.approx(0.5 * jumps.worst(ones, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-24, 1e15])
 def test_jumps_whose_squares_leave_the_range_of_the_type_are_not_lost(size):
     pairs, ones = Pairs(torch.tensor([0, 1, 0]), torch.tensor([0, 0, 1])), torch.ones(3)

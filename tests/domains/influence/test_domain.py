@@ -470,6 +470,7 @@ def test_a_checkpoint_keeps_that_the_epoch_was_unknown():
     assert again.parameter_sets["influence"].influence.problem is not None
 
 
+@pytest.mark.slow
 def test_a_name_that_is_drawn_several_times_in_an_epoch_counts_once():
     """Flips of all subsets of samples, each with all its occurrences; augmented each time."""
     x, y = data()

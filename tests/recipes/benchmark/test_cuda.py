@@ -115,6 +115,7 @@ def test_what_stops_a_training_is_a_row():
     assert "nowhere" in row["error"]
 
 
+@pytest.mark.slow
 def test_steps_with_the_kernel_in_triton_have_the_same_bounds(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(steps, "_TYPES", (torch.float64,))

@@ -55,6 +55,7 @@ def assert_same_files(together: Path, alone: Path):
     assert (together / "widths.csv").read_text() == (alone / "widths.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_list_of_strengths_is_one_training_with_the_results_of_several(composed, tmp_path, steps):
     train_points(composed(*TINY, "adversary.n=[1,3,9]"))
     folder = tmp_path / "run"
@@ -91,6 +92,7 @@ def test_errors_after_every_step_are_those_of_trainings_alone(composed, tmp_path
         )
 
 
+@pytest.mark.slow
 def test_all_levels_of_a_panel_are_one_training_that_figures_read(composed, tmp_path, steps):
     overrides = ("sweep=halfmoons", "debug=fast", "record.resolution=8", "logger=none", "panel=c")
     folder = tmp_path / "sweep"
@@ -107,6 +109,7 @@ def test_all_levels_of_a_panel_are_one_training_that_figures_read(composed, tmp_
     assert draw(folder).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_point_that_was_trained_alone_is_copied_and_counts_once(composed, tmp_path, steps):
     folder = tmp_path / "sweep"
     train(composed(*TINY, "adversary.n=1", f"output_dir={folder / 'alone'}"))

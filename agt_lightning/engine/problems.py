@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.base import inserts_and_deletes
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import LabelKind, LossRoles
 from agt_lightning.capture.dropout import RandomState
@@ -66,7 +67,15 @@ def _device(nominal: NominalPass) -> torch.device:
     return next((parameter.device for parameter in nominal.module.parameters()), torch.device("cpu"))
 
 
+_EDITS_UNCLIPPED = (
+    "The adversary inserts and deletes samples, but its `sample_clipping` is None: the gradient of an inserted sample "
+    'has no bound. Give it a clipping, as `UnboundedAdversary` has one, or leave `edits` at "replace".'
+)
+
+
 def _adversary_problems(adversary: Adversary, bounded: BoundedObjective) -> list[str]:
+    if inserts_and_deletes(adversary) and adversary.sample_clipping is None:
+        return [_EDITS_UNCLIPPED]
     roles, entries = bounded.objective, bounded.objective.entries
     doubts: list[str] = []
     if adversary.n > 0:

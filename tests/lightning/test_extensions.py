@@ -52,6 +52,14 @@ class Saboteur(BrighteningAdversary):
         return []
 
 
+@dataclass(frozen=True)
+class Inserting(Saboteur):
+    """Inserts samples whose gradients nothing clips."""
+
+    edits: str = "insert-delete"
+    sample_clipping: ClassVar[SampleClipping | None] = None
+
+
 class DriftDomain(Domain[float]):
     """All parameters within a distance of the trained ones, in the maximum norm: rates times the largest gradient gap.
 
@@ -182,3 +190,8 @@ def test_what_is_no_adversary_is_refused_with_what_it_lacks():
         CertifiedTraining("everybody")
     with pytest.raises(ValueError, match="subclasses of `Domain`"):
         CertifiedTraining(BoundedAdversary(n=1), domains=["box", dict])
+
+
+def test_insertions_without_clipping_are_refused(fit, loader, regressor):
+    with pytest.raises(UncertifiableError, match="gradient of an inserted sample has no bound"):
+        fit(regressor(), loader(), CertifiedTraining(Inserting(n=1)))

@@ -24,7 +24,7 @@ test: install
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=30 -m "not slow"
 
-# All other cases: two thirds of each test with several, and what takes longer; an hour or so.
+# All other cases: most cases of each test with several, and what takes longer; an hour or so.
 slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m slow
 

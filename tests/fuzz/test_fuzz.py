@@ -27,6 +27,7 @@ from tests.fuzz.trainings import LOSSES, training
 aten = torch.ops.aten
 
 
+@pytest.mark.slow
 def test_random_poisoned_trainings_stay_inside():
     report = fuzz(seed=0, stride=1, count=5, minutes=5, trainings=6)
     assert not report.violations, "\n".join(report.violations)

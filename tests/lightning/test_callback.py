@@ -129,6 +129,7 @@ def interrupted(fit, loader, regressor, tmp_path):
     return tmp_path / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_bounds_of_an_uninterrupted_one(interrupted, fit, loader, regressor):
     whole, rest = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY)
     plain, module = make(regressor), make(regressor)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from agt_lightning import BoundedAdversary, BoundsMismatchError, CertifiedTraining, rules
-from agt_lightning.lightning import callback
+from agt_lightning.lightning import report
 from agt_lightning.rules import Monotone
 from agt_lightning.rules.roundings import Relative
 
@@ -28,7 +28,7 @@ def test_an_unknown_level_is_refused_at_once():
 )
 def test_the_level_stands_in_log_and_certificate(floats, said, tmp_path, monkeypatch, fit, loader, regressor):
     remarks = []
-    monkeypatch.setattr(callback, "rank_zero_info", remarks.append)
+    monkeypatch.setattr(report, "rank_zero_info", remarks.append)
     fit(regressor(), loader(), CertifiedTraining(ADVERSARY, floats=floats, dirpath=tmp_path))
     assert sum(said in remark for remark in remarks) == 1
     record = json.loads((tmp_path / "certificate.json").read_text())
@@ -76,7 +76,7 @@ class Doubling(nn.Module):
 @pytest.mark.parametrize("rounding", [None, Relative(12, 14)], ids=["none", "stated"])
 def test_a_rule_that_states_no_roundings_is_named(rounding, monkeypatch, fit, loader, regressor):
     remarks = []
-    monkeypatch.setattr(callback, "rank_zero_info", remarks.append)
+    monkeypatch.setattr(report, "rank_zero_info", remarks.append)
     given = {} if rounding is None else {"rounding": rounding}
     rule = Monotone(torch.exp2, lambda x: torch.exp2(x) * math.log(2), nonnegative=True, **given)
     monkeypatch.setitem(rules._rules, torch.ops.aten.exp2.default, rule)

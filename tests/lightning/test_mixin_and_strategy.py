@@ -93,6 +93,7 @@ def test_the_mixin_without_training_has_a_clear_error(mixed_in):
         _ = make(mixed_in).parameter_bounds
 
 
+@pytest.mark.slow
 def test_an_objective_of_its_own_replaces_what_cannot_be_recorded(fit, loader, regressor, reference):
     class Branches(CertifiedModule, regressor):
         def training_step(self, batch, batch_idx):

@@ -124,6 +124,7 @@ def test_state_and_attributes_are_the_same(pair):
     assert type(module) is Busy
 
 
+@pytest.mark.slow
 def test_what_the_step_collects_is_the_same(pair):
     (plain, *_), (module, *_) = pair
     assert module.history == plain.history == [4, 4, 4, 4]

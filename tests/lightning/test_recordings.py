@@ -392,6 +392,7 @@ class Keeps(Scheduled):
         return loss
 
 
+@pytest.mark.slow
 def test_what_is_only_kept_costs_no_recording(fit, loader, monkeypatch):
     recorded = []
     original = BoundedObjective.of.__func__

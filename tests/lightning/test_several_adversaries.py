@@ -54,6 +54,7 @@ def alone(fit, loader, regressor, tmp_path):
     return train
 
 
+@pytest.mark.slow
 def test_bounds_and_results_are_those_of_trainings_alone(trained, alone, tmp_path):
     certified, trainer = trained
     record = json.loads((tmp_path / "certificate.json").read_text())

@@ -36,6 +36,7 @@ def test_steps_never_exceed_the_cap(betas):
     assert all(move <= cap(*betas, step) * (1 + 1e-9) for step, move in enumerate(moves, start=1))
 
 
+@pytest.mark.slow
 def test_the_known_values_of_the_cap():
     moves = largest_steps((0.9, 0.999), 1000, eps=1e-30)
     expected = {1: 1.0, 10: 1.043, 100: 2.243, 1000: 5.781}

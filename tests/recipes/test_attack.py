@@ -49,6 +49,7 @@ def test_parameters_are_pushed_inside_their_bounds(attacked, household_root):
     redrawn(attacked, folder, "trajectories.csv")
 
 
+@pytest.mark.slow
 def test_outputs_are_pushed_inside_their_bounds(attacked, household_root):
     folder = attacked("outputs", "debug=fast", f"data.root={household_root}")
     assert {path.name for path in folder.iterdir()} == FILES | {"outputs.csv"}

@@ -40,6 +40,7 @@ def sweep(swept, mnist_root):
     return swept("mnist_labels", points, "debug=fast", f"data.root={mnist_root}")
 
 
+@pytest.mark.slow
 def test_every_defense_is_run_written_and_drawn(labels, sweep, mnist_root, tmp_path):
     defenses = compare(labels("debug=fast", "logger=none", f"data.root={mnist_root}", f"defenses.sweep={sweep}"))
     names = ["AGT, box", "AGT, ball", "AGT, exact influence", "partitions, k = 5", "partitions, k = 9"]

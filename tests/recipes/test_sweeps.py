@@ -30,6 +30,7 @@ def test_every_choice_of_domains_is_trained_and_drawn(swept, household_root):
     assert both <= min(box, ball) * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_vacuous_certificate_is_not_carried_on(composed, household_root):
     overrides = ["adversary.n=20", "optimizer.lr=0.3", "callbacks.mse_over_steps.stop_above=1", f"{CHOICE}=[box]"]
     run = train(composed("sweep=household_domains", *SMALL, *overrides, f"data.root={household_root}"))
@@ -38,6 +39,7 @@ def test_a_vacuous_certificate_is_not_carried_on(composed, household_root):
     assert len(history) <= 8
 
 
+@pytest.mark.slow
 def test_features_and_steps_of_linear_probes_are_drawn_together(swept, mnist_root):
     points = {
         f"{panel}-{level}": [f"panel={panel}", f"level={level}"] for panel in ("PCA-16", "ReLU-500") for level in (0, 2)

@@ -33,7 +33,7 @@ def _cases():
 
 
 @pytest.mark.thinned(1)
-@pytest.mark.parametrize("setting", _cases())
+@pytest.mark.parametrize("setting", list(_cases()))
 def test_laws(setting, subtests):
     """All laws of a setting in one test: recording it takes longer than any of them."""
     for law, dtype in product(LAWS, DTYPES):

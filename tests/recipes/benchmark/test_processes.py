@@ -1,8 +1,11 @@
 """The measurement runs; its figures are no tests."""
 
+import pytest
+
 from recipes.benchmark import processes
 
 
+@pytest.mark.slow
 def test_a_row_for_each_size_and_adversary(pool, monkeypatch):
     monkeypatch.setattr(processes, "spawned", lambda size, *args: pool.run(size, processes.measure, *args))
     rows = processes.rows([2], 12, 1)

@@ -90,6 +90,7 @@ def test_wandb_offline_from_end_to_end(job, tmp_path, offline):
     assert list(path.parent.glob("files/media/images/figure*.png"))
 
 
+@pytest.mark.slow
 def test_wandb_shows_best_nominal_and_worst_error_after_every_step(job, tmp_path, offline, household_root):
     run_experiment(train, job("experiment=household", "debug=fast", "logger=wandb", f"data.root={household_root}"))
     _, found = written(tmp_path / "job")

@@ -72,6 +72,7 @@ def test_a_list_of_strengths_is_one_training_with_the_results_of_several(compose
     assert not list(folder.glob("bounds*")), "each lies beside its certificate"
 
 
+@pytest.mark.slow
 def test_errors_after_every_step_are_those_of_trainings_alone(composed, tmp_path, household_root, steps):
     overrides = (*SMALL_HOUSEHOLD, "record=steps", f"data.root={household_root}")
     train_points(composed(*overrides, "adversary.epsilon=[0.01,0.05]", "adversary.n=2"))
@@ -190,6 +191,7 @@ def test_a_training_that_stops_for_one_adversary_is_refused_for_several(composed
         train(config)
 
 
+@pytest.mark.slow
 def test_frames_of_several_adversaries_are_drawn_one_below_the_other(composed, tmp_path, drive_root):
     train_points(
         composed(

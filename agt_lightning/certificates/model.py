@@ -325,13 +325,20 @@ class CertifiedModel:
 
     def _box(self) -> dict[str, Interval]:
         """Return the bounds on all parameters, and on buffers that training has moved, by name."""
-        owners = {name: each.device for name, each in (*self.module.named_parameters(), *self.module.named_buffers())}
-        bounds = {**self.bounds, **self.bounds.running}
+        owned = (*self.module.named_parameters(), *self.module.named_buffers(remove_duplicate=False))
+        owners = {name: each.device for name, each in owned}
+        bounds = {**self.bounds, **self._running()}
         return {name: _marked(each.to(dtype=self.dtype, device=owners[name])) for name, each in bounds.items()}
+
+    def _running(self) -> dict[str, Interval]:
+        """Return the bounds on buffers that training has moved, by every name that these have in the module."""
+        buffers = dict(self.module.named_buffers(remove_duplicate=False))
+        bounds = {id(buffers[name]): each for name, each in self.bounds.running.items()}
+        return {name: bounds[id(buffer)] for name, buffer in buffers.items() if id(buffer) in bounds}
 
     def _unbounded(self, graph: Graph) -> set[str]:
         """Return the names of the buffers that `forward` reads and that have no bounds."""
-        return set(graph.buffers.values()) - self.bounds.running.keys()
+        return set(graph.buffers.values()) - self._running().keys()
 
     def _heads(self, program: Program) -> dict[str, HeadBounds]:
         """Return the bounds of other sets on the trained layers that this program ends in, by name of the domain."""
@@ -429,9 +436,9 @@ class CertifiedModel:
 
     def _wide(self, graph: Graph) -> set[str]:
         """Return the parameters that are no points, and the buffers with bounds, by value name."""
-        names = canonical_names(self.module)
+        names, running = canonical_names(self.module), self._running()
         wide = {value for value, name in graph.parameters.items() if not self.bounds[names[name]].is_point}
-        return wide | {value for value, name in graph.buffers.items() if name in self.bounds.running}
+        return wide | {value for value, name in graph.buffers.items() if name in running}
 
     def _joined(self, graph: Graph) -> Program:
         sources = {*graph.leaves, *(name for name, counts_samples in graph.given.items() if counts_samples)}
@@ -453,9 +460,7 @@ class CertifiedModel:
         problems = forward_problems(program, len(example))
         problems += precision_problems(program.graph, self.dtype, example.device, self.floats)
         if self.start is not None:
-            problems += self.start.problems(
-                self.module, graph, example, self.output, bounded=self.bounds.running.keys()
-            )
+            problems += self.start.problems(self.module, graph, example, self.output, bounded=self._running())
         if problems:
             raise UncertifiableError(problems, SUBJECT)
 

@@ -52,13 +52,22 @@ class StartOfTraining:
             module: the trained module.
             names: names of the buffers that `forward` reads.
         """
-        now = dict(module.named_buffers(remove_duplicate=False))
         return [
             f"The buffer `{name}` changed during training and `forward` reads it; it would be different in a poisoned "
             "run. Compute it before training, or certify a `forward` without it."
-            for name in sorted(set(names))
-            if tensor_digest(now[name]) != self.buffers.get(name)
+            for name in self.changed_buffers(module, names)
         ]
+
+    def changed_buffers(self, module: nn.Module, names: Iterable[str] | None = None) -> list[str]:
+        """Return the names of the buffers that have other bits than before the first step, or are new.
+
+        Args:
+            module: the module of the training.
+            names: of the buffers to look at; None means all.
+        """
+        now = dict(module.named_buffers(remove_duplicate=False))
+        looked_at = now if names is None else names
+        return [name for name in sorted(set(looked_at)) if tensor_digest(now[name]) != self.buffers.get(name)]
 
     def forward_recorded_at_start(self, module: nn.Module, x: Tensor, output: str | int | None) -> Graph:
         """Record `forward` as it was before the first step, with the parameters that ``module`` has now.

@@ -223,7 +223,8 @@ class AbstractGradientEngine:
                 self.require_constant(self._recorded(batch))
             require_unhooked(self.module)
             if self.processes.size == 1:  # of several, each has statistics that others overwrite
-                self.statistics.follow([(self._recorded(each), each) for each in micro_batches], self.config.dtype)
+                recorded = [(self._recorded(each), each) for each in micro_batches]
+                self.statistics.follow(recorded, self.start, self.config.dtype)
         with blaming_data(micro_batches):
             step, local = self._nominal.step(micro_batches, scale)
             bounded = []

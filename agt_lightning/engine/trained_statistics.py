@@ -42,15 +42,20 @@ class TrainedStatistics:
         """Copies of the buffers that steps have moved, by name."""
         return {name: self._values[name] for name in sorted(self.moved)}
 
-    def follow(self, steps: Sequence[tuple[BoundedObjective, MicroBatch]], dtype: torch.dtype) -> None:
+    def follow(
+        self, steps: Sequence[tuple[BoundedObjective, MicroBatch]], start: nn.Module, dtype: torch.dtype
+    ) -> None:
         """Check that training has moved its buffers as the micro-batches of a step do, and by nothing else.
 
         Args:
             steps: captured loss and data of each micro-batch, in order.
+            start: the module before data could change it, which can be earlier than this object: a training that ended
+                before its first step has moved buffers already.
             dtype: floating point type to compute in.
 
         Raises:
-            UnsoundBoundError: naming a buffer that is somewhere else, by more than rounding.
+            UnsoundBoundError: naming a buffer that is somewhere else, by more than rounding, or that was so before its
+                first move.
         """
         updates = [
             update
@@ -62,17 +67,30 @@ class TrainedStatistics:
         buffers = dict(self.module.named_buffers())
         before = {name: Interval.point(value).to(dtype=dtype) for name, value in self._values.items()}
         types = {name: value.dtype for name, value in self._values.items()}
+        first = dict(start.named_buffers())
         for name, bounds in followed(before, updates, types, "run").items():
-            if name in self._foreign:
-                raise UnsoundBoundError(
-                    f"Expected the buffer `{name}` as it was before the first step, but it had changed by something "
-                    "that has no bounds when this training was interrupted. Keep that layer in `eval()`."
-                )
+            if name not in self.moved:
+                self._require_same_as_before(name, first.get(name))
             require_inside(f"buffer {name}", buffers[name].to(dtype), bounds, 0.0, NOT_WHAT_IS_TRAINED)
             if name not in self.moved:
                 self.before[name] = self._values[name]
                 self.moved.add(name)
             self._values[name] = buffers[name].detach().clone()
+
+    def _require_same_as_before(self, name: str, first: Tensor | None) -> None:
+        """Raise if data have changed a buffer before its first move: steps would begin elsewhere in a poisoned run."""
+        expected = f"Expected the buffer `{name}` as it was before the first step, but "
+        if name in self._foreign:
+            raise UnsoundBoundError(
+                f"{expected}it had changed by something that has no bounds when this training was interrupted. Keep "
+                "that layer in `eval()`."
+            )
+        if not _equal(first, self._values[name]):
+            raise UnsoundBoundError(
+                f"{expected}it has changed since, such as by a training that ended in the middle of its first step, "
+                "whose data could be poisoned. Call `reset_running_stats()` of that layer if it was new, or train a "
+                "new module."
+            )
 
     def require_untouched(self) -> None:
         """Raise if something besides the steps has moved a buffer since the last one.

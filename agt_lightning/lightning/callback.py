@@ -27,6 +27,7 @@ from agt_lightning.capture.entries import Selection
 from agt_lightning.certificates import CertifiedModel
 from agt_lightning.certificates.phases import ROLES
 from agt_lightning.certificates.record import Weights, certificate, certificates, frozen_parameters, write_certificate
+from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.certificates.task import Task
 from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
@@ -306,7 +307,8 @@ class CertifiedTraining(CallbackOfBoth):
             ValueError: if the training was not certified for this adversary.
         """
         module = self.engine.module if module is None else module
-        return self._certified(self.engine, self.engine.runs_of(adversary), module, output)
+        start = None if self._origin is None else self._origin.start
+        return self._certified(self.engine, self.engine.runs_of(adversary), module, output, start)
 
     def certified_model_at(
         self,
@@ -337,7 +339,10 @@ class CertifiedTraining(CallbackOfBoth):
         module = self.engine.module if module is None else module
         saved = saved_bounds(checkpoint, self._checkpoint_key)
         engine = engine_at(module, self.adversaries, self.config, saved)
-        return self._certified(engine, engine.runs_of(adversary), module, output)
+        start = None if self._origin is None else self._origin.start
+        if start is None and BUFFERS_KEY in checkpoint:
+            start = StartOfTraining.of(module, checkpoint[BUFFERS_KEY])
+        return self._certified(engine, engine.runs_of(adversary), module, output, start)
 
     def save(self, dirpath: str | os.PathLike[str], optimizer: Optimizer) -> None:
         """Write ``certificate.json`` and the bounds of each adversary.
@@ -565,13 +570,19 @@ class CertifiedTraining(CallbackOfBoth):
             return
         if steps.task is not None:
             self._task = steps.task if self._task is None else self._task | steps.task
-        if steps.end(exception):
-            self._make_origin(steps.module).keep(steps.module)
-        else:
+        kept, origin = steps.end(exception), self._make_origin(steps.module)
+        if kept or origin.start.changed_buffers(steps.module):  # which data do in a forward pass, before any step
+            origin.keep(steps.module)
+        if not kept:
             self._engine, self._epochs_before = self._earlier
 
     def _certified(
-        self, engine: AbstractGradientEngine, runs: BoundedRuns, module: torch.nn.Module, output: str | int | None
+        self,
+        engine: AbstractGradientEngine,
+        runs: BoundedRuns,
+        module: torch.nn.Module,
+        output: str | int | None,
+        start: StartOfTraining | None,
     ) -> CertifiedModel:
         return CertifiedModel(
             module,
@@ -580,7 +591,7 @@ class CertifiedTraining(CallbackOfBoth):
             sets=runs.parameter_sets,
             excluded=runs.domains.excluded,
             task=self._task if self._steps is None else self._steps.task,
-            start=None if self._origin is None else self._origin.start,
+            start=start,
             output=output,
             floats=level(engine),
         )

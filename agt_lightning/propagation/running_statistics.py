@@ -129,7 +129,9 @@ def followed(
         for name, statistic in update.by_name.items():
             old, momentum = after.get(name, before[name]), update.running.momentum
             arithmetic = Arithmetic(types[name] if floats == "run" else None, statistic.dtype)
-            kept = arithmetic.outward(old.scaled(1 - momentum), _ROUNDINGS)
+            # A device may take 1 - m from an m that is rounded to its type, which is off by far more than 1 - m is.
+            rounded = abs(momentum) * arithmetic.relative(_ROUNDINGS) * old.magnitude
+            kept = arithmetic.outward(old.scaled(1 - momentum), _ROUNDINGS).widened(rounded)
             moved = arithmetic.outward(statistic.scaled(momentum), _ROUNDINGS)
             after[name] = arithmetic.clear_of_underflow(kept + moved)
     return after

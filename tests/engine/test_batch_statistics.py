@@ -173,6 +173,17 @@ def test_a_state_goes_on_as_if_nothing_had_happened(tmp_path):
         AbstractGradientEngine(other, loss, MOVED, domains=("box",)).restore(engine.state())
 
 
+def test_statistics_have_their_bounds_under_a_second_name():
+    engine, _ = certified("rows", MOVED)
+    module, queries = engine.module, torch.randn(4, 3, dtype=torch.float64)
+    expected = CertifiedModel(module, engine.bounds).bound_forward(queries)
+    module.first, module.second = module[0], module[2]
+    module.forward = lambda x: module[4](module[3](module.second(module[1](module.first(x)))))
+    outputs = CertifiedModel(module, engine.bounds).bound_forward(queries)
+    assert torch.equal(outputs.upper, expected.upper)
+    assert torch.equal(outputs.lower, expected.lower)
+
+
 def twice(module, batch):
     return loss(module, batch) + loss(module, (batch[0] * 2, batch[1]))
 

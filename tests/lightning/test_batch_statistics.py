@@ -77,3 +77,43 @@ def test_validation_has_statistics_within_bounds(normalized, loader, fit):
     trainer.fit(module, loader(), loader())
     nominal, certified = (float(trainer.callback_metrics[f"agt/val_{name}_mse"]) for name in ("nominal", "certified"))
     assert 0 < nominal < certified < 2 * nominal
+
+
+class EndsEarly(Callback):
+    """The end of a training in the middle of its first step, without an error."""
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = True
+
+
+def test_what_a_training_without_a_step_has_moved_is_no_start(normalized, loader, fit):
+    """Its forward passes read data that can be poisoned, so the next training would begin elsewhere."""
+    module = normalized()
+    fit.trainer(CertifiedTraining(MOVED), EndsEarly(), accumulate_grad_batches=3).fit(module, loader())
+    assert module.net[1].running_mean.any()
+    with pytest.raises(UnsoundBoundError, match=r"running_mean.*before the first step.*reset_running_stats\(\)"):
+        fit.trainer(CertifiedTraining(MOVED)).fit(module, loader())
+    module.net[1].reset_running_stats()
+    fit.trainer(CertifiedTraining(MOVED)).fit(module, loader())
+
+
+def test_statistics_of_what_no_loss_reads_have_no_bounds_in_a_checkpoint_either(normalized, loader, fit, tmp_path):
+    """A layer that runs beside the loss moves its buffers without bounds, and `forward` reads them in `eval` mode."""
+
+    def step(self, batch, batch_idx):
+        self.beside(batch[0])
+        return F.mse_loss(self.net(batch[0]), batch[1])
+
+    def make():
+        module = normalized(training_step=step, forward=lambda self, x: self.net(self.beside(x)))
+        module.beside = nn.BatchNorm1d(3)
+        return module
+
+    trainer = fit.trainer(CertifiedTraining(MOVED))
+    trainer.fit(make(), loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = make()
+    other.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"])
+    model = CertifiedTraining(MOVED).certified_model_at(tmp_path / "last.ckpt", other)
+    with pytest.raises(UncertifiableError, match=r"beside.running_mean` changed during training"):
+        model.bound_forward(torch.zeros(2, 3))

@@ -16,6 +16,7 @@ from agt_lightning.capture.draws import draws_of, generator_states
 from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.explorer import Explorer
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
+from agt_lightning.capture.gradient_modes import keep_gradient_modes, stops_gradients
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
 from agt_lightning.capture.hidden import finite_scores
 from agt_lightning.capture.lookups import lookups
@@ -175,6 +176,7 @@ def _exported(
     recording.draws = draws_of(_nodes(program.graph_module), before)
     fixed = _without_gradient(program)
     if any(_mutates(node) for node in _nodes(program.graph_module)):
+        keep_gradient_modes(program)
         program = program.run_decompositions({})  # turns in-place calls into functional ones
     return program, fixed
 
@@ -188,12 +190,8 @@ def _without_gradient(program: torch.export.ExportedProgram) -> frozenset[str]:
         if node.op == "placeholder"
         and node.name in placeholders
         and node.users
-        and all(map(_stops_gradients, node.users))
+        and all(map(stops_gradients, node.users))
     )
-
-
-def _stops_gradients(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled" and node.args[0] is False
 
 
 def _nodes(module: nn.Module) -> Iterator[fx.Node]:

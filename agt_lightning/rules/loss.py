@@ -26,6 +26,7 @@ from agt_lightning.rounding import unit_roundoff
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
 from agt_lightning.rules.elementwise import Function, evaluate
 from agt_lightning.rules.roundings import Roundings, as_operand
+from agt_lightning.rules.shape import no_classes
 from agt_lightning.rules.softmax import WrittenLogarithm, probability_error, rounded_softmax
 from agt_lightning.rules.values import Value, as_interval
 
@@ -425,6 +426,8 @@ def _as_labels(site: Site, target: Value) -> Value:
     """Return integers as class labels, none of which an adversary can turn into the ignored one."""
     if isinstance(target, Tensor) and not target.is_floating_point():
         return ClassLabels(target)
+    if isinstance(target, Interval) and len(site.shapes[1]) < len(site.shapes[0]):
+        raise UncertifiableError([no_classes(site)])
     ignored = site.integer("ignore_index")
     if isinstance(target, ClassLabels) and target.flippable:
         any_class = target.targets is None and ignored != _NONE_IGNORED

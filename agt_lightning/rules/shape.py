@@ -177,8 +177,17 @@ class OneHot(Rule):
         labels = inputs[0]
         if isinstance(labels, Tensor):
             labels = ClassLabels(labels)
-        assert isinstance(labels, ClassLabels)
+        if not isinstance(labels, ClassLabels):
+            raise UncertifiableError([no_classes(site)])
         return labels.one_hot(site.call.shape[-1], torch.float64)
+
+
+def no_classes(site: Site) -> str:
+    """Return why a call has no bounds that gets numbers with bounds where it needs classes."""
+    return (
+        f"`{name_of(site.call)}` at {site.call.source} gets labels that were computed by calls without bounds on "
+        "classes, such as `torch.where`. Compute them in the data set."
+    )
 
 
 def map_value(value: Value, function: Callable[[Tensor], Tensor]) -> Value:

@@ -103,3 +103,19 @@ def test_a_class_of_bytes_is_not_left_out():
 
 def test_a_batch_without_labels_is_named():
     refused(case(data=masked((4, 5, 6, 7))), r"Every label of a batch is -100.*ignore_index", late=True)
+
+
+def chosen(self, batch, batch_idx):
+    x, y = batch
+    return F.cross_entropy(self(x), torch.where(y == 0, -100, y), reduction="none").mean()
+
+
+def vectors(self, batch, batch_idx):
+    x, y = batch
+    return F.mse_loss(self(x), F.one_hot(torch.where(y == 0, 1, y), 3).to(x.dtype))
+
+
+@pytest.mark.thinned(1)
+@pytest.mark.parametrize("step", [chosen, vectors])
+def test_labels_that_the_step_chooses_are_named(step):
+    refused(classification(variant(Classifier, training_step=step), FLIPS), "Compute them in the data set")

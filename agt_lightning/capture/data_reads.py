@@ -87,6 +87,8 @@ class DataReads(TorchFunctionMode):
             )
         if func in (Tensor.__bool__, Tensor.item):
             known = self.recording.finite_checks.value_of(args[0], self.recording.unproven)
+            if known is None:
+                known = self.recording.made_numbers.value_of(args[0])
             if known is not None:
                 return known
         if func in _UNREADABLE and any(_is_data(arg) for arg in args):
@@ -112,6 +114,7 @@ class DataReads(TorchFunctionMode):
             self.recording.failures.append(f"{current_line()} raises {type(error).__name__}: {first_line(error)}")
             raise
         self.recording.finite_checks.follow(func, args, result)
+        self.recording.made_numbers.follow(func, args, kwargs, result)
         return result
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from agt_lightning.capture.graph import ITEM, STRIDED, Call, Draw, Graph, Mask, Reference
+from agt_lightning.capture.graph import ITEM, STEPS_FIRST, STRIDED, Call, Draw, Graph, Mask, Reference
 from agt_lightning.errors import UncertifiableError
 
 _aten = torch.ops.aten
@@ -91,8 +91,15 @@ def noting_masks(module: nn.Module, state: RandomState) -> Iterator[None]:
             handle.remove()
 
 
-def masked(graph: Graph) -> Graph:
+def masked(graph: Graph, *, on_cpu: bool = True) -> Graph:
     """Replace active dropout by a product with a mask that is an input of the graph, and random numbers by inputs.
+
+    Attention with dropout becomes attention with a mask of its weights, which a CPU draws as any other: no fused kernel
+    of a CPU has dropout. Those of other devices draw in their own way, so that there it stays as it is.
+
+    Args:
+        graph: as it was recorded.
+        on_cpu: whether the training runs on a CPU.
 
     Returns:
         The graph, with one entry in ``masks`` for each active dropout and each draw, in the order of drawing.
@@ -105,16 +112,40 @@ def masked(graph: Graph) -> Graph:
         if draw is not None:
             masks[call.name] = draw
             continue
+        if on_cpu and _drops_weights(call):
+            name = f"{call.name}.mask"
+            masks[name] = _of_weights(call, graph)
+            calls.append(_with_mask(call, name))
+            continue
         p = _drop_probability(call)
         if p is None:
             calls.append(call)
             continue
         name = f"{call.name}.mask"
-        masks[name] = Mask(p, call.shape, call.dtype, whole_channels=call.op is _aten.feature_dropout.default)
+        channels, steps = call.op is _aten.feature_dropout.default, bool(call.arguments.get(STEPS_FIRST))
+        masks[name] = Mask(p, call.shape, call.dtype, channels, steps)
         arguments = {"self": Reference(call.inputs[0]), "other": Reference(name)}
         calls.append(replace(call, op=_aten.mul.Tensor, arguments=arguments))
     shapes = dict(graph.shapes) | {name: mask.shape for name, mask in masks.items()}
     return replace(graph, calls=tuple(calls), shapes=shapes, masks=masks)
+
+
+def _drops_weights(call: Call) -> bool:
+    p = call.arguments.get("dropout_p")
+    return call.op is _aten.scaled_dot_product_attention.default and isinstance(p, int | float) and 0 < p < 1
+
+
+def _of_weights(call: Call, graph: Graph) -> Mask:
+    """Return the mask of the weights of attention, (..., t, s)."""
+    p, keys = call.arguments["dropout_p"], graph.shapes[call.inputs[1]][-2]
+    assert isinstance(p, int | float)
+    return Mask(float(p), (*call.shape[:-1], keys), call.dtype)
+
+
+def _with_mask(call: Call, name: str) -> Call:
+    """Return the call that takes the mask as an argument, and as one of two results what the given call returns."""
+    arguments = {**call.arguments, "dropout_mask": Reference(name), ITEM: 0}
+    return replace(call, op=_aten._scaled_dot_product_attention_math.default, arguments=arguments)
 
 
 def _draw_of(call: Call, fills: Mapping[str, Call]) -> Draw | None:
@@ -195,6 +226,8 @@ def _draw(mask: Mask | Draw, device: torch.device) -> Tensor:
     if isinstance(mask, Draw):
         return _numbers(mask, mask.shape, device)
     ones = torch.ones(mask.shape, dtype=mask.dtype, device=device)
+    if mask.steps_first:
+        return torch.dropout(ones.transpose(0, 1).contiguous(), mask.p, True).transpose(0, 1)
     return (torch.feature_dropout if mask.whole_channels else torch.dropout)(ones, mask.p, True)
 
 

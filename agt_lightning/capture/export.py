@@ -149,7 +149,9 @@ def _recorded(
     recording.require_accepted()
     graph = finite_scores(_live(_detached(by_batch_statistics(*_graph(program)), fixed)))
     require_known_inputs(graph)
-    normal = _live(distributed(reduced(unweighted(lookups(_fused(masked(composed(unrolled(graph)))))))))
+    on_cpu = all(leaf.device.type == "cpu" for leaf in leaves)
+    drawn = masked(composed(unrolled(graph, on_cpu=on_cpu)), on_cpu=on_cpu)
+    normal = _live(distributed(reduced(unweighted(lookups(_fused(drawn))))))
     graph = _live(samples_first(normal))
     return replace(graph, written=graph.written | recording.replaced_buffers)
 

@@ -230,7 +230,7 @@ class LogisticRegressionWithL2(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-2)
 
 
-@wild(rows(x=floats(5), y=floats(1)), MOVED, SHIFTED, refused=BATCH_STATISTICS)
+@wild(rows(x=floats(5), y=floats(1)), MOVED, SHIFTED)
 class BatchNormRegressor(L.LightningModule):
     def __init__(self):
         super().__init__()
@@ -303,7 +303,7 @@ class SelfNormalizing(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(4), y=classes(3)), MOVED, refused=Refusal("`std` and `var`", "aten.std", impossible=False))
+@wild(rows(x=floats(4), y=classes(3)), MOVED)
 class RowNormalized(L.LightningModule):
     """Standardizes each row by its own mean and deviation."""
 

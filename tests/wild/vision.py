@@ -72,7 +72,7 @@ def _resnet(norm):
     )
 
 
-@wild(COLOR, MOVED, FLIPPED, refused=BATCH_STATISTICS)
+@wild(COLOR, MOVED, FLIPPED)
 class ResNetFromScratch(_ImageClassifier):
     def __init__(self):
         super().__init__()

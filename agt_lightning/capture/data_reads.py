@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from agt_lightning.capture import numbers
 from agt_lightning.capture.graph import Graph
+from agt_lightning.capture.likelihoods import WITHOUT_CHECKS
 from agt_lightning.capture.recording import Recording, branch, refuse_branch
 from agt_lightning.capture.source import current_line, is_internal
 from agt_lightning.errors import CaptureError
@@ -107,7 +108,7 @@ class DataReads(TorchFunctionMode):
                 f"{current_line()} reads `grad_fn`, through which gradients can be changed. Remove it."
             )
         try:
-            result = func(*args, **kwargs)
+            result = WITHOUT_CHECKS.get(func, func)(*args, **kwargs)
         except CaptureError:
             raise
         except Exception as error:

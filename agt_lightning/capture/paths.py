@@ -21,7 +21,7 @@ _NOT_ENDING = (StopIteration, StopAsyncIteration)
 _OF_RECORDING = ("torch", "agt_lightning.capture")
 """Code whose own errors can be those of recording alone."""
 
-_OF_TRAINING = ("torch.distributions", "torch.nn.functional", "torch.utils.data")
+_OF_TRAINING = ("torch.distributions", "torch.utils.data")
 """Parts of it whose errors come in training too."""
 
 _HOSTS = ("lightning", "pytorch_lightning", "lightning_fabric")

@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch._ops import OpOverload
 
-from agt_lightning.capture.graph import ITEM, JOINT_STEPS, JOINT_TERMS, STEPS_FIRST, Call, Graph, Reference, map_references
+from agt_lightning.capture.graph import (
+    ITEM,
+    JOINT_STEPS,
+    JOINT_TERMS,
+    STEPS_FIRST,
+    Call,
+    Graph,
+    Reference,
+    map_references,
+)
 
 _aten = torch.ops.aten
 

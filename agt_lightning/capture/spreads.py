@@ -51,7 +51,5 @@ def written_spread(call: Call, shapes: Mapping[str, tuple[int, ...]]) -> tuple[l
     variance = replace(call, name=f"{call.name}.variance", op=_aten.var.correction, arguments=arguments)
     if call.op not in _ROOTS:
         return [variance], variance.name
-    root = replace(
-        call, name=f"{call.name}.root", op=_aten.sqrt.default, arguments={"self": Reference(variance.name)}
-    )
+    root = replace(call, name=f"{call.name}.root", op=_aten.sqrt.default, arguments={"self": Reference(variance.name)})
     return [variance, root], root.name

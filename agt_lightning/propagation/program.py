@@ -245,9 +245,9 @@ def _unknown(call: Call) -> str:
     way_out = _WAYS_OUT.get(name_of(call), BATCH_STATISTICS if call.arguments.get("training") else None)
     if call.op in RECURRENT:
         return (
-            f"`{name_of(call)}` at {call.source} has a setting that is not covered. Use `batch_first=True`, no "
-            "`dropout` between layers except on a CPU, no `proj_size`, no packed sequences, and no state of your own before "
-            "the first step."
+            f"`{name_of(call)}` at {call.source} has a setting that is not covered. Use `batch_first=True`, "
+            "`dropout` between layers on a CPU alone, no `proj_size`, no packed sequences, and no state of your own "
+            "before the first step."
         )
     if way_out is not None:
         return f"`{name_of(call)}` at {call.source} {way_out}."

@@ -119,7 +119,7 @@ MASKS += [
         aten.softmax.int,
         lambda m, x: x.masked_fill(~HIDDEN, -math.inf).softmax(-1),
         (Box((3, 3)),),
-    )
+    ),
 ]
 
 GRID = Box((3, 2), radius=0.2)

@@ -133,7 +133,9 @@ def masked(graph: Graph, *, on_cpu: bool = True) -> Graph:
             continue
         name = f"{call.name}.mask"
         channels, steps = call.op is _aten.feature_dropout.default, bool(call.arguments.get(STEPS_FIRST))
-        masks[name] = Mask(p, call.shape, call.dtype, channels, steps)
+        order = call.arguments.get(STRIDED)
+        assert order is None or isinstance(order, tuple)
+        masks[name] = Mask(p, call.shape, call.dtype, channels, steps, order)
         arguments = {"self": Reference(call.inputs[0]), "other": Reference(name)}
         calls.append(replace(call, op=_aten.mul.Tensor, arguments=arguments))
     shapes = {call.name: call.shape for call in calls} | {name: mask.shape for name, mask in masks.items()}
@@ -270,6 +272,9 @@ def _draw(mask: Mask | Draw, device: torch.device) -> Tensor:
     if isinstance(mask, Draw):
         return _numbers(mask, mask.shape, device)
     ones = torch.ones(mask.shape, dtype=mask.dtype, device=device)
+    if mask.order is not None:
+        back = sorted(range(len(mask.order)), key=mask.order.__getitem__)
+        ones = ones.permute(mask.order).contiguous().permute(back)
     if mask.steps_first:
         return torch.dropout(ones.transpose(0, 1).contiguous(), mask.p, True).transpose(0, 1)
     return (torch.feature_dropout if mask.whole_channels else torch.dropout)(ones, mask.p, True)

@@ -41,7 +41,8 @@ VALUE_ONLY = "value only"
 
 
 STRIDED = "strided"
-"""Extra argument of a draw of random numbers whose result does not lie in memory row by row."""
+"""Extra argument of a draw of random numbers whose result does not lie in memory row by row: the order of its axes by
+how far apart their elements lie, the farthest first."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Mask:
         dtype: type in which the program draws it.
         whole_channels: whether entire channels are dropped (`Dropout1d` to `Dropout3d`).
         steps_first: whether axes 0 and 1 change places before it is drawn, as inside of a recurrent layer.
+        order: axes by how far apart their elements lie in memory, the farthest first; masks are drawn along memory.
     """
 
     p: float
@@ -96,6 +98,7 @@ class Mask:
     dtype: torch.dtype
     whole_channels: bool = False
     steps_first: bool = False
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

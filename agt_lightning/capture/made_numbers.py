@@ -43,7 +43,7 @@ class MadeNumbers:
 
     def follow(self, func: object, args: Sequence[Any], kwargs: Mapping[str, Any], result: object) -> None:
         """Remember the result of a call of torch if it is made of known numbers alone."""
-        if func is _DATA and args:
+        if func == _DATA and args:
             self._made.pop(id(args[0]), None)  # changes by it are not counted
         numbers = self._numbers(func, args, kwargs) if isinstance(result, Tensor) else None
         if isinstance(result, Tensor) and numbers is not None and numbers.shape == tuple(result.shape):

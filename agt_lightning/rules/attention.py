@@ -129,9 +129,9 @@ class Attention(Rule):
         if plain and len(heads) == len(ranks) == 1 and len(site.shapes[0]) >= 3:
             return None
         return (
-            f"`{name_of(site.call)}` at {site.call.source} has a mask that is trained or has other axes, dropout on "
-            "another device than a CPU, or factors that do not carry the same samples and heads. Use a mask of fixed "
-            "numbers, `dropout_p=0`, and the batch as first axis."
+            f"`{name_of(site.call)}` at {site.call.source} has a mask that is trained or has other axes, dropout of "
+            "all weights or on another device than a CPU, or factors that do not carry the same samples and heads. Use "
+            "a mask of fixed numbers, `dropout_p=0`, and the batch as first axis."
         )
 
     def _mask_is_aligned(self, site: Site) -> bool:

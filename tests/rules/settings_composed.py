@@ -122,6 +122,30 @@ MASKS += [
     ),
 ]
 
+LOSSES += [
+    _setting(
+        "multi_margin_loss",
+        aten.clamp_min.default,
+        lambda m, x, k, p=power: F.multi_margin_loss(x, k, p=p, margin=0.7, reduction="none"),
+        (ROW, labels),
+    )
+    for power, labels in ((1, Labels(3)), (2, Labels(3)), (1, Integers()))
+]
+LOSSES += [
+    _setting(
+        "cosine_embedding_loss",
+        aten.where.ScalarOther,
+        lambda m, x, y, k: F.cosine_embedding_loss(x, y, 2 * (k > 0) - 1, margin=-0.4, reduction="none"),
+        (ROW, ROW, Integers()),
+    ),
+    _setting(
+        "gaussian_nll_loss",
+        aten.clamp_min.default,
+        lambda m, x, y, z: F.gaussian_nll_loss(x, y, z.exp(), full=True, eps=0.5, reduction="none"),
+        (ROW, ROW, ROW),
+    ),
+]
+
 GRID = Box((3, 2), radius=0.2)
 
 SPREADS = [

@@ -9,8 +9,6 @@ from torch import nn
 from tests.wild.registry import FAR, FLIPPED, MOVED, SHIFTED, Refusal, wild
 from tests.wild.rows import bits, classes, counts, floats, rows
 
-BATCH_STATISTICS = Refusal("batch statistics", "batch_norm|batch statistics|BatchNorm")
-
 
 @wild(rows(x=floats(5), y=classes(3)), MOVED, FLIPPED, quick=True)
 class TabularClassifier(L.LightningModule):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torchmetrics
 from torch import nn
 
-from tests.wild.registry import FAR, FLIPPED, MOVED, SHIFTED, Refusal, wild
+from tests.wild.registry import FAR, FLIPPED, MOVED, SHIFTED, wild
 from tests.wild.rows import bits, classes, counts, floats, rows
 
 

@@ -28,18 +28,20 @@ code that calls it; [add a rule of your own](rules.md) for it.
 A parameter may be changed before it meets the data (`x + self.position[:, :t]`, `x * self.scale.exp()`) by calls of the
 table that act element by element or move elements; its gradient is taken back through them. `nn.LSTM`, `nn.GRU` and
 `nn.RNN` are unrolled into the products and activations of each time step; they need `batch_first=True`, zeros as first
-state, and no dropout between layers. `nn.LSTMCell`, `nn.GRUCell` and `nn.RNNCell` start from any state.
+state; dropout between layers on a CPU alone. `nn.LSTMCell`, `nn.GRUCell` and `nn.RNNCell` start from any state.
 
 The samples need not stay on axis 0. Code may fold them into another axis (`x.view(b * t, d)`, a loss over `b * t`
 tokens, windows of an image) or move them (`(t, b, d)`, as `nn.MultiheadAttention` and `nn.TransformerEncoder` do
 inside, heads as in `qkv.permute(2, 0, 3, 1, 4)`): calls in between that act on each sample alone are rewritten so that
 the samples are first. So are values that are repeated for each sample, such as `self.cls_token.expand(len(x), -1, -1)`
 and `torch.zeros(len(x), 1)`. Masks of attention may hide keys, by False or minus infinity, if no poison reaches them.
-Dropout inside of attention, dropout of values whose samples are elsewhere, and convolutions or batch statistics over a
-folded axis are refused.
+Dropout inside of attention and between recurrent layers is followed on a CPU; on other devices, whose kernels draw in
+their own way, it is refused. So are dropout of values whose samples are elsewhere, and convolutions or batch statistics
+over a folded axis.
 
 Calls that torch makes of other calls (`einsum`, `kl_div`, `cosine_similarity`, `pairwise_distance`,
-`triplet_margin_loss`, `margin_ranking_loss`, `poisson_nll_loss`, weight normalization) are written out as these. Random
+`triplet_margin_loss`, `margin_ranking_loss`, `poisson_nll_loss`, `multi_margin_loss`, `cosine_embedding_loss`,
+`gaussian_nll_loss`, `alpha_dropout`, standard deviations, weight normalization) are written out as these. Random
 numbers of a fixed distribution (`randn_like`, `rand`, `randint`, `torch.distributions.Normal.rsample`) are drawn again,
 as dropout is. A penalty of parameters alone, such as `0.01 * sum(p.square().sum() for p in self.parameters())`, is
 bounded under the box.

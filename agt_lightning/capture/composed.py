@@ -15,8 +15,10 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from agt_lightning.capture.graph import VALUE_ONLY, Call, Graph, Reference, map_references
+from agt_lightning.capture.margins import MARGIN_LOSSES, is_margin_loss, written_margins
 from agt_lightning.capture.reader import GraphReader
 from agt_lightning.capture.rewriting import renamed
+from agt_lightning.capture.spreads import SPREADS, written_spread
 
 _aten = torch.ops.aten
 
@@ -52,14 +54,15 @@ def composed(graph: Graph) -> Graph:
     Args:
         graph: as it was recorded.
     """
-    if not any(call.op in COMPOSED for call in graph.calls):
+    written = {call.name for call in graph.calls if call.op in COMPOSED | SPREADS or is_margin_loss(graph, call)}
+    if not written:
         return graph
     calls: list[Call] = []
     shapes, types = dict(graph.shapes), dict(graph.types)
     names: dict[str, str] = {}
     for call in graph.calls:
         call = replace(call, arguments=renamed(call, names))
-        if call.op not in COMPOSED:
+        if call.name not in written:
             calls.append(call)
             continue
         parts, names[call.name] = _parts(call, shapes, types)
@@ -74,6 +77,10 @@ def _parts(
     call: Call, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, torch.dtype]
 ) -> tuple[list[Call], str]:
     """Return the calls that one runs, and the name of their result."""
+    if call.op in MARGIN_LOSSES:
+        return written_margins(call, shapes)
+    if call.op in SPREADS:
+        return written_spread(call, shapes)
     if call.op is _aten._weight_norm.default:
         return _direction_times_length(call, shapes)
     names = list(dict.fromkeys(call.inputs))

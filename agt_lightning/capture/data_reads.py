@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from agt_lightning.capture import numbers
 from agt_lightning.capture.graph import Graph
+from agt_lightning.capture.likelihoods import WITHOUT_CHECKS
 from agt_lightning.capture.recording import Recording, branch, refuse_branch
 from agt_lightning.capture.source import current_line, is_internal
 from agt_lightning.errors import CaptureError
@@ -87,6 +88,8 @@ class DataReads(TorchFunctionMode):
             )
         if func in (Tensor.__bool__, Tensor.item):
             known = self.recording.finite_checks.value_of(args[0], self.recording.unproven)
+            if known is None:
+                known = self.recording.made_numbers.value_of(args[0])
             if known is not None:
                 return known
         if func in _UNREADABLE and any(_is_data(arg) for arg in args):
@@ -105,13 +108,14 @@ class DataReads(TorchFunctionMode):
                 f"{current_line()} reads `grad_fn`, through which gradients can be changed. Remove it."
             )
         try:
-            result = func(*args, **kwargs)
+            result = WITHOUT_CHECKS.get(func, func)(*args, **kwargs)
         except CaptureError:
             raise
         except Exception as error:
             self.recording.failures.append(f"{current_line()} raises {type(error).__name__}: {first_line(error)}")
             raise
         self.recording.finite_checks.follow(func, args, result)
+        self.recording.made_numbers.follow(func, args, kwargs, result)
         return result
 
 

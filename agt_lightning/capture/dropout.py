@@ -7,15 +7,17 @@ the state of the generator at the beginning of that training step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.modules.dropout import _DropoutNd
 
-from agt_lightning.capture.graph import ITEM, STRIDED, Call, Draw, Graph, Mask, Reference
+from agt_lightning.capture.graph import ITEM, STEPS_FIRST, STRIDED, Call, Draw, Graph, Mask, Reference
 from agt_lightning.errors import UncertifiableError
 
 _aten = torch.ops.aten
@@ -36,6 +38,9 @@ _DRAWS = frozenset(
     }
 )
 """Calls that draw numbers of one distribution, and read no number of a tensor."""
+
+_ALPHA = 1.7580993408473766
+"""What `alpha_dropout` drops to, with the opposite sign: the limit of `nn.SELU` at minus infinity."""
 
 _FILLS = frozenset({_aten.full.default, _aten.ones.default, _aten.zeros.default})
 
@@ -91,8 +96,15 @@ def noting_masks(module: nn.Module, state: RandomState) -> Iterator[None]:
             handle.remove()
 
 
-def masked(graph: Graph) -> Graph:
+def masked(graph: Graph, *, on_cpu: bool = True) -> Graph:
     """Replace active dropout by a product with a mask that is an input of the graph, and random numbers by inputs.
+
+    Attention with dropout becomes attention with a mask of its weights, which a CPU draws as any other: no fused kernel
+    of a CPU has dropout. Those of other devices draw in their own way, so that there it stays as it is.
+
+    Args:
+        graph: as it was recorded.
+        on_cpu: whether the training runs on a CPU.
 
     Returns:
         The graph, with one entry in ``masks`` for each active dropout and each draw, in the order of drawing.
@@ -105,16 +117,81 @@ def masked(graph: Graph) -> Graph:
         if draw is not None:
             masks[call.name] = draw
             continue
+        if on_cpu and _drops_weights(call):
+            name = f"{call.name}.mask"
+            masks[name] = _of_weights(call, graph)
+            calls.append(_with_mask(call, name))
+            continue
+        if _is_alpha_dropout(call):
+            name = f"{call.name}.shift"
+            masks[name] = Draw(call.op, {"p": call.arguments["p"]}, call.shape, call.dtype)
+            calls += _scaled_and_shifted(call, name)
+            continue
         p = _drop_probability(call)
         if p is None:
             calls.append(call)
             continue
         name = f"{call.name}.mask"
-        masks[name] = Mask(p, call.shape, call.dtype, whole_channels=call.op is _aten.feature_dropout.default)
+        channels, steps = call.op is _aten.feature_dropout.default, bool(call.arguments.get(STEPS_FIRST))
+        order = call.arguments.get(STRIDED)
+        assert order is None or isinstance(order, tuple)
+        masks[name] = Mask(p, call.shape, call.dtype, channels, steps, order)
         arguments = {"self": Reference(call.inputs[0]), "other": Reference(name)}
         calls.append(replace(call, op=_aten.mul.Tensor, arguments=arguments))
-    shapes = dict(graph.shapes) | {name: mask.shape for name, mask in masks.items()}
-    return replace(graph, calls=tuple(calls), shapes=shapes, masks=masks)
+    shapes = {call.name: call.shape for call in calls} | {name: mask.shape for name, mask in masks.items()}
+    types = {call.name: call.dtype for call in calls}
+    return replace(
+        graph, calls=tuple(calls), shapes={**graph.shapes, **shapes}, types={**graph.types, **types}, masks=masks
+    )
+
+
+def _is_alpha_dropout(call: Call) -> bool:
+    given = call.arguments
+    active = call.op is _aten.alpha_dropout.default and given["train"] and not given.get(STRIDED)
+    return bool(active) and isinstance(given["p"], int | float) and 0 < given["p"] < 1
+
+
+def _scaled_and_shifted(call: Call, shift: str) -> list[Call]:
+    """Return ``x n + b`` of the shift b, which is above zero where x is kept: there n is a, and elsewhere zero.
+
+    With α of `nn.SELU` and ``a = ((α² p + 1) (1 - p))^(-1/2)``, b is ``a α p`` for what is kept and ``a α (p - 1)``
+    for the rest. It is what becomes of zeros.
+    """
+    p = call.arguments["p"]
+    assert isinstance(p, int | float)
+    scale = 1 / math.sqrt((_ALPHA**2 * p + 1) * (1 - p))
+    parts: list[Call] = []
+
+    def write(op: OpOverload, kind: torch.dtype, /, **given: object) -> Reference:
+        name = f"{call.name}.{len(parts)}"
+        arguments = {each.name: given.get(each.name, each.default_value) for each in op._schema.arguments}
+        parts.append(replace(call, name=name, op=op, arguments=arguments, dtype=kind))
+        return Reference(name)
+
+    kept = write(_aten.gt.Scalar, torch.bool, self=Reference(shift), other=0)
+    ones = write(_aten.to.dtype, call.dtype, self=kept, dtype=call.dtype)
+    noise = write(_aten.mul.Tensor, call.dtype, self=ones, other=scale)
+    scaled = write(_aten.mul.Tensor, call.dtype, self=Reference(call.inputs[0]), other=noise)
+    total = {"self": scaled, "other": Reference(shift), "alpha": 1}
+    return [*parts, replace(call, op=_aten.add.Tensor, arguments=total)]
+
+
+def _drops_weights(call: Call) -> bool:
+    p = call.arguments.get("dropout_p")
+    return call.op is _aten.scaled_dot_product_attention.default and isinstance(p, int | float) and 0 < p < 1
+
+
+def _of_weights(call: Call, graph: Graph) -> Mask:
+    """Return the mask of the weights of attention, (..., t, s)."""
+    p, keys = call.arguments["dropout_p"], graph.shapes[call.inputs[1]][-2]
+    assert isinstance(p, int | float)
+    return Mask(float(p), (*call.shape[:-1], keys), call.dtype)
+
+
+def _with_mask(call: Call, name: str) -> Call:
+    """Return the call that takes the mask as an argument, and as one of two results what the given call returns."""
+    arguments = {**call.arguments, "dropout_mask": Reference(name), ITEM: 0}
+    return replace(call, op=_aten._scaled_dot_product_attention_math.default, arguments=arguments)
 
 
 def _draw_of(call: Call, fills: Mapping[str, Call]) -> Draw | None:
@@ -195,6 +272,11 @@ def _draw(mask: Mask | Draw, device: torch.device) -> Tensor:
     if isinstance(mask, Draw):
         return _numbers(mask, mask.shape, device)
     ones = torch.ones(mask.shape, dtype=mask.dtype, device=device)
+    if mask.order is not None:
+        back = sorted(range(len(mask.order)), key=mask.order.__getitem__)
+        ones = ones.permute(mask.order).contiguous().permute(back)
+    if mask.steps_first:
+        return torch.dropout(ones.transpose(0, 1).contiguous(), mask.p, True).transpose(0, 1)
     return (torch.feature_dropout if mask.whole_channels else torch.dropout)(ones, mask.p, True)
 
 
@@ -208,6 +290,8 @@ def _drop_probability(call: Call) -> float | None:
 
 def _numbers(draw: Draw, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Draw again; of a tensor that gives the shape, torch reads nothing else."""
+    if draw.op is _aten.alpha_dropout.default:
+        return torch.alpha_dropout(torch.zeros(shape, dtype=draw.dtype, device=device), draw.arguments["p"], True)  # type: ignore[arg-type]
     given = {**draw.arguments, "device": device}
     given |= {"self": torch.zeros(shape, dtype=draw.dtype, device=device)} if "self" in given else {"size": list(shape)}
     schema = draw.op._schema.arguments

@@ -19,6 +19,7 @@ from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_proble
 from agt_lightning.capture.gradient_modes import keep_gradient_modes, stops_gradients
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
 from agt_lightning.capture.hidden import finite_scores
+from agt_lightning.capture.likelihoods import plainly_cut
 from agt_lightning.capture.lookups import lookups
 from agt_lightning.capture.reader import IDENTITIES, GraphReader
 from agt_lightning.capture.recording import Recording, UnprovenCheckError
@@ -151,7 +152,9 @@ def _recorded(
     recording.require_accepted()
     graph = finite_scores(_live(_detached(by_batch_statistics(*_graph(program)), fixed)))
     require_known_inputs(graph)
-    normal = _live(distributed(reduced(unweighted(lookups(_fused(masked(composed(unrolled(graph)))))))))
+    on_cpu = all(leaf.device.type == "cpu" for leaf in leaves)
+    drawn = masked(composed(unrolled(plainly_cut(graph), on_cpu=on_cpu)), on_cpu=on_cpu)
+    normal = _live(distributed(reduced(unweighted(lookups(_fused(drawn))))))
     graph = _live(samples_first(normal))
     return replace(graph, written=graph.written | recording.replaced_buffers)
 

@@ -26,6 +26,9 @@ JOINT_TERMS = "joint_terms"
 JOINT_STEPS = "joint_steps"
 """Extra argument of a call in a recurrent layer: number of time steps whose gradients of a parameter a run may sum."""
 
+STEPS_FIRST = "steps_first"
+"""Extra argument of a dropout between recurrent layers, which draw its mask with the time steps first."""
+
 UNDERFLOWING = "underflowing"
 """Extra argument of a log softmax, or cross entropy, that was written as a log of a softmax, which can be zero."""
 
@@ -38,7 +41,8 @@ VALUE_ONLY = "value only"
 
 
 STRIDED = "strided"
-"""Extra argument of a draw of random numbers whose result does not lie in memory row by row."""
+"""Extra argument of a draw of random numbers whose result does not lie in memory row by row: the order of its axes by
+how far apart their elements lie, the farthest first."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,16 @@ class Mask:
         shape: shape in the captured batch.
         dtype: type in which the program draws it.
         whole_channels: whether entire channels are dropped (`Dropout1d` to `Dropout3d`).
+        steps_first: whether axes 0 and 1 change places before it is drawn, as inside of a recurrent layer.
+        order: axes by how far apart their elements lie in memory, the farthest first; masks are drawn along memory.
     """
 
     p: float
     shape: tuple[int, ...]
     dtype: torch.dtype
     whole_channels: bool = False
+    steps_first: bool = False
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -188,9 +188,14 @@ class GraphReader:
         name, source = self._name(node), source_of(node.meta.get("stack_trace"))
         dtype, modules = node.meta["val"].dtype, _modules_of(node)
         self.called.update(modules)
-        drawn = torch.Tag.nondeterministic_seeded in op.tags and not node.meta["val"].is_contiguous()
-        arguments = {**arguments, STRIDED: True} if drawn else arguments
+        value = node.meta["val"]
+        drawn = torch.Tag.nondeterministic_seeded in op.tags and not value.is_contiguous()
+        arguments = {**arguments, STRIDED: _order_in_memory(value)} if drawn else arguments
         self.calls.append(Call(name, op, dict(arguments), self.shapes[name], dtype, source, modules[-1]))
+
+
+def _order_in_memory(value: Tensor) -> tuple[int, ...]:
+    return tuple(sorted(range(value.ndim), key=lambda axis: -value.stride(axis)))
 
 
 def _same_kind(copy: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 from agt_lightning.capture.finite_checks import FiniteChecks
+from agt_lightning.capture.made_numbers import MadeNumbers
 from agt_lightning.capture.paths import Path
 from agt_lightning.capture.source import current_line
 from agt_lightning.errors import CaptureError
@@ -49,6 +50,7 @@ class Recording:
         refusals: what was refused, also where the user's code has caught the error.
         failures: errors of torch, which can be those of recording alone; the user's code may not catch them.
         finite_checks: branches on whether tensors are finite.
+        made_numbers: tensors of known numbers.
         conversions: plain numbers that the code made of numbers of data by ``float()``, each with the stand-in that it
             was made of, by `id`; and the stand-ins of which it made integers.
         calls: number of torch's functions that the code called.
@@ -68,6 +70,7 @@ class Recording:
     refusals: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     finite_checks: FiniteChecks = field(default_factory=FiniteChecks)
+    made_numbers: MadeNumbers = field(default_factory=MadeNumbers)
     conversions: dict[int, tuple[object, object]] = field(default_factory=dict)
     calls: int = 0
     before: State = field(default_factory=dict)

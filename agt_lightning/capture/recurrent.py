@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch._ops import OpOverload
 
-from agt_lightning.capture.graph import ITEM, JOINT_STEPS, JOINT_TERMS, Call, Graph, Reference, map_references
+from agt_lightning.capture.graph import (
+    ITEM,
+    JOINT_STEPS,
+    JOINT_TERMS,
+    STEPS_FIRST,
+    Call,
+    Graph,
+    Reference,
+    map_references,
+)
 
 _aten = torch.ops.aten
 
@@ -95,6 +104,15 @@ class _Writer:
         last = len(self.shape(values[0])) - 1
         return self.write(
             _aten.cat.default, {"tensors": list(values), "dim": last}, (*self.shape(values[0])[:-1], size)
+        )
+
+    def dropped(self, value: Reference) -> Reference:
+        """What the next layer gets of a sequence, which in training has dropout."""
+        p, train = self.layer.arguments["dropout"], self.layer.arguments["train"]
+        if not p or not train:
+            return value
+        return self.write(
+            _aten.dropout.default, {"input": value, "p": p, "train": True, STEPS_FIRST: True}, self.shape(value)
         )
 
     def shape(self, value: Reference) -> tuple[int, ...]:
@@ -179,7 +197,7 @@ _CELLS: Mapping[OpOverload, Cell] = {
 }
 
 RECURRENT = frozenset(_CELLS)
-"""Layers that are unrolled where they start from zeros, with the batch first and no dropout in between."""
+"""Layers that are unrolled where they start from zeros, with the batch first, and with dropout on a CPU alone."""
 
 _STEPS: Mapping[OpOverload, Cell] = {
     _aten.lstm_cell.default: _lstm,
@@ -190,8 +208,13 @@ _STEPS: Mapping[OpOverload, Cell] = {
 """Single steps, from any state."""
 
 
-def unrolled(graph: Graph) -> Graph:
-    """Replace recurrent layers by the calls of each time step; layers with other settings are left as they are."""
+def unrolled(graph: Graph, *, on_cpu: bool = True) -> Graph:
+    """Replace recurrent layers by the calls of each time step; layers with other settings are left as they are.
+
+    Args:
+        graph: as it was recorded.
+        on_cpu: whether the training runs on a CPU, which draws dropout between layers like any other.
+    """
     if not any(call.op in RECURRENT or call.op in _STEPS for call in graph.calls):
         return graph
     calls: list[Call] = []
@@ -212,7 +235,7 @@ def unrolled(graph: Graph) -> Graph:
             assert isinstance(item, int)
             renamed[call.name] = steps[layer][item]
             continue
-        if call.op in RECURRENT and _covered(graph, captured):
+        if call.op in RECURRENT and _covered(graph, captured, on_cpu=on_cpu):
             if layer not in results:
                 writer = _Writer(call, shapes)
                 results[layer] = _layers(writer)
@@ -249,6 +272,8 @@ def _layers(writer: _Writer) -> tuple[Reference, list[list[Reference]]]:
             outputs.append(sequence)
             states.append(list(last))
         value = writer.joined(outputs)
+        if start + each * directions < len(parameters):
+            value = writer.dropped(value)
     return value, states
 
 
@@ -319,8 +344,8 @@ def _renamed(call: Call, renamed: Mapping[str, Reference]) -> Call:
     return replace(call, arguments=arguments)
 
 
-def _covered(graph: Graph, call: Call) -> bool:
-    """Return whether a layer starts from zeros, has the batch first, no dropout, and no projections."""
+def _covered(graph: Graph, call: Call, *, on_cpu: bool) -> bool:
+    """Return whether a layer starts from zeros, has the batch first, dropout on a CPU alone, and no projections."""
     arguments = call.arguments
     parameters, layers = arguments["params"], arguments["num_layers"]
     assert isinstance(parameters, list)
@@ -331,7 +356,7 @@ def _covered(graph: Graph, call: Call) -> bool:
     return (
         bool(arguments["batch_first"])
         and len(parameters) == expected
-        and not active
+        and (on_cpu or not active)
         and len(graph.shapes[call.inputs[0]]) == 3
         and all(_is_zero(graph, state) for state in states)
     )

@@ -69,14 +69,16 @@ def reduced(graph: Graph) -> Graph:
 def distributed(graph: Graph) -> Graph:
     """Multiply the losses of samples, in place of their mean or sum, by a number that is made of parameters.
 
-    Learned weights of several losses are such numbers: ``w mean(ℓ) = mean(w ℓ)``.
+    Learned weights of several losses are such numbers: ``w mean(ℓ) = mean(w ℓ)``. A divisor that is made of the batch
+    without parameters, such as the number of targets that are there, divides each loss likewise; where poison reaches
+    it, that division is refused.
     """
     calls: list[Call] = []
     shapes = dict(graph.shapes)
     leaves = reached(graph, {*graph.leaves, *graph.masks, *graph.given})
-    weights = reached(graph, set(graph.parameters)) - leaves
+    made = reached(graph, set(graph.parameters))
     for call in graph.calls:
-        pair = _weighted_total(graph, call, weights, leaves)
+        pair = _weighted_total(graph, call, made - leaves, leaves) or _divided_total(graph, call, made, leaves)
         if pair is None:
             calls.append(call)
             continue
@@ -85,7 +87,7 @@ def distributed(graph: Graph) -> Graph:
         product = replace(
             total,
             name=f"{call.name}.each",
-            op=_aten.mul.Tensor,
+            op=call.op,
             arguments={"self": Reference(source), "other": Reference(weight)},
             shape=graph.shapes[source],
         )
@@ -110,6 +112,17 @@ def _weighted_total(
             assert total is not None
             return total, weight
     return None
+
+
+def _divided_total(graph: Graph, call: Call, made: frozenset[str], leaves: frozenset[str]) -> tuple[Call, str] | None:
+    """Return the mean or sum that a call divides, and the number of the batch that it divides it by."""
+    if call.op is not _aten.div.Tensor or call.shape != () or len(call.inputs) != 2:
+        return None
+    name, divisor = call.inputs
+    total = graph.producer(name)
+    if total is None or total.op not in (_aten.mean.default, _aten.sum.default) or name not in made & leaves:
+        return None
+    return (total, divisor) if divisor in leaves - made and graph.shapes[divisor] == () else None
 
 
 def _of_samples(loss: Call, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Call:

@@ -47,6 +47,7 @@ _ALONG_AXES = frozenset(
         _aten.split_with_sizes.default,
         _aten.sum.dim_IntList,
         _aten.unbind.int,
+        _aten.var.correction,
     }
 )
 """Calls on one value that name the axes along which they act."""
@@ -334,5 +335,6 @@ _FOLLOW: Mapping[OpOverload, Follow] = {
     _aten.linear.default: _linear,
     _aten.matmul.default: _linear,
     _aten.mm.default: _linear,
+    _aten._scaled_dot_product_attention_math.default: _attention,
     _aten.scaled_dot_product_attention.default: _attention,
 }

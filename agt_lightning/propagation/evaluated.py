@@ -283,11 +283,12 @@ def _by_own_statistics(call: Call) -> Call:
 def _unrepeatable(graph: Graph) -> set[str]:
     """Return the calls that draw random numbers, and those that read memory by its layout, which is not recorded.
 
-    Dropout with masks of the graph's own draws none.
+    Dropout with masks of the graph's own draws none. Attention that is given its mask rounds in another order.
     """
     drawing = (call for call in graph.calls if is_random(call))
     random = {call.name for call in drawing if call.arguments.get("p") != 0 and call.arguments.get("train", True)}
-    return random | {call.name for call in graph.calls if call.op is _aten.as_strided.default}
+    others = (_aten.as_strided.default, _aten._scaled_dot_product_attention_math.default)
+    return random | {call.name for call in graph.calls if call.op in others}
 
 
 def _before(graph: Graph, names: Iterable[str]) -> set[str]:

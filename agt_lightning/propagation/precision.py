@@ -19,7 +19,7 @@ from agt_lightning.rounding import Floats
 _PRODUCTS = frozenset(
     f"aten::{name}"
     for name in ("linear", "matmul", "mm", "bmm", "mv", "addmm", "addbmm", "baddbmm", "addmv", "dot", "einsum")
-) | {"aten::bilinear", "aten::scaled_dot_product_attention"}
+) | {"aten::bilinear", "aten::scaled_dot_product_attention", "aten::_scaled_dot_product_attention_math"}
 
 _SUMS = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.rsub.Scalar})
 

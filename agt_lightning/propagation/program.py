@@ -232,18 +232,22 @@ def _of_whole_batch(site: Site) -> str | None:
 
 
 def is_random(call: Call) -> bool:
-    """Return whether a call draws random numbers; recurrent layers and attention do so with dropout alone."""
+    """Return whether a call draws random numbers; recurrent layers and attention do so with dropout alone.
+
+    Attention that is given its mask draws none.
+    """
     dropout = call.arguments.get("dropout", call.arguments.get("dropout_p"))
-    return torch.Tag.nondeterministic_seeded in call.op.tags and dropout != 0
+    given = call.arguments.get("dropout_mask") is not None
+    return torch.Tag.nondeterministic_seeded in call.op.tags and dropout != 0 and not given
 
 
 def _unknown(call: Call) -> str:
     way_out = _WAYS_OUT.get(name_of(call), BATCH_STATISTICS if call.arguments.get("training") else None)
     if call.op in RECURRENT:
         return (
-            f"`{name_of(call)}` at {call.source} has a setting that is not covered. Use `batch_first=True`, no "
-            "`dropout` between layers, no `proj_size`, no packed sequences, and no state of your own before "
-            "the first step."
+            f"`{name_of(call)}` at {call.source} has a setting that is not covered. Use `batch_first=True`, "
+            "`dropout` between layers on a CPU alone, no `proj_size`, no packed sequences, and no state of your own "
+            "before the first step."
         )
     if way_out is not None:
         return f"`{name_of(call)}` at {call.source} {way_out}."

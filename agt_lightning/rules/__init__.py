@@ -96,6 +96,7 @@ from agt_lightning.rules.transcendental import (
     sine,
 )
 from agt_lightning.rules.values import Value
+from agt_lightning.rules.variance import Variance
 
 Pieces = PiecewiseMonotoneFunction
 """The name of `PiecewiseMonotoneFunction` before version 0.2."""
@@ -190,6 +191,7 @@ _rules: dict[OpOverload, Rule] = {
     _aten.tanh.default: tanh,
     _aten.log_softmax.int: LogSoftmax(),
     _aten.logsumexp.default: LogSumExp(),
+    _aten._scaled_dot_product_attention_math.default: Attention(),
     _aten.scaled_dot_product_attention.default: Attention(),
     _aten.softmax.int: Softmax(),
     _aten.dropout.default: InactiveDropout(),
@@ -290,6 +292,7 @@ _rules: dict[OpOverload, Rule] = {
     _aten.sub.Tensor: Sum(sign=-1.0),
     _aten.sum.default: Reduction(torch.sum),
     _aten.sum.dim_IntList: Reduction(torch.sum),
+    _aten.var.correction: Variance(),
     # loss
     _aten.binary_cross_entropy_with_logits.default: BinaryCrossEntropy(),
     _aten.cross_entropy_loss.default: CrossEntropy(),

@@ -55,7 +55,8 @@ class AttentionRoundings(Roundings):
         assert isinstance(rule, Attention)
         value = as_interval(inputs[2])
         exact, off = self._probabilities(rule, site, inputs, arithmetic)
-        probabilities = arithmetic.outward(self._rounded(exact, off, arithmetic), self.keys + 2)
+        kept = rule.kept(site, self._rounded(exact, off, arithmetic), inputs)
+        probabilities = arithmetic.outward(kept, self.keys + 3)
         return arithmetic.clear_of_underflow(product(probabilities, value), self.keys + 2)
 
     @override
@@ -72,8 +73,8 @@ class AttentionRoundings(Roundings):
         query, key, value = map(as_interval, inputs[:3])
         probabilities, off = self._probabilities(rule, site, inputs, arithmetic)
         sums = self.size + self.keys + value.shape[-1] + _ROUNDINGS
-        towards = product(arithmetic.outward(grad, sums), value.mT)
-        sizes = grad.magnitude @ value.magnitude.mT
+        towards = rule.kept(site, product(arithmetic.outward(grad, sums), value.mT), inputs)
+        sizes = rule.kept(site, Interval.point(grad.magnitude @ value.magnitude.mT), inputs).upper
         largest = sizes + (probabilities.upper * sizes).sum(dim=-1, keepdim=True)
         exact = _last(softmax_gradient(_second(probabilities), _second(towards)))
         # With P (1 + θ) for P, |θ| <= off, twice off of these magnitudes; the third is room for the sums.
@@ -81,8 +82,8 @@ class AttentionRoundings(Roundings):
         slack = slack.nan_to_num(nan=torch.inf)
         scores = exact.widened(slack + arithmetic.absolute(sums)).scaled(rule.scale(site))
         wide = arithmetic.outward(scores, self.queries + self.keys + _ROUNDINGS)
-        rounded = self._rounded(probabilities, off, arithmetic)
-        towards_value = product(arithmetic.outward(rounded.mT, self.queries + 2), grad)
+        rounded = rule.kept(site, self._rounded(probabilities, off, arithmetic), inputs)
+        towards_value = product(arithmetic.outward(rounded.mT, self.queries + 3), grad)
         gradients = [product(wide, key), product(wide.mT, query), towards_value]
         cleared = [arithmetic.clear_of_underflow(each, sums + self.queries) for each in gradients]
         return [*cleared, *[None] * (len(inputs) - 3)]
@@ -107,26 +108,30 @@ class AttentionRoundings(Roundings):
         spread = scores.magnitude + scores.magnitude.amax(dim=-1, keepdim=True)
         relative = arithmetic.relative(_OF_SCORES) * spread + arithmetic.relative(self.keys + _ROUNDINGS)
         off = apart + apart.amax(dim=-1, keepdim=True) + relative
-        return rule.probabilities(site, scores, inputs[3:]), off.expm1()
+        return rule.probabilities(site, scores, inputs), off.expm1()
 
 
 class Attention(Rule):
     """``scaled_dot_product_attention``: softmax(c Q Kᵀ) V, exact call by call but for the softmax's gradient.
 
-    A mask may hide keys, by False or minus infinity, if it is the same in every run.
+    A mask may hide keys, by False or minus infinity, if it is the same in every run. With dropout, its mask D is the
+    last input: (D ∘ softmax(c Q Kᵀ)) V.
     """
 
     def problem(self, site: Site) -> str | None:
-        """Refuse masks that are trained, dropout, and factors with different samples or heads."""
+        """Refuse masks that are trained, dropout without its mask, and factors with different samples or heads."""
         ranks = {len(shape) for shape in site.shapes[:3]}
         heads = {shape[:-2] for shape in site.shapes[:3]}
-        plain = self._mask_is_aligned(site) and not site["dropout_p"] and all(site.samples[:3])
+        dropped = bool(site["dropout_p"])
+        if self._is_given_dropout(site):
+            dropped = site.trainable[-1] or not site.samples[-1] and site.shapes[-1][0] != 1
+        plain = self._mask_is_aligned(site) and not dropped and all(site.samples[:3])
         if plain and len(heads) == len(ranks) == 1 and len(site.shapes[0]) >= 3:
             return None
         return (
-            f"`{name_of(site.call)}` at {site.call.source} has a mask that is trained or has other axes, dropout, or "
-            "factors that do not carry the same samples and heads. Use a mask of fixed numbers, `dropout_p=0`, and the "
-            "batch as first axis."
+            f"`{name_of(site.call)}` at {site.call.source} has a mask that is trained or has other axes, dropout of "
+            "all weights or on another device than a CPU, or factors that do not carry the same samples and heads. Use "
+            "a mask of fixed numbers, `dropout_p=0`, and the batch as first axis."
         )
 
     def _mask_is_aligned(self, site: Site) -> bool:
@@ -137,6 +142,21 @@ class Attention(Rule):
         of_samples = len(shape) == rank and site.samples[3]
         shared = len(shape) < rank or shape[0] == 1
         return not site.trainable[3] and (of_samples or shared and not site.samples[3])
+
+    def _is_given_dropout(self, site: Site) -> bool:
+        """Return whether the last input is the mask of dropout."""
+        return site.call.arguments.get("dropout_mask") is not None
+
+    def kept(self, site: Site, weights: Interval, inputs: Sequence[Value]) -> Interval:
+        """Return ``D ∘ P``, or ``D ∘ ∂L/∂(D ∘ P)``; without dropout what is given."""
+        if not self._is_given_dropout(site):
+            return weights
+        mask = as_interval(inputs[-1]).lower
+        return weights.mapped(lambda bound: bound * mask, nonnegative=weights.nonnegative)
+
+    def _masks(self, site: Site, inputs: Sequence[Value]) -> Sequence[Value]:
+        """Return what hides keys."""
+        return inputs[3 : len(inputs) - self._is_given_dropout(site)]
 
     def hidden(self, site: Site, masks: Sequence[Value], like: Tensor) -> Tensor | None:
         """Return which keys a query does not see; None if it sees all.
@@ -176,9 +196,9 @@ class Attention(Rule):
         """Return bounds on ``c Q Kᵀ``."""
         return product(query, key.mT).scaled(self.scale(site))
 
-    def probabilities(self, site: Site, scores: Interval, masks: Sequence[Value] = ()) -> Interval:
+    def probabilities(self, site: Site, scores: Interval, inputs: Sequence[Value]) -> Interval:
         """Return bounds on ``P``, the softmax over keys."""
-        hidden = self.hidden(site, masks, scores.lower)
+        hidden = self.hidden(site, self._masks(site, inputs), scores.lower)
         if hidden is not None:
             scores = scores.mapped(lambda bound: bound.masked_fill(hidden, _MASKED))
         return _last(softmax(_second(scores)))
@@ -186,15 +206,20 @@ class Attention(Rule):
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
         """``P V``."""
         query, key, value = map(as_interval, inputs[:3])
-        return product(self.probabilities(site, self.scores(site, query, key), inputs[3:]), value)
+        probabilities = self.probabilities(site, self.scores(site, query, key), inputs)
+        return product(self.kept(site, probabilities, inputs), value)
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
-        """``∂L/∂V = Pᵀ G``; with ``S`` the softmax's gradient of ``G Vᵀ``, ``c S K`` for Q and ``c Sᵀ Q`` for K."""
+        """``∂L/∂V = Pᵀ G``; with ``S`` the softmax's gradient of ``G Vᵀ``, ``c S K`` for Q and ``c Sᵀ Q`` for K.
+
+        With dropout, ``(D ∘ P)ᵀ G`` and ``D ∘ (G Vᵀ)``.
+        """
         query, key, value = map(as_interval, inputs[:3])
-        probabilities = self.probabilities(site, self.scores(site, query, key), inputs[3:])
-        towards = product(grad, value.mT)
+        probabilities = self.probabilities(site, self.scores(site, query, key), inputs)
+        towards = self.kept(site, product(grad, value.mT), inputs)
         scores = _last(softmax_gradient(_second(probabilities), _second(towards))).scaled(self.scale(site))
-        gradients = [product(scores, key), product(scores.mT, query), product(probabilities.mT, grad)]
+        gradients = [product(scores, key), product(scores.mT, query)]
+        gradients.append(product(self.kept(site, probabilities, inputs).mT, grad))
         return [*gradients, *[None] * (len(inputs) - 3)]
 
 

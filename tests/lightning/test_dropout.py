@@ -1,14 +1,21 @@
 """Dropout in training: bounds for the masks that Lightning drew."""
 
+import copy
+
 import lightning as L
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
 
 from agt_lightning import BoundedAdversary, CertifiedTraining, UncertifiableError
 from agt_lightning.capture import capture
-from agt_lightning.capture.dropout import RandomState, draw_masks
+from agt_lightning.capture.dropout import RandomState, draw_masks, masked
+from agt_lightning.capture.export import record
+from agt_lightning.capture.graph import Graph
+from agt_lightning.capture.reader import GraphReader
+from agt_lightning.capture.recurrent import unrolled
 from agt_lightning.engine import AbstractGradientEngine
 
 ROUNDING = 1e-9
@@ -97,6 +104,77 @@ def test_masks_are_those_of_the_layer(layer):
     dropped = owner(x)
     (mask,) = draw_masks(graph.masks, torch.device("cpu"), state).values()
     assert torch.equal(dropped, x * mask)
+
+
+@pytest.mark.parametrize("given", [{}, {"is_causal": True}, {"attn_mask": torch.ones(5, 5).tril(2).bool()}], ids=str)
+def test_masks_of_attention_are_those_of_its_weights(given):
+    q = torch.randn(3, 2, 5, 4)
+    attend = lambda q: F.scaled_dot_product_attention(  # noqa: E731
+        q, q, torch.eye(5).expand(3, 2, 5, 5), dropout_p=0.4, **given
+    )
+    graph = capture(nn.Identity(), lambda leaves: attend(leaves[0]), [q])
+    state = RandomState.now()
+    dropped = attend(q)
+    (mask,) = draw_masks(graph.masks, torch.device("cpu"), state).values()
+    whole = F.scaled_dot_product_attention(q, q, torch.eye(5).expand(3, 2, 5, 5), **given)
+    assert torch.equal(dropped == 0, (whole * mask) == 0)
+    torch.testing.assert_close(dropped, whole * mask)
+
+
+@pytest.mark.parametrize("move", [lambda x: x.transpose(0, 1), lambda x: x.permute(1, 2, 0)])
+def test_masks_are_drawn_along_memory(move):
+    layer, x = nn.Dropout(0.4), torch.rand(4, 3, 5) + 1
+    graph = capture(layer, lambda leaves: layer(move(leaves[0] * 1)), [x])
+    state = RandomState.now()
+    dropped = layer(move(x * 1))
+    (mask,) = draw_masks(graph.masks, torch.device("cpu"), state).values()
+    assert torch.equal(dropped, move(x) * mask)
+
+
+def test_alpha_dropout_is_a_product_and_a_sum():
+    layer, x = nn.AlphaDropout(0.4), torch.randn(4, 30)
+    graph = capture(layer, lambda leaves: layer(leaves[0]), [x])
+    state = RandomState.now()
+    dropped = layer(x)
+    (shift,) = draw_masks(graph.masks, torch.device("cpu"), state).values()
+    (scale,) = (call.arguments["other"] for call in graph.calls if call.name.endswith(".2"))
+    assert torch.equal(dropped, x * ((shift > 0) * scale) + shift)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_layers_of_a_recurrent_network_are_dropped_in_between(kind, bidirectional):
+    """The state of the second layer's first step, from the first layer's outputs with the mask."""
+    layer, x = (
+        kind(3, 4, num_layers=2, batch_first=True, dropout=0.4, bidirectional=bidirectional),
+        torch.randn(5, 6, 3),
+    )
+    first = kind(3, 4, batch_first=True, bidirectional=bidirectional)
+    second = kind(4 * (1 + bidirectional), 4, batch_first=True, bidirectional=bidirectional)
+    own = dict(layer.named_parameters())
+    first.load_state_dict({name: own[name] for name in first.state_dict()})
+    second.load_state_dict({name: own[name.replace("l0", "l1")] for name in second.state_dict()})
+    graph = record(lambda: (lambda own: (own, lambda leaves: own(leaves[0])[0]))(copy.deepcopy(layer)), [x])
+    state = RandomState.now()
+    output = layer(x)[0]
+    (mask,) = draw_masks(graph.masks, torch.device("cpu"), state).values()
+    torch.testing.assert_close(output, second(first(x)[0] * mask)[0])
+
+
+class Attending(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.4)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("layer", [Attending(), nn.LSTM(4, 4, num_layers=2, dropout=0.4, batch_first=True)])
+def test_other_devices_draw_dropout_inside_of_layers_in_their_own_way(layer):
+    program = torch.export.export(layer, (torch.randn(3, 5, 4),), strict=False)
+    reader = GraphReader(program.graph_module)
+    output = reader.read()[0]
+    graph = Graph(tuple(reader.calls), {}, {}, {}, {}, reader.shapes, output, types=reader.types)
+    assert not masked(unrolled(graph, on_cpu=False), on_cpu=False).masks
+    assert masked(unrolled(graph)).masks
 
 
 class DrawsInAHook(Dropping):

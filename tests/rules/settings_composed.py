@@ -94,6 +94,8 @@ PARAMETERS = [
     _setting("norm of all", aten.linalg_vector_norm.default, lambda m, x: x * m.w.norm(), (ROW,), {"w": Box((2, 3))}),
 ]
 
+DROPPED = torch.tensor([[1.25, 0.0, 1.25], [0.0, 1.25, 1.25], [1.25, 1.25, 0.0]])[None, None]
+
 MASKS = [
     _setting(
         name,
@@ -107,11 +109,55 @@ MASKS = [
 ]
 MASKS += [
     _setting(
+        "dropout of attention",
+        aten._scaled_dot_product_attention_math.default,
+        lambda m, q, k, v: aten._scaled_dot_product_attention_math(q, k, v, None, 0.2, False, DROPPED.to(q))[0],
+        (TIGHT, TIGHT, TIGHT),
+    ),
+    _setting(
         "hidden scores",
         aten.softmax.int,
         lambda m, x: x.masked_fill(~HIDDEN, -math.inf).softmax(-1),
         (Box((3, 3)),),
+    ),
+]
+
+LOSSES += [
+    _setting(
+        "multi_margin_loss",
+        aten.clamp_min.default,
+        lambda m, x, k, p=power: F.multi_margin_loss(x, k, p=p, margin=0.7, reduction="none"),
+        (ROW, labels),
+    )
+    for power, labels in ((1, Labels(3)), (2, Labels(3)), (1, Integers()))
+]
+LOSSES += [
+    _setting(
+        "cosine_embedding_loss",
+        aten.where.ScalarOther,
+        lambda m, x, y, k: F.cosine_embedding_loss(x, y, 2 * (k > 0) - 1, margin=-0.4, reduction="none"),
+        (ROW, ROW, Integers()),
+    ),
+    _setting(
+        "gaussian_nll_loss",
+        aten.clamp_min.default,
+        lambda m, x, y, z: F.gaussian_nll_loss(x, y, z.exp(), full=True, eps=0.5, reduction="none"),
+        (ROW, ROW, ROW),
+    ),
+]
+
+GRID = Box((3, 2), radius=0.2)
+
+SPREADS = [
+    _setting(f"spread {name}", aten.var.correction, lambda m, x, f=function: f(x), (leaf,))
+    for name, function, leaf in (
+        ("var", lambda x: x.var(-1, unbiased=False), GRID),
+        ("var of all", lambda x: x.var((1, 2), keepdim=True), GRID),
+        ("var about another divisor", lambda x: x.var(1, correction=-2), GRID),
+        ("std", lambda x: (x + torch.arange(3.0, dtype=x.dtype)[:, None]).std(1, keepdim=True), GRID),
+        ("var and mean", lambda x: sum(torch.var_mean(x, dim=1)), GRID),
+        ("wide var", lambda x: x.var(1), Box((4,))),
     )
 ]
 
-COMPOSED = [*LOSSES, *PRODUCTS, *LOOKUPS, *PARAMETERS, *MASKS]
+COMPOSED = [*SPREADS, *LOSSES, *PRODUCTS, *LOOKUPS, *PARAMETERS, *MASKS]

@@ -89,10 +89,10 @@ REFUSED = {
         "aten.matmul.*so that samples meet each other.*first of at least three axes in both factors",
     ),
     "weight for each sample": (lambda m, x: x @ m.token.mT, (X,), "so that samples meet each other|one weight"),
-    "attention with dropout": (
-        lambda m, x: F.scaled_dot_product_attention(x @ m.w, x, x, dropout_p=0.5),
+    "attention that drops all": (
+        lambda m, x: F.scaled_dot_product_attention(x @ m.w, x, x, dropout_p=1.0),
         (X,),
-        "dropout, or factors.*`dropout_p=0`",
+        "dropout of all weights.*`dropout_p=0`",
     ),
     "keys for all samples": (
         lambda m, x: F.scaled_dot_product_attention(x @ m.w, m.token, m.token),

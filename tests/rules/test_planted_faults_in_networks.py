@@ -18,6 +18,7 @@ from agt_lightning.rules.linear import MatrixProduct
 from agt_lightning.rules.selection import Expansion, Join, Padding, Selection
 from agt_lightning.rules.softmax import LogSoftmax, Softmax
 from agt_lightning.rules.values import as_interval
+from agt_lightning.rules.variance import Variance
 from tests.faults import Fault
 from tests.rules.faults import LOOSE, UNSOUND, Exactness, Laws, broken_rules
 
@@ -102,6 +103,16 @@ class AttentionWithoutScale(Attention):
         return 1.0
 
 
+class AttentionWithoutDropout(Attention):
+    def kept(self, site, weights, inputs):
+        return weights
+
+
+class VarianceByEntries(Variance):
+    def _divisor(self, site):
+        return self._entries(site)
+
+
 class ExtremumOfFirst(Extremum):
     def backward(self, site, grad, inputs, output):
         return [grad, grad.mapped(torch.zeros_like)]
@@ -151,6 +162,11 @@ BROKEN_RULES = {
     "bmm: lower ends in the backward pass": (aten.bmm.default, ProductGradientsExchanged()),
     "matmul: weight gradient by lower ends": (aten.matmul.default, MatmulByLowerEnds()),
     "attention: scale forgotten": (aten.scaled_dot_product_attention.default, AttentionWithoutScale()),
+    "attention: dropout forgotten": (
+        aten._scaled_dot_product_attention_math.default,
+        AttentionWithoutDropout(),
+    ),
+    "var: correction forgotten": (aten.var.correction, VarianceByEntries()),
     "maximum: all gradient to the first": (aten.maximum.default, ExtremumOfFirst(sign=1.0)),
     "minimum: as maximum": (aten.minimum.default, Extremum(sign=1.0)),
     "embedding: padding row trained": (aten.embedding.default, EmbeddingWithPadding()),

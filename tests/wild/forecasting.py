@@ -66,7 +66,7 @@ class LSTMWithInitialState(_Forecaster):
         return self.fc(out[:, -1])
 
 
-@wild(SERIES, MOVED, SHIFTED, refused=Refusal("dropout inside of a layer", "no `dropout`", impossible=False))
+@wild(SERIES, MOVED, SHIFTED)
 class LSTMWithDropout(_Forecaster):
     def __init__(self):
         super().__init__()
@@ -206,7 +206,7 @@ class InPlaceNLinear(_Forecaster):
         return out
 
 
-@wild(UNIVARIATE, MOVED, SHIFTED, refused={MOVED: Refusal("`std` and `var`", "aten.var", impossible=False)})
+@wild(UNIVARIATE, MOVED, SHIFTED)
 class ReversibleInstanceNorm(_Forecaster):
     """Normalizes each window by its own mean and variance, and takes that back at the end."""
 
@@ -277,7 +277,7 @@ class TransformerForecaster(_Forecaster):
         return self.decoder(self.encoder(self.pos(self.proj(src)))[:, -1])
 
 
-@wild(SERIES, MOVED, SHIFTED, refused=Refusal("Python reads a constant mask", r"`bool\(\)`", impossible=False))
+@wild(SERIES, MOVED, SHIFTED)
 class CausalTransformerForecaster(_Forecaster):
     """With dropout, and the mask that torch generates."""
 
@@ -322,12 +322,7 @@ class SequenceToSequence(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(
-    UNIVARIATE,
-    MOVED,
-    SHIFTED,
-    refused=Refusal("`gaussian_nll_loss` checks its input", "size or number", impossible=False),
-)
+@wild(UNIVARIATE, MOVED, SHIFTED)
 class GaussianForecaster(L.LightningModule):
     """Mean and variance by torch's likelihood."""
 

@@ -223,7 +223,6 @@ class SampleWeights(L.LightningModule):
     rows(x=floats(4), y=floats(2), m=bits(2)),
     MOVED,
     SHIFTED,
-    refused=Refusal("a divisor that no poison reaches", "aten.div", impossible=False),
 )
 class MaskedTargets(L.LightningModule):
     """A mean over the targets that are there."""
@@ -260,7 +259,6 @@ class HingeLoss(L.LightningModule):
     rows(x=floats(4), y=classes(3)),
     MOVED,
     FLIPPED,
-    refused=Refusal("`multi_margin_loss`", "multi_margin_loss", impossible=False),
 )
 class MultiMargin(L.LightningModule):
     def __init__(self):
@@ -295,7 +293,6 @@ class RankingPairs(L.LightningModule):
 @wild(
     rows(x1=floats(4), x2=floats(4), y=signs()),
     MOVED,
-    refused=Refusal("`cosine_embedding_loss`", "cosine_embedding_loss", impossible=False),
 )
 class CosineEmbedding(L.LightningModule):
     def __init__(self):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def _gaussian_nll_loss(
         return F.gaussian_nll_loss(input, target, var, full=full, eps=eps, reduction=reduction)
     if var.shape != input.shape and var.shape == input.shape[:-1]:
         var = var.unsqueeze(-1)
-    var = _AT_LEAST(var, eps)
+    var = cast("Tensor", _AT_LEAST(var, eps))
     loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
     loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()

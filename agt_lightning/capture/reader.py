@@ -195,7 +195,8 @@ class GraphReader:
 
 
 def _order_in_memory(value: Tensor) -> tuple[int, ...]:
-    return tuple(sorted(range(value.ndim), key=lambda axis: -value.stride(axis)))
+    strides = value.stride()
+    return tuple(sorted(range(value.ndim), key=lambda axis: -strides[axis]))
 
 
 def _same_kind(copy: fx.Node) -> bool:

@@ -135,7 +135,7 @@ LOSSES += [
     _setting(
         "cosine_embedding_loss",
         aten.where.ScalarOther,
-        lambda m, x, y, k: F.cosine_embedding_loss(x, y, 2 * (k > 0) - 1, margin=-0.4, reduction="none"),
+        lambda m, x, y, k: F.cosine_embedding_loss(x, y, 1 - k, margin=-0.4, reduction="none"),
         (ROW, ROW, Integers()),
     ),
     _setting(

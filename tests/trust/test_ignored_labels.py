@@ -119,3 +119,29 @@ def vectors(self, batch, batch_idx):
 @pytest.mark.parametrize("step", [chosen, vectors])
 def test_labels_that_the_step_chooses_are_named(step):
     refused(classification(variant(Classifier, training_step=step), FLIPS), "Compute them in the data set")
+
+
+def shared_out(divisor) -> type:
+    def step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x), y, reduction="none").sum() / divisor(x, y)
+
+    return variant(Classifier, training_step=step)
+
+
+def test_a_divisor_that_no_poison_reaches_may_be_made_of_labels():
+    held(classification(shared_out(lambda x, y: 1 + (y == 0).sum()), FEATURES), reach=0.01)
+
+
+@pytest.mark.thinned(1)
+@pytest.mark.parametrize(
+    ("divisor", "adversary"),
+    [
+        (lambda x, y: 1 + (y == 0).sum(), FLIPS),
+        (lambda x, y: 1 + (y == 0).sum(), UnboundedAdversary(n=1, kappa=0.1, clip="value")),
+        (lambda x, y: x.abs().sum(), FEATURES),
+    ],
+    ids=["flips", "replaced", "moved"],
+)
+def test_a_divisor_that_poison_reaches_is_refused(divisor, adversary):
+    refused(classification(shared_out(divisor), adversary), "samples|reach")

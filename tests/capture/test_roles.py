@@ -469,7 +469,7 @@ COUPLED = {
     "centred outputs": (lambda m, b: (m(b[0]) - m(b[0]).mean(0) - b[1]).square().mean(), "aten.mean"),
     "centred features": (lambda m, b: F.mse_loss(m(b[0] - b[0].mean(0)), b[1]), "aten.mean"),
     "centred labels": (lambda m, b: F.mse_loss(m(b[0]), b[1] - b[1].mean()), "aten.mean"),
-    "standardised features": (lambda m, b: F.mse_loss(m(b[0] / b[0].std()), b[1]), "aten.std"),
+    "standardised features": (lambda m, b: F.mse_loss(m(b[0] / b[0].std()), b[1]), "aten.var"),
     "column against row": (lambda m, b: ((m(b[0]) - b[1].squeeze(1)) ** 2).mean(), "broadcasts"),
     "row against column": (lambda m, b: ((m(b[0]).squeeze(1) - b[1]) ** 2).mean(), "broadcasts"),
     "mse column against row": (lambda m, b: F.l1_loss(m(b[0]), b[1].squeeze(1)[None]), "aten.unsqueeze"),

@@ -62,7 +62,7 @@ LOOKUPS = [
     _setting(
         "weights by class",
         aten.one_hot.default,
-        lambda m, x, k: F.cross_entropy(x, k, weight=WEIGHTS, reduction="none"),
+        lambda m, x, k: F.cross_entropy(x, k, weight=WEIGHTS.to(x.dtype), reduction="none"),
         (ROW, Labels(3)),
     ),
 ]

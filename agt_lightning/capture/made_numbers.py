@@ -45,8 +45,10 @@ class MadeNumbers:
         """Remember the result of a call of torch if it is made of known numbers alone."""
         if func == _DATA and args:
             self._made.pop(id(args[0]), None)  # changes by it are not counted
-        numbers = self._numbers(func, args, kwargs) if isinstance(result, Tensor) else None
-        if isinstance(result, Tensor) and numbers is not None and numbers.shape == tuple(result.shape):
+        if not isinstance(result, Tensor) or result.is_inference():  # which counts no changes
+            return
+        numbers = self._numbers(func, args, kwargs)
+        if numbers is not None and numbers.shape == tuple(result.shape):
             self._made[id(result)] = (result, result._version, numbers)
 
     def value_of(self, tensor: object) -> bool | None:

@@ -129,7 +129,8 @@ def _trial(certified: CertifiedTraining, module: L.LightningModule, batch: objec
     copied = independent_replica(module)
     quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
     chosen = {"max_steps": _STEPS, "max_epochs": -1, "limit_val_batches": 0, **quiet, **settings}
-    others = copy.deepcopy(list(settings.get("callbacks", [])))
+    others = settings.get("callbacks") or []
+    others = copy.deepcopy(list(others) if isinstance(others, Sequence) else [others])
     trainer = trainer_of(module)(**{**chosen, "callbacks": [*others, certified]})
     on_gpu = trainer.strategy.root_device.type == "cuda"
     if on_gpu:
@@ -183,13 +184,18 @@ def first_batch(data: object) -> object:
 
     Args:
         data: a `LightningDataModule`, an iterable that is no container of tensors, or a batch.
+
+    Raises:
+        ValueError: if a loader is empty.
     """
     if isinstance(data, DATA_MODULES):
         data.prepare_data()
         data.setup("fit")
         return first_batch(data.train_dataloader())
     if isinstance(data, Iterable) and not isinstance(data, torch.Tensor | Mapping | Sequence):
-        return next(iter(data))
+        for batch in data:
+            return batch
+        raise ValueError("Expected a loader with at least one batch, but it has none.")
     return data
 
 

@@ -6,7 +6,8 @@ on the wall; random data of the same shapes; the third step, when bounds have wi
 ``ball`` measures steps with the ball alone, ``methods`` the methods of propagation on household power (real data), and
 ``processes`` a batch divided among processes; ``floats`` compares widths with those of bounds in real arithmetic;
 ``strengths`` measures steps that are certified for five adversaries at once; ``plans`` compares what
-`CertifiedTraining.plan` predicts with what steps take.
+`CertifiedTraining.plan` predicts with what steps take; ``normalizations`` the widths of bounds with normalization of
+batches and of groups.
 Writes tables (markdown and CSV) and figures.
 
     python -m recipes.benchmark                                    table, profile and growth
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.benchmark import ball, floats, gate, methods, plans, processes, strengths
+from recipes.benchmark import ball, floats, gate, methods, normalizations, plans, processes, strengths
 from recipes.benchmark.report import Row, machine, write
 from recipes.benchmark.step_cost import Clock, Setting, Training, extra_memory
 from recipes.benchmark.workloads import GROWTH, TABLE, Workload, along
@@ -173,6 +174,13 @@ def predictions(chosen: argparse.Namespace) -> list[Path]:
     return write(list(plans.rows(workloads, _setting(chosen).training)), chosen.output_dir / "plans", caption)
 
 
+def normalized_widths(chosen: argparse.Namespace) -> list[Path]:
+    """Compare widths with several normalizations, and return the paths of the tables."""
+    steps = max(1, round(normalizations.STEPS * chosen.scale))
+    caption = f"Mean widths after {steps} steps; batches of {normalizations.SAMPLES}, one sample poisoned in each."
+    return write(list(normalizations.rows(steps)), chosen.output_dir / "normalizations", caption)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], list[Path]]] = {
     "table": table_one,
     "profile": profile,
@@ -183,6 +191,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], list[Path]]] = {
     "floats": float_widths,
     "strengths": several_strengths,
     "plans": predictions,
+    "normalizations": normalized_widths,
 }
 
 

@@ -6,6 +6,7 @@ import warnings
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -101,6 +102,15 @@ def test_a_module_gets_the_batch_as_it_was_given(batch):
             return super().training_step(batch, batch_idx)
 
     assert not plan_of(Picky(), batch).problems
+
+
+def test_other_callbacks_count_and_empty_loaders_are_named(batch):
+    stopping = EarlyStopping("loss")
+    for callbacks in (stopping, [stopping]):
+        (problem,) = plan_of(Regressor(), batch, callbacks=callbacks).problems
+        assert "`EarlyStopping`" in problem
+    with pytest.raises(ValueError, match="at least one batch"):
+        plan_of(Regressor(), DataLoader([]))
 
 
 def test_steps_that_take_long_are_predicted_from_parts_of_the_batch(batch):

@@ -606,6 +606,18 @@ def test_state_in_the_data_module(module):
     held_or_refused(case(with_clock(module)).but(wrap=Data), STATE, late=True)
 
 
+class DataWithSplits(Data):
+    """Keeps the tensors of its batches, and others."""
+
+    def __init__(self, batches):
+        super().__init__(batches)
+        self.splits = {"train": list(batches), "val": (torch.ones(8, 3), torch.ones(8))}
+
+
+def test_a_data_module_that_holds_its_data_is_no_obstacle():
+    held(case(KeepsOutputs).but(wrap=DataWithSplits))
+
+
 # --- random state that follows the data ------------------------------------------------------------------------------
 
 

@@ -122,3 +122,22 @@ def test_a_step_for_several_adversaries_is_cheaper_than_their_own_steps(tmp_path
     assert row["n"] == "1, 2, 3, 4, 5"
     assert float(row["together over one"]) > 1
     assert float(row["together over all"]) < 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning, whose Trainer makes these steps
+def test_predicted_steps_stand_beside_measured_ones(tmp_path):
+    benchmark.main([*SMALL, "--parts", "plans", "--workloads", "0", "--output-dir", str(tmp_path)])
+    with (tmp_path / "plans.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["workload"].split(",")[0] for row in rows] == ["UCI 11-64-1", "photographs"]
+    for row in rows:
+        ratio = float(row["predicted s"]) / float(row["measured s"])
+        assert float(row["predicted over measured"]) == pytest.approx(ratio, rel=0.02)
+
+
+def test_the_first_step_is_wider_with_statistics_of_the_batch(tmp_path):
+    benchmark.main(["--parts", "normalizations", "--scale", "0.1", "--output-dir", str(tmp_path)])
+    with (tmp_path / "normalizations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert all(float(row["none"]) < float(row["eval mode"]) < float(row["training mode"]) for row in rows)

@@ -64,8 +64,9 @@ class AbstractGradientEngine:
     computation in ``config.dtype`` is rounded outward.
 
     `step` trains and bounds one step. A program that owns its training loop calls instead, at each step and in this
-    order: its own backward pass, `bound_gradient`, `verify`, `clip` if it clips the mean gradient, its clipping and its
-    optimizer step, `update`. It must call `problems` first, for every new kind of batch.
+    order: `observe`, its own backward pass in the context `MicroBatch.running`, `bound_gradient` of what `observe`
+    returned, `verify`, `clip` if it clips the mean gradient, its clipping and its optimizer step, `update`. It must
+    call `problems` first, for every new kind of batch.
 
     Args:
         module: the module in training. Only `step` moves its parameters; `verify` may write gradients.
@@ -194,8 +195,10 @@ class AbstractGradientEngine:
         trained = []
         with self.processes.collective_errors():
             for at, batch in enumerate(batches):
-                trained.append(self.observe(batch, Clock(epoch or 0, self.steps, at), epoch))
-                (self.loss(self.module, batch) / len(batches)).backward()
+                observed = self.observe(batch, Clock(epoch or 0, self.steps, at), epoch)
+                trained.append(observed)
+                with observed.running(self.module):
+                    (self.loss(self.module, batch) / len(batches)).backward()
         average_gradients(self.module, self.processes)
         bounds = self.bound_gradient(trained)
         self.verify(bounds, trained, optimizer=optimizer)
@@ -220,6 +223,7 @@ class AbstractGradientEngine:
             require_untouched(self.module, self._trained)
             for batch in micro_batches:
                 batch.require_unchanged()
+                batch.require_drawn(self._recorded(batch))
                 self.require_constant(self._recorded(batch))
             require_unhooked(self.module)
             if self.processes.size == 1:  # of several, each has statistics that others overwrite

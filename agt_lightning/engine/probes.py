@@ -158,10 +158,9 @@ class _Probe:
         if point.move is not None:
             _move(twin, point.move)
         recorded = replace(self.nominal, module=independent_replica(twin))
-        state = replace(self.state, at_masks=[])
+        state = replace(self.state, at_masks=[], after=[])
         try:
-            with noting_masks(twin, state):
-                value = _run(self.loss, state, twin, _copied(point.batch))
+            value = _run(self.loss, state, twin, _copied(point.batch))
         except Exception:  # the user's own code may refuse a batch, as training then would
             return [], []
         gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
@@ -169,8 +168,8 @@ class _Probe:
 
 
 def _run(loss: Loss, state: RandomState, twin: nn.Module, batch: object) -> Tensor:
-    """Return the loss of a copy of the module, and leave its gradients in the copy."""
-    with undisturbed(state):
+    """Return the loss of a copy of the module, and leave its gradients in the copy; note in ``state`` what it draws."""
+    with undisturbed(state), noting_masks(twin, state):
         value = loss(twin, batch)
         value.backward()
     return value

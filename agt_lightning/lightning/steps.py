@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from weakref import WeakSet
 
 import lightning as L
 from torch.optim import Optimizer
 
 from agt_lightning.capture.clock import Clock
-from agt_lightning.capture.dropout import noting_masks
 from agt_lightning.certificates.phases import EVALUATED, OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
 from agt_lightning.certificates.task import Task
 from agt_lightning.engine import AbstractGradientEngine
@@ -98,7 +97,7 @@ class CertifiedSteps:
         assert observed.recorded is not None
         assert observed.state is not None
         self._batches.append(observed)
-        return noting_masks(self.module, observed.state) if observed.recorded.graph.masks else nullcontext()
+        return observed.running(self.module)
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Bound the gradient of the kept batches, and check that it is the one that training is about to apply.

@@ -16,7 +16,7 @@ from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.bounded_runs import by_adversary
 from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
-from agt_lightning.lightning.checks import training_problems
+from agt_lightning.lightning.checks import caught_endings_now, training_problems
 from agt_lightning.lightning.hooks import optimizer_problems, remarks
 from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
@@ -96,6 +96,8 @@ class CertifiedSteps:
         assert observed is not None
         assert observed.recorded is not None
         assert observed.state is not None
+        if problems := caught_endings_now(observed.recorded):
+            raise UncertifiableError(problems)
         self._batches.append(observed)
         return observed.running(self.module)
 

@@ -37,7 +37,7 @@ class ClippedAnalysis:
         kappa: κ, in units of the gradient of one sample's loss.
 
     Reference:
-        docs/theory.md, eq. (10.39) to (10.43); docs/floats.md, section 9.
+        docs/theory.md, eq. (10.39) to (10.43); docs/floats.md, eq. (B.10).
     """
 
     def __init__(self, ball: LayerBall, data: StepData, loss: HeadLoss, kappa: float) -> None:
@@ -112,7 +112,7 @@ class ClippedAnalysis:
         """Bound ``Σ_i w_i (c̃_i - c_i)`` over the samples that are not in `convex`; weights are (b,).
 
         Reference:
-            docs/theory.md, eq. (10.42).
+            docs/theory.md, eq. (10.43).
         """
         others = weights * (1 - self.convex)
         moved = self._shrinkage * self.gradient.change * self.linear.jacobian_norm

@@ -76,7 +76,7 @@ class Replacements(ForeignSamples):
         """``SEMax_n w_i (κ + ‖c_i‖)``.
 
         Reference:
-            docs/theory.md, eq. (10.40).
+            docs/theory.md, section 10.12.
         """
         moved = self._select(samples.weights * (samples.kappa + samples.norms))
         return float(top_n_sum(moved[None], self.n))

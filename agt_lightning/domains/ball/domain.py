@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
+from agt_lightning.aggregation import SampleNormClipping
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, Replacements
 from agt_lightning.domains.ball.deep import DeepAnalysis
@@ -230,7 +231,7 @@ def _adversary_problems(adversary: Adversary) -> list[str]:
             "The ball domain needs a `BoundedAdversary` or an `UnboundedAdversary`, but got "
             f"{type(adversary).__name__}. Use the box."
         ]
-    if adversary.clip == "norm":
+    if isinstance(adversary.sample_clipping, SampleNormClipping):
         return []
     return [
         'The ball domain covers `clip="norm"`: gradients that are clipped entry by entry can drive trainings apart. '
@@ -242,9 +243,10 @@ def _clipped_step(
     objective: HeadLossPattern, ball: LayerBall, data: StepData, step: Step, adversary: UnboundedAdversary
 ) -> BallStep:
     """Bound a step on gradients that are clipped sample by sample, some samples of which are others in other runs."""
-    if len(ball.layers) > 1 or adversary.clip != "norm":
-        raise DomainLostError("it covers clipped gradients by their norms, and those of one linear layer")
-    analysis = ClippedAnalysis(ball, data, objective.loss, adversary.kappa)
+    clipping = adversary.sample_clipping
+    if len(ball.layers) > 1 or not isinstance(clipping, SampleNormClipping):
+        raise DomainLostError("it covers gradients that are clipped by their norms, and those of one linear layer")
+    analysis = ClippedAnalysis(ball, data, objective.loss, clipping.kappa)
     rows, weights = step.samples.poisonable, step.samples.weights
     foreign = Replacements(adversary.n, rows) if step.edits is None else Edits(step.edits, rows)
     constants = analysis.step_constants(weights, foreign)

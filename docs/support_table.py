@@ -49,6 +49,9 @@ bounded under the box.
 Batch normalization in training mode has no line in the table, since it takes all samples together: it is covered for
 `BoundedAdversary` with `domains=["box"]` and `method="ibp"` in one process ([theory.md](theory.md), section 16).
 
+Samples that are replaced, inserted or deleted (`UnboundedAdversary`) are covered by the box, and with `clip="norm"` by
+the ball for one trained linear layer ([theory.md](theory.md), section 10.12); adjoint and influence refuse them.
+
 *Exact* means that each bound, taken alone, is attained for some input in the box, up to rounding of the bounds'
 arithmetic. All other rules say what they lose. Every rule refuses a call that cuts or mixes
 the samples' axis, or moves it where the calls behind cannot be followed.

@@ -464,7 +464,7 @@ def mean_inside(errors, predictions):
 
 COUPLED = {
     "max": (lambda m, b: (m(b[0]) - b[1]).abs().max(), "aten.max"),
-    "root of the mean": (lambda m, b: (m(b[0]) - b[1]).square().mean().sqrt(), "aten.sqrt"),
+    "logarithm of the mean": (lambda m, b: (m(b[0]) - b[1]).square().mean().log(), "aten.log"),
     "square of the mean": (lambda m, b: (m(b[0]).mean() - b[1].mean()) ** 2, "aten.pow"),
     "centred outputs": (lambda m, b: (m(b[0]) - m(b[0]).mean(0) - b[1]).square().mean(), "aten.mean"),
     "centred features": (lambda m, b: F.mse_loss(m(b[0] - b[0].mean(0)), b[1]), "aten.mean"),

@@ -324,9 +324,9 @@ CASES = (
         Try(_step(_per_sample)),
     ),
     Case(
-        "Weights by class while labels can be flipped",
-        "Cross entropy divides by the sum of all weights: one label reaches every gradient. With fixed labels they are "
-        "no obstacle.",
+        "Weights by class with smoothed labels",
+        "Smoothing weighs every class, in a sum for which there is no rule. Without it weights by class are no "
+        "obstacle, for logits of shape (batch, classes).",
         Try(_step(_class_weights), FLIPPED),
         "Put the weight of each sample into the data set, and take the mean of weighted losses.",
         Try(_step(_weights_of_samples), FLIPPED, _weighted),

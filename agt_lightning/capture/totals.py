@@ -1,7 +1,7 @@
 """Losses that divide all samples by one number of the batch: the root of a mean, and means weighted by classes.
 
-They are written as a mean or sum of shares, each a call that gives every sample's part of the loss. The gradient of such
-a call is about the whole loss, as that of batch normalization is (docs/theory.md, section 16.7).
+They are written as a mean or sum of shares, each a call that gives every sample's part of the loss. The gradient of
+such a call is about the whole loss, as that of batch normalization is (docs/theory.md, section 16.7).
 """
 
 from __future__ import annotations

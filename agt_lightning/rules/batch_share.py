@@ -108,7 +108,9 @@ class BatchShare(Rule):
         total = uncrossed(-largest(-members.lower), largest(members.upper))
         if arithmetic is not None:
             slack = arithmetic.relative(count + _ROUNDINGS) * largest(members.magnitude)
-            total = total.widened(slack + arithmetic.absolute(count))
+            # A run's sum of numbers that are not negative is none.
+            above = bool((members.lower >= 0).all())
+            total = total.widened(slack + arithmetic.absolute(count), nonnegative=above)
         if self._is_root(site):
             total = total.mapped(lambda bound: bound / count + site.number("addend"))
         if bool((total.lower <= 0).any()):

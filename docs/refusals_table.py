@@ -145,7 +145,7 @@ def _float_weight(self: Any, batch: Any, batch_idx: int) -> Tensor:
 
 
 def _class_weights(self: Any, batch: Any, batch_idx: int) -> Tensor:
-    return F.cross_entropy(self.net(batch[0]), batch[1], weight=torch.tensor([1.0, 2.0, 3.0]))
+    return F.cross_entropy(self.net(batch[0]), batch[1], weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
 
 
 def _weights_of_samples(self: Any, batch: Any, batch_idx: int) -> Tensor:
@@ -332,9 +332,9 @@ CASES = (
         Try(_step(_per_sample)),
     ),
     Case(
-        "Weights by class while labels can be flipped",
-        "Cross entropy divides by the sum of all weights: one label reaches every gradient. With fixed labels they are "
-        "no obstacle.",
+        "Weights by class with smoothed labels",
+        "Smoothing weighs every class, in a sum for which there is no rule. Without it weights by class are no "
+        "obstacle, for logits of shape (batch, classes).",
         Try(_step(_class_weights), FLIPPED),
         "Put the weight of each sample into the data set, and take the mean of weighted losses.",
         Try(_step(_weights_of_samples), FLIPPED, _weighted),

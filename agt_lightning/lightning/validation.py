@@ -189,7 +189,10 @@ class TrainedBatch:
             raise UncertifiableError(bounded.problems)
         if bounded.program.mixing:
             raise UncertifiableError(
-                ["Batch normalization in training mode mixes the samples of a validation batch. Validate in `eval()`."]
+                [
+                    f"A validation batch has {bounded.program.mixed_by}, which mixes its samples. Validate in "
+                    "`eval()`, and with a loss that is a mean of per-sample terms."
+                ]
             )
         try:
             engine.require_constant(bounded, but=_with_bounds(engine, bounded))

@@ -36,7 +36,7 @@ def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
         >>> with_digest({"steps": 3}) == with_digest(with_digest({"steps": 3}))
         True
     """
-    entries = {str(key): _plain(item) for key, item in record.items() if key != DIGEST}
+    entries = {str(key): plain(item) for key, item in record.items() if key != DIGEST}
     return {**entries, DIGEST: canonical_digest(entries)}
 
 
@@ -147,13 +147,14 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Return a value as JSON has it: tensors as lists, infinities as strings."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, torch.Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

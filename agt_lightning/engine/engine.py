@@ -93,6 +93,7 @@ class AbstractGradientEngine:
         statistics: the running statistics that steps have moved, in training itself.
         stated: facts about the training that certificates and checkpoints state beside the settings, by name; numbers,
             strings, lists and dictionaries.
+        noted: what else checkpoints keep of the training, by name, which is no setting of its steps; of the same kinds.
 
     Reference:
         Paper, Algorithm 1 and Theorem 3.3.
@@ -138,6 +139,7 @@ class AbstractGradientEngine:
         )
         self.steps = 0
         self.stated: dict[str, Any] = {}
+        self.noted: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
         whole_samples = self.adversary.sample_clipping is not None
         record = partial(
@@ -505,6 +507,7 @@ class AbstractGradientEngine:
             "statistics": self.statistics.state(),
             "domains": self.domains.state(),
             "domains_of_others": [runs.domains.state() for runs in self.runs[1:]],
+            "noted": dict(self.noted),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -527,6 +530,7 @@ class AbstractGradientEngine:
                     runs.domains.restore(domains)
                 steps, digest = int(state["steps"]), str(state["parameters"])
                 statistics = state.get("statistics", {"digest": "", "moved": [], "foreign": []})
+                noted = dict(state.get("noted", {}))
             self.statistics.restore(statistics)
             for runs in self.runs:
                 outside = self.bounds_of(runs.adversary).violations(self.module)
@@ -537,7 +541,7 @@ class AbstractGradientEngine:
             require_parameters(self.module, digest)
         self.processes.require_same(self._fingerprint_tensors(), "resumed bounds")
         self._trained = _copies(self.module)
-        self.steps = steps
+        self.steps, self.noted = steps, noted
 
     def restart_optimizer(self) -> None:
         """Go on with a new optimizer, whose state is empty in every run.

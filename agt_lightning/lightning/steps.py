@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from agt_lightning.capture.clock import Clock
 from agt_lightning.certificates.phases import EVALUATED, OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
 from agt_lightning.certificates.task import Task
+from agt_lightning.digest import content_digest
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.bounded_runs import by_adversary
 from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
 from agt_lightning.lightning.checks import caught_endings_now, training_problems
 from agt_lightning.lightning.hooks import optimizer_problems, remarks
+from agt_lightning.lightning.ledger import TrainedBatches
 from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
 from agt_lightning.lightning.samplers import (
@@ -63,6 +65,7 @@ class CertifiedSteps:
         self.task: Task | None = None
         self._announce = announce
         self._batches: list[MicroBatch] = []
+        self._digests: list[str] = []  # of these batches, as `training_step` gets them
         self._bounds: StepBounds | None = None
         self._approved: WeakSet[BoundedObjective] = WeakSet()  # recordings that can be certified
         self._loaders: object = None
@@ -72,7 +75,7 @@ class CertifiedSteps:
 
     def drop_batches(self) -> None:
         """Forget batches for which Lightning made no step, because a hook ended their epoch."""
-        self._batches = []
+        self._batches, self._digests = [], []
 
     def before_training_step(self, batch: object, index: int) -> AbstractContextManager[None]:
         """Keep a batch as its step finds it, with its recording; raise all problems of a new recording at once.
@@ -99,6 +102,7 @@ class CertifiedSteps:
         if problems := caught_endings_now(observed.recorded):
             raise UncertifiableError(problems)
         self._batches.append(observed)
+        self._digests.append(content_digest(batch))
         return observed.running(self.module)
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -124,8 +128,18 @@ class CertifiedSteps:
         """Move the bounds."""
         if self._bounds is not None:
             self.engine.update(self._bounds, optimizer)
+            self._note_batches()
             self.fit.note_step()
-        self._bounds, self._batches, self._stepping = None, [], False
+        self._bounds, self._stepping = None, False
+        self.drop_batches()
+
+    def _note_batches(self) -> None:
+        """Add the batches of a step to the chain of digests, those of all processes."""
+        samples = sum(each.recorded.size(each.data) for each in self._batches if each.recorded is not None)
+        parts = self.engine.processes.gather({"digests": " ".join(self._digests), "samples": str(samples)})
+        digests = [digest for part in parts for digest in str(part["digests"]).split()]
+        total = sum(int(str(part["samples"])) for part in parts)
+        TrainedBatches.of(self.engine).after(digests, total).note(self.engine)
 
     def require_sound_end(self) -> None:
         """Raise unless the module is as the last step left it.

@@ -270,6 +270,7 @@ def _detached(graph: Graph, fixed: frozenset[str]) -> Graph:
             arguments={"self": Reference(name)},
             shape=graph.shapes[name],
             dtype=graph.types[name],
+            module="",
         )
         for name in sorted(names)
     ]

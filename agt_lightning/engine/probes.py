@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
@@ -345,7 +346,7 @@ def _in_rows(entry: Tensor, target: Tensor, rows: Tensor | None) -> Tensor:
 @contextlib.contextmanager
 def undisturbed(state: RandomState) -> Iterator[None]:
     """Run user code with the given random state, eagerly and without its output; random states are put back."""
-    python = random.getstate()
+    python, numbers = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if state.cuda is not None else []
     with (
         torch.random.fork_rng(devices=devices),
@@ -360,6 +361,7 @@ def undisturbed(state: RandomState) -> Iterator[None]:
             yield
         finally:
             random.setstate(python)
+            np.random.set_state(numbers)
 
 
 def custom_functions(value: Tensor) -> list[str]:

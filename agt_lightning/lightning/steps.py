@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, suppress
 from weakref import WeakSet
 
 import lightning as L
+import torch
 from torch.optim import Optimizer
 
 from agt_lightning.capture.clock import Clock
@@ -72,6 +73,7 @@ class CertifiedSteps:
         self._collates_more = False
         self._follows_samples = True  # whether none can be drawn twice in an epoch, and changed in between
         self._stepping = False
+        self._seed: int | None = None  # of torch's generator at the first step
 
     def drop_batches(self) -> None:
         """Forget batches for which Lightning made no step, because a hook ended their epoch."""
@@ -101,6 +103,9 @@ class CertifiedSteps:
         assert observed.state is not None
         if problems := caught_endings_now(observed.recorded):
             raise UncertifiableError(problems)
+        self._seed = torch.initial_seed() if self._seed is None else self._seed
+        if observed.recorded.graph.masks and torch.initial_seed() != self._seed:
+            raise UncertifiableError([_SEEDED_AGAIN])
         self._batches.append(observed)
         self._digests.append(content_digest(batch))
         return observed.running(self.module)
@@ -237,3 +242,10 @@ def _unstated(operations: Sequence[str]) -> list[str]:
         f"widens the bounds of {', '.join(f'`{name}`' for name in operations)} by the rounding of a sum over a whole "
         "sample, since the rule states none. Give the rule `roundings` for narrower bounds (docs/rules.md)."
     ]
+
+
+_SEEDED_AGAIN = (
+    "The loss reads random numbers, and something has seeded torch's generator since the first step. If data decide "
+    "when or how, a poisoned run draws other numbers. Seed before training, and in between a generator "
+    "of your own."
+)

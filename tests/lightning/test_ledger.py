@@ -39,9 +39,9 @@ def test_content_and_order_of_batches_count(batches, loader):
     assert batches(loader(batch_size=3)).samples == (2, 3)
     moved = loader(adapt=lambda x, y: (x + 1e-6, y))
     relabeled = loader(adapt=lambda x, y: (x, -y))
-    swapped = loader(sampler=[4, 5, 6, 7, 0, 1, 2, 3])
-    chains = [batches(data).chain for data in (moved, swapped, relabeled, loader(batch_size=8))]
-    assert len({once.chain, *chains}) == 5
+    swapped, first_alone = loader(sampler=[4, 5, 6, 7, 0, 1, 2, 3]), loader(sampler=[1, 0, 2, 3, 4, 5, 6, 7])
+    chains = [batches(data).chain for data in (moved, swapped, first_alone, relabeled, loader(batch_size=8))]
+    assert len({once.chain, *chains}) == 6
 
 
 def test_batches_of_one_step_are_a_link_of_the_chain(batches):

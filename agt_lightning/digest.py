@@ -49,12 +49,12 @@ def values_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     return tensors_digest((name, tensor.detach().double() + 0.0) for name, tensor in named)  # -0.0 + 0.0 is 0.0
 
 
-def _bits(tensor: Tensor) -> bytes:
-    """Return the bits of all elements in their order."""
+def _bits(tensor: Tensor) -> memoryview:
+    """Return the bits of all elements in their order, without a copy if they lie so in memory."""
     values = tensor.detach().cpu().reshape(-1)
     # A single element can have any stride and count as contiguous.
     values = values if values.stride() == (1,) else values.clone(memory_format=torch.contiguous_format)
-    return values.view(torch.uint8).numpy().tobytes()
+    return values.view(torch.uint8).numpy().data
 
 
 def state_digest(state: object) -> str:

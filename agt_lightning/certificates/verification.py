@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.certificates.acceptance import judged
+from agt_lightning.certificates.assumptions import ASSUMPTIONS
 from agt_lightning.certificates.budget import metrics
 from agt_lightning.certificates.digests import bounds_digest, weights_digests
 from agt_lightning.certificates.document import DIGEST, MalformedCertificateError, canonical_digest, plain
+from agt_lightning.certificates.environment import versions
 from agt_lightning.certificates.findings import Finding
 from agt_lightning.certificates.record import SEVERAL
 from agt_lightning.certificates.schema import require_known_format, schema_problems
@@ -26,6 +29,9 @@ from agt_lightning.errors import BoundsMismatchError, UnsoundBoundError
 
 RELATIVE = 1e-9
 """By how much figures in float64 may differ that are summed in another order."""
+
+_RESULT = re.compile(r"mean_width|val_(nominal|certified|best)_\w+(/dataloader_idx_\d+)?")
+"""Names of results."""
 
 _BETTER = {"accuracy": 1.0, "mse": -1.0}
 """Whether a larger value of a metric is better."""
@@ -101,7 +107,18 @@ def _disagreements(record: Mapping[str, Any]) -> Iterator[str]:
         yield "`metrics` and `results` have different values"
     if record["acceptance"] != plain(judged([_criterion(each) for each in record["acceptance"]], numbers(results))):
         yield "`acceptance` states other values than `results`, or judges them otherwise than its limits"
+    unknown = [name for name in results if not _RESULT.fullmatch(name)]
+    if unknown:
+        yield f"`results` has entries that no training states: {', '.join(unknown[:5])}"
     yield from _impossible(record["metrics"])
+    yield from _missing_assumptions(record)
+
+
+def _missing_assumptions(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the assumptions of every certificate that one of this version leaves out."""
+    missing = [each.name for each in ASSUMPTIONS if each.sentence not in record["assumptions"]]
+    if missing and record["versions"]["agt-lightning"] == versions()["agt-lightning"]:
+        yield f"`assumptions` leave out what every certificate assumes: {', '.join(missing)}"
 
 
 def _budget_disagreements(record: Mapping[str, Any]) -> Iterator[str]:
@@ -133,8 +150,11 @@ def _impossible(stated: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _on_the_curve(record: Mapping[str, Any], name: str) -> Iterator[str]:
     points = [point for point in record["curve"] if point["name"] == name]
-    if [point["results"] for point in points] != [record["certificates"][name]["results"]]:
+    own = record["certificates"][name]
+    if [point["results"] for point in points] != [own["results"]]:
         yield "`curve` does not have its results exactly once"
+    if any(own["adversary"].get(key) != value for point in points for key, value in point["settings"].items()):
+        yield "`curve` states other settings than those of the adversary"
 
 
 def _criterion(stated: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,8 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         module = made_by(arguments.module)
         certified = adversary_of(arguments)
         if arguments.data is None:
-            problems, looked_at = found_without_data(module)
-            summary = f"Looked at {', '.join(looked_at)}. Give `--data` for the rest: `training_step` needs a batch."
+            problems, summary = found_without_data(module)
         else:
             problems, summary = found_by_a_trial(certified, module, arguments.data)
     except (UnknownNameError, ValueError) as error:
@@ -87,7 +86,7 @@ def rows(problem: str, module: object) -> list[Row]:
     if match is not None:
         before = problem[: match.start()]
         return [Row(match["place"], f"{before}{match['what']} in {match['code']}{match['rest']}")]
-    names = (name for name in re.findall(r"`(?:self\.)?(\w+)", problem) if hasattr(type(module), name))
+    names = re.findall(r"`(?:\w+\.)*(\w+)", problem.partition(". ")[0])
     place = next((line for name in names if (line := line_of(type(module), name))), "")
     return [Row(place, problem)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from pathlib import Path
 
 import lightning as L
@@ -18,10 +19,15 @@ from agt_lightning.command.named import UnknownNameError, named
 from agt_lightning.command.parts import batches_of
 from agt_lightning.command.quiet import quietly
 from agt_lightning.errors import AgtError, UncertifiableError
+from agt_lightning.interval import Interval
 from agt_lightning.lightning import CertifiedTraining
 from agt_lightning.lightning.checks import trainer_problems
+from agt_lightning.lightning.hooks import hook_problems
 from agt_lightning.lightning.idle_trainer import idle_trainer
 from agt_lightning.optimizers import optimizer_problems
+
+_RADIUS = 1e-6
+"""Of bounds that only show whether there are bounds of what depends on them."""
 
 
 def adversary_of(arguments: argparse.Namespace) -> CertifiedTraining:
@@ -62,52 +68,81 @@ def found_by_a_trial(certified: CertifiedTraining, module: L.LightningModule, da
     return list(found.problems), "" if found.problems else str(found)
 
 
-def found_without_data(module: L.LightningModule) -> tuple[list[str], list[str]]:
+def found_without_data(module: L.LightningModule) -> tuple[list[str], str]:
     """Return the problems that show without a batch, and what was looked at.
 
     Args:
         module: not changed; its `configure_optimizers` is run on a copy.
     """
-    looked_at = ["optimizer", "schedules", "hooks", "parameters"]
+    looked_at = ["hooks", "parameters"]
     with quietly():
-        problems = _settings_problems(independent_replica(module))
+        copied = independent_replica(module)
+        trainer = idle_trainer(copied)
+        failure = _with_optimizers(trainer, copied)
+        if not failure:
+            looked_at = ["optimizer", "schedules", *looked_at]
+        problems = trainer_problems(trainer, copied) if not failure else hook_problems(trainer, copied)
+        problems += optimizer_problems(trainer.optimizers[0] if trainer.optimizers else None)
         example = getattr(module, "example_input_array", None)
         if isinstance(example, torch.Tensor):
             looked_at.append("`forward`")
             problems += _forward_problems(module, example)
-    return list(dict.fromkeys(problems)), looked_at
+    rest = f"Looked at {', '.join(looked_at)}. Give `--data` for the rest: `training_step` needs a batch."
+    return list(dict.fromkeys(problems)), "\n".join([*filter(None, [failure]), rest])
 
 
-def _settings_problems(module: L.LightningModule) -> list[str]:
-    """Return the problems of optimizer, schedules, hooks and parameters."""
-    trainer = idle_trainer(module)
+def _with_optimizers(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """Let a Trainer have the optimizer and schedules of a module; return why not, if its code fails."""
     trainer.strategy.connect(module)
     module.trainer = trainer
-    if module.automatic_optimization:
-        try:
+    try:
+        if module.automatic_optimization:
             trainer.strategy.setup_optimizers(trainer)
-        except Exception as error:  # whatever `configure_optimizers` raises without data
-            return [f"`configure_optimizers` cannot be run without data: {type(error).__name__}: {error}"]
-    optimizer = trainer.optimizers[0] if trainer.optimizers else None
-    return [*trainer_problems(trainer, module), *optimizer_problems(optimizer)]
+    except Exception as error:  # whatever the user's code raises
+        return f"`configure_optimizers` cannot be run without data: {type(error).__name__}: {error}."
+    return ""
 
 
 def _forward_problems(module: nn.Module, example: torch.Tensor) -> list[str]:
     """Return why `forward` has no bounds."""
     copied = independent_replica(module)
     try:
-        CertifiedModel(copied, ParameterBounds.point(copied)).bound_forward(example)
+        CertifiedModel(copied, _around(copied)).bound_forward(example)
     except UncertifiableError as error:
-        return list(error.problems)
+        return [f"Predictions of `forward` have no bounds: {problem}" for problem in error.problems]
     except AgtError as error:
         return [str(error)]
     return []
 
 
+def _around(module: nn.Module) -> ParameterBounds:
+    """Return bounds of some width on all that is trained; what has none needs no rules."""
+    return ParameterBounds(
+        {
+            name: Interval.trusted(each.detach() - radius, each.detach() + radius)
+            for name, each in module.named_parameters()
+            for radius in [_RADIUS if each.requires_grad else 0.0]
+        }
+    )
+
+
 def line_of(kind: type, name: str) -> str:
-    """Return file and line of a method that a class of the user's own has; empty if it comes with a package."""
-    method = inspect.unwrap(getattr(kind, name))
-    code = getattr(method, "__code__", None)
-    if code is None or "site-packages" in code.co_filename:
-        return ""
-    return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
+    """Return file and line of the code of a user's own class that defines or reads a name; empty if there is none.
+
+    Args:
+        kind: of a module.
+        name: of a method, or of something that its code mentions.
+    """
+    for owner in kind.__mro__:
+        try:
+            lines, start = inspect.getsourcelines(owner)
+            path = inspect.getsourcefile(owner) or ""
+        except (OSError, TypeError):
+            continue
+        if "site-packages" in Path(path).parts:
+            continue
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        found = next((number for number, line in enumerate(lines, start) if word.search(line)), None)
+        if found is not None:
+            return f"{Path(path).name}:{found}"
+    return ""

@@ -61,6 +61,10 @@ def test_several_adversaries_have_a_file_of_bounds_each(agt, tmp_path):
     code, printed = agt(*words, *every)
     assert code == 0, printed
     assert printed.count("holds: val_certified_accuracy:") == 2
+    record = json.loads(files.certificate.read_text())
+    record["curve"][0]["settings"]["n"] = 2
+    found = document_findings(with_digest(record))
+    assert any("`curve` states other settings" in finding.message for finding in found if status([finding]) == 1)
     code, printed = agt(*words, every[0])
     assert code == 2
     assert "certificate n_1: no file of `--bounds` has its intervals" in printed
@@ -189,6 +193,16 @@ FORGED = {
         lambda record: record["acceptance"][0].update(set_after_step=3),
         ALONE,
         r"`acceptance` states other values",
+    ),
+    "a result of their own": (
+        lambda record: record["results"].update(test_accuracy=1.0),
+        ALONE,
+        r"`results` has entries that no training states: test_accuracy",
+    ),
+    "assumptions": (
+        lambda record: record["assumptions"].pop(0),
+        ALONE,
+        r"`assumptions` leave out what every certificate assumes: the budget",
     ),
     "bounds": (
         lambda record: record["digests"]["bounds"].update(sha256_of_content="0" * 64),

@@ -92,7 +92,7 @@ def frozen_end():
     [
         (lambda f, y: (f - y).abs().pow(3).mean(), NUMBERS, None, "makes the loss no known function of outputs"),
         (lambda f, y: -F.mse_loss(f, y), NUMBERS, None, "negative factor"),
-        (lambda f, y: F.cross_entropy(f, y, weight=torch.ones(2)), Y, None, "has weights; leave them out"),
+        (lambda f, y: F.cross_entropy(f, y, weight=torch.ones(2)), Y, None, "sum of its class weights; leave out"),
         (lambda f, y: F.mse_loss(f[:, :1], y[:, :1]), NUMBERS, None, "where only linear layers and ReLU may be"),
         (F.mse_loss, NUMBERS, Network(torch.tanh), "stands between trained layers, where only ReLU may be"),
         (F.mse_loss, NUMBERS, trained_features(), "stands between trained layers, where only ReLU may be"),

@@ -622,8 +622,8 @@ class _Reader:
     def _unknown(self, call: Call) -> HeadError:
         if call.op in (OVER_ROOT_OF_MEAN, OVER_TOTAL):
             return HeadError(
-                f"the loss at {call.source} is divided by a number of the whole batch: a root of its mean, or the sum of "
-                "its class weights; leave out the root, or the weights"
+                f"the loss at {call.source} is divided by a number of the whole batch: a root of its mean, or the sum "
+                "of its class weights; leave out the root, or the weights"
             )
         return HeadError(
             f"`{name_of(call)}` at {call.source} makes the loss no known function of outputs and target. Known are "

@@ -62,8 +62,9 @@ def files(trained, tmp_path) -> Files:
 
 
 @pytest.fixture
-def agt(capsys):
-    """Run ``agt`` with some words; return its exit status and what it prints."""
+def agt(capsys, monkeypatch):
+    """Run ``agt`` with some words in a wide terminal; return its exit status and what it prints."""
+    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words: object) -> tuple[int, str]:
         capsys.readouterr()

@@ -346,7 +346,12 @@ def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
 
 
 def _fused_one_hot(call: Call, producers: Mapping[str, Call]) -> Call:
-    """Replace one-hot target probabilities by the labels that they encode."""
+    """Replace one-hot target probabilities by the labels that they encode.
+
+    Not in a mean that is weighted by class: torch divides it by the weights of labels, but by the number of targets.
+    """
+    if call.arguments["weight"] is not None and call.arguments["reduction"] == 1:
+        return call
     target = producers.get(call.inputs[1])
     while target is not None and target.op in (_aten.to.dtype, _aten._to_copy.default):
         target = producers.get(target.inputs[0])

@@ -132,7 +132,7 @@ def _without_folders(word: str) -> str:
     """Return a word of the command with the working directory and the home folder shortened, where a path begins."""
     for folder, short in ((str(Path.cwd()), "."), (str(Path.home()), "~")):
         if len(folder) > 1:
-            word = re.sub(rf"(?<![^=:,]){re.escape(folder)}(?=/|$)", lambda _, short=short: short, word)
+            word = re.sub(rf"(?<![^=:,]){re.escape(folder)}(?=/|$)", short, word)
     return word
 
 

@@ -50,9 +50,10 @@ dist: install
 	cd dist && OMP_NUM_THREADS=1 ../.venv-bare/bin/python -P ../release/installed.py
 
 # What the bounds rest on, without experiments: the tests that must pass with every version that pyproject.toml admits.
-CORE := tests/rules tests/optimizers tests/aggregation tests/adversaries tests/engine tests/lightning/test_callback.py \
-	tests/lightning/test_certificate_file.py tests/lightning/test_mixin_and_strategy.py \
-	tests/lightning/test_training_step.py tests/lightning/test_lightning_cli.py tests/lightning/test_packages.py
+CORE := tests/rules/test_rule_laws.py tests/optimizers tests/engine/test_engine.py tests/engine/test_soundness.py \
+	tests/engine/test_optimizers.py tests/lightning/test_callback.py tests/lightning/test_certificate_file.py \
+	tests/lightning/test_mixin_and_strategy.py tests/lightning/test_training_step.py \
+	tests/lightning/test_lightning_cli.py tests/lightning/test_packages.py tests/test_deprecation.py
 
 matrix: matrix-oldest matrix-newest
 

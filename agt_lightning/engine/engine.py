@@ -16,6 +16,7 @@ from agt_lightning.adversaries.several import Adversaries, all_adversaries, desc
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
+from agt_lightning.deprecation import warn_of_former
 from agt_lightning.digest import tensors_digest, values_digest
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
@@ -247,8 +248,10 @@ class AbstractGradientEngine:
             tolerance=self._nominal.tolerances(local, step.samples),
         )
 
-    descend = bound_gradient
-    """The name of `bound_gradient` before version 0.2."""
+    def descend(self, batches: Sequence[object], scale: float | None = None) -> StepBounds:
+        """Call `bound_gradient` by its name of before version 0.2, with a warning."""
+        warn_of_former("engine.descend", "`engine.descend` has another name.", stacklevel=3)
+        return self.bound_gradient(batches, scale)
 
     def verify(
         self,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from agt_lightning import Budget, budget
+from agt_lightning import Acceptance, Budget, budget
 
 
 def search(values, **settings):
@@ -44,15 +44,10 @@ def test_values_that_get_better_with_n_are_told():
     found, _ = search([0.9, 0.9, 0.9, 0.4, 0.4, 0.6, 0.3], at_least=0.5)
     assert found.n == 2  # 5 is within the limit as well, and bisection does not see it
     tried = {1: 0.5, 2: 0.4, 4: 0.6, 8: 0.6 + 1e-9}
-    assert Budget.of(tried, limit(at_least=0.45)).out_of_order == ((2, 4),)
-    assert Budget.of(tried, limit(at_most=0.45)).out_of_order == ((1, 2),)
-    assert Budget.of(tried, limit(at_least=0.45)).n == 8  # its certificate holds whatever 2 says
-
-
-def limit(**given):
-    from agt_lightning import Acceptance
-
-    return Acceptance("value", **given)
+    assert Budget.of(tried, Acceptance("value", at_least=0.45)).out_of_order == ((2, 4),)
+    assert Budget.of(tried, Acceptance("value", at_most=0.45)).out_of_order == ((1, 2),)
+    found = Budget.of(tried, Acceptance("value", at_least=0.45))
+    assert (found.n, found.fails_at) == (8, None)  # the certificate at 8 holds whatever 2 says
 
 
 def test_an_interrupted_search_goes_on(tmp_path):

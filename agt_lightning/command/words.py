@@ -148,7 +148,7 @@ def _labels(adversary: Mapping[str, Any]) -> str:
         return f"Labels of such a sample are moved: the {_NORMS[q]} is at most {nu:g}, in units of the labels."
     to, of = adversary.get("target_classes"), adversary.get("source_classes")
     become = "any other label" if to is None else f"one of {_listed(to)}"
-    only = "" if of is None else f", if it is one of {_listed(of)}"
+    only = "" if of is None else f", if it is one of {_listed(of)},"
     return f"The label of such a sample{only} becomes {become}."
 
 

@@ -108,6 +108,7 @@ def test_the_page_is_one_file_that_people_can_read_in_any_way(agt, several, tmp_
     assert not {"script", "img", "link", "iframe", "object", "base", "form"} & set(page.elements)
     text = (tmp_path / "page.html").read_text()
     assert not any(word in text for word in ("http:", "https:", "url(", "@import", "javascript:"))
+    assert "default-src 'none'; style-src 'unsafe-inline'" in page.values("content")  # a browser requests nothing
     assert page.elements["svg"] == len(page.values("aria-label")) - 1 + page.values("aria-hidden").count("true")
     assert page.elements["caption"] == page.elements["table"]
     assert page.elements["h1"] == page.elements["title"] - page.values("role").count("img") == 1

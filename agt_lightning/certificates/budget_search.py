@@ -108,9 +108,9 @@ def budget(
 
     Args:
         train: trains for an adversary with this n, and returns a certified value, such as
-            ``trainer.callback_metrics["agt/val_certified_accuracy"]``. All but n must be the same in each call, seeds among
-            it. Where bounds become infinite, nothing is certified: return 0.0 for an accuracy, ``math.inf`` for an
-            error.
+            ``trainer.callback_metrics["agt/val_certified_accuracy"]``. All but n must be the same in each call, seeds
+            among it. Where bounds become infinite, nothing is certified: return 0.0 for an accuracy, ``math.inf`` for
+            an error.
         at_least: smallest value that is accepted; either this or `at_most`.
         at_most: largest value that is accepted.
         largest: the largest n to consider, such as the number of samples of a batch, beyond which n changes nothing.

@@ -1,4 +1,4 @@
-"""What every certificate assumes and nothing checks: the one list that README and ``certificate.json`` show."""
+"""What every certificate assumes and nothing checks: the list of docs/explanation/guarantee.md."""
 
 from __future__ import annotations
 

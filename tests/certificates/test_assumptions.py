@@ -1,4 +1,4 @@
-"""The list of assumptions is one list: in the code, in README and in certificates."""
+"""The list of assumptions is one list: in the code, on the page about the guarantee, and in certificates."""
 
 import re
 from pathlib import Path
@@ -17,18 +17,18 @@ from agt_lightning.certificates.assumptions import (
 )
 
 CONDITIONAL = (NO_INSERTIONS, MADE_BY_CONTENT, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES, EVALUATED_AS_IT_IS)
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "guarantee.md"
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
 
 
 def shown():
-    """Return name and sentence of each item that README lists under its heading."""
-    section = re.search(r"## What is guaranteed, and what is not\n(.*?)\n## ", README.read_text(encoding="utf-8"), re.S)
+    """Return name and sentence of each item that the page lists under its heading."""
+    section = re.search(r"## What must be true\n(.*?)\n## ", PAGE.read_text(encoding="utf-8"), re.S)
     items = re.findall(r"^- \*(.+?)\*: (.+?)(?=\n- |\n\n)", section.group(1), re.S | re.M)
     return [(name, " ".join(sentence.split())) for name, sentence in items]
 
 
-def test_readme_shows_exactly_this_list():
+def test_the_page_shows_exactly_this_list():
     listed = [*ASSUMPTIONS, *CONDITIONAL]
     assert shown() == [(assumption.name, assumption.sentence) for assumption in listed]
 

@@ -293,7 +293,7 @@ class Interval:
     def widened_relatively(self, by: float) -> Interval:
         """Return ``[lower - by |lower|, upper + by |upper|]``: zeros stay zeros, and no bound changes its sign.
 
-        It contains ``x (1 + δ)`` for every x in the interval and every |δ| <= by < 1.
+        It contains ``x (1 + δ)`` for every x in the interval and every δ with ``|δ| <= by < 1``.
 
         Args:
             by: at least zero and below one.

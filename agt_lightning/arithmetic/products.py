@@ -75,7 +75,7 @@ def product(a: Interval, b: Interval) -> Interval:
         b: (..., k, n); batch axes broadcast.
 
     Returns:
-        Interval of shape (..., m, n): the smallest that contains ``A B`` for all A in ``a`` and B in ``b``.
+        The smallest interval, (..., m, n), that contains ``A B`` for all A in ``a`` and B in ``b``.
 
     Example:
         >>> a, b = Interval(-torch.ones(1, 2), torch.ones(1, 2)), Interval(-torch.ones(2, 1), 2 * torch.ones(2, 1))

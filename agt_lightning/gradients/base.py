@@ -109,7 +109,7 @@ class FactoredGradient(ABC):
         """Return which elements some sample can move, of the parameter's shape; the gradient of all others is zero."""
 
     def dense(self, rows: slice) -> Interval:
-        """Return bounds of all elements for a range of samples, (samples, *shape).
+        """Return bounds of all elements for a range of samples, ``(samples, *shape)``.
 
         Args:
             rows: the samples.

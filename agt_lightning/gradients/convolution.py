@@ -26,8 +26,8 @@ class PatchProduct(FactoredGradient):
     """``δ_i[o, c, j] = Σ_t d_i[o, t] z_i[c, s t + d j]``; the image is unfolded only while a block is expanded.
 
     Args:
-        outputs: bounds on d, the gradient at the convolution's output, (b, o, *positions).
-        image: bounds on z, its input, (b, c, *image).
+        outputs: bounds on d, the gradient at the convolution's output, ``(b, o, *positions)``.
+        image: bounds on z, its input, ``(b, c, *image)``.
         windows: positions of the kernel.
 
     Example:
@@ -45,7 +45,7 @@ class PatchProduct(FactoredGradient):
     @property
     @override
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight, (o, c/g, *kernel)."""
+        """Shape of the weight, ``(o, c/g, *kernel)``."""
         return (self.outputs.shape[1], self.image.shape[1] // self.windows.groups, *self.windows.kernel)
 
     @property

@@ -26,7 +26,7 @@ class Deferred(FactoredGradient):
     Memory stays within a budget whatever batch x parameters is, at the cost of one evaluation per block.
 
     Args:
-        evaluate: maps a range of samples to bounds of shape (samples, *parameter shape).
+        evaluate: maps a range of samples to bounds of shape ``(samples, *parameter shape)``.
         samples: number b of samples.
         shape: shape of the parameter.
 

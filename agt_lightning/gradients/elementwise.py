@@ -18,7 +18,7 @@ class Elementwise(FactoredGradient):
     """Gradients that are stored as they are, since they are no larger than the activations.
 
     Args:
-        values: bounds of shape (b, *parameter shape).
+        values: bounds of shape ``(b, *parameter shape)``.
 
     Example:
         >>> gradient = Elementwise(Interval.point(torch.tensor([[1.0, 2.0], [3.0, 4.0]])))

@@ -23,7 +23,7 @@ class PulledBack(Deferred):
 
     Args:
         result: gradients with respect to θ'.
-        back: takes bounds on gradients with respect to θ', (samples, *its shape), to those with respect to θ.
+        back: takes bounds on gradients with respect to θ', ``(samples, *its shape)``, to those with respect to θ.
         shape: of θ.
         kind: floating point type in which a run has θ' and its gradients.
 

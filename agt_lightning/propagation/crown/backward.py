@@ -95,7 +95,7 @@ class Substitution:
         Args:
             values: bounds of all values that v depends on, and of v.
             name: name of v.
-            rows: (b, r, *shape), or (1, r, *shape) for all samples.
+            rows: ``(b, r, *shape)``, or ``(1, r, *shape)`` for all samples.
 
         Returns:
             (b, r), widened by the rounding of its own computation.

@@ -112,7 +112,7 @@ def unit_rows(shape: Sequence[int], first: int, last: int, like: Tensor) -> Tens
         like: a tensor of the wanted type and device.
 
     Returns:
-        (1, 2 (last - first), *shape)
+        ``(1, 2 (last - first), *shape)``
 
     Example:
         >>> unit_rows((2,), 0, 2, torch.zeros(()))

@@ -1,9 +1,9 @@
-# Two commands on a machine with only Python (3.11 or later) and make: `make demo` and `make test`.
+# On a machine with only Python (3.11 or later) and make: `make demo`, `make test` and `make docs`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow fuzz bench dist matrix matrix-oldest matrix-newest install clean
+.PHONY: demo test docs slow fuzz bench dist matrix matrix-oldest matrix-newest install clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,15 @@ test: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=30 -m "not slow"
+
+# The site of docs/ in outputs/site: warnings are errors, its links are checked, its notebooks and examples are run. No network.
+docs: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.build outputs/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/docs
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[docs]"
+	touch $@
 
 # All other cases: most cases of each test with several, and what takes longer; an hour or so.
 slow: install

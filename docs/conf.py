@@ -1,6 +1,6 @@
 """Settings of Sphinx for the site. The pages are also readable as they are, in a folder or on a code host.
 
-``python -m docs.build outputs/site`` builds it and checks its links. Nothing asks the network: references to the
+``make docs`` builds it and checks its links. Nothing asks the network: references to the
 documentation of torch, Lightning and torchmetrics become links only with ``AGT_DOCS_ONLINE=1``.
 """
 
@@ -21,12 +21,16 @@ project = "agt_lightning"
 author = "The agt_lightning developers"
 release = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
 root_doc = "index"
-exclude_patterns = ["notebooks"]
 html_theme = "furo"
 html_title = f"agt_lightning {release}"
 highlight_language = "text"  # of blocks that name none
+
+nb_execution_mode = "force"  # notebooks are kept without outputs: what the site shows was computed by its build
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove"  # what Lightning logs, with paths of the machine
 
 myst_heading_anchors = 4  # as code hosts make them
 suppress_warnings = ["myst.header"]  # a page may begin with the second level
@@ -60,7 +64,7 @@ def _targets_of_the_site(text: str, folder: Path) -> str:
     def target(match: re.Match[str]) -> str:
         path = (folder / match[1]).resolve()
         page = OUTSIDE.get(path.name) if path.parent == ROOT else None
-        if page is None and path.is_relative_to(DOCS) and folder != DOCS:
+        if page is None and path.is_relative_to(DOCS) and path.exists() and folder != DOCS:
             return f"](/{path.relative_to(DOCS).as_posix()}{match[2] or ''})"
         return f"](/{page}.md{match[2] or ''})" if page else match[0]
 

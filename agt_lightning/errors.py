@@ -5,7 +5,12 @@ from collections.abc import Collection, Sequence
 
 
 class AgtError(Exception):
-    """An error that this package raises on purpose; its message contains a remedy."""
+    """An error that this package raises on purpose; its message contains a remedy.
+
+    Example:
+        >>> issubclass(UncertifiableError, AgtError)
+        True
+    """
 
 
 class UnsoundBoundError(AgtError):
@@ -14,6 +19,14 @@ class UnsoundBoundError(AgtError):
     No certificate may be built on this run. Report it with the message; it names the tensor, the worst violation and
     its index. Only numerical overflow of vacuous bounds is not a bug: then train for fewer steps or with a weaker
     adversary. `agt_lightning.propagation.diagnose.diagnose` finds the call where it begins.
+
+    Example:
+        >>> import torch
+        >>> from agt_lightning import Interval
+        >>> Interval(torch.ones(2), torch.zeros(2))
+        Traceback (most recent call last):
+        ...
+        agt_lightning.errors.UnsoundBoundError: Expected finite bounds with lower <= upper for interval, but got ...
     """
 
 
@@ -73,11 +86,32 @@ class CaptureError(AgtError):
     If the message names control flow or numbers that depend on data, no bound exists: change that line. If it names a
     call that cannot be recorded, remove it, or mix in `CertifiedModule` and write `certified_objective(batch)`, which
     returns the same loss without it.
+
+    Example:
+        >>> import torch
+        >>> from agt_lightning import AbstractGradientEngine, BoundedAdversary
+        >>> def loss(module, batch):
+        ...     outputs = module(batch[0])
+        ...     return outputs.square().mean() if outputs.sum() > 0 else outputs.mean()
+        >>> engine = AbstractGradientEngine(torch.nn.Linear(2, 1), loss, BoundedAdversary(n=1, epsilon=0.1))
+        >>> engine.objective((torch.ones(4, 2),))
+        Traceback (most recent call last):
+        ...
+        agt_lightning.errors.CaptureError: ... lets Python read data (`bool()` of a tensor): a poisoned run can take ...
     """
 
 
 class BoundsMismatchError(AgtError):
-    """Bounds and module do not match (names, shapes or values differ). Use the bounds of the same run."""
+    """Bounds and module do not match (names, shapes or values differ). Use the bounds of the same run.
+
+    Example:
+        >>> from torch import nn
+        >>> from agt_lightning import CertifiedModel, ParameterBounds
+        >>> CertifiedModel(nn.Linear(2, 1), ParameterBounds.point(nn.Linear(3, 1)))
+        Traceback (most recent call last):
+        ...
+        agt_lightning.errors.BoundsMismatchError: Expected `weight` of shape (1, 3), as its bounds have, but got (1, 2).
+    """
 
 
 def require_one_of(name: str, value: object, allowed: Collection[object]) -> None:

@@ -24,6 +24,7 @@ release = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(en
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
 root_doc = "index"
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"agt_lightning {release}"
 highlight_language = "text"  # of blocks that name none
 

@@ -19,6 +19,22 @@ class Adversary(Protocol):
 
     A custom threat model is a frozen dataclass with these properties and methods; certificates state its fields. The
     box certifies any of them; the `problems` of other domains state which adversaries they cover.
+
+    Example:
+        >>> from agt_lightning import CertifiedTraining, Interval
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Brightened:                              # up to n samples get brighter, by 0.1 at most
+        ...     n: int
+        ...     perturbs_features, perturbs_labels, sample_clipping = True, False, None
+        ...     assumptions = ("Images are not darkened.",)
+        ...     def problems(self, label_kind, labels, features):
+        ...         return [] if features else ["There are no features to brighten. Use another adversary."]
+        ...     def poisoned_features(self, features):
+        ...         clean = features if isinstance(features, Interval) else Interval.point(features)
+        ...         return Interval(clean.lower, clean.upper + 0.1)
+        ...     def poisoned_labels(self, labels, label_kind):
+        ...         return labels
+        >>> certified = CertifiedTraining(Brightened(n=5))
     """
 
     @property

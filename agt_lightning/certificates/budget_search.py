@@ -38,6 +38,11 @@ class Budget:
         out_of_order: pairs of n, one behind the other among those tried, of which the larger one has the better value.
             The certificate at `n` holds all the same, but a larger n between two that were tried can be within the
             limit too.
+
+    Example:
+        >>> found = Budget.of({4: 0.5, 1: 0.9, 2: 0.8}, Acceptance("val_certified_accuracy", at_least=0.7))
+        >>> found.n, found.value, found.fails_at           # 3 was not tried
+        (2, 0.8, 4)
     """
 
     n: int | None

@@ -21,8 +21,8 @@ from agt_lightning.interval import Interval
 def squared_error_bounds(outputs: Interval, target: Tensor) -> Interval:
     r"""Return tight bounds on the squared error of every output.
 
-    With the residual :math:`r = f - y \in [f^L - y, f^U - y]`, :math:`r^2` is at most
-    :math:`\max\{(f^L - y)^2, (f^U - y)^2\}`, and at least the smaller of the two, or 0 if the residual can be 0.
+    With the residual ``r = f - y``, from ``f^L - y`` to ``f^U - y``, its square is at most the larger one of
+    ``(f^L - y)²`` and ``(f^U - y)²``, and at least the smaller one, or 0 if the residual can be 0.
 
     Args:
         outputs: bounds on the outputs, of any shape, in units of the target.
@@ -72,7 +72,7 @@ def cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
         \le \log\Big(1 + \sum_{j \ne y} e^{f_j^U - f_y^L}\Big)
 
     The loss falls with the logit of the true class and rises with every other, so two corners of the box attain it. The
-    paper's sums give the true class a term :math:`e^{\pm(f_y^U - f_y^L)}`, where the difference of a logit with itself
+    paper's sums give the true class a term ``exp(± (f_y^U - f_y^L))``, where the difference of a logit with itself
     is 0: its bounds are looser, and the lower one can be negative.
 
     Args:
@@ -109,8 +109,7 @@ def cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
 def binary_cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
     r"""Return tight bounds on the logistic loss of one logit.
 
-    The loss is :math:`\log(1 + e^{-f})` for class 1 and :math:`\log(1 + e^{f})` for class 0, so it is monotone in the
-    logit.
+    The loss is ``log(1 + exp(-f))`` for class 1 and ``log(1 + exp(f))`` for class 0, so it is monotone in the logit.
 
     Args:
         logits: bounds of shape ``(batch,)`` or ``(batch, 1)``.
@@ -145,8 +144,8 @@ def binary_cross_entropy_bounds(logits: Interval, target: Tensor) -> Interval:
 def possible_classes(logits: Interval, gap: Tensor | float = 0.0) -> Tensor:
     r"""Return the classes that some logits in the box predict, or a superset of them.
 
-    Class i is impossible if another logit is larger everywhere: :math:`f_i^U < f_j^L` for some :math:`j \ne i`. With
-    one logit, class 1 is impossible if :math:`f^U < 0` and class 0 if :math:`f^L > 0`. If two logits can tie, both
+    Class i is impossible if another logit is larger everywhere: ``f_i^U < f_j^L`` for some ``j ≠ i``. With one
+    logit, class 1 is impossible if ``f^U < 0`` and class 0 if ``f^L > 0``. If two logits can tie, both
     classes are possible. If a bound of a sample is NaN or infinite, all its classes are. The prediction is the largest
     logit, or the sign of the only one, and not a rounded probability: these can be equal for different logits.
 
@@ -161,7 +160,7 @@ def possible_classes(logits: Interval, gap: Tensor | float = 0.0) -> Tensor:
         ValueError: if the logits have another shape.
 
     Reference:
-        Paper, equation 18, whose printed form lacks :math:`j \ne i` and the strict inequality: as printed, a box of
+        Paper, equation 18, whose printed form lacks ``j ≠ i`` and the strict inequality: as printed, a box of
         width zero excludes its own prediction, and the empty set that remains is inside every safe set.
         Corrected in docs/theory.md, eq. (9.1).
 

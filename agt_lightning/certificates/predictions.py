@@ -16,6 +16,16 @@ class Certification:
         certified: whether all parameters within the bounds predict this class, boolean of shape (batch,). A tie is not
             certified, since only the order of the classes breaks it.
         possible: classes that some parameters within the bounds may predict, boolean of shape (batch, classes).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from agt_lightning import CertifiedModel, ParameterBounds
+        >>> module = nn.Linear(1, 2)
+        >>> _ = module.load_state_dict({"weight": torch.tensor([[1.0], [-1.0]]), "bias": torch.zeros(2)})
+        >>> found = CertifiedModel(module, ParameterBounds.point(module)).certify(torch.tensor([[2.0], [0.0]]))
+        >>> found.label, found.certified                   # the second one is a tie
+        (tensor([0, 0]), tensor([ True, False]))
     """
 
     label: Tensor

@@ -26,6 +26,13 @@ class StartOfTraining:
         module: a replica from before the first step. It shares the parameters and has buffers and attributes of its
             own.
         buffers: digests of the buffers before the first step, by name.
+
+    Example:
+        >>> module = nn.BatchNorm1d(2)
+        >>> start = StartOfTraining.of(module)
+        >>> _ = module(torch.rand(4, 2))                   # in training mode: running statistics follow the data
+        >>> start.buffer_problems(module, ["running_mean"])
+        ['The buffer `running_mean` changed during training and `forward` reads it; ...']
     """
 
     module: nn.Module

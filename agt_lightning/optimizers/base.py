@@ -35,6 +35,11 @@ class AbstractOptimizer(ABC):
     Attributes:
         settings: settings of a group for which there are bounds; others are refused by name.
         moments: names of the tensors in ``optimizer.state`` that are bounded, if torch has them.
+
+    Example:
+        >>> from agt_lightning.optimizers import OPTIMIZERS
+        >>> issubclass(OPTIMIZERS[torch.optim.Adam], AbstractOptimizer)
+        True
     """
 
     settings: ClassVar[frozenset[str]]

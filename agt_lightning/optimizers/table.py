@@ -37,7 +37,15 @@ def abstract_optimizer(optimizer: torch.optim.Optimizer) -> AbstractOptimizer | 
 
 
 def optimizer_problems(optimizer: torch.optim.Optimizer | None) -> list[str]:
-    """List the reasons why this optimizer has no bounds, each with a remedy; empty without an optimizer."""
+    """List the reasons why this optimizer has no bounds, each with a remedy; empty without an optimizer.
+
+    Example:
+        >>> parameter = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer_problems(torch.optim.SGD([parameter], lr=0.1, momentum=0.9))
+        []
+        >>> optimizer_problems(torch.optim.Rprop([parameter]))
+        ['`Rprop` has no bounds. Use one of `torch.optim.SGD`, ...']
+    """
     if optimizer is None:
         return []
     counterpart = abstract_optimizer(optimizer)

@@ -30,6 +30,14 @@ class Site:
         trainable: for each tensor input, whether it depends on a trainable parameter.
         kinds: types of the tensor inputs that depend on a trainable parameter, as far as they are known.
         types: types of all tensor inputs; empty if they are not known.
+
+    Example:
+        >>> from agt_lightning.capture import Call, Reference
+        >>> op, arguments = torch.ops.aten.elu.default, {"self": Reference("x"), "alpha": 1.5}
+        >>> call = Call("result", op, arguments, shape=(8, 3), dtype=torch.float32, source="net.py:9 `F.elu(x, 1.5)`")
+        >>> site = Site(call, shapes=((8, 3),), samples=(True,), trainable=(False,))
+        >>> site.number("alpha"), site.has_samples
+        (1.5, True)
     """
 
     call: Call
@@ -66,7 +74,16 @@ class Rule(ABC):
 
     Every result must contain the exact real-arithmetic result for all inputs in the given intervals. Values with a
     sample axis may have another number of samples than the captured batch, so a rule takes all sizes but the first from
-    the call.
+    the call. How to write one: docs/rules.md.
+
+    Example:
+        >>> from agt_lightning import Interval
+        >>> from agt_lightning.rules import RULES
+        >>> relu = RULES[torch.ops.aten.relu.default]
+        >>> isinstance(relu, Rule)
+        True
+        >>> relu.forward(None, [Interval(-torch.ones(1), torch.ones(1))])  # it reads nothing of the call
+        Interval(lower=tensor([0.]), upper=tensor([1.]))
     """
 
     def at(self, site: Site) -> Rule:

@@ -66,6 +66,11 @@ class Monotone(ElementwiseRule):
         nonnegative: whether f >= 0.
         product: bounds on ``g f'(x)`` from those on g and x, if they can be computed without bounds on f'.
         rounding: of values and gradients; the default is wide.
+
+    Example:
+        >>> exponential = Monotone(torch.exp, torch.exp, nonnegative=True)
+        >>> exponential.forward(None, [Interval(torch.zeros(1), torch.ones(1))])
+        Interval(lower=tensor([1.]), upper=tensor([2.7183]))
     """
 
     function: Function
@@ -151,6 +156,14 @@ class PiecewiseMonotone(ElementwiseRule):
         domain: maps an interval to whether f is defined and finite on it, element by element.
         rounding: of values and gradients; a function of the site if it depends on settings of the call; the default is
             wide.
+
+    Example:
+        >>> square = PiecewiseMonotone(
+        ...     PiecewiseMonotoneFunction(torch.square, turns=[(0.0, 0.0)], nonnegative=True),
+        ...     PiecewiseMonotoneFunction(lambda x: 2 * x),
+        ... )
+        >>> square.forward(None, [Interval(-torch.ones(1), 2 * torch.ones(1))])
+        Interval(lower=tensor([0.]), upper=tensor([4.]))
     """
 
     value: PiecewiseMonotoneFunction

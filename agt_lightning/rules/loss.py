@@ -81,6 +81,11 @@ class ResidualLoss(Rule):
     Args:
         value: h, a function of tensors r; or of the site and r if it depends on settings of the call.
         slope: h', likewise, non-decreasing and equal to what autograd uses at kinks.
+
+    Example:
+        >>> error = ResidualLoss(torch.square, lambda residual: 2 * residual)
+        >>> error.forward(None, [Interval(-torch.ones(1), 2 * torch.ones(1)), torch.zeros(1)])
+        Interval(lower=tensor([0.]), upper=tensor([4.]))
     """
 
     value: Function

@@ -16,7 +16,7 @@ def certified_accuracy(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
     .. math::
         \frac{1}{N} \sum_{i=1}^N \mathbb{1}\big(f_{y_i}^L(x_i) > f_j^U(x_i) \;\; \forall j \ne y_i\big)
 
-    With one logit, class 1 needs :math:`f^L > 0` and class 0 needs :math:`f^U < 0`. The result is a lower bound on the
+    With one logit, class 1 needs ``f^L > 0`` and class 0 needs ``f^U < 0``. The result is a lower bound on the
     accuracy of every model whose logits lie in the bounds. Ties and samples with a NaN or infinite bound are not
     certified.
 

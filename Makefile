@@ -27,7 +27,7 @@ test: install
 # The site of docs/ in outputs/site: warnings are errors, its links are checked, its notebooks and examples are run. No network.
 docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m docs.build outputs/site
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/docs/test_pages.py tests/docs/test_reference.py
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[docs]"

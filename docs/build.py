@@ -1,16 +1,23 @@
-"""Build the site of these pages, and check it without a network: warnings are errors, and every inner link has an end.
+"""Build the site of these pages, and check it without a network.
+
+Warnings are errors, every link inside of the site has an end, and every public name is in the reference.
 
 python -m docs.build outputs/site
 """
 
+import pkgutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import agt_lightning
 
 DOCS = Path(__file__).parent
 
@@ -58,13 +65,33 @@ def broken_links(folder: Path) -> Iterator[str]:
                 yield f"{path.relative_to(folder.resolve())}: no anchor for {link}"
 
 
+def public_names() -> set[str]:
+    """Return the full names that packages have in ``__all__``, those up to two levels below the root."""
+    packages = [p.name for p in pkgutil.walk_packages(agt_lightning.__path__, "agt_lightning.") if p.ispkg]
+    return {
+        f"{package}.{name}"
+        for package in packages
+        if package.count(".") <= 2
+        for name in getattr(import_module(package), "__all__", ())
+    }
+
+
+def missing_names(folder: Path) -> Iterator[str]:
+    """Yield each public name that the inventory of a built site lacks; of the root, each name that no package has."""
+    content = (folder / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    listed = {line.split(" ", 1)[0] for line in zlib.decompress(content).decode().splitlines()}
+    last = {name.rpartition(".")[2] for name in listed}
+    yield from sorted(f"no entry in the reference for {name}" for name in public_names() - listed)
+    yield from sorted(f"no entry in the reference for {name}" for name in set(agt_lightning.__all__) - last)
+
+
 def main(folder: Path) -> int:
     """Build, check, print what is wrong, and return the exit status."""
     built = build(folder)
     print(built.stdout + built.stderr, end="")
-    broken = list(broken_links(folder)) if built.returncode == 0 else []
-    print(*broken, sep="\n", end="\n" * bool(broken))
-    return built.returncode or int(bool(broken))
+    wrong = [*broken_links(folder), *missing_names(folder)] if built.returncode == 0 else []
+    print(*wrong, sep="\n", end="\n" * bool(wrong))
+    return built.returncode or int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import runpy
 import sys
 from importlib import import_module
 from operator import attrgetter
@@ -17,9 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import agt_lightning
 from agt_lightning import BoundedAdversary, CertifiedTraining, rules
 from docs.support_table import document
-
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
+from tests.docs.pages import DOCS, ROOT, blocks, run_script, without_numbers
 
 
 @pytest.fixture(autouse=True)
@@ -34,37 +31,28 @@ def _no_trace():
     table.update(before)
 
 
-def blocks(name, language="python"):
-    return re.findall(rf"```{language}\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
-
-
-def run_script(path, code):
-    path.write_text(code, encoding="utf-8")
-    runpy.run_path(str(path), run_name="__main__")
-
-
 def test_table_of_operations_is_up_to_date():
     committed = (DOCS / "support.md").read_text(encoding="utf-8")
     assert document() == committed, "Expected the table of the rules; run `python docs/support_table.py`."
 
 
 def test_example_of_a_rule_obeys_the_laws(tmp_path):
-    assert len(blocks("rules.md")) == 2
-    run_script(tmp_path / "bump.py", "\n".join(blocks("rules.md")))
+    assert len(blocks("docs/rules.md")) == 2
+    run_script(tmp_path / "bump.py", "\n".join(blocks("docs/rules.md")))
     assert torch.ops.example.bump.default in rules.RULES
 
 
 def test_example_with_a_wrong_turn_breaks_the_laws(tmp_path):
-    code = "\n".join(blocks("rules.md")).replace("[(0.0, 1.0)]", "[(0.0, 0.5)]")
+    code = "\n".join(blocks("docs/rules.md")).replace("[(0.0, 1.0)]", "[(0.0, 0.5)]")
     with pytest.raises(AssertionError, match="leaves its bounds"):
         run_script(tmp_path / "bump.py", code)
 
 
 def test_a_diagnosis_prints_what_the_document_shows(tmp_path, capsys):
     """Numbers apart: other processors round otherwise."""
-    run_script(tmp_path / "net.py", "\n".join(blocks("diagnose.md")))
-    shown = "".join(blocks("diagnose.md", "text"))
-    assert _without_numbers(capsys.readouterr().out) == _without_numbers(shown)
+    run_script(tmp_path / "net.py", "\n".join(blocks("docs/diagnose.md")))
+    shown = "".join(blocks("docs/diagnose.md", "text"))
+    assert without_numbers(capsys.readouterr().out) == without_numbers(shown)
 
 
 @pytest.mark.slow
@@ -72,9 +60,9 @@ def test_a_diagnosis_prints_what_the_document_shows(tmp_path, capsys):
 def test_a_training_for_several_adversaries_prints_what_the_document_shows(tmp_path, capsys, monkeypatch):
     """Numbers apart: other processors round otherwise."""
     monkeypatch.chdir(tmp_path)
-    run_script(tmp_path / "strengths.py", "\n".join(blocks("several_adversaries.md")))
-    shown = "".join(blocks("several_adversaries.md", "text"))
-    assert _without_numbers(capsys.readouterr().out) == _without_numbers(shown)
+    run_script(tmp_path / "strengths.py", "\n".join(blocks("docs/several_adversaries.md")))
+    shown = "".join(blocks("docs/several_adversaries.md", "text"))
+    assert without_numbers(capsys.readouterr().out) == without_numbers(shown)
     assert (tmp_path / "outputs" / "strengths" / "bounds-n_20.safetensors").is_file()
 
 
@@ -151,17 +139,3 @@ def test_one_batch_walks_through_the_files_in_their_order():
     assert len(rows) == 15
     entered = iter(files_entered_by_a_step())
     assert [file for file in rows if file not in entered] == []
-
-
-@pytest.mark.thinned(1)
-@pytest.mark.parametrize(
-    "name", [str(path.relative_to(ROOT)) for path in (*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")))]
-)
-def test_every_link_leads_to_a_file(name):
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8"))
-    assert [link for link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
-
-
-def _without_numbers(text):
-    """Words of each line; digits, and the line numbers of the joined blocks, are left out."""
-    return [re.sub(r"[\d.e+-]+", "#", line).split() for line in text.splitlines()]

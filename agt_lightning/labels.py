@@ -83,10 +83,33 @@ class ClassLabels:
         lower = (reachable & (reachable.sum(dim=-1, keepdim=True) == 1)).to(dtype)
         return Interval.trusted(lower, upper, nonnegative=True)
 
+    @property
+    def numbers(self) -> Interval | None:
+        """The hull of all numbers that each label can be, of its shape; None if unbounded.
+
+        Integers become numbers in double precision.
+
+        Example:
+            >>> labels = ClassLabels(torch.tensor([0, 2]), flippable=True, sources=(2,), targets=(1, 3))
+            >>> hull = labels.numbers
+            >>> hull.lower.tolist(), hull.upper.tolist()
+            ([0.0, 1.0], [0.0, 3.0])
+        """
+        point = self.index if self.index.is_floating_point() else self.index.double()
+        if not self.flippable or self.targets == ():
+            return Interval.point(point)
+        targets = (0, 1) if self.targets is None and self.index.dtype == torch.bool else self.targets
+        if targets is None:
+            return None
+        source = self._is_source()
+        lower = torch.where(source, point.clamp(max=min(targets)), point)
+        return Interval.trusted(lower, torch.where(source, point.clamp(min=max(targets)), point))
+
     def _is_source(self) -> Tensor:
         if self.sources is None:
             return torch.ones_like(self.index, dtype=torch.bool)
-        return torch.isin(self.index.long(), torch.tensor(self.sources, device=self.index.device))
+        index = self.index if self.index.is_floating_point() else self.index.long()
+        return torch.isin(index, torch.tensor(self.sources, device=index.device).to(index.dtype))
 
     def _targets(self, classes: int) -> Tensor:
         if self.targets is None:

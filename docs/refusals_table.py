@@ -145,7 +145,7 @@ def _float_weight(self: Any, batch: Any, batch_idx: int) -> Tensor:
 
 
 def _class_weights(self: Any, batch: Any, batch_idx: int) -> Tensor:
-    return F.cross_entropy(self.net(batch[0]), batch[1], weight=torch.tensor([1.0, 2.0, 3.0]))
+    return F.cross_entropy(self.net(batch[0]), batch[1], weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
 
 
 def _weights_of_samples(self: Any, batch: Any, batch_idx: int) -> Tensor:
@@ -244,6 +244,14 @@ class Initialized(Lazy):
         self.net[0](torch.zeros(1, 4))
 
 
+class LastLayer(Regressor):
+    """The same network, of which the last layer alone is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+
 CASES = (
     Case(
         "Early stopping",
@@ -324,9 +332,9 @@ CASES = (
         Try(_step(_per_sample)),
     ),
     Case(
-        "Weights by class while labels can be flipped",
-        "Cross entropy divides by the sum of all weights: one label reaches every gradient. With fixed labels they are "
-        "no obstacle.",
+        "Weights by class with smoothed labels",
+        "Smoothing weighs every class, in a sum for which there is no rule. Without it weights by class are no "
+        "obstacle, for logits of shape (batch, classes).",
         Try(_step(_class_weights), FLIPPED),
         "Put the weight of each sample into the data set, and take the mean of weighted losses.",
         Try(_step(_weights_of_samples), FLIPPED, _weighted),
@@ -361,10 +369,10 @@ CASES = (
     ),
     Case(
         "Replaced samples in a domain that cannot clip",
-        "Clipping each sample's gradient changes the steps from which the ball's radius follows.",
+        "Gradients of several layers, or clipped entry by entry, are no gradients of a convex loss.",
         Try(adversary=REPLACED, certified={"domains": ["ball"]}),
-        "Use the box.",
-        Try(adversary=REPLACED, certified={"domains": ["box"]}),
+        "Train the last layer alone, and clip by the norm; or use the box.",
+        Try(LastLayer, UnboundedAdversary(n=1, kappa=0.1, clip="norm"), certified={"domains": ["ball"]}),
     ),
 )
 

@@ -48,6 +48,11 @@ bounded under the box.
 
 Batch normalization in training mode has no line in the table, since it takes all samples together: it is covered for
 `BoundedAdversary` with `domains=["box"]` and `method="ibp"` in one process ([theory.md](theory.md), section 16).
+The same holds of losses over a number of the batch: the root of a mean, such as `torch.sqrt(F.mse_loss(z, y) + 1e-6)`,
+and class weights of `cross_entropy` with a mean, for logits of shape (batch, classes) and labels without smoothing.
+
+Samples that are replaced, inserted or deleted (`UnboundedAdversary`) are covered by the box, and with `clip="norm"` by
+the ball for one trained linear layer ([theory.md](theory.md), section 10.12); adjoint and influence refuse them.
 
 *Exact* means that each bound, taken alone, is attained for some input in the box, up to rounding of the bounds'
 arithmetic. All other rules say what they lose. Every rule refuses a call that cuts or mixes

@@ -101,6 +101,19 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"Expected `{name}` to be at least 0, but got {value}.")
 
 
+def check_number(name: str, value: object) -> None:
+    """Require a finite number.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is NaN or infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"Expected `{name}` to be a number, but got {value!r} ({type(value).__name__}).")
+    if not math.isfinite(value):
+        raise ValueError(f"Expected `{name}` to be finite, but got {value}.")
+
+
 def check_size(name: str, value: object, *, positive: bool = False) -> None:
     """Require a finite nonnegative (or positive) number.
 

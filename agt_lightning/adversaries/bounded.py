@@ -36,7 +36,8 @@ class BoundedAdversary:
         nu: radius ν of the label ball; for class labels, 1 if they can be flipped, else 0.
         q: norm of the label ball: 0 flips class or binary labels; 1, 2 and infinity move real-valued labels, of one or
             several outputs (the enclosing box is propagated, which is exact for each output alone).
-        target_classes: for flips, the classes that labels can become; None if all.
+        target_classes: for flips, the classes that labels can become; None if all. Labels that the loss reads as
+            numbers, such as ``y.float()`` in a squared error, become one of these numbers, which must be given.
         source_classes: for flips, the classes whose samples can be relabeled; None if all.
         bounds: smallest and largest value of a feature, such as (0, 1) for pixels; the ball is cut to this range. None
             if there is no range.
@@ -170,15 +171,16 @@ class BoundedAdversary:
         flips = self.q == 0
         if label_kind is LabelKind.CLASS and not flips:
             problems.append(f"Class labels cannot move by `nu={self.nu}` in norm `q={self.q}`. Use `nu=1, q=0`.")
-        if label_kind is LabelKind.NUMBER and flips:
+        if label_kind is LabelKind.NUMBER and flips and self.target_classes is None:
             problems.append(
                 "`q=0` flips class labels, but the loss reads real-valued labels, which `q=0` would leave unbounded. "
-                "Use `q=inf` with a radius `nu`."
+                "Name the numbers that a flip can write, as by `target_classes=(0, 1)`, or use `q=inf` with a radius "
+                "`nu`."
             )
-        restricted = self.target_classes is not None or self.source_classes is not None
-        if restricted and label_kind is LabelKind.BINARY:
+        if label_kind is LabelKind.BINARY and self.source_classes is not None and self.target_classes is None:
             problems.append(
-                "`target_classes` and `source_classes` need class labels, but the loss reads zeros and ones."
+                "`source_classes` needs class labels, but the loss reads zeros and ones. Name what a flip can write, "
+                "as by `target_classes=(0, 1)`, or leave `source_classes` out."
             )
         return problems
 
@@ -205,19 +207,15 @@ class BoundedAdversary:
         return radius_of_sample(features, self.epsilon)
 
     def poisoned_labels(self, labels: Tensor, label_kind: LabelKind) -> Value:
-        """Return ``[y - ν, y + ν]``, or all labels that a flip can produce.
+        """Return ``[y - ν, y + ν]``, or all labels that a flip can produce, as numbers their hull.
 
         Raises:
             ValueError: if binary labels are flipped that are not in [0, 1].
         """
         if label_kind is LabelKind.CLASS:
-            sources, targets = self.source_classes, self.target_classes
-            return ClassLabels(
-                labels,
-                flippable=True,
-                sources=None if sources is None else tuple(sources),
-                targets=None if targets is None else tuple(targets),
-            )
+            return self._flipped(labels)
+        if self.q == 0 and self.target_classes is not None:
+            return as_interval(self._flipped(labels))
         point = as_interval(labels).lower
         if self.q == 0:
             if not bool(((point >= 0) & (point <= 1)).all()):
@@ -228,3 +226,12 @@ class BoundedAdversary:
             return Interval.trusted(torch.zeros_like(point), torch.ones_like(point), nonnegative=True)
         radius = round_up(torch.full_like(point, self.nu, dtype=torch.float64), point.dtype)
         return Interval.trusted(moved_down(point, radius), moved_up(point, radius))
+
+    def _flipped(self, labels: Tensor) -> ClassLabels:
+        sources, targets = self.source_classes, self.target_classes
+        return ClassLabels(
+            labels,
+            flippable=True,
+            sources=None if sources is None else tuple(sources),
+            targets=None if targets is None else tuple(targets),
+        )

@@ -37,7 +37,7 @@ class UnboundedAdversary:
 
     Reference:
         Paper, appendix D, in the weighted form of docs/theory.md, eq. (5.1): Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}. For
-        insertions and deletions docs/theory.md, eq. (5.4).
+        insertions and deletions docs/theory.md, eq. (5.4); for both in the ball, section 10.12.
 
     Example:
         >>> UnboundedAdversary(n=2, kappa=0.5)

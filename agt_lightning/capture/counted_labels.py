@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agt_lightning.capture.graph import COUNTED_MEAN, Call, Graph, Reference
+from agt_lightning.capture.graph import COUNTED_MEAN, NONE_LEFT_OUT, Call, Graph, Reference
 from agt_lightning.errors import UncertifiableError
 
 _aten = torch.ops.aten
@@ -135,6 +135,7 @@ def _leaves_out_labels(call: Call) -> bool:
         and arguments["weight"] is None
         and arguments["label_smoothing"] == 0.0
         and arguments["reduction"] == 0
+        and not arguments.get(NONE_LEFT_OUT)
     )
 
 

@@ -20,8 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from agt_lightning.capture import numbers
 from agt_lightning.capture.graph import Graph
-from agt_lightning.capture.likelihoods import WITHOUT_CHECKS
-from agt_lightning.capture.recording import Recording, branch, refuse_branch
+from agt_lightning.capture.likelihoods import WITH_CHECKS_SEEN
+from agt_lightning.capture.paths import raises_by_itself
+from agt_lightning.capture.raising import raises_for_some
+from agt_lightning.capture.recording import Recording, branch, raise_on_another_path, refuse_branch
 from agt_lightning.capture.source import current_line, is_internal
 from agt_lightning.errors import CaptureError
 
@@ -107,12 +109,15 @@ class DataReads(TorchFunctionMode):
             self.recording.refuse(
                 f"{current_line()} reads `grad_fn`, through which gradients can be changed. Remove it."
             )
+        if raises_for_some(func, (args, kwargs), _is_data):
+            raise_on_another_path()
         try:
-            result = WITHOUT_CHECKS.get(func, func)(*args, **kwargs)
+            result = WITH_CHECKS_SEEN.get(func, func)(*args, **kwargs)
         except CaptureError:
             raise
         except Exception as error:
-            self.recording.failures.append(f"{current_line()} raises {type(error).__name__}: {first_line(error)}")
+            if not raises_by_itself(error):
+                self.recording.failures.append(f"{current_line()} raises {type(error).__name__}: {first_line(error)}")
             raise
         self.recording.finite_checks.follow(func, args, result)
         self.recording.made_numbers.follow(func, args, kwargs, result)

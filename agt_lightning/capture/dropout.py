@@ -230,8 +230,8 @@ def masks_of_size(masks: Mapping[str, Mask | Draw], captured: int, samples: int)
 def draw_masks(masks: Mapping[str, Mask | Draw], device: torch.device, state: RandomState) -> dict[str, Tensor]:
     """Return the masks that the training step drew, by drawing them again in the same order.
 
-    Each is drawn from the state at its layer if these were noted, and otherwise one after another from the beginning of
-    the step.
+    They are drawn one after another from the state at the beginning of the step. If the step has drawn more than these,
+    masks alone can still be drawn from the states at their layers, if these were noted.
 
     Args:
         masks: the masks of a graph, in order, as large as the step draws them.
@@ -239,25 +239,25 @@ def draw_masks(masks: Mapping[str, Mask | Draw], device: torch.device, state: Ra
         state: state of the generators at the beginning of the step; their current state is restored afterwards.
 
     Raises:
-        UncertifiableError: if there are other draws than masks, and the step has drawn more than these.
+        UncertifiableError: if the step has drawn more than these, and it is not known when.
     """
     devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
-    others = any(isinstance(mask, Draw) for mask in masks.values())
-    states = state.at_masks if len(state.at_masks) == len(masks) and not others else [state]
-    drawn: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=devices):
-        for at, (name, mask) in enumerate(masks.items()):
-            if at < len(states):
-                _set(states[at], devices)
-            drawn[name] = _draw(mask, device)
-        if others and state.after and not state.after[0].equals(RandomState.now(), devices):
+        _set(state, devices)
+        drawn = {name: _draw(mask, device) for name, mask in masks.items()}
+        if not state.after or state.after[0].equals(RandomState.now(), devices):
+            return drawn
+        if len(state.at_masks) != len(masks) or any(isinstance(mask, Draw) for mask in masks.values()):
             raise UncertifiableError([_OTHER_DRAWS])
+        for at, (name, mask) in zip(state.at_masks, masks.items(), strict=True):
+            _set(at, devices)
+            drawn[name] = _draw(mask, device)
     return drawn
 
 
 _OTHER_DRAWS = (
     "`training_step` draws random numbers besides those that the loss reads, so that it is not known which of them the "
-    "loss has got. Draw those for logs in another hook, such as `on_train_batch_end`."
+    "loss has got. Draw those for logs in another hook, such as `on_train_batch_end`; of dropout, write `nn.Dropout`."
 )
 
 

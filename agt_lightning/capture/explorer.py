@@ -87,7 +87,8 @@ class Explorer:
             plain = any(recording.conversions for recording in recordings)
             self._require_forgotten(agreed, Memory(values), needed if plain else _WITH_OTHERS)
         unread = frozenset(name for path, name in values if not path)
-        return agreed.along(reached, ended, unread)
+        raising = dict.fromkeys(line for each in recordings for line in each.raising)
+        return agreed.along(reached, {**ended, **raising}, unread)
 
     def _require_forgotten(self, agreed: Graph, memory: Memory, needed: int) -> None:
         """Require that the code does the same whatever earlier steps have written to attributes.

@@ -29,6 +29,7 @@ from agt_lightning.capture.rewriting import renamed
 from agt_lightning.capture.samples_first import samples_first
 from agt_lightning.capture.shared_layers import shared_statistics
 from agt_lightning.capture.source import as_forward, line_of
+from agt_lightning.capture.totals import rooted
 from agt_lightning.capture.traces import no_traces
 from agt_lightning.capture.written import Watch
 from agt_lightning.errors import CaptureError
@@ -155,7 +156,7 @@ def _recorded(
     on_cpu = all(leaf.device.type == "cpu" for leaf in leaves)
     drawn = masked(composed(unrolled(plainly_cut(graph), on_cpu=on_cpu)), on_cpu=on_cpu)
     normal = _live(distributed(reduced(unweighted(lookups(_fused(drawn))))))
-    graph = _live(samples_first(normal))
+    graph = _live(rooted(samples_first(normal)))
     return replace(graph, written=graph.written | recording.replaced_buffers)
 
 
@@ -269,6 +270,7 @@ def _detached(graph: Graph, fixed: frozenset[str]) -> Graph:
             arguments={"self": Reference(name)},
             shape=graph.shapes[name],
             dtype=graph.types[name],
+            module="",
         )
         for name in sorted(names)
     ]

@@ -36,6 +36,10 @@ COUNTED_MEAN = "mean of counted labels"
 """Extra argument of a cross entropy whose mean was split off: it divides by the labels that are not left out."""
 
 
+NONE_LEFT_OUT = "no label is left out"
+"""Extra argument of a cross entropy whose labels all count, or else there are no bounds."""
+
+
 VALUE_ONLY = "value only"
 """Extra argument of a clamp that code applies under `no_grad` in place: the value is cut, its gradient passes."""
 

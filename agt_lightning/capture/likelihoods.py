@@ -1,4 +1,4 @@
-"""``gaussian_nll_loss`` without its check of the variances, which ends the run where it fails.
+"""``gaussian_nll_loss`` by calls that have rules, and its check of the variances, which ends the run where it fails.
 
 Recording sees the loss as one call, so that Python's branch on the check is out of sight. It cuts the variances from
 below without their gradient noticing.
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agt_lightning.capture.graph import VALUE_ONLY, Call, Graph, Reference
+from agt_lightning.capture.recording import branch
 
 _aten = torch.ops.aten
 
@@ -39,19 +40,22 @@ def _gaussian_nll_loss(
     eps: float = 1e-6,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute what `torch.nn.functional.gaussian_nll_loss` computes for variances that are not negative."""
+    """Compute what `torch.nn.functional.gaussian_nll_loss` computes, and end the run as it does on another path."""
     if not isinstance(var, Tensor) or reduction not in ("none", "mean", "sum"):
         return F.gaussian_nll_loss(input, target, var, full=full, eps=eps, reduction=reduction)
     if var.shape != input.shape and var.shape == input.shape[:-1]:
         var = var.unsqueeze(-1)
+    if branch("a check of variances"):
+        raise ValueError("var has negative entry/entries")
     var = cast("Tensor", _AT_LEAST(var, eps))
     loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
     loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
-WITHOUT_CHECKS: Mapping[object, Callable[..., Any]] = {F.gaussian_nll_loss: _gaussian_nll_loss}
-"""Functions of torch that end the run for some data, and what they compute for others."""
+WITH_CHECKS_SEEN: Mapping[object, Callable[..., Any]] = {F.gaussian_nll_loss: _gaussian_nll_loss}
+"""Functions of torch that end the run for some data, and others that do and compute the same, in sight of a recording.
+"""
 
 
 def plainly_cut(graph: Graph) -> Graph:

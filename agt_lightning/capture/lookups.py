@@ -13,8 +13,9 @@ from dataclasses import replace
 import torch
 from torch._ops import OpOverload
 
-from agt_lightning.capture.graph import Call, Graph, Reference
+from agt_lightning.capture.graph import NONE_LEFT_OUT, Call, Graph, Reference
 from agt_lightning.capture.reached import reached
+from agt_lightning.capture.totals import OVER_TOTAL
 
 _aten = torch.ops.aten
 
@@ -108,21 +109,30 @@ def _one_of_row(writer: _Writer) -> None:
 
 
 def _is_weighed(call: Call, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, torch.dtype]) -> bool:
-    """Return whether a call gives the loss of each sample, times the weight of its class."""
+    """Return whether a call weighs the loss of each sample by its class."""
     if call.op is not _aten.cross_entropy_loss.default or call.arguments["weight"] is None:
         return False
     arguments = call.arguments
     logits, labels = call.inputs[:2]
     classes = len(shapes[labels]) == 1 and len(shapes[logits]) == 2 and not types[labels].is_floating_point
-    return classes and arguments["reduction"] == 0 and arguments["label_smoothing"] == 0.0
+    return classes and arguments["label_smoothing"] == 0.0
 
 
 def _weighed(writer: _Writer) -> None:
     call = writer.call
     logits, labels, weight = (Reference(name) for name in call.inputs)
     samples, count = writer.shapes[logits.name]
-    loss = writer.write(call.op, {**call.arguments, "weight": None}, (samples,), call.dtype)
+    arguments = {**call.arguments, "weight": None, "reduction": 0}
+    loss = writer.write(call.op, arguments, (samples,), call.dtype)
     units = {"self": writer.units(labels, count), "other": weight}
     product = writer.write(_aten.mul.Tensor, units, (samples, count), call.dtype)
     own = writer.write(_aten.sum.dim_IntList, {"self": product, "dim": [1]}, (samples,), call.dtype)
-    writer.write(_aten.mul.Tensor, {"self": loss, "other": own}, (samples,), call.dtype, call.name)
+    reduction = call.arguments["reduction"]
+    name = call.name if reduction == 0 else ""
+    weighed = writer.write(_aten.mul.Tensor, {"self": loss, "other": own}, (samples,), call.dtype, name)
+    if reduction == 1:  # a label that is left out would have to be left out of the total, too
+        writer.calls[0] = replace(writer.calls[0], arguments={**writer.calls[0].arguments, NONE_LEFT_OUT: True})
+        shares = {"value": weighed, "weights": own}
+        weighed = writer.write(OVER_TOTAL, shares, (samples,), call.dtype)
+    if reduction:
+        writer.write(_aten.sum.default, {"self": weighed}, (), call.dtype, call.name)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from agt_lightning.capture.raising import DataError
+
 _MOST_BRANCHES = 64
 """Branches on data that one path may have; more are a loop that data end."""
 
@@ -21,7 +23,7 @@ _NOT_ENDING = (StopIteration, StopAsyncIteration)
 _OF_RECORDING = ("torch", "agt_lightning.capture")
 """Code whose own errors can be those of recording alone."""
 
-_OF_TRAINING = ("torch.distributions", "torch.utils.data")
+_OF_TRAINING = ("torch.distributions", "torch.utils.data", "agt_lightning.capture.likelihoods")
 """Parts of it whose errors come in training too."""
 
 _HOSTS = ("lightning", "pytorch_lightning", "lightning_fabric")
@@ -97,6 +99,8 @@ def raises_by_itself(error: BaseException) -> bool:
         ...     print(raises_by_itself(error))
         True
     """
+    if isinstance(error, DataError):
+        return True
     if isinstance(error, _NOT_ENDING) or type(error).__module__.partition(".")[0] in _HOSTS:
         return False
     frame: TracebackType | None = error.__traceback__

@@ -6,11 +6,13 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from agt_lightning.capture.finite_checks import FiniteChecks
 from agt_lightning.capture.made_numbers import MadeNumbers
 from agt_lightning.capture.paths import Path
+from agt_lightning.capture.raising import DataError, is_caught
 from agt_lightning.capture.source import current_line
 from agt_lightning.errors import CaptureError
 
@@ -59,6 +61,7 @@ class Recording:
         replaced_buffers: names of the buffers in whose place the code has put other tensors.
         draws: the random numbers that the code has drawn; see `agt_lightning.capture.draws`.
         watch: looks at what the code writes, while it runs.
+        raising: lines with calls of torch that raise an error for some data.
     """
 
     probe: int = 0
@@ -78,6 +81,7 @@ class Recording:
     replaced_buffers: frozenset[str] = frozenset()
     draws: Hashable = None
     watch: Watch | None = None
+    raising: list[str] = field(default_factory=list)
 
     @property
     def refused(self) -> bool:
@@ -130,6 +134,7 @@ class Recording:
         """Make this the recording of the code that runs inside."""
         self.reads.clear()
         self.conversions.clear()
+        self.raising.clear()
         self.calls = 0
         self.path.restart()
         self.finite_checks = FiniteChecks()
@@ -162,6 +167,33 @@ def branch(what: str) -> bool:
     if outcome is None:
         refuse_branch(what)
     return outcome
+
+
+def raise_on_another_path() -> None:
+    """Note that the current line can raise an error for some data; on another path of the recording, raise it.
+
+    Raises:
+        DataError: on that path, which is there only if the user's code may catch it.
+    """
+    recording, line = current(), current_line()
+    if recording is None:
+        return
+    recording.raising.append(line)
+    message = (
+        f"{line} can raise an error in a poisoned run, and the code then goes on another way. Remove the `try`, so "
+        "that the error ends the run."
+    )
+    if is_caught(_is_recorded) and recording.path.decide(message):
+        raise DataError(f"{line} raises an error for some data")
+
+
+def _is_recorded(frame: FrameType) -> bool:
+    """Return whether a frame is the one in which a recording runs the user's code."""
+    return frame.f_globals.get("__name__") == _RECORDER
+
+
+_RECORDER = "agt_lightning.capture.export"
+"""Module that runs the user's code."""
 
 
 def refuse_branch(what: str) -> NoReturn:

@@ -64,6 +64,15 @@ def is_internal(frame: types.FrameType) -> bool:
     return frame.f_code.co_filename.startswith(_INTERNAL)
 
 
+def is_of_user(frame: types.FrameType) -> bool:
+    """Return whether a frame runs code outside torch, Lightning, this package and the standard library's context."""
+    return not (frame.f_code.co_filename.startswith(_NOT_USER) or _top(frame) in LIGHTNING)
+
+
+def _top(frame: types.FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
 def current_line() -> str:
     """Return the innermost running line outside torch and the standard library: ``file.py:12 `code` ``."""
     frame: types.FrameType | None = sys._getframe(1)

@@ -1,5 +1,6 @@
 """Certificates of predictions and of an adversary's goals, from bounds on the parameters (appendix B)."""
 
+from agt_lightning.certificates.acceptance import Acceptance
 from agt_lightning.certificates.goals import (
     binary_cross_entropy_bounds,
     cross_entropy_bounds,
@@ -13,6 +14,7 @@ from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.certificates.task import Task
 
 __all__ = [
+    "Acceptance",
     "Certification",
     "CertifiedModel",
     "StartOfTraining",

@@ -1,32 +1,38 @@
-"""The certificate as a file: threat model, optimizer, settings, results and assumptions of a certified training."""
+"""What a certificate says: threat model, optimizer, settings, results, digests and assumptions of a training."""
 
 import dataclasses
-import json
-import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.several import settings_that_differ
+from agt_lightning.certificates.acceptance import judged
 from agt_lightning.certificates.assumptions import assumptions
+from agt_lightning.certificates.budget import budget, metrics, not_certified
+from agt_lightning.certificates.document import with_digest
+from agt_lightning.certificates.environment import versions
 from agt_lightning.certificates.phases import (
     EVALUATED,
     FLOATS,
     OVERRIDDEN_OBJECTIVE,
+    ROLES,
     SAMPLES_ARE_NAMED,
     Phase,
     any_phase,
     in_all_phases,
 )
 
-PACKAGES = ("agt-lightning", "torch", "lightning", "pytorch-lightning", "torchmetrics", "numpy")
+SCHEMA = "urn:agt-lightning:certificate:2"
+"""Name of the JSON Schema of a certificate; predicate type of a statement about it."""
+
+VERSION = 2
+"""Of the schema."""
+
+ONE, SEVERAL = "agt_lightning certificate 2", "agt_lightning certificates 2"
+"""Formats of a certificate, and of those of several adversaries."""
 
 _SETTINGS = (bool, int, float, str, tuple, torch.Tensor)
 """Types of an optimizer's settings that a certificate states."""
@@ -52,10 +58,31 @@ class Results:
     Args:
         weights: of the module.
         metrics: by name.
+        domain_shares: by index of the validation loader, the share of the bounds on outputs that each domain decides.
     """
 
     weights: Weights
     metrics: Mapping[str, float]
+    domain_shares: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What ties a certificate to one training.
+
+    Args:
+        digests: SHA-256 of weights, bounds, data and code, by name; see docs/certificate.md.
+        samples: the smallest and the largest number of samples of a step; None if not all steps are known.
+        types: of the parameters that are trained, such as ``"float32"``.
+        acceptance: criteria, from `agt_lightning.certificates.acceptance.dated`.
+        made: from `agt_lightning.certificates.environment.made`.
+    """
+
+    digests: Mapping[str, object]
+    samples: tuple[int, int] | None
+    types: Sequence[str]
+    acceptance: Sequence[Mapping[str, Any]]
+    made: Mapping[str, object]
 
 
 def certificate(
@@ -65,6 +92,7 @@ def certificate(
     results: Results,
     phases: Sequence[Phase],
     domains: Mapping[str, object],
+    circumstances: Circumstances,
     earlier: Results | None = None,
     remarks: Sequence[str] = (),
     frozen: Sequence[str] = (),
@@ -77,38 +105,64 @@ def certificate(
         results: metrics of the module that the bounds are about, after the last certified step.
         phases: how bounds were computed, for all steps.
         domains: what the certificate states about the domains.
+        circumstances: what ties it to one training.
         earlier: metrics of the last validation if later steps have changed the weights or their bounds.
         remarks: sentences on the results, such as why some are missing.
         frozen: names of the parameters that were not trained at the end.
     """
     fields = dataclasses.asdict(adversary)  # type: ignore[call-overload]
     groups = [
-        {key: _plain(value) for key, value in group.items() if key != "params" and isinstance(value, _SETTINGS)}
+        {key: value for key, value in group.items() if key != "params" and isinstance(value, _SETTINGS)}
         for group in optimizer.param_groups
     ]
-    return {
-        "format": "agt_lightning certificate 1",
-        "adversary": {"type": type(adversary).__name__, **fields},
-        "optimizer": {"type": type(optimizer).__name__, "param_groups_at_the_end": groups},
-        "steps": results.weights.steps,
-        "bounds": {**in_all_phases(phases), "domains": dict(domains)},
-        "phases": [phase.plain() for phase in phases],
-        "frozen_parameters": list(frozen),
-        "results": dict(results.metrics),
-        "results_are_of": _plain_weights(results.weights),
-        "earlier_results": []
-        if earlier is None
-        else [{**_plain_weights(earlier.weights), "results": dict(earlier.metrics)}],
-        "remarks": list(remarks),
-        "assumptions": assumptions(
-            adversary,
-            own_objective=any_phase(phases, OVERRIDDEN_OBJECTIVE),
-            named_samples=any_phase(phases, SAMPLES_ARE_NAMED),
-            evaluated=any_phase(phases, EVALUATED),
-            real=any(phase.settings.get(FLOATS) != "run" for phase in phases),
-        ),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-    }
+    real = any(phase.settings.get(FLOATS) != "run" for phase in phases)
+    steps = results.weights.steps
+    return with_digest(
+        {
+            "$schema": SCHEMA,
+            "schema_version": VERSION,
+            "format": ONE,
+            "adversary": {"type": type(adversary).__name__, **fields},
+            "budget": budget(adversary, circumstances.samples, steps),
+            "roles": _roles(phases),
+            "optimizer": {"type": type(optimizer).__name__, "param_groups_at_the_end": groups},
+            "steps": steps,
+            "bounds": {**in_all_phases(phases), "domains": dict(domains)},
+            "floats": {
+                "level": "real" if real else "run",
+                "meaning": _REAL if real else _RUN,
+                "types_of_the_run": list(circumstances.types),
+            },
+            "phases": [phase.plain() for phase in phases],
+            "frozen_parameters": list(frozen),
+            "results": dict(results.metrics),
+            "metrics": metrics(results.metrics, results.domain_shares, steps),
+            "results_are_of": _plain_weights(results.weights),
+            "earlier_results": []
+            if earlier is None
+            else [{**_plain_weights(earlier.weights), "results": dict(earlier.metrics)}],
+            "acceptance": judged(circumstances.acceptance, results.metrics),
+            "remarks": list(remarks),
+            "assumptions": assumptions(
+                adversary,
+                own_objective=any_phase(phases, OVERRIDDEN_OBJECTIVE),
+                named_samples=any_phase(phases, SAMPLES_ARE_NAMED),
+                evaluated=any_phase(phases, EVALUATED),
+                real=real,
+            ),
+            "not_certified": not_certified(
+                adversary, frozen=bool(frozen), validated=bool(results.domain_shares), real=real
+            ),
+            "digests": dict(circumstances.digests),
+            "versions": versions(),
+            "made": dict(circumstances.made),
+        }
+    )
+
+
+_RUN = "Bounds contain every run as hardware executes it, in these types, in any order of summation (docs/floats.md)."
+
+_REAL = "Bounds contain every run in real arithmetic; a run on hardware can leave them by rounding (docs/floats.md)."
 
 
 def certificates(adversaries: Sequence[Adversary], records: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
@@ -119,14 +173,18 @@ def certificates(adversaries: Sequence[Adversary], records: Mapping[str, Mapping
         records: from `certificate` for each of them, by its name and in the same order.
     """
     settings = settings_that_differ(adversaries)
-    return {
-        "format": "agt_lightning certificates 1",
-        "curve": [
-            {"name": name, "settings": dict(differing), "results": record["results"]}
-            for (name, record), differing in zip(records.items(), settings, strict=True)
-        ],
-        "certificates": dict(records),
-    }
+    return with_digest(
+        {
+            "$schema": SCHEMA,
+            "schema_version": VERSION,
+            "format": SEVERAL,
+            "curve": [
+                {"name": name, "settings": dict(differing), "results": record["results"]}
+                for (name, record), differing in zip(records.items(), settings, strict=True)
+            ],
+            "certificates": dict(records),
+        }
+    )
 
 
 def frozen_parameters(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -136,38 +194,14 @@ def frozen_parameters(module: torch.nn.Module, optimizer: torch.optim.Optimizer)
     return [name for name, parameter in named if not parameter.requires_grad or id(parameter) not in owned]
 
 
-def write_certificate(path: str | os.PathLike[str], record: Mapping[str, object]) -> None:
-    """Write a certificate as JSON, atomically; infinities become the strings "inf" and "-inf".
-
-    Args:
-        path: the file; missing folders are made.
-        record: from `certificate`.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
 def _plain_weights(weights: Weights) -> dict[str, object]:
     return {"steps": weights.steps, "digest_of_the_weights": weights.digest}
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
+def _roles(phases: Sequence[Phase]) -> list[object]:
+    """Return the roles of batch entries, once for each kind of batch of any phase."""
+    found: list[object] = []
+    for phase in phases:
+        roles = phase.settings.get(ROLES, [])
+        found += [each for each in (roles if isinstance(roles, list) else []) if each not in found]
+    return found

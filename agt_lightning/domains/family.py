@@ -246,10 +246,9 @@ def _problems(name: str, domain: Domain[Any], setup: TrainingSetup) -> list[str]
     program = setup.bounded.program
     if not program.mixing or domain.covers_batch_statistics:
         return domain.problems(setup)
-    call = next(call for call in program.graph.calls if call.name in program.mixing)
     return [
-        f"The domain `{name}` does not cover batch normalization in training mode (at {call.source}), where one sample "
-        'reaches the gradients of all others. Use `domains=["box"]`, `GroupNorm`, or keep that layer in `eval()`.'
+        f"The domain `{name}` does not cover {program.mixed_by}, where one sample reaches the gradients of all others. "
+        f'Use `domains=["box"]`, or {program.unmixed}.'
     ]
 
 

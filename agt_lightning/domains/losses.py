@@ -256,6 +256,21 @@ class HeadLoss(ABC):
             arithmetic: of the run.
         """
 
+    def gradients_on_a_line(self, outputs: int) -> bool:
+        """Return whether all gradients ``∂ℓ/∂f`` of a sample are multiples of one vector."""
+        return outputs == 1
+
+    def clips_to_convex(self, outputs: int) -> bool:
+        """Return whether gradients that are scaled to at most some norm are gradients of a convex function of f.
+
+        Args:
+            outputs: number of outputs, K.
+
+        Reference:
+            docs/theory.md, section 10.12.
+        """
+        return self.gradients_on_a_line(outputs)
+
     def _within_limits(self, error: Tensor, bounds: OutputBounds, arithmetic: Arithmetic) -> Tensor:
         """Return the rounding, or infinity for samples whose outputs can exceed a limit."""
         if not self.limits:
@@ -311,6 +326,10 @@ class SquaredError(HeadLoss):
     def label_change(self, labels: LabelPerturbation, outputs: int) -> Tensor:
         """Return ``2 ‖ỹ - y‖``."""
         return 2 * self.scale * labels.distance()
+
+    def clips_to_convex(self, outputs: int) -> bool:
+        """Return true: scaled ``2 (f - y)`` is the gradient of a Huber function of ``‖f - y‖``."""
+        return True
 
     @property
     def label_slope(self) -> float:
@@ -490,6 +509,10 @@ class SoftmaxLoss(HeadLoss):
         """Return zero, attained in the direction of equal logits, and ``2 max_k p_k (1 - p_k)`` by Gershgorin."""
         largest = 2 * bounds.largest_variance
         return torch.zeros_like(largest), self.scale * largest.clamp(max=_SOFTMAX_LIPSCHITZ)
+
+    def gradients_on_a_line(self, outputs: int) -> bool:
+        """Return whether there are at most two classes: the entries of ``p - e_y`` add up to zero."""
+        return outputs <= 2
 
     @property
     def label_slope(self) -> float:

@@ -64,8 +64,9 @@ class AbstractGradientEngine:
     computation in ``config.dtype`` is rounded outward.
 
     `step` trains and bounds one step. A program that owns its training loop calls instead, at each step and in this
-    order: its own backward pass, `bound_gradient`, `verify`, `clip` if it clips the mean gradient, its clipping and its
-    optimizer step, `update`. It must call `problems` first, for every new kind of batch.
+    order: `observe`, its own backward pass in the context `MicroBatch.running`, `bound_gradient` of what `observe`
+    returned, `verify`, `clip` if it clips the mean gradient, its clipping and its optimizer step, `update`. It must
+    call `problems` first, for every new kind of batch.
 
     Args:
         module: the module in training. Only `step` moves its parameters; `verify` may write gradients.
@@ -92,6 +93,7 @@ class AbstractGradientEngine:
         statistics: the running statistics that steps have moved, in training itself.
         stated: facts about the training that certificates and checkpoints state beside the settings, by name; numbers,
             strings, lists and dictionaries.
+        noted: what else checkpoints keep of the training, by name, which is no setting of its steps; of the same kinds.
 
     Reference:
         Paper, Algorithm 1 and Theorem 3.3.
@@ -137,6 +139,7 @@ class AbstractGradientEngine:
         )
         self.steps = 0
         self.stated: dict[str, Any] = {}
+        self.noted: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
         whole_samples = self.adversary.sample_clipping is not None
         record = partial(
@@ -194,8 +197,10 @@ class AbstractGradientEngine:
         trained = []
         with self.processes.collective_errors():
             for at, batch in enumerate(batches):
-                trained.append(self.observe(batch, Clock(epoch or 0, self.steps, at), epoch))
-                (self.loss(self.module, batch) / len(batches)).backward()
+                observed = self.observe(batch, Clock(epoch or 0, self.steps, at), epoch)
+                trained.append(observed)
+                with observed.running(self.module):
+                    (self.loss(self.module, batch) / len(batches)).backward()
         average_gradients(self.module, self.processes)
         bounds = self.bound_gradient(trained)
         self.verify(bounds, trained, optimizer=optimizer)
@@ -220,6 +225,7 @@ class AbstractGradientEngine:
             require_untouched(self.module, self._trained)
             for batch in micro_batches:
                 batch.require_unchanged()
+                batch.require_drawn(self._recorded(batch))
                 self.require_constant(self._recorded(batch))
             require_unhooked(self.module)
             if self.processes.size == 1:  # of several, each has statistics that others overwrite
@@ -501,6 +507,7 @@ class AbstractGradientEngine:
             "statistics": self.statistics.state(),
             "domains": self.domains.state(),
             "domains_of_others": [runs.domains.state() for runs in self.runs[1:]],
+            "noted": dict(self.noted),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -523,6 +530,7 @@ class AbstractGradientEngine:
                     runs.domains.restore(domains)
                 steps, digest = int(state["steps"]), str(state["parameters"])
                 statistics = state.get("statistics", {"digest": "", "moved": [], "foreign": []})
+                noted = dict(state.get("noted", {}))
             self.statistics.restore(statistics)
             for runs in self.runs:
                 outside = self.bounds_of(runs.adversary).violations(self.module)
@@ -533,7 +541,7 @@ class AbstractGradientEngine:
             require_parameters(self.module, digest)
         self.processes.require_same(self._fingerprint_tensors(), "resumed bounds")
         self._trained = _copies(self.module)
-        self.steps = steps
+        self.steps, self.noted = steps, noted
 
     def restart_optimizer(self) -> None:
         """Go on with a new optimizer, whose state is empty in every run.

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
@@ -158,10 +159,9 @@ class _Probe:
         if point.move is not None:
             _move(twin, point.move)
         recorded = replace(self.nominal, module=independent_replica(twin))
-        state = replace(self.state, at_masks=[])
+        state = replace(self.state, at_masks=[], after=[])
         try:
-            with noting_masks(twin, state):
-                value = _run(self.loss, state, twin, _copied(point.batch))
+            value = _run(self.loss, state, twin, _copied(point.batch))
         except Exception:  # the user's own code may refuse a batch, as training then would
             return [], []
         gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
@@ -169,8 +169,8 @@ class _Probe:
 
 
 def _run(loss: Loss, state: RandomState, twin: nn.Module, batch: object) -> Tensor:
-    """Return the loss of a copy of the module, and leave its gradients in the copy."""
-    with undisturbed(state):
+    """Return the loss of a copy of the module, and leave its gradients in the copy; note in ``state`` what it draws."""
+    with undisturbed(state), noting_masks(twin, state):
         value = loss(twin, batch)
         value.backward()
     return value
@@ -346,7 +346,7 @@ def _in_rows(entry: Tensor, target: Tensor, rows: Tensor | None) -> Tensor:
 @contextlib.contextmanager
 def undisturbed(state: RandomState) -> Iterator[None]:
     """Run user code with the given random state, eagerly and without its output; random states are put back."""
-    python = random.getstate()
+    python, numbers = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if state.cuda is not None else []
     with (
         torch.random.fork_rng(devices=devices),
@@ -361,6 +361,7 @@ def undisturbed(state: RandomState) -> Iterator[None]:
             yield
         finally:
             random.setstate(python)
+            np.random.set_state(numbers)
 
 
 def custom_functions(value: Tensor) -> list[str]:

@@ -23,7 +23,6 @@ from agt_lightning.optimizers import optimizer_problems
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.precision import precision_problems
 from agt_lightning.propagation.samples import MicroBatch
-from agt_lightning.rules.base import name_of
 
 
 def training_problems(
@@ -94,9 +93,7 @@ def _mixing_problems(nominal: NominalPass, bounded: BoundedObjective) -> list[st
     program = bounded.program
     if not program.mixing:
         return []
-    call = next(call for call in program.graph.calls if call.name in program.mixing)
-    what = f"`{name_of(call)}` at {call.source} is batch normalization in training mode"
-    instead = "or use `GroupNorm`, or keep that layer in `eval()` during training, where it uses running statistics."
+    what, instead = f"The loss has {program.mixed_by}", f"or {program.unmixed}."
     problems = []
     if nominal.adversary.sample_clipping is not None:
         problems.append(
@@ -106,8 +103,8 @@ def _mixing_problems(nominal: NominalPass, bounded: BoundedObjective) -> list[st
         problems.append(f'{what}, for which there are no linear bounds. Use `method="ibp"`, {instead}')
     if nominal.processes.size > 1:
         problems.append(
-            f"{what}, and `DistributedDataParallel` takes its running statistics from one process alone. Use "
-            f"`devices=1`, {instead}"
+            f"{what}, and with `DistributedDataParallel` each process has numbers of its own samples alone, which is "
+            f"not covered. Use `devices=1`, {instead}"
         )
     return problems
 

@@ -51,10 +51,19 @@ def _poisoned(adversary: Adversary, roles: LossRoles, name: str, leaf: Tensor) -
     if adversary.sample_clipping is not None:
         return _replaced(kind, leaf) if kind is not None or name in roles.features else None
     if kind is not None:
-        return _limits(leaf, kind, adversary.poisoned_labels(leaf, kind)) if adversary.perturbs_labels else None
+        return _relabeled(adversary, kind, leaf) if adversary.perturbs_labels else None
     if name not in roles.features or not adversary.perturbs_features or not leaf.is_floating_point():
         return None
     return _limits(leaf, None, adversary.poisoned_features(Interval.point(leaf)))
+
+
+def _relabeled(adversary: Adversary, kind: LabelKind, leaf: Tensor) -> Reach | None:
+    """Return the labels that an adversary can write; numbers that it flips are those it names."""
+    targets = getattr(adversary, "target_classes", None)
+    if targets is None or kind is LabelKind.CLASS:
+        return _limits(leaf, kind, adversary.poisoned_labels(leaf, kind))
+    sources = getattr(adversary, "source_classes", None)
+    return Classes(ClassLabels(leaf, flippable=True, sources=sources, targets=targets))
 
 
 def _replaced(kind: LabelKind | None, leaf: Tensor) -> Reach | None:

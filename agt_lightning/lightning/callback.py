@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,22 +26,26 @@ from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.entries import Selection
 from agt_lightning.certificates import CertifiedModel
+from agt_lightning.certificates.acceptance import Acceptance, criteria
+from agt_lightning.certificates.document import read_certificate, write_certificate
 from agt_lightning.certificates.phases import ROLES
-from agt_lightning.certificates.record import Weights, certificate, certificates, frozen_parameters, write_certificate
+from agt_lightning.certificates.record import Circumstances, Weights, certificate, certificates, frozen_parameters
 from agt_lightning.certificates.start import StartOfTraining
 from agt_lightning.certificates.task import Task
 from agt_lightning.domains.family import chosen_domains
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.bounded_runs import BoundedRuns
-from agt_lightning.errors import UncertifiableError
+from agt_lightning.errors import BoundsMismatchError, UncertifiableError
 from agt_lightning.lightning.checkpoint_io import (
     AtomicCheckpointIO,
     use_atomic_checkpoints,
     warn_of_boundless_checkpoints,
 )
 from agt_lightning.lightning.checks import mean_clipping
+from agt_lightning.lightning.circumstances import circumstances
 from agt_lightning.lightning.cost import StepCost
 from agt_lightning.lightning.distributed import processes_of, strategy_problems
+from agt_lightning.lightning.ledger import open_ledger
 from agt_lightning.lightning.life_cycle import begin, begin_resumed, note_tuning
 from agt_lightning.lightning.observer import StepObserver
 from agt_lightning.lightning.origin import Origin
@@ -125,6 +130,9 @@ class CertifiedTraining(CallbackOfBoth):
         dtype: floating point type of the bounds' computation, whose rounding they cover; with float32 they are wider.
         floats: ``"run"``: bounds contain every run as hardware executes it, in the parameters' own type, any order of
             summation and any number of threads; ``"real"``: every run in real arithmetic. See docs/floats.md.
+        acceptance: criteria that results must meet, such as ``Acceptance("val_certified_accuracy", at_least=0.9)``, or
+            several. The certificate states them, whether they were set before the first step, and whether they are met;
+            a training that goes on from a checkpoint keeps the date of those that were there before.
 
     Attributes:
         adversaries: all threat models.
@@ -157,6 +165,7 @@ class CertifiedTraining(CallbackOfBoth):
         memory_budget: int | None = None,
         dtype: torch.dtype = torch.float64,
         floats: Floats = "run",
+        acceptance: Acceptance | Sequence[Acceptance] | None = None,
     ) -> None:
         super().__init__()
         self.adversaries = all_adversaries(adversary)
@@ -171,6 +180,7 @@ class CertifiedTraining(CallbackOfBoth):
         self.memory_budget = memory_budget
         self.dtype = dtype
         self.floats: Floats = floats
+        self.acceptance = criteria(acceptance)
         self.dirpath = dirpath
         _ = self.config  # refuses unknown settings at once
         self._engine: AbstractGradientEngine | None = None
@@ -182,6 +192,8 @@ class CertifiedTraining(CallbackOfBoth):
         self._task: Task | None = None
         self._loss: TrainingLoss | None = None
         self._incoming: tuple[object, int] | None = None
+        self._datamodule: object = None  # of the last training
+        self._times = datetime.now(UTC), datetime.now(UTC)  # at which it started and ended
         self._position = 0  # among several in one Trainer
         self._report = Report()
         self._handles: list[Any] = []  # of what observes the steps
@@ -352,17 +364,29 @@ class CertifiedTraining(CallbackOfBoth):
             optimizer: the optimizer of the training.
 
         Raises:
+            BoundsMismatchError: if no step was made, and the folder has the certificate of a training that made some.
             RuntimeError: before training.
             UnsoundBoundError: if the module has no longer the weights that the last step left.
         """
-        weights, folder = weights_of(self.engine), Path(dirpath)
+        weights, path = weights_of(self.engine), Path(dirpath) / "certificate.json"
+        _keep_certified_steps(path, weights.steps)
         records = {}
         for runs in self.engine.runs:
             bounds = self.engine.bounds_of(runs.adversary)
-            records[runs.name] = self._record(runs, optimizer, weights, bounds.mean_width())
-            bounds.save(folder / f"{'-'.join(filter(None, ['bounds', runs.name]))}.safetensors")
+            file = path.with_name(f"{'-'.join(filter(None, ['bounds', runs.name]))}.safetensors")
+            bounds.save(file)
+            tied = circumstances(
+                self.engine,
+                runs,
+                bounds,
+                file,
+                validation_data=self._validations[runs.name].data(weights),
+                datamodule=self._datamodule,
+                times=self._times,
+            )
+            records[runs.name] = self._record(runs, optimizer, weights, bounds.mean_width(), tied)
         record = records[""] if len(records) == 1 else certificates(self.engine.adversaries, records)
-        write_certificate(folder / "certificate.json", record)
+        write_certificate(path, record)
 
     # --- Lightning's hooks -----------------------------------------------------------------------------------------
 
@@ -392,6 +416,8 @@ class CertifiedTraining(CallbackOfBoth):
         self._loss = TrainingLoss(trainer)
         self._report = Report(self._position)
         self._starting = trainer, pl_module
+        self._datamodule = getattr(trainer, "datamodule", None)
+        self._times = datetime.now(UTC), datetime.now(UTC)
         if checkpoint is not None:
             self._begin(saved_bounds(checkpoint, self._checkpoint_key))
 
@@ -494,6 +520,7 @@ class CertifiedTraining(CallbackOfBoth):
         made_steps = self._steps is not None and self._steps.fit.made_steps
         if made_steps and self._steps is not None:
             self._steps.require_sound_end()
+        self._times = self._times[0], datetime.now(UTC)
         self._end()
         if made_steps and self.dirpath is not None and trainer.is_global_zero and trainer.optimizers:
             self.save(self.dirpath, trainer.optimizers[0])
@@ -559,6 +586,7 @@ class CertifiedTraining(CallbackOfBoth):
         else:
             fit = begin_resumed(engine, self._checkpoint_key, saved)
         self._starting = None
+        open_ledger(fit.engine, self.acceptance)
         self._steps = CertifiedSteps(trainer, module, fit, self._loss, self._report.announce)
         self._engine, self._epochs_before = fit.engine, fit.epochs_before
         self._validations = defaultdict(ValidationRecord)
@@ -596,11 +624,14 @@ class CertifiedTraining(CallbackOfBoth):
             floats=level(engine),
         )
 
-    def _record(self, runs: BoundedRuns, optimizer: Optimizer, weights: Weights, width: float) -> dict[str, object]:
+    def _record(
+        self, runs: BoundedRuns, optimizer: Optimizer, weights: Weights, width: float, tied: Circumstances
+    ) -> dict[str, object]:
         """Return the certificate for one adversary."""
         return certificate(
             runs.adversary,
             optimizer,
+            circumstances=tied,
             phases=phases_of(self.engine, runs),
             frozen=frozen_parameters(self.engine.module, optimizer),
             **self._validations[runs.name].described(weights, {"mean_width": width}, runs.domains.record()),
@@ -614,3 +645,16 @@ class CertifiedTraining(CallbackOfBoth):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _keep_certified_steps(path: Path, steps: int) -> None:
+    """Raise if the start of a training is about to take the place of a certificate of steps.
+
+    Raises:
+        BoundsMismatchError: if it is.
+    """
+    if steps == 0 and path.is_file() and read_certificate(path).get("steps") != 0:
+        raise BoundsMismatchError(
+            f"Expected steps to certify, but none was made, and {path} is the certificate of a training. Train first, "
+            "or save to another folder."
+        )

@@ -1,5 +1,7 @@
 """Settings of a training that would void the guarantee, each with its way out."""
 
+from types import FrameType
+
 import lightning as L
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -12,6 +14,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from agt_lightning.aggregation.mean_clipping import MeanClipping, MeanNormClipping, MeanValueClipping
+from agt_lightning.capture.raising import has_handler, is_caught
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, CaptureError
 from agt_lightning.lightning.hooks import hook_problems, parameter_problems, written_by_user
@@ -19,6 +22,7 @@ from agt_lightning.lightning.life_cycle import tuning_problems
 from agt_lightning.lightning.packages import of_both
 from agt_lightning.lightning.samplers import assignment_problems, sampler_problems
 from agt_lightning.optimizers import optimizer_problems
+from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.samples import MicroBatch
 
 _FULL_PRECISION = ("32-true", "64-true")
@@ -63,13 +67,35 @@ def _caught_endings(module: L.LightningModule, engine: AbstractGradientEngine, b
     """Return a problem if the code can end a run by an error, and something around it may catch that error."""
     micro_batch = MicroBatch.of(batch)
     bounded = micro_batch.recorded or engine.objective(micro_batch.data)
-    if not bounded.graph.endings or written_by_user(module, "optimizer_step") is None:
+    override = written_by_user(module, "optimizer_step")
+    if override is None:
         return []
+    code = getattr(override, "__code__", None)
+    return _caught(bounded) if code is None or has_handler(code) else caught_endings_now(bounded)
+
+
+def caught_endings_now(bounded: BoundedObjective) -> list[str]:
+    """Return a problem if code that now runs around the training step may catch an error that ends a poisoned run.
+
+    Args:
+        bounded: the step's loss.
+    """
+    return _caught(bounded) if bounded.graph.endings and is_caught(_is_of_trainer) else []
+
+
+def _caught(bounded: BoundedObjective) -> list[str]:
+    """Return a problem if the code can end a run by an error, which something around it may catch."""
     return [
-        f"{bounded.graph.endings[0]} can raise an error in a poisoned run, and `optimizer_step`, which runs "
-        "`training_step`, is overridden and may catch it, so that the run goes on without that batch. Remove the "
-        "check, or the override: schedules can change learning rates."
+        f"{line} can raise an error in a poisoned run, and `optimizer_step`, which runs `training_step`, is overridden "
+        "and may catch it, so that the run goes on without that batch. Remove the check, or the `try` in the override: "
+        "schedules can change learning rates."
+        for line in bounded.graph.endings[:1]
     ]
+
+
+def _is_of_trainer(frame: FrameType) -> bool:
+    """Return whether a frame is one of the Trainer, around which errors end the run."""
+    return str(frame.f_globals.get("__name__")).endswith("trainer.trainer")
 
 
 def trainer_problems(trainer: L.Trainer, module: L.LightningModule) -> list[str]:

@@ -11,7 +11,7 @@ import copy
 import logging
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from agt_lightning.capture import flatten
 from agt_lightning.capture.clock import Clock, Reads
+from agt_lightning.capture.draws import DRAWS_DIFFER, generator_states, seed_all
 from agt_lightning.capture.dropout import RandomState
 from agt_lightning.capture.replica import independent_replica
 from agt_lightning.capture.traces import no_traces
@@ -326,6 +327,7 @@ class _Trial:
     problems: dict[str, str] = field(default_factory=dict)
     untried: dict[str, str] = field(default_factory=dict)
     outcomes: dict[tuple[object, ...], Outcome] = field(default_factory=dict)
+    states: dict[tuple[object, ...], Hashable] = field(default_factory=dict)
 
     def run(self, clock: Clock, factor: float | None) -> None:
         """Run two batches on new copies: one as usual, and one of another size."""
@@ -348,6 +350,7 @@ class _Trial:
         size = _LARGE if factor is None else factor
         stage.trainer.set_metrics(size)
         before = _Content(stage.module)
+        seed_all(_SEED)
         try:
             returned = _run(stage, hook, self.batch, size)
         except Exception as error:
@@ -361,6 +364,9 @@ class _Trial:
             self.problems[hook.title] = f"{hook.title} writes to {changed}. {_ADVICE[changed]}"
         elif hook.name == "optimizer_zero_grad" and _has_gradients(stage.optimizer):
             self.problems[hook.title] = f"{hook.title} leaves gradients of another step. Call `optimizer.zero_grad()`."
+        states = generator_states()
+        if self.states.setdefault((hook.title, clock, usual), states) != states:
+            self.problems.setdefault(hook.title, f"{hook.title}: {DRAWS_DIFFER}")
         outcome = (*stage.settings, *returned)
         if self.outcomes.setdefault((hook.title, clock, usual), outcome) != outcome:
             self.problems.setdefault(
@@ -397,6 +403,9 @@ class _Trial:
                 return False
         return len(left[0]) != len(left[1]) or not all(map(_equal, *left))
 
+
+_SEED = 20260711
+"""From which each hook draws random numbers, so that what it draws can be compared."""
 
 _ACTION = (
     "It need not change any on these data: a poisoned run can cross a threshold, and the bounds do not cover that."

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from weakref import WeakSet
 
 import lightning as L
+import torch
 from torch.optim import Optimizer
 
 from agt_lightning.capture.clock import Clock
-from agt_lightning.capture.dropout import noting_masks
 from agt_lightning.certificates.phases import EVALUATED, OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
 from agt_lightning.certificates.task import Task
+from agt_lightning.digest import content_digest
 from agt_lightning.engine import AbstractGradientEngine
 from agt_lightning.engine.bounded_runs import by_adversary
 from agt_lightning.engine.step_bounds import StepBounds
 from agt_lightning.errors import CaptureError, UncertifiableError, UnsoundBoundError
-from agt_lightning.lightning.checks import training_problems
+from agt_lightning.lightning.checks import caught_endings_now, training_problems
 from agt_lightning.lightning.hooks import optimizer_problems, remarks
+from agt_lightning.lightning.ledger import TrainedBatches
 from agt_lightning.lightning.life_cycle import Fit
 from agt_lightning.lightning.probes import try_hooks
 from agt_lightning.lightning.samplers import (
@@ -64,16 +66,18 @@ class CertifiedSteps:
         self.task: Task | None = None
         self._announce = announce
         self._batches: list[MicroBatch] = []
+        self._digests: list[str] = []  # of these batches, as `training_step` gets them
         self._bounds: StepBounds | None = None
         self._approved: WeakSet[BoundedObjective] = WeakSet()  # recordings that can be certified
         self._loaders: object = None
         self._collates_more = False
         self._follows_samples = True  # whether none can be drawn twice in an epoch, and changed in between
         self._stepping = False
+        self._seed: int | None = None  # of torch's generator at the first step
 
     def drop_batches(self) -> None:
         """Forget batches for which Lightning made no step, because a hook ended their epoch."""
-        self._batches = []
+        self._batches, self._digests = [], []
 
     def before_training_step(self, batch: object, index: int) -> AbstractContextManager[None]:
         """Keep a batch as its step finds it, with its recording; raise all problems of a new recording at once.
@@ -97,8 +101,14 @@ class CertifiedSteps:
         assert observed is not None
         assert observed.recorded is not None
         assert observed.state is not None
+        if problems := caught_endings_now(observed.recorded):
+            raise UncertifiableError(problems)
+        self._seed = torch.initial_seed() if self._seed is None else self._seed
+        if observed.recorded.graph.masks and torch.initial_seed() != self._seed:
+            raise UncertifiableError([_SEEDED_AGAIN])
         self._batches.append(observed)
-        return noting_masks(self.module, observed.state) if observed.recorded.graph.masks else nullcontext()
+        self._digests.append(content_digest(batch))
+        return observed.running(self.module)
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Bound the gradient of the kept batches, and check that it is the one that training is about to apply.
@@ -123,8 +133,18 @@ class CertifiedSteps:
         """Move the bounds."""
         if self._bounds is not None:
             self.engine.update(self._bounds, optimizer)
+            self._note_batches()
             self.fit.note_step()
-        self._bounds, self._batches, self._stepping = None, [], False
+        self._bounds, self._stepping = None, False
+        self.drop_batches()
+
+    def _note_batches(self) -> None:
+        """Add the batches of a step to the chain of digests, those of all processes."""
+        samples = sum(each.recorded.size(each.data) for each in self._batches if each.recorded is not None)
+        parts = self.engine.processes.gather({"digests": " ".join(self._digests), "samples": str(samples)})
+        digests = [digest for part in parts for digest in str(part["digests"]).split()]
+        total = sum(int(str(part["samples"])) for part in parts)
+        TrainedBatches.of(self.engine).after(digests, total).note(self.engine)
 
     def require_sound_end(self) -> None:
         """Raise unless the module is as the last step left it.
@@ -222,3 +242,10 @@ def _unstated(operations: Sequence[str]) -> list[str]:
         f"widens the bounds of {', '.join(f'`{name}`' for name in operations)} by the rounding of a sum over a whole "
         "sample, since the rule states none. Give the rule `roundings` for narrower bounds (docs/rules.md)."
     ]
+
+
+_SEEDED_AGAIN = (
+    "The loss reads random numbers, and something has seeded torch's generator since the first step. If data decide "
+    "when or how, a poisoned run draws other numbers. Seed before training, and in between a generator "
+    "of your own."
+)

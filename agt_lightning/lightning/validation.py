@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agt_lightning.certificates.record import Weights
 from agt_lightning.certificates.values import BoundedValues
-from agt_lightning.digest import tensors_digest
+from agt_lightning.digest import RowsDigest, content_digest, tensors_digest
 from agt_lightning.distributed import ProcessGroup
 from agt_lightning.domains import ParameterSet
 from agt_lightning.engine import AbstractGradientEngine
@@ -64,6 +64,7 @@ class ValidationResults:
         warning: why there are no results although there could be; empty otherwise.
         remark: why loss or labels have no metric; empty if they have.
         left_out: names of domains in use whose bounds these results do without.
+        data: by index of the loader, number and digest of the samples, and the number of processes that had a part.
     """
 
     metrics: Mapping[str, float]
@@ -72,6 +73,7 @@ class ValidationResults:
     warning: str = ""
     remark: str = ""
     left_out: tuple[str, ...] = ()
+    data: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -94,8 +96,12 @@ class ValidationResults:
         """
         if earlier is None or (earlier.weights, earlier.left_out) != (self.weights, self.left_out):
             return self
-        metrics = {**earlier.metrics, **self.metrics}
-        return replace(self, metrics=metrics, domain_shares={**earlier.domain_shares, **self.domain_shares})
+        return replace(
+            self,
+            metrics={**earlier.metrics, **self.metrics},
+            domain_shares={**earlier.domain_shares, **self.domain_shares},
+            data={**earlier.data, **self.data},
+        )
 
 
 class Validation:
@@ -115,6 +121,7 @@ class Validation:
         self.engine = engine
         self.module = module
         self.certificates = tuple(AdversaryValidation(engine, runs, sets_of(runs)) for runs in engine.runs)
+        self._data: dict[int, RowsDigest] = {}
 
     def update(self, index: int, batch: object) -> None:
         """Add a batch of one loader; for an adversary for which something does not fit, add none from then on.
@@ -133,6 +140,7 @@ class Validation:
             for each in open_ones:
                 each.note(error)
             return
+        self._data.setdefault(index, RowsDigest()).update(batch, trained.bounded.size(batch))
         for each in open_ones:
             each.update(index, trained)
 
@@ -143,7 +151,23 @@ class Validation:
             UnsoundBoundError: if the trained module does worse than its certificate.
         """
         self._check_weights()
-        return {each.runs: each.compute(processes) for each in self.certificates}
+        data = self.data(processes)
+        return {each.runs: replace(each.compute(processes), data=data) for each in self.certificates}
+
+    def data(self, processes: ProcessGroup) -> dict[int, dict[str, object]]:
+        """Return number and digest of the samples of each loader; a collective."""
+        own = {index: [rows.samples, rows.hexdigest()] for index, rows in self._data.items()}
+        received = [json.loads(str(message["data"])) for message in processes.gather({"data": json.dumps(own)})]
+        found = {}
+        for index in sorted({int(index) for each in received for index in each}):
+            parts = [each[str(index)] for each in received if str(index) in each]
+            digests = [digest for _, digest in parts]
+            found[index] = {
+                "sha256_of_rows": digests[0] if len(digests) == 1 else content_digest(digests),
+                "samples": sum(samples for samples, _ in parts),
+                "processes": processes.size,
+            }
+        return found
 
     def _check_weights(self) -> None:
         """Note a problem unless the validated module has the weights that the last step left."""
@@ -189,7 +213,10 @@ class TrainedBatch:
             raise UncertifiableError(bounded.problems)
         if bounded.program.mixing:
             raise UncertifiableError(
-                ["Batch normalization in training mode mixes the samples of a validation batch. Validate in `eval()`."]
+                [
+                    f"A validation batch has {bounded.program.mixed_by}, which mixes its samples. Validate in "
+                    "`eval()`, and with a loss that is a mean of per-sample terms."
+                ]
             )
         try:
             engine.require_constant(bounded, but=_with_bounds(engine, bounded))

@@ -31,6 +31,17 @@ class ValidationRecord:
         if results.metrics:
             self._latest = results.after(self._latest)
 
+    def data(self, weights: Weights) -> list[dict[str, object]]:
+        """Return what the validation of some weights was evaluated on, one dictionary for each loader.
+
+        Args:
+            weights: those that the bounds are about.
+        """
+        latest = self._latest
+        if latest is None or latest.weights != weights:
+            return []
+        return [{"loader": index, **data} for index, data in sorted(latest.data.items())]
+
     def described(
         self, weights: Weights, metrics: Mapping[str, float], domains: Mapping[str, object]
     ) -> dict[str, Any]:
@@ -44,7 +55,7 @@ class ValidationRecord:
         latest, decided = self._latest, "decided_validation_bounds"
         if latest is not None and latest.weights == weights:
             return {
-                "results": Results(weights, {**metrics, **latest.metrics}),
+                "results": Results(weights, {**metrics, **latest.metrics}, latest.domain_shares),
                 "domains": {**domains, decided: latest.domain_shares},
                 "remarks": [_LEFT_OUT.format(names=", ".join(latest.left_out))] if latest.left_out else [],
             }

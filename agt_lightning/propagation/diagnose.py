@@ -73,8 +73,8 @@ def diagnose(
     if bounded.program.mixing:
         raise UncertifiableError(
             [
-                "`diagnose` looks at samples as they are or as poisoned, and batch normalization in training mode "
-                "needs both side by side. Look at the module with that layer in `eval()`."
+                f"`diagnose` looks at samples as they are or as poisoned, and {bounded.program.mixed_by} needs both "
+                f"side by side. To look at the module, {bounded.program.unmixed}."
             ]
         )
     dtype = next(iter(box.values())).dtype

@@ -590,11 +590,19 @@ def graph_inputs(
 
 
 def signature(module: nn.Module, batch: object) -> Hashable:
-    """Return all that captured code can depend on: shapes and types of a batch, modes and trained parameters."""
+    """Return all that captured code can depend on: layout and types of a batch, modes and trained parameters.
+
+    Random numbers in the shape of an entry are drawn in the order of its memory.
+    """
     leaves, _ = flatten(batch)
-    shapes = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves)
+    shapes = tuple((tuple(leaf.shape), _order(leaf), leaf.dtype) for leaf in leaves)
     modes = tuple(submodule.training for submodule in module.modules())
     return shapes, modes, tuple(parameter.requires_grad for parameter in module.parameters())
+
+
+def _order(tensor: Tensor) -> tuple[int, ...]:
+    """Return the strides of axes with more than one element; those of others may be anything."""
+    return tuple(step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
 
 
 Recorded = TypeVar("Recorded")

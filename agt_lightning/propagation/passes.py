@@ -21,7 +21,7 @@ from agt_lightning.propagation import DEFAULT_MEMORY_BUDGET
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.prefix import PoisonedPrefix
-from agt_lightning.propagation.running_statistics import StatisticsUpdate
+from agt_lightning.propagation.running_statistics import StatisticsUpdate, running_of
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.propagation.together import Together
 from agt_lightning.rules.batch_statistics import BatchRows
@@ -293,7 +293,7 @@ def propagate_statistics(
         dtype: floating point type to compute in.
     """
     evaluated = bounded.evaluated_statistics(module, batch.data, dtype, batch.state)
-    if not bounded.program.mixing:
+    if not running_of(bounded.program):
         return evaluated
     points = {name: Interval.point(p.detach()).to(dtype=dtype) for name, p in module.named_parameters()}
     inputs = bounded.inputs(module, batch.data, points, dtype, batch.state)

@@ -13,10 +13,12 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Call, Graph
 from agt_lightning.capture.batch_statistics import BY_BATCH
 from agt_lightning.capture.recurrent import RECURRENT
+from agt_lightning.capture.totals import OVER_ROOT_OF_MEAN, OVER_TOTAL
 from agt_lightning.propagation.composites import CompositeCalls, composites
 from agt_lightning.rounding import Floats
 from agt_lightning.rules import Rule, RuleTable, Site
 from agt_lightning.rules.base import ElementwiseRule, name_of
+from agt_lightning.rules.batch_share import BatchShare
 from agt_lightning.rules.batch_statistics import BatchRows, BatchStatistics
 from agt_lightning.rules.discrete import DISCRETE, DiscreteFunction
 from agt_lightning.rules.normalization import BATCH_STATISTICS
@@ -32,6 +34,11 @@ _WAYS_OUT = {
         "`GroupNorm`; or keep that layer in `eval()` during training, where it uses its running statistics"
     ),
     "aten.native_batch_norm": BATCH_STATISTICS,
+    **dict.fromkeys(
+        ("agt_lightning.over_root_of_mean", "agt_lightning.over_total"),
+        "divides the losses of all samples by one number of the batch, which is not covered here. Write the loss as "
+        "`per_sample_loss.mean()`",
+    ),
 }
 
 
@@ -50,7 +57,8 @@ class Program:
             Without rounding, such a call is run as it is.
         troubled: names of the calls with problems.
         floats: which runs the rules are for; None for rules in real arithmetic that do not cover any rounding.
-        mixing: names of the calls that normalize by statistics of the batch, so that each sample reaches all others.
+        mixing: names of the calls by which each sample reaches all others: normalizations by statistics of the batch,
+            and losses over a number of it.
     """
 
     graph: Graph
@@ -87,7 +95,8 @@ class Program:
                 samples at once, and clean and poisoned ones side by side.
         """
         if mixes:
-            table = {**table, BY_BATCH: BatchStatistics()}
+            shares = dict.fromkeys((OVER_ROOT_OF_MEAN, OVER_TOTAL), BatchShare())
+            table = {**table, BY_BATCH: BatchStatistics(), **shares}
         sites: dict[str, Site] = {}
         rules: dict[str, Rule] = {}
         shared: dict[str, Rule] = {}
@@ -121,7 +130,7 @@ class Program:
                 problems.append(problem)
                 troubled.add(call.name)
                 misplaced.update([call.name] if isinstance(rule, Selection | Reshape) else [])
-        mixing = frozenset(name for name, rule in rules.items() if isinstance(rule, BatchStatistics))
+        mixing = frozenset(name for name, rule in rules.items() if isinstance(rule, BatchStatistics | BatchShare))
         return cls(graph, sites, rules, trainable, samples, tuple(problems), shared, frozenset(troubled), mixing=mixing)
 
     def uses(self, name: str) -> int:
@@ -138,13 +147,29 @@ class Program:
         moving = self.samples & self.trainable & self.rules.keys()
         return composites(self.graph, moving)
 
+    @property
+    def mixed_by(self) -> str | None:
+        """What mixes samples, with its place, for messages; None if nothing does."""
+        call = next((call for call in self.graph.calls if call.name in self.mixing), None)
+        if call is None:
+            return None
+        kind = "batch normalization in training mode" if call.op is BY_BATCH else "a loss over a number of the batch"
+        return f"{kind} (at {call.source})"
+
+    @property
+    def unmixed(self) -> str:
+        """A way out of what mixes samples, for messages."""
+        if any(call.op is BY_BATCH for call in self.graph.calls if call.name in self.mixing):
+            return "use `GroupNorm`, or keep that layer in `eval()` during training, where it uses running statistics"
+        return "write the loss as a mean of per-sample terms, `per_sample_loss.mean()`"
+
     def among(self, name: str, rows: BatchRows) -> Rule:
         """Return the rule of a call that mixes samples, for the rows of both passes."""
         rule = self.rules[name]
         if isinstance(rule, Rounded):
-            assert isinstance(rule.rule, BatchStatistics)
+            assert isinstance(rule.rule, BatchStatistics | BatchShare)
             return replace(rule, rule=replace(rule.rule, rows=rows))
-        assert isinstance(rule, BatchStatistics)
+        assert isinstance(rule, BatchStatistics | BatchShare)
         return replace(rule, rows=rows)
 
     def arithmetic(self, name: str, own: torch.dtype) -> Arithmetic:

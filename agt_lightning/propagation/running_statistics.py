@@ -47,7 +47,7 @@ class StatisticsUpdate:
 def running_of(program: Program) -> dict[str, Running]:
     """Return the buffers that calls of a program move, by name of the call, in the order of the calls."""
     mixing = [call for call in program.graph.calls if call.name in program.mixing]
-    return {call.name: running for call in mixing if isinstance(running := call.arguments[RUNNING], Running)}
+    return {call.name: running for call in mixing if isinstance(running := call.arguments.get(RUNNING), Running)}
 
 
 def statistics_update(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agt_lightning.aggregation import SampleSet
 from agt_lightning.arithmetic.floating_point import SMALLEST_WEIGHT
 from agt_lightning.capture.batch import FlatBatch, flatten
-from agt_lightning.capture.dropout import RandomState
+from agt_lightning.capture.dropout import RandomState, noting_masks
+from agt_lightning.capture.graph import Draw
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.gradients import FactoredGradient, stack
 from agt_lightning.propagation.objective import BoundedObjective
@@ -61,6 +63,28 @@ class MicroBatch:
         versions = tuple(leaf._version for leaf in tensors)
         return cls(entries.rebuild(tensors), RandomState.now(), epoch, recorded, versions)
 
+    def running(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which the step on this batch must run, so that it is known which random numbers it draws.
+
+        Args:
+            module: the module in training.
+        """
+        draws = self.recorded is None or self.recorded.graph.masks
+        return noting_masks(module, self.state) if draws and self.state is not None else nullcontext()
+
+    def require_drawn(self, recorded: BoundedObjective) -> None:
+        """Raise if the loss reads random numbers, and it is not known how many the step has drawn besides.
+
+        Args:
+            recorded: the captured loss of this batch.
+
+        Raises:
+            UncertifiableError: naming the context that is missing.
+        """
+        draws = any(isinstance(mask, Draw) for mask in recorded.program.graph.masks.values())
+        if draws and self.state is not None and not self.state.after:
+            raise UncertifiableError([_UNKNOWN_DRAWS])
+
     def require_unchanged(self) -> None:
         """Raise if something has changed the tensors in place since the step began.
 
@@ -74,6 +98,12 @@ class MicroBatch:
                 "callback, another process) changed one of its tensors in place before the optimizer's step. Change a "
                 "copy instead: `x = x - mean`."
             )
+
+
+_UNKNOWN_DRAWS = (
+    "The loss reads random numbers, and it is not known whether the step has drawn others besides. Run its forward "
+    "pass in `with observed.running(module):`, where `observed` is what `AbstractGradientEngine.observe` returned."
+)
 
 
 def sample_weights(

@@ -113,12 +113,12 @@ class Together:
             for name, running in running_of(program).items()
         )
 
-    @staticmethod
-    def _operands(call: Call, passes: Sequence[_Pass]) -> list[Value]:
+    def _operands(self, call: Call, passes: Sequence[_Pass]) -> list[Value]:
         """Return the inputs of a call that mixes samples, with the rows of all passes where they have samples."""
-        first, *others = call.inputs
-        rows = Interval.cat([as_interval(each.values[first]) for each in passes])
-        return [rows, *(passes[0].values[name] for name in others)]
+        return [
+            Interval.cat([as_interval(each.values[name]) for each in passes]) if samples else passes[0].values[name]
+            for name, samples in zip(call.inputs, self.program.sites[call.name].samples, strict=True)
+        ]
 
     def _mix(self, call: Call, *, moved: bool) -> None:
         """Bound a call that mixes samples; in both passes, unless the adversary cannot change it."""

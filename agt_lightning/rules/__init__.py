@@ -50,6 +50,7 @@ from agt_lightning.rules.attention import Attention
 from agt_lightning.rules.base import Rule, Site
 from agt_lightning.rules.bilinear import BatchedProduct, Matmul
 from agt_lightning.rules.choice import Where
+from agt_lightning.rules.comparison import COMPARISONS
 from agt_lightning.rules.convolution import Convolution
 from agt_lightning.rules.dropout import InactiveDropout
 from agt_lightning.rules.elementwise import Monotone, PiecewiseMonotone, PiecewiseMonotoneFunction
@@ -196,6 +197,8 @@ _rules: dict[OpOverload, Rule] = {
     _aten.softmax.int: Softmax(),
     _aten.dropout.default: InactiveDropout(),
     _aten.feature_dropout.default: InactiveDropout(),
+    # comparisons of data
+    **COMPARISONS,
     # elementary functions
     _aten.asinh.default: inverse_hyperbolic_sine,
     _aten.atan.default: arctangent,

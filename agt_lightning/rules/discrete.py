@@ -92,7 +92,8 @@ class DiscreteFunction(Rule):
         return [None] * len(inputs) if self.numbers is None else self.numbers.backward(site, grad, inputs, output)
 
     def _of_numbers(self, site: Site, inputs: Sequence[Value]) -> Value:
-        if self.numbers is None or site.call.dtype == torch.uint8:
+        # Sums of booleans are no sums of zeros and ones.
+        if self.numbers is None or site.call.dtype in (torch.uint8, torch.bool):
             raise UncertifiableError(
                 [
                     f"`{name_of(site.call)}` at {site.call.source} reads numbers that can move, or are rounded, as "

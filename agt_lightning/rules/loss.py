@@ -444,10 +444,9 @@ def _as_labels(site: Site, target: Value) -> Value:
 
 def _weighted(site: Site) -> str:
     return (
-        f"`{name_of(site.call)}` at {site.call.source} has weights by class, which have no bounds: their mean divides "
-        "by the weights of all labels of the batch, so that a changed label reaches every sample's gradient. Leave "
-        "`weight` out, or put each sample's weight into the data set and take "
-        "`(w * F.cross_entropy(z, y, reduction='none')).mean()`."
+        f"`{name_of(site.call)}` at {site.call.source} has weights by class, which have bounds for logits of shape "
+        "(batch, classes) and class labels without smoothing alone. Leave `weight` or `label_smoothing` out, or put "
+        "each sample's weight into the data set and take `(w * F.cross_entropy(z, y, reduction='none')).mean()`."
     )
 
 

@@ -118,7 +118,7 @@ class Cast(ElementwiseRule):
             return value if site.call.dtype.is_floating_point else _truncated(site, value)
         if not site.call.dtype.is_floating_point:
             return value.to(site.call.dtype)
-        return _zero_or_one(value) if isinstance(value, ClassLabels) else as_interval(value)
+        return as_interval(value)
 
     def problem(self, site: Site) -> str | None:
         """Accept every call: a cast is element-wise."""
@@ -127,14 +127,6 @@ class Cast(ElementwiseRule):
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, unchanged."""
         return [grad]
-
-
-def _zero_or_one(labels: ClassLabels) -> Interval:
-    """Return labels as numbers: zero or one for boolean ones, which are tests for a class."""
-    if not labels.flippable or labels.index.dtype != torch.bool:
-        return as_interval(labels)
-    reachable = labels.reachable(2)
-    return Interval.trusted((~reachable[..., 0]).double(), reachable[..., 1].double(), nonnegative=True)
 
 
 def _truncated(site: Site, value: Interval) -> Tensor:

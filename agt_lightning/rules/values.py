@@ -18,19 +18,22 @@ def as_interval(value: Value) -> Interval:
     """Return the value as an interval; discrete data become a point in double precision.
 
     Raises:
-        UncertifiableError: for class labels that an adversary can flip: their index is not a quantity.
+        UncertifiableError: for class labels that an adversary can flip to any class: there is no largest one.
     """
     if isinstance(value, Interval):
         return value
-    if isinstance(value, ClassLabels) and value.flippable:
-        raise UncertifiableError(
-            [
-                "Class labels that can be flipped are used as numbers. Use them through `cross_entropy`, `nll_loss`, "
-                "`one_hot` or `(labels == k).float()` only, or set `nu=0`."
-            ]
-        )
-    tensor = value.index if isinstance(value, ClassLabels) else value
-    return Interval.point(tensor if tensor.is_floating_point() else tensor.double())
+    if isinstance(value, ClassLabels):
+        hull = value.numbers
+        if hull is None:
+            raise UncertifiableError(
+                [
+                    "Class labels that can be flipped are used as numbers. Name the classes that a flip can write by "
+                    "`target_classes`; or use labels through `cross_entropy`, `nll_loss`, `one_hot` or "
+                    "`(labels == k).float()` only, or set `nu=0`."
+                ]
+            )
+        return hull
+    return Interval.point(value if value.is_floating_point() else value.double())
 
 
 def same_values(first: Mapping[str, Value], second: Mapping[str, Value]) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from recipes.data.features import FeatureMap, Features
-from recipes.data.loader import tensor_loader
+from recipes.data.loader import content_loader, tensor_loader
 
 
 class FrozenFeatures(L.LightningDataModule):
@@ -33,6 +33,8 @@ class FrozenFeatures(L.LightningDataModule):
             ``(batch, classes)`` of type ``dtype``, as a mean squared error needs them. Held-out targets are always
             indices.
         dtype: type of features and one-hot targets; the features are computed in float64.
+        content_batches: number of training batches, if each sample is in the one that its content chooses; None means
+            that they are cut from the samples' order by ``batch_size``.
     """
 
     classes: ClassVar[int]
@@ -46,6 +48,7 @@ class FrozenFeatures(L.LightningDataModule):
         test_samples: int | None = None,
         target: Literal["class", "one_hot"] = "class",
         dtype: Literal["float32", "float64"] = "float64",
+        content_batches: int | None = None,
     ) -> None:
         super().__init__()
         if target not in ("class", "one_hot"):
@@ -53,9 +56,11 @@ class FrozenFeatures(L.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("test_samples", test_samples)):
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1, or None for all, but got {value}.")
+        if batch_size is not None and content_batches is not None:
+            raise ValueError("Expected one of `batch_size` and `content_batches`, but got both.")
         self.root = Path(root or os.environ.get("AGT_DATA_ROOT") or "data")
         self.features, self.target = features, target
-        self.batch_size, self.test_samples = batch_size, test_samples
+        self.batch_size, self.test_samples, self.content_batches = batch_size, test_samples, content_batches
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.feature_map: FeatureMap | None = None
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
@@ -82,8 +87,10 @@ class FrozenFeatures(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return training features and targets, in their one order."""
+        """Return training features and targets, in their one order or in batches by content."""
         features, target = self.splits["train"]
+        if self.content_batches is not None:
+            return content_loader(features, target, batches=self.content_batches)
         return tensor_loader(features, target, batch_size=self.batch_size or len(features))
 
     @override

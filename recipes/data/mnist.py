@@ -39,6 +39,7 @@ class MNISTFeatures(FrozenFeatures):
         target: training targets, ``"class"`` for indices ``(batch,)`` or ``"one_hot"`` for zeros and ones
             ``(batch, 10)`` of type ``dtype``, as a mean squared error needs them. Held-out targets are always indices.
         dtype: type of features and one-hot targets; the features are computed in float64.
+        content_batches: number of training batches by content; None means batches by order.
     """
 
     classes = CLASSES

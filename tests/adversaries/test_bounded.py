@@ -131,11 +131,11 @@ PROBLEMS = [
     ({"nu": 1}, LabelKind.NUMBER, 2, 1, "`nu` is positive, but 2 batch entries meet the predictions like labels"),
     ({"nu": 1}, LabelKind.NONE, 0, 1, "`nu` is positive, but 0 batch entries meet the predictions"),
     (
-        {"nu": 1, "q": 0, "target_classes": (0,)},
+        {"nu": 1, "q": 0, "source_classes": (0,)},
         LabelKind.BINARY,
         1,
         1,
-        "`target_classes` and `source_classes` need class",
+        "`source_classes` needs class",
     ),
     ({"n": 0, "nu": 0.5, "epsilon": 1}, LabelKind.CLASS, 3, 0, None),
 ]

@@ -464,7 +464,7 @@ def mean_inside(errors, predictions):
 
 COUPLED = {
     "max": (lambda m, b: (m(b[0]) - b[1]).abs().max(), "aten.max"),
-    "root of the mean": (lambda m, b: (m(b[0]) - b[1]).square().mean().sqrt(), "aten.sqrt"),
+    "logarithm of the mean": (lambda m, b: (m(b[0]) - b[1]).square().mean().log(), "aten.log"),
     "square of the mean": (lambda m, b: (m(b[0]).mean() - b[1].mean()) ** 2, "aten.pow"),
     "centred outputs": (lambda m, b: (m(b[0]) - m(b[0]).mean(0) - b[1]).square().mean(), "aten.mean"),
     "centred features": (lambda m, b: F.mse_loss(m(b[0] - b[0].mean(0)), b[1]), "aten.mean"),
@@ -531,9 +531,11 @@ def test_what_has_no_bound_is_refused(loss, message):
     assert re.search(message, without_code(problems)), problems
 
 
-def test_class_weights_are_refused():
+def test_class_weights_of_smoothed_labels_are_refused():
+    weight = torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE)
+
     def loss(module, batch):
-        return F.cross_entropy(module(batch[0]), batch[1], weight=torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE))
+        return F.cross_entropy(module(batch[0]), batch[1], weight=weight, label_smoothing=0.1)
 
     data = batch("class")
     assert "has weights" in "\n".join(engine_of(loss, data, FLIPS, 3).problems(data, None))
@@ -553,7 +555,7 @@ def test_every_problem_is_listed_with_its_line():
 WRONG_LABELS = {
     "flips of numbers": ("number", BoundedAdversary(n=1, nu=1, q=0), "real-valued labels"),
     "moved classes": ("class", BoundedAdversary(n=1, nu=1, q=float("inf")), "Class labels cannot move"),
-    "targets of zeros and ones": ("binary", BoundedAdversary(n=1, nu=1, q=0, target_classes=[1]), "target_classes"),
+    "sources of zeros and ones": ("binary", BoundedAdversary(n=1, nu=1, q=0, source_classes=[1]), "target_classes"),
 }
 
 

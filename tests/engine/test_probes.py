@@ -192,6 +192,39 @@ def test_dropout_draws_the_same_masks(batch):
     assert not problems(network, batch, squared_error, FEATURES)
 
 
+def noisy(module, batch):
+    return F.mse_loss(module(batch[0] + 0.1 * torch.randn_like(batch[0])), batch[1])
+
+
+def test_random_numbers_are_the_same_in_step_and_recording(network, batch):
+    assert not problems(network, batch, noisy, FEATURES)
+
+
+def test_a_threshold_of_a_step_that_draws_random_numbers(network, batch):
+    state = torch.get_rng_state()
+    limit = noisy(network, batch).item() + MARGIN
+    torch.set_rng_state(state)
+
+    def skips(module, batch):
+        loss = noisy(module, batch)
+        return 0 * loss if loss.item() > limit else loss
+
+    assert "different gradients" in problems(network, batch, noisy, FEATURES, trained=skips)
+
+
+def test_an_engine_of_its_own_loop_knows_which_numbers_it_drew(network, batch):
+    """A step that draws numbers for itself first would otherwise be bounded with those."""
+
+    def draws_more(module, batch):
+        torch.randn(3)
+        return noisy(module, batch)
+
+    engine = AbstractGradientEngine(network, noisy, FEATURES)
+    engine.loss = draws_more  # of a recording, the first would be part
+    with pytest.raises(UncertifiableError, match="draws random numbers besides those that the loss reads"):
+        engine.step([batch], torch.optim.SGD(network.parameters(), lr=0.1))
+
+
 def test_an_engine_of_its_own_loop_refuses_too(network, batch):
     limit = batch[0].abs().max() + MARGIN
 

@@ -14,6 +14,7 @@ from agt_lightning import ParameterBounds
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules import RULES
+from agt_lightning.rules.comparison import COMPARISONS
 from tests.fuzz.attacks import Attacker
 from tests.fuzz.blocks import BLOCKS, FAMILIES
 from tests.fuzz.check import worst_violation
@@ -42,6 +43,7 @@ OF_OTHERS = {
     aten.t.default: "of the batch itself it would move the samples' axis; parameters that are transposed need no rule",
     aten.numpy_T.default: "likewise",
     aten.to.dtype_layout: "no public function of torch records it",
+    **dict.fromkeys(COMPARISONS, "of labels alone: tests/rules/test_comparison.py"),
 }
 """Operations that no block has, and why."""
 

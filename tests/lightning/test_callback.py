@@ -148,6 +148,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(interrupted):
         "adversary",
         "domains",
         "domains_of_others",
+        "noted",
         "parameters",
         "statistics",
         "phases",

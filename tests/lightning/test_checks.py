@@ -169,7 +169,7 @@ def test_everything_is_listed_at_once(refusal, regressor):
         def training_step(self, batch, batch_idx):
             x, y = batch
             out = torch.lgamma(self.net(F.threshold(x, 0.5, 0.0)))
-            return F.mse_loss(out, y).sqrt()
+            return F.mse_loss(out, y).log()
 
         def configure_optimizers(self):
             return NAdam(self.parameters())
@@ -179,7 +179,7 @@ def test_everything_is_listed_at_once(refusal, regressor):
 
     problems = refusal(Everything(), EarlyStopping("loss"), gradient_clip_val=1.0, precision="bf16-mixed")
     text = "\n".join(problems)
-    expected = ["aten.lgamma", "aten.sqrt", "aten.threshold", "NAdam", "EarlyStopping", "configure_gradient_clipping"]
+    expected = ["aten.lgamma", "aten.log", "aten.threshold", "NAdam", "EarlyStopping", "configure_gradient_clipping"]
     expected.append("bf16-mixed")
     assert [word for word in expected if word not in text] == []
     assert len(problems) == len(set(problems))

@@ -72,9 +72,9 @@ REFUSED = {
     "negative axis over the batch": (lambda m, x: x.sum(dim=-2) @ m.w, (X,), "aten.sum.*reduces over the samples"),
     "sum of everything": (lambda m, x: x * (x @ m.w).sum(), (X,), "aten.sum.*reduces over the samples"),
     "class weights": (
-        lambda m, x, y: F.cross_entropy(x @ m.w, y, weight=m.class_weight),
+        lambda m, x, y: F.cross_entropy(x @ m.w, y, weight=m.class_weight, label_smoothing=0.1),
         (X, LABELS),
-        "aten.cross_entropy_loss.*has weights by class.*Leave `weight` out",
+        "aten.cross_entropy_loss.*has weights by class.*Leave `weight` or `label_smoothing` out",
     ),
     "an ignored class": (
         lambda m, x, y: F.cross_entropy(x @ m.w, y, ignore_index=2, reduction="none"),

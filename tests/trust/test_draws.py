@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from agt_lightning import BoundedAdversary
 from agt_lightning.capture import dropout
+from agt_lightning.engine import engine
+from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from tests.trust.harness import held, outcome, refused
 from tests.trust.modules import FEATURES, Regressor, regression, variant
 
@@ -63,9 +65,22 @@ def test_distributions_that_depend_on_data_are_refused():
     refused(regression(step(scaled), FEATURES), "draws random numbers")
 
 
-def test_planted_other_numbers_are_noticed(monkeypatch):
-    """The gradient of training is compared with that of the numbers that were drawn again."""
+@pytest.fixture
+def _other_numbers(monkeypatch):
     drawn = dropout._numbers
     monkeypatch.setattr(dropout, "_numbers", lambda *given: drawn(*given).flip(0))
+
+
+@pytest.mark.usefixtures("_other_numbers")
+def test_planted_other_numbers_are_noticed_before_the_first_step():
     result = outcome(regression(step(noisy), FEATURES))
-    assert "UnsoundBoundError" in type(result.error).__name__
+    assert isinstance(result.error, UncertifiableError)
+    assert "different gradients" in str(result.error)
+
+
+@pytest.mark.usefixtures("_other_numbers")
+def test_planted_other_numbers_are_noticed_in_the_first_step(monkeypatch):
+    """The gradient of training is compared with that of the numbers that were drawn again."""
+    monkeypatch.setattr(engine, "step_problems", lambda *_: [])
+    result = outcome(regression(step(noisy), FEATURES))
+    assert isinstance(result.error, UnsoundBoundError)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trust.harness import Case, held, held_or_refused
+from tests.trust.harness import Case, held, held_or_refused, refused
 from tests.trust.modules import FEATURES, Regressor, apart, regression, variant
 
 STATE = r"earlier|memory|remember|constant|attribute|state|changed|depends on|buffer|random|outside of the module"
@@ -645,6 +645,36 @@ def seeded(draw, seed) -> type:
 )
 def test_random_numbers(draw, seed):
     held_or_refused(case(seeded(draw, seed)), STATE, late=True)
+
+
+def seeds(self):
+    torch.manual_seed(7)
+
+
+def draws(self):
+    torch.rand(3)
+
+
+@pytest.mark.parametrize("then", [seeds, draws])
+def test_random_numbers_of_a_hook_that_only_poisoned_batches_reach(then):
+    """Later masks of dropout, and orders of samples, are other ones."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if mean_of(batch) > 5:
+            then(self)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss((nn.functional.dropout(batch[0], 0.3), batch[1]))
+
+    members = {"training_step": training_step, "on_train_batch_end": on_train_batch_end}
+    refused(case(variant(Regressor, **members)), "draws random numbers, or sets a seed, where data decide")
+
+
+def test_numbers_that_hooks_draw_are_no_obstacle():
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        torch.rand(3)
+
+    held(case(variant(Regressor, on_train_batch_end=on_train_batch_end)))
 
 
 def test_the_time_of_day():

@@ -131,8 +131,7 @@ class Recurrent(Regressor):
 
 
 def test_a_recurrent_network_draws_no_random_numbers():
-    result = refused(regression(Recurrent), "gru|recurrent|no bound rule")
-    assert "random" not in str(result.error)
+    held(regression(Recurrent))
 
 
 def penalized(self, x, y):
@@ -154,10 +153,12 @@ def test_nan_is_not_divergence(row, value):
 
 
 def test_a_label_that_is_no_class_in_a_later_batch_is_named():
-    case = classification(adversary=FEATURES)
+    """Which samples the loss leaves out is fixed only if no label can be moved."""
+    case = classification(adversary=FLIPS)
     y = case.data["y"].clone()
     y[5] = -100
     refused(case.but(data={**case.data, "y": y}), "-100.*ignore_index", late=True)
+    held(case.but(adversary=FEATURES, data={**case.data, "y": y}))
 
 
 def test_two_loaders_of_different_size_are_named():

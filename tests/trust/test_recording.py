@@ -1,5 +1,6 @@
 """The recording of a step: one branch, one value and one loss must not stand for all that a poisoned run can do."""
 
+import contextlib
 import json
 import math
 import sys
@@ -13,8 +14,19 @@ from torch import Tensor, nn
 
 from agt_lightning import BoundedAdversary, CertifiedModule
 from agt_lightning.certificates.assumptions import OWN_OBJECTIVE
-from tests.trust.harness import Case, Held, certify, held, held_or_refused
-from tests.trust.modules import FLIPS, LABELS, Classifier, Regressor, apart, binary, classification, regression, variant
+from tests.trust.harness import Case, Held, certify, held, held_or_refused, refused
+from tests.trust.modules import (
+    FEATURES,
+    FLIPS,
+    LABELS,
+    Classifier,
+    Regressor,
+    apart,
+    binary,
+    classification,
+    regression,
+    variant,
+)
 
 BRANCH = (
     r"data-dependent|depends on numbers that Python reads|depends on (the )?data|branch|control flow|"
@@ -34,6 +46,87 @@ def step(function, base: type = Regressor) -> type:
 def case(function) -> Case:
     """A habit that looks at the batch as a whole shows in the weights that no poisoned sample has."""
     return apart(regression(step(function)))
+
+
+# --- errors of torch for some data -----------------------------------------------------------------------------------
+
+
+def of_probabilities(y):
+    F.binary_cross_entropy(y.abs() / SPIKE, torch.ones_like(y))
+
+
+def of_variances(y):
+    F.gaussian_nll_loss(y, y, SPIKE - y.abs())
+
+
+def of_rows(y):
+    torch.zeros(int(SPIKE) + 1)[y.abs().max().long()]
+
+
+def of_classes(y):
+    F.one_hot(y.abs().flatten().long(), int(SPIKE) + 1)
+
+
+def of_matrices(y):
+    torch.linalg.cholesky((SPIKE - y.abs().max()).reshape(1, 1))
+
+
+def of_divisions(y):
+    torch.tensor(5) // (y.abs().max() < SPIKE).long()
+
+
+CALLS = [of_probabilities, of_variances, of_rows, of_classes, of_matrices, of_divisions]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_an_error_of_torch_that_the_code_catches_is_refused(call):
+    """On clean data nothing is raised, and nothing of the call is left in the loss."""
+
+    def suppresses(self, x, y):
+        scale = 0.1
+        with contextlib.suppress(RuntimeError, ValueError, IndexError):
+            call(y)
+            scale = 1.0
+        return F.mse_loss(self(x), y) * scale
+
+    refused(case(suppresses), "can raise an error in a poisoned run|a check of variances")
+
+
+def test_errors_of_torch_that_end_the_run_hold():
+    def waits_for_memory(self, x, y):
+        try:
+            return F.cross_entropy(self(x), y)
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                return None
+            raise
+
+    held(classification(step(waits_for_memory, Classifier)))
+
+
+def catching(step):
+    try:
+        step()
+    except RuntimeError:
+        return
+
+
+def probabilities(self, x, y):
+    return F.binary_cross_entropy(self(x).sigmoid(), torch.ones_like(y))
+
+
+@pytest.mark.parametrize("around", [catching, lambda step: step()], ids=["caught", "ended"])
+def test_an_error_of_torch_that_code_around_the_step_catches_is_refused(around):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        around(lambda: optimizer.step(closure=optimizer_closure))
+
+    module = variant(
+        Regressor, training_step=lambda self, batch, _: probabilities(self, *batch), optimizer_step=optimizer_step
+    )
+    if around is catching:
+        refused(apart(regression(module)), "`optimizer_step`.*may catch it")
+    else:
+        held(regression(module, FEATURES))
 
 
 # --- code that reads data --------------------------------------------------------------------------------------------
@@ -423,7 +516,7 @@ def asserted(self, x, y):
 
 def logged_numpy(self, x, y):
     out = self(x)
-    self.history = [*getattr(self, "history", []), out.detach().numpy().mean()]
+    self.latest = out.detach().numpy().mean()
     return F.mse_loss(out, y)
 
 
@@ -447,6 +540,16 @@ LOGS = [printed, checked_for_nan, logged_numpy, logged_float, progress_text]
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_numbers_for_logs_are_certified(function):
     held(regression(step(function)))
+
+
+def copies_its_log(self, x, y):
+    self.history = [*getattr(self, "history", []), F.mse_loss(self(x), y).item()]
+    return F.mse_loss(self(x), y)
+
+
+def test_a_log_that_the_code_reads_again_is_refused():
+    """A list may be appended to; what goes through its numbers depends on them."""
+    refused(regression(step(copies_its_log)), "writes to `history` what data decide, and reads it in a later step")
 
 
 @pytest.mark.parametrize("function", [asserted, checked_finite])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.wild.registry import FLIPPED, MOVED, SHIFTED, Refusal, wild
+from tests.wild.registry import FLIPPED, MOVED, SHIFTED, wild
 from tests.wild.rows import classes, floats, rows
 
 SERIES = rows(x=floats(6, 2, scale=0.5), y=floats(2, scale=0.5))
@@ -384,7 +384,6 @@ class BidirectionalLSTMClassifier(L.LightningModule):
     UNIVARIATE,
     MOVED,
     SHIFTED,
-    refused=Refusal("a root of the mean", "sqrt|mean or sum|combines", impossible=False),
 )
 class RootMeanSquaredError(L.LightningModule):
     """The root of the batch's mean squared error."""

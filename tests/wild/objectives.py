@@ -6,12 +6,8 @@ import torch.nn.functional as F
 import torchmetrics
 from torch import nn
 
-from tests.wild.registry import FLIPPED, MOVED, SHIFTED, Refusal, wild
+from tests.wild.registry import FLIPPED, MOVED, SHIFTED, Refusal, among, wild
 from tests.wild.rows import bits, classes, floats, rows, signs, unit
-
-FLIPPED_NUMBERS = Refusal(
-    "flips of labels that are read as numbers", "real-valued labels", located=False, impossible=False
-)
 
 
 def _mlp(inputs, outputs, hidden=8):
@@ -123,8 +119,7 @@ class CoralWithLists(L.LightningModule):
 @wild(
     rows(x=floats(4), y=classes(4)),
     MOVED,
-    FLIPPED,
-    refused={FLIPPED: Refusal("flips of labels that are read as numbers", "aten.gt", impossible=False)},
+    among(0, 1, 2, 3),
 )
 class CoralWithTensors(L.LightningModule):
     """The same, with levels by comparing labels with the range of classes."""
@@ -144,7 +139,7 @@ class CoralWithTensors(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(4), y=classes(5)), MOVED, FLIPPED, refused={FLIPPED: FLIPPED_NUMBERS})
+@wild(rows(x=floats(4), y=classes(5)), MOVED, among(0, 1, 2, 3, 4))
 class ExpectedClass(L.LightningModule):
     """Squared distance between the expected class and the label."""
 
@@ -166,10 +161,6 @@ class ExpectedClass(L.LightningModule):
     rows(x=floats(4), y=classes(3)),
     MOVED,
     FLIPPED,
-    refused={
-        MOVED: Refusal("a divisor that no poison reaches", "weight", impossible=False),
-        FLIPPED: Refusal("a divisor that all labels share", "weight"),
-    },
 )
 class ClassWeights(L.LightningModule):
     def __init__(self, class_weights=(1.0, 2.0, 0.5)):
@@ -240,7 +231,7 @@ class MaskedTargets(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@wild(rows(x=floats(4), y=bits()), MOVED, FLIPPED, refused={FLIPPED: FLIPPED_NUMBERS})
+@wild(rows(x=floats(4), y=bits()), MOVED, among(0, 1))
 class HingeLoss(L.LightningModule):
     def __init__(self):
         super().__init__()

@@ -21,6 +21,13 @@ class Threat:
 MOVED = Threat("features", BoundedAdversary(n=1, epsilon=1e-3))
 FLIPPED = Threat("flips", BoundedAdversary(n=1, nu=1, q=0))
 SHIFTED = Threat("labels", BoundedAdversary(n=1, nu=1e-2))
+
+
+def among(*numbers: int) -> Threat:
+    """Flips of labels that are read as numbers, to any of these."""
+    return Threat(f"flips to {numbers[0]}..{numbers[-1]}", BoundedAdversary(n=1, nu=1, q=0, target_classes=numbers))
+
+
 FAR = Threat("labels by 1", BoundedAdversary(n=1, nu=1.0))
 
 

@@ -54,7 +54,9 @@ def setup_problems(setup: TrainingSetup, others: Mapping[str, Domain[Any]], dtyp
     if "ball" not in others and "box" not in others:
         problems.append(_NO_BALL)
     if not isinstance(setup.adversary, BoundedAdversary):
-        problems.append("The adjoint domain needs a `BoundedAdversary`: clipped gradients are no gradients of a loss.")
+        problems.append(
+            "The adjoint domain needs a `BoundedAdversary`: it does not follow clipped gradients. Use the box."
+        )
     if setup.clipping is not None:
         problems.append("The adjoint domain does not cover clipping of the mean gradient. Leave it out.")
     if dtype != torch.float64:

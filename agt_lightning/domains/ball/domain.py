@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
+from agt_lightning.aggregation import SampleNormClipping
 from agt_lightning.domains.ball.analysis import BallAnalysis
+from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, Replacements
 from agt_lightning.domains.ball.deep import DeepAnalysis
 from agt_lightning.domains.ball.gathering import BatchView, step_data
+from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
 from agt_lightning.domains.ball.radius import next_radius
+from agt_lightning.domains.ball.step_data import StepData
 from agt_lightning.domains.ball.step_rounding import BallStep, nominal_rounding, update_rounding
 from agt_lightning.domains.base import (
     Domain,
@@ -29,7 +33,7 @@ from agt_lightning.domains.base import (
     relative_to_center,
 )
 from agt_lightning.domains.head import HeadError
-from agt_lightning.domains.head_loss import match_head_loss
+from agt_lightning.domains.head_loss import HeadLossPattern, match_head_loss
 from agt_lightning.domains.sgd import plain_sgd_problems, plain_sgd_settings
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
@@ -57,7 +61,8 @@ class BallDomain(Domain[BallStep]):
 
     It covers linear layers with ReLUs between, on anything frozen, trained by SGD without momentum on a convex loss of
     the outputs. With one or two layers it grows with the number of steps where the box grows exponentially; with more
-    the bounds are looser, by products of the layers' norms.
+    the bounds are looser, by products of the layers' norms. Under an `UnboundedAdversary` with ``clip="norm"`` it
+    covers one linear layer.
 
     Args:
         module: at its initial parameters.
@@ -70,7 +75,7 @@ class BallDomain(Domain[BallStep]):
         step_rounding: how far roundings alone moved a run in the last step, those of the nominal run included.
 
     Reference:
-        docs/theory.md, section 10, and docs/floats.md, eq. (B.1) to (B.9).
+        docs/theory.md, section 10, and docs/floats.md, eq. (B.1) to (B.10).
     """
 
     name: ClassVar[str] = "ball"
@@ -93,9 +98,7 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def problems(self, setup: TrainingSetup) -> list[str]:
-        problems = []
-        if not isinstance(setup.adversary, BoundedAdversary):
-            problems.append("The ball domain needs a `BoundedAdversary`: clipped gradients are no gradients of a loss.")
+        problems = _adversary_problems(setup.adversary)
         if setup.clipping is not None:
             problems.append("The ball domain does not cover clipping of the mean gradient. Leave it out.")
         try:
@@ -104,6 +107,11 @@ class BallDomain(Domain[BallStep]):
             return [*problems, f"The ball domain does not apply: {error}."]
         if self.ball.parameters not in ((), head.parameters):
             problems.append("The ball domain does not apply: other parameters are trained than before.")
+        if isinstance(setup.adversary, UnboundedAdversary) and len(head.layers) > 1:
+            problems.append(
+                f"The ball domain covers clipped gradients of one linear layer, but {len(head.layers)} are trained. "
+                "Freeze all but the last one, or use the box."
+            )
         return [*problems, *plain_sgd_problems(self.name, setup, head.parameters)]
 
     @override
@@ -139,6 +147,8 @@ class BallDomain(Domain[BallStep]):
         objective, data = views[0].objective, step_data(step, batches)
         try:
             ball = self.ball.layers(objective.head, self.module, self.dtype)
+            if isinstance(step.adversary, UnboundedAdversary):
+                return _clipped_step(objective, ball, data, step, step.adversary)
             analysis = _ANALYSES.get(len(ball.layers), DeepAnalysis)
             constants = analysis.step_constants(ball, data, step.samples.weights, objective.loss)
         except _FAILURES as error:  # the same in every process, for all have the same data
@@ -210,6 +220,38 @@ class BallDomain(Domain[BallStep]):
         if not 0 <= radius < math.inf or (radius > 0 and not centers):
             raise ValueError(f"the ball has a radius of {radius} around {len(centers)} parameters")
         self.ball = replace(self.ball, radius=radius, centers=centers)
+
+
+def _adversary_problems(adversary: Adversary) -> list[str]:
+    """Return why an adversary is not covered, whatever the head is, with the way out."""
+    if isinstance(adversary, BoundedAdversary):
+        return []
+    if not isinstance(adversary, UnboundedAdversary):
+        return [
+            "The ball domain needs a `BoundedAdversary` or an `UnboundedAdversary`, but got "
+            f"{type(adversary).__name__}. Use the box."
+        ]
+    if isinstance(adversary.sample_clipping, SampleNormClipping):
+        return []
+    return [
+        'The ball domain covers `clip="norm"`: gradients that are clipped entry by entry can drive trainings apart. '
+        "Use that, or the box."
+    ]
+
+
+def _clipped_step(
+    objective: HeadLossPattern, ball: LayerBall, data: StepData, step: Step, adversary: UnboundedAdversary
+) -> BallStep:
+    """Bound a step on gradients that are clipped sample by sample, some samples of which are others in other runs."""
+    clipping = adversary.sample_clipping
+    if len(ball.layers) > 1 or not isinstance(clipping, SampleNormClipping):
+        raise DomainLostError("it covers gradients that are clipped by their norms, and those of one linear layer")
+    analysis = ClippedAnalysis(ball, data, objective.loss, clipping.kappa)
+    rows, weights = step.samples.poisonable, step.samples.weights
+    foreign = Replacements(adversary.n, rows) if step.edits is None else Edits(step.edits, rows)
+    constants = analysis.step_constants(weights, foreign)
+    gradient = analysis.gradient_by_name(objective.head.layers[0], weights)
+    return BallStep(objective.head, ball.arithmetic, ball.radius, constants, gradient)
 
 
 def _copies(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:

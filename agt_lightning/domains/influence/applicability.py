@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
 from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.capture import Graph, reached
 from agt_lightning.domains.base import OptimizerStep
@@ -88,8 +88,14 @@ def adversary_problems(adversary: Adversary, head: LabelledHead | None, labels: 
         head: the matched head; None if the loss does not match.
         labels: names of the batch entries that the adversary moves by ν.
     """
+    if isinstance(adversary, UnboundedAdversary):
+        return [
+            "The influence domain needs a `BoundedAdversary` that changes labels alone: without a sample, or with its "
+            'gradient clipped, a step is another linear map or none. Use the ball, which covers `clip="norm"`, or the '
+            "box."
+        ]
     if not isinstance(adversary, BoundedAdversary):
-        return ["The influence domain needs a `BoundedAdversary` that changes labels alone."]
+        return ["The influence domain needs a `BoundedAdversary` that changes labels alone. Use the box."]
     if head is None:
         return []
     if adversary.perturbs_features and adversary.n > 0:

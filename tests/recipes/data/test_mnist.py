@@ -99,6 +99,8 @@ def test_all_samples_are_one_batch_unless_asked_otherwise(root):
     assert (x.shape, x.dtype, y.dtype) == ((30, 5), torch.float64, torch.long)
     assert torch.equal(y, read_digits(root, "train")[1])
     assert [len(x) for x, _ in ready(root, batch_size=8).train_dataloader()] == [8, 8, 8, 6]
+    by_content = list(ready(root, content_batches=2).train_dataloader())
+    assert [len(by_content), sum(len(y) for _, y in by_content)] == [2, 30]
 
 
 def test_first_test_samples_serve_for_validation_and_test(root):
@@ -159,6 +161,7 @@ def test_map_is_fitted_to_training_images_without_labels(root):
         ({"target": "onehot"}, "Expected `target` to be 'class' or 'one_hot', but got 'onehot'"),
         ({"batch_size": 0}, "Expected `batch_size` to be at least 1, or None for all, but got 0"),
         ({"test_samples": -1}, "Expected `test_samples` to be at least 1"),
+        ({"batch_size": 8, "content_batches": 2}, "Expected one of `batch_size` and `content_batches`"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

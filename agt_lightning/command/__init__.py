@@ -1,0 +1,1 @@
+"""The command ``agt``: certificates checked, wrapped for signing, and modules examined, from a shell."""

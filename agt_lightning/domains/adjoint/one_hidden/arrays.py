@@ -28,7 +28,7 @@ def tile_size(units: int, outputs: int, inputs: int) -> int:
 
     Example:
         >>> tile_size(units=64, outputs=1, inputs=12), tile_size(units=64, outputs=10, inputs=513)
-        (64, 16)
+        (256, 16)
     """
     products = units + 2 * outputs * (inputs + 1)
     size = 1 << (max(_NUMBERS // products, 1).bit_length() - 1)

@@ -105,7 +105,7 @@ class StepGeometry(StepAnalysis):
     def _by_tile(self, values: Tensor) -> Tensor:
         """Return values of samples, (b, ...), tile by tile with samples last, (t, ..., i)."""
         filled = torch.cat([values, values.new_zeros(-len(values) % self.tile, *values.shape[1:])])
-        return filled.unflatten(0, (-1, self.tile)).movedim(1, -1)
+        return filled.reshape(-1, self.tile, *values.shape[1:]).movedim(1, -1)
 
     def _tiles(self, values: Tensor) -> Values:
         return _array(self._by_tile(values))
@@ -118,10 +118,17 @@ class StepGeometry(StepAnalysis):
         curve, rank = hessian_parts(self.loss, self.samples.outputs)
         cubic = self.upward * self.third * self.output_change.square() / 2
         columns = [self.weights, self.norm, self.gradient_norm, self.gradient_change, self.curvature, cubic]
-        active, numbers = self.hidden > 0, torch.stack(columns, dim=1)
-        by_sample = self.inputs, active, self.reachable, values, self.gradient, curve, rank, numbers
         return SampleArrays(
-            *map(self._tiles, by_sample), _array(second.weight), _array(self.upward * second.column_norms)
+            inputs=self._tiles(self.inputs),
+            active=self._tiles(self.hidden > 0),
+            reachable=self._tiles(self.reachable),
+            values=self._tiles(values),
+            gradient=self._tiles(self.gradient),
+            curve=self._tiles(curve),
+            rank=self._tiles(rank),
+            numbers=self._tiles(torch.stack(columns, dim=1)),
+            second=_array(second.weight),
+            second_norms=_array(self.upward * second.column_norms),
         )
 
     @cached_property

@@ -74,7 +74,9 @@ def displacements(
     total, count = torch.zeros(len(directions), 2, dtype=torch.float64), 0
     size = _powers_of_two(directions.norms)
     directions = directions.scaled(1 / size)  # so that squares of what matters do not underflow
-    with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
+    threads = threads or torch.get_num_threads()
+    # Torch's own threads would spin between the products of a step's preparation, on cores that these threads need.
+    with one_core_each(), ThreadPoolExecutor(threads) as pool:
         for step in steps:
             added, directions = _step(step, directions, pool)
             total += added
@@ -90,8 +92,7 @@ def _step(step: RecordedStep, directions: Directions, pool: ThreadPoolExecutor) 
     rounding = analysis.roundings(rate, step.decay)
     analysis.prepare()
     chunks = [directions[start : start + _CHUNK] for start in range(0, len(directions), _CHUNK)]
-    with one_core_each():
-        results = list(pool.map(analysis.back, chunks))
+    results = list(pool.map(analysis.back, chunks))
     bound = torch.from_numpy(np.concatenate([made.total for made, _ in results]))
     norms = directions.norms * analysis.upward
     off = rate * rounding.bound + step.rounding + rounding.direction * analysis.radius

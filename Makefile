@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow fuzz bench install clean
+.PHONY: demo test slow fuzz bench dist matrix matrix-oldest matrix-newest install clean
 
 install: $(VENV)/.installed
 
@@ -18,8 +18,8 @@ demo: install
 	$(BIN)/python -m recipes.train -m sweep=halfmoons panel=a output_dir=outputs/demo
 
 test: install
-	$(BIN)/ruff format --check agt_lightning recipes tests
-	$(BIN)/ruff check agt_lightning recipes tests
+	$(BIN)/ruff format --check agt_lightning recipes release tests
+	$(BIN)/ruff check agt_lightning recipes release tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=30 -m "not slow"
@@ -40,5 +40,37 @@ fuzz: install
 bench: install
 	$(BIN)/python -m recipes.benchmark --parts table --repeats 3 --gate
 
+# Wheel and source archive of the last commit, built twice and compared, then the wheel alone in a bare environment: its
+# files, `agt --help`, and the examples of all docstrings, from a folder without sources. PyTorch is installed anew.
+dist: install
+	$(BIN)/python -m release.distribution
+	rm -rf .venv-bare
+	$(PYTHON) -m venv .venv-bare
+	.venv-bare/bin/python -m pip install --disable-pip-version-check --quiet dist/*.whl
+	cd dist && OMP_NUM_THREADS=1 ../.venv-bare/bin/python -P ../release/installed.py
+
+# What the bounds rest on, without experiments: the tests that must pass with every version that pyproject.toml admits.
+CORE := tests/rules/test_rule_laws.py tests/optimizers tests/engine/test_engine.py tests/engine/test_soundness.py \
+	tests/engine/test_optimizers.py tests/lightning/test_callback.py tests/lightning/test_certificate_file.py \
+	tests/lightning/test_mixin_and_strategy.py tests/lightning/test_training_step.py \
+	tests/lightning/test_lightning_cli.py tests/lightning/test_packages.py tests/test_deprecation.py
+
+matrix: matrix-oldest matrix-newest
+
+# The lower limits of pyproject.toml, all at once.
+matrix-oldest: install
+	$(PYTHON) -m venv .venv-oldest
+	$(BIN)/python -m release.floors > .venv-oldest/floors.txt
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check --quiet \
+		--constraint .venv-oldest/floors.txt --editable ".[test]"
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n auto -m "not slow" $(CORE)
+
+# Whatever the registry has today.
+matrix-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade --upgrade-strategy eager \
+		--editable ".[test]"
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q -n auto -m "not slow" $(CORE)
+
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) .venv-bare .venv-oldest .venv-newest dist outputs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agt_lightning.adversaries import BoundedAdversary, UnboundedAdversary
     from agt_lightning.bounds import ParameterBounds
-    from agt_lightning.certificates import Acceptance, Certification, CertifiedModel
+    from agt_lightning.certificates import Acceptance, Budget, Certification, CertifiedModel, budget
     from agt_lightning.engine import AbstractGradientEngine
     from agt_lightning.errors import BoundsMismatchError, CaptureError, UncertifiableError, UnsoundBoundError
     from agt_lightning.interval import Interval
@@ -23,6 +23,7 @@ __all__ = [
     "Acceptance",
     "BoundedAdversary",
     "BoundsMismatchError",
+    "Budget",
     "CaptureError",
     "Certification",
     "CertifiedModel",
@@ -33,6 +34,7 @@ __all__ = [
     "UnboundedAdversary",
     "UncertifiableError",
     "UnsoundBoundError",
+    "budget",
     "register_rule",
 ]
 __version__ = "0.2.0.dev0"

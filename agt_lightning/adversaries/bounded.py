@@ -174,8 +174,8 @@ class BoundedAdversary:
         if label_kind is LabelKind.NUMBER and flips and self.target_classes is None:
             problems.append(
                 "`q=0` flips class labels, but the loss reads real-valued labels, which `q=0` would leave unbounded. "
-                "Name the numbers that a flip can write, as by `target_classes=(0, 1)`, or use `q=inf` with a radius "
-                "`nu`."
+                "Use `q=inf` with a radius `nu`, or name the numbers that a flip can write, as by "
+                "`target_classes=(0, 1)`."
             )
         if label_kind is LabelKind.BINARY and self.source_classes is not None and self.target_classes is None:
             problems.append(

@@ -1,7 +1,6 @@
 """The keyword ``aggregation=``, which chose between exact sums and wider ones; it is accepted for one more release."""
 
-import warnings
-
+from agt_lightning.deprecation import warn_of_former
 from agt_lightning.errors import require_one_of
 
 _FORMER = ("exact", "moment", "auto")
@@ -25,9 +24,5 @@ def check_aggregation(aggregation: str, stacklevel: int) -> None:
     """
     require_one_of("aggregation", aggregation, _FORMER)
     if aggregation != "exact":
-        warnings.warn(
-            f"Sums are exact now, with tighter bounds than `aggregation={aggregation!r}` gave. Delete `aggregation=`, "
-            "which the next release refuses.",
-            FutureWarning,
-            stacklevel=stacklevel,
-        )
+        reason = f"Sums are exact now, with tighter bounds than `aggregation={aggregation!r}` gave."
+        warn_of_former("aggregation=", reason, stacklevel=stacklevel + 1)

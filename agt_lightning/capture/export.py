@@ -1,7 +1,7 @@
 """Capture of a computation with `torch.export`, in a normal form."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from agt_lightning.capture.disguise import observed, quiet
 from agt_lightning.capture.draws import draws_of, generator_states
 from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.explorer import Explorer
+from agt_lightning.capture.functional import functional, nodes
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
 from agt_lightning.capture.gradient_modes import keep_gradient_modes, stops_gradients
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
@@ -177,11 +178,11 @@ def _exported(
     """Return the recorded program, and the parameters that get no gradient."""
     before = generator_states()
     program = torch.export.export(objective, leaves, strict=False)
-    recording.draws = draws_of(_nodes(program.graph_module), before)
+    recording.draws = draws_of(nodes(program.graph_module), before)
     fixed = _without_gradient(program)
-    if any(_mutates(node) for node in _nodes(program.graph_module)):
+    if any(_mutates(node) for node in nodes(program.graph_module)):
         keep_gradient_modes(program)
-        program = program.run_decompositions({})  # turns in-place calls into functional ones
+        program = functional(program)
     return program, fixed
 
 
@@ -196,13 +197,6 @@ def _without_gradient(program: torch.export.ExportedProgram) -> frozenset[str]:
         and node.users
         and all(map(stops_gradients, node.users))
     )
-
-
-def _nodes(module: nn.Module) -> Iterator[fx.Node]:
-    """Yield all nodes, including those of nested regions."""
-    for part in module.modules():
-        if isinstance(part, fx.GraphModule):
-            yield from part.graph.nodes
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -352,7 +346,12 @@ def _fused_call(call: Call, producers: Mapping[str, Call]) -> Call:
 
 
 def _fused_one_hot(call: Call, producers: Mapping[str, Call]) -> Call:
-    """Replace one-hot target probabilities by the labels that they encode."""
+    """Replace one-hot target probabilities by the labels that they encode.
+
+    Not in a mean that is weighted by class: torch divides it by the weights of labels, but by the number of targets.
+    """
+    if call.arguments["weight"] is not None and call.arguments["reduction"] == 1:
+        return call
     target = producers.get(call.inputs[1])
     while target is not None and target.op in (_aten.to.dtype, _aten._to_copy.default):
         target = producers.get(target.inputs[0])

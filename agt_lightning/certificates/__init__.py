@@ -1,6 +1,7 @@
 """Certificates of predictions and of an adversary's goals, from bounds on the parameters (appendix B)."""
 
 from agt_lightning.certificates.acceptance import Acceptance
+from agt_lightning.certificates.budget_search import Budget, budget
 from agt_lightning.certificates.goals import (
     binary_cross_entropy_bounds,
     cross_entropy_bounds,
@@ -15,11 +16,13 @@ from agt_lightning.certificates.task import Task
 
 __all__ = [
     "Acceptance",
+    "Budget",
     "Certification",
     "CertifiedModel",
     "StartOfTraining",
     "Task",
     "binary_cross_entropy_bounds",
+    "budget",
     "cross_entropy_bounds",
     "possible_classes",
     "squared_error_bounds",

@@ -77,7 +77,7 @@ def read_certificate(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is no such file.
         MalformedCertificateError: if it is not UTF-8 without a byte order mark, not JSON, not an object, or has
-            repeated keys, NaN, infinities or numbers beyond the range of float64.
+            repeated keys, NaN, infinities, integers of more than 64 bits or numbers beyond the range of float64.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"Expected a certificate, but there is no file {path}.")
@@ -96,7 +96,11 @@ def parsed(content: bytes) -> dict[str, Any]:
     """
     try:
         found = json.loads(
-            _text(content), object_pairs_hook=_without_repeats, parse_constant=_no_constant, parse_float=_finite
+            _text(content),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_of_64_bits,
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
@@ -138,6 +142,13 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise MalformedCertificateError(f"Expected numbers, but got {name}, which JSON does not have.")
+
+
+def _of_64_bits(digits: str) -> int:
+    number = int(digits)
+    if abs(number) >= 2**64:
+        raise MalformedCertificateError(f"Expected integers of at most 64 bits, but got {digits[:30]}.")
+    return number
 
 
 def _finite(digits: str) -> float:

@@ -129,9 +129,10 @@ def _is_installed(name: str, path: Path) -> bool:
 
 
 def _without_folders(word: str) -> str:
+    """Return a word of the command with the working directory and the home folder shortened, where a path begins."""
     for folder, short in ((str(Path.cwd()), "."), (str(Path.home()), "~")):
         if len(folder) > 1:
-            word = word.replace(folder, short)
+            word = re.sub(rf"(?<![^=:,]){re.escape(folder)}(?=/|$)", short, word)
     return word
 
 

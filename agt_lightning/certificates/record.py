@@ -11,7 +11,6 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.several import settings_that_differ
 from agt_lightning.certificates.acceptance import judged
 from agt_lightning.certificates.assumptions import assumptions
-from agt_lightning.certificates.budget import budget, metrics, not_certified
 from agt_lightning.certificates.document import with_digest
 from agt_lightning.certificates.environment import versions
 from agt_lightning.certificates.phases import (
@@ -24,6 +23,7 @@ from agt_lightning.certificates.phases import (
     any_phase,
     in_all_phases,
 )
+from agt_lightning.certificates.scope import budget, metrics, not_certified
 
 SCHEMA = "urn:agt-lightning:certificate:2"
 """Name of the JSON Schema of a certificate; predicate type of a statement about it."""

@@ -17,13 +17,13 @@ from torch import Tensor
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.certificates.acceptance import judged
 from agt_lightning.certificates.assumptions import ASSUMPTIONS
-from agt_lightning.certificates.budget import metrics
 from agt_lightning.certificates.digests import bounds_digest, weights_digests
 from agt_lightning.certificates.document import DIGEST, MalformedCertificateError, canonical_digest, plain
 from agt_lightning.certificates.environment import versions
 from agt_lightning.certificates.findings import Finding
 from agt_lightning.certificates.record import SEVERAL
 from agt_lightning.certificates.schema import require_known_format, schema_problems
+from agt_lightning.certificates.scope import metrics
 from agt_lightning.digest import file_digest, tensors_digest, values_digest
 from agt_lightning.errors import BoundsMismatchError, UnsoundBoundError
 

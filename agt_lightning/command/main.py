@@ -10,6 +10,8 @@ from importlib import import_module
 COMMANDS: Mapping[str, str] = {
     "verify": "check a certificate against its bounds, weights and data, offline",
     "statement": "wrap a certificate in an in-toto Statement, for signing tools",
+    "report": "write one page about certificates for readers who do not know the package",
+    "budget": "tell the largest n of a sweep's certificates that meets a limit, and which to try next",
     "doctor": "tell which parts of a LightningModule cannot be certified, with file and line",
 }
 """What each command does, by its name; each is a file of this package, with ``add_arguments`` and ``run``."""

@@ -21,6 +21,7 @@ import torch
 from agt_lightning.capture import Call, Graph
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Reference
 from agt_lightning.capture.terms import LossTerm
+from agt_lightning.capture.totals import OVER_ROOT_OF_MEAN, OVER_TOTAL
 from agt_lightning.domains.head import HeadError
 from agt_lightning.domains.losses import LogitLimit, exponential_limit, sigmoid_limit, softmax_limit, softplus_limit
 from agt_lightning.rules.base import name_of
@@ -619,6 +620,11 @@ class _Reader:
         return f"`{name}`" if call is None else f"`{name_of(call)}` at {call.source}"
 
     def _unknown(self, call: Call) -> HeadError:
+        if call.op in (OVER_ROOT_OF_MEAN, OVER_TOTAL):
+            return HeadError(
+                f"the loss at {call.source} is divided by a number of the whole batch: a root of its mean, or the sum "
+                "of its class weights; leave out the root, or the weights"
+            )
         return HeadError(
             f"`{name_of(call)}` at {call.source} makes the loss no known function of outputs and target. Known are "
             f"{ACCEPTED_FORMS}, averaged or summed, also times a number"

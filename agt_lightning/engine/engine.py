@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from agt_lightning.adversaries.several import Adversaries, all_adversaries, desc
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
+from agt_lightning.deprecation import warn_of_former
 from agt_lightning.digest import tensors_digest, values_digest
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains import DomainFamily, OptimizerStep, ParameterSet
@@ -45,6 +45,7 @@ from agt_lightning.interval import Interval, check_finite_and_ordered, require_i
 from agt_lightning.memory import fitting_memory_budget
 from agt_lightning.propagation.config import CertificationConfig
 from agt_lightning.propagation.evaluated import Moves
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.propagation.objective import BoundedObjective, Loss
 from agt_lightning.propagation.recorder import Recorder
 from agt_lightning.propagation.recordings import Recordings
@@ -142,10 +143,8 @@ class AbstractGradientEngine:
         self.noted: dict[str, Any] = {}
         rules = RULES if self.config.rules is None else self.config.rules
         whole_samples = self.adversary.sample_clipping is not None
-        record = partial(
-            BoundedObjective.of,
-            loss=loss,
-            table=rules,
+        capture = LossCapture(
+            rules,
             named=self.config.roles,
             moves=Moves.of(adversaries),
             whole_samples=whole_samples,
@@ -153,7 +152,9 @@ class AbstractGradientEngine:
             labels_are_fixed=not whole_samples
             and not any(each.perturbs_labels or inserts_and_deletes(each) for each in adversaries),
         )
-        self._recordings = Recordings(Recorder(module, loss, lambda owner, batch: record(owner, batch=batch), start))
+        self._recordings = Recordings(
+            Recorder(module, loss, lambda owner, batch: capture.of(owner, loss, batch), start)
+        )
         self._clock = Clock()  # of the last batch
         self._tried = 0  # kinds of batches and times whose step was asked about
         self._nominal = NominalPass(module, self.adversary, self._recorded, self.config, processes)
@@ -247,8 +248,10 @@ class AbstractGradientEngine:
             tolerance=self._nominal.tolerances(local, step.samples),
         )
 
-    descend = bound_gradient
-    """The name of `bound_gradient` before version 0.2."""
+    def descend(self, batches: Sequence[object], scale: float | None = None) -> StepBounds:
+        """Call `bound_gradient` by its name of before version 0.2, with a warning."""
+        warn_of_former("engine.descend", "`engine.descend` has another name.", stacklevel=3)
+        return self.bound_gradient(batches, scale)
 
     def verify(
         self,

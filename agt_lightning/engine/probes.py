@@ -29,6 +29,7 @@ from agt_lightning.engine.self_checks import differs
 from agt_lightning.errors import NOT_WHAT_IS_TRAINED, AgtError, UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import require_inside
 from agt_lightning.propagation.evaluated import Moves
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.propagation.objective import BoundedObjective, Loss
 from agt_lightning.propagation.samples import MicroBatch, poisonable_rows
 from agt_lightning.rules import RULES
@@ -184,15 +185,8 @@ def _probe(
     if part is not None:
         rules = RULES if nominal.config.rules is None else nominal.config.rules
         with contextlib.suppress(Exception):  # code for one batch size has no part; the whole is slower
-            smaller = BoundedObjective.of(
-                nominal.module,
-                recorded,
-                part,
-                rules,
-                named=nominal.config.roles,
-                moves=Moves.of(adversaries),
-                mixes=True,
-            )
+            capture = LossCapture(rules, named=nominal.config.roles, moves=Moves.of(adversaries), mixes=True)
+            smaller = capture.of(nominal.module, recorded, part)
             if not smaller.problems:
                 bounded, batch = smaller, part
     device = next(nominal.module.parameters()).device

@@ -131,7 +131,8 @@ class Classes:
         index, targets = self.labels.index, self.labels.targets
         classes = index.unique() if targets is None else index.new_tensor(sorted(targets))
         step = torch.where(direction < 0, -1, 1)
-        flipped = classes[(torch.searchsorted(classes, index) + step) % len(classes)]
+        orders = (values.to(torch.uint8) if values.dtype == torch.bool else values for values in (classes, index))
+        flipped = classes[(torch.searchsorted(*orders) + step) % len(classes)]
         if self.labels.sources is None:
             return flipped
         return torch.where(torch.isin(index, index.new_tensor(self.labels.sources)), flipped, index)

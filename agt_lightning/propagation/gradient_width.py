@@ -17,6 +17,7 @@ from agt_lightning.adversaries.base import check_size
 from agt_lightning.aggregation import SampleSet, bounded_descent
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.propagation.objective import BoundedObjective, Loss, ProgramCache, signature
 from agt_lightning.rules import RULES, RuleTable, Value
 
@@ -110,7 +111,7 @@ class GradientWidth:
         }
 
     def _recorded(self, batch: object) -> BoundedObjective:
-        bounded = BoundedObjective.of(self.module, self.loss, batch, self.rules)
+        bounded = LossCapture(self.rules).of(self.module, self.loss, batch)
         if bounded.problems:
             raise UncertifiableError(list(bounded.problems))
         return bounded

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,20 +13,11 @@ from torch import Tensor, nn
 from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.features import as_stored
 from agt_lightning.arithmetic.floating_point import Arithmetic
-from agt_lightning.capture import Graph, LabelKind, LossRoles, analyze, flatten, reached
-from agt_lightning.capture.batch import Rebuild
-from agt_lightning.capture.counted_labels import CountedLabels, ignored_labels, with_counted_labels
+from agt_lightning.capture import Graph, LabelKind, LossRoles, flatten, reached
+from agt_lightning.capture.counted_labels import CountedLabels
 from agt_lightning.capture.dropout import RandomState, draw_masks, masks_of_size
-from agt_lightning.capture.entries import Entry, entries
-from agt_lightning.capture.export import record
 from agt_lightning.capture.graph import Draw, Mask
-from agt_lightning.capture.moves import is_elementwise
-from agt_lightning.capture.opaque import guarded
-from agt_lightning.capture.replica import replica
-from agt_lightning.capture.roles import NamedRoles
-from agt_lightning.capture.shared_layers import counted_statistics
-from agt_lightning.capture.source import as_forward
-from agt_lightning.errors import CaptureError, UncertifiableError
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.gradients import FactoredGradient
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
@@ -39,11 +29,10 @@ from agt_lightning.propagation import (
     propagate_forward,
     refinement,
 )
-from agt_lightning.propagation.evaluated import Moves, Prelude, cut, outputs_of, place_problems, trained
+from agt_lightning.propagation.evaluated import Prelude
 from agt_lightning.propagation.running_statistics import StatisticsUpdate, evaluated_update
-from agt_lightning.propagation.shared_terms import SharedTerms, size_problems
 from agt_lightning.rounding import Floats
-from agt_lightning.rules import RuleTable, Value
+from agt_lightning.rules import Value
 from agt_lightning.rules.values import as_interval, select
 
 Loss = Callable[[nn.Module, object], Tensor]
@@ -90,135 +79,6 @@ class BoundedObjective:
                 "train a parameter by `requires_grad_(True)`."
             )
         return tuple(dict.fromkeys(problems))
-
-    @classmethod
-    def of(
-        cls,
-        module: nn.Module,
-        loss: Loss,
-        batch: object,
-        table: RuleTable,
-        *,
-        named: NamedRoles | None = None,
-        whole_samples: bool = False,
-        labels_are_fixed: bool = False,
-        moves: Moves | None = None,
-        mixes: bool = False,
-    ) -> BoundedObjective:
-        """Record a loss for batches of this kind; see `capture`.
-
-        A single sample can lose its axis to `.squeeze()`. The code for two samples is the same code, so a batch of one
-        that leads to problems is recorded with its sample twice; it must not compute with the number of samples.
-
-        Raises:
-            CaptureError: if the code cannot be recorded.
-        """
-        capture = partial(
-            cls.capture,
-            module,
-            loss,
-            table=table,
-            named=named,
-            whole_samples=whole_samples,
-            labels_are_fixed=labels_are_fixed,
-            moves=moves,
-            mixes=mixes,
-        )
-        bounded = capture(batch)
-        if not bounded.problems or bounded.size(batch) != 1:
-            return bounded
-        twice = capture(_doubled(batch))
-        if _numbers(bounded.graph) == _numbers(twice.graph):
-            return twice
-        problem = (
-            "A batch of one sample is recorded with its sample twice, but `training_step` then computes with other "
-            "numbers, such as `len(x)`. Take `.mean()` over the samples, or leave out such batches (`drop_last=True`)."
-        )
-        return replace(twice, objective=replace(twice.objective, problems=(*twice.objective.problems, problem)))
-
-    @classmethod
-    def capture(
-        cls,
-        module: nn.Module,
-        loss: Loss,
-        batch: object,
-        table: RuleTable,
-        *,
-        named: NamedRoles | None = None,
-        whole_samples: bool = False,
-        labels_are_fixed: bool = False,
-        moves: Moves | None = None,
-        mixes: bool = False,
-    ) -> BoundedObjective:
-        """Record a loss on a batch, on a replica of the module.
-
-        Args:
-            module: owner of the parameters that ``loss`` uses.
-            loss: maps a module and a batch to a scalar.
-            batch: an example of the structure and shapes; a batch of one sample is recorded as it is.
-            table: rules by overload.
-            named: the batch entries whose roles the user names; None if there are none.
-            whole_samples: whether an adversary replaces whole samples, with their numbers and strings.
-            labels_are_fixed: whether no adversary changes a label, so that a loss may leave out some of them.
-            moves: what can be poisoned, so that the rest needs no rules before it meets trained parameters; None
-                means anything.
-            mixes: whether batches may be normalized by their own statistics, see `Program.build`.
-
-        Raises:
-            CaptureError: if the code cannot be recorded.
-        """
-        leaves, rebuild = flatten(batch)
-        rebuild = guarded(rebuild, whole_samples=whole_samples)
-        try:
-            graph = record(partial(_replicated, module, loss, rebuild), leaves)
-        except CaptureError as error:
-            raise CaptureError(f"{error}{counted_statistics(module)}") from error
-        if labels_are_fixed:
-            holding = frozenset(position for position, leaf in enumerate(leaves) if ignored_labels(leaf))
-            graph = with_counted_labels(graph, holding)
-        names = canonical_names(module)
-        trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        size = _batch_size([leaves[position] for position in graph.leaves.values()])
-        listed = entries(batch)
-
-        def joined(graph: Graph, named: NamedRoles | None) -> tuple[LossRoles, Program]:
-            roles = analyze(graph, size, lambda target: names[target] in trainable, listed, named)
-            return _joined(roles, table, listed, mixes=mixes)
-
-        objective, program = joined(graph, named)
-        types = {name: leaves[position].dtype for name, position in graph.leaves.items()}
-        prelude = None
-        if moves is not None and moves.at is not None:
-            longer = [torch.cat([leaf, leaf[:1]]) if leaf.shape[:1] == (size,) else leaf for leaf in leaves]
-            problems = place_problems(
-                objective,
-                moves.at,
-                module,
-                size,
-                program.troubled,
-                lambda: record(partial(_replicated, module, loss, rebuild), longer),
-            )
-            objective = _poisoned_at(objective, moves.at, named, problems)
-            types |= {name: graph.types[name] for name in objective.features}
-        at = None if moves is None else moves.at
-        outputs = frozenset(objective.features) if at is not None else frozenset()
-        front = None
-        if moves is not None and not (at is not None and objective.problems):
-            front = cut(program, trained(objective) | moves.leaves(objective), outputs)
-        if front is not None:
-            rest, prelude = front
-            whole = objective
-            objective, program = joined(rest, None)
-            objective = replace(
-                objective,
-                entries=whole.entries,
-                names=whole.names,
-                problems=(*objective.problems, *whole.entries.problems),
-            )
-        if objective.penalties and (whole_samples or moves is not None and moves.samples):
-            objective = replace(objective, problems=(*objective.problems, _CLIPPED_PENALTY))
-        read = {value: names[target] for value, target in program.graph.parameters.items()}
-        return cls(objective, program, read, types, prelude)
 
     def inputs(
         self,
@@ -493,50 +353,6 @@ class BoundedObjective:
         return features | (set(self.objective.labels) if adversary.perturbs_labels else set())
 
 
-_CLIPPED_PENALTY = (
-    "The loss has a penalty of parameters alone, which an adversary that replaces samples leaves without bounds: the "
-    "gradient of each sample is clipped, and the penalty is none. Use the optimizer's `weight_decay` instead."
-)
-
-
-def _joined(
-    objective: LossRoles, table: RuleTable, listed: Sequence[Entry], *, mixes: bool
-) -> tuple[LossRoles, Program]:
-    """Return the roles of a captured loss, with all problems of its terms, and its program."""
-    # A penalty could be a loss of samples of another number, which would count as constants.
-    shared = SharedTerms.of(objective) if objective.problems or objective.penalties else SharedTerms()
-    of_other_size = size_problems(objective, shared, listed)
-    objective = replace(objective, problems=tuple(of_other_size)) if of_other_size else objective
-    left_out = shared.calls if objective.problems else frozenset[str]()
-    program = Program.build(
-        objective.graph,
-        table,
-        samples=objective.samples,
-        trainable=objective.trainable,
-        reduced=objective.reduced | left_out,
-        mixes=mixes,
-    )
-    return objective, program
-
-
-def _poisoned_at(objective: LossRoles, path: str, named: NamedRoles | None, problems: Sequence[str]) -> LossRoles:
-    """Return the roles of a loss in which the outputs of a submodule are the features, with problems of the place."""
-    problems = list(problems)
-    if named is not None and named.features is not None:
-        problems.append("Both `features` and `at` say what `epsilon` moves. Give one of them.")
-    outputs = tuple(sorted(outputs_of(objective.graph, path)))
-    of_batch = {objective.names[leaf]: f"before the outputs of {path}" for leaf in objective.features}
-    entries = replace(
-        objective.entries,
-        features=outputs,
-        unmoved={**of_batch, **objective.entries.unmoved},
-        feature_doubts=(),
-        problems=(*objective.entries.problems, *problems),
-    )
-    names = {**objective.names, **dict.fromkeys(outputs, f"outputs of {path}")}
-    return replace(objective, entries=entries, names=names, problems=(*objective.problems, *problems))
-
-
 def _require_points(read: Collection[str], parameters: Mapping[str, Interval], module: nn.Module) -> None:
     """Require that no parameter has been trained that is evaluated as it is.
 
@@ -552,12 +368,6 @@ def _require_points(read: Collection[str], parameters: Mapping[str, Interval], m
                 "have no rules. Freeze it from the start, or train it to the end."
             ]
         )
-
-
-def _replicated(module: nn.Module, loss: Loss, rebuild: Rebuild) -> tuple[nn.Module, Callable[..., Tensor]]:
-    """Return a new replica of a module, and its loss as a function of the tensors of a batch."""
-    twin, traced = replica(module), as_forward(loss)
-    return twin, lambda tensors: traced(twin, rebuild(tensors))
 
 
 def canonical_names(module: nn.Module) -> dict[str, str]:
@@ -660,26 +470,3 @@ def sample_count(program: Program, values: Mapping[str, Value]) -> int:
 
 def _leaf_of_samples(program: Program) -> str:
     return next(name for name in program.graph.leaves if name in program.samples)
-
-
-def _batch_size(leaves: Sequence[Tensor]) -> int:
-    """The leading size that most batch entries of the loss share."""
-    sizes = Counter(leaf.shape[0] for leaf in leaves if leaf.ndim > 0)
-    return sizes.most_common(1)[0][0] if sizes else 0
-
-
-def _numbers(graph: Graph) -> Counter[object]:
-    """Return the numbers that the calls of a graph compute with, besides shapes and places, each as often as it is."""
-    numbers: Counter[object] = Counter(
-        (call.op, name, value)
-        for call in graph.calls
-        for name, value in call.arguments.items()
-        if isinstance(value, float) or (isinstance(value, int) and (is_elementwise(call) or name == "fill_value"))
-    )
-    return numbers + Counter(value.item() for value in graph.constants.values() if value.numel() == 1)
-
-
-def _doubled(batch: object) -> object:
-    """Return the batch with its single sample twice."""
-    leaves, rebuild = flatten(batch)
-    return rebuild([torch.cat([leaf, leaf]) if leaf.ndim and leaf.shape[0] == 1 else leaf for leaf in leaves])

@@ -219,12 +219,18 @@ def _rule(call: Call, table: RuleTable) -> Rule | None:
 
 def _site(graph: Graph, call: Call, samples: frozenset[str], trainable: frozenset[str]) -> Site:
     names = call.inputs
+    producers = [graph.producer(name) for name in names]
     return Site(
         call=call,
         shapes=tuple(graph.shapes[name] for name in names),
         samples=tuple(name in samples for name in names),
         trainable=tuple(name in trainable for name in names),
         kinds=tuple(graph.types[name] for name in names if name in graph.types and name in trainable),
+        types=tuple(
+            graph.types[name] if producer is None else producer.dtype
+            for name, producer in zip(names, producers, strict=True)
+            if producer is not None or name in graph.types
+        ),
     )
 
 

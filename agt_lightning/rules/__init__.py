@@ -5,10 +5,12 @@ An overload that is not in the table has no rule, however similar its name; it i
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch._ops import OpOverload
 
+from agt_lightning.deprecation import warn_of_former
 from agt_lightning.rules.activation import (
     celu,
     clamp,
@@ -99,14 +101,10 @@ from agt_lightning.rules.transcendental import (
 from agt_lightning.rules.values import Value
 from agt_lightning.rules.variance import Variance
 
-Pieces = PiecewiseMonotoneFunction
-"""The name of `PiecewiseMonotoneFunction` before version 0.2."""
-
 __all__ = [
     "RULES",
     "Monotone",
     "PiecewiseMonotoneFunction",
-    "Pieces",
     "PiecewiseMonotone",
     "ResidualLoss",
     "Rule",
@@ -339,3 +337,13 @@ def register_rule(op: OpOverload) -> Callable[[Rule], Rule]:
         return rule
 
     return register
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of this module
+
+    def __getattr__(name: str) -> object:
+        """Return `PiecewiseMonotoneFunction` by its name of before version 0.2, with a warning."""
+        if name == "Pieces":
+            warn_of_former("rules.Pieces", "`rules.Pieces` has another name.", stacklevel=3)
+            return PiecewiseMonotoneFunction
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.rules.base import ElementwiseRule, Rule, Site, alignment_problem, name_of, reduce_to
+from agt_lightning.rules.discrete import require_in_range
 from agt_lightning.rules.roundings import EXACT, LinearMap, Roundings, as_operand
 from agt_lightning.rules.values import Value, as_interval
 
@@ -345,10 +346,12 @@ class Reduction(Rule):
         )
 
     def forward(self, site: Site, inputs: Sequence[Value]) -> Interval:
-        """Bounds reduce like values."""
+        """Bounds reduce like values; integers that would wrap around are refused."""
         value = as_interval(inputs[0])
         dims, keep = self._dims(site), bool(site.call.arguments.get("keepdim"))
-        return value.mapped(lambda bound: self.reduce(bound, dim=dims, keepdim=keep), nonnegative=value.nonnegative)
+        result = value.mapped(lambda bound: self.reduce(bound, dim=dims, keepdim=keep), nonnegative=value.nonnegative)
+        require_in_range(site, result)
+        return result
 
     def backward(self, site: Site, grad: Interval, inputs: Sequence[Value], output: Value) -> Sequence[Interval | None]:
         """The gradient, repeated; for a mean, divided by the count."""

@@ -29,6 +29,7 @@ class Site:
         samples: for each tensor input, whether its axis 0 counts samples.
         trainable: for each tensor input, whether it depends on a trainable parameter.
         kinds: types of the tensor inputs that depend on a trainable parameter, as far as they are known.
+        types: types of all tensor inputs; empty if they are not known.
     """
 
     call: Call
@@ -36,6 +37,7 @@ class Site:
     samples: tuple[bool, ...]
     trainable: tuple[bool, ...]
     kinds: tuple[torch.dtype, ...] = ()
+    types: tuple[torch.dtype, ...] = ()
 
     def __getitem__(self, name: str) -> object:
         """Return an argument of the call by its name in the ATen schema."""

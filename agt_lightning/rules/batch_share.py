@@ -152,6 +152,7 @@ def _zero(site: Site, *, root: bool) -> str:
             "infinite. Add a number to the mean, such as `torch.sqrt(mse + 1e-4)`, or use the mean without a root."
         )
     return (
-        f"The weights by class at {site.call.source} can add up to zero over a batch in a poisoned run. Use weights "
-        "above zero, larger batches, or `(w * F.cross_entropy(z, y, reduction='none')).mean()`."
+        f"The weights by class at {site.call.source} can add up to zero over a batch, as far as bounds know: a label "
+        "that can be flipped counts with any weight from zero to the sum of all. Use larger batches, a smaller `n`, or "
+        "`F.cross_entropy(z, y, weight=w, reduction='none').mean()`."
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from agt_lightning.errors import UncertifiableError
 from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
@@ -55,6 +56,7 @@ class Comparison(Rule):
         if len(fixed) == len(inputs):
             compared: Tensor = site.call.op(*fixed, *([] if other is None else [other]))
             return compared
+        _require_no_wrapping(site)
         first = as_interval(inputs[0])
         second = as_interval(inputs[1]) if other is None else _number(site.number("other"))
         large, small = (second, first) if self.less else (first, second)
@@ -76,6 +78,28 @@ def _fixed(value: Value) -> Tensor | None:
     if isinstance(value, ClassLabels):
         return None if value.flippable else value.index
     return value
+
+
+def _require_no_wrapping(site: Site) -> None:
+    """Raise if torch converts an operand to a type of integers that does not hold it: 300 becomes 44 in bytes."""
+    if not site.types:
+        return
+    kinds, number = site.types, site.call.arguments["other"]
+    tensors = [torch.empty(shape, dtype=kind, device="meta") for shape, kind in zip(site.shapes, kinds, strict=True)]
+    other = number if isinstance(number, int | float) else tensors[-1]
+    common = torch.result_type(tensors[0], other)
+    if common.is_floating_point or common == torch.bool:
+        return
+    limits = torch.iinfo(common)
+    ends = [(number, number)] if isinstance(number, int | float) else []
+    ends += [(torch.iinfo(kind).min, torch.iinfo(kind).max) for kind in kinds if kind not in (common, torch.bool)]
+    if any(least < limits.min or largest > limits.max for least, largest in ends):
+        raise UncertifiableError(
+            [
+                f"`{name_of(site.call)}` at {site.call.source} compares labels that can change in {common}, where a "
+                "number beyond its range wraps around to another one. Store the labels as int64 in the data set."
+            ]
+        )
 
 
 def _number(number: float) -> Interval:

@@ -14,7 +14,7 @@ from agt_lightning.interval import Interval
 from agt_lightning.labels import ClassLabels
 from agt_lightning.rules.base import Rule, Site, alignment_problem, name_of
 from agt_lightning.rules.roundings import EXACT, Roundings
-from agt_lightning.rules.values import Value
+from agt_lightning.rules.values import Value, as_interval
 
 _aten = torch.ops.aten
 
@@ -29,11 +29,17 @@ DISCRETE = frozenset(
         _aten.eq.Scalar,
         _aten.floor_divide.default,
         _aten.logical_not.default,
+        _aten.max.other,
+        _aten.maximum.default,
+        _aten.min.other,
+        _aten.minimum.default,
         _aten.mul.Tensor,
         _aten.ne.Scalar,
         _aten.neg.default,
+        _aten.pow.Tensor_Scalar,
         _aten.remainder.Scalar,
         _aten.rsub.Scalar,
+        _aten.square.default,
         _aten.sub.Tensor,
     }
 )
@@ -100,23 +106,26 @@ class DiscreteFunction(Rule):
                     "discrete ones. Compute its result in the data set."
                 ]
             )
-        result = self.numbers.forward(site, inputs)
-        if isinstance(result, Interval) and _overflows(result, site.call.dtype):
-            raise UncertifiableError(
-                [
-                    f"`{name_of(site.call)}` at {site.call.source} can leave the range of {site.call.dtype}, where "
-                    "integers wrap around. Use a wider type in the data set."
-                ]
-            )
-        return result
+        result = as_interval(self.numbers.forward(site, inputs))
+        for value in (*inputs, result):  # a constant can be of a wider type than the result
+            if not isinstance(value, ClassLabels):
+                require_in_range(site, as_interval(value))
+        return result.mapped(torch.round)  # a power as it is computed may be off by a rounding
 
 
-def _overflows(value: Interval, dtype: torch.dtype) -> bool:
-    """Return whether some number within the bounds is none of a type of integers."""
-    if dtype.is_floating_point or dtype == torch.bool:
-        return False
-    limits = torch.iinfo(dtype)
-    return bool(((value.lower < limits.min) | (value.upper > limits.max)).any())
+def require_in_range(site: Site, value: Interval) -> None:
+    """Raise if some number within the bounds is none of the integers or booleans that a call returns."""
+    dtype = site.call.dtype
+    if dtype.is_floating_point:
+        return
+    least, largest = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    if bool(((value.lower < least) | (value.upper > largest)).any()):
+        raise UncertifiableError(
+            [
+                f"`{name_of(site.call)}` at {site.call.source} can leave the range of {dtype}, where integers wrap "
+                "around. Use a wider type in the data set."
+            ]
+        )
 
 
 def _images(

@@ -55,6 +55,14 @@ def trained(tmp_path_factory) -> Files:
     return train(folder, BoundedAdversary(n=1, epsilon=0.02), domains=("box", "ball"), acceptance=criterion)
 
 
+@pytest.fixture(scope="session")
+def several(tmp_path_factory) -> Files:
+    """A training for four adversaries; nobody writes to its files, of which `bounds` is that of n=1."""
+    adversaries = [BoundedAdversary(n=n, epsilon=0.05) for n in (1, 2, 3, 4)]
+    files = train(tmp_path_factory.mktemp("several"), adversaries, domains="box", epochs=1)
+    return Files(files.certificate, files.certificate.with_name("bounds-n_1.safetensors"), files.weights)
+
+
 @pytest.fixture
 def files(trained, tmp_path) -> Files:
     """Copies of its files."""
@@ -62,8 +70,9 @@ def files(trained, tmp_path) -> Files:
 
 
 @pytest.fixture
-def agt(capsys):
-    """Run ``agt`` with some words; return its exit status and what it prints."""
+def agt(capsys, monkeypatch):
+    """Run ``agt`` with some words in a wide terminal; return its exit status and what it prints."""
+    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words: object) -> tuple[int, str]:
         capsys.readouterr()

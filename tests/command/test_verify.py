@@ -399,6 +399,14 @@ MALFORMED = {
         2,
         "numbers that can be read",
     ),
+    "an integer of 400 digits": (
+        lambda content: content.replace(b'"n": 1', b'"n": 1' + b"0" * 400),
+        2,
+        "integers of at most 64 bits",
+    ),
+    "a loader in words": (_set("bounds", "domains", "decided_validation_bounds", "x", {}), 1, "'x' does not match"),
+    "a result of no loader": (_set("results", "val_nominal_accuracy/dataloader_idx_x", 1), 1, "does not match"),
+    "floats in a list": (_set("phases", 0, "floats", ["run"]), 1, "`$.phases[0].floats`: ['run'] is not of type"),
     "repeated key": (
         lambda content: content.replace(b'"steps": 6', b'"steps": 6, "steps": 6', 1),
         2,

@@ -9,7 +9,7 @@ from agt_lightning.capture import capture
 from agt_lightning.domains.head import HeadError, match_trained
 from agt_lightning.domains.head_loss import match_head_loss
 from agt_lightning.domains.losses import HuberError, LogisticLoss, SoftmaxLoss, SquaredError
-from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.rules import RULES
 
 X, Y, NUMBERS = torch.ones(2, 3), torch.tensor([0, 1]), torch.zeros(2, 2)
@@ -30,7 +30,7 @@ class Network(nn.Module):
 
 def matched(loss, target=NUMBERS, module=None):
     module = Network() if module is None else module
-    bounded = BoundedObjective.capture(module, lambda m, batch: loss(m(batch[0]), batch[1]), (X, target), RULES)
+    bounded = LossCapture(RULES).once(module, lambda m, batch: loss(m(batch[0]), batch[1]), (X, target))
     return match_head_loss(bounded)
 
 
@@ -92,7 +92,7 @@ def frozen_end():
     [
         (lambda f, y: (f - y).abs().pow(3).mean(), NUMBERS, None, "makes the loss no known function of outputs"),
         (lambda f, y: -F.mse_loss(f, y), NUMBERS, None, "negative factor"),
-        (lambda f, y: F.cross_entropy(f, y, weight=torch.ones(2)), Y, None, "has weights; leave them out"),
+        (lambda f, y: F.cross_entropy(f, y, weight=torch.ones(2)), Y, None, "sum of its class weights; leave out"),
         (lambda f, y: F.mse_loss(f[:, :1], y[:, :1]), NUMBERS, None, "where only linear layers and ReLU may be"),
         (F.mse_loss, NUMBERS, Network(torch.tanh), "stands between trained layers, where only ReLU may be"),
         (F.mse_loss, NUMBERS, trained_features(), "stands between trained layers, where only ReLU may be"),

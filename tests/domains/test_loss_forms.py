@@ -25,6 +25,7 @@ from agt_lightning.domains.losses import (
     softmax_limit,
 )
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules import RULES
@@ -47,7 +48,7 @@ def sample(kind: str) -> tuple[Tensor, Tensor]:
 def captured(loss: Loss, kind: str) -> BoundedObjective:
     torch.manual_seed(0)
     module = network(kind, (4,))
-    return BoundedObjective.capture(module, lambda m, batch: loss(m(batch[0]), batch[1]), sample(kind), RULES)
+    return LossCapture(RULES).once(module, lambda m, batch: loss(m(batch[0]), batch[1]), sample(kind))
 
 
 def matched(loss: Loss, kind: str) -> HeadLoss:
@@ -295,7 +296,7 @@ def test_a_target_for_each_pair_of_samples_is_refused():
     module = nn.Linear(FEATURES, 1).double()
     batch = torch.randn(BATCH, FEATURES).double(), torch.randn(BATCH).double()
     for loss in (lambda f, y: ((f - y) ** 2).mean(), lambda f, y: -(y * F.logsigmoid(f)).mean(), F.mse_loss):
-        bounded = BoundedObjective.capture(module, lambda m, b, loss=loss: loss(m(b[0]), b[1]), batch, RULES)
+        bounded = LossCapture(RULES).once(module, lambda m, b, loss=loss: loss(m(b[0]), b[1]), batch)
         with pytest.raises(HeadError, match=r"shape|known function"):
             match_head_loss(bounded)
 

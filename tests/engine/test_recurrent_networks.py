@@ -13,7 +13,7 @@ from agt_lightning.capture import recurrent
 from agt_lightning.capture.graph import JOINT_TERMS
 from agt_lightning.errors import UncertifiableError, UnsoundBoundError
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.rules import RULES
 from agt_lightning.rules.roundings import EXACT
 from tests.engine.attacks import LOSSES, ROUNDING, data
@@ -120,7 +120,7 @@ def test_kernels_in_single_precision_stay_inside(name):
 
 def bounds_of_values(layer, x, table=RULES):
     """Bounds of all values of a layer's last step, as single precision computes them, at fixed parameters."""
-    captured = BoundedObjective.capture(layer, lambda m, b: m(b[0])[0][:, -1].square().mean(), (x,), table)
+    captured = LossCapture(table).once(layer, lambda m, b: m(b[0])[0][:, -1].square().mean(), (x,))
     bounded = captured.rounded(torch.float64, "run")
     points = {name: Interval.point(value.detach().double()) for name, value in layer.named_parameters()}
     return bounded, bounded.forward(bounded.inputs(layer, (x,), points, torch.float64))
@@ -196,7 +196,7 @@ def test_other_settings_are_refused_with_a_way_out(name):
 def test_a_state_is_written_once_for_all_results():
     module = made("LSTM, state")
     x, y = data("ce", torch.Generator().manual_seed(1))[0]
-    captured = BoundedObjective.capture(module, lambda m, b: F.cross_entropy(m(b[0]), b[1]), (x, y), RULES)
+    captured = LossCapture(RULES).once(module, lambda m, b: F.cross_entropy(m(b[0]), b[1]), (x, y))
     joint = [call for call in captured.program.graph.calls if JOINT_TERMS in call.arguments]
     assert len(joint) == 2 * TIME  # the inputs' product of each layer, and the states' of all steps but the first
 

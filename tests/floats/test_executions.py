@@ -76,7 +76,6 @@ def kernels_are_exact(monkeypatch):
 FAULTS = [run_is_exact, sums_are_exact, updates_are_exact, contractions_are_exact, kernels_are_exact]
 
 
-@pytest.mark.thinned(3)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found_by_some_execution_or_by_the_training_itself(fault, monkeypatch):
     """Without poison bounds are as wide as rounding, so that a missing one shows at once."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.interval import Interval
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.rules import RULES
 from tests.fuzz.blocks import BLOCKS
@@ -44,7 +45,7 @@ class _Shifted(nn.Module):
 def objective(loss: Loss, batch: tuple[Tensor, Tensor]) -> BoundedObjective:
     """Return the loss as a program."""
     module = _Shifted(batch[0].shape[1])
-    return BoundedObjective.of(module, lambda layer, data: loss(layer(data[0]), data[1]), batch, RULES)
+    return LossCapture(RULES).of(module, lambda layer, data: loss(layer(data[0]), data[1]), batch)
 
 
 def derivative_bounds(loss: Loss, labels: Tensor, box: Interval) -> Interval:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from agt_lightning import ParameterBounds
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.rules import RULES
 from agt_lightning.rules.comparison import COMPARISONS
 from tests.fuzz.attacks import Attacker
@@ -97,7 +97,7 @@ def _operations_of_losses():
 def _recorded(network, criterion, batch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        objective = BoundedObjective.of(network, lambda m, b: criterion(m(b[0]), b[1]), batch, RULES)
+        objective = LossCapture(RULES).of(network, lambda m, b: criterion(m(b[0]), b[1]), batch)
     return {call.op for call in objective.program.graph.calls}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from agt_lightning import BoundedAdversary, CertifiedTraining
 from agt_lightning.errors import AgtError
-from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.loss_capture import LossCapture
 
 ADVERSARY = BoundedAdversary(n=1, nu=5.0)
 
@@ -337,10 +337,8 @@ def test_numbers_and_strings_of_a_batch_are_followed(entry, fit, loader):
 
 def test_entries_that_are_not_read_cost_no_recording(fit, loader, monkeypatch):
     recorded = []
-    original = BoundedObjective.of.__func__
-    monkeypatch.setattr(
-        BoundedObjective, "of", classmethod(lambda cls, *a, **k: recorded.append(1) or original(cls, *a, **k))
-    )
+    original = LossCapture.of
+    monkeypatch.setattr(LossCapture, "of", lambda *given: recorded.append(1) or original(*given))
 
     class Named(Scheduled):
         def training_step(self, batch, batch_idx):
@@ -395,10 +393,8 @@ class Keeps(Scheduled):
 @pytest.mark.slow
 def test_what_is_only_kept_costs_no_recording(fit, loader, monkeypatch):
     recorded = []
-    original = BoundedObjective.of.__func__
-    monkeypatch.setattr(
-        BoundedObjective, "of", classmethod(lambda cls, *a, **k: recorded.append(1) or original(cls, *a, **k))
-    )
+    original = LossCapture.of
+    monkeypatch.setattr(LossCapture, "of", lambda *given: recorded.append(1) or original(*given))
     fit(Keeps(), loader(size=80, dtype=torch.float64), CertifiedTraining(ADVERSARY))
     assert len(recorded) < 40  # in 20 steps, two to four for each new recording
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -119,6 +120,7 @@ OPTIMIZER_SETTINGS = [
         ),
     }.items()
     for flags in variants
+    if set(flags) <= set(signature(kind).parameters)  # torch 2.6 has no `decoupled_weight_decay`
 ]
 """Every flag with a meaning, alone and together."""
 

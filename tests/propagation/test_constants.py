@@ -7,7 +7,7 @@ from torch import nn
 
 from agt_lightning.interval import Interval
 from agt_lightning.propagation.evaluated import _result
-from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.rules import RULES
 
 CALLS = {
@@ -37,7 +37,7 @@ class Scaled(nn.Module):
 def test_bounds_contain_what_single_precision_computes(name):
     torch.manual_seed(0)
     module, x = Scaled(*CALLS[name]), torch.randn(5, 4)
-    captured = BoundedObjective.capture(module, lambda m, b: m(b[0]).square().mean(), (x,), RULES)
+    captured = LossCapture(RULES).once(module, lambda m, b: m(b[0]).square().mean(), (x,))
     assert not captured.problems
     bounded = captured.rounded(torch.float64, "run")
     parameters = {key: Interval.point(value.detach().double()) for key, value in module.named_parameters()}

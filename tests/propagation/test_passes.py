@@ -9,7 +9,7 @@ from agt_lightning.gradients import Buffers
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import passes
 from agt_lightning.propagation.config import CertificationConfig
-from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.propagation.passes import BoundedBatch, propagate, propagate_nominal
 from agt_lightning.propagation.samples import MicroBatch
 from agt_lightning.rules import RULES
@@ -21,7 +21,7 @@ def captured():
     torch.manual_seed(0)
     module = Behind()
     batch = (torch.randn(5, 2).double(), torch.rand(5, 1).double())
-    bounded = BoundedObjective.capture(module, lambda m, b: F.mse_loss(m(b[0]), 2 * b[1]), batch, RULES)
+    bounded = LossCapture(RULES).once(module, lambda m, b: F.mse_loss(m(b[0]), 2 * b[1]), batch)
     values, _ = propagate_nominal(bounded, module, MicroBatch(batch), torch.float64)
     return bounded, values
 

@@ -11,7 +11,7 @@ from agt_lightning.gradients import Buffers
 from agt_lightning.interval import Interval
 from agt_lightning.propagation import propagate_forward
 from agt_lightning.propagation.config import CertificationConfig
-from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.propagation.passes import BoundedBatch, propagate
 from agt_lightning.propagation.prefix import PoisonedPrefix, frozen_values
 from agt_lightning.propagation.samples import MicroBatch
@@ -47,7 +47,7 @@ class Case:
         torch.manual_seed(0)
         self.module = Behind()
         self.batch = MicroBatch((torch.randn(5, 2).double(), torch.rand(5, 1).double()))
-        captured = BoundedObjective.capture(self.module, loss, self.batch.data, RULES)
+        captured = LossCapture(RULES).once(self.module, loss, self.batch.data)
         self.bounded = captured.rounded(torch.float64, "run")
 
     def frozen(self, budget, **options):

@@ -153,7 +153,7 @@ SPREADS = [
     for name, function, leaf in (
         ("var", lambda x: x.var(-1, unbiased=False), GRID),
         ("var of all", lambda x: x.var((1, 2), keepdim=True), GRID),
-        ("var about another divisor", lambda x: x.var(1, correction=-2), GRID),
+        ("var about another divisor", lambda x: x.var(1, correction=0.5), GRID),
         ("std", lambda x: (x + torch.arange(3.0, dtype=x.dtype)[:, None]).std(1, keepdim=True), GRID),
         ("var and mean", lambda x: sum(torch.var_mean(x, dim=1)), GRID),
         ("wide var", lambda x: x.var(1), Box((4,))),

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agt_lightning.interval import Interval
-from agt_lightning.propagation.objective import BoundedObjective
+from agt_lightning.propagation.loss_capture import LossCapture
 from agt_lightning.rules import RULES
 from agt_lightning.rules.loss import CrossEntropyRoundings
 
@@ -36,7 +36,7 @@ def excess(dtype, gap):
     def loss(module, batch):
         return F.cross_entropy(module(batch[0]), batch[1], reduction="sum")
 
-    bounded = BoundedObjective.of(module, loss, batch, RULES).rounded(torch.float64, "run")
+    bounded = LossCapture(RULES).of(module, loss, batch).rounded(torch.float64, "run")
     points = {name: Interval.point(p.detach()).to(dtype=torch.float64) for name, p in module.named_parameters()}
     gradient = bounded.gradients(
         bounded.forward(bounded.inputs(module, batch, points, torch.float64)), 2, torch.float64

@@ -192,6 +192,17 @@ def test_weights_that_can_add_up_to_zero_are_refused():
         certified(lambda z, y: F.cross_entropy(z, y, weight=torch.tensor([1.0, 0.0, 0.0])), [(X[:2], Y[:2])])
 
 
+def test_a_mean_weighted_by_one_hot_targets_is_no_mean_of_labels():
+    """Torch divides it by the number of targets, and a mean that is weighted by labels by their weights."""
+
+    def loss(z, y, reduction="mean"):
+        return F.cross_entropy(z, F.one_hot(y, 3).float(), weight=WEIGHT, reduction=reduction)
+
+    with pytest.raises(UncertifiableError, match="has weights by class"):
+        certified(loss, [(X, Y)])
+    certified(lambda z, y: loss(z, y, "none").mean(), [(X, Y)])
+
+
 def test_labels_that_are_left_out_of_the_total_are_refused():
     y = Y.clone()
     y[1] = -100

@@ -167,3 +167,31 @@ def test_integer_labels_that_can_wrap_around_are_refused():
     refused(Case(variant(Regressor, loss=loss), BoundedAdversary(n=1, nu=1), rows), "wrap around")
     wide = rows | {"y": rows["y"].long()}
     held(Case(variant(Regressor, loss=loss), BoundedAdversary(n=1, nu=1), wide))
+
+
+WRAPPING = {
+    "a comparison with a number": (torch.uint8, 200, lambda y: 10 * (y < 300)),
+    "a comparison with a tensor": (torch.uint8, 200, lambda y: 10 * (y < torch.tensor(300))),
+    "a power": (torch.int8, 20, lambda y: 0.01 * (y**2).double()),
+    "the smaller of two": (torch.int8, 100, lambda y: 0.1 * torch.minimum(y, torch.tensor(300)).double()),
+    "a sum of bytes": (torch.int8, 100, lambda y: 0.01 * y.repeat(1, 2).sum(1, keepdim=True, dtype=torch.int8)),
+}
+
+
+@pytest.mark.parametrize(("kind", "written", "target"), WRAPPING.values(), ids=WRAPPING)
+def test_flips_that_integers_of_few_bits_cannot_follow_are_refused(kind, written, target):
+    refused(_of_numbers(kind, written, target), "wraps? around")
+
+
+def test_flips_that_wide_integers_follow_are_certified():
+    held(_of_numbers(torch.int64, *WRAPPING["a power"][1:]))
+    held(_of_numbers(torch.bool, 0, lambda y: y))
+
+
+def _of_numbers(kind: torch.dtype, written: int, target) -> Case:
+    """Squared errors of targets made of labels that are all one, and that a flip makes another number."""
+    loss = lambda self, batch: F.mse_loss(self(batch[0]), target(batch[1]).double())  # noqa: E731
+    rows = classes()
+    rows = rows | {"y": torch.ones(len(rows["x"]), 1, dtype=kind)}
+    adversary = BoundedAdversary(n=1, nu=1, q=0, target_classes=(written,))
+    return Case(variant(Regressor, loss=loss), adversary, rows, attacks=_to(written))

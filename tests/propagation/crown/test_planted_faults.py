@@ -139,5 +139,6 @@ def test_a_law_notices(fault):
     fault.require_noticed("a form exceeds its bound")
 
 
+@pytest.mark.slow
 def test_without_faults_the_laws_hold():
     require_checks_pass(FAULTS)

@@ -124,6 +124,7 @@ def test_a_step_for_several_adversaries_is_cheaper_than_their_own_steps(tmp_path
     assert float(row["together over all"]) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Lightning, whose Trainer makes these steps
 def test_predicted_steps_stand_beside_measured_ones(tmp_path):
     benchmark.main([*SMALL, "--parts", "plans", "--workloads", "0", "--output-dir", str(tmp_path)])
@@ -135,6 +136,7 @@ def test_predicted_steps_stand_beside_measured_ones(tmp_path):
         assert float(row["predicted over measured"]) == pytest.approx(ratio, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_wider_with_statistics_of_the_batch(tmp_path):
     benchmark.main(["--parts", "normalizations", "--scale", "0.1", "--output-dir", str(tmp_path)])
     with (tmp_path / "normalizations.csv").open() as file:

@@ -147,6 +147,12 @@ def to_two(record):
     record["budget"]["n"] = 2
 
 
+def _moved(each, stated):
+    """One right and certified sample of the second class is said to be of the first."""
+    step = 1 if each is stated[0] else -1
+    return {key: each[key] + step for key in ("samples", "nominal", "certified")}
+
+
 FORGED = {
     "results": (better, RESULTS, r"contradicted: val_certified_accuracy: 1.0 is claimed"),
     "width": (narrower, ALONE, r"contradicted: mean_width: it is"),
@@ -228,6 +234,16 @@ FORGED = {
         lambda record: record["results_are_of"].update(digest_of_the_weights="0" * 32),
         ALONE,
         r"`results_are_of` names other weights",
+    ),
+    "classes": (
+        lambda record: record["by_class"][1].update(certified=0),
+        ALONE,
+        r"`by_class` has a certified accuracy of",
+    ),
+    "classes that make up for each other": (
+        lambda record: [each.update(_moved(each, record["by_class"])) for each in record["by_class"][:2]],
+        RESULTS,
+        r"by_class: other counts are found for the classes",
     ),
     "data": (
         lambda record: record["digests"]["validation_data"][0].update(sha256_of_rows="0" * 64),

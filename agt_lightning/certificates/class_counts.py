@@ -11,6 +11,10 @@ ClassCounts = Mapping[int, tuple[int, int, int]]
 """By class: the number of samples, of those that the trained module predicts correctly, and of certified ones."""
 
 
+_ROUNDINGS = 1e-12
+"""Of a quotient of two counts, in float64."""
+
+
 def class_counts(classes: Tensor, right: Tensor, certified: Tensor) -> ClassCounts:
     """Count the samples of each class that occurs.
 
@@ -79,7 +83,3 @@ def disagreements(stated: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping
             if accuracy is None or abs(float(accuracy) - share) > _ROUNDINGS:
                 found = f"a {kind} accuracy of {share} for validation loader {loader}"
                 yield f"`by_class` has {found}, but `metrics` has {accuracy}"
-
-
-_ROUNDINGS = 1e-12
-"""Of a quotient of two counts, in float64."""

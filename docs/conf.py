@@ -1,7 +1,7 @@
 """Settings of Sphinx for the site. The pages are also readable as they are, in a folder or on a code host.
 
-``make docs`` builds it and checks its links. The build asks no network; browsers fetch MathJax for formulas. References to
-the documentation of torch, Lightning and torchmetrics become links only with ``AGT_DOCS_ONLINE=1``.
+``make docs`` builds it and checks its links. The build asks no network; browsers fetch MathJax for formulas.
+References to the documentation of torch, Lightning and torchmetrics become links only with ``AGT_DOCS_ONLINE=1``.
 """
 
 import os

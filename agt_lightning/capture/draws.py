@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def draws_of(nodes: Iterable[fx.Node], before: tuple[Hashable, ...]) -> Hashable
 def _require_known_number(nodes: Iterable[fx.Node]) -> None:
     """Raise if a call draws as many numbers as values decide: its result need not be used for later draws to differ."""
     for node in nodes:
-        if isinstance(node.target, OpOverload) and str(node.target.overloadpacket) in _REJECTING and _is_active(node):
+        if isinstance(node.target, OpOverload) and rejects(node.target, node.args, node.kwargs):
             raise CaptureError(
                 f"`{node.target.overloadpacket}` at {source_of(node.meta.get('stack_trace'))} draws as many random "
                 "numbers as the values decide that it is given, so a poisoned run finds others later. Draw in the data "
@@ -83,18 +83,22 @@ def _require_known_number(nodes: Iterable[fx.Node]) -> None:
 
 
 def _draws(node: fx.Node) -> bool:
-    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+    return isinstance(node.target, OpOverload) and draws(node.target, node.args, node.kwargs)
+
+
+def rejects(op: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Return whether a call draws as many random numbers as the values decide that it is given."""
+    return str(op.overloadpacket) in _REJECTING and draws(op, args, kwargs)
+
+
+def draws(op: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Return whether a call draws: it can, is in training mode, and has a probability other than zero."""
+    if torch.Tag.nondeterministic_seeded not in op.tags:
         return False
-    return _is_active(node)
-
-
-def _is_active(node: fx.Node) -> bool:
-    """Return whether a call that can draw does so: it is in training mode, with a probability other than zero."""
-    assert isinstance(node.target, OpOverload)
-    schema = node.target._schema.arguments
+    schema = op._schema.arguments
     given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
-    given.update(zip((argument.name for argument in schema), node.args, strict=False))
-    given.update(node.kwargs)
+    given.update(zip((argument.name for argument in schema), args, strict=False))
+    given.update(kwargs)
     probability = given.get("p", given.get("dropout_p", given.get("dropout", 1)))
     return bool(probability != 0) and given.get("train", given.get("training", True)) is not False
 

@@ -66,6 +66,7 @@ from agt_lightning.lightning.shared_trainer import shared_trainer_problems
 from agt_lightning.lightning.steps import CertifiedSteps
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation, weights_of
+from agt_lightning.lightning.validation_draws import ValidationDraws
 from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
 from agt_lightning.propagation.config import CertificationConfig, DomainChoice
@@ -200,6 +201,7 @@ class CertifiedTraining(CallbackOfBoth):
         self._restored: Mapping[str, Any] | None = None  # of a checkpoint that is being loaded
         self._continued: Mapping[str, Any] | None = None  # of the checkpoint from which the training continues
         self._validating: Validation | None = None
+        self._validation_draws = ValidationDraws()
         self._validations: defaultdict[str, ValidationRecord] = defaultdict(ValidationRecord)  # by adversary's name
 
     # --- results ---------------------------------------------------------------------------------------------------
@@ -415,6 +417,7 @@ class CertifiedTraining(CallbackOfBoth):
             self._task = None
         self._loss = TrainingLoss(trainer)
         self._report = Report(self._position)
+        self._validation_draws = ValidationDraws()
         self._starting = trainer, pl_module
         self._datamodule = getattr(trainer, "datamodule", None)
         self._times = datetime.now(UTC), datetime.now(UTC)
@@ -485,6 +488,13 @@ class CertifiedTraining(CallbackOfBoth):
         self._validating = Validation(self.engine, pl_module, sets_of) if certified else None
 
     @override
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._validating is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._validation_draws.begin()
+
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -495,6 +505,7 @@ class CertifiedTraining(CallbackOfBoth):
         dataloader_idx: int = 0,
     ) -> None:
         if self._validating is not None:
+            self._validation_draws.end(batch, dataloader_idx)
             self._validating.update(dataloader_idx, batch)
 
     @override
@@ -527,6 +538,7 @@ class CertifiedTraining(CallbackOfBoth):
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._validation_draws.stop()
         self._stop_observing()
         self._end(exception)
 

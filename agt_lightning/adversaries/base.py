@@ -88,6 +88,17 @@ def inserts_and_deletes(adversary: Adversary) -> bool:
     return getattr(adversary, "edits", "replace") == "insert-delete"
 
 
+def counts_sources(adversary: Adversary) -> bool:
+    """Return whether n counts sources, each of which can change all of its samples, in place of samples.
+
+    Example:
+        >>> from agt_lightning import BoundedAdversary
+        >>> counts_sources(BoundedAdversary(n=1, epsilon=0.1, counts="sources"))
+        True
+    """
+    return getattr(adversary, "counts", "samples") == "sources"
+
+
 def check_count(name: str, value: object) -> None:
     """Require a nonnegative integer.
 
@@ -99,6 +110,16 @@ def check_count(name: str, value: object) -> None:
         raise TypeError(f"Expected `{name}` to be an integer, but got {value!r} ({type(value).__name__}).")
     if int(value) < 0:
         raise ValueError(f"Expected `{name}` to be at least 0, but got {value}.")
+
+
+def check_unit(counts: object) -> None:
+    """Require the name of what n counts.
+
+    Raises:
+        ValueError: if it is neither ``"samples"`` nor ``"sources"``.
+    """
+    if counts not in ("samples", "sources"):
+        raise ValueError(f"Expected `counts` to be 'samples' or 'sources', but got {counts!r}.")
 
 
 def check_number(name: str, value: object) -> None:

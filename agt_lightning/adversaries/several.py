@@ -111,7 +111,8 @@ def settings_that_differ(adversaries: Sequence[Adversary]) -> tuple[Mapping[str,
 
 def _settings(adversary: Adversary) -> dict[str, object]:
     fields = {field.name: getattr(adversary, field.name) for field in dataclasses.fields(adversary)}  # type: ignore[arg-type]
-    added = {"at"} if fields.get("at") is None else set()  # descriptions of earlier versions lack it
+    # Descriptions of earlier versions lack these.
+    added = {name for name, former in (("at", None), ("counts", "samples")) if fields.get(name) == former}
     return {
         name: value.tolist() if isinstance(value, Tensor) else value
         for name, value in fields.items()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.kernels import Factor, OuterGains, kernel_for
+from agt_lightning.aggregation.kernels import Factor, OuterGains, kernel_of
 from agt_lightning.aggregation.kernels.factors import parts_of, ranges, units_at_once
 from agt_lightning.aggregation.weighted_sums import COPIES, SampleSet, blocks, weighted_sum
 from agt_lightning.gradients import Elementwise, FactoredGradient, divisible_axis, slice_of
@@ -101,7 +101,7 @@ def _top_n_sums(
 ) -> tuple[Tensor, Tensor]:
     """Compute ``SEMax_n`` of both gains: from factors if there is one position per sample, else block by block."""
     weights = samples.select(samples.weights)
-    kernel = kernel_for(weights.device)
+    kernel = kernel_of(samples)
     factored = OuterGains.between(clean, poisoned, samples)
     if factored is not None:
         return kernel.outer_sums(factored, n)

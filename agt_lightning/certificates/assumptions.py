@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.adversaries.base import inserts_and_deletes
+from agt_lightning.adversaries.base import counts_sources, inserts_and_deletes
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,14 @@ ASSUMPTIONS = (
 )
 """Assumptions of every certificate."""
 
+OF_SOURCES = Assumption(
+    'if `counts` is "sources", in place of the first',
+    "The adversary changes samples of at most n sources in each optimizer step's batch, of other sources in each step "
+    "if it likes, and of these sources as many samples as it likes. `sources` names whom each sample of this run comes "
+    "from: nobody puts samples under the name of another source. A sample is one row of all tensors of the batch, and "
+    "the batch is that of all accumulated micro-batches and all processes together.",
+)
+
 NO_INSERTIONS = Assumption(
     'unless `edits` is "insert-delete"',
     "Samples are substituted or perturbed in place; none is inserted or deleted.",
@@ -166,5 +174,6 @@ def assumptions(
         (NAMED_SAMPLES, named_samples),
         (EVALUATED_AS_IT_IS, evaluated),
     )
-    listed = [*ASSUMPTIONS, *(assumption for assumption, applies in conditional if applies)]
+    always = [OF_SOURCES, *ASSUMPTIONS[1:]] if counts_sources(adversary) else ASSUMPTIONS
+    listed = [*always, *(assumption for assumption, applies in conditional if applies)]
     return [*(assumption.sentence for assumption in listed), *adversary.assumptions]

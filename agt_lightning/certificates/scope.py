@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.adversaries.base import inserts_and_deletes
+from agt_lightning.adversaries.base import counts_sources, inserts_and_deletes
 
 _REPLACED = (
     "Changed samples of the batch of each optimizer step, which can be others in every step; a changed one is 1."
+)
+
+_OWNED = (
+    "Sources that change their samples in the batch of each optimizer step, which can be others in every step; one that "
+    "changes any number of its samples is 1."
 )
 
 _EDITED = (
@@ -26,16 +31,16 @@ def budget(adversary: Adversary, samples: tuple[int, int] | None, steps: int) ->
         samples: the smallest and the largest number of samples of a step; None if not all steps are known.
         steps: number of certified steps.
     """
-    edited = inserts_and_deletes(adversary)
+    edited, of_sources = inserts_and_deletes(adversary), counts_sources(adversary)
     return {
         "n": int(adversary.n),
-        "unit": "batch",
+        "unit": "source" if of_sources else "batch",
         "edits": "insert-delete" if edited else "replace",
         "a_replaced_sample_counts": 2 if edited else 1,
-        "meaning": _EDITED if edited else _REPLACED,
+        "meaning": _EDITED if edited else _OWNED if of_sources else _REPLACED,
         "samples_per_step": None if samples is None else list(samples),
         "share_of_the_smallest_batch": None
-        if samples is None or not samples[0]
+        if samples is None or not samples[0] or of_sources
         else min(1.0, adversary.n / samples[0]),
         "steps": steps,
     }
@@ -50,10 +55,11 @@ def not_certified(adversary: Adversary, *, frozen: bool, validated: bool, real: 
         validated: whether there are results on validation data.
         real: whether bounds are about runs in real arithmetic.
     """
+    unit = "sources" if counts_sources(adversary) else "samples"
     listed = (
         ("That the training was run as this file says: nothing in it is signed.", True),
         ("That the data of this run are clean: other runs are compared with this one, whatever its data are.", True),
-        (f"Anything about an adversary that changes more than {adversary.n} samples of a batch, or by more.", True),
+        (f"Anything about an adversary that changes more than {adversary.n} {unit} of a batch, or by more.", True),
         ("Inputs that are changed after training, when the model is used.", True),
         ("Changes to code, settings, initial parameters, the order of the data or their preprocessing.", True),
         ("Other weights than those of the last step, such as averages or an earlier checkpoint.", True),

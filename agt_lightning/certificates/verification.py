@@ -130,7 +130,10 @@ def _budget_disagreements(record: Mapping[str, Any]) -> Iterator[str]:
     if budget["a_replaced_sample_counts"] != (2 if budget["edits"] == "insert-delete" else 1):
         yield "`budget.a_replaced_sample_counts` does not fit `budget.edits`"
     samples = budget["samples_per_step"]
-    share = min(1.0, budget["n"] / samples[0]) if samples and samples[0] else None
+    counted = adversary.get("counts", "samples") == "samples"
+    if counted != (budget["unit"] != "source"):
+        yield f"`budget.unit` is {budget['unit']}, which does not fit what the adversary's n counts"
+    share = min(1.0, budget["n"] / samples[0]) if counted and samples and samples[0] else None
     if budget["share_of_the_smallest_batch"] != share:
         yield f"`budget.share_of_the_smallest_batch` should be {share}"
     if samples and samples[0] > samples[1]:

@@ -74,7 +74,8 @@ def budget_in_words(budget: Mapping[str, Any]) -> str:
     what = {
         "batch": f"{_samples(n)} of each batch, others in every step if it likes",
         "dataset": f"{_samples(n)} of the whole data set",
-        "source": f"all samples of at most {n} sources",
+        "source": f"any samples of at most {n} source{'' if n == 1 else 's'} in each batch, others in every step if it "
+        "likes",
     }[budget["unit"]]
     first = f"It {does} {what}."
     if samples is None:

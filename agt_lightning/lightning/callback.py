@@ -69,7 +69,7 @@ from agt_lightning.lightning.validation import Validation, weights_of
 from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
 from agt_lightning.propagation.config import CertificationConfig, DomainChoice
-from agt_lightning.propagation.samples import Poisonable, SampleIds
+from agt_lightning.propagation.samples import Poisonable, SampleIds, Sources
 from agt_lightning.rounding import Floats
 
 
@@ -118,6 +118,9 @@ class CertifiedTraining(CallbackOfBoth):
             sampler is not one of PyTorch's or Lightning's, or a loader starts again within an epoch, and with samples
             of equal content that are not all in one step of every epoch. Bounds for the adversary's n of each batch
             need no names.
+        sources: whom each sample comes from, such as a supplier or a hospital, for adversaries with
+            ``counts="sources"``, whose n counts these: a function from batch to integers (batch,), or the key of such a
+            tensor in the batch.
         dirpath: folder for ``certificate.json`` and ``bounds.safetensors``, written when training ends; None writes
             none. Of several adversaries, each has its own ``bounds-<name>.safetensors``.
         features: batch entries that the adversary moves by epsilon: a key, position or field of the batch, a name as
@@ -159,6 +162,7 @@ class CertifiedTraining(CallbackOfBoth):
         domains: DomainChoice = "auto",
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
+        sources: Sources | None = None,
         features: Selection | None = None,
         labels: Selection | None = None,
         dirpath: str | os.PathLike[str] | None = None,
@@ -175,6 +179,7 @@ class CertifiedTraining(CallbackOfBoth):
         self.domains = domains
         self.poisonable = poisonable
         self.sample_ids = sample_ids
+        self.sources = sources
         self.features = features
         self.labels = labels
         self.memory_budget = memory_budget
@@ -225,6 +230,7 @@ class CertifiedTraining(CallbackOfBoth):
             domains=self.domains,
             poisonable=self.poisonable,
             sample_ids=self.sample_ids,
+            sources=self.sources,
             features=self.features,
             labels=self.labels,
             memory_budget=self.memory_budget,

@@ -11,12 +11,22 @@ from agt_lightning.certificates.assumptions import (
     MADE_BY_CONTENT,
     NAMED_SAMPLES,
     NO_INSERTIONS,
+    OF_SOURCES,
     OWN_OBJECTIVE,
     REAL_RUNS,
     assumptions,
 )
 
-CONDITIONAL = (NO_INSERTIONS, MADE_BY_CONTENT, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES, EVALUATED_AS_IT_IS)
+CONDITIONAL = (
+    OF_SOURCES,
+    NO_INSERTIONS,
+    MADE_BY_CONTENT,
+    FLOAT_RUNS,
+    REAL_RUNS,
+    OWN_OBJECTIVE,
+    NAMED_SAMPLES,
+    EVALUATED_AS_IT_IS,
+)
 README = Path(__file__).parents[2] / "README.md"
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
 
@@ -47,6 +57,12 @@ def test_certificates_list_what_applies():
     assert assumptions(ADVERSARY, own_objective=True) == [*usual, OWN_OBJECTIVE.sentence]
     assert assumptions(ADVERSARY, named_samples=True) == [*usual, NAMED_SAMPLES.sentence]
     assert assumptions(ADVERSARY, evaluated=True) == [*usual, EVALUATED_AS_IT_IS.sentence]
+
+
+def test_sources_replace_the_budget_of_samples():
+    listed = assumptions(BoundedAdversary(n=1, epsilon=0.1, counts="sources"))
+    assert listed[0] == OF_SOURCES.sentence
+    assert listed[1:] == assumptions(ADVERSARY)[1:]
 
 
 def test_an_adversary_adds_its_own():

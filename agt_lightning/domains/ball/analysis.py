@@ -179,11 +179,11 @@ class BallAnalysis(ABC):
         if poison is None:
             worst = WorstPoison()
         elif all_poisonable:
-            worst = analysis.poison_bounds(poison, gradient).worst(weights, poison.n, sum_relative)
+            worst = analysis.poison_bounds(poison, gradient).worst(weights, poison.choice, sum_relative)
         else:
             part = cls(ball, data.samples[poison.rows], poison.features)
             bounds = part.poison_bounds(poison, part.output_gradient(loss, poison.labels.clean))
-            worst = bounds.worst(weights[poison.rows], poison.n, sum_relative)
+            worst = bounds.worst(weights[poison.rows], poison.choice, sum_relative)
         roundoff = analysis.roundoff.gradient(gradient.norm + gradient.change, gradient.error)
         magnitude = float(weights @ roundoff.magnitude)
         if arithmetic.run not in (None, arithmetic.own):  # then the sum over samples may be most of the rounding

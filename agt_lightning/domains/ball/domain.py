@@ -79,6 +79,7 @@ class BallDomain(Domain[BallStep]):
     """
 
     name: ClassVar[str] = "ball"
+    covers_sources: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, floats: Floats = "run") -> None:
         self.module = module
@@ -248,7 +249,7 @@ def _clipped_step(
         raise DomainLostError("it covers gradients that are clipped by their norms, and those of one linear layer")
     analysis = ClippedAnalysis(ball, data, objective.loss, clipping.kappa)
     rows, weights = step.samples.poisonable, step.samples.weights
-    foreign = Replacements(adversary.n, rows) if step.edits is None else Edits(step.edits, rows)
+    foreign = Replacements(step.choice, rows) if step.edits is None else Edits(step.edits, rows)
     constants = analysis.step_constants(weights, foreign)
     gradient = analysis.gradient_by_name(objective.head.layers[0], weights)
     return BallStep(objective.head, ball.arithmetic, ball.radius, constants, gradient)

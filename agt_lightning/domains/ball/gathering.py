@@ -189,7 +189,7 @@ def _joined_poison(batches: Sequence[Batch], step: Step, layers: int) -> Poison 
     radius = float(_tensor(batches, "label_radius").max()) if "label_radius" in batches[0] else None
     labels = LabelPerturbation(_joined_target(batches, "clean"), _joined_target(batches, "poisoned"), radius)
     bounds = _layer_bounds(batches, "poisoned_bounds", layers)
-    return Poison(rows, step.adversary.n, labels, _joined_perturbation(batches), bounds)
+    return Poison(rows, step.adversary.n, labels, _joined_perturbation(batches), bounds, step.chosen.membership)
 
 
 def _require_same_poison(batches: Sequence[Batch]) -> None:

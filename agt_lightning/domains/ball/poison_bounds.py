@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from typing_extensions import override
 
-from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.aggregation.top_n import Choice
 from agt_lightning.domains.ball.output_gradient import OutputGradient, PoisonedOutputGradient
 from agt_lightning.domains.ball.roundoff import GradientRoundoff
 
@@ -107,27 +107,22 @@ class PoisonBounds:
     roundoff: GradientRoundoff
     apart: JumpsApart | None = None
 
-    def worst(self, weights: Tensor, n: int, sum_relative: float) -> WorstPoison:
-        """Sum each over the n worst samples, ``SEMax_n w_i v_i``, and take the smaller bound where there are two.
+    def worst(self, weights: Tensor, choice: Choice, sum_relative: float) -> WorstPoison:
+        """Sum each over the worst samples, ``SEMax_n w_i v_i``, and take the smaller bound where there are two.
 
         Args:
             weights: w_i of the samples in the loss, (m,).
-            n: largest number of poisoned samples.
+            choice: the sets of samples that can be poisoned together.
             sum_relative: rounding of the sum over all samples.
         """
         roundoff = self.roundoff
         values = self.whole, self.energy, self.rest, roundoff.with_sum(sum_relative), roundoff.magnitude
-        worst = WorstPoison(*(_worst(weights * each, n) for each in values))
+        worst = WorstPoison(*(float(choice.largest(weights * each)) for each in values))
         if self.apart is None:
             return worst
-        jumps = self.apart.jumps.worst(weights, n)
-        whole, rest = (_worst(weights * each, n) + jumps for each in (self.apart.whole, self.apart.rest))
+        jumps = self.apart.jumps.worst(weights, choice.samples)
+        whole, rest = (float(choice.largest(weights * each)) + jumps for each in (self.apart.whole, self.apart.rest))
         return replace(worst, whole=min(worst.whole, whole), rest=min(worst.rest, rest))
-
-
-def _worst(values: Tensor, n: int) -> float:
-    """``SEMax_n`` of values (m,)."""
-    return float(top_n_sum(values[None], n))
 
 
 @dataclass(frozen=True)

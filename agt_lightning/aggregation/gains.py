@@ -100,7 +100,6 @@ def _top_n_sums(
     clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, n: int, budget: int
 ) -> tuple[Tensor, Tensor]:
     """Compute ``SEMax_n`` of both gains: from factors if there is one position per sample, else block by block."""
-    weights = samples.select(samples.weights)
     kernel = kernel_of(samples)
     factored = OuterGains.between(clean, poisoned, samples)
     if factored is not None:

@@ -13,8 +13,8 @@ _REPLACED = (
 )
 
 _OWNED = (
-    "Sources that change their samples in the batch of each optimizer step, which can be others in every step; one that "
-    "changes any number of its samples is 1."
+    "Sources that change their samples in the batch of each optimizer step, which can be others in every step; a source "
+    "that changes any number of its samples is 1."
 )
 
 _EDITED = (

@@ -73,7 +73,7 @@ _EDITS_UNCLIPPED = (
 
 
 _NO_SOURCES = (
-    'The adversary's n counts sources (`counts="sources"`), but it is not known whose a sample is. Name the sources by '
+    'The n of the adversary counts sources (`counts="sources"`), but it is not known whose a sample is. Name them by '
     "`sources=`, the key of integers in the batch, or a function that returns them, or count samples."
 )
 

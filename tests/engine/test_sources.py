@@ -102,7 +102,7 @@ def test_sources_of_micro_batches_belong_together():
         torch.manual_seed(1)
         module = network("mse", ())
         engine = engine_of(module, "mse", BoundedAdversary(n=1, epsilon=0.1, counts="sources"))
-        engine.step(parts, torch.optim.SGD(module.parameters(), lr=0.1), scale=1 / len(parts))
+        engine.step(parts, torch.optim.SGD(module.parameters(), lr=0.1))
         return engine.box["0.weight"]
 
     x, y = data("mse", torch.Generator().manual_seed(2))[0]

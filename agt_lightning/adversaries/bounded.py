@@ -49,6 +49,9 @@ class BoundedAdversary:
         counts: what n counts: ``"samples"``, or ``"sources"``, such as suppliers or hospitals, each of which can change
             all samples that come from it. Training is then told whose a sample is, by
             ``CertifiedTraining(..., sources="hospital")``.
+        per: where n counts: ``"batch"``, others in every step if the adversary likes, or ``"dataset"``, the same ones
+            in all epochs, whose labels are written once. An adversary of the data set can do less, and its bounds are
+            never wider (docs/theory.md, section 17.3); most domains bound it by n of each batch.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -60,7 +63,7 @@ class BoundedAdversary:
     Example:
         >>> BoundedAdversary(n=10, epsilon=0.01)                # features
         BoundedAdversary(n=10, epsilon=0.01, p=inf, nu=0.0, q=inf, target_classes=None, source_classes=None,
-        bounds=None, at=None, counts='samples')
+        bounds=None, at=None, counts='samples', per='batch')
         >>> flips = BoundedAdversary(n=5, nu=1, q=0)            # label flips
         >>> BoundedAdversary(n=-1)
         Traceback (most recent call last):
@@ -78,6 +81,7 @@ class BoundedAdversary:
     bounds: tuple[float, float] | None = None
     at: str | None = None
     counts: Literal["samples", "sources"] = "samples"
+    per: Literal["batch", "dataset"] = "batch"
 
     def __post_init__(self) -> None:
         """Validate the fields, so that each instance is a meaningful threat model."""
@@ -86,7 +90,7 @@ class BoundedAdversary:
         check_order("p", self.p, {1, 2, _INFINITY})
         check_size("nu", self.nu)
         check_order("q", self.q, {0, 1, 2, _INFINITY})
-        check_unit(self.counts)
+        check_unit(self.counts, self.per)
         for name in ("target_classes", "source_classes"):
             self._check_classes(name)
         if self.q == 0 and self.nu not in (0, 1):

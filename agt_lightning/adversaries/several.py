@@ -109,10 +109,13 @@ def settings_that_differ(adversaries: Sequence[Adversary]) -> tuple[Mapping[str,
     return tuple({name: settings[name] for name in differing if name in settings} for settings in every)
 
 
+_ADDED = {"at": None, "counts": "samples", "per": "batch"}
+"""Settings that descriptions of earlier versions lack, with what they were."""
+
+
 def _settings(adversary: Adversary) -> dict[str, object]:
     fields = {field.name: getattr(adversary, field.name) for field in dataclasses.fields(adversary)}  # type: ignore[arg-type]
-    # Descriptions of earlier versions lack these.
-    added = {name for name, former in (("at", None), ("counts", "samples")) if fields.get(name) == former}
+    added = {name for name, former in _ADDED.items() if fields.get(name) == former}
     return {
         name: value.tolist() if isinstance(value, Tensor) else value
         for name, value in fields.items()

@@ -79,7 +79,7 @@ def bound_settings(
         "dtype": str(config.dtype).removeprefix("torch."),
         FLOATS: config.floats,
         _ALL_POISONABLE: config.poisonable is None,
-        SAMPLES_ARE_NAMED: any(given is not None for given in (config.poisonable, config.sample_ids, config.sources)),
+        SAMPLES_ARE_NAMED: config.poisonable is not None or config.sample_ids is not None,
         "clipping_of_the_mean_gradient": None if clipping is None else repr(clipping),
         OVERRIDDEN_OBJECTIVE: False,
         EVALUATED: False,

@@ -23,7 +23,12 @@ _TEMPLATE = "report.html.jinja"
 _MOST_WIDTHS = 20
 """Parameters that are listed."""
 
-_UNITS = {"batch": "samples of each batch", "dataset": "samples of the whole data set", "source": "sources"}
+_UNITS = {
+    "batch": "samples of each batch",
+    "dataset": "samples of the whole data set",
+    "sources per batch": "sources in each batch",
+    "sources per dataset": "sources in the whole data set",
+}
 """What n counts, by the unit of a budget."""
 
 _SMALLER_IS_WORSE = ("accuracy", "rate")

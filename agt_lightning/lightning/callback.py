@@ -25,8 +25,9 @@ from agt_lightning.aggregation.keyword import check_aggregation
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.entries import Selection
-from agt_lightning.certificates import CertifiedModel
+from agt_lightning.certificates import Budget, CertifiedModel
 from agt_lightning.certificates.acceptance import Acceptance, criteria
+from agt_lightning.certificates.budget_search import read_off
 from agt_lightning.certificates.document import read_certificate, write_certificate
 from agt_lightning.certificates.phases import ROLES
 from agt_lightning.certificates.record import Circumstances, Weights, certificate, certificates, frozen_parameters
@@ -277,6 +278,55 @@ class CertifiedTraining(CallbackOfBoth):
             ValueError: if the training was not certified for this adversary.
         """
         return self.engine.bounds_of(adversary)
+
+    def budget(self, metric: str, *, at_least: float | None = None, at_most: float | None = None) -> Budget:
+        """Return the largest n of the `adversaries` whose certified value is within a limit, from the last validation.
+
+        The adversaries differ in n alone. Nothing is trained: n between two of them are not tried. To search by one
+        training for each n, use `agt_lightning.budget`; to read a sweep, the command ``agt budget``.
+
+        Args:
+            metric: name of the result, as in the certificate, such as ``"val_certified_accuracy"``.
+            at_least: smallest value that is accepted; either this or `at_most`.
+            at_most: largest value that is accepted.
+
+        Raises:
+            RuntimeError: before training.
+            ValueError: if adversaries differ in something else, there is no such result after the last step, or not
+                exactly one limit is given.
+
+        Example:
+            >>> import warnings
+            >>> import torch
+            >>> from agt_lightning import BoundedAdversary
+            >>> class Signs(L.LightningModule):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.net = torch.nn.Linear(2, 2)
+            ...     def forward(self, x):
+            ...         return self.net(x)
+            ...     def training_step(self, batch, _):
+            ...         return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+            ...     def validation_step(self, batch, _):
+            ...         pass
+            ...     def configure_optimizers(self):
+            ...         return torch.optim.SGD(self.parameters(), lr=1.0)
+            >>> x = torch.tensor([[2.0, 0.0], [-2.0, 0.0]]).repeat(16, 1)
+            >>> data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+            >>> loader = torch.utils.data.DataLoader(data, batch_size=32)
+            >>> certified = CertifiedTraining([BoundedAdversary(n=n, nu=1, q=0) for n in (1, 2, 30)])
+            >>> parts = ["logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"]
+            >>> quiet = dict.fromkeys(parts, False)
+            >>> trainer = L.Trainer(max_epochs=2, accelerator="cpu", callbacks=[certified], **quiet)
+            >>> with warnings.catch_warnings(action="ignore"):  # of Lightning, about so few data
+            ...     trainer.fit(Signs(), loader, loader)
+            >>> found = certified.budget("val_certified_accuracy", at_least=0.9)
+            >>> found.n, found.fails_at
+            (2, 30)
+        """
+        limit, weights = Acceptance(metric, at_least=at_least, at_most=at_most), weights_of(self.engine)
+        results = [self._validations[runs.name].metrics(weights) for runs in self.engine.runs]
+        return read_off([runs.adversary for runs in self.engine.runs], results, limit)
 
     def plan(self, module: L.LightningModule, data: object, *, seconds: float = 20.0, **trainer: Any) -> Plan:
         """Try the training of a module for a few steps on a copy, and return what it takes, or why it cannot be had.

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from agt_lightning import BoundedAdversary, UnboundedAdversary
 from agt_lightning.certificates.assumptions import (
     ASSUMPTIONS,
@@ -11,7 +13,9 @@ from agt_lightning.certificates.assumptions import (
     MADE_BY_CONTENT,
     NAMED_SAMPLES,
     NO_INSERTIONS,
+    OF_DATASET,
     OF_SOURCES,
+    OF_SOURCES_OF_DATASET,
     OWN_OBJECTIVE,
     REAL_RUNS,
     assumptions,
@@ -19,6 +23,8 @@ from agt_lightning.certificates.assumptions import (
 
 CONDITIONAL = (
     OF_SOURCES,
+    OF_DATASET,
+    OF_SOURCES_OF_DATASET,
     NO_INSERTIONS,
     MADE_BY_CONTENT,
     FLOAT_RUNS,
@@ -59,10 +65,18 @@ def test_certificates_list_what_applies():
     assert assumptions(ADVERSARY, evaluated=True) == [*usual, EVALUATED_AS_IT_IS.sentence]
 
 
-def test_sources_replace_the_budget_of_samples():
-    listed = assumptions(BoundedAdversary(n=1, epsilon=0.1, counts="sources"))
-    assert listed[0] == OF_SOURCES.sentence
-    assert listed[1:] == assumptions(ADVERSARY)[1:]
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({"counts": "sources"}, OF_SOURCES),
+        ({"per": "dataset"}, OF_DATASET),
+        ({"counts": "sources", "per": "dataset"}, OF_SOURCES_OF_DATASET),
+    ],
+    ids=["sources", "dataset", "both"],
+)
+def test_other_units_replace_the_budget_of_samples_per_batch(settings, first):
+    listed = assumptions(BoundedAdversary(n=1, epsilon=0.1, **settings))
+    assert listed == [first.sentence, *assumptions(ADVERSARY)[1:]]
 
 
 def test_an_adversary_adds_its_own():

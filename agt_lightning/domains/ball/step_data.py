@@ -61,6 +61,7 @@ class Poison:
         layer_bounds: bounds on each layer's results for poisoned features from another domain, (m, ...); None without
             one.
         membership: ones where a sample belongs to a source, else zeros, (m, sources), if n counts sources; else None.
+        per_epoch: whether these n are all that the adversary changes in an epoch, each of them in one step of it.
     """
 
     rows: Tensor
@@ -69,6 +70,7 @@ class Poison:
     features: Perturbation | None = None
     layer_bounds: tuple[Interval, ...] | None = None
     membership: Tensor | None = None
+    per_epoch: bool = False
 
     @property
     def choice(self) -> Choice:

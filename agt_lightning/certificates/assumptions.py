@@ -115,8 +115,8 @@ OF_DATASET = Assumption(
     'if `per` is "dataset", in place of the first',
     "The adversary changes at most n samples of the data set, the same ones in all steps; n is counted per data set, "
     "not per batch. A label that it writes is the same in all epochs. In each epoch a sample is at most one row of all "
-    "tensors of one batch, that of all accumulated micro-batches and all processes together; of an epoch in which a "
-    "sampler, a `collate_fn` or an iterable data set of the user's own draws samples, that is not relied upon.",
+    "tensors of one batch, that of all accumulated micro-batches and all processes together; samplers of "
+    "PyTorch and Lightning are checked.",
 )
 
 OF_SOURCES_OF_DATASET = Assumption(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining
 from agt_lightning.certificates.scope import budget
@@ -132,6 +132,16 @@ class Regression(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def fit(certified, loader, max_epochs):
+    """Train without a word."""
+    parts = ["logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"]
+    quiet = dict.fromkeys(parts, False)
+    with warnings.catch_warnings(action="ignore"):
+        trainer = L.Trainer(callbacks=[certified], accelerator="cpu", max_epochs=max_epochs, **quiet)
+        trainer.fit(Regression(), loader)
+    return trainer
+
+
 def hospital(batch):
     return batch[2]
 
@@ -144,15 +154,7 @@ def test_a_certificate_of_sources_verifies(tmp_path, per):
     loader = DataLoader(TensorDataset(x, x[:, :1].clone(), torch.arange(24) % 5), batch_size=8)
     adversary = BoundedAdversary(n=1, epsilon=0.1, counts="sources", per=per)
     certified = CertifiedTraining(adversary, sources=hospital, dirpath=tmp_path)
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    with warnings.catch_warnings(action="ignore"):
-        trainer = L.Trainer(callbacks=[certified], accelerator="cpu", max_epochs=1, **quiet)
-        trainer.fit(Regression(), loader)
+    trainer = fit(certified, loader, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     path = tmp_path / "certificate.json"
     record = json.loads(path.read_text("utf-8"))
@@ -161,6 +163,30 @@ def test_a_certificate_of_sources_verifies(tmp_path, per):
     assert "influence" in record["bounds"]["domains"]["left_out"]
     files = [str(path), "--bounds", str(tmp_path / "bounds.safetensors"), "--weights", str(tmp_path / "model.ckpt")]
     assert main(["verify", *files, "--without-results"]) == 0
+
+
+class Stream(IterableDataset):
+    """The same rows, which may be drawn again as far as anybody knows."""
+
+    def __init__(self, *tensors):
+        self.rows = list(zip(*tensors, strict=True))
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_lightning_knows_which_steps_are_of_one_epoch():
+    x = torch.randn(24, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    rows = x, x[:, :1].clone()
+
+    def radius(per, data):
+        certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.1, per=per), domains=["ball"])
+        fit(certified, DataLoader(data, batch_size=8), max_epochs=2)
+        return certified.engine.domains.in_use["ball"].radius
+
+    per_batch = radius("batch", TensorDataset(*rows))
+    assert radius("dataset", TensorDataset(*rows)) < 0.75 * per_batch
+    assert radius("dataset", Stream(*rows)) == pytest.approx(per_batch, rel=CLOSE)
 
 
 def test_unknown_places_are_refused():

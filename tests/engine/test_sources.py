@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from agt_lightning import AbstractGradientEngine, BoundedAdversary, UnboundedAdversary
+from agt_lightning.aggregation import Choice, SampleSet
+from agt_lightning.distributed import SingleProcess
+from agt_lightning.engine.nominal_step import LocalGradients, all_samples
 from tests.engine.attacks import LOSSES, Attacks, assert_contained, data, network
 
 ADVERSARIES = [
@@ -15,6 +18,7 @@ ADVERSARIES = [
     pytest.param("ce", UnboundedAdversary(n=1, kappa=0.1, clip="norm", counts="sources"), id="norm-clipping"),
     pytest.param("mse", UnboundedAdversary(n=1, kappa=0.2, counts="sources"), id="value-clipping"),
 ]
+F64 = torch.float64
 SOURCES = torch.tensor([5, 2, 5, 2, 5, 8])
 
 
@@ -179,3 +183,20 @@ def test_a_deeper_head_takes_the_ball_too():
     for x, y in data("mse", torch.Generator().manual_seed(2)):
         engine.step([batch_of(x, y)], optimizer)
     assert 0 < engine.domains.in_use["ball"].radius < 1
+
+
+class Two(SingleProcess):
+    """This process and another one, with other samples of the same sources."""
+
+    size = 2
+
+    def gather(self, message):
+        return message, {**message, "keys": message["keys"] + 100}
+
+
+def test_sources_of_processes_belong_together():
+    samples = SampleSet(torch.ones(3, dtype=F64), torch.tensor([0, 2]), torch.tensor([5, 2, 7]))
+    together = all_samples(Two(), LocalGradients({}, samples, torch.tensor([1, 2, 3]), budget=0))
+    assert together.sources.tolist() == [5, 2, 7, 5, 2, 7]
+    assert together.choices == 2
+    assert Choice(1, together.membership).samples == 2

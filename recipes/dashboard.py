@@ -1,6 +1,6 @@
 r"""The Weights & Biases dashboard of the recipes, in code.
 
-Certified, nominal and best curves, widths, pictures and certificates of all runs of a project, next to one another.
+Certified, nominal and best curves, curves of sweeps over n, widths, pictures and certificates of all runs of a project.
 
     python -m recipes.dashboard --entity TEAM --project agt_lightning      saves the view; needs an account
     python -m recipes.dashboard --offline dashboard.json                   writes what it would save; needs nothing
@@ -22,7 +22,7 @@ def specification() -> dict[str, Any]:
 
     Example:
         >>> [section["name"] for section in specification()["sections"]]
-        ['Certified accuracy', 'Certified error', 'Bounds', 'Pictures and training']
+        ['Certified accuracy', 'Certified error', 'Sweeps', 'Bounds', 'Pictures and training']
     """
     return {
         "name": NAME,
@@ -50,6 +50,12 @@ def specification() -> dict[str, Any]:
                 _scatter("Worst MSE against n", "adversary.n", "worst MSE"),
             ),
             _section(
+                "Sweeps",
+                {"kind": "MediaBrowser", "title": "Figures of sweeps", "media_keys": ["strengths"]},
+                _curve("certified accuracy"),
+                _curve("worst MSE"),
+            ),
+            _section(
                 "Bounds",
                 _lines("Mean width of the box", "agt/mean_width", log_y=True),
                 _lines("Radius of the ball", "agt/radius", log_y=True),
@@ -58,6 +64,7 @@ def specification() -> dict[str, Any]:
             _section(
                 "Pictures and training",
                 {"kind": "MediaBrowser", "title": "Figures", "media_keys": ["figure"]},
+                {"kind": "MediaBrowser", "title": "Certificates, for readers", "media_keys": ["report"]},
                 _lines("Training loss", "train/loss", "train/mse"),
             ),
         ],
@@ -78,6 +85,17 @@ def _bars(title: str, *metrics: str) -> dict[str, Any]:
 
 def _scatter(title: str, setting: str, result: str) -> dict[str, Any]:
     return {"kind": "ScatterPlot", "title": title, "x": {"config": setting}, "y": {"summary": result}}
+
+
+def _curve(result: str) -> dict[str, Any]:
+    """Return the chart of a result against n that `recipes.runs.publish_sweep` logs, a line for each setting."""
+    return {
+        "kind": "CustomChart",
+        "query": {"summaryTable": {"tableKey": f"curve/{result}_table"}},
+        "chart_name": "wandb/lineseries/v0",
+        "chart_fields": {"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"},
+        "chart_strings": {"title": f"{result} against n", "xname": "n"},
+    }
 
 
 def workspace(specification: Mapping[str, Any], entity: str, project: str) -> Any:

@@ -11,7 +11,6 @@ poisoned, matrix products give the sums (`sum_if_all_poisoned`); else kernels do
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from agt_lightning.aggregation.kernels import Factor, OuterGains, kernel_of
 from agt_lightning.aggregation.kernels.factors import parts_of, ranges, units_at_once
 from agt_lightning.aggregation.weighted_sums import COPIES, SampleSet, blocks, weighted_sum
+from agt_lightning.arithmetic.threads import one_core_each
 from agt_lightning.gradients import Elementwise, FactoredGradient, divisible_axis, slice_of
 from agt_lightning.interval import Interval
 
@@ -177,18 +177,7 @@ def in_slices(sums: Sums, clean: FactoredGradient, poisoned: FactoredGradient, t
         assert part[1] is not None
         return sums(part[0], part[1])
 
-    with _one_core_each(), ThreadPoolExecutor(len(numbers)) as pool:
+    with one_core_each(), ThreadPoolExecutor(len(numbers)) as pool:
         results = list(pool.map(slice_sums, numbers))
     up, down = (torch.cat(slices, dim=axis) for slices in zip(*results, strict=True))
     return up, down
-
-
-@contextmanager
-def _one_core_each() -> Iterator[None]:
-    """Run the body with one thread per torch operation; threads that start inside inherit the setting."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

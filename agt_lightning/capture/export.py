@@ -17,7 +17,7 @@ from agt_lightning.capture.dropout import masked
 from agt_lightning.capture.explorer import Explorer
 from agt_lightning.capture.functional import functional, nodes
 from agt_lightning.capture.gradient_hooks import autograd_nodes, gradient_problem
-from agt_lightning.capture.gradient_modes import keep_gradient_modes, stops_gradients
+from agt_lightning.capture.gradient_modes import inline_blocks, keep_gradient_modes, stops_gradients
 from agt_lightning.capture.graph import SATURATING, UNDERFLOWING, Call, Graph, Reference
 from agt_lightning.capture.hidden import finite_scores
 from agt_lightning.capture.likelihoods import plainly_cut
@@ -182,6 +182,7 @@ def _exported(
     fixed = _without_gradient(program)
     if any(_mutates(node) for node in nodes(program.graph_module)):
         keep_gradient_modes(program)
+        inline_blocks(program)
         program = functional(program)
     return program, fixed
 

@@ -8,7 +8,7 @@ of it, keeps in training the gradient that it had, which no call on new values h
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -45,6 +45,39 @@ def keep_gradient_modes(program: torch.export.ExportedProgram) -> None:
             for inner in block.graph.nodes:
                 aliases.require_seen(inner, seen=False)
             _detach_results(block)
+
+
+def inline_blocks(program: torch.export.ExportedProgram) -> None:
+    """Put the calls of blocks under `torch.no_grad` in their places, in place.
+
+    Decomposition does so too, but forgets in which submodules they were made. Call `keep_gradient_modes` before.
+
+    Args:
+        program: as it was exported.
+    """
+    graph = program.graph
+    for node in filter(stops_gradients, list(graph.nodes)):
+        inner, *operands = node.args[1:]
+        block = getattr(program.graph_module, str(inner.target))
+        if not any(call.op == "get_attr" for call in block.graph.nodes):  # it has no block of its own
+            with graph.inserting_before(node):
+                results = _copied(graph, block.graph, operands)
+            for item in list(node.users):
+                item.replace_all_uses_with(results[item.args[1]])
+                graph.erase_node(item)
+            graph.erase_node(node)
+    program.graph_module.recompile()
+
+
+def _copied(graph: fx.Graph, block: fx.Graph, operands: Sequence[fx.Node]) -> list[Argument]:
+    """Copy the calls of a block where nodes are inserted into a graph, and return its results."""
+    copies = dict(zip(block.find_nodes(op="placeholder"), operands, strict=True))
+    for call in block.nodes:
+        if call.op not in {"placeholder", "output"}:
+            copies[call] = graph.node_copy(call, copies.__getitem__)
+    results = block.output_node().args[0]
+    assert isinstance(results, list | tuple)
+    return [copies[result] if isinstance(result, fx.Node) else result for result in results]
 
 
 def _detach_results(block: fx.GraphModule) -> None:

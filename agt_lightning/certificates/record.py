@@ -11,6 +11,7 @@ from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.several import settings_that_differ
 from agt_lightning.certificates.acceptance import judged
 from agt_lightning.certificates.assumptions import assumptions
+from agt_lightning.certificates.class_counts import ClassCounts, plain_counts
 from agt_lightning.certificates.document import with_digest
 from agt_lightning.certificates.environment import versions
 from agt_lightning.certificates.phases import (
@@ -59,11 +60,13 @@ class Results:
         weights: of the module.
         metrics: by name.
         domain_shares: by index of the validation loader, the share of the bounds on outputs that each domain decides.
+        by_class: by index of the validation loader, right and certified samples of each class.
     """
 
     weights: Weights
     metrics: Mapping[str, float]
     domain_shares: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    by_class: Mapping[int, ClassCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def certificate(
             "frozen_parameters": list(frozen),
             "results": dict(results.metrics),
             "metrics": metrics(results.metrics, results.domain_shares, steps),
+            "by_class": plain_counts(results.by_class),
             "results_are_of": _plain_weights(results.weights),
             "earlier_results": []
             if earlier is None

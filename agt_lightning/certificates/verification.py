@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from agt_lightning.bounds import ParameterBounds
+from agt_lightning.certificates import class_counts
 from agt_lightning.certificates.acceptance import judged
 from agt_lightning.certificates.assumptions import ASSUMPTIONS, OF_BUDGETS
 from agt_lightning.certificates.digests import bounds_digest, weights_digests
@@ -111,6 +112,7 @@ def _disagreements(record: Mapping[str, Any]) -> Iterator[str]:
     if unknown:
         yield f"`results` has entries that no training states: {', '.join(unknown[:5])}"
     yield from _impossible(record["metrics"])
+    yield from class_counts.disagreements(record.get("by_class", []), record["metrics"])
     yield from _missing_assumptions(record)
 
 

@@ -31,6 +31,9 @@ _UNITS = {
 }
 """What n counts, by the unit of a budget."""
 
+_MOST_CLASSES = 10
+"""Classes that are listed."""
+
 _SMALLER_IS_WORSE = ("accuracy", "rate")
 
 
@@ -83,6 +86,8 @@ def _certificate(shown: Shown) -> dict[str, Any]:
         "settings": _flat_items({key: item for key, item in record["adversary"].items() if key != "type"}),
         "rows": rows,
         "worst": _worst_loader(record["metrics"]),
+        "classes": _classes(record)[:_MOST_CLASSES],
+        "more_classes": max(0, len(record.get("by_class", [])) - _MOST_CLASSES),
         "earlier": [
             (each["steps"], name, figure(value))
             for each in record["earlier_results"]
@@ -137,6 +142,21 @@ def _worst_loader(metrics: Sequence[Mapping[str, Any]]) -> str:
             worst = (min if name.endswith(_SMALLER_IS_WORSE) else max)(values, key=lambda loader: values[loader])
             found.append(f"The worst certified {name} is that of validation loader {worst}: {figure(values[worst])}.")
     return " ".join(found)
+
+
+def _classes(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return right and certified samples of each class, those with the smallest certified share first."""
+    stated = record.get("by_class", [])
+    several = len({each["loader"] for each in stated}) > 1
+    ordered = sorted(stated, key=lambda each: each["certified"] / max(each["samples"], 1))
+    return [
+        {
+            **each,
+            "name": f"{each['class']}, validation loader {each['loader']}" if several else each["class"],
+            "share": percent(each["certified"] / max(each["samples"], 1)),
+        }
+        for each in ordered
+    ]
 
 
 def _criterion(stated: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary, UnboundedAdversary
 from agt_lightning.bounds import ParameterBounds
+from agt_lightning.certificates.class_counts import plain_counts
 from agt_lightning.certificates.digests import bounds_digest
 from agt_lightning.certificates.findings import Finding
 from agt_lightning.certificates.verification import StoredWeights, close, is_of_a_validation, numbers
@@ -70,7 +71,12 @@ def reevaluated(
     if not results.metrics:
         reason = (results.warning or results.remark).replace("\n", " ")
         return [Finding.unchecked("results", reason or "the data have no batch")]
-    return [*_data_findings(stated, results.data), *_result_findings(claimed, results.metrics, complete=complete)]
+    by_class = plain_counts(results.by_class)
+    return [
+        *_data_findings(stated, results.data),
+        *_result_findings(claimed, results.metrics, complete=complete),
+        *_class_findings(record.get("by_class", []), by_class, complete=complete),
+    ]
 
 
 def _data_findings(stated: Sequence[Mapping[str, Any]], found: Mapping[int, Mapping[str, object]]) -> list[Finding]:
@@ -113,6 +119,34 @@ def _result_findings(claimed: Mapping[str, float], found: Mapping[str, float], *
         else:
             findings.append(Finding.contradicted(name, text))
     return findings
+
+
+def _class_findings(
+    claimed: Sequence[Mapping[str, int]], found: Sequence[Mapping[str, int]], *, complete: bool
+) -> list[Finding]:
+    """Compare right and certified samples of each class; claims of fewer certified ones hold.
+
+    Args:
+        claimed: as a certificate states them.
+        found: likewise.
+        complete: whether they are of the bounds of all domains.
+    """
+    wrong: list[int] = []
+    unknown: list[int] = []
+    ours = {(each["loader"], each["class"]): each for each in found}
+    for each in claimed:
+        own = ours.get((each["loader"], each["class"]))
+        if own is None or (own["samples"], own["nominal"]) != (each["samples"], each["nominal"]):
+            wrong.append(each["class"])
+        elif own["certified"] < each["certified"]:
+            (wrong if complete else unknown).append(each["class"])
+    if wrong:
+        return [Finding.contradicted("by_class", f"other counts are found for the classes {sorted(set(wrong))}")]
+    if unknown:
+        more = "the states of the other domains are not in the checkpoint"
+        text = f"the box alone certifies fewer samples of the classes {sorted(set(unknown))}; {more}"
+        return [Finding.unchecked("by_class", text)]
+    return [Finding.holds("by_class", f"the counts of {len(claimed)} classes")] if claimed else []
 
 
 def _engine(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agt_lightning.certificates.class_counts import ClassCounts, added, class_counts
 from agt_lightning.certificates.record import Weights
 from agt_lightning.certificates.values import BoundedValues
 from agt_lightning.digest import RowsDigest, content_digest, tensors_digest
@@ -65,6 +66,7 @@ class ValidationResults:
         remark: why loss or labels have no metric; empty if they have.
         left_out: names of domains in use whose bounds these results do without.
         data: by index of the loader, number and digest of the samples, and the number of processes that had a part.
+        by_class: by index of the loader, right and certified samples of each class, if labels are classes.
     """
 
     metrics: Mapping[str, float]
@@ -74,6 +76,7 @@ class ValidationResults:
     remark: str = ""
     left_out: tuple[str, ...] = ()
     data: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
+    by_class: Mapping[int, ClassCounts] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -87,7 +90,8 @@ class ValidationResults:
             for name, mean in certificate.means().items()
         }
         shares = {index: certificate.domain_shares() for index, certificate in certificates.items()}
-        return cls(metrics, shares, weights, left_out=left_out)
+        by_class = {index: certificate.classes for index, certificate in certificates.items() if certificate.classes}
+        return cls(metrics, shares, weights, left_out=left_out, by_class=by_class)
 
     def after(self, earlier: ValidationResults | None) -> ValidationResults:
         """Return these results, and of earlier ones those that are not repeated.
@@ -101,6 +105,7 @@ class ValidationResults:
             metrics={**earlier.metrics, **self.metrics},
             domain_shares={**earlier.domain_shares, **self.domain_shares},
             data={**earlier.data, **self.data},
+            by_class={**earlier.by_class, **self.by_class},
         )
 
 
@@ -306,6 +311,7 @@ class LoaderCertificate:
         sums: sums over samples, by name of the metric.
         samples: number of samples.
         shares: sums over samples of the share that each domain decides of the bounds on outputs, by its name.
+        classes: right and certified samples of each class; empty if labels are no classes.
     """
 
     engine: AbstractGradientEngine
@@ -314,6 +320,7 @@ class LoaderCertificate:
     sums: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     shares: dict[str, float] = field(default_factory=dict)
+    classes: ClassCounts = field(default_factory=dict)
 
     def update(self, trained: TrainedBatch) -> None:
         """Add a batch.
@@ -325,6 +332,9 @@ class LoaderCertificate:
         results = self._results(trained)
         _add(self.sums, {name: float(values.double().sum()) for name, values in results.items()})
         self.samples += len(next(iter(results.values()))) if results else 0
+        if trained.classes is not None:
+            counts = class_counts(trained.classes, results["nominal_accuracy"], results["certified_accuracy"])
+            self.classes = added([self.classes, counts])
 
     def means(self) -> dict[str, float]:
         """Return means over all samples so far, by name of the metric; empty if there are no samples."""
@@ -343,7 +353,8 @@ class LoaderCertificate:
 
     def plain(self) -> dict[str, Any]:
         """Return sums and counts, ready for JSON."""
-        return {"sums": self.sums, "samples": self.samples, "shares": self.shares}
+        classes = {str(label): counts for label, counts in self.classes.items()}
+        return {"sums": self.sums, "samples": self.samples, "shares": self.shares, "classes": classes}
 
     @classmethod
     def sum_of(
@@ -360,6 +371,7 @@ class LoaderCertificate:
         for part in parts:
             _add(total.sums, part["sums"])
             _add(total.shares, part["shares"])
+        total.classes = added({int(label): counts for label, counts in part["classes"].items()} for part in parts)
         return total
 
     def _results(self, trained: TrainedBatch) -> Mapping[str, Tensor]:

@@ -60,7 +60,7 @@ class ValidationRecord:
         latest, decided = self._latest, "decided_validation_bounds"
         if latest is not None and latest.weights == weights:
             return {
-                "results": Results(weights, {**metrics, **latest.metrics}, latest.domain_shares),
+                "results": Results(weights, {**metrics, **latest.metrics}, latest.domain_shares, latest.by_class),
                 "domains": {**domains, decided: latest.domain_shares},
                 "remarks": [_LEFT_OUT.format(names=", ".join(latest.left_out))] if latest.left_out else [],
             }

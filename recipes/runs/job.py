@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from agt_lightning.errors import AgtError
 from recipes.runs.sweep import point_name
+from recipes.runs.wandb_end import close_wandb
 
 
 def run_experiment(experiment: Callable[[DictConfig], Any], config: DictConfig) -> None:
@@ -59,16 +60,3 @@ def job_folder(job: Any) -> Path:
     """
     folder = Path(job.runtime.output_dir)
     return folder / point_name(job.overrides.task) if job.mode == RunMode.MULTIRUN else folder
-
-
-def close_wandb(mode: str | None) -> None:
-    """End a run of Weights & Biases, which would otherwise go on in the next job of a sweep, offline if this one was.
-
-    Args:
-        mode: value of WANDB_MODE before the job; None if it was not set.
-    """
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
-    os.environ.pop("WANDB_MODE", None)
-    if mode is not None:
-        os.environ["WANDB_MODE"] = mode

@@ -1,6 +1,7 @@
 """Points of a sweep: their settings and folders, which of them are finished, and what is done when all are."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 from recipes.runs.drawing import draw
+from recipes.runs.publish_sweep import publish_sweep
 from recipes.runs.results import FILE, Result, fingerprint
 from recipes.runs.tables import gather, summary
+from recipes.runs.wandb_end import close_wandb
 
 START = "sweep.json"
 ALL = "all"
@@ -162,6 +165,9 @@ class Sweep(Callback):
             written = gather(folder)
             if config.get("drawing"):
                 written.append(draw(folder))
+            mode = os.environ.get("WANDB_MODE")
+            publish_sweep(folder, config)
+            close_wandb(mode)
             print(f"\n{summary(folder)}\n\nWritten:", *written, sep="\n  ", flush=True)
         except (OSError, ValueError) as error:
             print(f"\nerror: {error}", file=sys.stderr)

@@ -75,18 +75,19 @@ def read(folder: Path, name: str = POINTS) -> list[dict[str, str]]:
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(f"Expected {path}. Run `python -m recipes.gather {folder}` after the sweep.")
-    return _text_table(path).to_dict("records")
+    return text_table(path).to_dict("records")
 
 
 def summary(folder: Path) -> str:
     """Return what was certified at each point, in columns."""
-    table = _text_table(folder / POINTS)
+    table = text_table(folder / POINTS)
     hidden = [name for name in _ALWAYS if name in table and table[name].nunique() == 1]
     hidden += ["point", "level"] if "panel" in table else []
     return table.drop(columns=hidden).map(_short).to_string(index=False)
 
 
-def _text_table(path: Path) -> pd.DataFrame:
+def text_table(path: Path) -> pd.DataFrame:
+    """Return a table whose cells are as they are written."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
@@ -130,7 +131,7 @@ def _text(value: Any) -> str:
 
 def _joined(folder: Path, results: Sequence[Result], name: str) -> pd.DataFrame:
     paths = {result.point: folder / result.point / name for result in results}
-    tables = {point: _text_table(path) for point, path in paths.items() if path.is_file()}
+    tables = {point: text_table(path) for point, path in paths.items() if path.is_file()}
     return pd.concat(tables, names=["point", None]).reset_index(level="point").reset_index(drop=True)
 
 

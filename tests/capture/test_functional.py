@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from agt_lightning.capture.export import capture
 from agt_lightning.capture.functional import functional, nodes
 
 
@@ -23,6 +24,20 @@ class InPlace(nn.Module):
         return nn.functional.cross_entropy(nn.functional.dropout(h, 0.5), x.argmax(1)) + self.seen
 
 
+class FrozenPart(nn.Module):
+    """Changes a value in place inside of a submodule under `torch.no_grad`."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.backbone(x)
+        return self.head(features).sum()
+
+
 def calls(program):
     return [(str(node.target), str(node.args)) for node in nodes(program.graph_module)]
 
@@ -38,3 +53,13 @@ def test_torch_is_left_as_it_was():
     program = torch.export.export(InPlace(), (torch.randn(6, 4),), strict=False)
     functional(program)
     assert vars(torch.export.exported_program) == before
+
+
+def test_calls_under_no_grad_keep_their_submodules():
+    torch.manual_seed(0)
+    module = FrozenPart()
+    graph = capture(module, lambda leaves: module(leaves[0]), [torch.randn(6, 4)])
+    paths = {call.op: call.module for call in graph.calls}
+    assert paths[torch.ops.aten.relu.default] == "backbone.1"
+    assert {"backbone", "backbone.0", "head"} <= graph.called
+    assert torch.ops.aten.detach.default in paths

@@ -23,6 +23,7 @@ def sibling(record: dict, n: int, certified: float) -> dict:
     record["adversary"]["n"] = record["budget"]["n"] = n
     record["budget"]["share_of_the_smallest_batch"] = min(1.0, n / record["budget"]["samples_per_step"][0])
     record["results"]["val_certified_accuracy"] = record["metrics"][0]["certified"] = certified
+    record["by_class"] = []
     record["acceptance"] = []
     return with_digest(record)
 

@@ -93,7 +93,6 @@ def test_the_page_says_what_the_certificate_states(agt, trained, tmp_path):
         record["digests"]["weights"]["sha256_of_parameters"],
         record["sha256_of_content"],
         record["versions"]["torch"],
-        "no results of single classes",
         "net.2.weight",
     ):
         assert expected in page.words, expected
@@ -183,6 +182,19 @@ def test_the_worst_of_several_loaders_is_named(agt, trained, tmp_path):
     record["metrics"].append(record["metrics"][0] | second)
     page = reported(agt, tmp_path, written(tmp_path, record))
     assert "The worst certified accuracy is that of validation loader 1: 0.1." in page.words
+
+
+def test_classes_with_the_smallest_certified_share_come_first(agt, trained, tmp_path):
+    record = one(trained)
+    samples = sum(each["samples"] for each in record["by_class"])
+    assert sum(each["certified"] for each in record["by_class"]) / samples == record["metrics"][0]["certified"]
+    shares = {each["class"]: each["certified"] / each["samples"] for each in record["by_class"]}
+    page = reported(agt, tmp_path, trained.certificate)
+    table = page.words[page.words.index("Classes by their certified share") :]
+    assert f"certified share {min(shares, key=shares.get)} " in table
+    record["by_class"] = []
+    page = reported(agt, tmp_path, written(tmp_path, record))
+    assert "no results of single classes" in page.words
 
 
 # --- what makes no page ----------------------------------------------------------------------------------------------

@@ -41,6 +41,21 @@ def hessian_parts(loss: HeadLoss, outputs: Tensor) -> tuple[Tensor, Tensor]:
     return torch.full_like(outputs, 2 * loss.scale), zero
 
 
+def hessian_size(loss: HeadLoss, outputs: Tensor) -> Tensor:
+    """Return ``‖diag(curve)‖ + ‖rank‖²``, (b,): what roundings of ``Λφ`` are relative to, even where parts cancel.
+
+    Args:
+        loss: one of `COVERED`.
+        outputs: f, (b, K).
+
+    Example:
+        >>> hessian_size(SoftmaxLoss(1.0), torch.tensor([[100.0, 0.0]], dtype=torch.float64))
+        tensor([2.], dtype=torch.float64)
+    """
+    curve, rank = hessian_parts(loss, outputs)
+    return curve.amax(dim=1) + rank.square().sum(dim=1)
+
+
 def third_derivative(loss: HeadLoss, curvature: Tensor) -> Tensor:
     """Return an upper bound on ``‖∂³ℓ/∂f³‖`` as a trilinear form, (b,), where ``‖∂²ℓ/∂f²‖`` is at most ``curvature``.
 

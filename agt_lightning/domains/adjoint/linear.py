@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from agt_lightning.arithmetic import euclidean_norm
-from agt_lightning.domains.adjoint.curvature import hessian_parts, spread, third_along, third_derivative
+from agt_lightning.domains.adjoint.curvature import hessian_parts, hessian_size, spread, third_along, third_derivative
 from agt_lightning.domains.adjoint.directions import Directions
 from agt_lightning.domains.adjoint.step import StepAnalysis, StepBound, StepRoundings
 from agt_lightning.domains.ball.layers import REAL, Layer
@@ -144,7 +144,8 @@ class LinearStep(StepAnalysis):
         gamma = REAL.own_relative(samples + inputs + outputs + 64)
         size, weights = self.upward * (self.analysis.jacobian_norm + self.widths), self.weights
         gradient_error = self.gradient_error
-        curvature_error = self.upward * (self.third * self.still.roundoff.output_error + gamma * self.curvature)
+        rounded = gamma * hessian_size(self.loss, self.samples.outputs)
+        curvature_error = self.upward * (self.third * self.still.roundoff.output_error + rounded)
         reach = 4 * self.radius * size + 4 * (self.layer.frobenius + self.radius) * self.widths
         curvature = self.poisoned_curvature
         third = third_derivative(self.loss, curvature)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agt_lightning.arithmetic.threads import one_core_each
 from agt_lightning.domains.adjoint.directions import Directions
 from agt_lightning.domains.adjoint.step import StepAnalysis
 from agt_lightning.errors import UnsoundBoundError
@@ -73,7 +74,9 @@ def displacements(
     total, count = torch.zeros(len(directions), 2, dtype=torch.float64), 0
     size = _powers_of_two(directions.norms)
     directions = directions.scaled(1 / size)  # so that squares of what matters do not underflow
-    with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
+    threads = threads or torch.get_num_threads()
+    # Torch's own threads would spin between the products of a step's preparation, on cores that these threads need.
+    with one_core_each(), ThreadPoolExecutor(threads) as pool:
         for step in steps:
             added, directions = _step(step, directions, pool)
             total += added

@@ -16,16 +16,13 @@ INFINITY = float("inf")
 def found_without(step, directions, change=lambda *arrays: arrays):
     """Everything that the loops find, with changed arrays of samples, pairs, labels and features."""
     arrays = change(step.sample_arrays, step.pair_arrays, step.label_arrays, step.feature_arrays)
-    samples, outputs = arrays[0], len(step.ball.layers[1].weight)
-    found = nothing_found(
-        len(directions), len(step.weights), samples.second.shape[1], outputs, samples.inputs.shape[1], BINS
-    )
+    found = nothing_found(arrays[0], len(directions), BINS)
     accumulate(*arrays, step_bound._direction_arrays(step, directions), step.radius, found)
     return found
 
 
 def total(step, found):
-    parts = step.of_the_worst(found.poison), step_bound._switches(step, found)
+    parts = step_bound._poison(step, found), step_bound._switches(step, found)
     return sum(parts) + step_bound._quadratic(step, found)[:, None]
 
 
@@ -66,7 +63,7 @@ def without_feature_kinks(step, directions):
     def change(samples, pairs, labels, features):
         kept = pairs.bin >= 0
         start = np.concatenate([[0], np.cumsum(kept)])[pairs.start]
-        return samples, PairArrays(start, pairs.unit[kept], pairs.bin[kept], pairs.sign[kept]), labels, features
+        return samples, PairArrays(start, *(each[kept] for each in pairs[1:])), labels, features
 
     return total(step, found_without(step, directions, change))
 

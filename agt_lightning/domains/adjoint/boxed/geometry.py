@@ -13,7 +13,7 @@ from agt_lightning.arithmetic.compiled import Array as Values
 from agt_lightning.domains.adjoint.boxed.head_box import HeadBox, ScalarHead
 from agt_lightning.domains.adjoint.boxed.kernel import PairArrays, SampleArrays, UnitArrays
 from agt_lightning.domains.adjoint.boxed.scalar_loss import ScalarLoss
-from agt_lightning.domains.adjoint.one_hidden.kernel import CLASSES, NUMBERS
+from agt_lightning.domains.adjoint.label_moves import ClassMoves, NumberMoves
 from agt_lightning.domains.adjoint.one_hidden.roundings import own_errors
 from agt_lightning.domains.adjoint.one_hidden.step import OneHiddenStep
 
@@ -199,12 +199,12 @@ class BoxedGeometry:
     @property
     def _labels(self) -> tuple[Tensor, Tensor]:
         """How far labels lower and raise g, (b,) each."""
-        labels, none = self.whole.label_arrays, torch.zeros_like(self.outputs)
-        if labels.kind == NUMBERS:
-            return -torch.from_numpy(labels.lower)[:, 0], torch.from_numpy(labels.upper)[:, 0]
-        if labels.kind == CLASSES:
-            own, reach = torch.from_numpy(labels.own), torch.from_numpy(labels.reach)
-            flipped = labels.slope * reach.gather(1, 1 - own[:, None])[:, 0]
+        moves, none = self.whole.label_moves, torch.zeros_like(self.outputs)
+        if isinstance(moves, NumberMoves):
+            return -moves.lower[:, 0], moves.upper[:, 0]
+        if isinstance(moves, ClassMoves):
+            own, reach = moves.own, moves.reach.double()
+            flipped = moves.slope * reach.gather(1, 1 - own[:, None])[:, 0]
             return torch.where(own == 0, flipped, 0.0), torch.where(own == 1, flipped, 0.0)
         return none, none
 

@@ -1,6 +1,8 @@
 """What the loops of `kernel` read and add to, as arrays.
 
-Axis letters: ``q`` directions, ``i`` samples, ``j`` hidden units, ``k`` outputs, ``l`` inputs with a one at their end.
+Axis letters: ``q`` directions, ``t`` tiles of samples, ``i`` samples of one tile, ``j`` hidden units, ``k`` outputs,
+``l`` inputs with a one at their end, ``d`` inputs without it. The last tile is filled up with zeros: samples of no
+weight.
 """
 
 from __future__ import annotations
@@ -14,20 +16,37 @@ from agt_lightning.arithmetic.compiled import Array
 
 Index = NDArray[np.int64]
 
+_NUMBERS = 32768
+"""Of the products of one direction and a tile of samples: those of some directions together stay in a cache."""
+
+_FEWEST, _MOST = 16, 256
+"""Samples of a tile."""
+
+
+def tile_size(units: int, outputs: int, inputs: int) -> int:
+    """Return how many samples make a tile, a power of two.
+
+    Example:
+        >>> tile_size(units=64, outputs=1, inputs=12), tile_size(units=64, outputs=10, inputs=513)
+        (256, 16)
+    """
+    products = units + 2 * outputs * (inputs + 1)
+    size = 1 << (max(_NUMBERS // products, 1).bit_length() - 1)
+    return min(max(size, _FEWEST), _MOST)
+
 
 class SampleArrays(NamedTuple):
     """Samples of a step at the nominal parameters.
 
     Args:
-        inputs: x̂, filled up to a multiple of `kernel.BLOCK`, (b, l).
-        active: nominal mask, 0 or 1, (b, j).
-        reachable: units that may be active in the ball, 0 or 1, (b, j).
-        values: ẑ, (b, j + 1).
-        pull: ``e_ij = g_i · W₂ e_j``, (b, j).
-        gradient: g, (b, k).
-        curve: diagonal part of Λ, (b, k).
-        rank: ``Λ = diag(curve) - rank rankᵀ``, (b, k).
-        numbers: per sample, by `COLUMNS`, (b, len(COLUMNS)).
+        inputs: x̂, (t, l, i).
+        active: nominal mask, 0 or 1, (t, j, i).
+        reachable: units that may be active in the ball, 0 or 1, (t, j, i).
+        values: ẑ, (t, j + 1, i).
+        gradient: g, (t, k, i).
+        curve: diagonal part of Λ, (t, k, i).
+        rank: ``Λ = diag(curve) - rank rankᵀ``, (t, k, i).
+        numbers: by `COLUMNS`, (t, len(COLUMNS), i).
         second: W₂, (k, j).
         second_norms: ``‖W₂ e_j‖``, (j,).
     """
@@ -36,7 +55,6 @@ class SampleArrays(NamedTuple):
     active: Array
     reachable: Array
     values: Array
-    pull: Array
     gradient: Array
     curve: Array
     rank: Array
@@ -50,19 +68,25 @@ COLUMNS = ("weight", "norm", "size", "change", "curvature", "cubic")
 
 
 class PairArrays(NamedTuple):
-    """Pairs of a sample and a unit whose mask may differ from the nominal one.
+    """Pairs of a sample and a unit whose mask may differ from the nominal one, tile by tile.
 
     Args:
-        start: first pair of each sample, (b + 1,).
+        start: first pair of each tile, and their number, (t + 1,).
+        sample: in its tile, (m,).
         unit: (m,).
         bin: of its distance; -1 for units that the ball alone does not switch, (m,).
         sign: of the preactivation, 0 if rounding leaves it open, (m,).
+        pull: ``e_ij = g_i · W₂ e_j``, (m,).
+        move: how far features move the preactivation; no entries if features stay, (m,).
     """
 
     start: Index
+    sample: Index
     unit: Index
     bin: Index
     sign: Array
+    pull: Array
+    move: Array
 
 
 class LabelArrays(NamedTuple):
@@ -70,11 +94,11 @@ class LabelArrays(NamedTuple):
 
     Args:
         kind: `kernel.NO_LABELS`, `kernel.NUMBERS` or `kernel.CLASSES`.
-        lower: of q for numbers, (b, k).
+        lower: of q for numbers, (t, k, i).
         upper: the same.
-        own: class of each sample, (b,).
-        reach: classes that a flip can write, 0 or 1, (b, k).
-        largest: upper bound on ‖q‖, (b,).
+        own: class of each sample, (t, i).
+        reach: classes that a flip can write, 0 or 1, (t, k, i).
+        largest: upper bound on ‖q‖, (t, i).
         slope: factor of flips.
     """
 
@@ -92,17 +116,15 @@ class FeatureArrays(NamedTuple):
 
     Args:
         moves: whether features change.
-        slope: ``a = ∂f/∂x``, (b, k, d).
-        units: e_ij, how far features move preactivations, (b, j) or (1, j).
-        half_widths: of the box, (b, d) or (1, d).
+        slope: ``a = ∂f/∂x``, (t, k, d, i).
+        half_widths: of the box, (t, d, i), or one tile for all.
         scale: of the ball, (d,).
         order: norm of the ball, 1 or 2; 0 without one.
-        numbers: per sample, by `FEATURE_COLUMNS`.
+        numbers: by `FEATURE_COLUMNS`, (t, len(FEATURE_COLUMNS), i).
     """
 
     moves: bool
     slope: Array
-    units: Array
     half_widths: Array
     scale: Array
     order: int
@@ -117,7 +139,7 @@ class DirectionArrays(NamedTuple):
     """Some directions, and what is the same for all samples.
 
     Args:
-        first: C₁ transposed, (q, l, j).
+        first: C₁, (q, j, l).
         second: C₂, (q, k, j + 1).
         columns: ``‖C₂ e_j‖``, (q, j).
         second_norm: ‖C₂‖ without its last column, (q,).
@@ -135,17 +157,37 @@ class DirectionArrays(NamedTuple):
     moved_norm: Array
 
 
+class Products(NamedTuple):
+    """Matrix products for one tile and all directions.
+
+    Args:
+        u: ``C₁ x̂``, (q, j, i).
+        phi: ``C₂ ẑ``, then ``φ = Jc``, (q, k, i).
+        psi: ``w ψ``, (q, k, i).
+        columns: ``‖C₂‖²`` on units that may be active, (q, i).
+        line: ``∂φ/∂x``, (q, k, d, i); no entries if features stay.
+        bent: ``w ψ x̂``, (q, k, l, i).
+    """
+
+    u: Array
+    phi: Array
+    psi: Array
+    columns: Array
+    line: Array
+    bent: Array
+
+
 class Found(NamedTuple):
     """What the loops add up, for each direction and two signs s = +1, -1.
 
     Args:
-        poison: upper bound on what each sample adds under poison, (q, 2, b).
+        poison: upper bound on what each sample adds under poison, (q, t, 2, i).
         steps: of the jumps, by unit and bin, (q, 2, j, bins).
         ramps: of the slips, by unit and bin, times N, (q, 2, j, bins).
         cross: the same two for what ``δ₂`` adds to them, (q, 2, j, bins).
         sums: (q, 4): ``Σ w Γ Φ``, ``Σ w λ (‖u‖² + ‖C₂‖²N²)``, ``Σ w λ (Σ_near ‖W₂ⱼ‖|u_j|)²``, ``Σ w ‖φ‖ cubic``.
         outer: ``Σ w ψ_k m_j x̂_l``, (q, k, l, j).
-        last: ``Σ w (ψ_k ẑ_j + g_k m_j u_j)``, (q, k, j + 1).
+        last: ``Σ w ψ_k ẑ_j``, (q, k, j + 1).
     """
 
     poison: Array
@@ -157,10 +199,12 @@ class Found(NamedTuple):
     last: Array
 
 
-def nothing_found(directions: int, samples: int, units: int, outputs: int, inputs: int, bins: int) -> Found:
+def nothing_found(samples: SampleArrays, directions: int, bins: int) -> Found:
     """Return sums of nothing."""
+    tiles, inputs, size = samples.inputs.shape
+    outputs, units = samples.second.shape
     shapes = [
-        (directions, 2, samples),
+        (directions, tiles, 2, size),
         (directions, 2, units, bins),
         (directions, 2, units, bins),
         (directions, 2, units, bins),

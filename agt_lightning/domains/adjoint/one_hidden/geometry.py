@@ -17,8 +17,14 @@ from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.arithmetic.compiled import Array as Values
 from agt_lightning.domains.adjoint.curvature import hessian_parts
 from agt_lightning.domains.adjoint.label_moves import ClassMoves, NumberMoves
-from agt_lightning.domains.adjoint.one_hidden.arrays import FeatureArrays, LabelArrays, PairArrays, SampleArrays
-from agt_lightning.domains.adjoint.one_hidden.kernel import BLOCK, CLASSES, NO_LABELS, NUMBERS
+from agt_lightning.domains.adjoint.one_hidden.arrays import (
+    FeatureArrays,
+    LabelArrays,
+    PairArrays,
+    SampleArrays,
+    tile_size,
+)
+from agt_lightning.domains.adjoint.one_hidden.kernel import CLASSES, NO_LABELS, NUMBERS
 from agt_lightning.domains.adjoint.one_hidden.shares import bin_edges, bins_of
 from agt_lightning.domains.adjoint.step import StepAnalysis
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
@@ -91,56 +97,70 @@ class StepGeometry(StepAnalysis):
         return torch.stack([(mask * column[:, None]).T @ self.inputs for column in weighted.T])
 
     @cached_property
+    def tile(self) -> int:
+        """Number of samples that all directions go through together."""
+        outputs, units = self.ball.layers[1].weight.shape
+        return min(len(self.weights), tile_size(units, outputs, self.inputs.shape[1]))
+
+    def _by_tile(self, values: Tensor) -> Tensor:
+        """Return values of samples, (b, ...), tile by tile with samples last, (t, ..., i)."""
+        filled = torch.cat([values, values.new_zeros(-len(values) % self.tile, *values.shape[1:])])
+        return filled.reshape(-1, self.tile, *values.shape[1:]).movedim(1, -1)
+
+    def _tiles(self, values: Tensor) -> Values:
+        return _array(self._by_tile(values))
+
+    @cached_property
     def sample_arrays(self) -> SampleArrays:
         """For the loops of `kernel`."""
         second = self.ball.layers[1]
         values = torch.nn.functional.pad(self.hidden.clamp(min=0), (0, 1), value=float(second.trains_bias))
         curve, rank = hessian_parts(self.loss, self.samples.outputs)
         cubic = self.upward * self.third * self.output_change.square() / 2
-        numbers = [self.weights, self.norm, self.gradient_norm, self.gradient_change, self.curvature, cubic]
+        columns = [self.weights, self.norm, self.gradient_norm, self.gradient_change, self.curvature, cubic]
         return SampleArrays(
-            *(
-                _array(each)
-                for each in (
-                    torch.nn.functional.pad(self.inputs, (0, -self.inputs.shape[1] % BLOCK)),
-                    (self.hidden > 0).double(),
-                    self.reachable.double(),
-                    values,
-                    self.gradient @ second.weight,
-                    self.gradient,
-                    curve,
-                    rank,
-                    torch.stack(numbers, dim=1),
-                    second.weight,
-                    self.upward * second.column_norms,
-                )
-            )
+            inputs=self._tiles(self.inputs),
+            active=self._tiles(self.hidden > 0),
+            reachable=self._tiles(self.reachable),
+            values=self._tiles(values),
+            gradient=self._tiles(self.gradient),
+            curve=self._tiles(curve),
+            rank=self._tiles(rank),
+            numbers=self._tiles(torch.stack(columns, dim=1)),
+            second=_array(second.weight),
+            second_norms=_array(self.upward * second.column_norms),
         )
 
     @cached_property
     def pair_arrays(self) -> PairArrays:
         """For the loops of `kernel`."""
-        pairs = np.flatnonzero((self.near | self.unsure).numpy())
-        sample, unit = np.divmod(pairs, self.hidden.shape[1])
-        size = np.abs(self.hidden.numpy().reshape(-1)[pairs])
-        near, doubt = self.near.numpy().reshape(-1)[pairs], self.doubt.numpy()[sample]
-        norm = self.norm.clamp(min=torch.finfo(torch.float64).tiny).numpy()[sample]
-        distance = np.maximum(size - doubt, 0) / norm * (2 - self.upward)
-        sign = np.where(size <= doubt, 0.0, np.sign(self.hidden.numpy().reshape(-1)[pairs]))
-        start = np.searchsorted(sample, np.arange(len(self.norm) + 1))
+        tile, unit, within = self._by_tile(self.near | self.unsure).nonzero(as_tuple=True)
+        sample = tile * self.tile + within
+        value, doubt = self.hidden[sample, unit], self.doubt[sample]
+        norm = self.norm.clamp(min=torch.finfo(torch.float64).tiny)[sample]
+        distance = (value.abs() - doubt).clamp(min=0) / norm * (2 - self.upward)
+        bins = np.where(self.near[sample, unit].numpy(), bins_of(distance.numpy(), self.edges), -1)
+        pull = (self.gradient @ self.ball.layers[1].weight)[sample, unit]
         return PairArrays(
-            start.astype(np.int64), unit.astype(np.int64), np.where(near, bins_of(distance, self.edges), -1), sign
+            np.searchsorted(tile.numpy(), range(-(-len(self.weights) // self.tile) + 1)).astype(np.int64),
+            within.numpy(),
+            unit.numpy(),
+            bins.astype(np.int64),
+            _array(torch.where(value.abs() <= doubt, 0.0, value.sign())),
+            _array(pull),
+            np.zeros(0) if self.features is None else _array(self.unit_moves.expand(self.hidden.shape)[sample, unit]),
         )
 
     @cached_property
     def label_arrays(self) -> LabelArrays:
         """For the loops of `kernel`."""
-        moves, index, largest = self.label_moves, np.zeros(1, dtype=np.int64), _array(self.label_change)
-        blank = np.zeros((1, self.gradient.shape[1]))
+        moves, index, largest = self.label_moves, np.zeros((0, 0), dtype=np.int64), self._tiles(self.label_change)
+        blank = np.zeros((0, 0, 0))
         if isinstance(moves, NumberMoves):
-            return LabelArrays(NUMBERS, _array(moves.lower), _array(moves.upper), index, blank, largest, 0.0)
+            return LabelArrays(NUMBERS, self._tiles(moves.lower), self._tiles(moves.upper), index, blank, largest, 0.0)
         if isinstance(moves, ClassMoves):
-            return LabelArrays(CLASSES, blank, blank, moves.own.numpy(), _array(moves.reach), largest, moves.slope)
+            own, reach = self._tiles(moves.own).astype(np.int64), self._tiles(moves.reach)
+            return LabelArrays(CLASSES, blank, blank, own, reach, largest, moves.slope)
         return LabelArrays(NO_LABELS, blank, blank, index, blank, largest, 0.0)
 
     @cached_property
@@ -184,19 +204,19 @@ class StepGeometry(StepAnalysis):
         """For the loops of `kernel`."""
         features, inputs = self.features, self.data.samples.inputs.shape[1]
         if features is None:
-            nothing = np.zeros((0, inputs))
-            return FeatureArrays(False, nothing[None], nothing, nothing, np.zeros(inputs), 0, nothing)
-        factor = torch.ones_like(self.moved) if len(features.half_widths) == 1 else self.moved
+            nothing = np.zeros((0, 0, 0))
+            return FeatureArrays(False, nothing[None], nothing, np.zeros(inputs), 0, nothing)
+        widths = features.half_widths.double()
+        factor = torch.ones_like(self.moved) if len(widths) == 1 else self.moved
         numbers = [self.moved, factor, self.feature_slack, self.poisoned_slope, self.poisoned_bend]
         scale = torch.zeros(inputs, dtype=torch.float64) if features.scale is None else features.scale.double()
         return FeatureArrays(
             True,
-            _array(self.input_slope),
-            _array(self.unit_moves),
-            _array(features.half_widths.double()),
+            self._tiles(self.input_slope),
+            self._tiles(widths.expand(self.tile, -1) if len(widths) == 1 else widths),
             _array(scale),
             0 if features.scale is None else int(features.p),
-            _array(torch.stack(numbers, dim=1)),
+            self._tiles(torch.stack(numbers, dim=1)),
         )
 
 

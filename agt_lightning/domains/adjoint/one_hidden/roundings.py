@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from agt_lightning.domains.adjoint.curvature import third_derivative
+from agt_lightning.domains.adjoint.curvature import hessian_size, third_derivative
 from agt_lightning.domains.adjoint.one_hidden.geometry import StepGeometry
 from agt_lightning.domains.adjoint.step import StepRoundings
 from agt_lightning.domains.ball.layers import REAL
@@ -39,7 +39,8 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
     """
     first, second = step.ball.layers
     samples, (inputs, outputs) = len(step.weights), (first.weight.shape[1], len(second.weight))
-    gamma = REAL.own_relative(samples + inputs + outputs + second.weight.shape[1] + 64)
+    # φ is summed over inputs and twice over units, Λφ over outputs, and its products with slopes over all of them.
+    gamma = REAL.own_relative(samples + 4 * (inputs + outputs + second.weight.shape[1]) + 64)
     size, weights = jacobian_size(step), step.weights
     gradient_error, curvature_error, value = own_errors(step, gamma)
     reach = 4 * step.radius * size + 4 * step.largest_slope * step.widths
@@ -48,8 +49,10 @@ def step_roundings(step: StepGeometry, rate: float, decay: float) -> StepRoundin
     pull = step.gradient_norm + step.label_change + curvature * reach + third * reach.square()
     off = gamma * pull + gradient_error + curvature_error * reach
     bound = _TERMS * math.sqrt(len(first.weight)) * float(weights @ (size * off)) + _doubtful(step, size, value)
-    products = gamma * (curvature * size + step.gradient_norm) + gradient_error + curvature_error * size
-    direction = 8 * gamma * (1 + rate * decay) + 8 * rate * float(weights @ (products * size))
+    pulled = torch.maximum(size, step.norm)  # layers pull at each other by ``g x̂``, however small they are
+    products = pulled * (gamma * step.gradient_norm + gradient_error)
+    products += size.square() * (gamma * curvature + curvature_error)
+    direction = 8 * gamma * (1 + rate * decay) + 8 * rate * float(weights @ products)
     return StepRoundings(step.upward * bound, step.upward * direction)
 
 
@@ -62,8 +65,14 @@ def jacobian_size(step: StepGeometry) -> Tensor:
 
 
 def own_errors(step: StepGeometry, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Bound the errors of g, of Λ and of the preactivations as they are computed here, (b,) each."""
-    curvature_error = step.third * step.still.roundoff.output_error + gamma * step.curvature
+    """Bound the errors of g, of Λ and of the preactivations as they are computed here, (b,) each.
+
+    Args:
+        step: the step.
+        gamma: γ of the sums that use them.
+    """
+    size = hessian_size(step.loss, step.samples.outputs)
+    curvature_error = step.third * step.still.roundoff.output_error + gamma * size
     return step.gradient_error, step.upward * curvature_error, step.upward * step.own_unit_error
 
 

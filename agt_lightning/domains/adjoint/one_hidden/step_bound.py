@@ -11,7 +11,7 @@ from agt_lightning.arithmetic.compiled import Array as Values
 from agt_lightning.domains.adjoint.directions import Directions
 from agt_lightning.domains.adjoint.one_hidden.arrays import DirectionArrays, Found, nothing_found
 from agt_lightning.domains.adjoint.one_hidden.geometry import StepGeometry
-from agt_lightning.domains.adjoint.one_hidden.kernel import BLOCK, accumulate
+from agt_lightning.domains.adjoint.one_hidden.kernel import accumulate
 from agt_lightning.domains.adjoint.one_hidden.shares import BINS, largest_shared, switched
 from agt_lightning.domains.adjoint.step import StepBound
 from agt_lightning.domains.ball.layers import REAL
@@ -31,8 +31,7 @@ def step_back(step: StepGeometry, directions: Directions) -> tuple[StepBound, Di
         docs/theory.md, eq. (13.4) and (13.8) to (13.17).
     """
     arrays = _direction_arrays(step, directions)
-    outputs, inputs, units = len(step.ball.layers[1].weight), step.inputs.shape[1], len(step.ball.layers[0].weight)
-    found = nothing_found(len(directions), len(step.weights), units, outputs, inputs + -inputs % BLOCK, BINS)
+    found = nothing_found(step.sample_arrays, len(directions), BINS)
     accumulate(
         step.sample_arrays,
         step.pair_arrays,
@@ -42,14 +41,13 @@ def step_back(step: StepGeometry, directions: Directions) -> tuple[StepBound, Di
         step.radius,
         found,
     )
-    bound = StepBound(step.of_the_worst(found.poison), _switches(step, found), _quadratic(step, found)[:, None])
+    bound = StepBound(_poison(step, found), _switches(step, found), _quadratic(step, found)[:, None])
     return bound, _curved(step, directions, found)
 
 
 def _direction_arrays(step: StepGeometry, directions: Directions) -> DirectionArrays:
     first, second = step.ball.layers
     inputs = first.weight.shape[1]
-    filled = -(inputs + 1) % BLOCK
     rows, columns = directions.first[:, :, :inputs], directions.second[:, :, :-1]
     column_norms = step.upward * euclidean_norm(columns, dim=1)
     through, moved = rows.new_zeros(len(rows), len(second.weight), 0, len(first.weight)), torch.zeros_like(column_norms)
@@ -59,7 +57,7 @@ def _direction_arrays(step: StepGeometry, directions: Directions) -> DirectionAr
         )
         moved = step.upward * _moves(step, rows)
     return DirectionArrays(
-        np.ascontiguousarray(torch.nn.functional.pad(directions.first, (0, filled)).transpose(1, 2).numpy()),
+        np.ascontiguousarray(directions.first.numpy()),
         np.ascontiguousarray(directions.second.numpy()),
         np.ascontiguousarray(column_norms.numpy()),
         (step.upward * euclidean_norm(column_norms, dim=1)).numpy(),
@@ -81,6 +79,12 @@ def _moves(step: StepGeometry, rows: Tensor) -> Tensor:
         return box
     ball = dual_norm((rows * features.scale).flatten(0, 1), features.p).reshape(box.shape)
     return torch.minimum(box, ball)
+
+
+def _poison(step: StepGeometry, found: Found) -> Values:
+    """What the n worst samples add, (Q, 2)."""
+    by_sample = np.swapaxes(found.poison, 1, 2).reshape(len(found.poison), 2, -1)
+    return step.of_the_worst(by_sample[:, :, : len(step.weights)])
 
 
 def _switches(step: StepGeometry, found: Found) -> Values:
@@ -105,10 +109,8 @@ def _quadratic(step: StepGeometry, found: Found) -> Values:
 
 def _curved(step: StepGeometry, directions: Directions, found: Found) -> Directions:
     """``Hc``."""
-    first, second = step.ball.layers
-    outer = torch.from_numpy(found.outer)[:, :, : step.inputs.shape[1]]
-    rows = torch.einsum("kj,qklj->qjl", second.weight, outer)
+    second = step.ball.layers[1]
+    rows = torch.einsum("kj,qklj->qjl", second.weight, torch.from_numpy(found.outer))
     rows += torch.einsum("qkj,kjl->qjl", directions.second[:, :, :-1], step.coupling)
-    last = torch.from_numpy(found.last)
-    last = last if second.trains_bias else torch.nn.functional.pad(last[:, :, :-1], (0, 1))
-    return Directions((rows, last))
+    coupled = torch.einsum("qjl,kjl->qkj", directions.first, step.coupling)
+    return Directions((rows, torch.from_numpy(found.last) + torch.nn.functional.pad(coupled, (0, 1))))

@@ -104,6 +104,38 @@ def inserts_and_deletes(adversary: Adversary) -> bool:
     return getattr(adversary, "edits", "replace") == "insert-delete"
 
 
+def counted(adversary: Adversary) -> str:
+    """Return what n counts, ``"samples"`` or ``"sources"``; adversaries of one's own count samples by default."""
+    return getattr(adversary, "counts", "samples")
+
+
+def counted_in(adversary: Adversary) -> str:
+    """Return where n counts, ``"batch"`` or ``"dataset"``; adversaries of one's own count in each batch by default."""
+    return getattr(adversary, "per", "batch")
+
+
+def counts_sources(adversary: Adversary) -> bool:
+    """Return whether n counts sources, each of which can change all of its samples, in place of samples.
+
+    Example:
+        >>> from agt_lightning import BoundedAdversary
+        >>> counts_sources(BoundedAdversary(n=1, epsilon=0.1, counts="sources"))
+        True
+    """
+    return counted(adversary) == "sources"
+
+
+def counts_dataset(adversary: Adversary) -> bool:
+    """Return whether n counts in the whole data set, over all steps together, in place of the batch of each step.
+
+    Example:
+        >>> from agt_lightning import BoundedAdversary
+        >>> counts_dataset(BoundedAdversary(n=1, epsilon=0.1, per="dataset"))
+        True
+    """
+    return counted_in(adversary) == "dataset"
+
+
 def check_count(name: str, value: object) -> None:
     """Require a nonnegative integer.
 
@@ -115,6 +147,19 @@ def check_count(name: str, value: object) -> None:
         raise TypeError(f"Expected `{name}` to be an integer, but got {value!r} ({type(value).__name__}).")
     if int(value) < 0:
         raise ValueError(f"Expected `{name}` to be at least 0, but got {value}.")
+
+
+def check_unit(counts: object, per: object) -> None:
+    """Require the names of what n counts, and where.
+
+    Raises:
+        ValueError: if the first is neither ``"samples"`` nor ``"sources"``, or the second neither ``"batch"`` nor
+            ``"dataset"``.
+    """
+    if per not in ("batch", "dataset"):
+        raise ValueError(f"Expected `per` to be 'batch' or 'dataset', but got {per!r}.")
+    if counts not in ("samples", "sources"):
+        raise ValueError(f"Expected `counts` to be 'samples' or 'sources', but got {counts!r}.")
 
 
 def check_number(name: str, value: object) -> None:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from agt_lightning.adversaries.base import check_count, check_order, check_radius, check_size
+from agt_lightning.adversaries.base import check_count, check_order, check_radius, check_size, check_unit
 from agt_lightning.adversaries.features import moved_down, moved_up, perturbed, radius_of_sample
 from agt_lightning.capture.roles import LabelKind
 from agt_lightning.interval import Interval
@@ -27,7 +28,8 @@ class BoundedAdversary:
     features, each of them has a ball of its own; so have several labels that a user names.
 
     Args:
-        n: number of poisoned samples per batch (per optimizer step, if gradients accumulate).
+        n: number of poisoned samples per batch (per optimizer step, if gradients accumulate); of sources, if it counts
+            these.
         epsilon: radius ε of the feature ball, in units of the features that enter `training_step`. A tensor gives each
             feature its own radius: it is broadcast to the shape of one sample, and the ball is
             ``{x + ε ∘ u : ‖u‖_p <= 1}``.
@@ -44,6 +46,12 @@ class BoundedAdversary:
         at: path of a frozen submodule, such as ``"backbone"``, whose outputs ε moves in place of the features that
             enter `training_step`; ``epsilon`` and ``bounds`` are then in their units. The only ball that there is for
             text. None if the features of the batch are moved.
+        counts: what n counts: ``"samples"``, or ``"sources"``, such as suppliers or hospitals, each of which can change
+            all samples that come from it. Training is then told whose a sample is, by
+            ``CertifiedTraining(..., sources="hospital")``.
+        per: where n counts: ``"batch"``, others in every step if the adversary likes, or ``"dataset"``, the same ones
+            in all epochs, whose labels are written once. An adversary of the data set can do less, and its bounds are
+            never wider (docs/theory.md, section 17.3); most domains bound it by n of each batch.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -55,7 +63,7 @@ class BoundedAdversary:
     Example:
         >>> BoundedAdversary(n=10, epsilon=0.01)                # features
         BoundedAdversary(n=10, epsilon=0.01, p=inf, nu=0.0, q=inf, target_classes=None, source_classes=None,
-        bounds=None, at=None)
+        bounds=None, at=None, counts='samples', per='batch')
         >>> flips = BoundedAdversary(n=5, nu=1, q=0)            # label flips
         >>> BoundedAdversary(n=-1)
         Traceback (most recent call last):
@@ -72,6 +80,8 @@ class BoundedAdversary:
     source_classes: Sequence[int] | None = None
     bounds: tuple[float, float] | None = None
     at: str | None = None
+    counts: Literal["samples", "sources"] = "samples"
+    per: Literal["batch", "dataset"] = "batch"
 
     def __post_init__(self) -> None:
         """Validate the fields, so that each instance is a meaningful threat model."""
@@ -80,6 +90,7 @@ class BoundedAdversary:
         check_order("p", self.p, {1, 2, _INFINITY})
         check_size("nu", self.nu)
         check_order("q", self.q, {0, 1, 2, _INFINITY})
+        check_unit(self.counts, self.per)
         for name in ("target_classes", "source_classes"):
             self._check_classes(name)
         if self.q == 0 and self.nu not in (0, 1):

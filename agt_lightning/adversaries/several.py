@@ -109,9 +109,13 @@ def settings_that_differ(adversaries: Sequence[Adversary]) -> tuple[Mapping[str,
     return tuple({name: settings[name] for name in differing if name in settings} for settings in every)
 
 
+_ADDED = {"at": None, "counts": "samples", "per": "batch"}
+"""Settings that descriptions of earlier versions lack, with what they were."""
+
+
 def _settings(adversary: Adversary) -> dict[str, object]:
     fields = {field.name: getattr(adversary, field.name) for field in dataclasses.fields(adversary)}  # type: ignore[arg-type]
-    added = {"at"} if fields.get("at") is None else set()  # descriptions of earlier versions lack it
+    added = {name for name, former in _ADDED.items() if fields.get(name) == former}
     return {
         name: value.tolist() if isinstance(value, Tensor) else value
         for name, value in fields.items()

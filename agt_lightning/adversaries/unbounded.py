@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from agt_lightning.adversaries.base import check_count, check_size
+from agt_lightning.adversaries.base import check_count, check_size, check_unit
 from agt_lightning.aggregation import SampleClipping, SampleNormClipping, ValueClipping
 from agt_lightning.capture.roles import LabelKind
 from agt_lightning.rules.values import Value, as_interval
@@ -30,10 +30,17 @@ class UnboundedAdversary:
         clip: ``"value"`` cuts each entry of a sample's gradient to [-κ, κ]; ``"norm"`` scales a sample's gradient, over
             all trainable parameters, to Euclidean norm at most κ.
         edits: ``"replace"`` for substitutions, ``"insert-delete"`` for insertions and deletions.
+        counts: what n counts: ``"samples"``, or ``"sources"``, each of which can substitute all samples that come from
+            it, and adds and removes none. Training is then told whose a sample is, by
+            ``CertifiedTraining(..., sources="hospital")``. What stands in that column of a substituted sample has no
+            effect, since the samples of a source are those that this run has from it.
+        per: where n counts: ``"batch"``, others in every step if the adversary likes, or ``"dataset"``, the same ones
+            in all epochs. Bounds of the latter are never wider (docs/theory.md, section 17.3).
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if ``n`` is negative, ``kappa`` not positive and finite, or ``clip`` or ``edits`` unknown.
+        ValueError: if ``n`` is negative, ``kappa`` not positive and finite, ``clip``, ``edits``, ``counts`` or ``per``
+            unknown, or sources would insert and delete.
 
     Reference:
         Paper, appendix D, in the weighted form of docs/theory.md, eq. (5.1): Σ w_i δ_i + SEMax_n {w_i (κ - δ_i)}. For
@@ -41,7 +48,7 @@ class UnboundedAdversary:
 
     Example:
         >>> UnboundedAdversary(n=2, kappa=0.5)
-        UnboundedAdversary(n=2, kappa=0.5, clip='value', edits='replace')
+        UnboundedAdversary(n=2, kappa=0.5, clip='value', edits='replace', counts='samples', per='batch')
         >>> UnboundedAdversary(n=2, kappa=0.0)
         Traceback (most recent call last):
         ...
@@ -52,6 +59,8 @@ class UnboundedAdversary:
     kappa: float
     clip: Literal["value", "norm"] = "value"
     edits: Literal["replace", "insert-delete"] = "replace"
+    counts: Literal["samples", "sources"] = "samples"
+    per: Literal["batch", "dataset"] = "batch"
 
     def __post_init__(self) -> None:
         """Validate the fields, so that each instance is a meaningful threat model."""
@@ -61,6 +70,12 @@ class UnboundedAdversary:
             raise ValueError(f"Expected `clip` to be 'value' or 'norm', but got {self.clip!r}.")
         if self.edits not in ("replace", "insert-delete"):
             raise ValueError(f"Expected `edits` to be 'replace' or 'insert-delete', but got {self.edits!r}.")
+        check_unit(self.counts, self.per)
+        if self.counts == "sources" and self.edits != "replace":
+            raise ValueError(
+                "Expected `edits='replace'` with `counts='sources'`: nothing bounds how many samples a source inserts. "
+                "Count samples, or leave `edits` out."
+            )
 
     @property
     def perturbs_features(self) -> bool:

@@ -12,11 +12,12 @@ from agt_lightning.aggregation.sample_clipping import (
     SampleNormClipping,
     ValueClipping,
 )
-from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.aggregation.top_n import Choice, top_n_sum
 from agt_lightning.aggregation.weighted_sums import SampleSet
 
 __all__ = [
     "BatchEdits",
+    "Choice",
     "Clipping",
     "NormClipping",
     "SampleClipping",

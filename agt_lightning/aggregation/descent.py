@@ -11,8 +11,10 @@ and Theorem D.1, for gradients clipped to [-κ, κ],
     Δ_U = Σ_i w_i δ_U,i + SEMax_n { w_i (κ - δ_U,i) },
     Δ_L = Σ_i w_i δ_L,i - SEMax_n { w_i (κ + δ_L,i) },
 
-both with SEMax_n, the sum of the n largest, element by element over the samples that can be poisoned. The parameter is
-expanded in blocks (elements, samples) of all samples, so the sums are exact and memory stays within a budget.
+both with SEMax_n, the sum of the n largest, element by element over the samples that can be poisoned. If an adversary
+owns sources, the gains of each source are added up before the n largest are taken (docs/theory.md, eq. (17.2)). The
+parameter is expanded in blocks (elements, samples) of all samples, so the sums are exact and memory stays within a
+budget.
 """
 
 import torch
@@ -37,7 +39,7 @@ def bounded_descent(
         clean: bounds for the data as it is (equation 6).
         poisoned: bounds for each poisonable sample under the adversary (equation 7); None if nothing can be poisoned.
         samples: weights and poisonable samples.
-        n: number of samples the adversary can change.
+        n: number of samples the adversary can change, or of sources, if ``samples`` name these.
         budget: memory for temporary tensors, in bytes.
 
     Returns:
@@ -46,12 +48,12 @@ def bounded_descent(
     total = weighted_sum(clean, samples.weights, budget)
     if poisoned is None or n == 0:
         return total
-    if n >= samples.poisonable_count:
+    if n >= samples.choices:
         all_poisoned = sum_if_all_poisoned(merged(clean), merged(poisoned), samples, budget)
         if all_poisoned is not None:
             return all_poisoned.hull(total)  # contains `total`, except for rounding
     increase, decrease = top_n_gains(clean, poisoned, samples, n, budget)
-    return moved_outward(total, increase, decrease, summands=n + clean.samples * clean.positions)
+    return moved_outward(total, increase, decrease, summands=samples.summands(n) + clean.samples * clean.positions)
 
 
 def moved_outward(total: Interval, increase: Tensor, decrease: Tensor, summands: int) -> Interval:
@@ -91,7 +93,7 @@ def unbounded_descent(
     Args:
         gradient: bounds before clipping, for the data as it is.
         samples: weights and poisonable samples.
-        n: number of samples the adversary can substitute.
+        n: number of samples the adversary can substitute, or of sources, if ``samples`` name these.
         clipping: the clipping that training applies.
         budget: memory for temporary tensors, in bytes.
         arithmetic: of the sum of clipped gradients; None means the bounds' own alone.
@@ -109,7 +111,8 @@ def unbounded_descent(
         gain_up = (kappa - samples.select(block.upper)) * weights
         gain_down = (kappa + samples.select(block.lower)) * weights
         total = Interval.trusted(block.lower @ samples.weights, block.upper @ samples.weights)
-        parts.append(moved_outward(total, top_n_sum(gain_up, n), top_n_sum(gain_down, n), n + len(samples.weights)))
+        increase, decrease = (top_n_sum(gain, n, samples.membership) for gain in (gain_up, gain_down))
+        parts.append(moved_outward(total, increase, decrease, samples.summands(n) + len(samples.weights)))
     return Interval.cat(parts).rearranged(lambda bound: bound.reshape(gradient.shape))
 
 

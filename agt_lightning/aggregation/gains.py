@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.kernels import Factor, OuterGains, kernel_for
+from agt_lightning.aggregation.kernels import Factor, OuterGains, kernel_of
 from agt_lightning.aggregation.kernels.factors import parts_of, ranges, units_at_once
 from agt_lightning.aggregation.weighted_sums import COPIES, SampleSet, blocks, weighted_sum
 from agt_lightning.arithmetic.threads import one_core_each
@@ -100,8 +100,7 @@ def _top_n_sums(
     clean: FactoredGradient, poisoned: FactoredGradient, samples: SampleSet, n: int, budget: int
 ) -> tuple[Tensor, Tensor]:
     """Compute ``SEMax_n`` of both gains: from factors if there is one position per sample, else block by block."""
-    weights = samples.select(samples.weights)
-    kernel = kernel_for(weights.device)
+    kernel = kernel_of(samples)
     factored = OuterGains.between(clean, poisoned, samples)
     if factored is not None:
         return kernel.outer_sums(factored, n)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,10 +22,13 @@ class SampleSet:
     Args:
         weights: w_i >= 0, shape (b,), float64.
         poisonable: positions of the samples that can be poisoned, shape (m,); None if all can be.
+        sources: an integer for the source of each sample, shape (b,), if an adversary changes all samples of a source
+            or none; None if it chooses samples one by one.
     """
 
     weights: Tensor
     poisonable: Tensor | None = None
+    sources: Tensor | None = None
 
     def select(self, values: Tensor) -> Tensor:
         """Select the columns of the poisonable samples, from (..., b) to (..., m)."""
@@ -39,6 +43,30 @@ class SampleSet:
     def poisonable_count(self) -> int:
         """The number m of samples that can be poisoned."""
         return len(self.weights) if self.poisonable is None else len(self.poisonable)
+
+    @cached_property
+    def membership(self) -> Tensor | None:
+        """Ones where a poisonable sample belongs to a source, else zeros, (m, sources); None without sources.
+
+        Example:
+            >>> SampleSet(torch.ones(3), torch.tensor([0, 2]), torch.tensor([7, 8, 7])).membership
+            tensor([[1.],
+                    [1.]])
+        """
+        if self.sources is None:
+            return None
+        distinct, positions = self.select(self.sources).unique(return_inverse=True)
+        table = self.weights.new_zeros(len(positions), len(distinct))
+        return table.scatter_(1, positions[:, None], 1.0)
+
+    @property
+    def choices(self) -> int:
+        """The number of samples that can be poisoned, or of sources that have such samples, if these are chosen."""
+        return self.poisonable_count if self.membership is None else self.membership.shape[1]
+
+    def summands(self, n: int) -> int:
+        """Return a limit on the roundings of a nonnegative term in a sum of the n largest, sums of sources included."""
+        return n if self.membership is None else n + self.poisonable_count
 
 
 def weighted_sum(gradient: FactoredGradient, weights: Tensor, budget: int) -> Interval:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,21 @@ from torch._ops import OpOverload
 
 from agt_lightning.capture.source import source_of
 from agt_lightning.errors import CaptureError
+
+_REJECTING = frozenset(
+    {
+        "aten._sample_dirichlet",
+        "aten._standard_gamma",
+        "aten.binomial",
+        "aten.poisson",
+        "aten.rrelu",
+        "aten.rrelu_",
+        "aten.rrelu_with_noise",
+        "aten.rrelu_with_noise_",
+        "aten.rrelu_with_noise_functional",
+    }
+)
+"""Calls that draw as many numbers as values decide: they reject some, or draw for negative elements alone."""
 
 
 def generator_states() -> tuple[Hashable, ...]:
@@ -46,18 +61,44 @@ def draws_of(nodes: Iterable[fx.Node], before: tuple[Hashable, ...]) -> Hashable
         before: the `generator_states` before the recording, which are the same before each of them where a state moves.
 
     Raises:
-        CaptureError: if a size decides how many numbers are drawn that depends on data.
+        CaptureError: if a size that depends on data, or the values that a call is given, decide how many numbers are
+            drawn.
     """
+    nodes = list(nodes)
+    _require_known_number(nodes)
     calls = tuple(_draw(node) for node in nodes if _draws(node))
     pairs = zip(before, generator_states(), strict=True)
     return calls, tuple(None if state == now else now for state, now in pairs)
 
 
+def _require_known_number(nodes: Iterable[fx.Node]) -> None:
+    """Raise if a call draws as many numbers as values decide: its result need not be used for later draws to differ."""
+    for node in nodes:
+        if isinstance(node.target, OpOverload) and rejects(node.target, node.args, node.kwargs):
+            raise CaptureError(
+                f"`{node.target.overloadpacket}` at {source_of(node.meta.get('stack_trace'))} draws as many random "
+                "numbers as the values decide that it is given, so a poisoned run finds others later. Draw in the data "
+                "set, or use `torch.rand` or `torch.randn`, which draw one number for each element."
+            )
+
+
 def _draws(node: fx.Node) -> bool:
-    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+    return isinstance(node.target, OpOverload) and draws(node.target, node.args, node.kwargs)
+
+
+def rejects(op: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Return whether a call draws as many random numbers as the values decide that it is given."""
+    return str(op.overloadpacket) in _REJECTING and draws(op, args, kwargs)
+
+
+def draws(op: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Return whether a call draws: it can, is in training mode, and has a probability other than zero."""
+    if torch.Tag.nondeterministic_seeded not in op.tags:
         return False
-    given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
-    given.update(node.kwargs)
+    schema = op._schema.arguments
+    given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    given.update(zip((argument.name for argument in schema), args, strict=False))
+    given.update(kwargs)
     probability = given.get("p", given.get("dropout_p", given.get("dropout", 1)))
     return bool(probability != 0) and given.get("train", given.get("training", True)) is not False
 

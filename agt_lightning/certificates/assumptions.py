@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.adversaries.base import inserts_and_deletes
+from agt_lightning.adversaries.base import counted, counted_in, inserts_and_deletes
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,43 @@ ASSUMPTIONS = (
 )
 """Assumptions of every certificate."""
 
+_A_SAMPLE = (
+    "A sample is one row of all tensors of the batch, and the batch is that of all accumulated micro-batches and all "
+    "processes together."
+)
+
+_WHOSE = (
+    "`sources` names whom each sample of this run comes from: nobody puts samples under the name of another source."
+)
+
+OF_SOURCES = Assumption(
+    'if `counts` is "sources", in place of the first',
+    "The adversary changes samples of at most n sources in each optimizer step's batch, of other sources in each step "
+    f"if it likes, and of these sources as many samples as it likes. {_WHOSE} {_A_SAMPLE}",
+)
+
+OF_DATASET = Assumption(
+    'if `per` is "dataset", in place of the first',
+    "The adversary changes at most n samples of the data set, the same ones in all steps; n is counted per data set, "
+    "not per batch. A label that it writes is the same in all epochs. In each epoch a sample is at most one row of all "
+    "tensors of one batch, that of all accumulated micro-batches and all processes together; samplers of "
+    "PyTorch and Lightning are checked.",
+)
+
+OF_SOURCES_OF_DATASET = Assumption(
+    'if `counts` is "sources" and `per` is "dataset", in place of the first',
+    "The adversary changes samples of at most n sources, the same ones in all steps, and of these sources as many "
+    f"samples as it likes. {_WHOSE} {_A_SAMPLE}",
+)
+
+OF_BUDGETS: Mapping[tuple[str, str], Assumption] = {
+    ("samples", "batch"): ASSUMPTIONS[0],
+    ("sources", "batch"): OF_SOURCES,
+    ("samples", "dataset"): OF_DATASET,
+    ("sources", "dataset"): OF_SOURCES_OF_DATASET,
+}
+"""The first assumption of a certificate, by what the adversary's n counts, and where."""
+
 NO_INSERTIONS = Assumption(
     'unless `edits` is "insert-delete"',
     "Samples are substituted or perturbed in place; none is inserted or deleted.",
@@ -166,5 +204,6 @@ def assumptions(
         (NAMED_SAMPLES, named_samples),
         (EVALUATED_AS_IT_IS, evaluated),
     )
-    listed = [*ASSUMPTIONS, *(assumption for assumption, applies in conditional if applies)]
+    first = OF_BUDGETS[counted(adversary), counted_in(adversary)]
+    listed = [first, *ASSUMPTIONS[1:], *(assumption for assumption, applies in conditional if applies)]
     return [*(assumption.sentence for assumption in listed), *adversary.assumptions]

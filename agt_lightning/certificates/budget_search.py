@@ -6,14 +6,16 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from agt_lightning.adversaries import Adversary
 from agt_lightning.adversaries.base import check_count
+from agt_lightning.adversaries.several import settings_that_differ
 from agt_lightning.bounds import atomic_path
 from agt_lightning.certificates.acceptance import Acceptance
 
@@ -147,6 +149,39 @@ def budget(
             bar.set_postfix_str(f"n={n}: {value:.6g}")
             bar.update()
     return found
+
+
+def read_off(adversaries: Sequence[Adversary], results: Sequence[Mapping[str, float]], limit: Acceptance) -> Budget:
+    """Return the largest n within a limit from the results of one training for several adversaries.
+
+    Args:
+        adversaries: that differ in n alone.
+        results: certified values by name, of each adversary.
+        limit: with which one of them is compared.
+
+    Raises:
+        ValueError: if the adversaries differ in something else, or a result is missing.
+
+    Example:
+        >>> from agt_lightning import BoundedAdversary
+        >>> curve = [BoundedAdversary(n=n, epsilon=0.1) for n in (1, 2, 5)]
+        >>> values = [{"val_certified_accuracy": value} for value in (0.97, 0.92, 0.7)]
+        >>> found = read_off(curve, values, Acceptance("val_certified_accuracy", at_least=0.9))
+        >>> found.n, found.fails_at
+        (2, 5)
+    """
+    others = sorted({name for settings in settings_that_differ(adversaries) for name in settings} - {"n"})
+    if others:
+        raise ValueError(
+            f"Expected adversaries that differ in n alone, but they differ in {', '.join(others)}. Train for those "
+            "of one question together."
+        )
+    names = sorted({name for each in results for name in each})
+    if any(limit.metric not in each for each in results):
+        there = f"they are {', '.join(names)}" if names else "there are none. Validate after the last step"
+        raise ValueError(f"Expected a result {limit.metric!r} of the last step, but {there}.")
+    tried = {int(each.n): float(values[limit.metric]) for each, values in zip(adversaries, results, strict=True)}
+    return Budget.of(tried, limit)
 
 
 def _is_better(more: float, less: float, limit: Acceptance) -> bool:

@@ -6,16 +6,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.adversaries.base import inserts_and_deletes
+from agt_lightning.adversaries.base import counted, counted_in, counts_dataset, inserts_and_deletes
 
-_REPLACED = (
-    "Changed samples of the batch of each optimizer step, which can be others in every step; a changed one is 1."
-)
+_COUNTED = {
+    ("samples", "batch"): "Changed samples of the batch of each optimizer step, which can be others in every step; a "
+    "changed one is 1.",
+    ("sources", "batch"): "Sources that change their samples in the batch of each optimizer step, which can be others "
+    "in every step; a source that changes any number of its samples is 1.",
+    ("samples", "dataset"): "Changed samples of the data set, the same ones in every step; a changed one is 1.",
+    ("sources", "dataset"): "Sources that change their samples, the same ones in every step; a source that changes any "
+    "number of its samples is 1.",
+}
 
-_EDITED = (
-    "Inserted and deleted samples of the batch of each optimizer step together, which can be others in every step; a "
-    "replaced sample is 2, one deleted and one inserted."
-)
+_EDITED = {
+    "batch": "Inserted and deleted samples of the batch of each optimizer step together, which can be others in every "
+    "step; a replaced sample is 2, one deleted and one inserted.",
+    "dataset": "Inserted and deleted samples of the data set together, the same ones in every epoch; a replaced sample "
+    "is 2, one deleted and one inserted.",
+}
+
+UNITS: Mapping[tuple[str, str], str] = {
+    ("samples", "batch"): "batch",
+    ("samples", "dataset"): "dataset",
+    ("sources", "batch"): "sources per batch",
+    ("sources", "dataset"): "sources per dataset",
+}
+"""The unit of n in a certificate, by what an adversary counts, and where; samples go without saying."""
 
 
 def budget(adversary: Adversary, samples: tuple[int, int] | None, steps: int) -> dict[str, Any]:
@@ -27,15 +43,16 @@ def budget(adversary: Adversary, samples: tuple[int, int] | None, steps: int) ->
         steps: number of certified steps.
     """
     edited = inserts_and_deletes(adversary)
+    counts, per = counted(adversary), counted_in(adversary)
     return {
         "n": int(adversary.n),
-        "unit": "batch",
+        "unit": UNITS[counts, per],
         "edits": "insert-delete" if edited else "replace",
         "a_replaced_sample_counts": 2 if edited else 1,
-        "meaning": _EDITED if edited else _REPLACED,
+        "meaning": _EDITED[per] if edited else _COUNTED[counts, per],
         "samples_per_step": None if samples is None else list(samples),
         "share_of_the_smallest_batch": None
-        if samples is None or not samples[0]
+        if samples is None or not samples[0] or counts == "sources"
         else min(1.0, adversary.n / samples[0]),
         "steps": steps,
     }
@@ -50,10 +67,11 @@ def not_certified(adversary: Adversary, *, frozen: bool, validated: bool, real: 
         validated: whether there are results on validation data.
         real: whether bounds are about runs in real arithmetic.
     """
+    unit = f"{counted(adversary)} of {'the data set' if counts_dataset(adversary) else 'a batch'}"
     listed = (
         ("That the training was run as this file says: nothing in it is signed.", True),
         ("That the data of this run are clean: other runs are compared with this one, whatever its data are.", True),
-        (f"Anything about an adversary that changes more than {adversary.n} samples of a batch, or by more.", True),
+        (f"Anything about an adversary that changes more than {adversary.n} {unit}, or by more.", True),
         ("Inputs that are changed after training, when the model is used.", True),
         ("Changes to code, settings, initial parameters, the order of the data or their preprocessing.", True),
         ("Other weights than those of the last step, such as averages or an earlier checkpoint.", True),

@@ -17,14 +17,14 @@ from torch import Tensor
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.certificates import class_counts
 from agt_lightning.certificates.acceptance import judged
-from agt_lightning.certificates.assumptions import ASSUMPTIONS
+from agt_lightning.certificates.assumptions import ASSUMPTIONS, OF_BUDGETS
 from agt_lightning.certificates.digests import bounds_digest, weights_digests
 from agt_lightning.certificates.document import DIGEST, MalformedCertificateError, canonical_digest, plain
 from agt_lightning.certificates.environment import versions
 from agt_lightning.certificates.findings import Finding
 from agt_lightning.certificates.record import SEVERAL
 from agt_lightning.certificates.schema import require_known_format, schema_problems
-from agt_lightning.certificates.scope import metrics
+from agt_lightning.certificates.scope import UNITS, metrics
 from agt_lightning.digest import file_digest, tensors_digest, values_digest
 from agt_lightning.errors import BoundsMismatchError, UnsoundBoundError
 
@@ -118,9 +118,16 @@ def _disagreements(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _missing_assumptions(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the assumptions of every certificate that one of this version leaves out."""
-    missing = [each.name for each in ASSUMPTIONS if each.sentence not in record["assumptions"]]
+    budget = OF_BUDGETS.get(_counted(record["adversary"]), ASSUMPTIONS[0])
+    always = [budget, *ASSUMPTIONS[1:]]
+    missing = [each.name for each in always if each.sentence not in record["assumptions"]]
     if missing and record["versions"]["agt-lightning"] == versions()["agt-lightning"]:
         yield f"`assumptions` leave out what every certificate assumes: {', '.join(missing)}"
+
+
+def _counted(adversary: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the n of an adversary counts, and where; earlier certificates do not say, and mean samples."""
+    return adversary.get("counts", "samples"), adversary.get("per", "batch")
 
 
 def _budget_disagreements(record: Mapping[str, Any]) -> Iterator[str]:
@@ -132,7 +139,10 @@ def _budget_disagreements(record: Mapping[str, Any]) -> Iterator[str]:
     if budget["a_replaced_sample_counts"] != (2 if budget["edits"] == "insert-delete" else 1):
         yield "`budget.a_replaced_sample_counts` does not fit `budget.edits`"
     samples = budget["samples_per_step"]
-    share = min(1.0, budget["n"] / samples[0]) if samples and samples[0] else None
+    counts, per = _counted(adversary)
+    if budget["unit"] != (unit := UNITS.get((counts, per))):
+        yield f"`budget.unit` is {budget['unit']}, but the adversary's n is of {unit}"
+    share = min(1.0, budget["n"] / samples[0]) if counts == "samples" and samples and samples[0] else None
     if budget["share_of_the_smallest_batch"] != share:
         yield f"`budget.share_of_the_smallest_batch` should be {share}"
     if samples and samples[0] > samples[1]:

@@ -23,6 +23,14 @@ _TEMPLATE = "report.html.jinja"
 _MOST_WIDTHS = 20
 """Parameters that are listed."""
 
+_UNITS = {
+    "batch": "samples of each batch",
+    "dataset": "samples of the whole data set",
+    "sources per batch": "sources in each batch",
+    "sources per dataset": "sources in the whole data set",
+}
+"""What n counts, by the unit of a budget."""
+
 _MOST_CLASSES = 10
 """Classes that are listed."""
 
@@ -241,7 +249,7 @@ def _curves(shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
                 "ticks": []
                 if picture is None
                 else [(x, label) for x, label in picture.across.ticks if "." not in label],
-                "unit": f"samples of each {members[0]['budget']['unit']}",
+                "unit": _UNITS[members[0]["budget"]["unit"]],
                 "points": [(n, [figure(each[kind]) for kind in KINDS]) for n, each in points],
                 "described": f"{title}, over n: "
                 + "; ".join(f"n={n}: certified {figure(each['certified'])}" for n, each in points),

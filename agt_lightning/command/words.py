@@ -74,7 +74,8 @@ def budget_in_words(budget: Mapping[str, Any]) -> str:
     what = {
         "batch": f"{_samples(n)} of each batch, others in every step if it likes",
         "dataset": f"{_samples(n)} of the whole data set",
-        "source": f"all samples of at most {n} sources",
+        "sources per batch": f"any samples of {_sources(n)} in each batch, others in every step if it likes",
+        "sources per dataset": f"any samples of {_sources(n)}, the same in every step",
     }[budget["unit"]]
     first = f"It {does} {what}."
     if samples is None:
@@ -87,6 +88,10 @@ def budget_in_words(budget: Mapping[str, Any]) -> str:
 
 def _samples(n: int) -> str:
     return f"at most {n} sample{'' if n == 1 else 's'}"
+
+
+def _sources(n: int) -> str:
+    return f"at most {n} source{'' if n == 1 else 's'}"
 
 
 def adversary_in_words(adversary: Mapping[str, Any]) -> list[str]:

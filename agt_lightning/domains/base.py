@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.aggregation import BatchEdits, SampleSet
+from agt_lightning.adversaries.base import counts_dataset, counts_sources
+from agt_lightning.aggregation import BatchEdits, Choice, SampleSet
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import Graph
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
@@ -52,7 +53,8 @@ class Step:
         adversary: the threat model.
         parts: the micro-batches of this process.
         scale: factor in front of each micro-batch's loss.
-        samples: weights and poisonable samples of all micro-batches of all processes together, by rank.
+        samples: weights, poisonable samples and sources, if they are named, of all micro-batches of all processes
+            together, by rank.
         gradient: gradient of the step's loss at the module's parameters, by parameter name; not clipped.
         processes: the group that makes this step together, each process with its own micro-batches.
         edits: the insertions and deletions of the adversary; None if it changes samples in place.
@@ -66,6 +68,34 @@ class Step:
     gradient: Mapping[str, Tensor]
     processes: ProcessGroup = SINGLE_PROCESS
     edits: BatchEdits | None = None
+
+    @property
+    def chosen(self) -> SampleSet:
+        """The samples as the adversary chooses among them: with their sources if its n counts these."""
+        return self.samples if counts_sources(self.adversary) else replace(self.samples, sources=None)
+
+    @property
+    def choice(self) -> Choice:
+        """The sets of poisonable samples that the adversary can change in this step."""
+        return Choice(self.adversary.n, self.chosen.membership)
+
+
+def bounds_count(adversary: Adversary, *, in_dataset: bool = False) -> str:
+    """Return what n counts in bounds of a domain, in words, for its record.
+
+    Args:
+        adversary: the threat model.
+        in_dataset: whether the bounds count samples of the data set, as only an adversary that does so allows.
+
+    Example:
+        >>> from agt_lightning import BoundedAdversary
+        >>> bounds_count(BoundedAdversary(n=1, nu=1, q=0, per="dataset"))
+        'n samples of each batch, which contains n of the whole data set'
+    """
+    if in_dataset:
+        return "n samples of the whole data set, as the adversary does"
+    rest = "which contains n of the whole data set" if counts_dataset(adversary) else "as the adversary does"
+    return f"n samples of each batch, {rest}"
 
 
 @dataclass(frozen=True)
@@ -183,6 +213,9 @@ class Domain(ABC, Generic[StepData]):
 
     covers_batch_statistics: ClassVar[bool] = False
     """Whether steps are covered whose batches are normalized by their own statistics."""
+
+    covers_sources: ClassVar[bool] = False
+    """Whether adversaries are covered whose n counts sources, by `Step.chosen`."""
 
     counts_flips: ClassVar[bool] = False
     """Whether the bounds of its parameter set are a `FlipCounter`."""

@@ -67,6 +67,7 @@ class BoxDomain(Domain[BoxStep]):
     follows_clipping: ClassVar[bool] = True
     tightens: ClassVar[bool] = True
     covers_batch_statistics: ClassVar[bool] = True
+    covers_sources: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module, config: CertificationConfig) -> None:
         self.config = config
@@ -182,15 +183,16 @@ class BoxDomain(Domain[BoxStep]):
     ) -> dict[str, Interval]:
         """Bound the descent direction of every parameter (Theorem 3.4 or D.1)."""
         budget = fitting_memory_budget(self.config.memory_budget, step.samples.weights.device)
+        samples = step.chosen
 
         def bound(clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
-            return bounded_descent(clean, poisoned, step.samples, step.adversary.n, budget)
+            return bounded_descent(clean, poisoned, samples, step.adversary.n, budget)
 
         def clipped(name: str, clean: FactoredGradient, poisoned: FactoredGradient | None) -> Interval:
             assert clipping is not None
             if step.edits is not None:
                 return edited_descent(clean, step.samples, step.edits, clipping, budget, sums.arithmetic(name))
-            return unbounded_descent(clean, step.samples, step.adversary.n, clipping, budget, sums.arithmetic(name))
+            return unbounded_descent(clean, samples, step.adversary.n, clipping, budget, sums.arithmetic(name))
 
         bounds: dict[str, Interval] = {}
         if clipping is None:

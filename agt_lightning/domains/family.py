@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
+from agt_lightning.adversaries.base import counts_sources
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.distributed import SINGLE_PROCESS, ProcessGroup
 from agt_lightning.domains.adjoint import AdjointDomain
@@ -242,8 +243,13 @@ class DomainFamily:
 
 
 def _problems(name: str, domain: Domain[Any], setup: TrainingSetup) -> list[str]:
-    """Return why a domain does not apply; none but the box is asked where statistics of the batch couple samples."""
+    """Return why a domain does not apply; some are not asked about sources, or where statistics couple samples."""
     program = setup.bounded.program
+    if counts_sources(setup.adversary) and not domain.covers_sources:
+        return [
+            f"The domain `{name}` does not cover adversaries that own sources: its sums choose samples one by one. Use "
+            '`domains=["box"]`, or count samples, by an `n` at least as large as the samples of these sources.'
+        ]
     if not program.mixing or domain.covers_batch_statistics:
         return domain.problems(setup)
     return [

@@ -184,7 +184,8 @@ class AbstractGradientEngine:
             batches: micro-batches of this step, in this process; their losses are averaged, and so are the gradients of
                 all processes.
             optimizer: the module's optimizer.
-            epoch: number of the pass over the data set, for domains that follow a sample through all epochs. None
+            epoch: number of the pass over the data set, for domains that follow a sample through all epochs or count
+                those of an epoch; a sample is in one step of it at most, and steps of a pass follow each other. None
                 makes each step a pass of its own: samples of later steps that the first one did not have are then not
                 known apart from changed ones, and `certified_flips` is refused, unless ``sample_ids`` names them.
 

@@ -33,6 +33,7 @@ from agt_lightning.propagation.samples import (
     poisonable_rows,
     sample_set,
     sample_weights,
+    sources_of_samples,
     stacked,
 )
 from agt_lightning.propagation.sizes import SizeWeights, weights_of
@@ -211,7 +212,8 @@ class NominalPass:
         rows = poisonable_rows(self.config.poisonable, batch.data, size, self._device)
         prefix = self._prefix(bounded, frozen, rows, self.adversary)
         ids = ids_of_samples(self.config.sample_ids, batch.data, size)
-        return BoundedBatch(bounded, batch, rows, values, prefix, ids, frozen)
+        whose = sources_of_samples(self.config.sources, batch.data, size, self._device)
+        return BoundedBatch(bounded, batch, rows, values, prefix, ids, frozen, whose)
 
     def _prefix(
         self,
@@ -246,7 +248,7 @@ class NominalPass:
         self, parts: Sequence[BoundedBatch], gradients: Sequence[Mapping[str, FactoredGradient]], scale: float
     ) -> LocalGradients:
         weights = [sample_weights(part.bounded, part.batch, scale, self.config.dtype, self._device) for part in parts]
-        samples = sample_set(weights, [part.poisonable for part in parts])
+        samples = sample_set(weights, [part.poisonable for part in parts], [part.sources for part in parts])
         keys = None
         named = self.config.sample_ids is not None
         if self.processes.size > 1 or named or not self.drawn_once:
@@ -275,7 +277,11 @@ def all_samples(processes: ProcessGroup, local: LocalGradients) -> SampleSet:
     assert local.keys is not None
     message: dict[str, Entry] = {"weights": local.samples.weights, "keys": local.keys}
     message["parameters"] = json.dumps(sorted(local.gradients))
-    received = processes.gather(message if poisonable is None else {**message, "poisonable": poisonable})
+    if poisonable is not None:
+        message["poisonable"] = poisonable
+    if local.samples.sources is not None:
+        message["sources"] = local.samples.sources
+    received = processes.gather(message)
     if len({str(part["parameters"]) for part in received}) > 1:
         raise UncertifiableError(
             ["The processes of a step use different parameters. Use the same code in all of them."]
@@ -286,11 +292,13 @@ def all_samples(processes: ProcessGroup, local: LocalGradients) -> SampleSet:
         for part, each in zip(received, weights, strict=True)
     ]
     require_distinct([_tensor(part["keys"])[chosen] for part, chosen in zip(received, positions, strict=True)])
+    named = [_tensor(part["sources"]) for part in received if "sources" in part]
+    whose = torch.cat(named) if named else None
     if all("poisonable" not in part for part in received):
-        return SampleSet(torch.cat(weights))
+        return SampleSet(torch.cat(weights), sources=whose)
     starts = torch.tensor([0, *(len(each) for each in weights)]).cumsum(0).tolist()
     shifted = [start + chosen for start, chosen in zip(starts, positions, strict=False)]
-    return SampleSet(torch.cat(weights), torch.cat(shifted))
+    return SampleSet(torch.cat(weights), torch.cat(shifted), whose)
 
 
 def average_gradients(module: nn.Module, processes: ProcessGroup) -> None:

@@ -191,7 +191,7 @@ def _probe(
                 bounded, batch = smaller, part
     device = next(nominal.module.parameters()).device
     rows = poisonable_rows(nominal.config.poisonable, batch, bounded.size(batch), device)
-    config = replace(nominal.config, poisonable=None, sample_ids=None)
+    config = replace(nominal.config, poisonable=None, sample_ids=None, sources=None)
     alone = replace(nominal, objectives=lambda _: bounded, config=config, processes=SINGLE_PROCESS)
     state = RandomState.now()
     return _Probe(alone, bounded, batch, rows, loss, state, *_clean_slopes(nominal.module, batch, loss, state))

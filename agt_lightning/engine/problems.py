@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.adversaries.base import inserts_and_deletes
+from agt_lightning.adversaries.base import counts_sources, inserts_and_deletes
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import LabelKind, LossRoles
 from agt_lightning.capture.dropout import RandomState
@@ -22,7 +22,7 @@ from agt_lightning.errors import UncertifiableError
 from agt_lightning.optimizers import optimizer_problems
 from agt_lightning.propagation.objective import BoundedObjective
 from agt_lightning.propagation.precision import precision_problems
-from agt_lightning.propagation.samples import MicroBatch
+from agt_lightning.propagation.samples import MicroBatch, Sources
 
 
 def training_problems(
@@ -47,7 +47,7 @@ def training_problems(
     processes = nominal.processes
     with processes.collective_errors():
         bounded = nominal.objectives(batch)
-        local = by_adversary(runs, lambda each: _adversary_problems(each.adversary, bounded))
+        local = by_adversary(runs, lambda each: _adversary_problems(each.adversary, nominal.config.sources, bounded))
         local += _mixing_problems(nominal, bounded)
         local += precision_problems(
             bounded.program.graph, nominal.config.dtype, _device(nominal), nominal.config.floats
@@ -72,9 +72,38 @@ _EDITS_UNCLIPPED = (
 )
 
 
-def _adversary_problems(adversary: Adversary, bounded: BoundedObjective) -> list[str]:
+_NO_SOURCES = (
+    'The n of the adversary counts sources (`counts="sources"`), but it is not known whose a sample is. Name them by '
+    "`sources=`, the key of integers in the batch, or a function that returns them, or count samples."
+)
+
+
+def _source_problems(adversary: Adversary, sources: Sources | None, bounded: BoundedObjective) -> list[str]:
+    """Return why an adversary that owns sources is not covered; none for all others."""
+    if not counts_sources(adversary):
+        return []
+    if sources is None:
+        return [_NO_SOURCES]
+    if bounded.program.mixing:
+        return [
+            f"The loss has {bounded.program.mixed_by}, which is not covered for an adversary that owns sources. Count "
+            f"samples, or {bounded.program.unmixed}."
+        ]
+    names = [bounded.objective.names[leaf] for leaf in bounded.perturbed_leaves(adversary)]
+    if f"batch[{sources!r}]" in names:
+        return [
+            f"`sources={sources!r}` names an entry of the batch that the adversary changes, so it does not say whose a "
+            "sample is. Give the sources an entry of their own."
+        ]
+    return []
+
+
+def _adversary_problems(adversary: Adversary, sources: Sources | None, bounded: BoundedObjective) -> list[str]:
     if inserts_and_deletes(adversary) and adversary.sample_clipping is None:
         return [_EDITS_UNCLIPPED]
+    of_sources = _source_problems(adversary, sources, bounded)
+    if of_sources:
+        return of_sources
     roles, entries = bounded.objective, bounded.objective.entries
     doubts: list[str] = []
     if adversary.n > 0:

@@ -25,8 +25,9 @@ from agt_lightning.aggregation.keyword import check_aggregation
 from agt_lightning.bounds import ParameterBounds
 from agt_lightning.capture.clock import Clock
 from agt_lightning.capture.entries import Selection
-from agt_lightning.certificates import CertifiedModel
+from agt_lightning.certificates import Budget, CertifiedModel
 from agt_lightning.certificates.acceptance import Acceptance, criteria
+from agt_lightning.certificates.budget_search import read_off
 from agt_lightning.certificates.document import read_certificate, write_certificate
 from agt_lightning.certificates.phases import ROLES
 from agt_lightning.certificates.record import Circumstances, Weights, certificate, certificates, frozen_parameters
@@ -66,10 +67,11 @@ from agt_lightning.lightning.shared_trainer import shared_trainer_problems
 from agt_lightning.lightning.steps import CertifiedSteps
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.lightning.validation import Validation, weights_of
+from agt_lightning.lightning.validation_draws import ValidationDraws
 from agt_lightning.lightning.validation_record import ValidationRecord
 from agt_lightning.propagation import Method
 from agt_lightning.propagation.config import CertificationConfig, DomainChoice
-from agt_lightning.propagation.samples import Poisonable, SampleIds
+from agt_lightning.propagation.samples import Poisonable, SampleIds, Sources
 from agt_lightning.rounding import Floats
 
 
@@ -118,6 +120,9 @@ class CertifiedTraining(CallbackOfBoth):
             sampler is not one of PyTorch's or Lightning's, or a loader starts again within an epoch, and with samples
             of equal content that are not all in one step of every epoch. Bounds for the adversary's n of each batch
             need no names.
+        sources: whom each sample comes from, such as a supplier or a hospital, for adversaries with
+            ``counts="sources"``, whose n counts these: a function from batch to integers (batch,), or the key of such a
+            tensor in the batch.
         dirpath: folder for ``certificate.json`` and ``bounds.safetensors``, written when training ends; None writes
             none. Of several adversaries, each has its own ``bounds-<name>.safetensors``.
         features: batch entries that the adversary moves by epsilon: a key, position or field of the batch, a name as
@@ -159,6 +164,7 @@ class CertifiedTraining(CallbackOfBoth):
         domains: DomainChoice = "auto",
         poisonable: Poisonable | None = None,
         sample_ids: SampleIds | None = None,
+        sources: Sources | None = None,
         features: Selection | None = None,
         labels: Selection | None = None,
         dirpath: str | os.PathLike[str] | None = None,
@@ -175,6 +181,7 @@ class CertifiedTraining(CallbackOfBoth):
         self.domains = domains
         self.poisonable = poisonable
         self.sample_ids = sample_ids
+        self.sources = sources
         self.features = features
         self.labels = labels
         self.memory_budget = memory_budget
@@ -200,6 +207,7 @@ class CertifiedTraining(CallbackOfBoth):
         self._restored: Mapping[str, Any] | None = None  # of a checkpoint that is being loaded
         self._continued: Mapping[str, Any] | None = None  # of the checkpoint from which the training continues
         self._validating: Validation | None = None
+        self._validation_draws = ValidationDraws()
         self._validations: defaultdict[str, ValidationRecord] = defaultdict(ValidationRecord)  # by adversary's name
 
     # --- results ---------------------------------------------------------------------------------------------------
@@ -225,6 +233,7 @@ class CertifiedTraining(CallbackOfBoth):
             domains=self.domains,
             poisonable=self.poisonable,
             sample_ids=self.sample_ids,
+            sources=self.sources,
             features=self.features,
             labels=self.labels,
             memory_budget=self.memory_budget,
@@ -271,6 +280,55 @@ class CertifiedTraining(CallbackOfBoth):
             ValueError: if the training was not certified for this adversary.
         """
         return self.engine.bounds_of(adversary)
+
+    def budget(self, metric: str, *, at_least: float | None = None, at_most: float | None = None) -> Budget:
+        """Return the largest n of the `adversaries` whose certified value is within a limit, from the last validation.
+
+        The adversaries differ in n alone. Nothing is trained: n between two of them are not tried. To search by one
+        training for each n, use `agt_lightning.budget`; to read a sweep, the command ``agt budget``.
+
+        Args:
+            metric: name of the result, as in the certificate, such as ``"val_certified_accuracy"``.
+            at_least: smallest value that is accepted; either this or `at_most`.
+            at_most: largest value that is accepted.
+
+        Raises:
+            RuntimeError: before training.
+            ValueError: if adversaries differ in something else, there is no such result after the last step, or not
+                exactly one limit is given.
+
+        Example:
+            >>> import warnings
+            >>> import torch
+            >>> from agt_lightning import BoundedAdversary
+            >>> class Signs(L.LightningModule):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.net = torch.nn.Linear(2, 2)
+            ...     def forward(self, x):
+            ...         return self.net(x)
+            ...     def training_step(self, batch, _):
+            ...         return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+            ...     def validation_step(self, batch, _):
+            ...         pass
+            ...     def configure_optimizers(self):
+            ...         return torch.optim.SGD(self.parameters(), lr=1.0)
+            >>> x = torch.tensor([[2.0, 0.0], [-2.0, 0.0]]).repeat(16, 1)
+            >>> data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+            >>> loader = torch.utils.data.DataLoader(data, batch_size=32)
+            >>> certified = CertifiedTraining([BoundedAdversary(n=n, nu=1, q=0) for n in (1, 2, 30)])
+            >>> parts = ["logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"]
+            >>> quiet = dict.fromkeys(parts, False)
+            >>> trainer = L.Trainer(max_epochs=2, accelerator="cpu", callbacks=[certified], **quiet)
+            >>> with warnings.catch_warnings(action="ignore"):  # of Lightning, about so few data
+            ...     trainer.fit(Signs(), loader, loader)
+            >>> found = certified.budget("val_certified_accuracy", at_least=0.9)
+            >>> found.n, found.fails_at
+            (2, 30)
+        """
+        limit, weights = Acceptance(metric, at_least=at_least, at_most=at_most), weights_of(self.engine)
+        results = [self._validations[runs.name].metrics(weights) for runs in self.engine.runs]
+        return read_off([runs.adversary for runs in self.engine.runs], results, limit)
 
     def plan(self, module: L.LightningModule, data: object, *, seconds: float = 20.0, **trainer: Any) -> Plan:
         """Try the training of a module for a few steps on a copy, and return what it takes, or why it cannot be had.
@@ -415,6 +473,7 @@ class CertifiedTraining(CallbackOfBoth):
             self._task = None
         self._loss = TrainingLoss(trainer)
         self._report = Report(self._position)
+        self._validation_draws = ValidationDraws()
         self._starting = trainer, pl_module
         self._datamodule = getattr(trainer, "datamodule", None)
         self._times = datetime.now(UTC), datetime.now(UTC)
@@ -485,6 +544,13 @@ class CertifiedTraining(CallbackOfBoth):
         self._validating = Validation(self.engine, pl_module, sets_of) if certified else None
 
     @override
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._validating is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._validation_draws.begin()
+
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -495,6 +561,7 @@ class CertifiedTraining(CallbackOfBoth):
         dataloader_idx: int = 0,
     ) -> None:
         if self._validating is not None:
+            self._validation_draws.end(batch, dataloader_idx)
             self._validating.update(dataloader_idx, batch)
 
     @override
@@ -527,6 +594,7 @@ class CertifiedTraining(CallbackOfBoth):
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._validation_draws.stop()
         self._stop_observing()
         self._end(exception)
 

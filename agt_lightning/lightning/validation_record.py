@@ -42,6 +42,11 @@ class ValidationRecord:
             return []
         return [{"loader": index, **data} for index, data in sorted(latest.data.items())]
 
+    def metrics(self, weights: Weights) -> Mapping[str, float]:
+        """Return the results by name if they are about these weights, else none."""
+        latest = self._latest
+        return {} if latest is None or latest.weights != weights else latest.metrics
+
     def described(
         self, weights: Weights, metrics: Mapping[str, float], domains: Mapping[str, object]
     ) -> dict[str, Any]:

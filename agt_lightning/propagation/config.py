@@ -14,7 +14,7 @@ from agt_lightning.capture.roles import NamedRoles
 from agt_lightning.errors import require_one_of
 from agt_lightning.memory import require_memory_budget
 from agt_lightning.propagation.methods import Method, require_method
-from agt_lightning.propagation.samples import Poisonable, SampleIds
+from agt_lightning.propagation.samples import Poisonable, SampleIds, Sources
 from agt_lightning.rounding import FLOATS, Floats
 from agt_lightning.rules import RuleTable
 
@@ -39,6 +39,8 @@ class CertificationConfig:
             a mask in the batch. None means all.
         sample_ids: names of the samples in all epochs: a function from batch to integers (batch,), or the key of such
             a tensor in the batch. None means that a sample is a distinct pair of features and target.
+        sources: whom samples come from, for adversaries with ``counts="sources"``: a function from batch to integers
+            (batch,), or the key of such a tensor in the batch.
         features: batch entries that the adversary moves by ε: a key, position or field of the batch, a name as messages
             print it, such as ``"batch['inputs'][0]"``, or a sequence of these. A container means all tensors in it.
             With ``features`` or ``labels``, no other entry is moved; None for both means that the roles are found in
@@ -73,6 +75,7 @@ class CertificationConfig:
     dtype: torch.dtype = torch.float64
     rules: RuleTable | None = None
     floats: Floats = "run"
+    sources: Sources | None = None
 
     def __post_init__(self, aggregation: str) -> None:
         """Refuse unknown values once, for everybody who is given the settings."""

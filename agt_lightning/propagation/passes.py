@@ -50,6 +50,7 @@ class BoundedBatch:
             they are first read; None if nothing can be poisoned.
         sample_ids: integers that name the samples in all epochs, (b,); None if they have no names.
         frozen: `frozen_values`, on the data as it is, as runs compute them.
+        sources: integers that name the source of each sample, (b,); None if no sources are named.
     """
 
     bounded: BoundedObjective
@@ -59,6 +60,7 @@ class BoundedBatch:
     poisoned_prefix: PoisonedPrefix | None = None
     sample_ids: Tensor | None = None
     frozen: Mapping[str, Value] = field(default_factory=dict)
+    sources: Tensor | None = None
 
     @property
     def size(self) -> int:

@@ -26,6 +26,10 @@ SampleIds = Callable[[object], Tensor] | str
 """Names of samples in all epochs: a function from batch to integers (batch,), or the key of such a tensor in it."""
 
 
+Sources = Callable[[object], Tensor] | str
+"""Whom samples come from: a function from batch to integers (batch,), or the key of such a tensor in the batch."""
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """A batch and what else its training step could see.
@@ -161,13 +165,27 @@ def ids_of_samples(sample_ids: SampleIds | None, batch: object, size: int) -> Te
         KeyError: if ``sample_ids`` names a key that the batch does not have.
         ValueError: if the ids are no integers of shape (batch,).
     """
-    if sample_ids is None:
-        return None
-    ids = _entry("sample_ids", sample_ids, batch) if isinstance(sample_ids, str) else sample_ids(batch)
+    return None if sample_ids is None else _integers("sample_ids", sample_ids, batch, size)
+
+
+def sources_of_samples(
+    sources: Sources | None, batch: object, size: int, device: torch.device | None = None
+) -> Tensor | None:
+    """Integers that name the source of each sample, (batch,), on a device; None if no sources are named.
+
+    Raises:
+        KeyError: if ``sources`` names a key that the batch does not have.
+        ValueError: if the sources are no integers of shape (batch,).
+    """
+    return None if sources is None else _integers("sources", sources, batch, size).to(device)
+
+
+def _integers(setting: str, names: Callable[[object], Tensor] | str, batch: object, size: int) -> Tensor:
+    ids = _entry(setting, names, batch) if isinstance(names, str) else names(batch)
     integers = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     if not isinstance(ids, Tensor) or not integers or tuple(ids.shape) != (size,):
         got = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else repr(type(ids))
-        raise ValueError(f"Expected `sample_ids` to give integers of shape ({size},), but got {got}.")
+        raise ValueError(f"Expected `{setting}` to give integers of shape ({size},), but got {got}.")
     return ids.long()
 
 
@@ -177,22 +195,27 @@ def _entry(setting: str, key: str, batch: object) -> object:
     return batch[key]
 
 
-def sample_set(weights: Sequence[Tensor], poisonable: Sequence[Tensor | None]) -> SampleSet:
+def sample_set(
+    weights: Sequence[Tensor], poisonable: Sequence[Tensor | None], sources: Sequence[Tensor | None] | None = None
+) -> SampleSet:
     """The samples of all micro-batches of a step, one after another.
 
     Args:
         weights: of each micro-batch's samples.
         poisonable: positions of the poisonable samples in each micro-batch; None means all.
+        sources: integers that name the source of each sample in each micro-batch; None if no sources are named.
     """
     together = torch.cat(list(weights))
+    named = [part for part in sources or () if part is not None]
+    whose = torch.cat(named) if named else None
     if all(rows is None for rows in poisonable):
-        return SampleSet(together)
+        return SampleSet(together, sources=whose)
     positions, offset = [], 0
     for part, rows in zip(weights, poisonable, strict=True):
         every = torch.arange(len(part), device=part.device)
         positions.append(offset + (every if rows is None else rows))
         offset += len(part)
-    return SampleSet(together, torch.cat(positions))
+    return SampleSet(together, torch.cat(positions), whose)
 
 
 def stacked(parts: Sequence[Mapping[str, FactoredGradient]]) -> dict[str, FactoredGradient]:

@@ -211,3 +211,20 @@ def _verify_complete(path: Path) -> None:
     rows = len(_read_columns(path))
     if rows != COMPLETE_ROWS:
         raise ValueError(f"Expected {COMPLETE_ROWS} rows in the zip of {URL}, but got {rows}.")
+
+
+def days_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return an integer for the day of each row of a batch, (batch,), for ``CertifiedTraining(sources=days_of)``.
+
+    It reads the calendar among the standardized features, whose steps from day to day and month to month are far above
+    a hundredth.
+
+    Example:
+        >>> x = torch.zeros(3, len(FEATURES))
+        >>> x[2, CALENDAR.index("month")] = 0.3
+        >>> first, second, third = days_of((x, x[:, 0])).tolist()
+        >>> first == second, first == third
+        (True, False)
+    """
+    day, month, year = ((batch[0][:, CALENDAR.index(name)] * 100).round().long() for name in ("day", "month", "year"))
+    return (year * 10_000 + month) * 10_000 + day

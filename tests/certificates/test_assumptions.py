@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from agt_lightning import BoundedAdversary, UnboundedAdversary
 from agt_lightning.certificates.assumptions import (
     ASSUMPTIONS,
@@ -11,12 +13,26 @@ from agt_lightning.certificates.assumptions import (
     MADE_BY_CONTENT,
     NAMED_SAMPLES,
     NO_INSERTIONS,
+    OF_DATASET,
+    OF_SOURCES,
+    OF_SOURCES_OF_DATASET,
     OWN_OBJECTIVE,
     REAL_RUNS,
     assumptions,
 )
 
-CONDITIONAL = (NO_INSERTIONS, MADE_BY_CONTENT, FLOAT_RUNS, REAL_RUNS, OWN_OBJECTIVE, NAMED_SAMPLES, EVALUATED_AS_IT_IS)
+CONDITIONAL = (
+    OF_SOURCES,
+    OF_DATASET,
+    OF_SOURCES_OF_DATASET,
+    NO_INSERTIONS,
+    MADE_BY_CONTENT,
+    FLOAT_RUNS,
+    REAL_RUNS,
+    OWN_OBJECTIVE,
+    NAMED_SAMPLES,
+    EVALUATED_AS_IT_IS,
+)
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "guarantee.md"
 ADVERSARY = BoundedAdversary(n=1, epsilon=0.1)
 
@@ -47,6 +63,20 @@ def test_certificates_list_what_applies():
     assert assumptions(ADVERSARY, own_objective=True) == [*usual, OWN_OBJECTIVE.sentence]
     assert assumptions(ADVERSARY, named_samples=True) == [*usual, NAMED_SAMPLES.sentence]
     assert assumptions(ADVERSARY, evaluated=True) == [*usual, EVALUATED_AS_IT_IS.sentence]
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({"counts": "sources"}, OF_SOURCES),
+        ({"per": "dataset"}, OF_DATASET),
+        ({"counts": "sources", "per": "dataset"}, OF_SOURCES_OF_DATASET),
+    ],
+    ids=["sources", "dataset", "both"],
+)
+def test_other_units_replace_the_budget_of_samples_per_batch(settings, first):
+    listed = assumptions(BoundedAdversary(n=1, epsilon=0.1, **settings))
+    assert listed == [first.sentence, *assumptions(ADVERSARY)[1:]]
 
 
 def test_an_adversary_adds_its_own():

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from agt_lightning import Acceptance, Budget, budget
+from agt_lightning import Acceptance, BoundedAdversary, Budget, budget
+from agt_lightning.certificates.budget_search import read_off
 
 
 def search(values, **settings):
@@ -107,3 +108,16 @@ def test_what_is_no_value_is_refused():
         budget(lambda n: math.nan, at_least=0.5, largest=4)
     with pytest.raises(TypeError, match="to return a certified value, but got None"):
         budget(lambda n: None, at_least=0.5, largest=4)
+
+
+def test_what_cannot_be_read_off_a_training_is_refused():
+    limit = Acceptance("val_certified_accuracy", at_least=0.5)
+    curve = [BoundedAdversary(n=n, epsilon=0.1) for n in (1, 2)]
+    other = [curve[0], BoundedAdversary(n=2, epsilon=0.2)]
+    good = {"val_certified_accuracy": 0.9}
+    with pytest.raises(ValueError, match="differ in n alone, but they differ in epsilon"):
+        read_off(other, [good, good], limit)
+    with pytest.raises(ValueError, match="but they are val_certified_accuracy, val_mse"):
+        read_off(curve, [good, {"val_mse": 1.0}], limit)
+    with pytest.raises(ValueError, match="Validate after the last step"):
+        read_off(curve, [{}, {}], limit)

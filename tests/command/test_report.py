@@ -320,7 +320,9 @@ def test_budgets_are_put_into_words():
     assert "inserts and deletes together at most 3 samples of each batch" in budget_in_words(budget)
     assert "there is no share" in budget_in_words(budget)
     assert "at most 3 samples of the whole data set" in budget_in_words(budget | {"unit": "dataset"})
-    assert "all samples of at most 3 sources" in budget_in_words(budget | {"unit": "source"})
+    assert "any samples of at most 3 sources in each batch" in budget_in_words(budget | {"unit": "sources per batch"})
+    owned = budget | {"n": 1, "unit": "sources per dataset"}
+    assert "any samples of at most 1 source, the same in every step" in budget_in_words(owned)
 
 
 @pytest.mark.parametrize(

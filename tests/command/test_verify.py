@@ -187,6 +187,7 @@ FORGED = {
         r"share_of_the_smallest_batch` should be 0.125",
     ),
     "unit": (lambda record: record["budget"].update(edits="insert-delete"), ALONE, r"the adversary's is replace"),
+    "place": (lambda record: record["budget"].update(unit="dataset"), ALONE, r"but the adversary's n is of batch"),
     "counting": (lambda record: record["budget"].update(a_replaced_sample_counts=2), ALONE, r"does not fit"),
     "steps": (lambda record: record.update(steps=7), ALONE, r"`steps` is 7, but `results_are_of.steps` is 6"),
     "phases": (

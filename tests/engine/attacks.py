@@ -100,14 +100,18 @@ class Attacks:
             clean, worst = self.substituted(clean)
         else:
             worst = self.gradients(*self.poison(x, y))
-        n = min(self.adversary.n, x.shape[1])
         gain = self.gain(worst, clean)
         gain[self.attack == 0] = torch.rand(gain[self.attack == 0].shape, dtype=gain.dtype, generator=self.generator)
-        chosen = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, gain.topk(n, dim=1).indices, value=True)
+        chosen = self.chosen(gain)
         for k, p in self.runs.items():
             mask = chosen.view(*chosen.shape, *[1] * (clean[k].ndim - 2))
             mean = torch.where(mask, worst[k], clean[k]).mean(1)
             self.runs[k] = (1 - self.rate * self.decay) * p - self.rate * mean
+
+    def chosen(self, gain):
+        """The n samples of each run with the largest gains, (runs, b)."""
+        n = min(self.adversary.n, gain.shape[1])
+        return torch.zeros_like(gain, dtype=torch.bool).scatter_(1, gain.topk(n, dim=1).indices, value=True)
 
     def poison(self, x, y):
         interior = 2 * torch.rand(x.shape, dtype=torch.float64, generator=self.generator) - 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from agt_lightning import BoundedAdversary
 from agt_lightning.capture import dropout
@@ -55,6 +56,40 @@ def logs_others(self, x, y):
 def test_other_draws_are_refused():
     """It is not known which numbers the loss has got."""
     refused(regression(step(logs_others), FEATURES), "draws random numbers besides those", late=True)
+
+
+def unused(function) -> type:
+    """Dropout behind a call whose result nobody reads."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        with torch.no_grad():
+            function(x)
+        return F.mse_loss(self(x), y)
+
+    def network(self):
+        return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+
+    return variant(Regressor, training_step=training_step, network=network)
+
+
+REJECTING = {
+    "gamma": lambda x: torch.distributions.Gamma(x.abs() + 0.1, torch.ones_like(x)).sample(),
+    "beta": lambda x: torch.distributions.Beta(x.abs() + 0.1, torch.ones_like(x)).sample(),
+    "binomial": lambda x: torch.binomial(torch.full_like(x, 9.0), x.sigmoid()),
+    "poisson": lambda x: torch.poisson(5 * x.abs()),
+    "rrelu": lambda x: F.rrelu(x, training=True),
+}
+
+
+@pytest.mark.parametrize("name", REJECTING)
+def test_calls_that_draw_as_often_as_values_decide_are_refused(name):
+    """They reject numbers, or draw for negative elements alone, so that a poisoned run finds other masks."""
+    refused(regression(unused(REJECTING[name]), FEATURES), "draws as many random numbers as the values decide")
+
+
+def test_a_call_that_can_draw_and_does_not_holds():
+    held(regression(unused(lambda x: F.rrelu(x, training=False)), FEATURES), reach=0.01)
 
 
 def scaled(self, x, y):

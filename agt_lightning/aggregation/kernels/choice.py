@@ -9,7 +9,9 @@ import torch
 
 from agt_lightning.aggregation.kernels.base import TopNKernel
 from agt_lightning.aggregation.kernels.compiled_kernel import CompiledKernel
+from agt_lightning.aggregation.kernels.source_kernel import SourceKernel
 from agt_lightning.aggregation.kernels.torch_kernel import TorchKernel
+from agt_lightning.aggregation.weighted_sums import SampleSet
 from agt_lightning.arithmetic.compiled import COMPILES
 
 _ON_TRIAL: dict[str, TopNKernel] = {}
@@ -26,6 +28,17 @@ def kernel_for(device: torch.device) -> TopNKernel:
     if device.type in _ON_TRIAL:
         return _ON_TRIAL[device.type]
     return CompiledKernel() if COMPILES and device.type == "cpu" else TorchKernel()
+
+
+def kernel_of(samples: SampleSet) -> TopNKernel:
+    """Return the fastest kernel for sums over the samples of a step, or over their sources, if these are chosen.
+
+    Example:
+        >>> type(kernel_of(SampleSet(torch.ones(2), sources=torch.tensor([4, 4])))).__name__
+        'SourceKernel'
+    """
+    chosen = kernel_for(samples.weights.device)
+    return chosen if samples.membership is None else SourceKernel(samples.membership, chosen)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 from typing_extensions import override
 
@@ -10,9 +12,6 @@ from agt_lightning.aggregation.kernels.factors import Factor
 from agt_lightning.arithmetic import multiply
 from agt_lightning.interval import Interval
 from agt_lightning.memory import chunks
-
-_TILE = 2**26
-"""Bytes of one tensor of gains: few large kernels are faster on a GPU than many small ones."""
 
 
 class TorchKernel(TopNKernel):
@@ -24,6 +23,9 @@ class TorchKernel(TopNKernel):
         tensor([5., 0.])
     """
 
+    tile: ClassVar[int] = 2**26
+    """Bytes of one tensor of gains: few large kernels are faster on a GPU than many small ones."""
+
     @override
     def sums(self, gains: Tensor, n: int) -> Tensor:
         positive = gains.clamp(min=0)
@@ -34,7 +36,7 @@ class TorchKernel(TopNKernel):
     @override
     def block_sums(self, outputs: Factor, inputs: Factor, n: int, up: Tensor, down: Tensor) -> None:
         row_bytes = inputs.clean.lower.numel() * up.element_size()
-        for rows in chunks(len(up), max(1, row_bytes), _TILE):
+        for rows in chunks(len(up), max(1, row_bytes), self.tile):
             clean, poisoned = (
                 _products(d[rows], z) for d, z in ((outputs.clean, inputs.clean), (outputs.poisoned, inputs.poisoned))
             )

@@ -12,7 +12,7 @@ from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.output_gradient import OutputGradient
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.ball.poison_bounds import FeatureEffect, PoisonBounds, WorstPoison
-from agt_lightning.domains.ball.radius import StepConstants
+from agt_lightning.domains.ball.radius import Push, StepConstants
 from agt_lightning.domains.ball.remainder import Remainder
 from agt_lightning.domains.ball.roundoff import HeadRoundoff
 from agt_lightning.domains.ball.step_data import Poison, Samples, StepData
@@ -176,14 +176,15 @@ class BallAnalysis(ABC):
         analysis = cls(ball, data.samples, poison.features if poison is not None and all_poisonable else None)
         gradient = analysis.output_gradient(loss, data.target)
         remainders = analysis.remainders(gradient, weights)
-        if poison is None:
-            worst = WorstPoison()
-        elif all_poisonable:
-            worst = analysis.poison_bounds(poison, gradient).worst(weights, poison.n, sum_relative)
-        else:
-            part = cls(ball, data.samples[poison.rows], poison.features)
-            bounds = part.poison_bounds(poison, part.output_gradient(loss, poison.labels.clean))
-            worst = bounds.worst(weights[poison.rows], poison.n, sum_relative)
+        worst, pushes = WorstPoison(), []
+        if poison is not None:
+            part, before = analysis, gradient
+            if not all_poisonable:
+                part = cls(ball, data.samples[poison.rows], poison.features)
+                before = part.output_gradient(loss, poison.labels.clean)
+            bounds, shares = part.poison_bounds(poison, before), weights[poison.rows]
+            worst = bounds.worst(shares, poison.choice, sum_relative)
+            pushes = bounds.pushes(shares, min(poison.n, len(shares))) if poison.per_epoch else []
         roundoff = analysis.roundoff.gradient(gradient.norm + gradient.change, gradient.error)
         magnitude = float(weights @ roundoff.magnitude)
         if arithmetic.run not in (None, arithmetic.own):  # then the sum over samples may be most of the rounding
@@ -199,6 +200,7 @@ class BallAnalysis(ABC):
             rest=outward * worst.rest,
             roundoff=outward * (clean + worst.roundoff),
             gradient=outward * (magnitude + worst.magnitude),
+            pushes=[Push(outward * each.poison, outward * each.energy, outward * each.rest) for each in pushes],
         )
 
     @property

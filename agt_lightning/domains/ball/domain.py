@@ -16,12 +16,12 @@ from agt_lightning.aggregation import SampleNormClipping
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, Replacements
 from agt_lightning.domains.ball.deep import DeepAnalysis
-from agt_lightning.domains.ball.gathering import BatchView, step_data
+from agt_lightning.domains.ball.gathering import BatchView, counts_in_epochs, epoch_of, step_data
 from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
 from agt_lightning.domains.ball.parameter_ball import HeadBall, ParameterBall
-from agt_lightning.domains.ball.radius import next_radius
+from agt_lightning.domains.ball.radius import next_radii
 from agt_lightning.domains.ball.step_data import StepData
 from agt_lightning.domains.ball.step_rounding import BallStep, nominal_rounding, update_rounding
 from agt_lightning.domains.base import (
@@ -30,6 +30,7 @@ from agt_lightning.domains.base import (
     OptimizerStep,
     Step,
     TrainingSetup,
+    bounds_count,
     relative_to_center,
 )
 from agt_lightning.domains.head import HeadError
@@ -69,6 +70,8 @@ class BallDomain(Domain[BallStep]):
         dtype: floating point type of the bounds' computation.
         floats: which runs the ball contains, those in the parameters' type or those in real arithmetic. Its center is
             the run that training makes in floating point in both cases.
+        adversary: the threat model, of which n of the data set are counted over the steps of an epoch; None counts the
+            n of each batch.
 
     Attributes:
         ball: the ball around the parameters that training has reached.
@@ -79,17 +82,24 @@ class BallDomain(Domain[BallStep]):
     """
 
     name: ClassVar[str] = "ball"
+    covers_sources: ClassVar[bool] = True
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, floats: Floats = "run") -> None:
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, floats: Floats = "run", adversary: Adversary | None = None
+    ) -> None:
         self.module = module
         self.dtype = dtype
+        self.adversary = adversary
         self.ball = ParameterBall(0.0, {}, floats)
         self.step_rounding = 0.0
+        self._epoch: int | None = None  # of the last step
+        self._radii: tuple[float, ...] = (0.0,)
+        self._begin_epoch(None)
 
     @classmethod
     @override
     def build(cls, module: nn.Module, adversary: Adversary, config: CertificationConfig) -> Self:
-        return cls(module, config.dtype, config.floats)
+        return cls(module, config.dtype, config.floats, adversary)
 
     @property
     def radius(self) -> float:
@@ -145,6 +155,7 @@ class BallDomain(Domain[BallStep]):
             self._require_one_head(views)
             batches = [view.batch(step.adversary) for view in views]
         objective, data = views[0].objective, step_data(step, batches)
+        epoch = epoch_of(step) if counts_in_epochs(step.adversary) else None
         try:
             ball = self.ball.layers(objective.head, self.module, self.dtype)
             if isinstance(step.adversary, UnboundedAdversary):
@@ -153,7 +164,7 @@ class BallDomain(Domain[BallStep]):
             constants = analysis.step_constants(ball, data, step.samples.weights, objective.loss)
         except _FAILURES as error:  # the same in every process, for all have the same data
             raise DomainLostError(f"its bounds cannot be computed: {error}") from error
-        return BallStep(objective.head, ball.arithmetic, ball.radius, constants, step.gradient)
+        return BallStep(objective.head, ball.arithmetic, ball.radius, constants, step.gradient, epoch)
 
     def _require_one_head(self, views: Sequence[BatchView]) -> None:
         """Raise unless all micro-batches of all steps train the same parameters by the same loss."""
@@ -166,10 +177,12 @@ class BallDomain(Domain[BallStep]):
     @override
     def update(self, data: BallStep, optimizer_step: OptimizerStep) -> None:
         rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
+        if data.epoch is None or data.epoch != self._epoch:
+            self._begin_epoch(data.epoch)
         try:
-            radius = next_radius(self.radius, data.constants, rate, decay)
+            radii = next_radii(self._radii, data.constants, rate, decay)
             nominal = nominal_rounding(data, optimizer_step, rate, decay)
-            radius += nominal
+            radius = max(radii) + nominal
             update = update_rounding(data, optimizer_step, rate, decay, radius)
             radius += update
         except _FAILURES as error:
@@ -178,6 +191,13 @@ class BallDomain(Domain[BallStep]):
             raise DomainLostError(f"its radius is {radius}: the bounds diverged; use fewer or smaller steps")
         self.step_rounding = (rate * data.constants.roundoff + nominal + update) * _UPWARD
         self.ball = replace(self.ball, radius=radius, centers=_copies(self.module, data.head.parameters))
+        self._radii = tuple(each + nominal + update for each in radii)
+
+    def _begin_epoch(self, number: int | None) -> None:
+        """Let the adversary change its n samples again, from wherever a run can be."""
+        adversary = self.adversary
+        levels = adversary.n + 1 if adversary is not None and counts_in_epochs(adversary) else 1
+        self._epoch, self._radii = number, (self.radius,) * levels
 
     @override
     def restart_optimizer(self) -> None:
@@ -203,7 +223,12 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def record(self) -> dict[str, object]:
-        return {"radius": self.radius, "parameters": list(self.ball.parameters)}
+        return {**self.state(), "bounds_count": self._bounds_count()}
+
+    def _bounds_count(self) -> str:
+        if len(self._radii) > 1:
+            return "n samples of each epoch, and of each step of an unknown one, which contains n of the whole data set"
+        return "n samples of each batch" if self.adversary is None else bounds_count(self.adversary)
 
     @override
     def fingerprint_tensors(self) -> Iterator[Tensor]:
@@ -212,7 +237,7 @@ class BallDomain(Domain[BallStep]):
 
     @override
     def state(self) -> dict[str, Any]:
-        return self.record()
+        return {"radius": self.radius, "parameters": list(self.ball.parameters)}
 
     @override
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -220,6 +245,7 @@ class BallDomain(Domain[BallStep]):
         if not 0 <= radius < math.inf or (radius > 0 and not centers):
             raise ValueError(f"the ball has a radius of {radius} around {len(centers)} parameters")
         self.ball = replace(self.ball, radius=radius, centers=centers)
+        self._begin_epoch(None)
 
 
 def _adversary_problems(adversary: Adversary) -> list[str]:
@@ -248,7 +274,7 @@ def _clipped_step(
         raise DomainLostError("it covers gradients that are clipped by their norms, and those of one linear layer")
     analysis = ClippedAnalysis(ball, data, objective.loss, clipping.kappa)
     rows, weights = step.samples.poisonable, step.samples.weights
-    foreign = Replacements(adversary.n, rows) if step.edits is None else Edits(step.edits, rows)
+    foreign = Replacements(step.choice, rows) if step.edits is None else Edits(step.edits, rows)
     constants = analysis.step_constants(weights, foreign)
     gradient = analysis.gradient_by_name(objective.head.layers[0], weights)
     return BallStep(objective.head, ball.arithmetic, ball.radius, constants, gradient)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from agt_lightning.adversaries import Adversary, BoundedAdversary
+from agt_lightning.adversaries.base import counts_dataset, counts_sources
 from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.capture import reached
 from agt_lightning.distributed import Entry, ProcessGroup
@@ -39,6 +40,9 @@ from agt_lightning.labels import ClassLabels
 from agt_lightning.propagation.passes import BoundedBatch, ValueBounds
 from agt_lightning.rounding import accumulated_roundoff
 from agt_lightning.rules.values import Value, as_interval, select
+
+_MOST_COUNTED = 100
+"""Samples of the data set that are counted over the steps of an epoch: a step then takes 5000 radii, under .1 s."""
 
 Batch = Mapping[str, Entry]
 """A micro-batch, by the names above."""
@@ -165,6 +169,33 @@ def step_data(step: Step, batches: Sequence[Batch]) -> StepData:
     return StepData(samples, _joined_target(everything, "target"), poison, summands)
 
 
+def counts_in_epochs(adversary: Adversary) -> bool:
+    """Return whether the samples that an adversary changes are counted over the steps of an epoch.
+
+    A sample is in one step of an epoch, but a source can be in all. What is computed grows with the square of n, so
+    that n beyond `_MOST_COUNTED` are counted in each step, and so are samples that are replaced outright.
+
+    Example:
+        >>> from agt_lightning import BoundedAdversary
+        >>> counts_in_epochs(BoundedAdversary(n=1, epsilon=0.1)), counts_in_epochs(BoundedAdversary(n=1, per="dataset"))
+        (False, True)
+    """
+    return (
+        isinstance(adversary, BoundedAdversary)
+        and counts_dataset(adversary)
+        and not counts_sources(adversary)
+        and adversary.n <= _MOST_COUNTED
+    )
+
+
+def epoch_of(step: Step) -> int | None:
+    """Return the epoch that a step belongs to, in all processes; None if that is not known; a collective."""
+    local = sorted({part.batch.epoch for part in step.parts}, key=str)
+    received = step.processes.gather({"epochs": json.dumps(local)})
+    every = {epoch for message in received for epoch in json.loads(str(message["epochs"]))}
+    return every.pop() if len(every) == 1 else None
+
+
 def _gathered(processes: ProcessGroup, batches: Sequence[Batch]) -> list[Batch]:
     if processes.size == 1:
         return list(batches)
@@ -189,7 +220,15 @@ def _joined_poison(batches: Sequence[Batch], step: Step, layers: int) -> Poison 
     radius = float(_tensor(batches, "label_radius").max()) if "label_radius" in batches[0] else None
     labels = LabelPerturbation(_joined_target(batches, "clean"), _joined_target(batches, "poisoned"), radius)
     bounds = _layer_bounds(batches, "poisoned_bounds", layers)
-    return Poison(rows, step.adversary.n, labels, _joined_perturbation(batches), bounds)
+    return Poison(
+        rows,
+        step.adversary.n,
+        labels,
+        _joined_perturbation(batches),
+        bounds,
+        step.chosen.membership,
+        per_epoch=counts_in_epochs(step.adversary),
+    )
 
 
 def _require_same_poison(batches: Sequence[Batch]) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from typing_extensions import override
 
-from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.aggregation.top_n import Choice
 from agt_lightning.domains.ball.output_gradient import OutputGradient, PoisonedOutputGradient
+from agt_lightning.domains.ball.radius import Push
 from agt_lightning.domains.ball.roundoff import GradientRoundoff
 
 
@@ -107,27 +108,49 @@ class PoisonBounds:
     roundoff: GradientRoundoff
     apart: JumpsApart | None = None
 
-    def worst(self, weights: Tensor, n: int, sum_relative: float) -> WorstPoison:
-        """Sum each over the n worst samples, ``SEMax_n w_i v_i``, and take the smaller bound where there are two.
+    def worst(self, weights: Tensor, choice: Choice, sum_relative: float) -> WorstPoison:
+        """Sum each over the worst samples, ``SEMax_n w_i v_i``, and take the smaller bound where there are two.
 
         Args:
             weights: w_i of the samples in the loss, (m,).
-            n: largest number of poisoned samples.
+            choice: the sets of samples that can be poisoned together.
             sum_relative: rounding of the sum over all samples.
         """
         roundoff = self.roundoff
         values = self.whole, self.energy, self.rest, roundoff.with_sum(sum_relative), roundoff.magnitude
-        worst = WorstPoison(*(_worst(weights * each, n) for each in values))
+        worst = WorstPoison(*(float(choice.largest(weights * each)) for each in values))
         if self.apart is None:
             return worst
-        jumps = self.apart.jumps.worst(weights, n)
-        whole, rest = (_worst(weights * each, n) + jumps for each in (self.apart.whole, self.apart.rest))
+        jumps = self.apart.jumps.worst(weights, choice.samples)
+        whole, rest = (float(choice.largest(weights * each)) + jumps for each in (self.apart.whole, self.apart.rest))
         return replace(worst, whole=min(worst.whole, whole), rest=min(worst.rest, rest))
 
+    def pushes(self, weights: Tensor, n: int) -> list[Push]:
+        """Bound the poison of 0, 1, ..., n samples, as `worst` does for each number.
 
-def _worst(values: Tensor, n: int) -> float:
-    """``SEMax_n`` of values (m,)."""
-    return float(top_n_sum(values[None], n))
+        Jumps are bounded for the next power of two, which is never less.
+
+        Args:
+            weights: w_i of the samples in the loss, (m,).
+            n: the largest number, at most m.
+        """
+        whole, energy, rest = (_running_sums(weights * each, n) for each in (self.whole, self.energy, self.rest))
+        if self.apart is not None:
+            powers = [1 << k for k in range((n - 1).bit_length() + 1)] if n > 0 else []
+            found = {power: self.apart.jumps.worst(weights, min(power, n)) for power in powers}
+            jumps = [0.0, *(found[1 << (k - 1).bit_length()] for k in range(1, n + 1))]
+            others = (_running_sums(weights * each, n) for each in (self.apart.whole, self.apart.rest))
+            whole, rest = (
+                [min(one, other + jump) for one, other, jump in zip(bounds, apart, jumps, strict=True)]
+                for bounds, apart in zip((whole, rest), others, strict=True)
+            )
+        return [Push(*each) for each in zip(whole, energy, rest, strict=True)]
+
+
+def _running_sums(values: Tensor, n: int) -> list[float]:
+    """Return the sums of the 0, 1, ..., n largest values; NaN counts as the largest number."""
+    largest = values.clamp(min=0).sort(descending=True).values[:n]
+    return [0.0, *largest.cumsum(0).tolist()]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agt_lightning.domains.ball.remainder import Remainder
 
@@ -16,6 +16,21 @@ _OUTWARD = 1 + 2.0**-46
 
 _UNDERFLOW = 2.0**-300
 """Above what is lost where squares underflow."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """Upper bounds on the poison of a number of changed samples, as in `StepConstants`; by default of none.
+
+    Args:
+        poison: as there.
+        energy: as there.
+        rest: as there.
+    """
+
+    poison: float = 0.0
+    energy: float = 0.0
+    rest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,8 @@ class StepConstants:
         roundoff: upper bound on the rounding of a run's gradient, and of the nominal one that training is compared
             with.
         gradient: upper bound on the norm of a run's gradient.
+        pushes: bounds for 0, 1, ... changed samples, in place of those for all n, where an adversary has n for all
+            steps of an epoch; empty if it has n in each step.
     """
 
     trace: float
@@ -46,6 +63,7 @@ class StepConstants:
     rest: float
     roundoff: float = 0.0
     gradient: float = 0.0
+    pushes: Sequence[Push] = ()
 
     def curvature(self, rate: float) -> float:
         """Upper bound on ‖A‖, by as much work as this learning rate makes worthwhile."""
@@ -81,6 +99,41 @@ def next_radius(radius: float, constants: StepConstants, rate: float, decay: flo
     kept = 1 - rate * decay
     best = min(_without_roundoff(radius, constants, each, curvature, rate, kept) for each in remainders)
     return (best + rate * constants.roundoff) * _OUTWARD + _UNDERFLOW
+
+
+def next_radii(radii: Sequence[float], constants: StepConstants, rate: float, decay: float) -> tuple[float, ...]:
+    """Radii after a step, by the number k of samples that a run has changed in this epoch, at most.
+
+    A run that has changed k samples after the step, j of them in it, had changed k - j before. Each sample is in one
+    step of an epoch.
+
+    Args:
+        radii: for k = 0, 1, ..., n before the step, none larger than the ball of the suprema.
+        constants: suprema over that ball.
+        rate: learning rate α.
+        decay: weight decay μ.
+
+    Returns:
+        As many; each infinite if a supremum is not finite.
+
+    Reference:
+        docs/theory.md, eq. (17.5).
+
+    Example:
+        >>> step = StepConstants(trace=0.0, norm=lambda: 0.0, remainders=(Remainder(),), poison=3.0, energy=math.inf,
+        ...                      rest=0.0, pushes=(Push(), Push(2.0, math.inf), Push(3.0, math.inf)))
+        >>> [round(radius, 9) for radius in next_radii((1.0, 1.5, 1.6), step, rate=1.0, decay=0.0)]
+        [1.0, 3.0, 4.0]
+    """
+    curvature = constants.curvature(rate)
+    known = replace(constants, trace=curvature, norm=lambda: curvature)  # a norm is computed once
+    if not constants.pushes:
+        return tuple(next_radius(radius, known, rate, decay) for radius in radii)
+    steps = [replace(known, poison=each.poison, energy=each.energy, rest=each.rest) for each in constants.pushes]
+    return tuple(
+        max(next_radius(radii[k - j], step, rate, decay) for j, step in enumerate(steps[: k + 1]))
+        for k in range(len(radii))
+    )
 
 
 def _without_roundoff(

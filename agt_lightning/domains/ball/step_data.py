@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agt_lightning.aggregation import Choice
 from agt_lightning.domains.ball.perturbation import Perturbation
 from agt_lightning.domains.losses import LabelPerturbation, Target
 from agt_lightning.interval import Interval
@@ -54,11 +55,13 @@ class Poison:
 
     Args:
         rows: their positions among all samples, (m,).
-        n: largest number of poisoned samples.
+        n: largest number of poisoned samples, or of sources that have some.
         labels: targets that the adversary can write.
         features: perturbation of features; None if they stay.
         layer_bounds: bounds on each layer's results for poisoned features from another domain, (m, ...); None without
             one.
+        membership: ones where a sample belongs to a source, else zeros, (m, sources), if n counts sources; else None.
+        per_epoch: whether these n are all that the adversary changes in an epoch, each of them in one step of it.
     """
 
     rows: Tensor
@@ -66,6 +69,13 @@ class Poison:
     labels: LabelPerturbation
     features: Perturbation | None = None
     layer_bounds: tuple[Interval, ...] | None = None
+    membership: Tensor | None = None
+    per_epoch: bool = False
+
+    @property
+    def choice(self) -> Choice:
+        """The sets of these samples that the adversary can change together."""
+        return Choice(self.n, self.membership)
 
     def covers(self, samples: int) -> bool:
         """Whether all of so many samples can be poisoned, so that `rows` are all of them in order."""

@@ -33,6 +33,7 @@ class BallStep:
         radius: R before the step.
         constants: suprema over the ball.
         gradient: of the step's loss at the nominal parameters, by parameter name.
+        epoch: number of the pass over the data set; None if it is not known, or does not matter.
     """
 
     head: Head
@@ -40,6 +41,7 @@ class BallStep:
     radius: float
     constants: StepConstants
     gradient: Mapping[str, Tensor]
+    epoch: int | None = None
 
 
 def nominal_rounding(data: BallStep, optimizer_step: OptimizerStep, rate: float, decay: float) -> float:

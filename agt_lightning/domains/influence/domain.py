@@ -14,7 +14,7 @@ from typing_extensions import override
 from agt_lightning.adversaries import Adversary, BoundedAdversary
 from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.distributed import Entry
-from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup
+from agt_lightning.domains.base import Domain, DomainLostError, OptimizerStep, Step, TrainingSetup, bounds_count
 from agt_lightning.domains.head import HeadError
 from agt_lightning.domains.influence.applicability import (
     LabelledHead,
@@ -216,7 +216,7 @@ class InfluenceDomain(Domain[InfluenceStep]):
             "steps": len(influence.steps),
             "samples": len(influence.targets),
             "poisonable_samples": int(influence.poisonable.sum()),
-            "bounds_count": "n samples of each batch, as the adversary does",
+            "bounds_count": bounds_count(self.adversary, in_dataset=recorded_head.budget == "dataset"),
             "certified_flips_count": f"samples of the whole data set, over all epochs; {self._sample()}",
             "why_no_certified_flips": influence.problem,
         }

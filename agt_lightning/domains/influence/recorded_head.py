@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import BoundedAdversary
+from agt_lightning.adversaries.base import counts_dataset
 from agt_lightning.arithmetic import euclidean_norm
 from agt_lightning.arithmetic.floating_point import Arithmetic
 from agt_lightning.capture import Graph
@@ -18,7 +19,7 @@ from agt_lightning.domains.head import Head, match_trained
 from agt_lightning.domains.influence.certified_flips import certified_flips
 from agt_lightning.domains.influence.label_bounds import margin_bounds, prediction_bounds
 from agt_lightning.domains.influence.label_sets import LabelSet, allowed_labels, class_flips
-from agt_lightning.domains.influence.model import MEMORY, query_chunks
+from agt_lightning.domains.influence.model import MEMORY, Budget, query_chunks
 from agt_lightning.domains.influence.replay import LabelInfluence
 from agt_lightning.domains.influence.target_encoding import TargetEncoding
 from agt_lightning.errors import UnsoundBoundError
@@ -31,8 +32,8 @@ class RecordedHead:
     """A trained linear layer with the record of its training and the adversary of that training.
 
     There are two budgets. `outputs`, `margins` and `parameters` are for the ``adversary``: n samples of **each batch**,
-    which can be others in each step. `certified_flips` counts samples of the **whole data set**, each with one new
-    label for all epochs, and does not depend on the adversary's n.
+    which can be others in each step, or of the **whole data set**, each with one new label for all epochs, as its
+    ``per`` says. `certified_flips` counts samples of the whole data set, and does not depend on the adversary's n.
 
     The replay computes the outputs of training in float64. Those of the module, which is a run in floating point, must
     lie within the rounding errors that are proved for runs in its type. Bounds on runs in real arithmetic are widened
@@ -61,13 +62,18 @@ class RecordedHead:
 
     costly: ClassVar[bool] = True
 
+    @property
+    def budget(self) -> Budget:
+        """What the adversary's n counts; of each batch, which contains n of the data set, if samples are unknown."""
+        return "dataset" if counts_dataset(self.adversary) and self.influence.problem is None else "batch"
+
     @cached_property
     def labels(self) -> LabelSet:
         """The labels that the adversary can write."""
         return allowed_labels(self.adversary, self.influence.targets, self.codewords)
 
     def outputs(self, head: Tensor, queries: Tensor) -> Interval:
-        """Bound the outputs, (Q, K), for n samples of each batch.
+        """Bound the outputs, (Q, K), for the adversary's n samples.
 
         Args:
             head: the layer of the module, (K, D) in float64.
@@ -77,11 +83,11 @@ class RecordedHead:
             UnsoundBoundError: if the record does not lead to this layer.
         """
         deviation = self._deviation(self.influence, head, queries) + self._evaluated(queries)
-        bounds = prediction_bounds(self.influence, queries, self.adversary.n, self.labels, budget="batch")
+        bounds = prediction_bounds(self.influence, queries, self.adversary.n, self.labels, budget=self.budget)
         return bounds.widened(deviation[:, None])
 
     def margins(self, head: Tensor, queries: Tensor, target: Tensor) -> Interval:
-        """Bound ``f_target - f_k``, (Q, K), for n samples of each batch; for several outputs.
+        """Bound ``f_target - f_k``, (Q, K), for the adversary's n samples; for several outputs.
 
         Args:
             head: the layer of the module, (K, D) in float64.
@@ -94,12 +100,12 @@ class RecordedHead:
         deviation = self._deviation(self.influence, head, queries) + self._evaluated(queries)
         argmax = TargetEncoding.one_hot(len(head))  # whatever the targets are
         n = self.adversary.n
-        bounds = margin_bounds(self.influence, queries, target, n, self.labels, argmax, budget="batch")
+        bounds = margin_bounds(self.influence, queries, target, n, self.labels, argmax, budget=self.budget)
         others = torch.ones_like(bounds.lower).scatter(1, target[:, None], 0.0)
         return bounds.widened(2 * deviation[:, None] * others)  # both outputs of a margin can deviate
 
     def parameters(self, head: Tensor) -> Interval:
-        """Bound the entries of the layer, (K, D), for n samples of each batch; exact for each entry alone.
+        """Bound the entries of the layer, (K, D), for the adversary's n samples; exact for each entry alone.
 
         Args:
             head: the layer of the module, (K, D) in float64.
@@ -110,7 +116,7 @@ class RecordedHead:
         model = self.influence.of_inputs()
         axes = torch.eye(head.shape[1], dtype=torch.float64)
         deviation = self._deviation(model, head, axes)
-        bounds = prediction_bounds(model, axes, self.adversary.n, self.labels, budget="batch")
+        bounds = prediction_bounds(model, axes, self.adversary.n, self.labels, budget=self.budget)
         widened = bounds.widened(deviation[:, None])
         return Interval.trusted(widened.lower.T.contiguous(), widened.upper.T.contiguous())
 

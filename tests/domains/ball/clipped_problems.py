@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agt_lightning.aggregation import BatchEdits
+from agt_lightning.aggregation import BatchEdits, Choice
 from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, ForeignSamples, Replacements
 from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.radius import next_radius
@@ -106,7 +106,7 @@ class Problem:
     def foreign(self) -> ForeignSamples:
         """What the adversary can bring and take, as the library has it."""
         if not self.edits:
-            return Replacements(self.n, None)
+            return Replacements(Choice(self.n), None)
         b = len(self.inputs)
         changes = BatchEdits.changes(self.n, b)
         return Edits(BatchEdits(self.n, {change: self.size_weight(b + change) for change in changes}), None)

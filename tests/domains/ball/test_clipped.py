@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from agt_lightning.aggregation import BatchEdits
+from agt_lightning.aggregation import BatchEdits, Choice
 from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, Replacements, poison
 from agt_lightning.domains.ball.remainder import Remainder
 from tests.domains.ball.clipped_problems import F64, Problem
@@ -98,8 +98,8 @@ def test_samples_that_cannot_be_poisoned_stay():
     for n in (1, 2):
         changes = BatchEdits.changes(n, len(rows))
         edits = Edits(BatchEdits(n, {k: problem.size_weight(b + k) for k in changes}), torch.tensor(rows))
-        replaced = Replacements(n, torch.tensor(rows)).largest(samples)
-        assert replaced <= Replacements(n, None).largest(samples)
+        replaced = Replacements(Choice(n), torch.tensor(rows)).largest(samples)
+        assert replaced <= Replacements(Choice(n), None).largest(samples)
         exact = []
         for gone in range(n + 1):
             for taken in combinations(rows, gone):

@@ -50,7 +50,8 @@ def joined(*batches, processes=None):
     processes = processes or SingleProcess()
     count = 3 * len(batches) * processes.size
     samples = SampleSet(torch.full((count,), 1 / count, dtype=torch.float64))
-    return step_data(SimpleNamespace(processes=processes, samples=samples, adversary=SimpleNamespace(n=2)), batches)
+    step = SimpleNamespace(processes=processes, samples=samples, chosen=samples, adversary=SimpleNamespace(n=2))
+    return step_data(step, batches)
 
 
 def of_two(change, *batches):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from agt_lightning.aggregation import BatchEdits
-from agt_lightning.aggregation.top_n import top_n_sum
+from agt_lightning.aggregation import BatchEdits, Choice
 from agt_lightning.arithmetic import euclidean_norm
 
 _RATIO = 2.0**-48
@@ -65,7 +64,16 @@ class ForeignSamples(ABC):
 
 
 class Replacements(ForeignSamples):
-    """Up to n samples are replaced by any others, which get their weights."""
+    """Samples are replaced by any others, which get their weights.
+
+    Args:
+        choice: the sets of samples that can be replaced together.
+        poisonable: positions of those that can, (m,); None means all.
+    """
+
+    def __init__(self, choice: Choice, poisonable: Tensor | None) -> None:
+        super().__init__(choice.samples, poisonable)
+        self._choice = choice
 
     @override
     def heaviest(self, weights: Tensor) -> Tensor:
@@ -79,7 +87,7 @@ class Replacements(ForeignSamples):
             docs/theory.md, section 10.12.
         """
         moved = self._select(samples.weights * (samples.kappa + samples.norms))
-        return float(top_n_sum(moved[None], self.n))
+        return float(self._choice.largest(moved))
 
 
 class Edits(ForeignSamples):

@@ -135,7 +135,8 @@ def _recorded(
     module, function = make()
     objective = _Objective(module, as_forward(function), recording)
     try:
-        with warnings.catch_warnings(), quiet(), no_traces(module):
+        # In a validation gradients are off; code recorded so would lose its own `no_grad`.
+        with warnings.catch_warnings(), quiet(), no_traces(module), torch.enable_grad():
             warnings.simplefilter("ignore")  # training shows the same warnings
             if recording.memory is not None:
                 recording.memory.withhold(module, recording.looks, recording.probe)

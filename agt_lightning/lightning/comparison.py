@@ -103,7 +103,8 @@ def comparison(roles: LossRoles) -> Comparison:
 def _meetings(roles: LossRoles) -> Iterator[_Meeting]:
     """Yield each pair of a call and a batch entry that meets predictions there and does not enter the network."""
     graph = roles.graph
-    parameters, data = reached(graph, set(graph.parameters)), reached(graph, set(graph.leaves))
+    rows = {name for name, has_samples in graph.given.items() if has_samples}  # of a part that is evaluated as it is
+    parameters, data = reached(graph, set(graph.parameters)), reached(graph, {*graph.leaves, *rows})
     origins: dict[str, frozenset[str]] = {leaf: frozenset({leaf}) for leaf in graph.leaves}
     found, inputs = [], set(roles.features)
     for call in graph.calls:

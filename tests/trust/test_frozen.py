@@ -4,15 +4,29 @@ import json
 import math
 from collections.abc import Iterator
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from agt_lightning import BoundedAdversary, CertifiedTraining
 from agt_lightning.certificates.assumptions import EVALUATED_AS_IT_IS
 from agt_lightning.errors import UncertifiableError
 from tests.trust.frozen import BatchNormed, ImageEncoder, Probe, SequenceFirst, TextEncoder
-from tests.trust.harness import Case, Held, attacks_of, certify, held, made, outcome, plain, plain_module, refused
+from tests.trust.harness import (
+    QUIET,
+    Case,
+    Held,
+    attacks_of,
+    certify,
+    held,
+    made,
+    outcome,
+    plain,
+    plain_module,
+    refused,
+)
 from tests.trust.modules import FEATURES, FLIPS, LABELS, variant
 
 
@@ -208,6 +222,31 @@ def test_certified_predictions_of_a_probe_are_those_of_poisoned_runs(encoder):
             poisoned = plain_module(case, attack).eval()
             agree = poisoned(inputs).argmax(1) == certification.label
             assert bool(agree[certification.certified].all())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "adversary"),
+    [(ImageEncoder, BoundedAdversary(n=1, epsilon=0.3, at="backbone")), (TextEncoder, FLIPS)],
+    ids=["at", "flips"],
+)
+@pytest.mark.thinned(1)
+def test_validation_certifies_what_the_certified_model_does(encoder, adversary):
+    """Whether what is evaluated as it is ends where poison enters, or where rules end."""
+
+    class Validated(Probe):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    x, y = probe(encoder).data.values()
+    module, certified = variant(Validated, encoder=encoder)(), CertifiedTraining(adversary)
+    batches = DataLoader(TensorDataset(x, y), batch_size=4)
+    trainer = L.Trainer(callbacks=[certified], **QUIET)
+    trainer.fit(module, batches, batches)
+    found = certified.certified_model().certify(x)
+    expected = ((found.label == y) & found.certified).double().mean()
+    assert float(trainer.callback_metrics["agt/val_certified_accuracy"]) == pytest.approx(float(expected))
+    nominal = float(trainer.callback_metrics["agt/val_nominal_accuracy"])
+    assert nominal == pytest.approx(float((found.label == y).double().mean()))
 
 
 def test_balls_of_inputs_do_not_pass_through_operations_without_rules():

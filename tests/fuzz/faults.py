@@ -24,7 +24,7 @@ from agt_lightning.aggregation.mean_clipping import MeanNormClipping, MeanValueC
 from agt_lightning.arithmetic import floating_point, products
 from agt_lightning.domains import DomainFamily
 from agt_lightning.domains import box as box_domain
-from agt_lightning.domains.ball import domain as ball_domain
+from agt_lightning.domains.ball import radius as ball_radius
 from agt_lightning.engine import bounded_runs, engine, nominal_step, probes, step_bounds
 from agt_lightning.errors import AgtError, UncertifiableError
 from agt_lightning.gradients import outer_product
@@ -304,7 +304,7 @@ _AGGREGATION = [
     ),
     Planted(
         "substitution of samples: n - 1",
-        _put(descent, "top_n_sum", lambda found, n: top_n_sum(found, max(0, n - 1))),
+        _put(descent, "top_n_sum", lambda found, n, *more: top_n_sum(found, max(0, n - 1), *more)),
         concerns=_unbounded,
     ),
     Planted(
@@ -388,8 +388,8 @@ _ADVERSARIES = [
 
 
 def _small_ball(patch: pytest.MonkeyPatch) -> None:
-    kept = ball_domain.next_radius
-    patch.setattr(ball_domain, "next_radius", lambda *given: 0.1 * kept(*given))
+    kept = ball_radius.next_radius
+    patch.setattr(ball_radius, "next_radius", lambda *given: 0.1 * kept(*given))
 
 
 def _clean_prefix(patch: pytest.MonkeyPatch) -> None:

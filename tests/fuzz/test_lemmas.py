@@ -5,11 +5,11 @@ from functools import partial
 
 import pytest
 
-from agt_lightning.domains.ball import domain
+from agt_lightning.domains.ball import radius
 from tests.faults import Fault
 from tests.fuzz.lemmas import violations
 
-NEXT = domain.next_radius
+NEXT = radius.next_radius
 
 
 def check(seeds):
@@ -28,13 +28,13 @@ def nine_tenths(*arguments):
     return 0.9 * NEXT(*arguments)
 
 
-def nobody_poisons(radius, constants, rate, decay):
-    return abs(1 - rate * decay) * radius
+def nobody_poisons(size, constants, rate, decay):
+    return abs(1 - rate * decay) * size
 
 
 FAULTS = [
-    Fault("nine tenths of the radius", partial(check, [4]), nine_tenths, (domain, "next_radius")),
-    Fault("no poison", partial(check, [0]), nobody_poisons, (domain, "next_radius")),
+    Fault("nine tenths of the radius", partial(check, [4]), nine_tenths, (radius, "next_radius")),
+    Fault("no poison", partial(check, [0]), nobody_poisons, (radius, "next_radius")),
 ]
 
 

@@ -89,6 +89,8 @@ def test_files_are_written_and_can_be_loaded(fit, loader, regressor, tmp_path):
         "source_classes": None,
         "bounds": None,
         "at": None,
+        "counts": "samples",
+        "per": "batch",
     }
     assert record["steps"] == 2
     assert record["optimizer"]["type"] == "SGD"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agt_lightning.aggregation.top_n import Choice
 from agt_lightning.domains.ball.deep import DeepAnalysis, bounds, gradient_jumps, remainder
 from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
@@ -455,9 +456,15 @@ def no_turn_of_moved_features(patch: pytest.MonkeyPatch) -> Problem:
     return drawn(Form("softmax", None, 2.0), 7)
 
 
+def fewer(choice: Choice) -> Choice:
+    return replace(choice, n=choice.n - 1)
+
+
 def one_sample_less(patch: pytest.MonkeyPatch) -> Problem:
     whole = PoisonBounds.worst
-    patch.setattr(PoisonBounds, "worst", lambda self, weights, n, relative: whole(self, weights, n - 1, relative))
+    patch.setattr(
+        PoisonBounds, "worst", lambda self, weights, n, *more: whole(self, weights, fewer(n), *more)
+    )
     return drawn(Form("softmax", "flip", math.inf, boxed=True), 2)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import tests.domains.ball.problems as tests_problems
+from agt_lightning.aggregation.top_n import Choice
 from agt_lightning.domains import losses
 from agt_lightning.domains.ball import radius, value_bounds
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis, poison, remainder
@@ -144,9 +145,15 @@ def no_units_that_switch_with_features(patch: pytest.MonkeyPatch) -> Problems:
     return replace(problems, epsilon=torch.tensor([[0.1]]).double())
 
 
+def fewer(choice: Choice) -> Choice:
+    return replace(choice, n=choice.n - 1)
+
+
 def one_sample_less(patch: pytest.MonkeyPatch) -> Problems:
     whole = PoisonBounds.worst
-    patch.setattr(PoisonBounds, "worst", lambda self, weights, n, relative: whole(self, weights, n - 1, relative))
+    patch.setattr(
+        PoisonBounds, "worst", lambda self, weights, n, *more: whole(self, weights, fewer(n), *more)
+    )
     form = replace(SQUARED, labels="box")
     return network(form, [1.0], [1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], ball=1e-3, rate=0.1, n=2, nu=0.3)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from agt_lightning.aggregation import BatchEdits, Choice
-from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, Replacements, poison
+from agt_lightning.aggregation.top_n import Choice
+from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, Replacements
 from agt_lightning.domains.ball.remainder import Remainder
 from tests.domains.ball.clipped_problems import F64, Problem
 
@@ -205,7 +206,7 @@ def nothing_goes(patch):
 
 
 def one_less(patch):
-    patch.setattr(poison, "top_n_sum", lambda gains, n: gains[:, :0].sum(dim=1))
+    patch.setattr(Choice, "largest", lambda self, values: values[:0].sum())
     return replaced()
 
 

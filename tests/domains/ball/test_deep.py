@@ -462,9 +462,7 @@ def fewer(choice: Choice) -> Choice:
 
 def one_sample_less(patch: pytest.MonkeyPatch) -> Problem:
     whole = PoisonBounds.worst
-    patch.setattr(
-        PoisonBounds, "worst", lambda self, weights, n, *more: whole(self, weights, fewer(n), *more)
-    )
+    patch.setattr(PoisonBounds, "worst", lambda self, weights, n, *more: whole(self, weights, fewer(n), *more))
     return drawn(Form("softmax", "flip", math.inf, boxed=True), 2)
 
 

@@ -151,9 +151,7 @@ def fewer(choice: Choice) -> Choice:
 
 def one_sample_less(patch: pytest.MonkeyPatch) -> Problems:
     whole = PoisonBounds.worst
-    patch.setattr(
-        PoisonBounds, "worst", lambda self, weights, n, *more: whole(self, weights, fewer(n), *more)
-    )
+    patch.setattr(PoisonBounds, "worst", lambda self, weights, n, *more: whole(self, weights, fewer(n), *more))
     form = replace(SQUARED, labels="box")
     return network(form, [1.0], [1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], ball=1e-3, rate=0.1, n=2, nu=0.3)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from agt_lightning.aggregation import BatchEdits, Choice
-from agt_lightning.aggregation.top_n import Choice
 from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, Replacements
 from agt_lightning.domains.ball.remainder import Remainder
 from tests.domains.ball.clipped_problems import F64, Problem

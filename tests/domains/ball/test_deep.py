@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agt_lightning.aggregation.top_n import Choice
+from agt_lightning.aggregation import Choice
 from agt_lightning.domains.ball.deep import DeepAnalysis, bounds, gradient_jumps, remainder
 from agt_lightning.domains.ball.layers import Layer, LayerBall
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tests.domains.ball.problems as tests_problems
-from agt_lightning.aggregation.top_n import Choice
+from agt_lightning.aggregation import Choice
 from agt_lightning.domains import losses
 from agt_lightning.domains.ball import radius, value_bounds
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis, poison, remainder

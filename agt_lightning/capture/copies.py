@@ -52,6 +52,8 @@ def _aligned(rewriting: Rewriting, call: Call, layout: Layout, name: str) -> str
     missing = len(call.shape) - len(rewriting.shapes[name])
     shape = (1,) * missing + rewriting.shapes[name]
     own = layout.moved(layout.axis - missing)
+    if not missing and rewriting.mask(name, own) is not None:  # also where another axis has as many elements
+        return name
     if name in rewriting.on_samples:
         same = rewriting.layout(name) == own
         return rewriting.reshaped(call, rewriting.moved[name].name, layout.first(shape)) if same else None

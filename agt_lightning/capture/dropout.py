@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.nn.modules.dropout import _DropoutNd
 
 from agt_lightning.capture.graph import ITEM, STEPS_FIRST, STRIDED, Call, Draw, Graph, Mask, Reference
+from agt_lightning.capture.layout import FIRST
 from agt_lightning.errors import UncertifiableError
 
 _aten = torch.ops.aten
@@ -213,7 +214,7 @@ def _number(fill: Call) -> object:
 
 
 def masks_of_size(masks: Mapping[str, Mask | Draw], captured: int, samples: int) -> dict[str, Mask | Draw]:
-    """Return the masks that a batch of another number of samples draws, if their first axis counts samples.
+    """Return the masks that a batch of another number of samples draws, if one of their axes counts samples.
 
     Args:
         masks: of a graph.
@@ -222,7 +223,10 @@ def masks_of_size(masks: Mapping[str, Mask | Draw], captured: int, samples: int)
     """
 
     def shape(mask: Mask | Draw) -> tuple[int, ...]:
-        return (samples, *mask.shape[1:]) if mask.shape[:1] == (captured,) else mask.shape
+        layout = mask.layout if isinstance(mask, Mask) else FIRST
+        before, (size, *after) = mask.shape[: layout.axis], mask.shape[layout.axis :] or (0,)
+        counts_samples = size == captured * layout.folded
+        return (*before, samples * layout.folded, *after) if counts_samples else mask.shape
 
     return {name: replace(mask, shape=shape(mask)) for name, mask in masks.items()}
 
@@ -271,6 +275,11 @@ def _set(state: RandomState, devices: Sequence[torch.device]) -> None:
 def _draw(mask: Mask | Draw, device: torch.device) -> Tensor:
     if isinstance(mask, Draw):
         return _numbers(mask, mask.shape, device)
+    drawn = _dropped(mask, device)
+    return drawn if mask.layout == FIRST else mask.layout.samples_first(drawn)
+
+
+def _dropped(mask: Mask, device: torch.device) -> Tensor:
     ones = torch.ones(mask.shape, dtype=mask.dtype, device=device)
     if mask.order is not None:
         back = sorted(range(len(mask.order)), key=mask.order.__getitem__)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from agt_lightning.capture.layout import FIRST, Layout
+
 if TYPE_CHECKING:
     from agt_lightning.capture.counted_labels import CountedLabels
 
@@ -95,6 +97,7 @@ class Mask:
         whole_channels: whether entire channels are dropped (`Dropout1d` to `Dropout3d`).
         steps_first: whether axes 0 and 1 change places before it is drawn, as inside of a recurrent layer.
         order: axes by how far apart their elements lie in memory, the farthest first; masks are drawn along memory.
+        layout: where the samples are in ``shape``; the mask's value in the graph has them first.
     """
 
     p: float
@@ -103,6 +106,7 @@ class Mask:
     whole_channels: bool = False
     steps_first: bool = False
     order: tuple[int, ...] | None = None
+    layout: Layout = FIRST
 
 
 @dataclass(frozen=True)

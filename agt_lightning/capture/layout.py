@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -50,6 +52,19 @@ class Layout:
         """Return the shape of a value once its samples are first; with another number of them if one is given."""
         rest = [self.folded if axis == self.axis else shape[axis] for axis in self.order(len(shape))]
         return (self.samples(shape) if samples is None else samples, *rest)
+
+    def samples_first(self, value: Tensor) -> Tensor:
+        """Return a value of this layout with its samples first.
+
+        Example:
+            >>> import torch
+            >>> Layout(0, after=2).samples_first(torch.arange(4)[:, None]).squeeze(-1)
+            tensor([[0, 1],
+                    [2, 3]])
+        """
+        shape = value.shape
+        split = (*shape[: self.axis], self.before, self.samples(shape), self.after, *shape[self.axis + 1 :])
+        return value.reshape(split).movedim(self.axis + 1, 0).reshape(self.first(shape))
 
     def moved(self, axis: int) -> Layout:
         """Return the layout with the samples on another axis."""

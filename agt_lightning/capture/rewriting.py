@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch._ops import OpOverload
 
-from agt_lightning.capture.graph import Call, Graph, Reference, map_references
+from agt_lightning.capture.graph import Call, Graph, Mask, Reference, map_references
 from agt_lightning.capture.layout import FIRST, Layout
 from agt_lightning.capture.reached import inputs_of_samples, reached
 
@@ -48,6 +48,7 @@ class Rewriting:
         self.moved: dict[str, Moved] = {leaf: Moved(leaf, FIRST) for leaf in leaves}
         self.calls: list[Call] = []
         self._numbers = itertools.count()
+        self._masks: dict[str, Layout] = {}
 
     def layout(self, name: str) -> Layout:
         """Return where the samples of a captured value are."""
@@ -60,7 +61,39 @@ class Rewriting:
         output = self.moved.get(self.graph.output)
         in_place = output is not None and output.layout in (None, FIRST)
         name = output.name if output is not None and in_place else self.graph.output
-        return replace(self.graph, calls=tuple(self.calls), shapes=self.shapes, types=self.types, output=name)
+        graph = replace(self.graph, calls=tuple(self.calls), shapes=self.shapes, types=self.types, output=name)
+        return self._with_masks(graph)
+
+    def mask(self, name: str, layout: Layout) -> str | None:
+        """Return a mask of dropout with its samples first; None if the value is none, or has them elsewhere.
+
+        The mask is drawn as it was captured. It stays so if a captured call is read that needs it.
+
+        Args:
+            name: of the value.
+            layout: where the samples are that the mask meets.
+        """
+        mask, shape = self.graph.masks.get(name), self.shapes[name]
+        sized = shape[layout.axis : layout.axis + 1] == (self.samples * layout.folded,)
+        if not isinstance(mask, Mask) or not sized or self._masks.setdefault(name, layout) != layout:
+            return None
+        return name
+
+    def _with_masks(self, graph: Graph) -> Graph:
+        """Return the graph with the masks that rewritten calls read, with their samples first."""
+        captured, read = set(self.producers), {graph.output}
+        by_captured: set[str] = set()
+        for call in reversed(graph.calls):
+            if call.name in read:
+                read.update(call.inputs)
+                by_captured.update(call.inputs if call.name in captured else ())
+        moved = {name: layout for name, layout in self._masks.items() if name not in by_captured}
+        masks = {
+            name: replace(mask, layout=moved[name]) if name in moved and isinstance(mask, Mask) else mask
+            for name, mask in graph.masks.items()
+        }
+        shapes = {name: layout.first(graph.shapes[name]) for name, layout in moved.items()}
+        return replace(graph, masks=masks, shapes={**graph.shapes, **shapes})
 
     def write(self, call: Call, op: OpOverload, arguments: Mapping[str, object], shape: Sequence[int]) -> str:
         """Append a call in place of a captured one and return the name of its result."""

@@ -330,6 +330,6 @@ def _moved(site: Site) -> str:
     return (
         f"`{name_of(site.call)}` at {site.call.source} moves, cuts or mixes the samples' axis. Keep the batch whole as "
         "first axis and choose among the others, for example `x.transpose(1, 2)` or `x[:, 0]`. If a layer of torch "
-        "does it inside, as `nn.MultiheadAttention` does whatever its `batch_first`, write that layer yourself: "
+        "does it inside, write that layer yourself: for attention, "
         "`F.scaled_dot_product_attention` takes queries, keys and values with the batch first."
     )

@@ -96,9 +96,13 @@ def _no_result(records: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 
 def _largest(records: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the number of samples of the largest batch, beyond which n changes nothing; None if it is not known."""
+    """Return the number of samples of the largest batch, beyond which n changes nothing; None if it is not known.
+
+    An n of the data set can be larger than a batch.
+    """
     samples = [record["budget"]["samples_per_step"] for record in records]
-    return None if None in samples else max(each[1] for each in samples)
+    in_dataset = any("dataset" in record["budget"]["unit"] for record in records)
+    return None if in_dataset or None in samples else max(each[1] for each in samples)
 
 
 def report(found: Budget, limit: Acceptance, largest: int | None) -> str:

@@ -92,9 +92,47 @@ def draws_once(trainer: L.Trainer) -> bool:
     return all(type(sampler) in _DRAW_ONCE for sampler in _samplers(trainer))
 
 
-def has_indices(trainer: L.Trainer) -> bool:
-    """Return whether no loader reads an `IterableDataset`, which can yield a sample as often as it likes."""
-    return not any(isinstance(getattr(loader, "dataset", None), IterableDataset) for loader in _loaders(trainer))
+def follows_epochs(trainer: L.Trainer, processes: ProcessGroup) -> bool:
+    """Return whether no sample is known to be drawn twice in an epoch, in all processes together; a collective.
+
+    An `IterableDataset` can yield a sample as often as it likes, and so can an iterable that is no `DataLoader`, or one
+    with an ``__iter__`` of its own, which may repeat its batches.
+
+    Args:
+        trainer: with its training loaders set up.
+        processes: of the Trainer.
+    """
+    by_index = draws_once(trainer) and all(map(_draws_by_index, _loaders(trainer))) and not starts_again(trainer)
+    return not processes.any(not by_index) and _shares_are_apart(trainer, processes)
+
+
+def _draws_by_index(loader: object) -> bool:
+    """Return whether a loader yields just what its sampler draws from a data set with indices."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    kind = type(loader)
+    return kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator
+
+
+def _shares_are_apart(trainer: L.Trainer, processes: ProcessGroup) -> bool:
+    """Return whether each process has its own share of every epoch, by a `DistributedSampler`; a collective.
+
+    Other samplers draw from the whole data set in each process, or from an order that processes may not share.
+    """
+    if processes.size == 1:
+        return True
+    samplers = [_sampler_of(loader) for loader in _loaders(trainer)]
+    shares = [sampler for sampler in samplers if type(sampler) is DistributedSampler]
+    alike = [(each.num_replicas, each.shuffle, each.seed, each.drop_last, each.total_size) for each in shares]
+    ranks = processes.union([str([each.rank for each in shares])])
+    complete = len(shares) == len(samplers) and all(each.num_replicas == processes.size for each in shares)
+    return not processes.any(not complete) and len(processes.union([str(alike)])) == 1 and len(ranks) == processes.size
+
+
+def _sampler_of(loader: object) -> object:
+    """Return what decides which samples of an epoch a loader draws, and in which order."""
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(loader, "sampler", None) if batches is None else getattr(batches, "sampler", batches)
 
 
 def starts_again(trainer: L.Trainer) -> bool:

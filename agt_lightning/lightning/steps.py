@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from weakref import WeakSet
 
 import lightning as L
@@ -27,9 +28,8 @@ from agt_lightning.lightning.samplers import (
     assignment_problems,
     collates_more,
     draws_once,
-    has_indices,
+    follows_epochs,
     sampler_problems,
-    starts_again,
 )
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.propagation.objective import BoundedObjective
@@ -95,7 +95,7 @@ class CertifiedSteps:
         # A manual step optimizes by itself and must not run, not even on a replica, which shares the parameters.
         if self.module.automatic_optimization:
             with suppress(CaptureError), self.engine.processes.collective_errors():
-                observed = self.engine.observe(batch, self.loss.now, self._epoch())
+                observed = self.engine.observe(batch, self.loss.now)
         if self.engine.processes.any(observed is None or observed.recorded not in self._approved):
             self._approve(MicroBatch(batch) if observed is None else observed)
         assert observed is not None
@@ -106,7 +106,8 @@ class CertifiedSteps:
         self._seed = torch.initial_seed() if self._seed is None else self._seed
         if observed.recorded.graph.masks and torch.initial_seed() != self._seed:
             raise UncertifiableError([_SEEDED_AGAIN])
-        self._batches.append(observed)
+        self._note_size(observed.recorded.size(observed.data))
+        self._batches.append(replace(observed, epoch=self._epoch()))
         self._digests.append(content_digest(batch))
         return observed.running(self.module)
 
@@ -184,9 +185,6 @@ class CertifiedSteps:
         self.task = task if self.task is None else self.task | task
         self.engine.stated[OVERRIDDEN_OBJECTIVE] = bool(self.loss.own_objective)
         self.engine.stated[EVALUATED] = bool(self.engine.stated.get(EVALUATED)) or batch.recorded.prelude is not None
-        more = collates_more(self.trainer, batch.recorded.size(batch.data))
-        self._collates_more |= self.engine.processes.any(more)
-        self._expect_repeats()
         roles = batch.recorded.objective
         known = self.engine.stated.setdefault(ROLES, [])
         if roles.record() not in known:
@@ -201,15 +199,16 @@ class CertifiedSteps:
         ]:
             self._announce(f"`CertifiedTraining` {remark}")
 
-    def _expect_repeats(self) -> None:
-        drawn_once = draws_once(self.trainer) and not self._collates_more
-        self.engine.expect_repeats(possible=not drawn_once)
-        self._follows_samples = drawn_once and has_indices(self.trainer) and not starts_again(self.trainer)
+    def _note_size(self, size: int) -> None:
+        """Note that a batch has more samples than were drawn for it, in this process."""
+        if not self._collates_more and collates_more(self.trainer, size):
+            self._collates_more = True
+            self.engine.expect_repeats(possible=True)
 
     def _epoch(self) -> int | None:
         """Return the number of the epoch; None if a sample could be drawn several times in it."""
         number = self.fit.epoch(self.trainer.current_epoch)
-        return number if self._follows_samples else None
+        return number if self._follows_samples and not self._collates_more else None
 
     def _check_loaders(self) -> None:
         """Look at how new loaders draw samples; those of the first batch are checked with all else."""
@@ -217,7 +216,8 @@ class CertifiedSteps:
         if loaders is self._loaders:
             return
         self._loaders = loaders
-        self._expect_repeats()
+        self.engine.expect_repeats(possible=self._collates_more or not draws_once(self.trainer))
+        self._follows_samples = follows_epochs(self.trainer, self.engine.processes)
         if not self._approved:
             return
         problems = sampler_problems(self.trainer, self.engine.processes)

@@ -172,6 +172,36 @@ def test_processes_that_lightning_starts_leave_a_certificate(start_method, tmp_p
     assert bounds.contains(made.lightning_module)
 
 
+def test_samples_that_several_processes_draw_are_counted_in_each_step(pool):
+    """Nothing but a `DistributedSampler` tells that an epoch of all processes has each sample once."""
+    assert _radius(pool, _whole_data, "dataset") == pytest.approx(_radius(pool, _whole_data, "batch"), rel=1e-9)
+    assert _radius(pool, _shares, "dataset") < 0.9 * _radius(pool, _shares, "batch")
+
+
+def _radius(pool, loader, per):
+    first, second = pool.run(2, _trained_ball, loader, per)
+    assert first == second
+    return first
+
+
+def _trained_ball(loader, per):
+    certified = cases.CertifiedTraining(cases.BoundedAdversary(n=1, epsilon=0.1, per=per), domains=["ball"])
+    torch.manual_seed(5)
+    cases.trainer(certified, max_epochs=1).fit(cases.Regressor(), loader())
+    return certified.engine.domains.in_use["ball"].radius
+
+
+def _whole_data():
+    """Each process draws all samples, in an order of its own, so that none is in a step twice."""
+    x, y = cases.dataset().tensors
+    shift = cases.SIZE // 2 * cases.dist.get_rank()
+    return cases.DataLoader(cases.TensorDataset(x.roll(shift, 0), y.roll(shift, 0)), cases.BATCH // 2)
+
+
+def _shares():
+    return cases.loader(shuffle=True)
+
+
 def test_what_one_process_finds_stops_all(pool):
     """One process alone has a mask of the wrong shape."""
     with pytest.raises(FailedError) as failed:

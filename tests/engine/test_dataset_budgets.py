@@ -8,7 +8,7 @@ from dataclasses import replace
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining
 from agt_lightning.certificates.scope import budget
@@ -175,18 +175,69 @@ class Stream(IterableDataset):
         return iter(self.rows)
 
 
+class Echo(DataLoader):
+    """A loader that yields each of its batches twice."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield batch
+            yield batch
+
+    def __len__(self):
+        return 2 * super().__len__()
+
+
+class Batches:
+    """An iterable of the user's own that yields the same batch again and again."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return iter([self.data[:8]] * 3)
+
+
+class Remembered:
+    """A function for ``collate_fn`` that adds the first batch to all later ones."""
+
+    def __init__(self):
+        self.first = None
+
+    def __call__(self, samples):
+        batch = default_collate(samples)
+        if self.first is None:
+            self.first = batch
+            return batch
+        return [torch.cat(parts) for parts in zip(batch, self.first, strict=True)]
+
+
+ROWS = torch.randn(24, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+DATA = TensorDataset(ROWS, ROWS[:, :1].clone())
+
+
+def radius(per, loader, max_epochs=1):
+    certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.1, per=per), domains=["ball"])
+    fit(certified, loader, max_epochs)
+    return certified.engine.domains.in_use["ball"].radius
+
+
 def test_lightning_knows_which_steps_are_of_one_epoch():
-    x = torch.randn(24, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
-    rows = x, x[:, :1].clone()
+    loader = DataLoader(DATA, 8)
+    assert radius("dataset", loader, max_epochs=2) < 0.75 * radius("batch", loader, max_epochs=2)
 
-    def radius(per, data):
-        certified = CertifiedTraining(BoundedAdversary(n=1, epsilon=0.1, per=per), domains=["ball"])
-        fit(certified, DataLoader(data, batch_size=8), max_epochs=2)
-        return certified.engine.domains.in_use["ball"].radius
 
-    per_batch = radius("batch", TensorDataset(*rows))
-    assert radius("dataset", TensorDataset(*rows)) < 0.75 * per_batch
-    assert radius("dataset", Stream(*rows)) == pytest.approx(per_batch, rel=CLOSE)
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda: DataLoader(Stream(*DATA.tensors), 8),
+        lambda: Echo(DATA, 8),
+        lambda: Batches(DATA),
+        lambda: DataLoader(DATA, 8, collate_fn=Remembered()),
+    ],
+    ids=["iterable data set", "loader that repeats", "no loader", "collate_fn that repeats"],
+)
+def test_samples_that_can_be_drawn_again_in_an_epoch_are_counted_in_each_step(loader):
+    assert radius("dataset", loader()) == pytest.approx(radius("batch", loader()), rel=CLOSE)
 
 
 def test_unknown_places_are_refused():

@@ -179,8 +179,9 @@ class BallDomain(Domain[BallStep]):
         rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
         if data.epoch is None or data.epoch != self._epoch:
             self._begin_epoch(data.epoch)
+        counted = data.constants if len(self._radii) > 1 else replace(data.constants, pushes=())
         try:
-            radii = next_radii(self._radii, data.constants, rate, decay)
+            radii = next_radii(self._radii, counted, rate, decay)
             nominal = nominal_rounding(data, optimizer_step, rate, decay)
             radius = max(radii) + nominal
             update = update_rounding(data, optimizer_step, rate, decay, radius)

@@ -197,6 +197,22 @@ def test_a_checkpoint_begins_an_epoch():
     assert ball._radii == (state["radius"],) * (FLIPS.n + 1)
 
 
+def test_a_ball_that_is_told_no_adversary_counts_in_each_step():
+    def radius(told):
+        module = nn.Linear(3, 3, dtype=torch.float64)
+        nn.init.constant_(module.weight, 0.1)
+        engine = AbstractGradientEngine(
+            module, lambda m, batch: LOSSES["ce"](m(batch[0]), batch[1]), FLIPS, domains=["ball"]
+        )
+        engine.domains.in_use["ball"].adversary = told
+        engine.domains.in_use["ball"]._begin_epoch(None)
+        x, y = data_set("ce", torch.Generator().manual_seed(1))
+        engine.step([(x[:4], y[:4])], torch.optim.SGD(module.parameters(), lr=0.1), epoch=0)
+        return engine.domains.in_use["ball"].radius
+
+    assert radius(None) == pytest.approx(radius(FLIPS), rel=CLOSE)
+
+
 def test_many_samples_are_counted_in_each_step():
     assert not ball_domain.counts_in_epochs(replace(FLIPS, n=101))
     assert not ball_domain.counts_in_epochs(replace(FLIPS, counts="sources"))

@@ -82,6 +82,7 @@ def require_adversary(adversary: object) -> None:
 
     Raises:
         TypeError: if attributes are missing, which the message names, or it is not an instance of a dataclass.
+        ValueError: if it has `counts` or `per`, as what n counts, and where, and they are no known names.
     """
     needed = ("n", "perturbs_features", "perturbs_labels", "sample_clipping", "assumptions", "problems")
     missing = [name for name in (*needed, "poisoned_features", "poisoned_labels") if not hasattr(adversary, name)]
@@ -91,6 +92,7 @@ def require_adversary(adversary: object) -> None:
             "Expected `adversary` to be a `BoundedAdversary`, an `UnboundedAdversary` or a frozen dataclass with the "
             f"attributes of `agt_lightning.adversaries.Adversary`, but got {type(adversary).__name__}.{lacks}"
         )
+    check_unit(getattr(adversary, "counts", "samples"), getattr(adversary, "per", "batch"))
 
 
 def inserts_and_deletes(adversary: Adversary) -> bool:

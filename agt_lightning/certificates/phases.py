@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ FLOATS = "floats"
 """Setting of a phase: whether bounds contain runs as hardware executes them, or runs in real arithmetic."""
 
 _ALL_POISONABLE = "all_samples_poisonable"
+
+_SOURCES = "sources"
+"""Setting of a phase: what named the source of each sample, if something did."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,25 @@ def bound_settings(
         FLOATS: config.floats,
         _ALL_POISONABLE: config.poisonable is None,
         SAMPLES_ARE_NAMED: config.poisonable is not None or config.sample_ids is not None,
+        **({} if config.sources is None else {_SOURCES: name_of(config.sources)}),
         "clipping_of_the_mean_gradient": None if clipping is None else repr(clipping),
         OVERRIDDEN_OBJECTIVE: False,
         EVALUATED: False,
         **(stated or {}),
     }
+
+
+def name_of(entry: Callable[[object], object] | str) -> str:
+    """Return a key of the batch as it is, and of a function its name.
+
+    Example:
+        >>> name_of("hospital"), name_of(Phase.of)
+        ('hospital', 'agt_lightning.certificates.phases.Phase.of')
+    """
+    if isinstance(entry, str):
+        return entry
+    named = entry if hasattr(entry, "__qualname__") else type(entry)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def followed_by(earlier: Sequence[Phase], steps: int, settings: Mapping[str, object]) -> tuple[Phase, ...]:

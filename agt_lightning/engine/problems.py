@@ -82,6 +82,8 @@ def _source_problems(adversary: Adversary, sources: Sources | None, bounded: Bou
     """Return why an adversary that owns sources is not covered; none for all others."""
     if not counts_sources(adversary):
         return []
+    if inserts_and_deletes(adversary):
+        return ['Nothing bounds how many samples a source inserts. Count samples, or leave `edits` at "replace".']
     if sources is None:
         return [_NO_SOURCES]
     if bounded.program.mixing:

@@ -39,7 +39,7 @@ class TrainedBatches:
         """Return the chain after one more step.
 
         Args:
-            digests: from `content_digest`, one of each micro-batch.
+            digests: from `content_digest`, one of each micro-batch, and one of its sources if n counts these.
             samples: of the step.
 
         Example:

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
+from agt_lightning.adversaries.base import counts_sources
 from agt_lightning.capture.clock import Clock
 from agt_lightning.certificates.phases import EVALUATED, OVERRIDDEN_OBJECTIVE, ROLES, UNTRIED_HOOKS
 from agt_lightning.certificates.task import Task
@@ -33,7 +34,7 @@ from agt_lightning.lightning.samplers import (
 )
 from agt_lightning.lightning.training_step import TrainingLoss
 from agt_lightning.propagation.objective import BoundedObjective
-from agt_lightning.propagation.samples import MicroBatch
+from agt_lightning.propagation.samples import MicroBatch, sources_of_samples
 
 
 class CertifiedSteps:
@@ -106,9 +107,10 @@ class CertifiedSteps:
         self._seed = torch.initial_seed() if self._seed is None else self._seed
         if observed.recorded.graph.masks and torch.initial_seed() != self._seed:
             raise UncertifiableError([_SEEDED_AGAIN])
-        self._note_size(observed.recorded.size(observed.data))
+        size = observed.recorded.size(observed.data)
+        self._note_size(size)
         self._batches.append(replace(observed, epoch=self._epoch()))
-        self._digests.append(content_digest(batch))
+        self._digests += [content_digest(batch), *self._digest_of_sources(batch, size)]
         return observed.running(self.module)
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -198,6 +200,13 @@ class CertifiedSteps:
             *remarks(self.trainer, self.module),
         ]:
             self._announce(f"`CertifiedTraining` {remark}")
+
+    def _digest_of_sources(self, batch: object, size: int) -> list[str]:
+        """Return a digest of the sources of a batch if n counts sources; curves of other sources are other curves."""
+        if not any(map(counts_sources, self.engine.adversaries)):
+            return []
+        whose = sources_of_samples(self.engine.config.sources, batch, size)
+        return [] if whose is None else [content_digest(whose)]
 
     def _note_size(self, size: int) -> None:
         """Note that a batch has more samples than were drawn for it, in this process."""

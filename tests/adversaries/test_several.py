@@ -61,3 +61,14 @@ def test_an_empty_sequence_is_refused() -> None:
 def test_what_is_no_adversary_is_refused() -> None:
     with pytest.raises(TypeError, match="but got int"):
         all_adversaries([BoundedAdversary(n=1), 5])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("setting", ["counts", "per"])
+def test_what_n_counts_must_be_known_of_adversaries_of_ones_own(setting: str) -> None:
+    class Own(BoundedAdversary):
+        pass
+
+    adversary = Own(n=1, epsilon=0.1)
+    object.__setattr__(adversary, setting, "pixels")
+    with pytest.raises(ValueError, match=f"`{setting}` to be"):
+        all_adversaries(adversary)

@@ -7,6 +7,7 @@ import pytest
 
 from agt_lightning import Acceptance, Budget
 from agt_lightning.certificates.alike import ALIKE, differences, families
+from agt_lightning.certificates.assumptions import OF_BUDGETS
 from agt_lightning.certificates.document import with_digest
 from agt_lightning.command.budget import report
 
@@ -117,6 +118,18 @@ def test_a_result_that_is_not_there_is_named(agt, trained):
     code, printed = agt("budget", trained.certificate, "--metric", "val_certified_mse", *LIMIT)
     assert code == 2
     assert "they have mean_width, val_certified_accuracy, val_nominal_accuracy" in printed
+
+
+def test_an_n_of_the_data_set_can_be_larger_than_a_batch(agt, trained, tmp_path):
+    record = one(trained)
+    most = record["budget"]["samples_per_step"][1]
+    record["adversary"]["per"] = record["budget"]["unit"] = "dataset"
+    record["assumptions"][0] = OF_BUDGETS["samples", "dataset"].sentence
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(sibling(record, most, 0.41)))
+    code, printed = agt("budget", path, *LIMIT)
+    assert code == 0, printed
+    assert f"Try n={2 * most} next" in printed
 
 
 def test_what_to_try_next_ends():

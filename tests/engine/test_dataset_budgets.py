@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from agt_lightning import BoundedAdversary, CertifiedModel, CertifiedTraining
+from agt_lightning.certificates.alike import families
 from agt_lightning.certificates.scope import budget
 from agt_lightning.domains.influence.recorded_head import RecordedHead
 from tests.domains.influence.test_domain import (
@@ -163,6 +164,19 @@ def test_a_certificate_of_sources_verifies(tmp_path, per):
     assert "influence" in record["bounds"]["domains"]["left_out"]
     files = [str(path), "--bounds", str(tmp_path / "bounds.safetensors"), "--weights", str(tmp_path / "model.ckpt")]
     assert main(["verify", *files, "--without-results"]) == 0
+
+
+def test_certificates_for_other_sources_are_no_points_of_one_curve(tmp_path):
+    x = torch.randn(24, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    loader = DataLoader(TensorDataset(x, x[:, :1].clone(), torch.arange(24) % 5), batch_size=8)
+    records = []
+    for n, sources in ((1, hospital), (2, hospital), (3, lambda batch: batch[2] // 2)):
+        folder = tmp_path / str(n)
+        adversary = BoundedAdversary(n=n, epsilon=0.1, counts="sources")
+        fit(CertifiedTraining(adversary, sources=sources, dirpath=folder, domains=["box"]), loader, max_epochs=1)
+        records.append(json.loads((folder / "certificate.json").read_text("utf-8")))
+    assert families(records) == [[0, 1], [2]]
+    assert records[0]["phases"][0]["sources"].endswith("test_dataset_budgets.hospital")
 
 
 class Stream(IterableDataset):

@@ -116,6 +116,8 @@ def test_sources_of_micro_batches_belong_together():
 
 
 OWNED = BoundedAdversary(n=1, epsilon=0.1, counts="sources")
+INSERTING = UnboundedAdversary(n=1, kappa=0.1, edits="insert-delete")
+object.__setattr__(INSERTING, "counts", "sources")  # as an adversary of the user's own may do
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,9 @@ OWNED = BoundedAdversary(n=1, epsilon=0.1, counts="sources")
             BoundedAdversary(n=1, nu=1, q=0, counts="sources"),
             "names an entry of the batch that the adversary changes",
         ),
+        ({}, INSERTING, "Nothing bounds how many samples a source inserts"),
     ],
-    ids=["unnamed", "adjoint", "poisoned"],
+    ids=["unnamed", "adjoint", "poisoned", "inserting"],
 )
 def test_what_is_refused(settings, adversary, message):
     module = network("ce", ())

@@ -262,7 +262,14 @@ def yielded_by_the_data_set():
     return DataLoader(Yielded(), batch_size=4)
 
 
-@pytest.mark.parametrize("loader", [drawn_by_a_sampler, yielded_by_the_data_set])
+class Batches:
+    """An iterable of batches that is no loader."""
+
+    def __iter__(self):
+        return iter(drawn_by_a_sampler())
+
+
+@pytest.mark.parametrize("loader", [drawn_by_a_sampler, yielded_by_the_data_set, Batches])
 @pytest.mark.parametrize("kind", [Augmented, Probe])
 def test_samples_of_an_own_sampler_need_names(kind, loader, fit):
     """Within the first epoch, nothing but a name tells a changed sample from another one."""

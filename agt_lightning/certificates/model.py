@@ -42,8 +42,8 @@ class CertifiedModel:
     outward. With ``epsilon > 0`` they hold for every input in a ball around ``x`` as well, the trigger set V(x) of a
     backdoor attack (equation 13).
 
-    All bounds are for the adversary of the training, whose n counts samples of **each batch**. `certified_flips` alone
-    counts samples of the **whole data set**.
+    All bounds are for the adversary of the training, whose n counts samples of **each batch** unless it says otherwise.
+    `certified_flips` counts samples of the **whole data set** in any case.
 
     Classes are those of the largest output. One output decides between class 0 and class 1 by its sign if it was
     trained as a logit, and by that of its logit if it is a sigmoid; for all others give ``threshold=``. A sigmoid or

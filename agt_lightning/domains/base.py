@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agt_lightning.adversaries import Adversary
-from agt_lightning.adversaries.base import counts_dataset, counts_sources
+from agt_lightning.adversaries.base import counted, counts_dataset, counts_sources
 from agt_lightning.aggregation import BatchEdits, Choice, SampleSet
 from agt_lightning.aggregation.mean_clipping import MeanClipping
 from agt_lightning.capture import Graph
@@ -83,19 +83,25 @@ class Step:
 def bounds_count(adversary: Adversary, *, in_dataset: bool = False) -> str:
     """Return what n counts in bounds of a domain, in words, for its record.
 
+    Bounds that count in each batch can rest on those of another domain that counts in the data set, so that they are no
+    bounds for an adversary of each batch.
+
     Args:
         adversary: the threat model.
         in_dataset: whether the bounds count samples of the data set, as only an adversary that does so allows.
 
     Example:
         >>> from agt_lightning import BoundedAdversary
+        >>> bounds_count(BoundedAdversary(n=1, nu=1, q=0, counts="sources"))
+        'n sources of each batch, as the adversary does'
         >>> bounds_count(BoundedAdversary(n=1, nu=1, q=0, per="dataset"))
-        'n samples of each batch, which contains n of the whole data set'
+        'n samples of each batch, for an adversary with n of the whole data set, which can do no more'
     """
     if in_dataset:
         return "n samples of the whole data set, as the adversary does"
-    rest = "which contains n of the whole data set" if counts_dataset(adversary) else "as the adversary does"
-    return f"n samples of each batch, {rest}"
+    within = "for an adversary with n of the whole data set, which can do no more"
+    rest = within if counts_dataset(adversary) else "as the adversary does"
+    return f"n {counted(adversary)} of each batch, {rest}"
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def test_samples_that_are_not_known_are_counted_in_each_batch():
     each = trained(one_hot_loss, batches(*data()), replace(FLIP, per="batch"), names=False)
     assert torch.equal(outputs.upper, model_of(each).bound_forward(x).upper)
     count = engine.domains.record()["in_use"]["influence"]["bounds_count"]
-    assert count == "n samples of each batch, which contains n of the whole data set"
+    assert count == "n samples of each batch, for an adversary with n of the whole data set, which can do no more"
 
 
 def test_the_box_contains_all_runs():
@@ -162,6 +162,7 @@ def test_a_certificate_of_sources_verifies(tmp_path, per):
     assert record["budget"]["unit"] == f"sources per {per}"
     assert "sources" in record["assumptions"][0]
     assert "influence" in record["bounds"]["domains"]["left_out"]
+    assert record["bounds"]["domains"]["in_use"]["ball"]["bounds_count"].startswith("n sources of each batch")
     files = [str(path), "--bounds", str(tmp_path / "bounds.safetensors"), "--weights", str(tmp_path / "model.ckpt")]
     assert main(["verify", *files, "--without-results"]) == 0
 

@@ -223,7 +223,7 @@ class AdjointDomain(Domain[AdjointStep]):
         return {
             "steps": len(self.recorder.entries),
             "samples": self.recorder.samples,
-            "bounds_count": "n samples of each batch",
+            "bounds_count": "n samples of each batch, within the ball",
         }
 
     @override

@@ -155,7 +155,7 @@ class BallDomain(Domain[BallStep]):
             self._require_one_head(views)
             batches = [view.batch(step.adversary) for view in views]
         objective, data = views[0].objective, step_data(step, batches)
-        epoch = epoch_of(step) if counts_in_epochs(step.adversary) else None
+        epoch = epoch_of(step) if counts_in_epochs(step.adversary) else (None, frozenset[int]())
         try:
             ball = self.ball.layers(objective.head, self.module, self.dtype)
             if isinstance(step.adversary, UnboundedAdversary):
@@ -164,7 +164,7 @@ class BallDomain(Domain[BallStep]):
             constants = analysis.step_constants(ball, data, step.samples.weights, objective.loss)
         except _FAILURES as error:  # the same in every process, for all have the same data
             raise DomainLostError(f"its bounds cannot be computed: {error}") from error
-        return BallStep(objective.head, ball.arithmetic, ball.radius, constants, step.gradient, epoch)
+        return BallStep(objective.head, ball.arithmetic, ball.radius, constants, step.gradient, *epoch)
 
     def _require_one_head(self, views: Sequence[BatchView]) -> None:
         """Raise unless all micro-batches of all steps train the same parameters by the same loss."""
@@ -177,8 +177,9 @@ class BallDomain(Domain[BallStep]):
     @override
     def update(self, data: BallStep, optimizer_step: OptimizerStep) -> None:
         rate, decay = plain_sgd_settings(optimizer_step, data.head.parameters)
-        if data.epoch is None or data.epoch != self._epoch:
-            self._begin_epoch(data.epoch)
+        if data.epoch is None or data.epoch != self._epoch or data.names & self._spent:
+            self._begin_epoch(data.epoch)  # a sample that is drawn again can be changed again
+        self._spent |= data.names
         counted = data.constants if len(self._radii) > 1 else replace(data.constants, pushes=())
         try:
             radii = next_radii(self._radii, counted, rate, decay)
@@ -199,6 +200,7 @@ class BallDomain(Domain[BallStep]):
         adversary = self.adversary
         levels = adversary.n + 1 if adversary is not None and counts_in_epochs(adversary) else 1
         self._epoch, self._radii = number, (self.radius,) * levels
+        self._spent: set[int] = set()
 
     @override
     def restart_optimizer(self) -> None:
@@ -228,7 +230,7 @@ class BallDomain(Domain[BallStep]):
 
     def _bounds_count(self) -> str:
         if len(self._radii) > 1:
-            return "n samples of each epoch, and of each step of an unknown one, which contains n of the whole data set"
+            return "n samples of each epoch, and of each step of an unknown one, as n of the whole data set can be"
         return "n samples of each batch" if self.adversary is None else bounds_count(self.adversary)
 
     @override

@@ -188,12 +188,18 @@ def counts_in_epochs(adversary: Adversary) -> bool:
     )
 
 
-def epoch_of(step: Step) -> int | None:
-    """Return the epoch that a step belongs to, in all processes; None if that is not known; a collective."""
+def epoch_of(step: Step) -> tuple[int | None, frozenset[int]]:
+    """Return the epoch that a step belongs to, in all processes, and the names of its samples; a collective.
+
+    Returns:
+        The number of the epoch, None if that is not known; and the names, none if samples have no names.
+    """
     local = sorted({part.batch.epoch for part in step.parts}, key=str)
-    received = step.processes.gather({"epochs": json.dumps(local)})
+    names = [name for part in step.parts if part.sample_ids is not None for name in part.sample_ids.tolist()]
+    received = step.processes.gather({"epochs": json.dumps(local), "names": json.dumps(names)})
     every = {epoch for message in received for epoch in json.loads(str(message["epochs"]))}
-    return every.pop() if len(every) == 1 else None
+    named = frozenset(name for message in received for name in json.loads(str(message["names"])))
+    return every.pop() if len(every) == 1 else None, named
 
 
 def _gathered(processes: ProcessGroup, batches: Sequence[Batch]) -> list[Batch]:

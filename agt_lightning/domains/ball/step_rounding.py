@@ -34,6 +34,7 @@ class BallStep:
         constants: suprema over the ball.
         gradient: of the step's loss at the nominal parameters, by parameter name.
         epoch: number of the pass over the data set; None if it is not known, or does not matter.
+        names: of its samples, where some are given and the epoch matters.
     """
 
     head: Head
@@ -42,6 +43,7 @@ class BallStep:
     constants: StepConstants
     gradient: Mapping[str, Tensor]
     epoch: int | None = None
+    names: frozenset[int] = frozenset()
 
 
 def nominal_rounding(data: BallStep, optimizer_step: OptimizerStep, rate: float, decay: float) -> float:

@@ -197,6 +197,29 @@ def test_a_checkpoint_begins_an_epoch():
     assert ball._radii == (state["radius"],) * (FLIPS.n + 1)
 
 
+def test_a_sample_that_is_named_again_begins_an_epoch():
+    """Views of one picture, say, in several steps of an epoch."""
+
+    def radius(per, ids=None):
+        torch.manual_seed(1)
+        module = nn.Linear(3, 3, dtype=torch.float64)
+        engine = AbstractGradientEngine(
+            module,
+            lambda m, batch: LOSSES["ce"](m(batch[0]), batch[1]),
+            replace(FLIPS, n=1, per=per),
+            domains=["ball"],
+            sample_ids=None if ids is None else lambda batch: batch[2],
+        )
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        x, y = data_set("ce", torch.Generator().manual_seed(1))
+        for rows in torch.arange(len(x)).chunk(BATCHES):
+            engine.step([(x[rows], y[rows], rows if ids is None else ids[rows])], optimizer, epoch=0)
+        return engine.domains.in_use["ball"].radius
+
+    assert radius("dataset", torch.arange(12) % SIZE) == pytest.approx(radius("batch"), rel=CLOSE)
+    assert radius("dataset", torch.arange(12)) == radius("dataset") < 0.9 * radius("batch")
+
+
 def test_a_ball_that_is_told_no_adversary_counts_in_each_step():
     def radius(told):
         torch.manual_seed(1)

@@ -93,7 +93,7 @@ def attacked(module, batches, adversary, seed):
     return {name: value.detach() for name, value in run.named_parameters()}
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", LAYERS)
 def test_bounds_contain_every_poisoned_run(name):
     adversary = BoundedAdversary(n=2, epsilon=0.1, nu=1, q=0)

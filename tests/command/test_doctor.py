@@ -86,6 +86,7 @@ def test_with_data_the_step_is_tried(data, agt):
     assert f"{place}  `aten.sort.default` in `x = torch.sort(x, dim=0).values` has no bound rule." in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [("--nu", "1", "--q", "0"), (), ("--kappa", "0.1")], ids=" ".join)
 def test_what_can_be_certified_is_told_with_its_cost(more, agt):
     words = ("doctor", "tests.command.modules:Classifier", "--data", "tests.command.modules:Data")

@@ -175,6 +175,7 @@ class Stream(IterableDataset):
         return iter(self.rows)
 
 
+@pytest.mark.slow
 def test_lightning_knows_which_steps_are_of_one_epoch():
     x = torch.randn(24, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
     rows = x, x[:, :1].clone()

@@ -189,11 +189,12 @@ def counts_in_epochs(adversary: Adversary) -> bool:
 
 
 def epoch_of(step: Step) -> int | None:
-    """Return the epoch that a step belongs to, in all processes; None if that is not known; a collective."""
-    local = sorted({part.batch.epoch for part in step.parts}, key=str)
-    received = step.processes.gather({"epochs": json.dumps(local)})
-    every = {epoch for message in received for epoch in json.loads(str(message["epochs"]))}
-    return every.pop() if len(every) == 1 else None
+    """Return the epoch that a step belongs to; None if it is not known, or that each sample is in one step of it.
+
+    Of several processes it is not known: each draws its samples once, but two can draw the same ones in other steps.
+    """
+    every = {part.batch.epoch for part in step.parts}
+    return every.pop() if len(every) == 1 and step.processes.size == 1 else None
 
 
 def _gathered(processes: ProcessGroup, batches: Sequence[Batch]) -> list[Batch]:

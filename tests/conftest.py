@@ -22,7 +22,7 @@ if os.environ.get("AGT_WITHOUT_ONEDNN") == "1":
     torch.backends.nnpack.set_flags(False)  # would replace oneDNN, and is refused: it transforms convolutions
 
 
-QUICK = 6
+QUICK = 10
 """Of each test with several cases, one in so many runs with every change; ``thinned`` sets another number."""
 
 

@@ -338,6 +338,7 @@ def test_code_that_reads_for_a_log_is_recorded_as_without_it(step):
     assert [call.op for call in recorded(step).calls] == [call.op for call in plain.calls]
 
 
+@pytest.mark.slow
 def test_the_loss_may_be_checked_for_nan():
     """A value that is checked, but not part of the loss, would be refused."""
 

@@ -328,6 +328,7 @@ def test_every_entry_has_a_role_or_is_asked_for(loss, features, labels, moves, s
     assert set(roles.entries.unmoved) == others
 
 
+@pytest.mark.slow
 def test_containers_positions_and_printed_names_select_entries():
     x, y = batch()
     data = ({"a": x, "b": [2 * x]}, y)

@@ -303,5 +303,6 @@ def test_planted_faults_are_noticed(fault):
     fault.require_noticed("off by|accepted")
 
 
+@pytest.mark.slow
 def test_checks_pass_with_nothing_broken():
     require_checks_pass(FAULTS)

@@ -86,13 +86,14 @@ def test_with_data_the_step_is_tried(data, agt):
     assert f"{place}  `aten.sort.default` in `x = torch.sort(x, dim=0).values` has no bound rule." in printed
 
 
-def test_what_can_be_certified_is_told_with_its_cost(agt):
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("--nu", "1", "--q", "0"), (), ("--kappa", "0.1")], ids=" ".join)
+def test_what_can_be_certified_is_told_with_its_cost(more, agt):
     words = ("doctor", "tests.command.modules:Classifier", "--data", "tests.command.modules:Data")
-    for more in ((), ("--nu", "1", "--q", "0"), ("--kappa", "0.1")):
-        code, printed = agt(*words, *more)
-        assert code == 0
-        assert "This training can be certified." in printed
-        assert "a step on 8 samples" in printed
+    code, printed = agt(*words, *more)
+    assert code == 0
+    assert "This training can be certified." in printed
+    assert "a step on 8 samples" in printed
 
 
 def test_names_that_lead_nowhere_are_told(agt):

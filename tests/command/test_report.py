@@ -385,6 +385,7 @@ def opened(page, folder, *words) -> tuple[str, str]:
     return done.stdout.decode(), "\n".join(line for line in done.stderr.decode().splitlines() if "CONSOLE" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium, chromium-browser or google-chrome")
 def test_a_browser_shows_the_page(agt, several, trained, listener, tmp_path):
     bad = tmp_path / "bad.html"

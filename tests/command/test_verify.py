@@ -305,6 +305,7 @@ def test_other_weights_bounds_and_data_are_found(agt, files, tmp_path):
     assert "contradicted: data of loader 0" in printed
 
 
+@pytest.mark.slow
 def test_what_other_domains_certify_takes_their_states(agt, tmp_path):
     """The ball certifies more than a box around it; its radius is in the checkpoint alone."""
     files = train(tmp_path, BoundedAdversary(n=1, epsilon=0.05), module=Head, domains=("box", "ball"), epochs=20)

@@ -8,7 +8,8 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch.distributed.fsdp import MixedPrecision
 
 from agt_lightning import ParameterBounds, UnboundedAdversary
-from agt_lightning.lightning.distributed import strategy_problems
+from agt_lightning.lightning.distributed import processes_of, strategy_problems
+from agt_lightning.lightning.samplers import follows_epochs
 from tests.distributed import lightning_cases as cases
 from tests.distributed.pool import FailedError, forkserver
 from tests.distributed.test_same_bounds import assert_close, assert_same_bits
@@ -172,23 +173,15 @@ def test_processes_that_lightning_starts_leave_a_certificate(start_method, tmp_p
     assert bounds.contains(made.lightning_module)
 
 
-def test_samples_that_several_processes_draw_are_counted_in_each_step(pool):
-    """Nothing but a `DistributedSampler` tells that an epoch of all processes has each sample once."""
-    assert _radius(pool, _whole_data, "dataset") == pytest.approx(_radius(pool, _whole_data, "batch"), rel=1e-9)
-    assert _radius(pool, _shares, "dataset") < 0.9 * _radius(pool, _shares, "batch")
+def test_nothing_but_its_sampler_tells_that_processes_have_shares_of_an_epoch(pool):
+    assert pool.run(2, _follows, _shares) == [True, True]
+    assert pool.run(2, _follows, _whole_data) == [False, False]
 
 
-def _radius(pool, loader, per):
-    first, second = pool.run(2, _trained_ball, loader, per)
-    assert first == second
-    return first
-
-
-def _trained_ball(loader, per):
-    certified = cases.CertifiedTraining(cases.BoundedAdversary(n=1, epsilon=0.1, per=per), domains=["ball"])
-    torch.manual_seed(5)
-    cases.trainer(certified, max_epochs=1).fit(cases.Regressor(), loader())
-    return certified.engine.domains.in_use["ball"].radius
+def _follows(loader):
+    made = cases.trainer(cases.CertifiedTraining(cases.ADVERSARY, domains=["box"]), max_epochs=1)
+    made.fit(cases.Regressor(), loader())
+    return follows_epochs(made, processes_of(made))
 
 
 def _whole_data():

@@ -48,6 +48,7 @@ def test_example_with_a_wrong_turn_breaks_the_laws(tmp_path):
         run_script(tmp_path / "bump.py", code)
 
 
+@pytest.mark.slow
 def test_a_diagnosis_prints_what_the_document_shows(tmp_path, capsys):
     """Numbers apart: other processors round otherwise."""
     run_script(tmp_path / "net.py", "\n".join(blocks("docs/diagnose.md")))
@@ -131,6 +132,7 @@ def files_entered_by_a_step():
     return entered
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_one_batch_walks_through_the_files_in_their_order():
     rows = re.findall(

@@ -173,6 +173,7 @@ def test_a_state_goes_on_as_if_nothing_had_happened(tmp_path):
         AbstractGradientEngine(other, loss, MOVED, domains=("box",)).restore(engine.state())
 
 
+@pytest.mark.slow
 def test_statistics_have_their_bounds_under_a_second_name():
     engine, _ = certified("rows", MOVED)
     module, queries = engine.module, torch.randn(4, 3, dtype=torch.float64)

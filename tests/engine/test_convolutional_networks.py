@@ -183,7 +183,7 @@ def attacks_on(module: nn.Module, adversary: BoundedAdversary, generator: torch.
     return Attacks(module, "ce", adversary, RATE, 0.0, generator, count=RUNS, alone=3)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bounds_contain_every_poisoned_run(name):
     reached = 0.0

@@ -236,6 +236,7 @@ def radius(per, loader, max_epochs=1):
     return certified.engine.domains.in_use["ball"].radius
 
 
+@pytest.mark.slow
 def test_lightning_knows_which_steps_are_of_one_epoch():
     loader = DataLoader(DATA, 8)
     assert radius("dataset", loader, max_epochs=2) < 0.75 * radius("batch", loader, max_epochs=2)

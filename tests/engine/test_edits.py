@@ -189,6 +189,7 @@ def test_more_edits_are_never_tighter():
     assert widths[0] < 1e-9 < widths[1]
 
 
+@pytest.mark.slow
 def test_both_kinds_of_edits_are_certified_beside_one_training():
     module = network()
     adversaries = [UnboundedAdversary(n=2, kappa=0.3, edits=edits) for edits in ("replace", "insert-delete")]

@@ -143,7 +143,7 @@ CASES = [
 ]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("hidden", [(), (5,), (4, 4)], ids=["linear", "one-hidden", "two-hidden"])
 @pytest.mark.parametrize(("kind", "adversary"), CASES)
 def test_box_equals_exact_interval_arithmetic(kind, adversary, hidden):

@@ -110,6 +110,7 @@ def engine_of(module, adversary=None):
     return AbstractGradientEngine(module, loss, adversary or BoundedAdversary(n=1, epsilon=0.05))
 
 
+@pytest.mark.slow
 def test_groups_have_their_own_settings():
     module, batches = regression()
     twin, _ = regression()

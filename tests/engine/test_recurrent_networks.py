@@ -93,7 +93,7 @@ def attacked(module, batches, adversary, seed):
     return {name: value.detach() for name, value in run.named_parameters()}
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", LAYERS)
 def test_bounds_contain_every_poisoned_run(name):
     adversary = BoundedAdversary(n=2, epsilon=0.1, nu=1, q=0)
@@ -193,6 +193,7 @@ def test_other_settings_are_refused_with_a_way_out(name):
         engine_of(module).step([(x, y)], torch.optim.SGD(module.parameters(), lr=0.1))
 
 
+@pytest.mark.slow
 def test_a_state_is_written_once_for_all_results():
     module = made("LSTM, state")
     x, y = data("ce", torch.Generator().manual_seed(1))[0]

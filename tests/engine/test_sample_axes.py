@@ -232,11 +232,13 @@ def test_a_table_with_as_many_rows_as_samples_is_no_place_for_poison():
     assert "samples as first axis" in problems_at_part(Table(SIZE, SIZE), loss_of_first_tokens, SIZE)[0]
 
 
+@pytest.mark.slow
 def test_outputs_with_as_many_columns_as_samples_are_one():
     """Statistics of the batch have no rules, so the recordings of two batches tell which axis counts the samples."""
     assert problems_at_part(nn.BatchNorm1d(SIZE), loss_of_first_tokens, SIZE) == []
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_whose_loss_reads_the_number_of_samples_is_refused():
     """It is recorded with its sample twice, where `len(x)` is two."""
     module, batch = made("folded"), tuple(entry[:1] for entry in batches_of("folded")[0])
@@ -261,6 +263,7 @@ class NormedTokens(nn.Module):
         return self.head(self.norm(torch.cat([self.token.expand(len(x), -1, -1), x], 1))[:, 1:])
 
 
+@pytest.mark.slow
 def test_a_class_token_is_joined_where_no_rules_are():
     module = NormedTokens().double()
     engine = AbstractGradientEngine(module, loss_of_last_tokens, BoundedAdversary(n=1, nu=1, q=0))

@@ -107,6 +107,7 @@ def test_bounds_are_those_of_a_training_with_each_adversary_alone(case: Case) ->
         assert together.bounds_of(adversary).mean_width() > 0
 
 
+@pytest.mark.slow
 def test_states_of_domains_are_those_of_trainings_alone() -> None:
     case = Case("momentum", perceptron, FEATURES, {"domains": ("box",)}, momentum=0.9)
     together = case.trained(FEATURES)
@@ -132,6 +133,7 @@ def test_bounds_of_another_adversary_are_refused() -> None:
         engine.bounds_of(BoundedAdversary(n=7))
 
 
+@pytest.mark.slow
 def test_clipping_of_the_mean_is_that_of_trainings_alone() -> None:
     def trained(adversaries: Adversary | Sequence[Adversary]) -> AbstractGradientEngine:
         torch.manual_seed(3)
@@ -246,6 +248,7 @@ def test_errors_name_the_adversary_whose_bounds_are_lost() -> None:
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_adversaries_go_on_from_a_saved_state() -> None:
     case = CASES[2]
     first = case.trained(FEATURES)

@@ -179,6 +179,7 @@ def test_settings_of_adversaries():
         UnboundedAdversary(n=1, kappa=1.0, edits="insert-delete", counts="sources")
 
 
+@pytest.mark.slow
 def test_a_deeper_head_takes_the_ball_too():
     module = network("mse", (4, 4))
     engine = engine_of(module, "mse", OWNED, domains=["ball"])

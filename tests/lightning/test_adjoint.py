@@ -24,6 +24,7 @@ def certified(folder, domains=("ball", "adjoint")):
     return CertifiedTraining(ADVERSARY, domains=domains, dirpath=folder)
 
 
+@pytest.mark.slow
 def test_certified_models_use_it_and_the_certificate_names_it(fit, loader, regressor, tmp_path):
     module, callback = made(regressor), certified(tmp_path)
     fit(module, loader(), callback, max_epochs=2)
@@ -42,6 +43,7 @@ def test_certified_models_use_it_and_the_certificate_names_it(fit, loader, regre
     assert float(bounds.width.mean()) < float(ball.certified_model(alone).bound_forward(x).width.mean())
 
 
+@pytest.mark.slow
 def test_validation_after_training_uses_it_and_the_certificate_says_so(fit, loader, regressor, tmp_path):
     """In the course of a training it is left out, since each validation would replay all steps."""
     module, callback = made(regressor), certified(tmp_path)
@@ -72,6 +74,7 @@ def read(folder):
     return json.loads((folder / "certificate.json").read_text())
 
 
+@pytest.mark.slow
 def test_predictions_margins_and_validation_of_classes_replay_the_training_once(
     fit, loader, classifier, tmp_path, monkeypatch
 ):

@@ -71,6 +71,7 @@ def test_a_momentum_that_is_none_is_named(normalized, loader, fit):
         fit.trainer(CertifiedTraining(MOVED)).fit(module, loader())
 
 
+@pytest.mark.slow
 def test_validation_has_statistics_within_bounds(normalized, loader, fit):
     trainer = fit.trainer(CertifiedTraining(MOVED))
     module = normalized(validation_step=lambda self, batch, batch_idx: F.mse_loss(self(batch[0]), batch[1]))
@@ -86,6 +87,7 @@ class EndsEarly(Callback):
         trainer.should_stop = True
 
 
+@pytest.mark.slow
 def test_what_a_training_without_a_step_has_moved_is_no_start(normalized, loader, fit):
     """Its forward passes read data that can be poisoned, so the next training would begin elsewhere."""
     module = normalized()
@@ -97,6 +99,7 @@ def test_what_a_training_without_a_step_has_moved_is_no_start(normalized, loader
     fit.trainer(CertifiedTraining(MOVED)).fit(module, loader())
 
 
+@pytest.mark.slow
 def test_statistics_of_what_no_loss_reads_have_no_bounds_in_a_checkpoint_either(normalized, loader, fit, tmp_path):
     """A layer that runs beside the loss moves its buffers without bounds, and `forward` reads them in `eval` mode."""
 

@@ -72,6 +72,7 @@ def test_a_squeezed_batch_of_one(size, batch_size, fit, loader, double, regresso
     assert_same_box(kept.engine.box, lost.engine.box)
 
 
+@pytest.mark.slow
 def test_more_poison_than_samples_is_the_whole_batch(fit, loader, double, regressor):
     twin = clone(double, regressor)
     whole, more = (CertifiedTraining(BoundedAdversary(n=n, epsilon=0.05)) for n in (4, 100))
@@ -80,6 +81,7 @@ def test_more_poison_than_samples_is_the_whole_batch(fit, loader, double, regres
     assert_same_box(whole.engine.box, more.engine.box)
 
 
+@pytest.mark.slow
 def test_more_poison_is_never_tighter(fit, loader, double, regressor):
     widths = []
     for n in (0, 1, 2, 4):
@@ -90,6 +92,7 @@ def test_more_poison_is_never_tighter(fit, loader, double, regressor):
     assert widths[0] < 1e-12
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_keep_their_divisor(fit, loader, double, regressor):
     """Three batches, two a step: the last step has one batch and is still halved."""
     data = loader(size=12, dtype=DOUBLE)
@@ -113,6 +116,7 @@ def test_accumulated_gradients_keep_their_divisor(fit, loader, double, regressor
     assert_same_box(certified.engine.box, engine.box)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_share_one_budget(fit, loader, double, regressor):
     """n counts the poisoned samples of a step: two half batches are one whole."""
     twin = clone(double, regressor)
@@ -180,6 +184,7 @@ def test_bounds_come_in_the_parameters_type(precision, fit, loader, regressor):
     assert isinstance(certified.bounds["net.0.weight"], Interval)
 
 
+@pytest.mark.slow
 def test_many_epochs_with_a_decaying_rate(fit, loader, double):
     double.configure_optimizers = lambda: (
         [optimizer := torch.optim.SGD(double.parameters(), lr=0.05)],
@@ -191,6 +196,7 @@ def test_many_epochs_with_a_decaying_rate(fit, loader, double):
     assert certified.bounds.contains(double)
 
 
+@pytest.mark.slow
 def test_shuffled_batches(fit, loader, double):
     certified = CertifiedTraining(ADVERSARY)
     fit(double, loader(size=10, dtype=DOUBLE, shuffle=True), certified, max_epochs=2)

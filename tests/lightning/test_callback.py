@@ -109,6 +109,7 @@ def test_a_refused_training_writes_nothing(fit, loader, regressor, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_callback_can_be_used_again(fit, loader, regressor):
     once, again = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY)
     fit(make(regressor), loader(), once)
@@ -142,6 +143,7 @@ def test_a_resumed_run_has_the_bounds_of_an_uninterrupted_one(interrupted, fit, 
     assert rest.engine.steps == whole.engine.steps == 9
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_tensors_and_plain_values_only(interrupted):
     checkpoint = torch.load(interrupted, weights_only=True)
     keys = {
@@ -163,6 +165,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(interrupted):
     assert all(key.startswith("net.") for key in checkpoint["state_dict"])
 
 
+@pytest.mark.slow
 def test_resuming_with_another_adversary_is_refused(interrupted, fit, loader, regressor):
     other = CertifiedTraining(BoundedAdversary(n=2, epsilon=0.01, nu=0.05))
     with pytest.raises(BoundsMismatchError, match="adversary of the checkpoint"):
@@ -176,6 +179,7 @@ def test_resuming_without_bounds_is_refused(fit, loader, regressor, tmp_path):
         fit(make(regressor), loader(), CertifiedTraining(ADVERSARY), max_epochs=4, ckpt_path=tmp_path / "plain.ckpt")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_parameters_left_the_box_is_refused(interrupted, fit, loader, regressor):
     checkpoint = torch.load(interrupted, weights_only=True)
     checkpoint["state_dict"]["net.0.weight"] += 1
@@ -219,6 +223,7 @@ def test_validate_test_and_predict_without_fit(fit, loader, regressor):
     assert len(trainer.predict(module, loader())) == 2
 
 
+@pytest.mark.slow
 def test_the_sanity_check_is_not_certified(fit, loader, regressor):
     trainer = fit(make(regressor), loader(), CertifiedTraining(ADVERSARY), val=loader(), num_sanity_val_steps=2)
     assert "agt/val_certified_mse" in trainer.callback_metrics
@@ -273,6 +278,7 @@ def test_wrong_masks_are_named(poisonable, error, message, fit, loader, keyed_re
         fit(make(keyed_regressor), loader(adapt=keyed), certified)
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_changed_before_training_counts(fit, loader, regressor):
     def first(batch):
         return torch.arange(len(batch[0])) < 1

@@ -40,6 +40,7 @@ def certified(tmp_path):
 # --- results and their weights ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_of_an_earlier_step_are_not_those_of_the_trained_module(fit, loader, regressor, tmp_path):
     module, certified = made(regressor), CertifiedTraining(WEAK, domains="box", dirpath=tmp_path)
     fit(module, loader(), certified, val=loader(size=11), max_epochs=7, check_val_every_n_epoch=5)
@@ -60,6 +61,7 @@ def test_results_of_an_earlier_step_are_not_those_of_the_trained_module(fit, loa
     assert later["earlier_results"] == later["remarks"] == []
 
 
+@pytest.mark.slow
 def test_results_of_the_last_step_are_numbers(fit, loader, regressor, certified, tmp_path):
     fit(made(regressor), loader(), certified, val=loader(size=11), max_epochs=2)
     record = read(tmp_path)
@@ -69,6 +71,7 @@ def test_results_of_the_last_step_are_numbers(fit, loader, regressor, certified,
     assert record["earlier_results"] == record["remarks"] == []
 
 
+@pytest.mark.slow
 def test_weights_that_stay_while_their_bounds_move_have_no_earlier_results(fit, loader, regressor, tmp_path):
     """The clean gradient is zero, so that steps leave the weights alone; a poisoned run can move them."""
 
@@ -91,6 +94,7 @@ def test_the_sanity_check_leaves_no_results(fit, loader, regressor, certified, t
     assert set(read(tmp_path)["results"]) == {"mean_width"}
 
 
+@pytest.mark.slow
 def test_a_fit_without_validation_has_no_results_of_the_one_before(fit, loader, regressor, certified, tmp_path):
     fit(made(regressor), loader(), certified, val=loader())
     fit(made(regressor), loader(), certified)
@@ -126,6 +130,7 @@ def test_weights_swapped_for_validation_have_no_results(first, fit, loader, regr
     assert "other weights" in record["remarks"][0]
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_that_is_validated_has_no_results(fit, loader, regressor, certified, tmp_path):
     saver = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
     module = made(regressor)
@@ -196,6 +201,7 @@ def nobody(batch):
     return torch.zeros(len(batch[0]), dtype=torch.bool)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_does_not_claim_what_holds_for_its_last_steps_alone(resumed, fit, loader, regressor):
     record, certified, _ = resumed({"poisonable": nobody}, {}, epochs=(9, 10))
     assert record["bounds"]["all_samples_poisonable"] is False
@@ -208,11 +214,13 @@ def test_a_resumed_training_does_not_claim_what_holds_for_its_last_steps_alone(r
     assert not certified.bounds.contains(poisoned), "an adversary at every step is what this certificate is not about"
 
 
+@pytest.mark.slow
 def test_each_type_of_a_resumed_training_is_listed(resumed):
     record, _, _ = resumed({"dtype": torch.float32}, {"dtype": torch.float64})
     assert record["bounds"]["dtype"] == "float32, then float64"
 
 
+@pytest.mark.slow
 def test_a_training_resumed_under_its_own_settings_is_one_phase(resumed):
     record, _, _ = resumed({}, {})
     assert [phase["steps"] for phase in record["phases"]] == [[1, 8]]
@@ -220,6 +228,7 @@ def test_a_training_resumed_under_its_own_settings_is_one_phase(resumed):
     assert record["bounds"]["dtype"] == "float64"
 
 
+@pytest.mark.slow
 def test_settings_that_an_older_checkpoint_lacks_are_unknown(resumed):
     """Whether all its samples could be poisoned, here."""
     record, _, _ = resumed({}, {}, change=lambda bounds: bounds["phases"][0].pop("all_samples_poisonable"))
@@ -250,6 +259,7 @@ def test_an_objective_of_the_users_own_is_assumed_to_be_the_trained_loss(fit, lo
     assert OWN_OBJECTIVE.sentence in record["assumptions"]
 
 
+@pytest.mark.slow
 def test_what_else_is_stated_is_kept_in_checkpoints(resumed):
     def objective_was_overridden(bounds):
         bounds["phases"][0]["certified_objective_is_overridden"] = True

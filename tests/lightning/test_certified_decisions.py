@@ -371,6 +371,7 @@ def test_outputs_that_no_label_met_are_no_classes(kind):
         training.certified_model(module).certify(queries())
 
 
+@pytest.mark.slow
 def test_a_hand_made_model_is_told_what_one_output_is():
     (x, y), points = data(), queries()
     module, model = certified(Probe, x, y)

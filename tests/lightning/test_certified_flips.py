@@ -154,6 +154,7 @@ def test_bounds_per_batch_contain_trainings_with_fresh_flips_in_every_epoch(cert
         assert model.bounds.contains(module)
 
 
+@pytest.mark.slow
 def test_the_budget_of_the_data_set_does_not_depend_on_the_adversary_of_the_batch(certify):
     few, many = (certify(adversary=BoundedAdversary(n=n, nu=1, q=0)).certified_model() for n in (1, 5))
     assert torch.equal(few.certified_flips(queries()), many.certified_flips(queries()))
@@ -366,6 +367,7 @@ def test_a_first_epoch_that_is_interrupted_leaves_samples_unknown_if_they_change
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reasons_are_told_where_it_is_not_in_use(certify):
     with_features = certify(adversary=BoundedAdversary(n=1, epsilon=0.1)).certified_model()
     with pytest.raises(UncertifiableError, match="set `epsilon=0`"):
@@ -374,6 +376,7 @@ def test_reasons_are_told_where_it_is_not_in_use(certify):
         certify(domains=("box",)).certified_model().certified_flips(queries())
 
 
+@pytest.mark.slow
 def test_one_output_between_zero_and_one_is_refused(certify):
     x, y, ids = data(2)
     model = certify(SignProbe(), shuffled(x, y, ids)).certified_model()
@@ -382,6 +385,7 @@ def test_one_output_between_zero_and_one_is_refused(certify):
     assert bool((model.bound_forward(queries()).width > 0).all())
 
 
+@pytest.mark.slow
 def test_real_valued_targets_have_no_flips(certify):
     class Numbers(Probe):
         def training_step(self, batch, batch_idx):
@@ -394,6 +398,7 @@ def test_real_valued_targets_have_no_flips(certify):
         model.certified_flips(queries())
 
 
+@pytest.mark.slow
 def test_one_hot_vectors_in_the_data_are_flipped_too(certify):
     class Given(Probe):
         def training_step(self, batch, batch_idx):
@@ -405,6 +410,7 @@ def test_one_hot_vectors_in_the_data_are_flipped_too(certify):
     assert torch.equal(model.certified_flips(queries()), certify().certified_model().certified_flips(queries()))
 
 
+@pytest.mark.slow
 def test_a_forward_that_goes_on_after_the_layer_is_refused(certify):
     class Squashed(Probe):
         def forward(self, x):
@@ -415,6 +421,7 @@ def test_a_forward_that_goes_on_after_the_layer_is_refused(certify):
         model.certified_flips(queries())
 
 
+@pytest.mark.slow
 def test_a_squeezed_output_is_read_by_its_sign(certify):
     class Squeezed(SignProbe):
         def forward(self, x):

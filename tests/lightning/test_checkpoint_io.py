@@ -166,6 +166,7 @@ def test_entries_of_another_form_are_refused(edit, stopped, resume):
         resume(stopped, domains=("box", "ball"))
 
 
+@pytest.mark.slow
 def test_bounds_that_are_no_dictionary_are_refused(stopped, resume):
     checkpoint = torch.load(stopped, weights_only=True)
     torch.save({**checkpoint, "agt_bounds": 3}, stopped)
@@ -182,6 +183,7 @@ def test_buffers_of_the_start_belong_to_the_bounds(buffers, stopped, resume):
         resume(stopped)
 
 
+@pytest.mark.slow
 def test_a_ball_without_a_box_is_tied_to_its_parameters(fit, loader, regressor, resume, tmp_path):
     """Its center is the module's own: nothing but the digest tells other parameters."""
     torch.manual_seed(5)
@@ -204,6 +206,7 @@ def test_a_truncated_file_is_refused(share, stopped, resume):
         resume(stopped)
 
 
+@pytest.mark.slow
 def test_bounds_in_single_precision_contain_those_of_the_checkpoint(stopped, fit, loader, regressor):
     double, single = (CertifiedTraining(ADVERSARY, dtype=dtype) for dtype in (torch.float64, torch.float32))
     for certified in (double, single):
@@ -236,6 +239,7 @@ def test_a_save_that_fails_leaves_the_last_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_plugin_of_the_user_is_left_alone(fit, loader, regressor):
     class Own(TorchCheckpointIO):
         pass

@@ -190,6 +190,7 @@ def test_the_message_numbers_its_reasons():
     assert str(error).splitlines()[1:] == ["  1. first", "  2. second"]
 
 
+@pytest.mark.slow
 def test_a_later_kind_of_batch_is_checked_too(fit, loader, regressor):
     """The last batch is shorter, and its code is another one."""
 

@@ -193,6 +193,7 @@ class InOrder(BatchSampler):
     """A batch sampler of the user's own that cuts a sequence."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_batch_samplers_that_cut_a_sequence_are_refused_by_their_base(tmp_path):
     data = TensorDataset(*samples())
@@ -206,6 +207,7 @@ def twice(rows):
     return torch.cat([x, x]), torch.cat([y, y])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_batches_that_hold_each_sample_twice_are_refused(tmp_path):
     """An inserted sample would be two rows of its batch."""
@@ -215,6 +217,7 @@ def test_batches_that_hold_each_sample_twice_are_refused(tmp_path):
         fitted(loader, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_certificates_state_how_batches_are_made(tmp_path):
     module, callback = fitted(by_content(*samples()), tmp_path)

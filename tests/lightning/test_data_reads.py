@@ -201,6 +201,7 @@ def test_reading_for_a_log_changes_neither_training_nor_bounds(step):
         assert certified.bounds.contains(fit(module_of(step), data(poison=poison)))
 
 
+@pytest.mark.slow
 def test_a_compiled_module_is_certified():
     def step(self, batch, batch_idx):
         return self.loss(batch)
@@ -239,6 +240,7 @@ ENTRIES = {"meta": Meta(), "count": 2, "names": ["a", "b", "c", "d"]}
 UNBOUNDED = UnboundedAdversary(n=1, kappa=0.1)
 
 
+@pytest.mark.slow
 def test_entries_that_are_not_read_do_no_harm():
     for adversary in (LABELS, UNBOUNDED):
         certified_fit(module_of(ignores), data(**ENTRIES), adversary)
@@ -268,6 +270,7 @@ class Recurrent(Net):
         return F.mse_loss(self.recurrent(batch["x"].unsqueeze(0))[0][0], batch["y"])
 
 
+@pytest.mark.slow
 def test_a_recurrent_layer_with_time_first_is_refused_with_its_way_out():
     with pytest.raises(UncertifiableError, match="aten.gru.*batch_first=True"):
         certified_fit(Recurrent(), data())

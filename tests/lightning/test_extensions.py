@@ -119,6 +119,7 @@ def seeded(regressor):
     return regressor()
 
 
+@pytest.mark.slow
 def test_an_adversary_of_ones_own_is_certified(fit, loader, regressor):
     brighter, both = (
         CertifiedTraining(adversary, domains=["box"])
@@ -168,6 +169,7 @@ def test_a_domain_of_ones_own_is_kept_beside_the_box(fit, loader, regressor, tmp
     assert '"drift": {' in (tmp_path / "certificate.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_box_is_cut_to_a_tighter_domain(fit, loader, regressor, monkeypatch):
     monkeypatch.setattr(DriftDomain, "largest_gap", 1e-9)
     adversary = BoundedAdversary(n=2, epsilon=0.5)

@@ -264,6 +264,7 @@ class EarlyPrior(Prior):
         return Classifier.training_step(self, batch, batch_idx)
 
 
+@pytest.mark.slow
 def test_buffers_that_changed_before_a_training_was_resumed_are_refused(tmp_path):
     path = tmp_path / "half.ckpt"
     _, _, trainer = certified(EarlyPrior)

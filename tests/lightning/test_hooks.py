@@ -304,6 +304,7 @@ def test_hooks_of_the_optimizer(register, regressor, refused):
     refused(make, "register_step_post_hook.*on_before_optimizer_step")
 
 
+@pytest.mark.slow
 def test_schedules_that_follow_a_metric(regressor, variant, refused):
     def configured(self, **settings):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
@@ -390,6 +391,7 @@ def test_hooks_that_change_the_layers_are_refused(change, hook, variant, refused
     refused(lambda: variant(**methods), rf"{hook}` writes to parameters")
 
 
+@pytest.mark.slow
 def test_an_average_in_a_hook_is_refused(variant, refused):
     def average(self, *_):
         with torch.no_grad():
@@ -426,6 +428,7 @@ def step_if_calm(self, scheduler, metric):
         scheduler.step()
 
 
+@pytest.mark.slow
 def test_a_schedule_that_follows_gradients(variant, refused):
     methods = {"lr_scheduler_step": step_if_calm, "configure_optimizers": scheduled}
     refused(lambda: variant(**methods), "lr_scheduler_step` chooses the learning rate")
@@ -487,6 +490,7 @@ class Records(L.Callback):
             trainer.should_stop = True
 
 
+@pytest.mark.slow
 def test_trying_hooks_leaves_no_trace(fit, loader, variant, capsys):
     """Counters, output and random numbers are as without certification."""
     outcomes = []

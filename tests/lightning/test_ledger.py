@@ -32,6 +32,7 @@ def batches(fit, loader, regressor):
     return train
 
 
+@pytest.mark.slow
 def test_content_and_order_of_batches_count(batches, loader):
     once = batches()
     assert once == batches()
@@ -50,6 +51,7 @@ def test_batches_of_one_step_are_a_link_of_the_chain(batches):
     assert together.chain != batches().chain
 
 
+@pytest.mark.slow
 def test_a_batch_is_noted_as_the_step_finds_it(batches, loader, regressor, fit):
     class Writing(regressor):
         def training_step(self, batch, batch_idx):
@@ -61,6 +63,7 @@ def test_a_batch_is_noted_as_the_step_finds_it(batches, loader, regressor, fit):
     assert TrainedBatches.of(certified.engine).chain == batches().chain
 
 
+@pytest.mark.slow
 def test_a_training_in_two_parts_notes_all_of_it(fit, loader, regressor, tmp_path):
     def certificate(folder):
         return json.loads((folder / "certificate.json").read_text())

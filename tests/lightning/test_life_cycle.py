@@ -97,6 +97,7 @@ def test_a_second_fit_adds_to_the_bounds(optimizer, domains, fit, regressor):
     assert_poisoned_runs_are_inside(certified, kind, twice)
 
 
+@pytest.mark.slow
 def test_one_trainer_with_more_epochs_has_the_bounds_of_one_fit(fit, regressor):
     whole, certified = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY)
     fit(make(regressor), targets(), whole, max_epochs=4)
@@ -155,6 +156,7 @@ def test_training_goes_on_after_an_interruption(error, fit, regressor):
     assert_poisoned_runs_are_inside(certified, kind, interrupted)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_is_kept_keeps_its_state(fit, regressor):
     class Keeps(regressor):
         def __init__(self):
@@ -175,6 +177,7 @@ def test_an_optimizer_that_is_kept_keeps_its_state(fit, regressor):
     assert_poisoned_runs_are_inside(certified, Keeps, twice)
 
 
+@pytest.mark.slow
 def test_an_optimizer_with_a_foreign_state_is_refused(fit, regressor):
     class Keeps(regressor):
         def configure_optimizers(self):
@@ -207,6 +210,7 @@ def test_a_domain_that_does_not_define_a_restart_is_refused(fit, regressor):
 # --- another callback, another module -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_callback_goes_on_from_the_bounds(fit, regressor):
     first, second = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY)
 
@@ -219,6 +223,7 @@ def test_another_callback_goes_on_from_the_bounds(fit, regressor):
     assert_poisoned_runs_are_inside(second, regressor, twice)
 
 
+@pytest.mark.slow
 def test_the_callback_of_the_mixin_goes_on(fit, regressor):
     class Module(CertifiedModule, regressor):
         def configure_certification(self):
@@ -235,6 +240,7 @@ def test_the_callback_of_the_mixin_goes_on(fit, regressor):
     assert module.parameter_bounds.mean_width() == pytest.approx(whole.bounds.mean_width(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_trained_module_goes_on_from_a_checkpoint(fit, regressor, tmp_path):
     certified, module = CertifiedTraining(ADVERSARY), make(regressor)
     trainer = fit(module, targets(), certified, max_epochs=2)
@@ -247,6 +253,7 @@ def test_a_copy_of_a_trained_module_goes_on_from_a_checkpoint(fit, regressor, tm
     assert certified.engine.steps == 8
 
 
+@pytest.mark.slow
 def test_a_module_that_was_put_back_to_its_start_starts_again(fit, regressor):
     certified, module = CertifiedTraining(ADVERSARY), make(regressor)
     start = copy.deepcopy(module.state_dict())
@@ -352,6 +359,7 @@ def signs(noise=0.0):
     return DataLoader(TensorDataset(x + noise, y), batch_size=4)
 
 
+@pytest.mark.slow
 def test_influence_follows_momentum_that_starts_again(fit):
     certified = CertifiedTraining(ADVERSARY, domains="influence")
 
@@ -366,6 +374,7 @@ def test_influence_follows_momentum_that_starts_again(fit):
     assert certified.certified_model().bound_forward(torch.ones(2, 3)).width.min() > 0
 
 
+@pytest.mark.slow
 def test_samples_of_a_second_fit_are_those_of_a_later_epoch(fit):
 
     for noise, known in ((0.0, True), (0.1, False)):
@@ -413,6 +422,7 @@ def test_bounds_made_by_hand_are_the_caller_s_claim(checkpoints):
     CertifiedModel(module, ParameterBounds(dict(certified.bounds)))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_its_own_bounds(checkpoints, fit, regressor):
     module, certified, folder = checkpoints
     path = folder / "epoch=1.ckpt"
@@ -431,6 +441,7 @@ def test_a_checkpoint_has_its_own_bounds(checkpoints, fit, regressor):
         CertifiedTraining(BoundedAdversary(n=2, nu=0.5)).certified_model_at(path, module)
 
 
+@pytest.mark.slow
 def test_testing_the_best_checkpoint_leaves_weights_without_bounds(fit, regressor, tmp_path):
     class Tested(regressor):
         def test_step(self, batch, batch_idx):
@@ -484,6 +495,7 @@ def test_parameters_can_be_set_until_the_first_batch(hook, fit, regressor):
     assert_poisoned_runs_are_inside(certified, regressor, train)
 
 
+@pytest.mark.slow
 def test_bounds_are_points_before_the_first_batch(fit, regressor):
     class Reads(L.Callback):
         def on_train_start(self, trainer, pl_module):
@@ -545,6 +557,7 @@ def test_a_fit_from_the_start_after_a_refused_resumption(fit, regressor, tmp_pat
     assert certified.engine.steps == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_fit_that_never_began_is_forgotten(fit, regressor, tmp_path):
     class Fails(L.Callback):
         def on_fit_start(self, trainer, pl_module):
@@ -558,6 +571,7 @@ def test_a_checkpoint_of_a_fit_that_never_began_is_forgotten(fit, regressor, tmp
     assert certified.engine.steps == 2
 
 
+@pytest.mark.slow
 def test_a_resumption_without_a_step_has_the_bounds_of_the_checkpoint_and_can_go_on(fit, regressor, tmp_path):
     certified, resumed, module = CertifiedTraining(ADVERSARY), CertifiedTraining(ADVERSARY), make(regressor)
     trainer = fit(make(regressor), targets(), certified, max_epochs=2)
@@ -602,6 +616,7 @@ def test_two_callbacks_have_names_and_checkpoints_of_their_own(fit, regressor, t
         assert other.engine.steps == 8
 
 
+@pytest.mark.slow
 def test_two_callbacks_go_on_in_a_second_fit(fit, regressor):
     module, adversaries = make(regressor), [ADVERSARY, BoundedAdversary(n=2, nu=0.1)]
     for _ in range(2):

@@ -84,6 +84,7 @@ def test_the_largest_of_several_losses_is_no_sum(problems, stepping):
     assert "not a mean or sum" in first
 
 
+@pytest.mark.slow
 def test_factors_after_the_mean(problems, stepping, regressor):
     factors = torch.tensor([1.0, 2.0, 3.0])
 
@@ -130,6 +131,7 @@ def test_constants_with_a_row_for_each_sample_are_no_obstacle(make, problems, st
     assert problems(stepping(lambda s, x, y: F.mse_loss(s(x) + make(s, x, len(x)), y))) == []
 
 
+@pytest.mark.slow
 def test_a_penalty_on_weights_is_no_obstacle(problems, stepping):
     def penalized(s, x, y):
         return squared(s, x, y) + 0.01 * sum(p.abs().sum() for p in s.parameters())
@@ -153,6 +155,7 @@ def test_a_loss_that_is_written_out(problems, stepping):
     assert problems(stepping(lambda s, x, y: (y.abs() * (y.abs() - s(x))).mean())) == []
 
 
+@pytest.mark.slow
 def test_weights_by_class(problems, stepping, loader):
     weights = torch.tensor([1.0, 2.0, 3.0])
     weighted = stepping(lambda s, x, y: F.cross_entropy(s(x), y, weight=weights, label_smoothing=0.1), kind="class")
@@ -206,6 +209,7 @@ class Normalized(nn.Module):
 CLIPPED = UnboundedAdversary(n=1, kappa=1.0)
 
 
+@pytest.mark.slow
 def test_batch_normalization_has_ways_out(problems, stepping):
     found = problems(stepping(squared, Normalized(nn.BatchNorm1d)), adversary=CLIPPED)
     assert "), so no sample has a gradient of its own that could be clipped" in "\n".join(found)
@@ -221,6 +225,7 @@ def test_a_reason_with_two_places_is_given_once(problems, stepping):
     assert "`h = self.second(h).relu()` has" in reason
 
 
+@pytest.mark.slow
 def test_batch_normalization_under_two_names(problems, stepping):
     module = stepping(squared, nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 1)))
     module.norm = module.net[1]
@@ -244,6 +249,7 @@ class EndsInTraining:
         return loss
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:It looks like your `.eval.:UserWarning")
 def test_a_second_pass_without_gradients(problems, regressor):
     module = type("Twice", (EndsInTraining, regressor), {})()
@@ -254,6 +260,7 @@ def test_a_second_pass_without_gradients(problems, regressor):
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_words_cannot_be_moved(problems, stepping):
     net = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(6, 1))
     words = torch.arange(24).reshape(8, 3) % 9
@@ -338,6 +345,7 @@ def test_a_module_without_forward(fit, loader, regressor):
         certified.certified_model(module).bound_forward(torch.zeros(2, 3))
 
 
+@pytest.mark.slow
 def test_prints_are_those_of_training(problems, stepping, capsys):
     def chatty(s, x, y):
         loss = squared(s, x, y)

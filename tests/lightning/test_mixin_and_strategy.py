@@ -55,6 +55,7 @@ def test_the_mixin_brings_its_own_callback(fit, loader, mixed_in, reference):
     assert_same_bounds(module.parameter_bounds, reference.bounds)
 
 
+@pytest.mark.slow
 def test_the_mixin_answers_like_the_certified_model(fit, loader, mixed_in):
     module = make(mixed_in)
     fit(module, loader())
@@ -70,12 +71,14 @@ def test_the_mixin_answers_like_the_certified_model(fit, loader, mixed_in):
     assert torch.equal(module.certify(x, **at).certified, model.certify(x, **at).certified)
 
 
+@pytest.mark.slow
 def test_the_mixin_finds_a_callback_of_the_trainer(fit, loader, regressor, reference):
     module = make(type("Mixed", (CertifiedModule, regressor), {}))
     fit(module, loader(size=10), CertifiedTraining(ADVERSARY))
     assert_same_bounds(module.parameter_bounds, reference.bounds)
 
 
+@pytest.mark.slow
 def test_the_mixin_keeps_the_modules_own_callbacks(fit, loader, mixed_in):
     class Own(L.Callback):
         pass
@@ -152,6 +155,7 @@ def test_the_strategy_by_name_serves_a_callback(name, one_process, fit, loader, 
     assert_same_bounds(certified.bounds, reference.bounds)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_strategy_by_name_serves_the_mixin(one_process, fit, loader, mixed_in, reference):
     module = make(mixed_in)

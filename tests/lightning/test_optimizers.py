@@ -80,6 +80,7 @@ def test_checkpoints_load_without_code(fit, loader, regressor, tmp_path):
     assert set(state["lower"]) == set(state["upper"]) == {"exp_avg", "exp_avg_sq", "ratio"}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_lost_the_states_is_refused(fit, loader, regressor, tmp_path):
     trainer = fit(module_of(regressor, OPTIMIZERS["Adam"]), loader(), CertifiedTraining(ADVERSARY))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
@@ -105,6 +106,7 @@ def test_a_short_last_window_steps_once(make, fit, loader, regressor):
     assert certified.bounds.contains(module)
 
 
+@pytest.mark.slow
 def test_schedules_are_read_at_the_step(fit, loader, regressor):
     class Scheduled(regressor):
         def configure_optimizers(self):

@@ -69,6 +69,7 @@ def test_a_plan_tells_roles_domains_and_cost_and_changes_nothing(batch):
     assert module._trainer is None
 
 
+@pytest.mark.slow
 def test_all_problems_are_told_as_fit_would_tell_them(batch):
     module = Argmaxing()
     found = plan_of(module, batch)
@@ -95,6 +96,7 @@ def _with(data, loader):
     return data
 
 
+@pytest.mark.slow
 def test_a_module_gets_the_batch_as_it_was_given(batch):
     class Picky(Regressor):
         def training_step(self, batch, batch_idx):
@@ -104,6 +106,7 @@ def test_a_module_gets_the_batch_as_it_was_given(batch):
     assert not plan_of(Picky(), batch).problems
 
 
+@pytest.mark.slow
 def test_other_callbacks_count_and_empty_loaders_are_named(batch):
     stopping = EarlyStopping("loss")
     for callbacks in (stopping, [stopping]):

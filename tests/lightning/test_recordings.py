@@ -335,6 +335,7 @@ def test_numbers_and_strings_of_a_batch_are_followed(entry, fit, loader):
     assert not certified.bounds.violations(runs[1])
 
 
+@pytest.mark.slow
 def test_entries_that_are_not_read_cost_no_recording(fit, loader, monkeypatch):
     recorded = []
     original = LossCapture.of
@@ -354,6 +355,7 @@ def test_entries_that_are_not_read_cost_no_recording(fit, loader, monkeypatch):
     assert len(recorded) < 20  # in 64 steps
 
 
+@pytest.mark.slow
 def test_recordings_leave_the_rates_alone(fit, loader):
     class StepsItsSchedule(Scheduled):
         def training_step(self, batch, batch_idx):

@@ -197,6 +197,7 @@ def test_all_features_are_moved_and_every_role_is_stated(case, fit, caplog, tmp_
     assert roles["features"] == [f"batch['{key}']" for key in case.moved]
 
 
+@pytest.mark.slow
 def test_a_label_beside_weights_is_moved_and_the_weights_are_not(fit):
     data = entries("x, y, w")
     found, named = (CertifiedTraining(SHIFTS, domains=("box",), labels=labels) for labels in (None, "y"))
@@ -256,6 +257,7 @@ def test_named_entries_are_moved_and_no_others(step, keys, adversary, names, mov
     assert set(roles["not_moved"]) == {f"batch['{key}']" for key in data} - named
 
 
+@pytest.mark.slow
 def test_an_entry_that_is_not_named_adds_no_width(fit):
     def width(features):
         certified = CertifiedTraining(MOVES, domains=("box",), features=features)
@@ -386,6 +388,7 @@ def test_influence_declines_classes_that_are_computed_before_the_encoding(fit):
         fit(Head(step, 3), loader(entries("z, from one")), CertifiedTraining(FLIPS, domains=("influence",)))
 
 
+@pytest.mark.slow
 def test_a_tensor_that_all_samples_share_may_come_from_a_substituted_sample(fit):
     def step(self, b):
         return F.mse_loss(self(b["x"]) * b["scale"], b["y"])

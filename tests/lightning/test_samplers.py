@@ -222,6 +222,7 @@ def test_known_samplers_need_no_names_for_samples_of_equal_content(fit, keyed):
     assert certified.engine.steps == 1
 
 
+@pytest.mark.slow
 def test_names_tell_samples_of_equal_content_apart(fit, keyed):
     loader = DataLoader(Keyed(alike(), range(8)), batch_size=8, sampler=Own(list(range(8))))
     with pytest.raises(UncertifiableError, match="name them by `sample_ids`"):
@@ -231,6 +232,7 @@ def test_names_tell_samples_of_equal_content_apart(fit, keyed):
     assert certified.engine.steps == 1
 
 
+@pytest.mark.slow
 def test_one_name_twice_in_a_step_is_refused_whatever_the_sampler(fit, keyed):
     loader = DataLoader(Keyed(samples(), [0, 1, 2, 3, 4, 5, 0, 0]), batch_size=8)
     with pytest.raises(UncertifiableError, match="2 samples of a step have the name of another one"):
@@ -240,6 +242,7 @@ def test_one_name_twice_in_a_step_is_refused_whatever_the_sampler(fit, keyed):
     assert certified.engine.steps == 1
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step(fit, regressor):
     loader = DataLoader(DATA, batch_size=2, sampler=Own([0, 1, 2, 1]))
     with pytest.raises(UncertifiableError, match="are equal"):

@@ -192,6 +192,7 @@ def test_a_step_that_is_skipped_raises_or_is_skipped(fit, loader, variant):
         fit(variant(training_step=sometimes), loader(), CertifiedTraining(WEAK))
 
 
+@pytest.mark.slow
 def test_divergence_is_named(fit, loader, variant):
     """Infinite bounds are no bug, and the message says what to do."""
     real, strong = variant(), BoundedAdversary(n=4, epsilon=1.0)

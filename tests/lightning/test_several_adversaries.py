@@ -75,6 +75,7 @@ def test_bounds_and_results_are_those_of_trainings_alone(trained, alone, tmp_pat
         assert_same_bounds(ParameterBounds.load(tmp_path / f"bounds-{name}.safetensors"), single.bounds)
 
 
+@pytest.mark.slow
 def test_the_log_has_no_values_without_the_name_of_their_adversary(trained):
     _, trainer = trained
     keys = [key for key in trainer.callback_metrics if key.startswith("agt/")]
@@ -82,6 +83,7 @@ def test_the_log_has_no_values_without_the_name_of_their_adversary(trained):
     assert all(f"agt/{name}/mean_width" in keys and f"agt/{name}/val_certified_mse" in keys for name in NAMES)
 
 
+@pytest.mark.slow
 def test_the_certificate_has_a_curve(trained, tmp_path):
     record = json.loads((tmp_path / "certificate.json").read_text())
     curve = record["curve"]
@@ -108,6 +110,7 @@ def test_certified_models_are_by_adversary(trained, alone):
         certified.certified_model(adversary=BoundedAdversary(n=3))
 
 
+@pytest.mark.slow
 def test_each_step_is_made_and_checked_once(fit, loader, regressor, monkeypatch):
     def losses(adversaries):
         calls = []
@@ -203,6 +206,7 @@ def test_a_second_fit_with_other_adversaries_is_refused(fit, loader, regressor):
         fit(module, loader(size=10), CertifiedTraining(ADVERSARIES[:2]))
 
 
+@pytest.mark.slow
 def test_damage_to_the_bounds_of_any_adversary_is_found(interrupted, fit, loader, regressor):
     path, _ = interrupted
     checkpoint = torch.load(path, weights_only=True)
@@ -212,6 +216,7 @@ def test_damage_to_the_bounds_of_any_adversary_is_found(interrupted, fit, loader
         fit(made(regressor), loader(), CertifiedTraining(ADVERSARIES), max_epochs=3, ckpt_path=path)
 
 
+@pytest.mark.slow
 def test_models_of_a_checkpoint_are_by_adversary(interrupted):
     path, certified = interrupted
     x = torch.randn(5, 3)
@@ -224,6 +229,7 @@ def test_models_of_a_checkpoint_are_by_adversary(interrupted):
 # --- other doors -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_callbacks_with_several_adversaries_have_keys_of_their_own(fit, loader, regressor):
     first, second = CertifiedTraining(ADVERSARIES[:2]), CertifiedTraining(ADVERSARIES)
     trainer = fit(made(regressor), loader(size=10), first, second)

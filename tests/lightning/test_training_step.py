@@ -761,7 +761,7 @@ def train(fit, loader):
     return run
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_training_is_unchanged_to_the_last_bit(name, train):
     plain, _ = train(VARIANTS[name])
@@ -772,7 +772,7 @@ def test_training_is_unchanged_to_the_last_bit(name, train):
     assert certified.bounds.mean_width() <= ROUNDING
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_features_and_labels_are_found_and_bounded(name, train, loader):
     case = VARIANTS[name]

@@ -35,11 +35,13 @@ def test_accuracies_are_those_of_the_certified_model(fit, loader, classifier):
     assert metrics["agt/mean_width"] == pytest.approx(certified.bounds.mean_width(), rel=CLOSE)
 
 
+@pytest.mark.slow
 def test_without_poison_both_accuracies_agree(fit, loader, classifier):
     _, metrics = trained(fit, classifier(), loader("class"), loader("class", size=11), BoundedAdversary(n=0))
     assert metrics["agt/val_nominal_accuracy"] == metrics["agt/val_certified_accuracy"]
 
 
+@pytest.mark.slow
 def test_squared_errors_are_those_of_the_certified_model(fit, loader, regressor):
     module = regressor()
     val = loader(size=11)
@@ -57,6 +59,7 @@ def test_squared_errors_are_those_of_the_certified_model(fit, loader, regressor)
     assert best < nominal < worst
 
 
+@pytest.mark.slow
 def test_one_logit_is_a_binary_classifier(fit, loader, regressor):
     class Binary(regressor):
         def training_step(self, batch, batch_idx):
@@ -77,6 +80,7 @@ def test_one_logit_is_a_binary_classifier(fit, loader, regressor):
     assert metrics["agt/val_certified_accuracy"] == pytest.approx(right, abs=CLOSE)
 
 
+@pytest.mark.slow
 def test_dropout_is_off_while_validating(fit, loader, classifier):
     """The module validates in `eval` mode, where its code is another one."""
     module = classifier()

@@ -59,7 +59,7 @@ def engine_of(module, adversary=None, **settings):
     return AbstractGradientEngine(module, lambda m, b: LOSSES["ce"](m(b[0]), b[1]), adversary, **settings)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("method", ["ibp", "tightest"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_bounds_contain_every_poisoned_run(name, method):

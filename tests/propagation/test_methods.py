@@ -21,7 +21,7 @@ def values_of(module, shape, x, radius, method):
     )
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("radius", [0.0, 0.01, 0.1, 1.0])
 @pytest.mark.parametrize("widths", [(3, 8, 1), (3, 5, 5, 5, 2), (2, 4, 4, 4, 4, 4, 1)])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])

@@ -108,7 +108,7 @@ def _require_same(first: AbstractGradientEngine, second: AbstractGradientEngine,
         torch.testing.assert_close(interval.upper, second.box[name].upper, rtol=slack, atol=slack / 100)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize(
     ("name", "cached"), [*((name, 300) for name in CASES), ("features and flips", 8), ("frozen layer", 8)]
 )

@@ -61,6 +61,7 @@ def test_outputs_are_pushed_inside_their_bounds(attacked, household_root):
     redrawn(attacked, folder, "outputs.csv")
 
 
+@pytest.mark.slow
 def test_a_collision_is_inside_its_bounds(attacked, household_root):
     folder = attacked("collision", "debug=fast", f"data.root={household_root}")
     assert {path.name for path in folder.iterdir()} == FILES | {"losses.csv"}

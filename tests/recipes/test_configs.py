@@ -108,6 +108,7 @@ def placed(config, panel, level):
     return chosen
 
 
+@pytest.mark.slow
 def test_sweeps_have_the_settings_of_the_figures(composed):
     configs = {name: composed(f"sweep={name}") for name in ("halfmoons", "household", "pilotnet", "octmnist")}
 
@@ -249,6 +250,7 @@ def test_callbacks_hold_the_adversary_itself_not_its_config(composed):
     assert list(callbacks) == ["certified", "mse_over_steps"]
 
 
+@pytest.mark.slow
 def test_adversary_settings_come_from_the_command_line(composed):
     flips = instances(composed("adversary=label_flips", "adversary.target_classes=[1]", "adversary.n=3").adversary)
     assert flips == BoundedAdversary(n=3, nu=1, q=0, target_classes=(1,))

@@ -79,6 +79,7 @@ def features(config):
     return instantiate(config.data).features
 
 
+@pytest.mark.slow
 def test_domains_are_compared_on_a_wide_head(swept, pneumonia_root):
     points = {str(i): [f"{CHOICE}={domains}"] for i, domains in enumerate(DOMAINS[1:])}
     folder = swept("pneumonia_domains", points, "debug=fast", f"data.root={pneumonia_root}")

@@ -38,6 +38,7 @@ def columns(path):
         return {name for row in csv.DictReader(file) for name, value in row.items() if value}
 
 
+@pytest.mark.slow
 def test_halfmoons_from_end_to_end(composed, capsys):
     run = train(composed(*SMALL, *SMALL_FIGURE))
     assert {path.name for path in run.output_dir.iterdir()} >= FILES
@@ -77,6 +78,7 @@ def test_every_adversary_trains_half_moons(composed, adversary):
         assert run.results["certified accuracy"] == run.results["nominal accuracy"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_certificate(composed):
     first, second = (train(composed(*SMALL, "figure=none", "logger=none")) for _ in range(2))
     assert first.results == second.results

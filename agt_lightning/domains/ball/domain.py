@@ -16,7 +16,7 @@ from agt_lightning.aggregation import SampleNormClipping
 from agt_lightning.domains.ball.analysis import BallAnalysis
 from agt_lightning.domains.ball.clipped import ClippedAnalysis, Edits, Replacements
 from agt_lightning.domains.ball.deep import DeepAnalysis
-from agt_lightning.domains.ball.gathering import BatchView, counts_in_epochs, epoch_of, step_data
+from agt_lightning.domains.ball.gathering import BatchView, counts_in_epochs, epoch_of, names_of, step_data
 from agt_lightning.domains.ball.layers import LayerBall
 from agt_lightning.domains.ball.linear import LinearAnalysis
 from agt_lightning.domains.ball.one_hidden import OneHiddenAnalysis
@@ -155,7 +155,7 @@ class BallDomain(Domain[BallStep]):
             self._require_one_head(views)
             batches = [view.batch(step.adversary) for view in views]
         objective, data = views[0].objective, step_data(step, batches)
-        epoch = epoch_of(step) if counts_in_epochs(step.adversary) else (None, frozenset[int]())
+        epoch = epoch_of(step) if counts_in_epochs(step.adversary) else None
         try:
             ball = self.ball.layers(objective.head, self.module, self.dtype)
             if isinstance(step.adversary, UnboundedAdversary):
@@ -164,7 +164,7 @@ class BallDomain(Domain[BallStep]):
             constants = analysis.step_constants(ball, data, step.samples.weights, objective.loss)
         except _FAILURES as error:  # the same in every process, for all have the same data
             raise DomainLostError(f"its bounds cannot be computed: {error}") from error
-        return BallStep(objective.head, ball.arithmetic, ball.radius, constants, step.gradient, *epoch)
+        return BallStep(objective.head, ball.arithmetic, ball.radius, constants, step.gradient, epoch, names_of(step))
 
     def _require_one_head(self, views: Sequence[BatchView]) -> None:
         """Raise unless all micro-batches of all steps train the same parameters by the same loss."""

@@ -188,18 +188,22 @@ def counts_in_epochs(adversary: Adversary) -> bool:
     )
 
 
-def epoch_of(step: Step) -> tuple[int | None, frozenset[int]]:
-    """Return the epoch that a step belongs to, in all processes, and the names of its samples; a collective.
+def epoch_of(step: Step) -> int | None:
+    """Return the epoch that a step belongs to; None if it is not known, or that each sample is in one step of it.
 
-    Returns:
-        The number of the epoch, None if that is not known; and the names, none if samples have no names.
+    Of several processes it is not known: each draws its samples once, but two can draw the same ones in other steps.
     """
-    local = sorted({part.batch.epoch for part in step.parts}, key=str)
-    names = [name for part in step.parts if part.sample_ids is not None for name in part.sample_ids.tolist()]
-    received = step.processes.gather({"epochs": json.dumps(local), "names": json.dumps(names)})
-    every = {epoch for message in received for epoch in json.loads(str(message["epochs"]))}
-    named = frozenset(name for message in received for name in json.loads(str(message["names"])))
-    return every.pop() if len(every) == 1 else None, named
+    every = {part.batch.epoch for part in step.parts}
+    return every.pop() if len(every) == 1 and step.processes.size == 1 else None
+
+
+def names_of(step: Step) -> frozenset[int]:
+    """Return the names of a step's samples in this process; none if they have no names.
+
+    What one epoch draws twice under one name can be changed twice.
+    """
+    named = [part.sample_ids for part in step.parts if part.sample_ids is not None]
+    return frozenset(name for names in named for name in names.tolist())
 
 
 def _gathered(processes: ProcessGroup, batches: Sequence[Batch]) -> list[Batch]:

@@ -58,6 +58,7 @@ class Frozen(nn.Module):
 # --- what it covers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_certificates_take_the_tighter_bound_output_by_output():
     case = Case("mse", LABELS, domains=("box", "ball", "adjoint"))
     engine = trained(case)[0]
@@ -103,6 +104,7 @@ def test_layers_without_biases_are_covered():
     assert model_of(engine).bound_forward(x).contains(module(x).detach())
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_poisoned_add_nothing():
     none = trained(CASE, poisonable=lambda batch: torch.zeros(len(batch[0]), dtype=torch.bool))[0]
     assert float(bounds_of(none).width.max()) < 1e-9
@@ -132,6 +134,7 @@ def test_bounds_of_float_runs_are_wider_and_contain_the_module():
     assert bool((widths[0] < widths[1]).all())
 
 
+@pytest.mark.slow
 def test_micro_batches_are_one_batch():
     x, y = data("mse", torch.Generator().manual_seed(0))[0]
     bounds = []

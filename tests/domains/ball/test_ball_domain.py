@@ -145,6 +145,7 @@ def test_moves_of_raw_features_are_those_of_the_box_around_them(p):
         assert radius(epsilon) == pytest.approx(radius(epsilon, bounds=(-100.0, 100.0)), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_failing_computation_loses_the_ball_alone(monkeypatch):
     def fail(*_):
         raise torch.linalg.LinAlgError("no convergence")
@@ -199,6 +200,7 @@ def test_a_type_that_does_not_hold_the_center_bounds_its_outputs(width):
     assert float(outputs.width.max()) < 1e-2
 
 
+@pytest.mark.slow
 def test_real_runs_and_those_on_hardware_differ_in_single_precision():
     radii = {}
     for floats in ("real", "run"):

@@ -161,6 +161,7 @@ def test_insertions_nearly_reach_the_ball():
     assert shares[-1] > 0.8
 
 
+@pytest.mark.slow
 def test_a_clean_training_without_poison_stays_at_its_center():
     """What the ball takes for the clipped mean gradient is what training applies, whatever the factor of the loss."""
     for case in CASES.values():
@@ -201,6 +202,7 @@ def test_a_bound_that_is_a_tenth_too_small_is_noticed(monkeypatch):
         largest_shares("sum", "insert-delete", n=1, attacks=10)
 
 
+@pytest.mark.slow
 def test_what_is_not_covered_is_refused_with_a_way_out():
     x, y = batches(CASES["one output"], torch.float64)[0]
 
@@ -219,6 +221,7 @@ def test_what_is_not_covered_is_refused_with_a_way_out():
     assert problems(network, by_norm) == []
 
 
+@pytest.mark.slow
 def test_beside_a_box_both_contain_the_run_and_the_ball_is_in_use():
     case = CASES["one output"]
     torch.manual_seed(0)

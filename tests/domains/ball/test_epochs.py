@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from agt_lightning import AbstractGradientEngine, BoundedAdversary
 from agt_lightning.domains.ball import domain as ball_domain
 from agt_lightning.domains.ball import radius as ball_radius
+from agt_lightning.domains.ball.gathering import epoch_of
 from agt_lightning.domains.ball.radius import Push, StepConstants, next_radii, next_radius
 from agt_lightning.domains.ball.remainder import Remainder
 from tests.engine.attacks import LOSSES, Attacks, network
@@ -161,6 +163,7 @@ def test_an_epoch_of_one_step_is_a_step():
     assert trained("ce", (4,), FLIPS, batches=1)[0] == pytest.approx(each, rel=CLOSE)
 
 
+@pytest.mark.slow
 def test_all_samples_of_an_epoch_are_those_of_its_batches():
     every = replace(FLIPS, n=BATCHES * SIZE)
     each = trained("ce", (4,), replace(every, per="batch"))[0]
@@ -240,3 +243,16 @@ def test_many_samples_are_counted_in_each_step():
     assert not ball_domain.counts_in_epochs(replace(FLIPS, n=101))
     assert not ball_domain.counts_in_epochs(replace(FLIPS, counts="sources"))
     assert ball_radius.Push() == Push(0.0, 0.0, 0.0)
+
+
+def test_the_epoch_of_several_processes_is_unknown():
+    """Each draws its samples once, and two could draw the same one in different steps."""
+
+    def step(processes, *epochs):
+        parts = [SimpleNamespace(batch=SimpleNamespace(epoch=epoch)) for epoch in epochs]
+        return SimpleNamespace(parts=parts, processes=SimpleNamespace(size=processes))
+
+    assert epoch_of(step(1, 3, 3)) == 3
+    assert epoch_of(step(1, 3, 4)) is None
+    assert epoch_of(step(1, None)) is None
+    assert epoch_of(step(2, 3, 3)) is None

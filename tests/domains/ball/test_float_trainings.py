@@ -142,6 +142,7 @@ def test_executions_on_frozen_features_stay_in_ball_and_box(adversary, dtype):
     assert largest_share(module, "mse", adversary, dtype) >= 0
 
 
+@pytest.mark.slow
 def test_labels_alone_on_frozen_features_poison_no_features():
     """Rounding makes an interval of every frozen feature, but that is no poison."""
     torch.manual_seed(0)

@@ -265,6 +265,7 @@ def test_a_single_frozen_bias():
     assert model_of(engine).bound_forward(queries()).contains(poisoned(queries()).detach(), ROUNDING)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_share_one_budget():
     x, y = data()
     module, engine = Probe(), None
@@ -320,6 +321,7 @@ def influence_engine(**options):
     return AbstractGradientEngine(Probe(), one_hot_loss, FLIPS, domains=("influence",), **options)
 
 
+@pytest.mark.slow
 def test_full_batches_need_no_epoch():
     engine = influence_engine()
     stepwise(engine, [data()] * 3)
@@ -342,6 +344,7 @@ def test_samples_that_change_without_an_epoch_are_not_known(train):
     assert model_of(ids).certified_flips(queries()).shape == (8,)
 
 
+@pytest.mark.slow
 def test_mini_batches_need_an_epoch():
     x, y = data()
     halves = [(x[:6], y[:6]), (x[6:], y[6:])]
@@ -361,6 +364,7 @@ def test_new_samples_are_known_in_the_first_epoch_alone(epochs):
     assert engine.parameter_sets["influence"].influence.problem is not None
 
 
+@pytest.mark.slow
 def test_a_step_of_two_epochs_is_of_an_unknown_one():
     x, y = data()
     engine = influence_engine()
@@ -424,6 +428,7 @@ def wide_engine(steps, *, equal):
     return engine.parameter_sets["influence"].influence
 
 
+@pytest.mark.slow
 def test_equal_samples_are_equal_even_if_frozen_layers_round_them_differently():
     """Else the second epoch would take each of the two for the other one, and flips of one for flips of both."""
     problem = wide_engine([[0, 2, 3], [1], [1, 2, 3], [0]], equal=True).problem
@@ -510,6 +515,7 @@ def _classes(steps, labels):
 # --- rounding and self-check ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_float32_module_is_covered_with_its_rounding():
     x, y = data(torch.float32)
     steps, points = batches(x, y), queries(torch.float32)
@@ -684,6 +690,7 @@ def test_a_foreign_momentum_is_refused():
     assert "hold steps" in refusal(module=module, optimizer=lambda _: optimizer).replace("holds", "hold")
 
 
+@pytest.mark.slow
 def test_what_applies_is_not_refused():
     assert refusal() == ""
     assert refusal(partial(one_hot_loss, low=-1.0)) == ""

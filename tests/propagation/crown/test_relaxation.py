@@ -24,7 +24,7 @@ def test_every_relaxation_has_settings():
     assert set(RELAXATIONS) == {setting.op for setting in RELAXED}
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("setting", RELAXED, ids=str)
 def test_forms_contain_sampled_points(setting, subtests):
     for variant, settings in VARIANTS.items():
@@ -32,7 +32,7 @@ def test_forms_contain_sampled_points(setting, subtests):
             forms_contain_sampled_points(setting, **settings)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("setting", OTHERS, ids=str)
 def test_forms_contain_sampled_points_without_a_relaxation(setting):
     forms_contain_sampled_points(setting)

@@ -103,6 +103,7 @@ def test_numbers_have_three_digits():
     ]
 
 
+@pytest.mark.slow
 def test_floating_point_widens_little_in_double_precision(tmp_path):
     benchmark.main([*SMALL, "--parts", "floats", "--workloads", "0", "--output-dir", str(tmp_path)])
     with (tmp_path / "floats.csv").open() as file:
@@ -115,6 +116,7 @@ def test_floating_point_widens_little_in_double_precision(tmp_path):
     assert 0 <= float(rows[0]["wider by"]) < 1e-3 * float(rows[1]["wider by"])
 
 
+@pytest.mark.slow
 def test_a_step_for_several_adversaries_is_cheaper_than_their_own_steps(tmp_path):
     benchmark.main([*SMALL, "--parts", "strengths", "--workloads", "0", "--output-dir", str(tmp_path)])
     with (tmp_path / "strengths.csv").open() as file:

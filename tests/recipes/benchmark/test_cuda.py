@@ -109,6 +109,7 @@ def test_a_row_has_times_memory_and_width(domain):
     assert row["mean width"] > 0
 
 
+@pytest.mark.slow
 def test_what_stops_a_training_is_a_row():
     row = steps.row(TABLE[1].smaller(0.001), Setting("nowhere", torch.float64, torch.float64, 1))
     assert row["workload"] == TABLE[1].name
@@ -128,6 +129,7 @@ def test_steps_with_the_kernel_in_triton_have_the_same_bounds(monkeypatch):
     assert triton[0]["mean width"] == pytest.approx(usual[0]["mean width"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_kernels_are_compared(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(sums, "LAYERS", sums.LAYERS[:1])

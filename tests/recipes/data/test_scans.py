@@ -225,6 +225,7 @@ def images():
     return (noise + 100 * abnormal[:, None, None]).to(torch.uint8), abnormal
 
 
+@pytest.mark.slow
 def test_robust_training_narrows_the_gradient(images):
     """Against ordinary training from the same start and on the same draws."""
     histories = {penalty: RobustTraining(epochs=4, penalty=penalty).run(*images)[1] for penalty in (0.0, 3.0)}
@@ -233,6 +234,7 @@ def test_robust_training_narrows_the_gradient(images):
     assert float(histories[0.0][-1, 0]) < float(histories[0.0][0, 0])
 
 
+@pytest.mark.slow
 def test_robust_training_is_repeatable_and_leaves_the_random_state_alone(images):
     torch.manual_seed(3)
     expected = torch.rand(2)

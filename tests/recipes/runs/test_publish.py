@@ -129,6 +129,7 @@ def swept(job, folder, *overrides):
     return job("logger=wandb", *overrides)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_its_curve_over_n_in_a_run_of_its_own(job, tmp_path, offline):
     config = swept(job, tmp_path / "sweep")
     publish_sweep(tmp_path / "sweep", config)
@@ -183,12 +184,14 @@ def test_all_that_the_dashboard_shows_is_logged(job, tmp_path, offline, househol
         assert shown <= history | summary, panel
 
 
+@pytest.mark.slow
 def test_offline_of_one_job_does_not_reach_the_next(job, monkeypatch, offline):
     monkeypatch.delenv("WANDB_MODE")
     run_experiment(train, job("debug=fast", "figure=none", "logger=wandb", "logger.wandb.offline=true"))
     assert "WANDB_MODE" not in recipe_job.os.environ
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_has_curves_settings_and_the_figure(job, tmp_path):
     pytest.importorskip("tensorboard")
@@ -202,6 +205,7 @@ def test_tensorboard_has_curves_settings_and_the_figure(job, tmp_path):
     assert (tmp_path / "job" / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_several_adversaries_have_results_and_certificates_by_name(job, tmp_path, offline):
     run_experiment(train_points, job("debug=fast", "figure=none", "logger=wandb", "adversary.n=[1,2]"))
     _, found = written(tmp_path / "job")

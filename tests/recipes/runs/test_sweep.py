@@ -19,6 +19,7 @@ TINY = ("sweep=halfmoons", "debug=fast", "record.resolution=8", "logger=none")
 GRID = ("panel=a,c", "level=0,1")
 
 
+@pytest.mark.slow
 def test_point_has_its_panels_settings(composed):
     config = composed("sweep=household", "panel=depth", "level=1")
     assert list(at_point(config).model.hidden) == [64, 64]
@@ -101,6 +102,7 @@ def test_an_interrupted_point_runs_again(composed, tmp_path):
     assert train.points == ["a"]
 
 
+@pytest.mark.slow
 def test_other_settings_or_code_in_the_same_folder_run_again(composed, tmp_path, monkeypatch):
     train = Training()
     unless_finished(train, composed(f"output_dir={tmp_path}/s/a"))

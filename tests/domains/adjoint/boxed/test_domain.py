@@ -38,6 +38,7 @@ def test_certificates_use_the_tighter_bound(kind):
     assert kind == "bce" or one.contains(outputs.gather(1, target[:, None]) - outputs)
 
 
+@pytest.mark.slow
 def test_boxes_by_adjoints_lie_in_those_of_the_box_domain():
     recorded = set_of(trained(Case("ce", STRONG, hidden=8, steps=4, scale=1.5))[0])
     weight = recorded.recorder.widths[-1][0]
@@ -107,6 +108,7 @@ def test_more_outputs_are_refused():
         engine.step([data("ce", torch.Generator().manual_seed(0))[0]], torch.optim.SGD(module.parameters(), 0.1))
 
 
+@pytest.mark.slow
 def test_a_restored_record_goes_on_as_if_nothing_had_happened():
     whole, batches, start = trained(TWO_CLASSES)
     modules = [nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU(), nn.Linear(4, 2)).double() for _ in range(2)]

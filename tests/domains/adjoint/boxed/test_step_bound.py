@@ -53,6 +53,7 @@ def test_many_attacks_stay_below_the_bound(form, seed):
     assert max(shares(boxed, 32, 24)) <= 1 + 1e-9
 
 
+@pytest.mark.slow
 def test_bounds_are_attained_where_nothing_is_lost():
     assert max(shares(BoxedProblem(Form("mse1", "box", samples=3), 0, 1e-6), 16, 16)) > 0.95
 

@@ -42,10 +42,17 @@ def run(arguments: argparse.Namespace) -> int:
     for finding in findings:
         print(finding)
     code = status(findings)
-    print(
-        {0: "Everything that was checked holds.", 1: "The certificate does not hold.", 2: "Not all was checked."}[code]
-    )
+    print(_summary(findings, code))
     return code
+
+
+def _summary(findings: Sequence[Finding], code: int) -> str:
+    """Return the last line, which tells a criterion that is not met from a certificate that is wrong."""
+    from agt_lightning.certificates.findings import Verdict
+
+    if code == 1 and {each.about for each in findings if each.verdict is Verdict.CONTRADICTED} == {"acceptance"}:
+        return "The certificate says what was found, but not all of its criteria are met or were set in time."
+    return ("Everything that was checked holds.", "The certificate does not hold.", "Not all was checked.")[code]
 
 
 def verified(arguments: argparse.Namespace) -> list[Finding]:

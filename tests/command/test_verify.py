@@ -343,6 +343,7 @@ def test_criteria_must_be_met_and_set_before(agt, trained, tmp_path):
     code, printed = verdict([missed])
     assert code == 1
     assert f"acceptance: val_certified_accuracy at least 1.5: not met, it is {value}" in printed
+    assert printed.strip().endswith("not all of its criteria are met or were set in time.")
     late = {"metric": "mean_width", "at_most": 9.0, "set_after_step": 4, "set_before_the_first_step": False}
     code, printed = verdict([late | {"value": width, "met": True}])
     assert code == 1

@@ -58,6 +58,7 @@ def test_the_first_lines_certify_an_ordinary_module(page, tmp_path):
     assert names["certified"].bounds.mean_width() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_a_tutorial_prints_what_it_shows(page, tmp_path, capsys):
     follow(page, tmp_path)

@@ -98,7 +98,7 @@ def assert_equal_runs(together: AbstractGradientEngine, alone: AbstractGradientE
     assert together.runs_of(adversary).domains.excluded == alone.domains.excluded
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bounds_are_those_of_a_training_with_each_adversary_alone(case: Case) -> None:
     together = case.trained(case.adversaries)

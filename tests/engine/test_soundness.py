@@ -30,7 +30,7 @@ ADVERSARIES = [
 ]
 
 
-@pytest.mark.thinned(7)
+@pytest.mark.thinned(10)
 @pytest.mark.parametrize("hidden", [(), (4,), (3, 3)], ids=["linear", "one-hidden", "two-hidden"])
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)
 def test_bounds_contain_every_poisoned_run(kind, adversary, hidden):

@@ -761,7 +761,7 @@ def train(fit, loader):
     return run
 
 
-@pytest.mark.thinned(6)
+@pytest.mark.thinned(12)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_training_is_unchanged_to_the_last_bit(name, train):
     plain, _ = train(VARIANTS[name])

@@ -30,7 +30,7 @@ QUICK = [(SINGLE, 1e-6)]
 SLOW = [(dtype, scale) for dtype in (SINGLE, DOUBLE) for scale in (0.0, 1e-6, 1.0)]
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_runs_stay_inside(setting, subtests):
     for dtype, scale in QUICK:

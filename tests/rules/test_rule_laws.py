@@ -34,7 +34,7 @@ def _cases():
         seen.add(setting.op)
 
 
-@pytest.mark.thinned(1)
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("setting", list(_cases()))
 def test_laws(setting, subtests):
     """All laws of a setting in one test: recording it takes longer than any of them."""

@@ -54,6 +54,7 @@ def test_a_frozen_network_needs_no_rules_under_label_flips(encoder):
     assert 0 < result.certified.bounds.mean_width() < 1
 
 
+@pytest.mark.slow
 def test_a_frozen_network_without_no_grad_needs_no_rules():
     held(probe(ImageEncoder, without_gradients=False))
 

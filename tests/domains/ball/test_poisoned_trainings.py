@@ -154,7 +154,7 @@ def test_trainings_poisoned_near_kinks_stay_in_the_ball(domains, p, monkeypatch)
     assert sum(decided) > len(decided) / 2
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("domains", [("ball",), ("box", "ball")], ids="-".join)
 @pytest.mark.parametrize("hidden", [(), (4,)], ids=["linear", "hidden"])
 @pytest.mark.parametrize(("kind", "adversary"), ADVERSARIES)

@@ -24,6 +24,7 @@ def model_of(engine):
     return CertifiedModel(engine.module, engine.bounds, sets=engine.parameter_sets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ce", "bce"])
 def test_certificates_use_the_tighter_bound(kind):
     engine = trained(Case(kind, STRONG, hidden=8, steps=4, scale=1.5))[0]

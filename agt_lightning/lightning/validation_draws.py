@@ -51,15 +51,16 @@ class ValidationDraws:
         """
         mode = self._mode
         self.stop()
-        if mode is None or generator_states() == self._before:
-            return  # it draws nothing, or leaves no trace
-        if mode.rejecting:
+        if mode is None:
+            return
+        traceless = generator_states() == self._before  # it draws nothing, or puts the generator back
+        if mode.rejecting and not traceless:
             raise _refusal(
                 f"`validation_step` calls `{mode.rejecting[0]}`, which draws as many random numbers as the values "
                 "decide that it is given."
             )
         shapes = (loader, *(tuple(leaf.shape) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)))
-        drawn = tuple(mode.drawn)
+        drawn = () if traceless else tuple(mode.drawn)
         if self._known.setdefault(shapes, drawn) != drawn:
             raise _refusal("`validation_step` draws other random numbers for one batch than for another of its shape.")
 

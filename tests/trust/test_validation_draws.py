@@ -47,6 +47,11 @@ def until_it_is_enough(self, batch, batch_idx):
         total += float(torch.rand(())) / 4
 
 
+def for_some_batches(self, batch, batch_idx):
+    if batch_idx == 1:  # as a prediction could decide
+        torch.rand(1)
+
+
 def noise(self, batch, batch_idx):
     x, y = batch
     self.log("noisy", F.mse_loss(self.net(x + torch.randn_like(x)), y).item())
@@ -57,9 +62,14 @@ def apart(self, batch, batch_idx):
         poisson(self, batch, batch_idx)
 
 
+@pytest.mark.thinned(1)
 @pytest.mark.parametrize(
     ("validation_step", "reason"),
-    [(poisson, "`aten.poisson`, which draws as many"), (until_it_is_enough, "other random numbers for one batch")],
+    [
+        (poisson, "`aten.poisson`, which draws as many"),
+        (until_it_is_enough, "other random numbers for one batch"),
+        (for_some_batches, "other random numbers for one batch"),
+    ],
 )
 def test_numbers_that_predictions_decide_are_refused(validation_step, reason, validated):
     validated(validation_step, lambda made: refused(made, reason, late=True))
